@@ -1,0 +1,20 @@
+# Every target is one line and makes what it needs. Works with plain Python >= 3.11 and pip; uses uv when it is there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv)
+CREATE := $(if $(UV),$(UV) venv -q --allow-existing --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+INSTALL := $(if $(UV),$(UV) pip install -q --python $(BIN)/python -e,$(BIN)/python -m pip install -q -e)
+ARGS ?=
+
+.PHONY: serve test check bench clean
+
+serve: $(VENV)/.serve ; @$(BIN)/legato serve $(ARGS)
+test: check ; @$(BIN)/python -m pytest $(ARGS)
+check: $(VENV)/.test ; @$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/mypy --no-error-summary
+bench: $(VENV)/.bench ; @for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
+clean: ; rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist node_modules
+
+$(VENV)/.serve: pyproject.toml ; @$(CREATE) && $(INSTALL) '.[server]' && touch $@
+$(VENV)/.test: pyproject.toml ; @$(CREATE) && $(INSTALL) '.[dev]' && touch $@ $(VENV)/.serve
+$(VENV)/.bench: pyproject.toml ; @$(CREATE) && $(INSTALL) '.[dev,bench]' && touch $@ $(VENV)/.test $(VENV)/.serve

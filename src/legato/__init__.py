@@ -1,0 +1,107 @@
+"""Legato: durable, resumable answers from AI agents over Server-Sent Events.
+
+The names below are the public ones. Importing ``legato`` loads nothing heavy; each name is loaded when it is first
+used. ``Client`` and ``AsyncClient`` need nothing but the base install, ``Legato`` and the stores ``legato[server]``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .agent import Agent, Answer, Turn
+    from .client import (
+        APIError,
+        AsyncClient,
+        BackoffStrategy,
+        Client,
+        ErrorResponse,
+        Result,
+        RetryConfig,
+    )
+    from .errors import AgentError, LegatoError
+    from .event import (
+        Event,
+        Finish,
+        Message,
+        Text,
+        Thinking,
+        ToolArguments,
+        ToolCall,
+        ToolReady,
+        ToolResult,
+        ToolStarted,
+        Usage,
+    )
+    from .execution import Limits
+    from .server.app import Legato
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "APIError",
+    "Agent",
+    "AgentError",
+    "Answer",
+    "AsyncClient",
+    "BackoffStrategy",
+    "Client",
+    "ErrorResponse",
+    "Event",
+    "Finish",
+    "Legato",
+    "LegatoError",
+    "Limits",
+    "Message",
+    "Result",
+    "RetryConfig",
+    "Text",
+    "Thinking",
+    "ToolArguments",
+    "ToolCall",
+    "ToolReady",
+    "ToolResult",
+    "ToolStarted",
+    "Turn",
+    "Usage",
+]
+
+_HOMES: dict[str, tuple[str, ...]] = {
+    "agent": ("Agent", "Answer", "Turn"),
+    "client": ("APIError", "AsyncClient", "BackoffStrategy", "Client", "ErrorResponse", "Result", "RetryConfig"),
+    "errors": ("AgentError", "LegatoError"),
+    "event": (
+        "Event",
+        "Finish",
+        "Message",
+        "Text",
+        "Thinking",
+        "ToolArguments",
+        "ToolCall",
+        "ToolReady",
+        "ToolResult",
+        "ToolStarted",
+        "Usage",
+    ),
+    "execution": ("Limits",),
+    "server.app": ("Legato",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            try:
+                value = getattr(importlib.import_module(f".{module}", __name__), name)
+            except ModuleNotFoundError as exc:
+                if exc.name is not None and exc.name.split(".")[0] in ("starlette", "uvicorn", "apsw"):
+                    raise ImportError(f"legato.{name} needs the server: pip install 'legato[server]'") from exc
+                raise
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'legato' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,225 @@
+"""Every error Legato raises, in one tree.
+
+    LegatoError                     the root: ``code`` for programs, ``status`` for HTTP, ``detail`` for data
+    |-- InvalidInput        400     you sent something that cannot be used as it is
+    |   |-- FrameError      400     CR, LF or NUL where it would forge a frame
+    |   |-- CursorInvalid   400     a cursor that is not of the dialect's form
+    |   `-- IllegalTransition       a run was asked to do what its state forbids
+    |-- NotFound            404
+    |   |-- SessionNotFound 404
+    |   `-- AskNotFound     404     a permission or notification that is unknown or already answered
+    |-- Conflict            409
+    |   |-- SessionExists   409
+    |   |-- KeyReused       409     the same idempotency key with another body
+    |   |-- QueueFull       409     too many messages already wait in this session
+    |   |-- RunEnded        409     the run has had its terminal event
+    |   |-- StaleLease      409     a newer owner writes this run
+    |   `-- LeaseHeld       409     somebody else owns this run until ``expires_at``
+    |-- TooLarge            413     a body, an event or a run beyond its limit
+    |-- TooMany             429     streams or runs beyond their limit
+    |-- Draining            503     the server is shutting down; try again elsewhere
+    |-- StoreError          500     the store could not do it; nothing was written
+    |   |-- StoreLocked     500     another process has this file open
+    |   |-- StoreReadOnly   500
+    |   |-- StoreFull       507     the disk is full
+    |   |-- StoreCorrupt    500
+    |   `-- StoreVersion    500     written by a newer Legato
+    |-- AgentError          502     raised by agents: its code and message are safe to show to users
+    |-- StreamFormatError           bytes that are not a usable event stream (SSE, JSON)
+    `-- ClientError                 raised by the SDK, see ``legato.client``
+
+*Local* errors (you broke it) are ``InvalidInput`` and ``Conflict``; *remote* ones (they broke it) are the rest.
+Callers branch on the class or on ``code``, never on the text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class LegatoError(Exception):
+    """The root of all errors that Legato raises on purpose.
+
+    Attributes:
+        code: a stable machine-readable word, for example ``"session_not_found"``.
+        status: the HTTP status that a server answers with.
+        message: what was expected and what came, for a person.
+        detail: the data behind the message (``offset``, ``owner``, ``limit`` ...), safe to show.
+    """
+
+    code: str = "error"
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str = "", **detail: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+
+
+class InvalidInput(LegatoError):
+    """Something was sent that cannot be used as it is; nothing was changed."""
+
+    code = "invalid_input"
+    status = 400
+
+
+class FrameError(InvalidInput, ValueError):
+    """CR, LF or NUL stood where it would forge an SSE frame."""
+
+    code = "frame_forged"
+
+
+class CursorInvalid(InvalidInput):
+    """A cursor was not of the form that its dialect writes."""
+
+    code = "cursor_invalid"
+
+
+class IllegalTransition(InvalidInput):
+    """A run was asked to do what its state forbids."""
+
+    code = "illegal_transition"
+
+
+class NotFound(LegatoError):
+    """There is no such thing, or it is not yours to see."""
+
+    code = "not_found"
+    status = 404
+
+
+class SessionNotFound(NotFound):
+    """There is no such session: it never was, or it has been deleted."""
+
+    code = "session_not_found"
+
+    def __init__(self, session: str) -> None:
+        super().__init__(f"There is no session {session[:128]!r}.", session=session[:128])
+
+
+class AskNotFound(NotFound):
+    """The permission or notification is unknown, or it has been answered already."""
+
+    code = "ask_not_found"
+
+
+class Conflict(LegatoError):
+    """The request fits, but not the present state; nothing was changed."""
+
+    code = "conflict"
+    status = 409
+
+
+class SessionExists(Conflict):
+    """A session of this id exists, or existed: ids are not used twice."""
+
+    code = "session_exists"
+
+
+class KeyReused(Conflict):
+    """The same idempotency key came with another body."""
+
+    code = "idempotency_key_reused"
+
+
+class QueueFull(Conflict):
+    """Too many messages already wait for their turn in this session."""
+
+    code = "queue_full"
+
+
+class RunEnded(Conflict):
+    """The run has had its terminal event, or there is no such run in this session."""
+
+    code = "run_ended"
+
+
+class StaleLease(Conflict):
+    """A newer owner writes this run; what was to be appended was refused whole."""
+
+    code = "stale_lease"
+
+
+class LeaseHeld(Conflict):
+    """Somebody else owns the run, or an earlier run of the session is not over."""
+
+    code = "lease_held"
+
+
+class TooLarge(LegatoError):
+    """A body, an event or a run is beyond its limit."""
+
+    code = "too_large"
+    status = 413
+
+
+class TooMany(LegatoError):
+    """More streams or runs at once than the limit allows; try again later."""
+
+    code = "too_many"
+    status = 429
+
+
+class Draining(LegatoError):
+    """The server is shutting down and takes no new messages; try again, here or elsewhere."""
+
+    code = "draining"
+    status = 503
+
+
+class StoreError(LegatoError):
+    """The store could not do it. What was to be appended was not written, whole or in part."""
+
+    code = "store_failed"
+
+
+class StoreLocked(StoreError):
+    """Another process has this file open."""
+
+    code = "store_locked"
+
+
+class StoreReadOnly(StoreError):
+    """The file or its folder cannot be written."""
+
+    code = "store_read_only"
+
+
+class StoreFull(StoreError):
+    """The disk is full."""
+
+    code = "store_full"
+    status = 507
+
+
+class StoreCorrupt(StoreError):
+    """The file is not a database, or it is damaged."""
+
+    code = "store_corrupt"
+
+
+class StoreVersion(StoreError):
+    """The file was written by a newer version of Legato."""
+
+    code = "store_version"
+
+
+class AgentError(LegatoError):
+    """Raised by an agent to end its run as failed; ``code`` and ``message`` are shown to users as they are.
+
+    Any other exception is shown as ``agent_error`` with a general sentence, its text only in the server's log.
+    """
+
+    code = "agent_error"
+    status = 502
+
+    def __init__(self, message: str, *, code: str = "agent_error", **detail: Any) -> None:
+        super().__init__(message, **detail)
+        self.code = code
+
+
+class StreamFormatError(LegatoError):
+    """Bytes that are not a usable event stream: beyond a bound, or not of the documented form."""
+
+    code = "stream_malformed"
+    status = 502
