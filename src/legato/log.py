@@ -1,0 +1,409 @@
+"""The log: one session's ordered events, how they are appended, read and followed.
+
+This module knows how reading follows writing; it does not know where events live (``Store``) or what they look like
+on a wire (dialects). A subscriber is a cursor on the log: nobody pushes events to it. Appending stores events and
+rings a ``Doorbell`` that carries no data; a ``Subscription`` reads after its offset, and only when that read was empty
+does it wait for the bell. Live, replay, resume and the slow reader differ in one integer.
+
+The one rule that must hold: *clear the bell, then read, then wait*. Clearing after the read would lose a ring that
+fell between the two. A lost ring costs at most one heartbeat, never an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from .errors import LeaseHeld, RunEnded, SessionExists, SessionNotFound, StaleLease
+from .event import TERMINAL, Draft, Event, Offset
+
+READ_LIMIT = 500
+"""Events in one read: enough to amortise a query, small enough that one read is no burden on the loop (about 1 ms)."""
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to append to a run now.
+
+    Attributes:
+        session, run: what it is for.
+        owner: who holds it, any string that is unique to a process's life.
+        epoch: grows by one with each acquisition; an append with an older one is refused (``StaleLease``).
+        expires_at: seconds since the epoch; after it anybody may acquire the run.
+    """
+
+    session: str
+    run: str
+    owner: str
+    epoch: int
+    expires_at: float
+
+
+class OpenRun(msgspec.Struct, frozen=True):
+    """A run without its terminal event.
+
+    Attributes:
+        offset: of the ``message.created`` that opened it.
+        started: whether ``run.started`` has been stored.
+        owner, epoch, expires_at: of its last lease; owner is None when nobody holds it.
+    """
+
+    session: str
+    run: str
+    offset: Offset
+    started: bool = False
+    owner: str | None = None
+    epoch: int = 0
+    expires_at: float = 0.0
+
+
+class SessionInfo(msgspec.Struct, frozen=True):
+    """What a store knows of a session without reading its log.
+
+    Attributes:
+        head: the offset of its last event.
+        created_at, updated_at: seconds since the epoch, of its first and last event.
+        data: of its ``session.created``.
+        open_runs: in the order of their messages; only the first can be leased.
+    """
+
+    session: str
+    head: Offset
+    created_at: float
+    updated_at: float
+    data: dict[str, Any]
+    open_runs: list[OpenRun] = []
+
+
+class Appended(NamedTuple):
+    """What an append stored, or had stored before (``repeated``) under the same ``once`` key."""
+
+    events: list[Event]
+    repeated: bool = False
+
+
+class Leaser(Protocol):
+    """Decides who may append to a run. Times are seconds since the epoch of the store's clock."""
+
+    async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
+        """Take the run, with the next epoch, for ``ttl`` seconds.
+
+        Raises:
+            LeaseHeld: another owner holds it and it has not expired, or an earlier run of the session is open.
+            RunEnded: it is not open.
+        """
+        ...
+
+    async def renew(self, *, owner: str, ttl: float) -> None:
+        """Extend every lease that ``owner`` still holds to ``ttl`` seconds from now."""
+        ...
+
+    async def open_runs(self) -> list[OpenRun]:
+        """Every run of every session that has no terminal event, oldest first in its session."""
+        ...
+
+
+class Store(Leaser, Protocol):
+    """Where logs live. All stores pass ``legato.testing.check_store``; ``store/memory.py`` is the one to read first.
+
+    Rules for every implementation:
+
+    * An append is stored whole or not at all, and is durable (as far as the store promises) when the call returns.
+      No reader sees an event before that.
+    * If the caller of an append is cancelled meanwhile, the events are either stored and visible, or neither.
+    * Offsets are dense from 1 in each session and never reused, deletion included.
+    * ``session.created`` must be the first draft of a session's first append; a session that exists, or existed,
+      raises ``SessionExists``.
+    * ``message.created`` with a run opens that run; a terminal type closes it. Any draft of a run that is not open
+      raises ``RunEnded``.
+    * ``session.deleted`` must be the last draft; it becomes the only event of its session, keeps its offset, and
+      closes all runs. Afterwards only ``read`` answers; all else raises ``SessionNotFound``.
+    * After each append the doorbell rings, once per session.
+    """
+
+    doorbell: Doorbell
+
+    async def open(self) -> None:
+        """Make ready. A store that only one process can use forgets the leases of earlier ones."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun and let go. Idempotent."""
+        ...
+
+    async def append(
+        self, session: str, drafts: Sequence[Draft], *, lease: Lease | None = None, once: str | None = None
+    ) -> Appended:
+        """Store ``drafts`` as the next events of ``session``.
+
+        Args:
+            session: its id.
+            drafts: at least one.
+            lease: of the run that the drafts belong to; without it they come from outside the run.
+            once: a key, unique in the session: if it was used before, nothing is stored and the events stored then
+                are returned, ``repeated``.
+
+        Raises:
+            SessionNotFound, SessionExists, RunEnded: see the rules above.
+            StaleLease: the lease's epoch is not the run's.
+            StoreError: it could not be stored; nothing was.
+        """
+        ...
+
+    async def read(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
+        """The next events with an offset greater than ``after``, in order, at most ``limit``.
+
+        With ``deltas=False`` the types in ``event.DELTAS`` are left out (history; cheap however long the log is).
+        Empty when there are none, and for a session that never was.
+        """
+        ...
+
+    async def info(self, session: str) -> SessionInfo:
+        """What is known of the session.
+
+        Raises:
+            SessionNotFound: it never was, or it has been deleted.
+        """
+        ...
+
+    async def sessions(self, *, limit: int = 100, before: float | None = None) -> list[SessionInfo]:
+        """Sessions by their last event, newest first; only those last written before ``before``, if given."""
+        ...
+
+
+class Bell:
+    """One listener's ear: remembers that it rang since it was last cleared, and nothing else."""
+
+    __slots__ = ("_rung", "_waiter")
+
+    def __init__(self) -> None:
+        self._rung = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def ring(self) -> None:
+        """Remember the ring and wake who waits."""
+        self._rung = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def clear(self) -> None:
+        """Forget the rings so far. Do it before the read whose emptiness you will wait on."""
+        self._rung = False
+
+    async def wait(self, timeout: float) -> bool:
+        """Wait for a ring, at most ``timeout`` seconds. True if it rang, also if it had rung since ``clear``."""
+        if self._rung:
+            return True
+        loop = asyncio.get_running_loop()
+        self._waiter = waiter = loop.create_future()
+        timer = loop.call_later(timeout, _expire, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+        return self._rung
+
+
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class Doorbell:
+    """Tells listeners in this process that a session's log has grown. Carries no data. For one event loop.
+
+    Whoever drives a run need not be woken by its own events: a bell hung up with ``outside`` rings only for appends
+    that were made without a lease (messages, cancels, answers).
+    """
+
+    def __init__(self) -> None:
+        self._bells: dict[tuple[str, bool], set[Bell]] = {}
+
+    def ring(self, session: str, *, outside: bool = True) -> None:
+        """Wake everybody who listens to ``session``."""
+        for bell in self._bells.get((session, False), ()):
+            bell.ring()
+        if outside:
+            for bell in self._bells.get((session, True), ()):
+                bell.ring()
+
+    def hang(self, session: str, bell: Bell, *, outside: bool = False) -> None:
+        """From now on ``bell`` rings for ``session``."""
+        self._bells.setdefault((session, outside), set()).add(bell)
+
+    def take(self, session: str, bell: Bell, *, outside: bool = False) -> None:
+        """Take the bell away again. Idempotent."""
+        bells = self._bells.get((session, outside))
+        if bells is not None:
+            bells.discard(bell)
+            if not bells:
+                del self._bells[session, outside]
+
+    def listening(self, session: str) -> int:
+        """How many listen to all of ``session`` now."""
+        return len(self._bells.get((session, False), ()))
+
+
+class Subscription:
+    """A cursor on a log that follows it. Its only state is ``after``, the offset of the last event it gave out.
+
+    Use it as a context manager, and call ``next`` for batches of events, in order and without a gap. It never ends by
+    itself; after ``session.deleted`` nothing more can come, and the caller leaves.
+
+    Args:
+        store, session: the log.
+        after: where to begin; may lie beyond the head (then it waits).
+        heartbeat: seconds of silence after which ``next`` returns an empty batch.
+        limit: events in one batch at most.
+        deltas: as in ``Store.read``.
+        outside: wait only for appends made without a lease, see ``Doorbell``. What is read is the same.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        session: str,
+        after: Offset,
+        *,
+        heartbeat: float = 15.0,
+        limit: int = READ_LIMIT,
+        deltas: bool = True,
+        outside: bool = False,
+    ) -> None:
+        self.after = after
+        self.heartbeat = heartbeat
+        self._store = store
+        self._session = session
+        self._limit = limit
+        self._deltas = deltas
+        self._outside = outside
+        self._bell = Bell()
+        self.stopped = False
+
+    def __enter__(self) -> Subscription:
+        self._store.doorbell.hang(self._session, self._bell, outside=self._outside)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._store.doorbell.take(self._session, self._bell, outside=self._outside)
+
+    def stop(self) -> None:
+        """From now on ``next`` returns what is in the log, and then, instead of waiting, nothing."""
+        self.stopped = True
+        self._bell.ring()
+
+    async def next(self) -> list[Event]:
+        """The next events; empty when ``heartbeat`` seconds passed without any, or once ``stopped``."""
+        while True:
+            # The order of these three lines is the whole proof that no ring is lost.
+            self._bell.clear()
+            events = await self._store.read(self._session, self.after, limit=self._limit, deltas=self._deltas)
+            if events:
+                self.after = events[-1].offset
+                return events
+            if self.stopped or not await self._bell.wait(self.heartbeat):
+                return events
+
+
+class Log:
+    """One session's log in a store: the store's verbs without naming the session each time."""
+
+    def __init__(self, store: Store, session: str) -> None:
+        self.store = store
+        self.session = session
+
+    async def append(self, *drafts: Draft, lease: Lease | None = None, once: str | None = None) -> Appended:
+        """See ``Store.append``."""
+        return await self.store.append(self.session, drafts, lease=lease, once=once)
+
+    async def read(self, after: Offset = 0, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
+        """See ``Store.read``."""
+        return await self.store.read(self.session, after, limit=limit, deltas=deltas)
+
+    def subscribe(self, after: Offset = 0, *, heartbeat: float = 15.0, deltas: bool = True) -> Subscription:
+        """Follow the log from just after ``after``."""
+        return Subscription(self.store, self.session, after, heartbeat=heartbeat, deltas=deltas)
+
+    async def all(self, after: Offset = 0, *, until: Offset | None = None, deltas: bool = True) -> AsyncIterator[Event]:
+        """Every event that is there now, in order, read page by page; up to and with ``until`` if given."""
+        while events := await self.read(after, deltas=deltas):
+            for event in events:
+                if until is not None and event.offset > until:
+                    return
+                yield event
+            after = events[-1].offset
+
+
+# Rules that every store shares ----------------------------------------------------------------------------------------
+
+
+def check_drafts(
+    drafts: Sequence[Draft], *, exists: bool, open_runs: dict[str, OpenRun], session: str, lease: Lease | None
+) -> None:
+    """The rules of ``Store.append`` that need no storage, checked before anything is written.
+
+    Args:
+        drafts: what is to be appended.
+        exists: whether the session has events.
+        open_runs: its runs without a terminal event, by id.
+        session: its id, for the messages.
+        lease: as given to ``append``.
+    """
+    if not drafts:
+        raise ValueError("append needs at least one draft")
+    if drafts[0].type == "session.created":
+        if exists:
+            raise SessionExists(f"Session {session!r} exists already.", session=session)
+    elif not exists:
+        raise SessionNotFound(session)
+    if lease is not None:
+        current = open_runs.get(lease.run)
+        if current is None:
+            raise RunEnded(f"Run {lease.run!r} has ended.", run=lease.run)
+        if current.epoch != lease.epoch:
+            raise StaleLease(
+                f"Run {lease.run!r} is at epoch {current.epoch}, the append came with {lease.epoch}.",
+                run=lease.run,
+                epoch=current.epoch,
+                owner=current.owner,
+            )
+    opened: set[str] = set()
+    ended: set[str] = set()
+    for draft in drafts:
+        run = draft.run
+        if run is None:
+            continue
+        if draft.type == "message.created" and run not in open_runs:
+            opened.add(run)
+        elif run in ended or (run not in open_runs and run not in opened):
+            raise RunEnded(f"Run {run!r} is not open, so {draft.type} cannot be appended to it.", run=run)
+        if draft.type in TERMINAL:
+            ended.add(run)
+
+
+def lease_target(runs: dict[str, OpenRun], run: str, *, owner: str, now: float) -> OpenRun:
+    """The run that may be acquired now, or the error that says why not.
+
+    Args:
+        runs: the open runs of the session, in order.
+        run: the one wanted.
+        owner: who wants it.
+        now: seconds since the epoch.
+    """
+    current = runs.get(run)
+    if current is None:
+        raise RunEnded(f"Run {run!r} is not open.", run=run)
+    first = next(iter(runs.values()))
+    if first.run != run:
+        raise LeaseHeld(f"Run {first.run!r} of the session comes before {run!r}.", run=run, first=first.run)
+    if current.owner not in (None, owner) and current.expires_at > now:
+        raise LeaseHeld(
+            f"Run {run!r} is held by {current.owner!r}.", run=run, owner=current.owner, expires_at=current.expires_at
+        )
+    return current
