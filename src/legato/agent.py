@@ -1,0 +1,271 @@
+"""Agents and turns: the user's code, and what it is given.
+
+An agent is any of four kinds of function of one argument, the ``Turn``:
+
+* an async generator that yields events (the usual one);
+* an async function that returns its whole answer as text (or an async iterator of events);
+* a generator, or a plain function that returns text: run in a thread of its own.
+
+This module turns all of them into one form, an async generator. It knows nothing of logs: what a turn asks of the
+world goes through the ``Desk`` it was made with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from typing import Any, Literal, Protocol, TypeVar, cast
+
+import msgspec
+
+from .errors import InvalidInput
+from .event import Event, Message
+
+T = TypeVar("T")
+
+OnCrash = Literal["fail", "retry", "resume"]
+"""What becomes of a run whose process died: it is ended as failed, run anew, or run to go on where it stopped."""
+
+NotificationKind = Literal["info", "warning", "error", "question"]
+ResponseType = Literal["acknowledge", "text", "choice"]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What came of a notification.
+
+    Attributes:
+        by: ``"user"``, or ``"timeout"`` when nobody answered in time.
+        value: the text or choice, if the user gave one.
+    """
+
+    by: str
+    value: str | None = None
+
+
+class Desk(Protocol):
+    """What a turn can ask for; the runner provides it."""
+
+    async def ask_permission(self, request: dict[str, Any], timeout: float | None) -> bool:
+        """Ask the user, wait for the first answer."""
+        ...
+
+    async def notify(self, notification: dict[str, Any], timeout: float | None, wait: bool) -> Answer | None:
+        """Tell the user something; wait for the answer if ``wait``."""
+        ...
+
+
+class Turn:
+    """What an agent is given: one user message to answer, and what goes with it.
+
+    Attributes:
+        session, run: ids.
+        message: the user's message; ``message.text`` is what they wrote.
+        history: the messages before it, oldest first, whole.
+        agent: the name under which this agent was called.
+        attempt: 1, or more when earlier attempts died with their process (``on_crash`` is ``retry`` or ``resume``).
+        events: what earlier attempts stored; empty in the first.
+    """
+
+    def __init__(
+        self,
+        *,
+        desk: Desk,
+        session: str,
+        run: str,
+        message: Message,
+        history: Sequence[Message] = (),
+        agent: str = "",
+        attempt: int = 1,
+        events: Sequence[Event] = (),
+    ) -> None:
+        self.session = session
+        self.run = run
+        self.message = message
+        self.history = list(history)
+        self.agent = agent
+        self.attempt = attempt
+        self.events = list(events)
+        self.cancelled = False
+        """True once the user has asked to stop; the agent also gets ``asyncio.CancelledError`` where it waits."""
+        self._desk = desk
+        self._loop = asyncio.get_running_loop()
+
+    async def ask_permission(
+        self,
+        tool: str,
+        description: str,
+        *,
+        action: str = "execute",
+        path: str | None = None,
+        params: dict[str, Any] | None = None,
+        timeout: float | None = 600.0,
+    ) -> bool:
+        """Ask the user whether ``tool`` may act, and wait. The first answer wins, from any reader or tab.
+
+        Args:
+            tool: its name.
+            description: what the user needs to know to decide, in words (some clients show nothing else).
+            action: the verb.
+            path: the file or place, if there is one.
+            params: further facts, JSON values.
+            timeout: seconds after which the answer is no; None waits as long as the run may last.
+
+        Returns:
+            True if granted. False if denied or nobody answered in time.
+        """
+        request = {"tool": tool, "description": description, "action": action, "path": path, "params": params}
+        return await self._desk.ask_permission({k: v for k, v in request.items() if v is not None}, timeout)
+
+    async def notify(
+        self,
+        title: str,
+        message: str,
+        *,
+        kind: NotificationKind = "info",
+        response: ResponseType = "acknowledge",
+        choices: Sequence[str] | None = None,
+        timeout: float | None = 600.0,
+        wait: bool = False,
+    ) -> Answer | None:
+        """Show the user a notification, and if ``wait``, wait for what they answer.
+
+        Args:
+            title, message: the text.
+            kind: how it is shown.
+            response: what kind of answer is expected.
+            choices: what to choose from, when ``response`` is ``"choice"``.
+            timeout: seconds until it can no longer be answered; None for a day.
+            wait: whether to wait; without it None is returned at once.
+        """
+        if (response == "choice") != bool(choices):
+            raise InvalidInput("notify needs choices with response='choice', and only then.")
+        notification = {"kind": kind, "title": title, "message": message, "response": response}
+        if choices:
+            notification["choices"] = cast(Any, list(choices))
+        return await self._desk.notify(notification, timeout, wait)
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """For agents that run in a thread: wait for ``coroutine``, for example ``turn.wait(turn.notify(...))``."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+AgentFunction = Callable[[Turn], Any]
+
+
+class Agent:
+    """A named function that answers messages.
+
+    Args:
+        function: see the module's head for the kinds.
+        name: by which sessions and messages choose it; the function's own by default.
+        on_crash: what becomes of its runs when the process dies in the middle, see ``OnCrash``.
+        description: one sentence for people; the first line of the function's docstring by default.
+    """
+
+    def __init__(
+        self,
+        function: AgentFunction,
+        *,
+        name: str | None = None,
+        on_crash: OnCrash = "fail",
+        description: str | None = None,
+    ) -> None:
+        if not callable(function):
+            raise InvalidInput(f"An agent is a function of one argument, got {type(function).__name__}.")
+        if on_crash not in ("fail", "retry", "resume"):
+            raise InvalidInput(f"on_crash is 'fail', 'retry' or 'resume', got {on_crash!r}.")
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.on_crash = on_crash
+        self.description = description or (inspect.getdoc(function) or "").partition("\n")[0]
+
+    def stream(self, turn: Turn) -> AsyncGenerator[object, None]:
+        """The answer to ``turn``, as an async generator whatever kind of function it is."""
+        target = self.function
+        if not inspect.isroutine(target) and not inspect.isclass(target):
+            target = getattr(target, "__call__", target)  # noqa: B004  # an object that is an agent by its __call__
+        unwrapped = inspect.unwrap(getattr(target, "func", target))
+        if inspect.isasyncgenfunction(unwrapped):
+            return cast(AsyncGenerator[object, None], self.function(turn))
+        if inspect.iscoroutinefunction(unwrapped):
+            return _from_awaitable(self.function(turn))
+        return _from_thread(self.function, turn)
+
+
+async def _from_awaitable(answer: Awaitable[Any]) -> AsyncGenerator[object, None]:
+    result = await answer
+    if isinstance(result, AsyncIterator):
+        async for item in result:
+            yield item
+    elif result is not None:
+        yield result
+
+
+_AHEAD = 64
+"""Items that a thread may be ahead of the loop."""
+
+
+async def _from_thread(function: AgentFunction, turn: Turn) -> AsyncGenerator[object, None]:
+    loop = asyncio.get_running_loop()
+    arrived = asyncio.Event()
+    items: list[object] = []
+    outcome: list[BaseException | None] = []
+    room = threading.Semaphore(_AHEAD)
+    stopped = threading.Event()
+
+    def arrive(item: object) -> None:
+        items.append(item)
+        arrived.set()
+
+    def finish(error: BaseException | None) -> None:
+        outcome.append(error)
+        arrived.set()
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            result = function(turn)
+            for item in _items(result):
+                room.acquire()
+                if stopped.is_set():
+                    break
+                loop.call_soon_threadsafe(arrive, item)
+        except BaseException as exc:
+            error = exc
+        finally:
+            try:
+                loop.call_soon_threadsafe(finish, error)
+            except RuntimeError:
+                pass  # the loop is closed: nobody is left to be told
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(work,), daemon=True, name=f"legato-agent-{turn.run}").start()
+    try:
+        while items or not outcome:
+            if not items:
+                await arrived.wait()
+            arrived.clear()
+            batch, items[:] = list(items), []
+            for item in batch:
+                room.release()
+                yield item
+    finally:
+        stopped.set()
+        room.release()
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _items(result: object) -> Iterator[object]:
+    if isinstance(result, Iterator):
+        try:
+            yield from result
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+    elif result is not None:
+        yield result
