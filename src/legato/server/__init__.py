@@ -1,0 +1,1 @@
+"""The server: ASGI application, routes, and the pump that writes streams."""

@@ -1,0 +1,120 @@
+"""The OpenAPI document, made from the operations and their msgspec types; ``web/docs.html`` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from ..dialect import mix, mix_api
+from .operation import Operation, Param
+
+_REF = "#/components/schemas/{name}"
+
+STREAM_PARAMS = [
+    Param("sessionId", "query", "The session to follow.", required=True),
+    Param("from", "query", "Where a reader without a cursor begins: `start`, `tail`, or an offset. Without it, at the "
+          "running turn, or at the tail if nothing runs."),
+    Param("client", "query", "Which client's event names to use, instead of what User-Agent tells: `legato`, "
+          "`python-0.8.1`, `typescript-0.11.4` ..."),
+    Param("Last-Event-ID", "header", "The id of the last event you have; the stream goes on exactly after it.",
+          {"type": "string", "pattern": "^[0-9]{1,15}$"}),
+]  # fmt: skip
+
+
+def document(operations: Sequence[Operation]) -> dict[str, Any]:
+    """The document for ``operations`` and the stream."""
+    types = [mix_api.ErrorResponse]
+    for operation in operations:
+        types += [type for type in (operation.body, *operation.answers.values()) if type is not None]
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    by_type = dict(zip([repr(type) for type in types], schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {"/stream": {"get": _stream()}}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, by_type)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Legato",
+            "version": version("legato"),
+            "summary": "Durable, resumable answers from AI agents over Server-Sent Events.",
+            "description": "What an agent says is stored before anyone sees it; every reader follows live and goes on "
+            "exactly where it was. Answers that are not a success have the body `ErrorResponse`.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "tags": [{"name": name} for name in dict.fromkeys(["streaming", *(o.tag for o in operations)])],
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _operation(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": operation.id,
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "parameters": [_param(param) for param in operation.params],
+        "responses": {
+            str(status): _response(status, None if type is None else by_type[repr(type)])
+            for status, type in operation.answers.items()
+        },
+    }
+    doc = operation.description or operation.handler.__doc__
+    if doc:
+        described["description"] = doc
+    if operation.body is not None:
+        body = {"schema": by_type[repr(operation.body)]}
+        described["requestBody"] = {"required": True, "content": {"application/json": body}}
+    for status in sorted({400, 413, 500, *operation.errors, *([503] if operation.body is not None else [])}):
+        described["responses"].setdefault(str(status), _error(status))
+    return described
+
+
+def _param(param: Param) -> dict[str, Any]:
+    return {
+        "name": param.name,
+        "in": param.where,
+        "required": param.required,
+        "description": param.description,
+        "schema": param.schema,
+    }
+
+
+def _response(status: int, schema: Any) -> dict[str, Any]:
+    described: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if schema is not None:
+        described["content"] = {"application/json": {"schema": schema}}
+    return described
+
+
+def _error(status: int) -> dict[str, Any]:
+    return _response(status, {"$ref": _REF.format(name="ErrorResponse")})
+
+
+def _stream() -> dict[str, Any]:
+    names = sorted(mix.LEGATO.events)
+    return {
+        "operationId": "streamEvents",
+        "tags": ["streaming"],
+        "summary": "Follow a session",
+        "description": "Stays open over many messages. Each frame has `event`, one line of JSON as `data`, and as `id` "
+        "the cursor to come back with. Starts with `connected`; `heartbeat` comes after silence. The end of the "
+        "connection is not the end of the stream: come back with `Last-Event-ID`. Names: " + ", ".join(names) + ".",
+        "parameters": [_param(param) for param in STREAM_PARAMS],
+        "responses": {
+            "200": {
+                "description": "The stream.",
+                "headers": {
+                    "Legato-Cursor": {
+                        "description": "`exact`, or `reset` when the cursor lies beyond the end of this log.",
+                        "schema": {"type": "string", "enum": ["exact", "reset"]},
+                    }
+                },
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            **{str(status): _error(status) for status in (400, 404, 429, 500)},
+        },
+    }

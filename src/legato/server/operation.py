@@ -1,0 +1,139 @@
+"""Operations: one table row per route, from which both the router and the OpenAPI document are made.
+
+A handler gets a ``Request`` and returns an ``Answer`` or raises a ``LegatoError``; how that becomes HTTP is said here,
+once. Bodies are read up to a bound, and decoded and checked by msgspec against the row's type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+
+from ..dialect import mix_api
+from ..errors import InvalidInput, LegatoError, TooLarge
+
+T = TypeVar("T")
+
+
+class Param(msgspec.Struct, frozen=True):
+    """A parameter of an operation, for the document; handlers read it by its name."""
+
+    name: str
+    where: Literal["path", "query", "header"]
+    description: str
+    schema: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "string"})
+    required: bool = False
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a handler answers: a status, a body that msgspec can encode (or None), and headers."""
+
+    status: int
+    body: Any = None
+    headers: dict[str, str] = {}
+
+
+class Request:
+    """One request to an operation.
+
+    Attributes:
+        path, query, headers: as sent; header names in lower case.
+    """
+
+    def __init__(self, http: HTTPRequest, max_body: int) -> None:
+        self.path: dict[str, str] = http.path_params
+        self.query = http.query_params
+        self.headers = http.headers
+        self._http = http
+        self._max_body = max_body
+
+    async def body(self, type: type[T]) -> T:
+        """The JSON body, checked.
+
+        Raises:
+            TooLarge: over the bound; the rest is not read.
+            InvalidInput: not JSON, or not of the type; the text names the place.
+        """
+        raw = await self.raw_body()
+        try:
+            return msgspec.json.decode(raw, type=type)
+        except msgspec.ValidationError as exc:
+            raise InvalidInput(f"The body does not fit: {exc}.") from exc
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+            raise InvalidInput(f"The body must be a JSON object: {exc}.") from exc
+
+    async def raw_body(self) -> bytes:
+        """The body's bytes, up to the bound."""
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in self._http.stream():
+            size += len(chunk)
+            if size > self._max_body:
+                raise TooLarge(f"A body may have {self._max_body} bytes.", limit=self._max_body)
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def number(self, name: str, *, default: int, least: int, most: int) -> int:
+        """A whole number from the query.
+
+        Raises:
+            InvalidInput: not a number, or out of bounds.
+        """
+        text = self.query.get(name)
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdigit() and len(text) < 16 and least <= int(text) <= most):
+            raise InvalidInput(f"{name} is a whole number from {least} to {most}, got {text[:60]!r}.")
+        return int(text)
+
+
+Handler = Callable[[Request], Awaitable[Answer]]
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """One route.
+
+    Attributes:
+        answers: by status, the type of the body, or None for an empty one.
+        errors: the statuses at which an ``ErrorResponse`` can come, besides 400, 413, 500 and 503.
+    """
+
+    id: str
+    method: str
+    path: str
+    tag: str
+    summary: str
+    handler: Handler
+    answers: dict[int, Any]
+    params: Sequence[Param] = ()
+    body: Any = None
+    errors: tuple[int, ...] = ()
+    description: str = ""
+
+
+def respond(answer: Answer) -> Response:
+    """``answer`` as a response."""
+    if answer.body is None:
+        return Response(status_code=answer.status, headers=answer.headers)
+    content = msgspec.json.encode(answer.body)
+    headers = {"cache-control": "no-store", **answer.headers}
+    return Response(content, status_code=answer.status, headers=headers, media_type="application/json")
+
+
+RETRY_AFTER = {429: "5", 503: "2", 507: "30"}
+"""Seconds after which to try again, by status."""
+
+
+def respond_error(error: LegatoError) -> Response:
+    """``error`` as a response in the documented shape."""
+    return error_answer(error.status, mix_api.describe(error))
+
+
+def error_answer(status: int, body: mix_api.ErrorResponse) -> Response:
+    """An error's body as a response; says when to try again where that may help."""
+    headers = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
+    return respond(Answer(status, body, headers))

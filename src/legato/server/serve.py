@@ -1,0 +1,108 @@
+"""Serving an application from the command line: one uvicorn process whose shutdown lets runs and readers finish.
+
+At the first SIGTERM or SIGINT the server goes on answering while it drains: new messages are refused (503), runs have
+their time to finish, and their readers see the end; then the streams are closed and the process ends. A second signal
+ends it at once; what was stored is found at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from ..errors import LegatoError
+from .app import Legato
+
+logger = logging.getLogger("legato")
+
+SEND_BUFFER = 32_768
+"""Bytes that the kernel may hold for a reader that has stopped reading; by itself it would take some 4 MB for each."""
+
+
+class AddressTaken(LegatoError):
+    """The port cannot be listened on."""
+
+    code = "address_taken"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket on ``host`` and ``port``; port 0 takes a free one.
+
+    Raises:
+        AddressTaken: it is in use, or not ours to use.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # the accepted ones inherit it
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as exc:
+        raise AddressTaken(f"Cannot listen on {host}:{port}: {exc.strerror}.", host=host, port=port) from exc
+    listener.setblocking(False)
+    return listener
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, app: Legato) -> None:
+        super().__init__(config)
+        self._legato = app
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._stopping or self._loop is None or not self.started:
+            self.should_exit = self.force_exit = True
+            return
+        self._stopping = True
+        self._loop.call_soon_threadsafe(self._begin_drain, sig)
+
+    def _begin_drain(self, sig: int) -> None:
+        running = self._legato.runner.running
+        if running:
+            again = "Ctrl-C" if sig == signal.SIGINT else "the signal"
+            logger.warning(
+                "finishing %d answer(s), at most %g s; %s again stops at once", running, self._legato.grace, again
+            )
+        self._drain = asyncio.create_task(self._drain_and_exit())
+
+    async def _drain_and_exit(self) -> None:
+        try:
+            await self._legato.runner.stop(self._legato.grace)
+            await self._legato.streams.close()
+        finally:
+            self.should_exit = True
+
+
+def serve(app: Legato, listener: socket.socket, *, log_level: str = "warning") -> None:
+    """Serve ``app`` on ``listener`` until the process is told to stop.
+
+    Raises:
+        LegatoError: the application could not start; uvicorn has logged why.
+    """
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        ws="none",
+        log_level=log_level,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=20,
+        timeout_graceful_shutdown=5,
+    )
+    app.drain_on_signal = False  # handle_exit does it, and lets the readers see their runs end first
+    server = _Server(config, app)
+    server.run(sockets=[listener])
+    if not server.started:
+        raise LegatoError("The server could not start.")

@@ -1,0 +1,211 @@
+"""The pump: from a subscription to the socket, one per reader. Plain ASGI, bytes that were encoded once.
+
+Three things end a stream: the reader leaves, the session is deleted, or the server drains. None of them ends a run,
+and none of them is told to the reader as an error: a reader that is cut off comes back with its cursor.
+
+A slow reader costs a cursor that is behind and what the kernel buffers, nothing here: the next events are read from
+the log when the last write has gone out. No server raises from ``send`` after a disconnect, so a task waits on
+``receive`` beside every stream; and a write that does not go out for ``SEND_TIMEOUT`` ends the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import StoreError, TooMany
+from ..event import Event
+from ..log import Store, Subscription
+
+logger = logging.getLogger("legato")
+
+SEND_TIMEOUT = 60.0
+"""Seconds that one write may take; then the reader is taken for dead (nginx: 60 s between two writes)."""
+WRITE_BYTES = 262_144
+"""A backlog goes out in writes of about this size, so that one reader's replay does not hold the loop."""
+HEADERS: list[tuple[bytes, bytes]] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-store, no-transform"),  # no-transform: proxies that compress also buffer
+    (b"x-accel-buffering", b"no"),  # nginx and others switch buffering off for this answer
+    (b"vary", b"Origin, Authorization, Cookie"),
+]
+
+
+class Streams:
+    """All open streams of an application: their bounds, and their common end.
+
+    Args:
+        total: streams at once.
+        per_session: streams of one session at once.
+    """
+
+    def __init__(self, *, total: int = 10_000, per_session: int = 2_000) -> None:
+        self._total = total
+        self._per_session = per_session
+        self._pumps: set[Pump] = set()
+        self._sessions: dict[str, int] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.draining = False
+
+    def __len__(self) -> int:
+        return len(self._pumps)
+
+    def admit(self, session: str) -> None:
+        """Raise ``TooMany`` if another stream of ``session`` would pass a bound."""
+        if len(self._pumps) >= self._total:
+            raise TooMany(f"This server has {self._total} open streams and takes no more.", limit=self._total)
+        if self._sessions.get(session, 0) >= self._per_session:
+            raise TooMany(
+                f"This session has {self._per_session} open streams and takes no more.", limit=self._per_session
+            )
+
+    def add(self, pump: Pump) -> None:
+        """Count ``pump`` in."""
+        self._pumps.add(pump)
+        self._empty.clear()
+        self._sessions[pump.session] = self._sessions.get(pump.session, 0) + 1
+        if self._sweeper is None:
+            self._sweeper = asyncio.create_task(self._sweep(), name="legato-streams")
+        if self.draining:
+            pump.end()
+
+    def remove(self, pump: Pump) -> None:
+        """Count ``pump`` out."""
+        self._pumps.discard(pump)
+        self._sessions[pump.session] -= 1
+        if not self._sessions[pump.session]:
+            del self._sessions[pump.session]
+        if not self._pumps:
+            self._empty.set()
+
+    async def _sweep(self) -> None:
+        # One timer for all streams instead of one for each write.
+        while True:
+            await asyncio.sleep(SEND_TIMEOUT / 12)
+            for pump in list(self._pumps):
+                if pump.stalled(SEND_TIMEOUT):
+                    logger.info(
+                        "a reader of session %s took nothing for %g s and was cut off", pump.session, SEND_TIMEOUT
+                    )
+                    pump.abort()
+
+    def drain(self) -> None:
+        """End every stream after what is written now. Idempotent; new streams end at once, too."""
+        self.draining = True
+        for pump in list(self._pumps):
+            pump.end()
+
+    async def close(self, timeout: float = 2.0) -> None:
+        """Drain, and after ``timeout`` seconds cut off readers that do not take what is being written."""
+        self.drain()
+        try:
+            await asyncio.wait_for(self._empty.wait(), timeout)
+        except TimeoutError:
+            logger.info("%d readers were cut off", len(self._pumps))
+        for pump in list(self._pumps):
+            pump.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+
+class Pump:
+    """One reader's stream.
+
+    Args:
+        store, session, after: the log, and where the reader begins.
+        encode: the bytes of an event in the reader's dialect, empty if it has none there.
+        heartbeat: the bytes for a silence, given the reader's cursor.
+        interval: seconds of silence before a heartbeat.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        session: str,
+        after: int,
+        *,
+        encode: Callable[[Event], bytes],
+        heartbeat: Callable[[int], bytes],
+        interval: float,
+    ) -> None:
+        self.session = session
+        self._encode = encode
+        self._heartbeat = heartbeat
+        self._subscription = Subscription(store, session, after, heartbeat=interval)
+        self._sending_since = 0.0
+        self._task: asyncio.Task[Any] | None = None
+        self._aborted = False
+
+    def stalled(self, seconds: float) -> bool:
+        """Whether a write has been waiting for longer than ``seconds``."""
+        return bool(self._sending_since) and time.monotonic() - self._sending_since > seconds
+
+    def end(self) -> None:
+        """Finish after what is in the log now."""
+        self._subscription.stop()
+
+    def abort(self) -> None:
+        """Finish now, in the middle of a write if need be."""
+        self._aborted = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def run(self, first: bytes, headers: Sequence[tuple[bytes, bytes]], receive: Any, send: Any) -> None:
+        """Answer with the stream: head and first frame at once, then the log as it grows."""
+        self._task = asyncio.current_task()
+        with self._subscription:
+            watcher = asyncio.create_task(self._watch(receive))
+            try:
+                await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
+                await self._send(send, first)
+                await self._pump(send)
+                await self._send(send, b"", more=False)
+            except asyncio.CancelledError:
+                if not self._aborted:
+                    raise
+            except StoreError as exc:
+                # The head is out, so no error can be answered; an unclean end makes the reader come back.
+                logger.error("session %s cannot be read: %s", self.session, exc)
+                raise
+            finally:
+                watcher.cancel()
+
+    async def _pump(self, send: Any) -> None:
+        subscription = self._subscription
+        while True:
+            events = await subscription.next()
+            if events:
+                chunk: list[bytes] = []
+                size = 0
+                for event in events:
+                    frame = self._encode(event)
+                    if frame:
+                        chunk.append(frame)
+                        size += len(frame)
+                        if size >= WRITE_BYTES:
+                            await self._send(send, b"".join(chunk))
+                            chunk, size = [], 0
+                if chunk:
+                    await self._send(send, b"".join(chunk))
+                if events[-1].type == "session.deleted":
+                    return
+            elif subscription.stopped:
+                return
+            else:
+                await self._send(send, self._heartbeat(subscription.after))
+
+    async def _send(self, send: Any, body: bytes, *, more: bool = True) -> None:
+        self._sending_since = time.monotonic()
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+        self._sending_since = 0.0
+
+    async def _watch(self, receive: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.abort()
