@@ -1,0 +1,429 @@
+"""The SDK on asyncio: ``AsyncClient``, ``AsyncEventStream``, ``AsyncAnswerStream``.
+
+It moves bytes and sleeps; the rest decides. ``sync`` is its twin, with the same methods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import suppress
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, Unpack
+
+import httpx2
+
+from . import operations
+from .answer import AnswerView
+from .call import Call, Options, answer, failure, refusal, signature
+from .errors import ClientError, ErrorResponse
+from .events import StreamEvent
+from .models import SendResult
+from .reader import HEARTBEAT_TIMEOUT, OnReconnect, ReaderView, StreamCall, stream_events
+from .resume import ReconnectBackoff
+from .retry import UNSET, RetryConfig, Unset
+from .settings import DEFAULT_URL, LIMITS, TIMEOUT, Settings
+
+__all__ = ["AsyncAnswerStream", "AsyncClient", "AsyncEventStream", "Opening"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class _Source(Protocol):
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
+
+
+S = TypeVar("S", bound=_Source)
+
+
+class Opening(Generic[S]):
+    """A stream or an answer that is about to be opened: await it, or use it in ``async with`` or ``async for``."""
+
+    def __init__(self, open_: Callable[[], Coroutine[Any, Any, S]]) -> None:
+        self._open = open_
+        self._opened: S | None = None
+
+    def __await__(self) -> Generator[Any, None, S]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> S:
+        self._opened = await self._open()
+        await self._opened.__aenter__()
+        return self._opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if self._opened is not None:
+            await self._opened.__aexit__(kind, error, at)
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        async with self as opened:
+            async for event in opened:
+                yield event
+
+
+class _Group:
+    """Some of a client's methods."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+
+def _method(operation: Callable[P, Call[T]]) -> Callable[Concatenate[_Group, P], Coroutine[Any, Any, T]]:
+    """The method that carries out an operation and returns what it answers."""
+
+    @wraps(operation)
+    async def method(self: _Group, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._client.call(operation(*args, **kwargs))
+
+    method.__signature__ = signature(operation)  # type: ignore[attr-defined]  # what inspect looks for
+    return method
+
+
+def _stream_method(operation: Callable[P, StreamCall]) -> Callable[Concatenate[_Group, P], Opening[AsyncEventStream]]:
+    @wraps(operation)
+    def method(self: _Group, /, *args: P.args, **kwargs: P.kwargs) -> Opening[AsyncEventStream]:
+        call = operation(*args, **kwargs)
+        return Opening(lambda: self._client.stream(call))
+
+    method.__signature__ = signature(operation, "Opening[AsyncEventStream]")  # type: ignore[attr-defined]  # what inspect looks for
+    return method
+
+
+class AsyncStreaming(_Group):
+    """Events as they happen."""
+
+    stream_events = _stream_method(stream_events)
+    send_streaming_message = _method(operations.send_streaming_message)
+
+
+class AsyncSessions(_Group):
+    """Conversations."""
+
+    create = _method(operations.create_session)
+    list = _method(operations.list_sessions)
+    get = _method(operations.get_session)
+    delete = _method(operations.delete_session)
+    rewind = _method(operations.rewind_session)
+    fork = _method(operations.fork_session)
+    export = _method(operations.export_session)
+    messages = _method(operations.list_messages)
+    events = _method(operations.list_session_events)
+    cancel = cancel_processing = _method(operations.cancel_session)
+
+
+class AsyncMessages(_Group):
+    """What was said in them."""
+
+    send = _method(operations.send_message)
+    list = _method(operations.list_messages)
+    history = _method(operations.list_history)
+
+
+class AsyncPermissions(_Group):
+    """Answers to an agent that asks whether it may."""
+
+    grant = _method(operations.grant_permission)
+    deny = _method(operations.deny_permission)
+
+
+class AsyncNotifications(_Group):
+    """Answers to an agent that tells or asks something."""
+
+    respond = _method(operations.respond_notification)
+
+
+class AsyncSystem(_Group):
+    """The server itself."""
+
+    get_health = _method(operations.get_health)
+
+
+class AsyncClient:
+    """A client of a Legato server on asyncio; close it, or use it in ``async with``.
+
+    The arguments are those of ``Client``, but ``http_client`` is an ``httpx2.AsyncClient`` and ``sleep`` a coroutine
+    function.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        server_url: str | None = None,
+        retry_config: RetryConfig | Unset | None = UNSET,
+        timeout: float = TIMEOUT,
+        headers: Mapping[str, str] | None = None,
+        http_client: httpx2.AsyncClient | None = None,
+        heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+        reconnect_backoff: ReconnectBackoff | None = None,
+        sleep: Callable[[float], Awaitable[object]] | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self.settings = Settings.checked(
+            server_url or base_url,
+            headers,
+            timeout=timeout,
+            heartbeat_timeout=heartbeat_timeout,
+            retry_config=retry_config,
+            reconnect_backoff=reconnect_backoff,
+            random=random,
+        )
+        self.http = httpx2.AsyncClient(limits=LIMITS) if http_client is None else http_client
+        self._owns_http = http_client is None
+        self._sleep = sleep
+        self.streaming = AsyncStreaming(self)
+        self.sessions = AsyncSessions(self)
+        self.messages = AsyncMessages(self)
+        self.permissions = AsyncPermissions(self)
+        self.notifications = AsyncNotifications(self)
+        self.system = AsyncSystem(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections. Doing so twice does no harm."""
+        if self._owns_http:
+            await self.http.aclose()
+
+    def ask(
+        self,
+        question: str,
+        *,
+        session_id: str | None = None,
+        agent: str | None = None,
+        idempotency_key: str | None = None,
+        on_reconnect: OnReconnect | None = None,
+        **options: Unpack[Options],
+    ) -> Opening[AsyncAnswerStream]:
+        """Ask a question: an async iterator of the answer's events. The arguments are those of ``Client.ask``.
+
+        Nothing is sent before it is awaited, entered or iterated over.
+        """
+
+        async def open_() -> AsyncAnswerStream:
+            session = session_id
+            if session is None:
+                session = (await self.sessions.create(title=question[:80], agent=agent, **options)).id
+            sent = await self.messages.send(
+                session, text=question, agent=agent, idempotency_key=idempotency_key, **options
+            )
+            stream = await self.streaming.stream_events(
+                session_id=session, last_event_id=sent.cursor, quiet=True, on_reconnect=on_reconnect, **options
+            )
+            return AsyncAnswerStream(self, sent, stream)
+
+        return Opening(open_)
+
+    async def call(self, call: Call[T]) -> T:
+        """Carry out an operation, as its method does."""
+        async for attempt in self.settings.retrying(call.retries, repeatable=call.repeatable):
+            with attempt:
+                try:
+                    return await self._once(call)
+                except ErrorResponse as error:
+                    if attempt.num == 1 or error.code != call.already:
+                        raise
+                    return await self._once(call.instead) if call.instead else call.nothing()
+        raise AssertionError("Attempts end with a value or an error.")
+
+    async def _once(self, call: Call[T]) -> T:
+        try:
+            request = self.http.build_request(**self.settings.request(call))
+            response = await self.http.send(request, follow_redirects=True)
+        except httpx2.RequestError as exc:
+            raise failure(exc) from exc
+        return answer(call, response)
+
+    async def stream(self, call: StreamCall) -> AsyncEventStream:
+        """Open a stream, as ``streaming.stream_events`` does."""
+        stream = AsyncEventStream(self, call, sleep=self._sleep)
+        async for attempt in self.settings.retrying(call.retries):
+            with attempt:
+                await stream.connect()
+        return stream
+
+    async def connect(self, call: Call[None]) -> httpx2.Response:
+        """The response to a request for a stream, its body unread.
+
+        Raises:
+            ClientError: there is none.
+        """
+        try:
+            request = self.http.build_request(**self.settings.stream_request(call))
+            response = await self.http.send(request, stream=True, follow_redirects=True)
+            if response.status_code != 200:
+                try:
+                    await response.aread()
+                finally:
+                    await response.aclose()
+                raise refusal(response)
+        except httpx2.RequestError as exc:
+            raise failure(exc) from exc
+        return response
+
+
+class AsyncEventStream(ReaderView):
+    """The events of a session, over as many connections as it takes: an async context manager and iterator.
+
+    Leaving ``async with`` closes it. Cancelling a wait for the next event (``asyncio.timeout``, ``wait_for``) loses
+    nothing: the next one goes on behind the last event.
+    """
+
+    _body: AsyncIterator[bytes]
+
+    def __init__(
+        self, client: AsyncClient, call: StreamCall, *, sleep: Callable[[float], Awaitable[object]] | None = None
+    ) -> None:
+        self._client = client
+        self._reader = client.settings.reader(call)
+        self._closed = asyncio.Event()
+        self._sleep = sleep or self._wait
+        self._response: httpx2.Response | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        while not self._closed.is_set():
+            event = self._reader.next()
+            if event is not None:
+                return event
+            if self._reader.ended:
+                break
+            try:
+                await self._fill()
+            except ClientError:
+                await self.aclose()
+                raise
+        await self.aclose()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Close the connection and end the iteration. The session and its runs go on."""
+        self._closed.set()
+        await self._disconnect()
+
+    async def connect(self) -> None:
+        """Make the next connection; the client and the iteration do this.
+
+        Raises:
+            ClientError: there is none.
+        """
+        call = self._reader.connect()
+        response = await self._client.connect(call)
+        try:
+            self._reader.opened(response)
+        except ClientError:
+            await response.aclose()
+            raise
+        self._response, self._body = response, response.aiter_bytes()
+
+    async def _fill(self) -> None:
+        """Read one chunk, or make the next connection."""
+        error: ClientError | None = None
+        try:
+            chunk = await anext(self._body, None)
+        except httpx2.RequestError as exc:
+            error = failure(exc)
+        else:
+            if chunk is not None:
+                self._reader.receive(chunk)
+                return
+        await self._reconnect(error)
+
+    async def _reconnect(self, error: ClientError | None) -> None:
+        await self._disconnect()
+        while not self._closed.is_set():
+            wait = self._reader.lost(error)
+            if wait is None:
+                return
+            await self._sleep(wait)
+            try:
+                if not self._closed.is_set():
+                    await self.connect()
+                return
+            except ClientError as exc:
+                error = exc
+
+    async def _wait(self, seconds: float) -> None:
+        """Sleep, but not beyond ``aclose()``."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+
+    async def _disconnect(self) -> None:
+        if self._response is not None:
+            await self._response.aclose()
+
+
+class AsyncAnswerStream(AnswerView):
+    """The events of one answer, up to its end: an async context manager and iterable, to be read once.
+
+    The last event is ``complete``, ``error`` (it is not raised) or ``session_deleted``. Leaving the loop early closes
+    the connection; the answer goes on being written, and can be read later. ``cancel()`` ends it.
+
+    Attributes:
+        stream: the stream of the whole session.
+    """
+
+    def __init__(self, client: AsyncClient, sent: SendResult, stream: AsyncEventStream) -> None:
+        super().__init__(sent)
+        self.stream = stream
+        self._client = client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        # A generator, so that a ``break`` closes the connection.
+        async with self.stream:
+            async for event in self.stream:
+                if self._state.take(event):
+                    yield event
+                if self._state.outcome is not None:
+                    return
+
+    async def read(self) -> str:
+        """Read to the end and return the answer's text; ``outcome`` tells how it ended."""
+        async for _ in self:
+            pass
+        return self.text
+
+    async def cancel(self) -> None:
+        """Ask for the end of the answer; go on reading to see it end."""
+        if self.outcome is None:
+            await self._client.sessions.cancel(self.session_id, run_id=self.run_id)
+
+    async def aclose(self) -> None:
+        """Close the connection; the answer goes on being written."""
+        await self.stream.aclose()

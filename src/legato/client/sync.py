@@ -1,0 +1,387 @@
+"""The SDK with threads: ``Client``, ``EventStream``, ``AnswerStream``.
+
+It moves bytes and sleeps; the rest decides. ``aio`` is its twin, with the same methods.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar, Unpack
+
+import httpx2
+
+from . import operations
+from .answer import AnswerView
+from .call import Call, Options, answer, failure, refusal, signature
+from .errors import ClientError, ErrorResponse
+from .events import StreamEvent
+from .models import SendResult
+from .reader import HEARTBEAT_TIMEOUT, OnReconnect, ReaderView, StreamCall, stream_events
+from .resume import ReconnectBackoff
+from .retry import UNSET, RetryConfig, Unset
+from .settings import DEFAULT_URL, LIMITS, TIMEOUT, Settings
+
+__all__ = ["AnswerStream", "Client", "EventStream"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class _Group:
+    """Some of a client's methods."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+
+def _method(operation: Callable[P, Call[T]]) -> Callable[Concatenate[_Group, P], T]:
+    """The method that carries out an operation and returns what it answers."""
+
+    @wraps(operation)
+    def method(self: _Group, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._client.call(operation(*args, **kwargs))
+
+    method.__signature__ = signature(operation)  # type: ignore[attr-defined]  # what inspect looks for
+    return method
+
+
+def _stream_method(operation: Callable[P, StreamCall]) -> Callable[Concatenate[_Group, P], EventStream]:
+    @wraps(operation)
+    def method(self: _Group, /, *args: P.args, **kwargs: P.kwargs) -> EventStream:
+        return self._client.stream(operation(*args, **kwargs))
+
+    method.__signature__ = signature(operation, "EventStream")  # type: ignore[attr-defined]  # what inspect looks for
+    return method
+
+
+class Streaming(_Group):
+    """Events as they happen."""
+
+    stream_events = _stream_method(stream_events)
+    send_streaming_message = _method(operations.send_streaming_message)
+
+
+class Sessions(_Group):
+    """Conversations."""
+
+    create = _method(operations.create_session)
+    list = _method(operations.list_sessions)
+    get = _method(operations.get_session)
+    delete = _method(operations.delete_session)
+    rewind = _method(operations.rewind_session)
+    fork = _method(operations.fork_session)
+    export = _method(operations.export_session)
+    messages = _method(operations.list_messages)
+    events = _method(operations.list_session_events)
+    cancel = cancel_processing = _method(operations.cancel_session)
+
+
+class Messages(_Group):
+    """What was said in them."""
+
+    send = _method(operations.send_message)
+    list = _method(operations.list_messages)
+    history = _method(operations.list_history)
+
+
+class Permissions(_Group):
+    """Answers to an agent that asks whether it may."""
+
+    grant = _method(operations.grant_permission)
+    deny = _method(operations.deny_permission)
+
+
+class Notifications(_Group):
+    """Answers to an agent that tells or asks something."""
+
+    respond = _method(operations.respond_notification)
+
+
+class System(_Group):
+    """The server itself."""
+
+    get_health = _method(operations.get_health)
+
+
+class Client:
+    """A client of a Legato server, for programs with threads; close it, or use it in ``with``.
+
+    Threads may share one. Its errors are those of ``legato.client.errors``.
+
+    Args:
+        base_url: the server's address. ``server_url`` is another name for it.
+        retry_config: how failed requests are repeated; None: not at all. ``UNSET``: for a minute.
+        timeout: seconds for each wait on the network. Streams use ``heartbeat_timeout`` instead.
+        headers: added to each request, for example ``{"authorization": "Bearer ..."}``.
+        http_client: an httpx2 client to use; it is not closed with this one.
+        heartbeat_timeout: seconds of silence after which a stream reconnects. The server is heard every 15.
+        reconnect_backoff: how long a stream waits before it reconnects, and when it gives up.
+        sleep: waits before a reconnect, in place of the clock.
+        random: gives a float from 0 to 1, for the jitter of reconnects.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        server_url: str | None = None,
+        retry_config: RetryConfig | Unset | None = UNSET,
+        timeout: float = TIMEOUT,
+        headers: Mapping[str, str] | None = None,
+        http_client: httpx2.Client | None = None,
+        heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+        reconnect_backoff: ReconnectBackoff | None = None,
+        sleep: Callable[[float], object] | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self.settings = Settings.checked(
+            server_url or base_url,
+            headers,
+            timeout=timeout,
+            heartbeat_timeout=heartbeat_timeout,
+            retry_config=retry_config,
+            reconnect_backoff=reconnect_backoff,
+            random=random,
+        )
+        self.http = httpx2.Client(limits=LIMITS) if http_client is None else http_client
+        self._owns_http = http_client is None
+        self._sleep = sleep
+        self.streaming = Streaming(self)
+        self.sessions = Sessions(self)
+        self.messages = Messages(self)
+        self.permissions = Permissions(self)
+        self.notifications = Notifications(self)
+        self.system = System(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Doing so twice does no harm."""
+        if self._owns_http:
+            self.http.close()
+
+    def ask(
+        self,
+        question: str,
+        *,
+        session_id: str | None = None,
+        agent: str | None = None,
+        idempotency_key: str | None = None,
+        on_reconnect: OnReconnect | None = None,
+        **options: Unpack[Options],
+    ) -> AnswerStream:
+        """Ask a question: an iterator of the answer's events.
+
+        Args:
+            question: not empty.
+            session_id: the conversation; None begins one.
+            agent: who answers; None is the default.
+            idempotency_key: see ``messages.send``; asking again with it follows the same answer from its start.
+            on_reconnect: see ``streaming.stream_events``.
+        """
+        if session_id is None:
+            session_id = self.sessions.create(title=question[:80], agent=agent, **options).id
+        sent = self.messages.send(session_id, text=question, agent=agent, idempotency_key=idempotency_key, **options)
+        stream = self.streaming.stream_events(
+            session_id=session_id, last_event_id=sent.cursor, quiet=True, on_reconnect=on_reconnect, **options
+        )
+        return AnswerStream(self, sent, stream)
+
+    def call(self, call: Call[T]) -> T:
+        """Carry out an operation, as its method does."""
+        for attempt in self.settings.retrying(call.retries, repeatable=call.repeatable):
+            with attempt:
+                try:
+                    return self._once(call)
+                except ErrorResponse as error:
+                    if attempt.num == 1 or error.code != call.already:
+                        raise
+                    return self._once(call.instead) if call.instead else call.nothing()
+        raise AssertionError("Attempts end with a value or an error.")
+
+    def _once(self, call: Call[T]) -> T:
+        try:
+            request = self.http.build_request(**self.settings.request(call))
+            response = self.http.send(request, follow_redirects=True)
+        except httpx2.RequestError as exc:
+            raise failure(exc) from exc
+        return answer(call, response)
+
+    def stream(self, call: StreamCall) -> EventStream:
+        """Open a stream, as ``streaming.stream_events`` does."""
+        stream = EventStream(self, call, sleep=self._sleep)
+        for attempt in self.settings.retrying(call.retries):
+            with attempt:
+                stream.connect()
+        return stream
+
+    def connect(self, call: Call[None]) -> httpx2.Response:
+        """The response to a request for a stream, its body unread.
+
+        Raises:
+            ClientError: there is none.
+        """
+        try:
+            request = self.http.build_request(**self.settings.stream_request(call))
+            response = self.http.send(request, stream=True, follow_redirects=True)
+            if response.status_code != 200:
+                try:
+                    response.read()
+                finally:
+                    response.close()
+                raise refusal(response)
+        except httpx2.RequestError as exc:
+            raise failure(exc) from exc
+        return response
+
+
+class EventStream(ReaderView):
+    """The events of a session, over as many connections as it takes: a context manager and an iterator.
+
+    Leaving ``with`` closes it. ``close()`` from another thread takes effect with the next event or heartbeat.
+    """
+
+    _body: Iterator[bytes]
+
+    def __init__(self, client: Client, call: StreamCall, *, sleep: Callable[[float], object] | None = None) -> None:
+        self._client = client
+        self._reader = client.settings.reader(call)
+        self._closed = threading.Event()
+        self._reading = threading.Lock()
+        self._sleep = sleep or self._closed.wait
+        self._response: httpx2.Response | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> StreamEvent:
+        while not self._closed.is_set():
+            event = self._reader.next()
+            if event is not None:
+                return event
+            if self._reader.ended:
+                break
+            try:
+                with self._reading:
+                    self._fill()
+            except ClientError:
+                self.close()
+                raise
+        self.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Close the connection and end the iteration. The session and its runs go on."""
+        self._closed.set()
+        # Not while another thread reads: it comes here itself afterwards.
+        if self._reading.acquire(blocking=False):
+            try:
+                self._disconnect()
+            finally:
+                self._reading.release()
+
+    def connect(self) -> None:
+        """Make the next connection; the client and the iteration do this.
+
+        Raises:
+            ClientError: there is none.
+        """
+        call = self._reader.connect()
+        response = self._client.connect(call)
+        try:
+            self._reader.opened(response)
+        except ClientError:
+            response.close()
+            raise
+        self._response, self._body = response, response.iter_bytes()
+
+    def _fill(self) -> None:
+        """Read one chunk, or make the next connection."""
+        error: ClientError | None = None
+        try:
+            chunk = None if self._closed.is_set() else next(self._body, None)
+        except httpx2.RequestError as exc:
+            error = failure(exc)
+        else:
+            if chunk is not None:
+                self._reader.receive(chunk)
+                return
+        self._reconnect(error)
+
+    def _reconnect(self, error: ClientError | None) -> None:
+        self._disconnect()
+        while not self._closed.is_set():
+            wait = self._reader.lost(error)
+            if wait is None:
+                return
+            self._sleep(wait)
+            try:
+                if not self._closed.is_set():
+                    self.connect()
+                return
+            except ClientError as exc:
+                error = exc
+
+    def _disconnect(self) -> None:
+        if self._response is not None:
+            self._response.close()
+
+
+class AnswerStream(AnswerView):
+    """The events of one answer, up to its end: a context manager and an iterable, to be read once.
+
+    The last event is ``complete``, ``error`` (it is not raised) or ``session_deleted``. Leaving the loop early closes
+    the connection; the answer goes on being written, and can be read later. ``cancel()`` ends it.
+
+    Attributes:
+        stream: the stream of the whole session.
+    """
+
+    def __init__(self, client: Client, sent: SendResult, stream: EventStream) -> None:
+        super().__init__(sent)
+        self.stream = stream
+        self._client = client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        # A generator, so that a ``break`` closes the connection.
+        with self.stream:
+            for event in self.stream:
+                if self._state.take(event):
+                    yield event
+                if self._state.outcome is not None:
+                    return
+
+    def read(self) -> str:
+        """Read to the end and return the answer's text; ``outcome`` tells how it ended."""
+        for _ in self:
+            pass
+        return self.text
+
+    def cancel(self) -> None:
+        """Ask for the end of the answer; go on reading to see it end."""
+        if self.outcome is None:
+            self._client.sessions.cancel(self.session_id, run_id=self.run_id)
+
+    def close(self) -> None:
+        """Close the connection; the answer goes on being written."""
+        self.stream.close()
