@@ -6,6 +6,8 @@ An agent is any of four kinds of function of one argument, the ``Turn``:
 * an async function that returns its whole answer as text (or an async iterator of events);
 * a generator, or a plain function that returns text: run in a thread of its own.
 
+Objects with such a ``__call__``, bound methods and ``functools.partial`` count as what they call.
+
 This module turns all of them into one form, an async generator. It knows nothing of logs: what a turn asks of the
 world goes through the ``Desk`` it was made with.
 """
@@ -13,10 +15,13 @@ world goes through the ``Desk`` it was made with.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import contextvars
+import functools
 import inspect
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import msgspec
@@ -92,6 +97,8 @@ class Turn:
         """True once the user has asked to stop; the agent also gets ``asyncio.CancelledError`` where it waits."""
         self._desk = desk
         self._loop = asyncio.get_running_loop()
+        self._left = False
+        self._waits: set[concurrent.futures.Future[Any]] = set()
 
     async def ask_permission(
         self,
@@ -148,8 +155,36 @@ class Turn:
         return await self._desk.notify(notification, timeout, wait)
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """For agents that run in a thread: wait for ``coroutine``, for example ``turn.wait(turn.notify(...))``."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        """For agents that run in a thread: wait for ``coroutine``, for example ``turn.wait(turn.notify(...))``.
+
+        Raises:
+            concurrent.futures.CancelledError: the run is over, or was told to stop.
+            InvalidInput: called on the event loop, where it would wait for itself; ``await`` there.
+        """
+        if _on_loop(self._loop):
+            coroutine.close()
+            raise InvalidInput("turn.wait is for agents that run in a thread; an async agent awaits instead.")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._waits.add(future)
+        if self._left:  # looked at after adding, so that either this line or ``leave`` cancels it
+            future.cancel()
+        try:
+            return future.result()
+        finally:
+            self._waits.discard(future)
+
+    def leave(self) -> None:
+        """End every ``wait``, now and from now on: nobody listens to the agent's thread any more. Idempotent."""
+        self._left = True
+        for future in list(self._waits):
+            future.cancel()
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 AgentFunction = Callable[[Turn], Any]
@@ -177,31 +212,69 @@ class Agent:
             raise InvalidInput(f"An agent is a function of one argument, got {type(function).__name__}.")
         if on_crash not in ("fail", "retry", "resume"):
             raise InvalidInput(f"on_crash is 'fail', 'retry' or 'resume', got {on_crash!r}.")
+        named = _unpartial(function)
         self.function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name: str = name or str(getattr(named, "__name__", type(named).__name__))
         self.on_crash = on_crash
-        self.description = description or (inspect.getdoc(function) or "").partition("\n")[0]
+        self.description = description or (inspect.getdoc(named) or "").partition("\n")[0]
+        _check_arguments(function, self.name)
 
     def stream(self, turn: Turn) -> AsyncGenerator[object, None]:
-        """The answer to ``turn``, as an async generator whatever kind of function it is."""
-        target = self.function
-        if not inspect.isroutine(target) and not inspect.isclass(target):
-            target = getattr(target, "__call__", target)  # noqa: B004  # an object that is an agent by its __call__
-        unwrapped = inspect.unwrap(getattr(target, "func", target))
-        if inspect.isasyncgenfunction(unwrapped):
-            return cast(AsyncGenerator[object, None], self.function(turn))
-        if inspect.iscoroutinefunction(unwrapped):
-            return _from_awaitable(self.function(turn))
-        return _from_thread(self.function, turn)
+        """The answer to ``turn``, as an async generator whatever kind of function it is. Its errors come from there."""
+        if not _is_async(self.function):
+            return _from_thread(self.function, turn)
+        try:
+            answer = self.function(turn)
+        except Exception as exc:
+            return _from_error(exc)
+        # A generator as it is: what is thrown into it must arrive in the agent's own code.
+        return answer if isinstance(answer, AsyncGenerator) else _from_answer(answer)
 
 
-async def _from_awaitable(answer: Awaitable[Any]) -> AsyncGenerator[object, None]:
-    result = await answer
-    if isinstance(result, AsyncIterator):
-        async for item in result:
+def _unpartial(function: AgentFunction) -> AgentFunction:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def _check_arguments(function: AgentFunction, name: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # some callables written in C do not tell
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise InvalidInput(f"An agent takes one argument, the turn; {name!r} takes {signature}.") from None
+
+
+def _is_async(function: AgentFunction) -> bool:
+    target = _unpartial(function)
+    if not inspect.isroutine(target) and not inspect.isclass(target):
+        target = getattr(target, "__call__", target)  # noqa: B004  # an object that is an agent by its __call__
+    # A decorator may hide an async function behind a plain one, or the other way round: either is called on the loop.
+    return any(
+        inspect.isasyncgenfunction(each) or inspect.iscoroutinefunction(each)
+        for each in (target, inspect.unwrap(target))
+    )
+
+
+async def _from_error(error: Exception) -> AsyncGenerator[object, None]:
+    raise error
+    yield
+
+
+async def _from_answer(answer: Any) -> AsyncGenerator[object, None]:
+    """What an async function gave: an awaitable of it, an async iterator of items, a plain one, or a single item."""
+    if inspect.isawaitable(answer):
+        answer = await answer
+    if isinstance(answer, AsyncIterator):
+        async with contextlib.aclosing(answer) if isinstance(answer, AsyncGenerator) else contextlib.nullcontext():
+            async for item in answer:
+                yield item
+    else:
+        for item in _items(answer):
             yield item
-    elif result is not None:
-        yield result
 
 
 _AHEAD = 64
@@ -212,7 +285,8 @@ async def _from_thread(function: AgentFunction, turn: Turn) -> AsyncGenerator[ob
     loop = asyncio.get_running_loop()
     arrived = asyncio.Event()
     items: list[object] = []
-    outcome: list[BaseException | None] = []
+    outcome: list[Exception | None] = []
+    handed: list[Any] = []
     room = threading.Semaphore(_AHEAD)
     stopped = threading.Event()
 
@@ -220,21 +294,27 @@ async def _from_thread(function: AgentFunction, turn: Turn) -> AsyncGenerator[ob
         items.append(item)
         arrived.set()
 
-    def finish(error: BaseException | None) -> None:
+    def finish(error: Exception | None) -> None:
         outcome.append(error)
         arrived.set()
 
     def work() -> None:
-        error: BaseException | None = None
+        error: Exception | None = None
         try:
             result = function(turn)
+            if isinstance(result, AsyncIterator) or inspect.isawaitable(result):
+                handed.append(result)  # a plain function around an async one, a lambda for example
+                return
             for item in _items(result):
                 room.acquire()
                 if stopped.is_set():
                     break
                 loop.call_soon_threadsafe(arrive, item)
-        except BaseException as exc:
+        except Exception as exc:
             error = exc
+        except BaseException as exc:
+            # sys.exit() ends a thread; raised again on the loop it would end the server.
+            error = RuntimeError(f"The agent's thread ended by {type(exc).__name__}.")
         finally:
             try:
                 loop.call_soon_threadsafe(finish, error)
@@ -255,8 +335,13 @@ async def _from_thread(function: AgentFunction, turn: Turn) -> AsyncGenerator[ob
     finally:
         stopped.set()
         room.release()
+        turn.leave()
     if outcome[0] is not None:
         raise outcome[0]
+    for answer in handed:
+        async with contextlib.aclosing(_from_answer(answer)) as rest:
+            async for item in rest:
+                yield item
 
 
 def _items(result: object) -> Iterator[object]:

@@ -33,8 +33,9 @@ from .event import (
     Usage,
 )
 
-DELTA_CHARACTERS = 32_768
-"""A longer piece of text is stored as several deltas: no frame shall pass the 128 KiB that old clients accept."""
+DELTA_CHARACTERS = 20_000
+"""A longer piece of text is stored as several deltas: no frame shall pass the 128 KiB that old clients accept, and a
+control character takes 6 bytes of JSON."""
 
 
 def message_id(run: str, step: int) -> str:
@@ -51,6 +52,7 @@ class Transcript:
         step: the number of the model's present message, from 1.
         size: characters of text, thinking, arguments and output so far.
         ready: the ids of the tool calls whose arguments are complete.
+        answered: whether a tool has reported since the model last spoke; what it says next is a new step.
     """
 
     def __init__(self) -> None:
@@ -61,6 +63,7 @@ class Transcript:
         self._lengths: list[int] = []
         self._calls: dict[str, int] = {}
         self.ready: set[str] = set()
+        self.answered = False
 
     def length(self, part: int) -> int:
         """Characters in ``part`` so far: where its next delta starts."""
@@ -75,12 +78,12 @@ class Transcript:
         return "".join(self._pieces[self._calls[id]])
 
     def apply(self, type: str, data: dict[str, Any]) -> None:
-        """Add one event of the run. Types that add nothing to the message are ignored."""
+        """Add one event of the run; once more does no harm. Types that add nothing to the message are ignored."""
         if type in ("text.delta", "thinking.delta"):
             if data["part"] == len(self.parts):
                 self._open({"type": type.partition(".")[0], "step": data["step"]})
             self._extend(data["part"], data["start"], data["text"])
-        elif type == "tool_call.started":
+        elif type == "tool_call.started" and data["id"] not in self._calls:
             self._calls[data["id"]] = data["part"]
             self._open({"type": "tool_call", "step": data["step"], "id": data["id"], "name": data["name"]})
         elif type == "tool_call.delta":
@@ -91,12 +94,15 @@ class Transcript:
             self._pieces[part], self._lengths[part] = [data["arguments"]], len(data["arguments"])
             self.ready.add(data["id"])
         elif type == "tool.completed":
-            part = self.parts[self._calls[data["id"]]]
-            part["success"], part["output"] = data["success"], data["output"]
-            self.size += len(data["output"]) if isinstance(data["output"], str) else 0
+            part, output = self.parts[self._calls[data["id"]]], data["output"]
+            if "success" not in part:
+                part["success"], part["output"] = data["success"], output
+                self.size += len(output) if isinstance(output, str) else len(msgspec.json.encode(output))
+                self.answered = True
 
     def _open(self, part: dict[str, Any]) -> None:
         self.step = part["step"]
+        self.answered = False
         self.parts.append(part)
         self._pieces.append([])
         self._lengths.append(0)
@@ -164,10 +170,10 @@ class Recorder:
         self._max_event_bytes = max_event_bytes
         self._max_run_characters = max_run_characters
         self._ids: dict[str, str] = {}  # the agent's id of a call -> its id in the log
-        self._answered = bool(self.transcript.parts)  # what the model says now is a new step: a tool has reported
-        if resumed and self.transcript.parts:
+        if resumed:
             self._ids = {part["id"]: part["id"] for part in self.transcript.parts if part["type"] == "tool_call"}
-            self._answered = "success" in self.transcript.parts[-1]
+        elif self.transcript.parts:
+            self.transcript.answered = True
 
     def record(self, item: object) -> list[Draft]:
         """The drafts that store ``item``; none for ``Usage``, ``Finish`` and empty text.
@@ -207,7 +213,7 @@ class Recorder:
         if item.id in self._ids:
             raise InvalidInput(f"Tool call {item.id!r} exists already in this run; each call needs its own id.")
         id = _storable(item.id)
-        if self.transcript.call(id) is not None:  # an earlier attempt made the same call
+        while self.transcript.call(id) is not None:  # an earlier attempt made the same call
             id = f"{id}~{part}"
         self._ids[item.id] = id
         about = {"part": part, "step": step, "id": id, "name": _storable(item.name)}
@@ -246,7 +252,6 @@ class Recorder:
         about = self._about(item.id)
         if "success" in self.transcript.parts[about["part"]]:
             raise InvalidInput(f"Tool call {item.id!r} has its result already.")
-        self._answered = True
         data = {
             "id": about["id"],
             "name": about["name"],
@@ -265,10 +270,7 @@ class Recorder:
         return []
 
     def _begin_step(self) -> int:
-        if self._answered:
-            self._answered = False
-            return self.transcript.step + 1
-        return self.transcript.step
+        return self.transcript.step + self.transcript.answered
 
     def _about(self, id: str) -> dict[str, Any]:
         """What the events of one call have in common, by the agent's id of it."""
@@ -358,8 +360,8 @@ def history(events: Iterable[Event]) -> list[Message]:
         if event.type == "message.created":
             messages.append(_question(event))
         elif event.type in TERMINAL:
-            for place, message in enumerate(messages):
-                if message.run == event.run:
+            for place in reversed(range(len(messages))):  # its question is among the last
+                if messages[place].run == event.run:
                     messages.insert(place + 1, _answer(event))
                     break
         elif event.type == "session.rewound":

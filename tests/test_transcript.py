@@ -1,0 +1,479 @@
+"""The fold and its way back: what an agent yields, recorded as events, folds to the same message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from legato.errors import InvalidInput, TooLarge
+from legato.event import (
+    DELTAS,
+    Draft,
+    Event,
+    Finish,
+    Text,
+    Thinking,
+    ToolArguments,
+    ToolCall,
+    ToolReady,
+    ToolResult,
+    ToolStarted,
+    Usage,
+)
+from legato.transcript import DELTA_CHARACTERS, Recorder, Transcript, fold, history, merge, message_id
+
+RUN = "s~r"
+
+
+def record(items: Sequence[object], recorder: Recorder | None = None) -> list[Draft]:
+    recorder = recorder or Recorder(RUN)
+    return [draft for item in items for draft in recorder.record(item)]
+
+
+def stored(drafts: Sequence[Draft], first: int = 1) -> list[Event]:
+    return [
+        Event(type=draft.type, data=draft.data, run=draft.run, offset=offset, at=float(offset))
+        for offset, draft in enumerate(drafts, first)
+    ]
+
+
+def folded(drafts: Sequence[Draft]) -> dict[str, Any]:
+    return fold(stored(drafts)).message(RUN)
+
+
+def parts_of(items: Sequence[object]) -> list[dict[str, Any]]:
+    return folded(record(items))["parts"]
+
+
+# Whatever an agent may say: calls are made, filled, run and answered in any interleaving that is legal.
+
+texts = st.text(st.characters(categories=("L", "N", "P", "Z", "S", "Cs", "Cc")), max_size=12)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> list[object]:
+    items: list[object] = []
+    streaming: list[str] = []
+    running: list[str] = []
+    for number in range(draw(st.integers(0, 24))):
+        kind = draw(st.integers(0, 9))
+        if kind <= 2:
+            items.append(draw(texts))
+        elif kind == 3:
+            items.append(Text(draw(texts)))
+        elif kind <= 5:
+            items.append(Thinking(draw(texts)))
+        elif kind == 6:
+            whole = draw(st.booleans())
+            items.append(ToolCall(f"c{number}", draw(texts), arguments=draw(texts) if whole else None))
+            (running if whole else streaming).append(f"c{number}")
+        elif kind == 7 and streaming:
+            items.append(ToolArguments(draw(st.sampled_from(streaming)), draw(texts)))
+        elif kind == 8 and streaming:
+            id = draw(st.sampled_from(streaming))
+            streaming.remove(id)
+            running.append(id)
+            items.append(draw(st.sampled_from([ToolReady(id), ToolStarted(id, "working")])))
+        elif kind == 9 and running:
+            id = draw(st.sampled_from(running))
+            running.remove(id)
+            output = draw(st.one_of(texts, st.integers(), st.none(), st.lists(st.booleans())))
+            items.append(ToolResult(id, output, success=draw(st.booleans())))
+    return items
+
+
+@given(answers())
+def test_the_fold_of_what_was_recorded_is_the_recorder_s_transcript(items: list[object]) -> None:
+    """Whoever reads the log sees the message that the writer had."""
+    recorder = Recorder(RUN)
+    events = stored(record(items, recorder))
+    assert recorder.transcript.message(RUN) == fold(events).message(RUN)
+    assert recorder.transcript.size == fold(events).size
+    assert recorder.transcript.answered == fold(events).answered
+
+
+@given(answers(), st.data())
+def test_applying_an_event_again_changes_nothing(items: list[object], data: st.DataObject) -> None:
+    """A reader that gets an event twice, or goes back some way and reads on, has the same message (R7)."""
+    events = stored(record(items))
+    once = fold(events)
+    twice = Transcript()
+    for place, event in enumerate(events):
+        twice.apply(event.type, event.data)
+        for again in events[data.draw(st.integers(0, place)) : place + 1]:
+            twice.apply(again.type, again.data)
+    assert once.message(RUN) == twice.message(RUN)
+    assert (once.size, once.answered, once.ready) == (twice.size, twice.answered, twice.ready)
+
+
+@given(answers())
+def test_merging_keeps_the_folded_message(items: list[object]) -> None:
+    """Fewer deltas, the same message; and what is merged is not merged further."""
+    drafts = record(items)
+    merged = merge(drafts)
+    assert folded(drafts) == folded(merged)
+    assert [d for d in drafts if d.type not in DELTAS] == [d for d in merged if d.type not in DELTAS]
+    assert merged == merge(merged)
+
+
+@given(answers())
+def test_every_delta_names_where_it_stands(items: list[object]) -> None:
+    """A delta's ``start`` is the number of characters of its part before it, and parts are numbered without a gap."""
+    lengths: list[int] = []
+    for draft in record(items):
+        part = draft.data.get("part")
+        if part == len(lengths):
+            lengths.append(0)
+        if draft.type in DELTAS:
+            assert lengths[part] == draft.data["start"]
+            lengths[part] += len(draft.data["arguments" if draft.type == "tool_call.delta" else "text"])
+        elif part is not None:
+            assert part < len(lengths)
+
+
+@given(answers(), st.data())
+def test_a_resumed_recorder_goes_on_as_if_nothing_had_happened(items: list[object], data: st.DataObject) -> None:
+    """Stopped after any item and resumed with the rest, the events are those of an uninterrupted run."""
+    stop = data.draw(st.integers(0, len(items)))
+    begun = record(items[:stop])
+    resumed = Recorder(RUN, earlier=fold(stored(begun)), resumed=True)
+    assert record(items) == begun + record(items[stop:], resumed)
+
+
+@given(answers(), answers())
+def test_a_retried_recorder_begins_a_new_step(first: list[object], second: list[object]) -> None:
+    """A further attempt adds parts of later steps and leaves those of the first as they were."""
+    begun = record(first)
+    recorder = Recorder(RUN, earlier=fold(stored(begun)))
+    drafts = record(second, recorder)
+    parts = recorder.transcript.message(RUN)["parts"]
+    before = folded(begun)["parts"]
+    assert before == parts[: len(before)]
+    assert len({part["id"] for part in parts if "id" in part}) == sum("id" in part for part in parts)
+    last = max((part["step"] for part in before), default=0)
+    assert all(draft.data["step"] > last for draft in drafts if "step" in draft.data)
+
+
+@given(answers())
+def test_what_is_recorded_can_be_stored_as_json(items: list[object]) -> None:
+    """Every draft survives JSON in UTF-8, lone surrogates in the agent's text included."""
+    for draft in record(items):
+        assert draft.data == msgspec.json.decode(msgspec.json.encode(draft.data))
+
+
+# Parts and steps ------------------------------------------------------------------------------------------------------
+
+
+def test_neighbouring_text_is_one_part() -> None:
+    """``str`` and ``Text`` are the same, and go on in the same part."""
+    assert parts_of(["Hel", Text("lo"), " you"]) == [{"type": "text", "step": 1, "text": "Hello you"}]
+
+
+def test_thinking_and_text_take_turns_in_parts_of_one_step() -> None:
+    """A change of kind begins a part, not a step."""
+    kinds = [(part["type"], part["step"]) for part in parts_of([Thinking("hm"), "a", Thinking("hm"), "b"])]
+    assert kinds == [("thinking", 1), ("text", 1), ("thinking", 1), ("text", 1)]
+
+
+def test_what_follows_a_tool_result_is_a_new_step() -> None:
+    """The model's next message begins after results, once, however many there were."""
+    items = ["a", ToolCall("1", "A", "{}"), ToolCall("2", "B", "{}"), ToolResult("2"), ToolResult("1"), "b", "c"]
+    assert [part["step"] for part in parts_of(items)] == [1, 1, 1, 2]
+
+
+def test_the_message_s_text_is_that_of_the_last_step_with_text() -> None:
+    """Text before a tool call belongs to an earlier message of the model."""
+    message = folded(record(["first", ToolCall("1", "A", "{}"), ToolResult("1"), "second"]))
+    assert message["text"] == "second"
+    assert message_id(RUN, 2) == message["id"]
+
+
+def test_text_of_one_step_can_be_asked_for() -> None:
+    """``text(step)`` is that step's alone, empty if it has none."""
+    transcript = fold(stored(record(["first", ToolCall("1", "A", "{}"), ToolResult("1"), "second"])))
+    assert [transcript.text(1), transcript.text(2), transcript.text(3)] == ["first", "second", ""]
+
+
+def test_an_empty_answer_has_an_empty_message() -> None:
+    """A run that says nothing still has a message."""
+    assert {"id": message_id(RUN, 1), "text": "", "parts": []} == folded(record(["", Text(""), Thinking("")]))
+
+
+def test_types_that_are_no_part_of_the_message_are_ignored() -> None:
+    """A transcript can be fed every event of its run."""
+    transcript = Transcript()
+    transcript.apply("permission.requested", {"id": "x"})
+    transcript.apply("run.started", {"agent": "a", "attempt": 1})
+    assert transcript.message(RUN)["parts"] == []
+
+
+# Tool calls -----------------------------------------------------------------------------------------------------------
+
+
+def types_of(items: Sequence[object]) -> list[str]:
+    return [draft.type for draft in record(items)]
+
+
+def test_a_call_with_arguments_is_complete_at_once() -> None:
+    """Whole arguments need no delta."""
+    assert types_of([ToolCall("1", "A", "{}")]) == ["tool_call.started", "tool_call.completed"]
+
+
+def test_a_streamed_call_is_completed_by_what_follows() -> None:
+    """Ready, started or a result: the first of them completes the arguments, once."""
+    begun = [ToolCall("1", "A"), ToolArguments("1", '{"a":'), ToolArguments("1", "1}")]
+    events = ["tool_call.started", "tool_call.delta", "tool_call.delta", "tool_call.completed"]
+    assert events == types_of([*begun, ToolReady("1")])
+    assert events == types_of([*begun, ToolReady("1"), ToolReady("1")])
+    assert [*events, "tool.started", "tool.completed"] == types_of([*begun, ToolStarted("1"), ToolResult("1")])
+    assert [*events, "tool.completed"] == types_of([*begun, ToolResult("1")])
+    completed = record([*begun, ToolReady("1")])[-1]
+    assert completed.data["arguments"] == '{"a":1}'
+
+
+def test_the_output_and_its_success_stand_in_the_part() -> None:
+    """A failed tool is part of the message, not an error of the run."""
+    part = parts_of([ToolCall("1", "A", "{}"), ToolResult("1", {"why": "not found"}, success=False)])[0]
+    assert (part["success"], part["output"]) == (False, {"why": "not found"})
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([ToolArguments("1", "x")], "There is no tool call '1'"),
+        ([ToolResult("1")], "There is no tool call '1'"),
+        ([ToolCall("1", "A"), ToolCall("1", "A")], "exists already"),
+        ([ToolCall("1", "A", "{}"), ToolArguments("1", "x")], "are complete"),
+        ([ToolCall("1", "A", "{}"), ToolResult("1"), ToolResult("1")], "has its result already"),
+        ([5], "this one yielded int"),
+        ([b"bytes"], "this one yielded bytes"),
+        ([Text(5)], "Expected text, got int"),  # type: ignore[arg-type]
+        ([ToolCall("1", "A", "{}"), ToolResult("1", object())], "must be made of JSON values"),
+        ([ToolCall("1", "A", "{}"), ToolResult("1", {1, 2, object()})], "must be made of JSON values"),
+    ],
+)
+def test_what_is_out_of_place_is_refused_with_what_was_expected(items: list[object], words: str) -> None:
+    """A mistake of an agent is told in words, and nothing of it is recorded."""
+    recorder = Recorder(RUN)
+    record(items[:-1], recorder)
+    before = recorder.transcript.message(RUN)
+    with pytest.raises(InvalidInput, match=words):
+        recorder.record(items[-1])
+    assert before == recorder.transcript.message(RUN)
+
+
+def test_a_retried_call_of_the_same_id_gets_another_in_the_log() -> None:
+    """Ids are unique in the run's log, and the agent goes on to use its own."""
+    first = record([ToolCall("1", "A", "{}"), ToolCall("1~2", "A", "{}")])
+    recorder = Recorder(RUN, earlier=fold(stored(first)))
+    drafts = record([ToolCall("1", "A"), ToolArguments("1", "{}"), ToolResult("1", "ok")], recorder)
+    ids = {draft.data["id"] for draft in drafts}
+    assert len(ids) == 1
+    assert ids.isdisjoint({"1", "1~2"})
+
+
+def test_a_resumed_call_keeps_its_id() -> None:
+    """An agent that goes on can give the result of a call that an earlier attempt made."""
+    first = record([ToolCall("1", "A", "{}")])
+    recorder = Recorder(RUN, earlier=fold(stored(first)), resumed=True)
+    assert [draft.data["id"] for draft in record([ToolResult("1", "ok")], recorder)] == ["1"]
+
+
+def test_a_resumed_agent_speaks_a_new_step_after_a_result() -> None:
+    """Also when the result that came last was of another call than the last."""
+    first = record([ToolCall("1", "A", "{}"), ToolCall("2", "B", "{}"), ToolResult("1")])
+    recorder = Recorder(RUN, earlier=fold(stored(first)), resumed=True)
+    assert [draft.data["step"] for draft in record(["on"], recorder)] == [2]
+
+
+# Usage and finish -----------------------------------------------------------------------------------------------------
+
+
+def test_usage_and_finish_make_no_events() -> None:
+    """They stand in the terminal event; the last one counts."""
+    recorder = Recorder(RUN)
+    assert record([Usage(input_tokens=1), Usage(input_tokens=2), Finish("length")], recorder) == []
+    assert (Usage(input_tokens=2), "length") == (recorder.usage, recorder.finish_reason)
+
+
+def test_without_a_finish_the_reason_is_stop() -> None:
+    """An answer that simply ends has stopped."""
+    assert Recorder(RUN).finish_reason == "stop"
+
+
+# Bounds ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("item", [Text, Thinking, str])
+def test_long_text_is_split(item: Any) -> None:
+    """One item beyond the bound becomes several deltas of one part."""
+    text = "é" * (2 * DELTA_CHARACTERS + 1)
+    drafts = record([item(text)])
+    assert [draft.data["start"] for draft in drafts] == [0, DELTA_CHARACTERS, 2 * DELTA_CHARACTERS]
+    assert text == folded(drafts)["parts"][0]["text"]
+
+
+def test_long_arguments_are_split() -> None:
+    """A long piece of arguments becomes several deltas, too."""
+    drafts = record([ToolCall("1", "A"), ToolArguments("1", "x" * (DELTA_CHARACTERS + 1))])
+    assert [draft.data["start"] for draft in drafts[1:]] == [0, DELTA_CHARACTERS]
+
+
+@pytest.mark.parametrize("character", ["\x01", "\u2028", "𝄞", '"', "x"])
+def test_no_delta_passes_128_kib_as_json(character: str) -> None:
+    """Old clients refuse longer frames; escapes count."""
+    for draft in record([character * (2 * DELTA_CHARACTERS)]):
+        assert len(msgspec.json.encode(draft.data)) < 131_072 - 512
+
+
+def test_merging_stops_at_the_bound() -> None:
+    """Joined deltas are no longer than a single one may be."""
+    drafts = record(["x" * (DELTA_CHARACTERS - 1), "y", "z"])
+    assert [len(draft.data["text"]) for draft in merge(drafts)] == [DELTA_CHARACTERS, 1]
+
+
+def test_merging_does_not_change_what_it_is_given() -> None:
+    """The drafts that came in are facts already."""
+    drafts = record(["a", "b"])
+    merge(drafts)
+    assert [draft.data["text"] for draft in drafts] == ["a", "b"]
+
+
+def test_an_event_that_cannot_be_split_is_bounded() -> None:
+    """A tool's output beyond the bound ends the run with a clear error."""
+    recorder = Recorder(RUN, max_event_bytes=1000)
+    record([ToolCall("1", "A", "{}")], recorder)
+    with pytest.raises(TooLarge, match="limit of 1000"):
+        recorder.record(ToolResult("1", "x" * 1000))
+
+
+@pytest.mark.parametrize("output", ["x" * 60, ["x" * 60]])
+def test_the_whole_message_is_bounded(output: object) -> None:
+    """Text, arguments and outputs of any kind count."""
+    recorder = Recorder(RUN, max_run_characters=100)
+    record([ToolCall("1", "A", "{}"), ToolResult("1", output)], recorder)
+    with pytest.raises(TooLarge, match="100 characters"):
+        recorder.record("y" * 60)
+
+
+# Surrogates -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(st.characters(categories=("Cs", "L", "So")), max_size=20))
+def test_lone_surrogates_are_replaced_and_nothing_else(text: str) -> None:
+    """Half a pair becomes one U+FFFD; two halves in one text become their character; the rest stays."""
+    joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    expected = "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in joined)
+    assert expected == "".join(draft.data["text"] for draft in record([text]))
+
+
+def test_surrogates_are_replaced_everywhere() -> None:
+    """Names, arguments, progress, output and reasons as well."""
+    recorder = Recorder(RUN)
+    items = [
+        ToolCall("\ud800", "\ud800", "\ud800"),
+        ToolStarted("\ud800", "\ud800"),
+        ToolResult("\ud800", "\ud800", progress="\ud800"),
+        Finish("\ud800"),
+    ]
+    for draft in record(items, recorder):
+        assert "\ufffd" in msgspec.json.encode(draft.data).decode()
+    assert recorder.finish_reason == "\ufffd"
+
+
+def test_a_byte_order_mark_is_text() -> None:
+    """The way through UTF-16 takes no character with it."""
+    assert folded(record(["\ufeffé"]))["text"] == "\ufeffé"
+
+
+# History --------------------------------------------------------------------------------------------------------------
+
+
+def question(run: str | None, text: str, role: str = "user") -> Draft:
+    return Draft(type="message.created", data={"id": f"{text}~u", "role": role, "text": text}, run=run)
+
+
+def answer(run: str, text: str, type: str = "run.completed") -> Draft:
+    field = "message" if type == "run.completed" else "partial"
+    said = {"id": f"{run}~a1", "text": text, "parts": [{"type": "text", "step": 1, "text": text}]}
+    return Draft(type=type, data={field: said, "usage": {"input_tokens": 3}}, run=run)
+
+
+def conversation(*drafts: Draft) -> list[str]:
+    return [message.text for message in history(stored(drafts))]
+
+
+def test_history_is_questions_and_answers() -> None:
+    """Whole messages in order, with what goes with them."""
+    asked, answered = history(stored([question("r1", "q1"), answer("r1", "a1")], first=5))
+    assert (asked.role, asked.text, asked.run, asked.offset) == ("user", "q1", "r1", 5)
+    assert (
+        answered.role,
+        answered.text,
+        answered.run,
+        answered.offset,
+        answered.status,
+    ) == ("assistant", "a1", "r1", 6, "completed")
+    assert answered.usage == {"input_tokens": 3}
+
+
+def test_an_answer_stands_after_its_own_question() -> None:
+    """Questions that were already waiting come after it."""
+    waiting = [question("r1", "q1"), question("r2", "q2"), question("r3", "q3")]
+    assert conversation(*waiting, answer("r1", "a1")) == ["q1", "a1", "q2", "q3"]
+    assert conversation(*waiting, answer("r1", "a1"), answer("r2", "a2")) == ["q1", "a1", "q2", "a2", "q3"]
+
+
+@pytest.mark.parametrize(("type", "status"), [("run.failed", "failed"), ("run.cancelled", "cancelled")])
+def test_what_was_said_before_a_run_failed_or_was_cancelled_is_kept(type: str, status: str) -> None:
+    """The partial answer is part of the conversation, with its status."""
+    message = history(stored([question("r1", "q1"), answer("r1", "half", type)]))[1]
+    assert ("half", status) == (message.text, message.status)
+
+
+def test_a_rewind_takes_back_what_came_after() -> None:
+    """History keeps the named message and what is before it, and goes on from there."""
+    rewind = Draft(type="session.rewound", data={"to": "r1~a1"})
+    turns = [question("r1", "q1"), answer("r1", "a1"), question("r2", "q2"), answer("r2", "a2")]
+    assert conversation(*turns, rewind) == ["q1", "a1"]
+    assert conversation(*turns, rewind, question("r3", "q3"), answer("r3", "a3")) == ["q1", "a1", "q3", "a3"]
+
+
+def test_an_answer_to_a_question_that_was_taken_back_is_left_out() -> None:
+    """A run that ends after the rewind does not come back into the conversation."""
+    rewind = Draft(type="session.rewound", data={"to": "r1~a1"})
+    assert conversation(question("r1", "q1"), answer("r1", "a1"), question("r2", "q2"), rewind, answer("r2", "a2")) == [
+        "q1",
+        "a1",
+    ]
+
+
+def test_a_rewind_to_an_unknown_message_changes_nothing() -> None:
+    """Nothing is taken back by mistake."""
+    rewind = Draft(type="session.rewound", data={"to": "nowhere"})
+    assert conversation(question("r1", "q1"), answer("r1", "a1"), rewind) == ["q1", "a1"]
+
+
+def test_copied_messages_of_a_fork_are_history() -> None:
+    """A fork's messages have no run, and assistants' keep their role and parts."""
+    parts = [{"type": "text", "step": 1, "text": "a1"}]
+    copied = Draft(type="message.created", data={"id": "a", "role": "assistant", "text": "a1", "parts": parts})
+    messages = history(stored([question(None, "q1"), copied, question("r2", "q2"), answer("r2", "a2")]))
+    assert [(message.role, message.text) for message in messages] == [
+        ("user", "q1"),
+        ("assistant", "a1"),
+        ("user", "q2"),
+        ("assistant", "a2"),
+    ]
+    assert parts == messages[1].parts
+
+
+def test_other_events_are_no_part_of_history() -> None:
+    """Deltas and the like may be there or not; the messages are the same."""
+    drafts = record(["a", "1"])
+    assert conversation(question("r1", "q1"), *drafts, answer("r1", "a1")) == ["q1", "a1"]
