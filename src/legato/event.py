@@ -79,7 +79,7 @@ EVENTS: dict[str, str] = {
     "permission.requested": "id, tool, description, action, path?, params?, expires_at?",
     "permission.resolved": "id, granted, by (user | timeout | run_ended)",
     "notification.created": "id, kind, title, message, response, choices?, timeout (s), created_at",
-    "notification.resolved": "id, response?, value?, by (user | timeout)",
+    "notification.resolved": "id, run (that asked; it may have ended), response?, value?, by (user | timeout)",
     "run.cancel_requested": "reason?",
     "run.completed": "message (whole), usage?, finish_reason",
     "run.failed": "code, message, partial (the whole message as far as it came), usage?, detail?",

@@ -32,11 +32,13 @@ class Profile(msgspec.Struct, frozen=True):
         name: the same name, the same bytes; readers of one profile share them.
         events: the names that may be sent.
         answer_at_once: whether a sent message is answered with 202 at once, or with 200 when the turn is over.
+        session_ids: whether every event must name its session.
     """
 
     name: str
     events: frozenset[str]
     answer_at_once: bool = True
+    session_ids: bool = False
 
 
 _ALWAYS = ("connected", "heartbeat", "thinking", "content", "tool_execution_start", "tool_execution_complete",
@@ -70,6 +72,7 @@ _NAMES: dict[str, dict[str, tuple[Version, Version]]] = {
     },
 }
 _AT_ONCE: dict[str, Version] = {"python": (0, 6, 5), "typescript": (0, 7, 4)}
+_SESSION_IDS = {("typescript", (0, 7, 7))}  # this one release demands sessionId where no other has it
 
 LEGATO = Profile(
     name="legato",
@@ -101,14 +104,12 @@ def profile(client: str) -> Profile:
     version: Version = (int(numbers[0]), int(numbers[1]), int(numbers[2]))
     known = {name for name, (since, before) in _NAMES[language].items() if since <= version < before}
     events = frozenset((*_ALWAYS, *known))
-    at_once = version >= _AT_ONCE[language]
+    made = Profile(client, events, version >= _AT_ONCE[language], (language, version) in _SESSION_IDS)
     for other in _profiles.values():  # versions that understand the same share one profile, and so their bytes
-        if other.events == events and other.answer_at_once == at_once:
+        if msgspec.structs.replace(made, name=other.name) == other:
             return other
-    if len(_profiles) < 64:
-        _profiles[client] = Profile(name=client, events=events, answer_at_once=at_once)
-        return _profiles[client]
-    return Profile(name=client, events=events, answer_at_once=at_once)
+    _profiles[client] = made  # there are no more of them than rows in the tables above, whatever clients ask for
+    return made
 
 
 def negotiate(user_agent: str, override: str | None, default: Profile) -> Profile:
@@ -204,6 +205,8 @@ def messages(event: Event, session: str, profile: Profile) -> list[sse.Message]:
     """The fold: what ``event`` is on this wire, nothing or one message."""
     for name, data in _ENCODERS[event.type](event, session):
         if name in profile.events:
+            if profile.session_ids:
+                data = {"sessionId": session, **data}
             text = msgspec.json.encode({"type": name, **data}).decode()
             return [sse.Message(data=text, event=name, id=str(event.offset))]
     return []
@@ -272,14 +275,14 @@ def _call_completed(event: Event, session: str) -> list[Named]:
 
 def _tool_started(event: Event, session: str) -> list[Named]:
     data = event.data
-    about = {"toolCallId": data["id"], "toolName": data["name"], "progress": data["progress"]}
+    about = {"toolCallId": data["id"], "toolName": data["name"], "progress": data["progress"], "runId": event.run}
     return [("tool_execution_start", about)]
 
 
 def _tool_completed(event: Event, session: str) -> list[Named]:
     data = event.data
     about = {"toolCallId": data["id"], "toolName": data["name"], "progress": data["progress"]}
-    return [("tool_execution_complete", {**about, "success": data["success"], "output": data["output"]})]
+    return [("tool_execution_complete", {**about, "success": data["success"], **_present(output=data["output"])})]
 
 
 def _permission(event: Event, session: str) -> list[Named]:
@@ -307,8 +310,8 @@ def _notification(event: Event, session: str) -> list[Named]:
 
 def _notification_resolved(event: Event, session: str) -> list[Named]:
     data = event.data
-    about = _present(id=data["id"], by=data["by"], responseType=data.get("response"), value=data.get("value"))
-    return [("notification_resolved", about)]
+    given = _present(runId=data.get("run"), responseType=data.get("response"), value=data.get("value"))
+    return [("notification_resolved", {"id": data["id"], "by": data["by"], **given})]
 
 
 def _complete(event: Event, session: str) -> list[Named]:

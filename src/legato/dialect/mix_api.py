@@ -21,7 +21,8 @@ from ..transcript import history
 
 Text = Annotated[str, Meta(max_length=1_000_000)]
 Title = Annotated[str, Meta(max_length=1_000)]
-SessionId = Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,128}$")]
+# Without a dot in front, since clients resolve "/api/sessions/.." before they send it.
+SessionId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
 
 
 class _Wire(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
@@ -111,6 +112,13 @@ class Fork(_Wire):
 
     message_index: Annotated[int, Meta(ge=0)]
     title: Title = "Forked Session"
+    id: SessionId | None = None
+
+
+class Cancel(_Wire):
+    """What to stop: one run, or without it all that is running or waiting in the session."""
+
+    run_id: str | None = None
 
 
 class Respond(_Wire):

@@ -12,7 +12,7 @@ import random
 import re
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -241,16 +241,23 @@ class Legato:
         await send({"type": "lifespan.shutdown.complete"})
 
     def _build(self, operations: Sequence[Operation]) -> ASGIApp:
-        routes: list[BaseRoute] = [Route("/stream", _Endpoint(self._stream), methods=None)]
-        routes += [Route(o.path, self._endpoint(o), methods=[o.method], name=o.id) for o in operations]
+        routes: list[BaseRoute] = [Route(o.path, self._endpoint(o), methods=[o.method], name=o.id) for o in operations]
         if self._page:
             routes += self._pages(operations)
         inner = Starlette(
             routes=routes,
             exception_handlers={LegatoError: _on_error, HTTPException: _on_http_error, Exception: _on_crash},
         )
+
+        async def route(scope: Scope, receive: Receive, send: Send) -> None:
+            # Streams go past the router: each of its layers would cost a call for every event of every reader.
+            if _path_within(scope) == "/stream":
+                await self._stream(scope, receive, send)
+            else:
+                await inner(scope, receive, send)
+
         return CORSMiddleware(
-            _Guard(inner, self._cors, self._hosts),
+            _Guard(route, self._cors, self._hosts),
             allow_origins=self._cors,
             allow_origin_regex=LOCAL_ORIGINS,
             allow_methods=["GET", "POST", "DELETE"],
@@ -284,10 +291,33 @@ class Legato:
         ]
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] not in ("GET", "HEAD"):
-            raise HTTPException(405, headers={"allow": "GET, HEAD"})
         headers = Headers(scope=scope)
         query = dict(parse_qsl(scope["query_string"].decode("ascii", "replace"), keep_blank_values=True))
+        http = HTTPRequest(scope)
+        try:
+            if scope["method"] not in ("GET", "HEAD"):
+                raise HTTPException(405, headers={"allow": "GET, HEAD"})
+            pump, first, head = await self._open_stream(query, headers)
+        except HTTPException as exc:
+            await (await _on_http_error(http, exc))(scope, receive, send)
+            return
+        except LegatoError as exc:
+            await (await _on_error(http, exc))(scope, receive, send)
+            return
+        except Exception as exc:
+            await (await _on_crash(http, exc))(scope, receive, send)
+            raise  # for the server's log
+        self.streams.add(pump)
+        try:
+            if scope["method"] == "HEAD":
+                pump.end()
+            await pump.run(first, head, receive, send)
+        finally:
+            self.streams.remove(pump)
+
+    async def _open_stream(
+        self, query: Mapping[str, str], headers: Headers
+    ) -> tuple[Pump, bytes, list[tuple[bytes, bytes]]]:
         opening = mix.open_stream(query, headers.get("last-event-id"))
         profile = mix.negotiate(headers.get("user-agent", ""), query.get("client"), self._default)
         store, session = self.store, opening.session
@@ -305,23 +335,13 @@ class Legato:
         # A delay of its own for each reader, so that after a restart they do not all come back at once.
         retry = random.randint(1000, 3000)  # noqa: S311
         first = mix.connected(session, after, exact=exact, info=info, retry=retry)
-        self.streams.add(pump)
-        try:
-            if scope["method"] == "HEAD":
-                pump.end()
-            await pump.run(first, [(b"legato-cursor", b"exact" if exact else b"reset")], receive, send)
-        finally:
-            self.streams.remove(pump)
+        return pump, first, [(b"legato-cursor", b"exact" if exact else b"reset")]
 
 
-class _Endpoint:
-    """A plain ASGI callable that Starlette's ``Route`` takes as it is."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+def _path_within(scope: Scope) -> str:
+    """The path within this application, also where it is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 class _Guard:
@@ -348,7 +368,8 @@ class _Guard:
         origin = headers.get("origin")
         if origin is None or "*" in self._origins or origin in self._origins or re.fullmatch(LOCAL_ORIGINS, origin):
             return None
-        if re.sub(r"^https?://", "", origin.lower()) in (host, headers.get("x-forwarded-host", "").lower()):
+        own = {host, headers.get("x-forwarded-host", "").lower()} - {""}
+        if re.sub(r"^https?://", "", origin.lower()) in own:
             return None
         return error_answer(
             403,

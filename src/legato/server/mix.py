@@ -27,7 +27,7 @@ SUMMARIES = 10_000
 """Session summaries kept; each is made anew when its log has grown."""
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-_SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+_SESSION_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
 class MixRoutes:
@@ -50,7 +50,7 @@ class MixRoutes:
         """Begin a session."""
         body = await request.body(mix_api.CreateSession)
         self._runner.check_agent(body.agent)
-        session = body.id or f"s_{secrets.token_urlsafe(16)}"
+        session = _new_session(body.id)
         await self._store.append(session, [mix_api.created(body)])
         return Answer(201, await self._summary(session), {"location": f"/api/sessions/{session}"})
 
@@ -88,7 +88,7 @@ class MixRoutes:
         """Begin a session with a copy of another's first messages."""
         source = await self._store.info(_session(request))
         body = await request.body(mix_api.Fork)
-        session = f"s_{secrets.token_urlsafe(16)}"
+        session = _new_session(body.id)
         await self._store.append(session, mix_api.forked(body, source, await self._messages(source.session)))
         return Answer(201, await self._summary(session))
 
@@ -141,11 +141,12 @@ class MixRoutes:
         """Store a message and have it answered; old clients are answered when the turn is over."""
         session = _session(request)
         await self._store.info(session)
+        profile = self._profile(request)  # before anything is stored: a bad ``client`` is 400
         raw = await request.body(dict[str, Any])
         body = _convert(raw, mix_api.SendMessage)
         metadata = {name: value for name, value in raw.items() if name not in ("text", "agent")}
         sent = await self._send(request, session, body.text, body.agent, metadata)
-        if self._profile(request).answer_at_once:
+        if profile.answer_at_once:
             return Answer(202, mix_api.Processing(status="processing", **_fields(sent)), _repeated(sent))
         return Answer(200, await self._answered(sent), _repeated(sent))
 
@@ -175,7 +176,7 @@ class MixRoutes:
         return Answer(200, [mix_api.backend_message(session, m) for m in await self._messages(session)])
 
     async def history(self, request: Request) -> Answer:
-        """Users' messages of all sessions, newest first."""
+        """Messages of all sessions, newest first."""
         limit = request.number("limit", default=50, least=1, most=1000)
         skip = request.number("offset", default=0, least=0, most=100_000)
         newest: list[tuple[Message, str]] = []
@@ -187,7 +188,7 @@ class MixRoutes:
                 if len(newest) >= skip + limit and newest[skip + limit - 1][0].at >= info.updated_at:
                     infos = []
                     break
-                mine = [(m, info.session) for m in await self._messages(info.session) if m.role == "user"]
+                mine = [(message, info.session) for message in await self._messages(info.session)]
                 newest = sorted([*newest, *mine], key=lambda pair: pair[0].at, reverse=True)[: skip + limit]
             if not infos:
                 break
@@ -195,8 +196,10 @@ class MixRoutes:
         return Answer(200, [mix_api.backend_message(session, m) for m, session in newest[skip : skip + limit]])
 
     async def cancel(self, request: Request) -> Answer:
-        """Ask whatever runs or waits in the session to stop."""
-        return Answer(200, mix_api.Cancelled(cancelled=bool(await self._runner.cancel(_session(request)))))
+        """Ask one run, or all that is running or waiting in the session, to stop. The body may be left out."""
+        session = _session(request)
+        body = await request.body(mix_api.Cancel, default=mix_api.Cancel())
+        return Answer(200, mix_api.Cancelled(cancelled=bool(await self._runner.cancel(session, body.run_id))))
 
     # Questions --------------------------------------------------------------------------------------------------------
 
@@ -279,11 +282,12 @@ class MixRoutes:
             Operation("listMessages", "GET", "/api/sessions/{id}/messages", "messages", "List a session's messages",
                       self.messages, {200: list[mix_api.BackendMessage]}, params=[session], errors=errors),
             Operation("messageHistory", "GET", "/api/messages/history", "messages",
-                      "Users' messages of all sessions, newest first", self.history,
+                      "Messages of all sessions, newest first", self.history,
                       {200: list[mix_api.BackendMessage]},
                       params=[_limit(1000), Param("offset", "query", "How many to skip.", _INTEGER)]),
             Operation("cancelSession", "POST", "/api/sessions/{id}/cancel", "sessions", "Stop what runs",
-                      self.cancel, {200: mix_api.Cancelled}, params=[session], errors=errors),
+                      self.cancel, {200: mix_api.Cancelled}, params=[session], body=mix_api.Cancel,
+                      body_required=False, errors=errors),
             Operation("grantPermission", "POST", "/api/permissions/{id}/grant", "permissions", "Grant a permission",
                       self.grant, {200: mix_api.Granted}, params=[_ask("permission")], errors=errors),
             Operation("denyPermission", "POST", "/api/permissions/{id}/deny", "permissions", "Deny a permission",
@@ -323,6 +327,14 @@ def _session(request: Request) -> str:
     if _SESSION_ID.fullmatch(session) is None:
         raise SessionNotFound(session)
     return session
+
+
+def _new_session(id: str | None) -> str:
+    if id is None:
+        return f"s_{secrets.token_urlsafe(16)}"
+    if _SESSION_ID.fullmatch(id) is None:  # the body's type has checked it, but for an LF at the end
+        raise InvalidInput("id is 1 to 128 of A-Z a-z 0-9 . _ - and does not begin with a dot.")
+    return id
 
 
 def _convert(raw: dict[str, Any], type: Any) -> Any:

@@ -67,7 +67,7 @@ def _operation(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
         described["description"] = doc
     if operation.body is not None:
         body = {"schema": by_type[repr(operation.body)]}
-        described["requestBody"] = {"required": True, "content": {"application/json": body}}
+        described["requestBody"] = {"required": operation.body_required, "content": {"application/json": body}}
     for status in sorted({400, 413, 500, *operation.errors, *([503] if operation.body is not None else [])}):
         described["responses"].setdefault(str(status), _error(status))
     return described

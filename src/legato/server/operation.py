@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
@@ -51,14 +52,16 @@ class Request:
         self._http = http
         self._max_body = max_body
 
-    async def body(self, type: type[T]) -> T:
-        """The JSON body, checked.
+    async def body(self, type: type[T], *, default: T | None = None) -> T:
+        """The JSON body, checked; ``default`` when there is none.
 
         Raises:
             TooLarge: over the bound; the rest is not read.
             InvalidInput: not JSON, or not of the type; the text names the place.
         """
         raw = await self.raw_body()
+        if not raw and default is not None:
+            return default
         try:
             return msgspec.json.decode(raw, type=type)
         except msgspec.ValidationError as exc:
@@ -70,11 +73,14 @@ class Request:
         """The body's bytes, up to the bound."""
         chunks: list[bytes] = []
         size = 0
-        async for chunk in self._http.stream():
-            size += len(chunk)
-            if size > self._max_body:
-                raise TooLarge(f"A body may have {self._max_body} bytes.", limit=self._max_body)
-            chunks.append(chunk)
+        try:
+            async for chunk in self._http.stream():
+                size += len(chunk)
+                if size > self._max_body:
+                    raise TooLarge(f"A body may have {self._max_body} bytes.", limit=self._max_body)
+                chunks.append(chunk)
+        except ClientDisconnect:
+            raise InvalidInput("The connection ended in the middle of the body.") from None
         return b"".join(chunks)
 
     def number(self, name: str, *, default: int, least: int, most: int) -> int:
@@ -99,6 +105,7 @@ class Operation(msgspec.Struct, frozen=True):
 
     Attributes:
         answers: by status, the type of the body, or None for an empty one.
+        body_required: whether a request without a body is refused.
         errors: the statuses at which an ``ErrorResponse`` can come, besides 400, 413, 500 and 503.
     """
 
@@ -111,6 +118,7 @@ class Operation(msgspec.Struct, frozen=True):
     answers: dict[int, Any]
     params: Sequence[Param] = ()
     body: Any = None
+    body_required: bool = True
     errors: tuple[int, ...] = ()
     description: str = ""
 

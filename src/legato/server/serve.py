@@ -11,6 +11,7 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -50,16 +51,26 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: Legato) -> None:
+    def __init__(self, config: uvicorn.Config, app: Legato, on_ready: Callable[[], object]) -> None:
         super().__init__(config)
         self._legato = app
+        self._on_ready = on_ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
         self._stopping = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        # Not left to uvicorn's lifespan, which would log the error and tell nobody.
+        await self._legato.start()
         await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if not self.force_exit:
+            await self._legato.stop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._stopping or self._loop is None or not self.started:
@@ -85,16 +96,25 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
 
-def serve(app: Legato, listener: socket.socket, *, log_level: str = "warning") -> None:
+def serve(
+    app: Legato, listener: socket.socket, *, log_level: str = "warning", on_ready: Callable[[], object] = lambda: None
+) -> None:
     """Serve ``app`` on ``listener`` until the process is told to stop.
 
+    Args:
+        app: started and stopped here.
+        listener: from ``listen``.
+        log_level: of uvicorn; its records go to the program's own logging.
+        on_ready: called once, when the application has started and requests are taken.
+
     Raises:
-        LegatoError: the application could not start; uvicorn has logged why.
+        LegatoError: the application could not start.
     """
     config = uvicorn.Config(
         app,
-        lifespan="on",
+        lifespan="off",
         ws="none",
+        log_config=None,
         log_level=log_level,
         access_log=False,
         server_header=False,
@@ -102,7 +122,7 @@ def serve(app: Legato, listener: socket.socket, *, log_level: str = "warning") -
         timeout_graceful_shutdown=5,
     )
     app.drain_on_signal = False  # handle_exit does it, and lets the readers see their runs end first
-    server = _Server(config, app)
+    server = _Server(config, app, on_ready)
     server.run(sockets=[listener])
     if not server.started:
         raise LegatoError("The server could not start.")

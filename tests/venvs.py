@@ -1,0 +1,103 @@
+"""Cached virtual environments for software that the tests run against but this project must not depend on.
+
+Each stands in ``.cache/venvs/NAME`` with exactly the requirements asked for. A marker file is written last, so what an
+interrupted run left behind is made anew, and a lock file lets test processes that run side by side wait for each
+other. ``python tests/venvs.py`` makes all of them beforehand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+try:
+    import fcntl
+except ImportError:  # Windows: two test processes at once may then build the same environment
+    fcntl = None  # type: ignore[assignment]
+
+CACHE = Path(__file__).parents[1] / ".cache" / "venvs"
+MIX_VERSIONS = ("0.8.1", "0.7.3", "0.6.4", "0.5.7")
+# Seconds; a cold download of one SDK takes about ten.
+PATIENCE = 300
+
+
+def mix_python(version: str) -> Path:
+    """The Python of an environment that holds ``mix-python-sdk`` of this version; skips the test without one."""
+    return python_with(f"mix-{version}", f"mix-python-sdk=={version}")
+
+
+def python_with(name: str, *requirements: str) -> Path:
+    """The Python of the environment ``name`` with ``requirements``; skips the test when it cannot be made."""
+    python, trouble = _environment(name, requirements)
+    if trouble:
+        pytest.skip(
+            f"{' '.join(requirements)} is not installed and could not be: {trouble}. "
+            "Run `python tests/venvs.py` once where a Python package index can be reached."
+        )
+    return python
+
+
+@functools.cache  # a failure too: one slow attempt per test run, not one per test
+def _environment(name: str, requirements: tuple[str, ...]) -> tuple[Path, str]:
+    folder = CACHE / name
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    marker = folder / "requirements.installed"
+    wanted = "\n".join((sys.version, *requirements))
+    with _lock(name):
+        if python.exists() and marker.exists() and marker.read_text() == wanted:
+            return python, ""
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            for command in _commands(folder, python, requirements):
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
+        except subprocess.CalledProcessError as error:
+            # One line, though uv wraps its sentences.
+            return python, " ".join(error.stderr.split())[:400].rstrip(".") or "no reason given"
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return python, str(error)
+        marker.write_text(wanted)
+    return python, ""
+
+
+def _commands(folder: Path, python: Path, requirements: tuple[str, ...]) -> list[list[str]]:
+    uv = _uv()
+    if uv:
+        return [
+            [*uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
+            [*uv, "pip", "install", "--quiet", "--python", str(python), *requirements],
+        ]
+    return [
+        [sys.executable, "-m", "venv", str(folder)],
+        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
+    ]
+
+
+def _uv() -> list[str]:
+    for command in ([sys.executable, "-m", "uv"], ["uv"]):
+        with contextlib.suppress(OSError):
+            if subprocess.run([*command, "--version"], check=False, capture_output=True).returncode == 0:
+                return command
+    return []
+
+
+@contextlib.contextmanager
+def _lock(name: str) -> Iterator[None]:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"{name}.lock", "w") as file:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    for each in MIX_VERSIONS:
+        where, why = _environment(f"mix-{each}", (f"mix-python-sdk=={each}",))
+        print(f"mix-python-sdk {each}: {why or where}")
