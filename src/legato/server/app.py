@@ -98,12 +98,13 @@ class Legato:
         self.grace = grace
         self.drain_on_signal = True
         """Whether SIGTERM and SIGINT end the streams; the server that runs the application may do it itself."""
-        self._store_or_url = store
+        self.source = store
+        """The store, or its URL; may be changed until ``start``, as ``hosts`` and ``grace`` may."""
         self._limits = limits or Limits()
         self._heartbeat = heartbeat
         self._default = mix.profile(client)
         self._cors = tuple(cors or ())
-        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+        self.hosts = hosts
         self._max_body = max_body
         self._page = page
         self._store: Store | None = None
@@ -164,7 +165,7 @@ class Legato:
             return
         if not self.agents:
             raise InvalidInput("Legato needs an agent: decorate a function with @app.agent.")
-        store = open_store(self._store_or_url) if isinstance(self._store_or_url, str) else self._store_or_url
+        store = open_store(self.source) if isinstance(self.source, str) else self.source
         await store.open()
         self._store = store
         self._runner = Runner(store, self.agents, limits=self._limits)
@@ -241,7 +242,11 @@ class Legato:
         await send({"type": "lifespan.shutdown.complete"})
 
     def _build(self, operations: Sequence[Operation]) -> ASGIApp:
-        routes: list[BaseRoute] = [Route(o.path, self._endpoint(o), methods=[o.method], name=o.id) for o in operations]
+        # One route for each path, so that a 405 names all of its methods.
+        by_path: dict[str, dict[str, Operation]] = {}
+        for operation in operations:
+            by_path.setdefault(operation.path, {})[operation.method] = operation
+        routes: list[BaseRoute] = [Route(path, self._endpoint(o), methods=list(o)) for path, o in by_path.items()]
         if self._page:
             routes += self._pages(operations)
         inner = Starlette(
@@ -257,7 +262,7 @@ class Legato:
                 await inner(scope, receive, send)
 
         return CORSMiddleware(
-            _Guard(route, self._cors, self._hosts),
+            _Guard(route, self._cors, self.hosts),
             allow_origins=self._cors,
             allow_origin_regex=LOCAL_ORIGINS,
             allow_methods=["GET", "POST", "DELETE"],
@@ -265,8 +270,9 @@ class Legato:
             expose_headers=["Legato-Cursor", "Legato-Repeated", "Retry-After", "Location"],
         )
 
-    def _endpoint(self, operation: Operation) -> Callable[[HTTPRequest], Any]:
+    def _endpoint(self, operations: Mapping[str, Operation]) -> Callable[[HTTPRequest], Any]:
         async def endpoint(http: HTTPRequest) -> Response:
+            operation = operations["GET" if http.method == "HEAD" else http.method]
             return respond(await operation.handler(Request(http, self._max_body)))
 
         return endpoint
@@ -347,10 +353,10 @@ def _path_within(scope: Scope) -> str:
 class _Guard:
     """Refuses what a foreign page or a rebound name sends: checks Host and Origin of every request."""
 
-    def __init__(self, app: ASGIApp, origins: Sequence[str], hosts: frozenset[str] | None) -> None:
+    def __init__(self, app: ASGIApp, origins: Sequence[str], hosts: Sequence[str] | None) -> None:
         self._app = app
         self._origins = frozenset(origins)
-        self._hosts = hosts
+        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(Headers(scope=scope))
@@ -363,7 +369,7 @@ class _Guard:
         host = headers.get("host", "").lower()
         if self._hosts is not None and re.sub(r":\d+$", "", host) not in self._hosts:
             return error_answer(
-                421, mix_api.error_response(421, f"This server is not {host[:200]!r}; see --host.", "host_not_allowed")
+                421, mix_api.error_response(421, f"This server is not {host[:200]!r}; see --allow-host.", "host_not_allowed")
             )
         origin = headers.get("origin")
         if origin is None or "*" in self._origins or origin in self._origins or re.fullmatch(LOCAL_ORIGINS, origin):

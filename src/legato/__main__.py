@@ -1,0 +1,7 @@
+"""``python -m legato``: the same as the ``legato`` command."""
+
+from __future__ import annotations
+
+from .cli import main
+
+main()

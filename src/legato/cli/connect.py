@@ -1,0 +1,88 @@
+"""What the commands that talk to a server share: the options, the client, and words for what goes wrong."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InvalidInput, LegatoError
+from .failure import INTERRUPTED, Failure, Misuse
+
+if TYPE_CHECKING:
+    from ..client import Client, ClientError
+
+DEFAULT_URL = "http://localhost:8088"
+
+url_option = click.option(
+    "--url", default=DEFAULT_URL, show_default=True, envvar="LEGATO_URL", show_envvar=True, help="The server."
+)
+agent_option = click.option("--agent", metavar="NAME", help="Which of the server's agents answers.")
+
+
+@contextmanager
+def connected(url: str, *, give_up_after: float | None = 600.0) -> Iterator[Client]:
+    """A client of the server at ``url``, which has been found to be there.
+
+    Args:
+        url: its address.
+        give_up_after: seconds without a server after which a stream ends; None goes on for ever.
+
+    Raises:
+        Failure: there is none, now or later.
+    """
+    from ..client import Client, ReconnectBackoff
+
+    # A repeated request is told of in a log record; on a terminal that would stand in the middle of an answer.
+    logging.getLogger("stamina").setLevel(logging.ERROR)
+    try:
+        # One person at one terminal is no crowd, so the waits need not grow to half a minute.
+        with Client(url, reconnect_backoff=ReconnectBackoff(cap=5.0, give_up_after=give_up_after)) as client:
+            client.system.get_health(retries=None)
+            yield client
+    except LegatoError as exc:
+        raise explained(exc, url) from exc
+
+
+def explained(error: LegatoError, url: str) -> Failure:
+    """The failure that tells a person what to do about ``error``."""
+    from ..client import APIError, ConnectionFailed, ErrorResponse, ResponseInvalid
+
+    if isinstance(error, ConnectionFailed):
+        return Failure(f"no server at {url}; start one with `legato serve`, or name another with --url")
+    if isinstance(error, ResponseInvalid) or (isinstance(error, APIError) and not isinstance(error, ErrorResponse)):
+        return Failure(f"what answers at {url} is not a Legato server: {error.message}")
+    if error.code == "session_not_found":
+        return Failure(f"{error.message} `legato sessions` lists those of {url}")
+    return (Misuse if isinstance(error, InvalidInput) else Failure)(error.message or error.code)
+
+
+def why(error: ClientError | None) -> str:
+    """A few words for why a connection is gone."""
+    from ..client import APIError, ConnectionFailed
+
+    if isinstance(error, APIError):
+        return f"the server answered {error.status_code}"
+    return "no server there" if isinstance(error, ConnectionFailed) else "connection lost"
+
+
+def come_back(session: str, url: str) -> str:
+    """The command that takes a conversation up."""
+    return f"legato chat {session}" + ("" if url == DEFAULT_URL else f" --url {url}")
+
+
+def quiet_interrupt(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a command that follows something for ever leave on Ctrl-C without a word."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.get_current_context().exit(INTERRUPTED)
+
+    return wrapper

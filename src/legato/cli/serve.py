@@ -1,0 +1,227 @@
+"""``legato serve``: an application on one port, from a target or with the guide."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InvalidInput
+from .failure import Failure, Misuse, debug_option
+
+if TYPE_CHECKING:
+    from ..agent import Agent
+    from ..server.app import Legato
+
+STORE = "sqlite:///legato.db"
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+_APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host")
+
+
+@click.command(short_help="Serve agents: yours, or the guide.")
+@click.argument("target", required=False)
+@click.option(
+    "--store",
+    metavar="URL",
+    envvar="LEGATO_STORE",
+    show_envvar=True,
+    help=f"Where what is said is kept: sqlite:///FILE or memory:  [default: {STORE}]",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar="LEGATO_HOST",
+    show_envvar=True,
+    help="Address to listen on; 0.0.0.0 lets other machines in.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8088,
+    show_default=True,
+    envvar="LEGATO_PORT",
+    show_envvar=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option(
+    "--docs",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of documents for the guide to answer from.",
+)
+@click.option(
+    "--pace",
+    type=click.FloatRange(min=0),
+    default=40.0,
+    show_default=True,
+    help="Pieces per second of the guide's answers; 0 is as fast as it can.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=25.0,
+    show_default=True,
+    help="How long answers may go on when the server is told to stop.",
+)
+@click.option(
+    "--heartbeat",
+    type=click.FloatRange(min=0.1, max=3600),
+    metavar="SECONDS",
+    default=15.0,
+    show_default=True,
+    help="A silent stream says that it is alive this often.",
+)
+@click.option(
+    "--client",
+    metavar="NAME-X.Y.Z",
+    default="python-0.8.1",
+    show_default=True,
+    help="What to take a client for that does not tell its version.",
+)
+@click.option(
+    "--cors",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin of a web site whose pages may use this server; may be repeated.",
+)
+@click.option(
+    "--allow-host", multiple=True, metavar="NAME", help="Host name that is answered besides localhost; may be repeated."
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+    help="What the log on standard error tells.",
+)
+@debug_option
+@click.pass_context
+def serve(ctx: click.Context, /, target: str | None, host: str, port: int, log_level: str, **options: Any) -> None:
+    """Serve the agents of TARGET until Ctrl-C.
+
+    TARGET is a module, a file, or an object in one of them (module:agent, file.py:agent): an agent function, an Agent
+    or a whole Legato app. Of a module or file alone, its app is served, else all its agents; the one called "agent"
+    is the default. Without TARGET, the guide is served, which answers from documents and needs no model.
+
+    \b
+    Examples:
+      legato serve
+      legato serve agent.py
+      legato serve shop.agents:support --port 9000
+      legato serve --docs ./handbook --store memory:
+    """
+    from ..server import serve as server
+
+    # Before the target is imported: what it sets up for logging itself wins.
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    given = {name for name in options if _was_given(ctx, name)}
+    try:
+        app = _application(target, host, given, options)
+    except InvalidInput as exc:
+        raise Misuse(exc.message) from exc
+    try:
+        listener = server.listen(host, port)
+    except server.AddressTaken as exc:
+        if "in use" not in exc.message:
+            raise
+        advice = "Perhaps a server runs there already; --port takes another, and --port 0 a free one."
+        raise Failure(f"{exc.message} {advice}") from exc
+    with listener:
+        server.serve(app, listener, log_level=log_level, on_ready=_announcement(app, listener, host))
+    click.echo("Stopped.")
+
+
+def _was_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
+
+
+def _application(target: str | None, host: str, given: set[str], options: dict[str, Any]) -> Legato:
+    from ..server.app import Legato
+
+    found = _guide(options) if target is None else _load(target, given)
+    allowed = options["allow_host"]
+    hosts = (*LOOPBACK_HOSTS, *allowed) if allowed or _is_loopback(host) else None
+    if isinstance(found, Legato):
+        if own := given.intersection(_APP_OPTIONS):
+            named = ", ".join(sorted("--" + name.replace("_", "-") for name in own))
+            raise Misuse(f"{target} is a whole app; it sets {named} itself, in Legato(...).")
+        if "store" in given:
+            found.source = options["store"]
+        if "grace" in given:
+            found.grace = options["grace"]
+        found.hosts = hosts if found.hosts is None else found.hosts
+        return found
+    return Legato(
+        options["store"] or STORE,
+        agents=found,
+        heartbeat=options["heartbeat"],
+        client=options["client"],
+        cors=options["cors"],
+        hosts=hosts,
+        grace=options["grace"],
+    )
+
+
+def _load(target: str, given: set[str]) -> Legato | list[Agent]:
+    from .target import load
+
+    for name in ("docs", "pace"):
+        if name in given:
+            raise Misuse(f"--{name} is for the guide, which is served without a TARGET.")
+    return load(target)
+
+
+def _guide(options: dict[str, Any]) -> list[Agent]:
+    from ..agents.guide import guide
+
+    return [guide(options["docs"], pace=options["pace"])]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _announcement(app: Legato, listener: socket.socket, host: str) -> Callable[[], None]:
+    def announce() -> None:
+        for text in _banner(app, listener, host):
+            click.echo(text)  # flushes: whoever started us may be waiting for the address
+
+    return announce
+
+
+def _banner(app: Legato, listener: socket.socket, host: str) -> Sequence[str]:
+    port = listener.getsockname()[1]
+    everywhere = host in ("0.0.0.0", "::", "")  # noqa: S104  # only recognised here
+    name = "127.0.0.1" if everywhere else f"[{host}]" if ":" in host else host
+    url = f"http://{name}:{port}"
+    chat = "legato chat" if port == 8088 and name in ("127.0.0.1", "localhost") else f"legato chat --url {url}"
+    lines = [f"Legato is ready: {url}"]
+    for place, agent in enumerate(app.agents.values()):
+        about = f": {agent.description}" if agent.description else ""
+        lines.append(f"  {'' if place else 'agents' if len(app.agents) > 1 else 'agent':<7} {agent.name}{about}")
+    lines += [f"  store   {_store(app)}", f"  try     {chat}, or open the address in a browser", "  stop    Ctrl-C"]
+    if not _is_loopback(host):
+        where = "on all of this machine's addresses" if everywhere else f"on {host}"
+        lines.append(f"  note    listening {where}: whoever reaches this port can read and send, there is no password")
+    return lines
+
+
+def _store(app: Legato) -> str:
+    store = app.source
+    if not isinstance(store, str):
+        return type(store).__name__
+    if store.startswith("memory:"):
+        return f"{store} (gone when the server stops)"
+    if store.startswith("sqlite:///") and not store.startswith("sqlite:////"):
+        return f"{store} (in {Path.cwd()})"
+    return store

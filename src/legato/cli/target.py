@@ -1,0 +1,175 @@
+"""From what was named on the command line to agents: modules, files, and the objects in them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ..agent import Agent
+from .failure import Failure, Misuse
+
+if TYPE_CHECKING:
+    from ..server.app import Legato
+
+_TARGET = re.compile(r"(?P<place>.+?)(?::(?P<name>[^\W\d][\w.]*))?")
+
+FORMS = "module, module:agent, file.py or file.py:agent"
+EXPECTED = "an agent (a function of one argument, the turn), a legato.agent.Agent or a Legato app"
+
+
+def load(target: str) -> Legato | list[Agent]:
+    """The app, or the agents, that ``target`` names.
+
+    Raises:
+        Failure: with status 2: it cannot be imported, or there is no agent in it.
+    """
+    match = _TARGET.fullmatch(target)
+    if match is None:
+        raise Misuse(f"{target!r} is not of the form {FORMS}.")
+    place, name = match["place"], match["name"]
+    is_path = place.endswith(".py") or "/" in place or "\\" in place
+    module = _file(Path(place)) if is_path else _module(place)
+    return _whole(module, place) if name is None else _named(module, place, name)
+
+
+# Importing ------------------------------------------------------------------------------------------------------------
+
+
+def _module(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise Misuse(f"{name!r} is not a module's name; expected {FORMS}.")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not f"{name}.".startswith(f"{exc.name}."):
+            raise _broken(exc, name) from exc
+        beside = f"; did you mean {name}.py?" if Path(f"{name}.py").exists() else ""
+        where = f"in {Path.cwd()} or among the installed packages"
+        raise Misuse(f"There is no module {exc.name!r} {where}{beside}") from exc
+    except Exception as exc:
+        raise _broken(exc, name) from exc
+
+
+def _file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise Misuse(f"There is no file {str(path)!r}; a target is {FORMS}.")
+    sys.path.insert(0, str(path.resolve().parent))
+    # A file may be called like a module that is loaded already: it must not take that one's place.
+    name = path.stem if path.stem not in sys.modules and path.stem.isidentifier() else "legato_target"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise Misuse(f"{str(path)!r} is not a Python file (.py).")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as exc:
+        raise _broken(exc, str(path)) from exc
+    return module
+
+
+def _broken(exc: Exception, what: str) -> Failure:
+    """What went wrong while ``what`` was imported: where, and how."""
+    if isinstance(exc, SyntaxError):
+        return Misuse(f"{exc.filename}:{exc.lineno}: {type(exc).__name__}: {exc.msg}")
+    # The innermost place that the user can change, which is not in Python, in a library or here.
+    paths = sysconfig.get_paths()
+    others = (paths["stdlib"], paths["purelib"], paths["platlib"], "<frozen", __file__)
+    frames = [f for f in traceback.extract_tb(exc.__traceback__) if not f.filename.startswith(others)]
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else what
+    return Misuse(f"{where}: {type(exc).__name__}: {exc} (--debug shows more)")
+
+
+# Finding --------------------------------------------------------------------------------------------------------------
+
+
+def _named(module: ModuleType, place: str, name: str) -> Legato | list[Agent]:
+    found: Any = module
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            known = ", ".join(_names(module)) or "no agent at all"
+            raise Misuse(f"There is no {name!r} in {place}; it has {known}.") from None
+    if _is_app(found):
+        return found  # type: ignore[no-any-return]
+    return [_agent(found, f"{place}:{name}")]
+
+
+def _whole(module: ModuleType, place: str) -> Legato | list[Agent]:
+    apps = list({id(value): value for value in vars(module).values() if _is_app(value)}.values())
+    if _is_app(getattr(module, "app", None)):
+        apps = [module.app]
+    if len(apps) > 1:
+        names = ", ".join(name for name, value in vars(module).items() if _is_app(value))
+        raise Misuse(f"There are several apps in {place} ({names}); name one, as in {place}:app")
+    if apps:
+        return apps[0]  # type: ignore[no-any-return]
+    found = {name: getattr(module, name) for name in _names(module)}
+    # An Agent and the function it was made of, or two names of one thing, are one agent.
+    wrapped = {id(value.function) for value in found.values() if isinstance(value, Agent)}
+    distinct = {id(value): name for name, value in reversed(found.items()) if id(value) not in wrapped}
+    if not distinct:
+        raise Misuse(f"There is no agent in {place}: expected {EXPECTED}.")
+    return [_agent(found[name], f"{place}:{name}") for name in reversed(distinct.values())]
+
+
+def _names(module: ModuleType) -> list[str]:
+    """The names of what looks like an agent in ``module``; ``agent`` first, so that it is the default."""
+    names = [name for name, value in vars(module).items() if not name.startswith("_") and _looks(value, module)]
+    if callable(getattr(module, "agent", None)) and "agent" not in names and not inspect.ismodule(module.agent):
+        names.append("agent")
+    return sorted(names, key=lambda name: name != "agent")
+
+
+def _looks(value: object, module: ModuleType) -> bool:
+    if isinstance(value, Agent):
+        return True
+    if not inspect.isfunction(value) or value.__module__ != module.__name__:
+        return False
+    parameters = _required(value)
+    if parameters is None or len(parameters) != 1:
+        return False
+    annotation = parameters[0].annotation
+    named = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return parameters[0].name == "turn" or named.rpartition(".")[2] == "Turn"
+
+
+def _required(function: Any) -> list[inspect.Parameter] | None:
+    """The parameters that a caller must give; None when nobody knows."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p for p in parameters if p.default is p.empty and p.kind not in variable]
+
+
+def _agent(found: Any, where: str) -> Agent:
+    if isinstance(found, Agent):
+        return found
+    if not callable(found):
+        raise Misuse(f"{where} is of type {type(found).__name__}; expected {EXPECTED}.")
+    required = _required(found)
+    if required is not None:
+        try:
+            inspect.signature(found).bind(object())
+        except TypeError:
+            names = ", ".join(parameter.name for parameter in required)
+            raise Misuse(f"{where} takes ({names}); an agent is called with one argument, the turn.") from None
+    return Agent(found)
+
+
+def _is_app(value: object) -> bool:
+    from ..server.app import Legato
+
+    return isinstance(value, Legato)
