@@ -1,0 +1,264 @@
+/**
+ * A conversation as a fold: of history rows and of stream events, in either order and as often as they come.
+ *
+ * It knows no document and no network. The rules: an event that comes twice changes nothing (a delta names its part
+ * and its place in it), and nothing changes a turn that has ended.
+ *
+ * @typedef {{kind: "text" | "thinking", key: string, text: string, message: string}} TextPart
+ * @typedef {{kind: "tool", key: string, id: string, name: string, input: string, points: number,
+ *   state: "calling" | "running" | "done" | "failed", progress: string, result: string}} ToolPart
+ * @typedef {{kind: "permission" | "notification", key: string, id: string, data: any, answer: string | null}} AskPart
+ * @typedef {TextPart | ToolPart | AskPart} Part
+ */
+
+/** A delta that begins beyond what is here: something is missing, and the conversation has to be loaded anew. */
+export class Gap extends Error {}
+
+/** One question and its answer. */
+export class Turn {
+  /** @type {string | null} The user message's id; null until the server has taken it. */
+  id = null;
+  /** @type {string | null} */
+  run = null;
+  /** @type {"sending" | "unsent" | "waiting" | "running" | "stopping" | "done" | "stopped" | "failed"} */
+  state = "waiting";
+  error = "";
+  /** @type {Part[]} */
+  parts = [];
+  /** @type {Record<string, number>} Code points so far of each part of the wire. */
+  points = {};
+
+  /** @param {string} text @param {string} [key] the Idempotency-Key under which it is being sent */
+  constructor(text, key) {
+    this.text = text;
+    this.key = key;
+    if (key !== undefined) this.state = "sending";
+  }
+
+  get ended() {
+    return this.state === "done" || this.state === "stopped" || this.state === "failed";
+  }
+
+  /** The answer's text, as one would copy it. */
+  get answer() {
+    return this.parts.map((part) => (part.kind === "text" ? part.text : "")).filter(Boolean).join("\n\n");
+  }
+
+  /** @param {string} key @param {() => any} make */
+  part(key, make) {
+    let part = this.parts.find((each) => each.key === key);
+    if (part === undefined) this.parts.push((part = { key, ...make() }));
+    return part;
+  }
+}
+
+/** The run of an assistant message: its id is `<run>~a<step>`, and a run's own id may hold such letters, too. */
+const runOf = (message) => message.replace(/~a\d+$/, "");
+
+/** How many Unicode code points `text` has: offsets on the wire count those, JavaScript counts UTF-16 units. */
+export function codePoints(text) {
+  if (!/[\ud800-\udfff]/.test(text)) return text.length;
+  let count = 0;
+  for (const _ of text) count += 1;
+  return count;
+}
+
+/** What of `delta`, which stands at `start`, goes beyond the `have` code points that are here already. */
+function beyond(delta, start, have) {
+  if (start === undefined || start === have) return delta;
+  if (start > have) throw new Gap(`Text from ${have} to ${start} is missing.`);
+  return Array.from(delta).slice(have - start).join("");
+}
+
+export class Conversation {
+  /** @type {Turn[]} */
+  turns = [];
+  agent = "";
+
+  /** A message that is on its way to the server. */
+  send(text, key) {
+    const turn = new Turn(text, key);
+    this.turns.push(turn);
+    return turn;
+  }
+
+  /** The server has taken it. Returns the turn that it is: another one if the stream was quicker and could not tell. */
+  sent(turn, id, run) {
+    const known = this.turns.find((each) => each.id === id);
+    if (known !== undefined && known !== turn) {
+      if (turn.id === null) this.turns.splice(this.turns.indexOf(turn), 1);
+      return known;
+    }
+    if (turn.id !== null && turn.id !== id) return this.#user(id, turn.text, run); // another tab said the same words
+    turn.id = id;
+    if (run) turn.run = run;
+    if (turn.state === "sending" || turn.state === "unsent") turn.state = "waiting";
+    return turn;
+  }
+
+  /** Take a whole history; it may know more or less than what the stream has brought. @param {any[]} rows */
+  load(rows) {
+    /** @type {Turn | undefined} */
+    let turn;
+    for (const row of rows) {
+      if (row.role === "user") {
+        turn = this.#user(row.id, row.userInput, row.runId);
+      } else {
+        const run = row.runId ?? runOf(row.id);
+        turn = this.turns.find((each) => each.run === run) ?? turn ?? this.#user(row.id, "");
+        this.#answer(turn, run, row);
+      }
+    }
+  }
+
+  #answer(turn, run, row) {
+    if (turn.ended && turn.run === run && turn.live) return; // told by the stream, event by event
+    turn.run = run;
+    for (const part of row.parts ?? wholeParts(row)) {
+      const key = `${row.id}:${turn.parts.length}`;
+      if (part.type === "tool_call") turn.parts.push({ kind: "tool", key, ...wholeCall(part) });
+      else turn.parts.push({ kind: part.type, key, text: part.text, message: row.id });
+    }
+    turn.error = row.error?.message ?? row.error ?? "";
+    turn.state = turn.error || row.status === "failed" ? "failed" : row.status === "cancelled" ? "stopped" : "done";
+  }
+
+  /** Apply one event of the stream. Returns the turn that may have changed, or null. */
+  apply(name, data) {
+    const handler = EVENTS[name];
+    if (handler === undefined || data.type === undefined) return null;
+    if (name === "user_message_created") return this.#user(data.messageId, data.content, data.runId);
+    const turn = this.#turn(data);
+    if (turn === null || turn.ended) return turn;
+    turn.live = true;
+    if (name !== "run_started" && name !== "cancel_requested" && turn.state === "waiting") turn.state = "running";
+    handler(turn, data, this);
+    return turn;
+  }
+
+  #user(id, text, run) {
+    let turn = this.turns.find((each) => each.id === id);
+    if (turn === undefined) {
+      turn = this.turns.find((each) => each.id === null && each.text === text);
+      if (turn === undefined) this.turns.push((turn = new Turn(text)));
+      this.sent(turn, id, run);
+    }
+    if (run) turn.run = run;
+    return turn;
+  }
+
+  /** The turn that an event belongs to: by run, else (a run we have not seen begin) the first that waits for one. */
+  #turn(data) {
+    const run = data.runId ?? (data.assistantMessageId === undefined ? null : runOf(data.assistantMessageId));
+    let turn = run === null ? undefined : this.turns.find((each) => each.run === run);
+    if (turn === undefined && run !== null) turn = this.turns.find((each) => each.run === null && each.id !== null);
+    if (turn === undefined && run === null) turn = this.turns.find((each) => !each.ended && each.state !== "waiting");
+    if (turn !== undefined && run !== null) turn.run = run;
+    return turn ?? null;
+  }
+}
+
+/** The parts of a history row that has only the fields of the Mix API: their order is not known. */
+function wholeParts(row) {
+  return [
+    { type: "thinking", text: row.reasoning },
+    ...(row.toolCalls ?? []).map((call) => ({
+      type: "tool_call", id: call.id, name: call.name, arguments: call.input, output: call.result,
+      success: call.finished ? !call.isError : undefined,
+    })),
+    { type: "text", text: row.assistantResponse ?? row.userInput },
+  ].filter((part) => part.type === "tool_call" || part.text);
+}
+
+function wholeCall({ id, name, arguments: input, output = "", success }) {
+  const result = typeof output === "string" ? output : JSON.stringify(output);
+  return { id, name, input, points: -1, state: success ? "done" : "failed", progress: "", result };
+}
+
+/** @param {"text" | "thinking"} kind */
+const text = (kind) => (turn, data) => {
+  const message = data.assistantMessageId ?? "";
+  const key = data.part === undefined ? `${kind}:${message}` : `part:${data.part}`;
+  const have = turn.points[key] ?? 0;
+  const fresh = beyond(data.content, data.start, have);
+  if (fresh === "") return;
+  turn.points[key] = have + codePoints(fresh);
+  // A question of the agent may stand in the middle of a part of the wire; on the page the text goes on below it.
+  let part = turn.parts[turn.parts.length - 1];
+  if (part?.of !== key) turn.parts.push((part = { key: `${key}:${have}`, of: key, kind, text: "", message }));
+  part.text += fresh;
+};
+
+const tool = (turn, id, name) =>
+  turn.part(`tool:${id}`, () => ({
+    kind: "tool", id, name: name ?? "", input: "", points: 0, state: "calling", progress: "", result: "",
+  }));
+
+const ask = (kind) => (turn, data) => turn.part(`ask:${data.id}`, () => ({ kind, id: data.id, data, answer: null }));
+
+const answered = (turn, id, answer) => {
+  const part = turn.parts.find((each) => each.key === `ask:${id}`);
+  if (part !== undefined) part.answer ??= answer;
+};
+
+/** An ended run answers no questions any more. */
+const end = (turn, state) => {
+  turn.state = state;
+  for (const part of turn.parts) {
+    if (part.answer === null) part.answer = "over";
+    if (part.kind === "tool" && (part.state === "calling" || part.state === "running")) part.state = "failed";
+  }
+};
+
+/** @type {Record<string, (turn: any, data: any, conversation: any) => void>} */
+const EVENTS = {
+  user_message_created: () => {},
+  run_started: (turn, data, conversation) => {
+    conversation.agent = data.agent ?? conversation.agent;
+    if (turn.state !== "stopping") turn.state = "running";
+  },
+  content: text("text"),
+  thinking: text("thinking"),
+  tool_use_start: (turn, data) => tool(turn, data.id, data.name),
+  tool_use_parameter_delta: (turn, data) => {
+    const part = tool(turn, data.toolCallId);
+    if (part.state !== "calling" || part.points < 0) return;
+    const fresh = beyond(data.input, data.start, part.points);
+    part.input += fresh;
+    part.points += codePoints(fresh);
+  },
+  tool_use_parameter_streaming_complete: (turn, data) => {
+    const part = tool(turn, data.id, data.name);
+    part.input = data.input;
+    part.points = -1; // whole: later deltas are repeats
+  },
+  tool_execution_start: (turn, data) => {
+    const part = tool(turn, data.toolCallId, data.toolName);
+    if (part.state === "calling") part.state = "running";
+    part.progress = data.progress;
+  },
+  tool_execution_complete: (turn, data) => {
+    const part = tool(turn, data.toolCallId, data.toolName);
+    part.state = data.success ? "done" : "failed";
+    if (data.output !== undefined) part.result = typeof data.output === "string" ? data.output : JSON.stringify(data.output);
+  },
+  permission: ask("permission"),
+  notification: ask("notification"),
+  permission_resolved: (turn, data) => answered(turn, data.id, data.granted ? "allowed" : data.by === "user" ? "denied" : "over"),
+  notification_resolved: (turn, data) => answered(turn, data.id, data.by === "user" ? (data.value ?? "done") : "over"),
+  cancel_requested: (turn) => (turn.state = "stopping"),
+  complete: (turn, data) => {
+    // Deltas of a finished run may be gone from the log; the last event carries the whole message.
+    const said = turn.parts.filter((part) => part.kind === "text" && part.message === data.messageId);
+    if (data.content && said.map((part) => part.text).join("") !== data.content) {
+      turn.parts = turn.parts.filter((part) => !said.includes(part));
+      turn.parts.push({ kind: "text", key: `whole:${data.messageId}`, text: data.content, message: data.messageId });
+    }
+    end(turn, data.finishReason === "cancelled" ? "stopped" : "done");
+  },
+  error: (turn, data) => {
+    turn.error = data.error;
+    turn.code = data.type;
+    end(turn, "failed");
+  },
+};

@@ -1,0 +1,182 @@
+"""What the tests of the pages need from the machine: Chromium, Node.js, and a server in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import httpx2
+import pytest
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+ARGS = [
+    "--no-sandbox",  # as root, and in containers, Chromium starts only without it; the pages are our own
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+def chromium() -> str:
+    """The path of Chromium, installed first where that needs no password. Skips the test if there is none to have."""
+    found = _find(CHROMIUM)
+    if found is None and (prefix := _root()) is not None and shutil.which("apt-get"):
+        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]):
+            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            subprocess.run([*prefix, *command], env=environment, capture_output=True, timeout=600)
+        found = _find(CHROMIUM)
+    if found is None:
+        pytest.skip("Chromium is missing; on Debian: apt-get install chromium")
+    return found
+
+
+def node() -> str:
+    """The path of Node.js 20 or newer. Skips the test if there is none."""
+    found = shutil.which("node")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout if found else ""
+    if found is None or not (match := re.match(r"v(\d+)", version)) or int(match[1]) < 20:
+        pytest.skip(
+            f"Node.js 20 or newer is missing (found {version.strip() or 'none'}); on Debian: apt install nodejs"
+        )
+    return found
+
+
+def _find(names: Sequence[str]) -> str | None:
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def _root() -> list[str] | None:
+    """What to put before a command that only root may run; None if we cannot."""
+    if os.geteuid() == 0:
+        return []
+    sudo = shutil.which("sudo")
+    if sudo and subprocess.run([sudo, "-n", "true"], capture_output=True).returncode == 0:
+        return [sudo, "-n"]
+    return None
+
+
+class Server:
+    """``legato serve`` in a process of its own, to be killed and started again on the same port and store.
+
+    Args:
+        folder: for its store and its log.
+        target: the agent file to serve; the guide, with one small document, if None.
+        pace: pieces per second of the guide.
+    """
+
+    def __init__(self, folder: Path, *, target: Path | None = None, pace: float = 100) -> None:
+        self._store = f"sqlite:///{folder / 'chat.db'}"
+        self._log = folder / "server.log"
+        self._port = "0"
+        self._process: subprocess.Popen[str] | None = None
+        docs = folder / "docs"
+        docs.mkdir(exist_ok=True)
+        (docs / "tea.md").write_text("# Tea\n\n**Tea** is made with `water`; see [more](https://tea.test/).\n")
+        self._what = [str(target)] if target else ["--docs", str(docs), "--pace", str(pace)]
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it has said where it listens."""
+        command = [sys.executable, "-m", "legato", "serve", *self._what, "--port", self._port, "--store", self._store]
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if match := re.search(r"http://[\d.]+:(\d+)", line):
+                self.url, self._port = match[0], match[1]
+                return
+        raise AssertionError(f"The server did not start:\n{self._log.read_text()}")
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL): it has no time for anything."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(30)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def get(self, path: str) -> httpx2.Response:
+        """An answer of the server."""
+        return httpx2.get(self.url + path).raise_for_status()
+
+    def events(self, session: str) -> list[dict[str, object]]:
+        """The session's whole log."""
+        events: list[dict[str, object]] = []
+        after = 0
+        while True:
+            page = self.get(f"/api/sessions/{session}/events?limit=1000&after={after}").json()
+            events += page["events"]
+            if page["next"] is None:
+                return events
+            after = page["next"]
+
+    def text(self, session: str) -> str:
+        """What the agent has said in the session, by its log: all pieces of all answers."""
+        return "".join(event["data"]["text"] for event in self.events(session) if event["type"] == "text.delta")  # type: ignore[index,misc]
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *, target: Path | None = None, pace: float = 100) -> Iterator[Server]:
+    """A server while the block runs."""
+    server = Server(folder, target=target, pace=pace)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@contextlib.contextmanager
+def cutting(url: str, allowance: Callable[[bytes], int | None]) -> Iterator[str]:
+    """The address of a proxy before ``url`` that closes each connection after ``allowance(request)`` bytes of answer.
+
+    One request for each connection. A browser opens connections that it may never use; those are let go.
+    """
+    host, port = url.removeprefix("http://").split(":")
+
+    def relay(client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, socket.create_connection((host, int(port))) as upstream:
+            request = b""
+            while b"\r\n\r\n" not in request:
+                piece = client.recv(65536)
+                if not piece:
+                    return
+                request += piece
+            left = allowance(request)
+            upstream.sendall(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+            threading.Thread(target=forward, args=(client, upstream), daemon=True).start()
+            while left is None or left > 0:
+                data = upstream.recv(65536 if left is None else min(left, 65536))
+                if not data:
+                    break
+                client.sendall(data)
+                left = None if left is None else left - len(data)
+            for end in (client, upstream):
+                end.shutdown(socket.SHUT_RDWR)  # close() alone would wait for the thread that still reads
+
+    def forward(client: socket.socket, upstream: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                upstream.sendall(data)
+            upstream.shutdown(socket.SHUT_RDWR)  # the reader has left
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=relay, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,635 @@
+"""The pages in a real browser against a real server, and their modules in Node.js."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, Route, expect, sync_playwright
+
+from browser import ARGS, Server, chromium, cutting, node, serving
+
+HERE = Path(__file__).parent
+SLOW_AGENT = """
+import asyncio
+
+async def agent(turn):
+    for number in range(1, 1000):
+        yield f"step-{number} "
+        await asyncio.sleep(0.02)
+"""
+
+expect.set_options(timeout=20_000)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    # One module long: while it lives, Playwright keeps an event loop in this thread, which async tests cannot have.
+    path = chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("web")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def watching(browser: Browser, server: Server, *, allowed: str = "(none)") -> Iterator[BrowserContext]:
+    """A browser of our own; afterwards, no page of it may have reported an error or asked another host."""
+    errors: list[str] = []
+    foreign: list[str] = []
+
+    def report(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and allowed not in message.text:
+            errors.append(message.text)
+
+    def check(request: Request) -> None:
+        if not request.url.startswith(server.url):
+            foreign.append(request.url)
+
+    with browser.new_context(base_url=server.url) as context:
+        context.set_default_timeout(20_000)
+        context.on("console", report)
+        context.on("weberror", lambda error: errors.append(str(error.error)))
+        context.on("request", check)
+        yield context
+    assert errors == []
+    assert foreign == []
+
+
+@pytest.fixture
+def context(browser: Browser, server: Server) -> Iterator[BrowserContext]:
+    with watching(browser, server) as context:
+        yield context
+
+
+@pytest.fixture
+def unlucky(browser: Browser, server: Server) -> Iterator[Page]:
+    """A page whose requests may fail, which the browser itself reports as errors."""
+    with watching(browser, server, allowed="Failed to load resource") as context:
+        page = context.new_page()
+        page.goto("/")
+        yield page
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    page = context.new_page()
+    page.goto("/")
+    return page
+
+
+@pytest.fixture
+def shoot(tmp_path: Path) -> Callable[[Page, str], None]:
+    """Takes a picture into the folder that LEGATO_SCREENSHOTS names, else into the test's own."""
+    folder = Path(os.environ.get("LEGATO_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda page, name: page.screenshot(path=folder / f"{name}.png", animations="disabled") and None
+
+
+def send(page: Page, text: str) -> None:
+    page.locator("#message").fill(text)
+    page.locator("#message").press("Enter")
+    expect(page.locator(".question").last).to_have_text(text)
+
+
+def session(page: Page) -> str:
+    match = re.search(r"session=([\w.-]+)", page.url)
+    assert match is not None
+    return match[1]
+
+
+def wait_for_words(page: Page, count: int) -> None:
+    page.wait_for_function(
+        "count => (document.querySelector('.turn:last-child .prose')?.textContent ?? '').split(/\\s+/).length > count",
+        arg=count,
+    )
+
+
+def wait_for_end(page: Page) -> None:
+    expect(page.locator(".turn").last.get_by_role("button", name="Copy answer")).to_be_visible()
+    expect(page.locator("#stop")).to_be_hidden()
+
+
+def said(page: Page) -> str:
+    """What the page shows of all answers, blanks made one."""
+    return " ".join(" ".join(page.locator(".prose").all_inner_texts()).split())
+
+
+def stored(server: Server, page: Page) -> str:
+    return " ".join(server.text(session(page)).split())
+
+
+# A conversation -------------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_grows_as_it_comes(page: Page, server: Server) -> None:
+    """A sent message is shown at once, and its answer piece by piece."""
+    send(page, "/long 150")
+
+    expect(page.locator(".question")).to_have_text("/long 150")
+    wait_for_words(page, 5)
+    early = said(page)
+    expect(page.locator("#stop")).to_be_visible()
+    wait_for_end(page)
+    assert said(page).startswith(early)
+    assert len(early) < len(said(page))
+    assert stored(server, page) == said(page)
+
+
+def test_an_answer_is_markdown(page: Page) -> None:
+    """Bold, code and links of an answer are elements; a link opens elsewhere and tells nobody where it came from."""
+    send(page, "How is tea made?")
+    wait_for_end(page)
+
+    expect(page.locator(".prose strong", has_text="Tea").last).to_be_visible()
+    expect(page.locator(".prose code", has_text="water")).to_be_visible()
+    link = page.locator(".prose a", has_text="more")
+    expect(link).to_have_attribute("href", "https://tea.test/")
+    expect(link).to_have_attribute("rel", re.compile("noopener"))
+
+
+def test_thinking_and_tools_are_collapsed(page: Page) -> None:
+    """They can be opened, and show what was thought, asked and answered."""
+    send(page, "/tools")
+    wait_for_end(page)
+
+    tools = page.locator("details.tool")
+    expect(tools).to_have_count(2)
+    assert all(not tool.evaluate("each => each.open") for tool in tools.all())
+    tools.first.locator("summary").click()
+    expect(tools.first.locator("pre").first).to_contain_text('"folder": "documents"')
+    expect(tools.first.locator("pre").last).to_contain_text("tea.md")
+
+
+def test_reload_in_the_middle(page: Page, server: Server) -> None:
+    """After a reload in the middle of an answer the page shows what it showed, and all the rest, once."""
+    send(page, "/long 10")
+    wait_for_end(page)
+    send(page, "/long 300")
+    wait_for_words(page, 20)
+
+    page.reload()
+
+    wait_for_words(page, 20)
+    expect(page.locator(".turn")).to_have_count(2)
+    wait_for_end(page)
+    assert stored(server, page) == said(page)
+
+
+def test_reload_after_the_end(page: Page) -> None:
+    """History looks like what was streamed; a failure stays one."""
+    for text in ("How is tea made?", "/tools", "/permission"):
+        send(page, text)
+        if text == "/permission":
+            page.get_by_role("button", name="Allow").click()
+        wait_for_end(page)
+    before = page.locator(".answer").all_inner_texts()[:2]
+    send(page, "/fail")
+    wait_for_end(page)
+    answers = page.locator(".prose").all_inner_texts()
+
+    page.reload()
+
+    expect(page.locator(".turn")).to_have_count(4)
+    wait_for_end(page)
+    assert before == page.locator(".answer").all_inner_texts()[:2]
+    assert answers == page.locator(".prose").all_inner_texts()
+    expect(page.locator(".turn").last.locator(".error")).to_be_visible()
+
+
+def test_a_second_tab_is_in_step(page: Page, context: BrowserContext, server: Server) -> None:
+    """A tab that is opened in the middle shows the same, and a message sent in it comes to the first, too."""
+    send(page, "/long 200")
+    wait_for_words(page, 20)
+    other = context.new_page()
+    other.goto(page.url)
+    wait_for_words(other, 20)
+    wait_for_end(other)
+    wait_for_end(page)
+    assert said(page) == said(other) == stored(server, page)
+
+    send(other, "/long 20")
+
+    expect(page.locator(".question")).to_have_text(["/long 200", "/long 20"])
+    expect(page.locator(".prose").last).to_contain_text("note-20")
+    wait_for_end(page)
+    wait_for_end(other)
+    assert said(page) == said(other) == stored(server, page)
+
+
+def test_a_turn_that_ends_between_stream_and_history(page: Page, context: BrowserContext, server: Server) -> None:
+    """The stream is opened while a turn runs, and the history read when it has ended: it is there once, and whole."""
+    send(page, "/long 100")
+    wait_for_words(page, 5)
+    other = context.new_page()
+
+    def hold(route: Route) -> None:
+        wait_for_end(page)
+        route.continue_()
+
+    other.route("**/api/sessions/*/messages?*", hold, times=1)
+    other.goto(page.url)
+
+    wait_for_end(other)
+    expect(other.locator(".turn")).to_have_count(1)
+    assert stored(server, page) == said(other)
+
+
+def test_stop(page: Page, context: BrowserContext) -> None:
+    """The stop button ends the run, for a second tab as well, and what was said stays."""
+    send(page, "/long 2000")
+    wait_for_words(page, 5)
+    other = context.new_page()
+    other.goto(page.url)
+    wait_for_words(other, 5)
+
+    other.locator("#stop").click()
+
+    for each in (page, other):
+        expect(each.locator(".turn")).to_contain_text("Stopped.")
+        expect(each.locator("#stop")).to_be_hidden()
+    assert said(page) == said(other)
+    assert "note-5" in said(page)
+    send(page, "/long 10")
+    expect(page.locator(".prose").last).to_contain_text("note-10")
+
+
+def test_a_waiting_message_is_answered_in_its_turn(page: Page, server: Server) -> None:
+    """A message can be sent while an answer is being given; it says that it waits, also after a reload."""
+    send(page, "/long 200")
+    wait_for_words(page, 5)
+    send(page, "/long 15")
+    expect(page.locator(".turn").last).to_contain_text("Waiting")
+
+    page.reload()
+
+    expect(page.locator(".turn").last).to_contain_text("Waiting")
+    expect(page.locator(".prose").last).to_contain_text("note-15 ", use_inner_text=False)
+    wait_for_end(page)
+    expect(page.locator(".question")).to_have_text(["/long 200", "/long 15"])
+    assert stored(server, page) == said(page)
+
+
+def test_a_failed_run_says_why(page: Page) -> None:
+    """An error is shown with its message under what was said before it, and the question can be asked again."""
+    send(page, "/fail")
+
+    expect(page.locator(".error")).to_contain_text("This failure was asked for with /fail.")
+    assert "What was said before it is kept." in said(page)
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.locator(".error")).to_have_count(2)
+
+
+# Questions of the agent -----------------------------------------------------------------------------------------------
+
+
+def test_a_permission_answered_in_another_tab(page: Page, context: BrowserContext) -> None:
+    """The buttons go away everywhere once the first answer is given."""
+    send(page, "/permission")
+    expect(page.get_by_role("button", name="Allow")).to_be_visible()
+    other = context.new_page()
+    other.goto(page.url)
+
+    other.get_by_role("button", name="Allow").click()
+
+    for each in (page, other):
+        expect(each.locator(".ask")).to_contain_text("Allowed.")
+        expect(each.get_by_role("button", name="Allow")).to_have_count(0)
+        wait_for_end(each)
+        assert "Permission was granted" in said(each)
+
+
+def test_a_permission_denied(page: Page) -> None:
+    """Deny is told to the agent."""
+    send(page, "/permission")
+    page.get_by_role("button", name="Deny").click()
+
+    expect(page.locator(".ask")).to_contain_text("Denied.")
+    wait_for_end(page)
+    assert "Permission was denied" in said(page)
+
+
+def test_a_notification_with_choices(page: Page) -> None:
+    """A question of the agent is shown with its choices, after a reload too."""
+    send(page, "/notify")
+    expect(page.locator(".ask")).to_contain_text("Which note comes next?")
+    page.reload()
+
+    page.get_by_role("button", name="re", exact=True).click()
+
+    expect(page.locator(".ask")).to_contain_text("Answered: re")
+    wait_for_end(page)
+    assert "You chose re." in said(page)
+
+
+# Bad networks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_send_whose_answer_is_lost(unlucky: Page, server: Server) -> None:
+    """A message whose answer never came is sent again under the same key, so it is in the log once."""
+    keys: list[str | None] = []
+
+    def lose(route: Route) -> None:
+        keys.append(route.request.headers.get("idempotency-key"))
+        if len(keys) == 1:
+            route.abort()  # it never reached the server
+        elif len(keys) == 2:
+            route.fetch()
+            route.abort()  # it did, and the answer was lost
+        else:
+            route.continue_()
+
+    unlucky.route(
+        "**/api/sessions/*/messages", lambda route: lose(route) if route.request.method == "POST" else route.continue_()
+    )
+    send(unlucky, "/long 10")
+    wait_for_end(unlucky)
+
+    expect(unlucky.locator(".turn")).to_have_count(1)
+    unlucky.wait_for_function("() => sessionStorage.getItem('legato.outbox') === '[]'")
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+    assert sum(event["type"] == "message.created" for event in server.events(session(unlucky))) == 1
+
+
+def test_connections_that_are_cut(browser: Browser, server: Server) -> None:
+    """A stream that is cut in the middle of a frame goes on from its cursor: nothing is lost, doubled or wrong."""
+    allowances = iter([1500, 2807, 4111])  # bytes of each answer
+
+    def allowance(request: bytes) -> int | None:
+        return next(allowances, None) if request.startswith(b"GET /stream") else None
+
+    with cutting(server.url, allowance) as url, browser.new_context(base_url=url) as context:
+        page = context.new_page()
+        page.goto("/")
+        send(page, "/long 250")
+        wait_for_end(page)
+
+        assert next(allowances, None) is None
+        assert stored(server, page) == said(page)
+
+
+def test_a_refused_message_is_given_back(unlucky: Page) -> None:
+    """What the server does not take stands in the field again, with the reason."""
+    refusal = {"error": {"code": 413, "message": "Too long for a test.", "type": "validation_error"}}
+    unlucky.route("**/api/sessions/*/messages", lambda route: route.fulfill(status=413, json=refusal), times=1)
+    unlucky.locator("#message").fill("Hello")
+    unlucky.locator("#message").press("Enter")
+
+    expect(unlucky.locator("#problem")).to_have_text("Not sent: Too long for a test.")
+    expect(unlucky.locator("#message")).to_have_value("Hello")
+    expect(unlucky.locator(".turn")).to_have_count(0)
+
+
+def test_the_server_is_killed_and_started_again(
+    browser: Browser, tmp_path: Path, shoot: Callable[[Page, str], None]
+) -> None:
+    """The page says that it reconnects, and goes on by itself; the guide finishes its answer, with nothing missing."""
+    with serving(tmp_path) as server, browser.new_context(base_url=server.url) as context:
+        page = context.new_page()
+        page.goto("/")
+        send(page, "/long 600")
+        wait_for_words(page, 30)
+
+        server.kill()
+
+        expect(page.locator("#notice")).to_be_visible()
+        expect(page.locator("#notice")).to_contain_text("Reconnecting")
+        before = said(page)
+        shoot(page, "reconnecting")
+        server.start()
+        expect(page.locator("#notice")).to_be_hidden()
+        wait_for_end(page)
+        assert said(page).startswith(before)
+        assert stored(server, page) == said(page)
+        assert said(page).endswith("note-599 note-600")
+
+
+def test_a_run_that_died_with_its_server(browser: Browser, tmp_path: Path, shoot: Callable[[Page, str], None]) -> None:
+    """A run that cannot be taken up again ends with an error; what came stays, and the next message is answered."""
+    agent = tmp_path / "slow.py"
+    agent.write_text(SLOW_AGENT)
+    with serving(tmp_path, target=agent) as server, browser.new_context(base_url=server.url) as context:
+        page = context.new_page()
+        page.goto("/")
+        send(page, "Go")
+        wait_for_words(page, 20)
+        server.kill()
+        expect(page.locator("#notice")).to_be_visible()
+
+        server.start()
+
+        expect(page.locator(".error")).to_contain_text("The server stopped while the answer was being given.")
+        expect(page.locator("#notice")).to_be_hidden()
+        shoot(page, "interrupted")
+        assert stored(server, page) == said(page)
+        send(page, "Again")
+        wait_for_words(page, 20)
+        page.locator("#stop").click()
+        expect(page.locator(".turn").last).to_contain_text("Stopped.")
+
+
+# The page as a page ---------------------------------------------------------------------------------------------------
+
+
+def test_enter_sends_but_not_while_composing(page: Page) -> None:
+    """Enter sends, Shift+Enter makes a line, and the Enter that ends an input method's composition does neither."""
+    field = page.locator("#message")
+    field.fill("one")
+    field.press("Shift+Enter")
+    field.press_sequentially("two")
+    field.dispatch_event("keydown", {"key": "Enter", "isComposing": True, "bubbles": True, "cancelable": True})
+    expect(field).to_have_value("one\ntwo")
+    expect(page.locator(".turn")).to_have_count(0)
+
+    field.press("Enter")
+
+    expect(field).to_have_value("")
+    expect(page.locator(".question")).to_have_text("one\ntwo")
+    wait_for_end(page)
+
+
+def test_drafts_are_kept(page: Page) -> None:
+    """What was typed is there after a reload, each chat having its own."""
+    page.locator("#message").fill("a new thought")
+    page.reload()
+    expect(page.locator("#message")).to_have_value("a new thought")
+    send(page, "/long 10")
+    wait_for_end(page)
+    page.locator("#message").fill("half of an ans")
+
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator("#message")).to_have_value("")
+    page.go_back()
+
+    expect(page.locator("#message")).to_have_value("half of an ans")
+    expect(page.locator(".prose")).to_contain_text("note-10")
+
+
+def test_the_list_of_chats(page: Page, context: BrowserContext) -> None:
+    """A chat is listed by its first message, can be opened from there, and deleted after a question, for every tab."""
+    send(page, "/long 11")
+    wait_for_end(page)
+    mine = page.locator(f"#list [data-id='{session(page)}']")
+    expect(mine).to_contain_text("/long 11")
+    other = context.new_page()
+    other.goto("/")
+    other.locator(f"#list [data-id='{session(page)}'] a").click()
+    expect(other.locator(".prose")).to_contain_text("note-11")
+
+    mine.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Keep it").click()
+    expect(mine).to_be_visible()
+    mine.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+
+    expect(mine).to_have_count(0)
+    expect(page.locator(".turn")).to_have_count(0)
+    expect(other.locator("#problem")).to_have_text("This chat has been deleted.")
+
+
+def test_scrolling_up_stops_the_following(page: Page) -> None:
+    """The page follows the text until the reader goes up; the button brings the reader back."""
+    page.set_viewport_size({"width": 700, "height": 400})
+    send(page, "/long 1200")
+    wait_for_words(page, 400)
+    page.mouse.move(350, 200)
+    page.mouse.wheel(0, -150)
+    expect(page.locator("#latest")).to_be_visible()
+    place = page.evaluate("document.querySelector('#scroll').scrollTop")
+    wait_for_words(page, 700)
+    assert place == page.evaluate("document.querySelector('#scroll').scrollTop")
+
+    page.locator("#latest").click()
+
+    expect(page.locator("#latest")).to_be_hidden()
+    wait_for_words(page, 900)
+    assert page.locator("#scroll").evaluate("each => each.scrollHeight - each.clientHeight - each.scrollTop") < 2
+    page.locator("#stop").click()
+    wait_for_end(page)
+
+
+def test_a_screen_reader_hears_steps_not_tokens(page: Page) -> None:
+    """The growing text is in no live region; the end is said once."""
+    page.evaluate("""() => {
+        window.heard = [];
+        const watch = new MutationObserver(() => heard.push(document.querySelector('[role=status]').textContent));
+        watch.observe(document.querySelector('[role=status]'), {childList: true, characterData: true, subtree: true});
+    }""")
+    send(page, "/long 100")
+    wait_for_end(page)
+
+    assert page.locator("[aria-live] .prose, [role=log] .prose, [role=status] .prose").count() == 0
+    assert page.evaluate("heard.at(-1)") == "The answer is complete."
+    assert page.evaluate("heard.length") <= 3
+
+
+def test_the_keyboard_reaches_everything(page: Page) -> None:
+    """On a narrow page the list opens, closes by Escape, and the focus goes along."""
+    page.set_viewport_size({"width": 320, "height": 640})
+    page.locator("#menu").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="New chat")).to_be_focused()
+    expect(page.locator("#menu")).to_have_attribute("aria-expanded", "true")
+
+    page.keyboard.press("Escape")
+
+    expect(page.locator("#menu")).to_be_focused()
+    expect(page.get_by_role("button", name="New chat")).to_be_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_and_wide_in_both_themes(
+    browser: Browser, server: Server, shoot: Callable[[Page, str], None], scheme: str
+) -> None:
+    """Nothing is wider than the page, down to 320 pixels, whatever an answer holds."""
+    with browser.new_context(base_url=server.url, color_scheme=scheme) as context:  # type: ignore[arg-type]
+        page = context.new_page()
+        page.goto("/")
+        expect(page.locator("#ideas button, body[data-empty]").first).to_be_visible()
+        shoot(page, f"{scheme}-empty")
+        send(page, "How is tea made? " + "longword" * 30)
+        wait_for_end(page)
+        for text in ("/tools", "/permission"):
+            send(page, text)
+            if text == "/permission":
+                expect(page.get_by_role("button", name="Allow")).to_be_visible()
+            else:
+                wait_for_end(page)
+        for width, height in ((1100, 760), (320, 640)):
+            page.set_viewport_size({"width": width, "height": height})
+            shoot(page, f"{scheme}-{width}")
+            assert width == page.evaluate("document.documentElement.scrollWidth")
+            assert page.evaluate("(each => each.scrollWidth <= each.clientWidth)(document.querySelector('#scroll'))")
+        page.get_by_role("button", name="Deny").click()
+        wait_for_end(page)
+
+
+def test_an_unknown_chat(unlucky: Page, server: Server) -> None:
+    """An address of a chat that is not there says so."""
+    unlucky.goto(f"{server.url}/?session=nothing-here")
+
+    expect(unlucky.locator("#problem")).to_have_text("This chat does not exist any more.")
+
+
+# The API reference, and the modules by themselves ---------------------------------------------------------------------
+
+
+def test_the_reference_shows_every_operation(
+    context: BrowserContext, server: Server, shoot: Callable[[Page, str], None]
+) -> None:
+    """Each operation stands there with its parameters, answers and a command to try, and each schema."""
+    api = server.get("/openapi.json").json()
+    page = context.new_page()
+    page.goto("/docs")
+
+    operations = [(method, path) for path, item in api["paths"].items() for method in item]
+    expect(page.locator(".operation")).to_have_count(len(operations))
+    for method, path in operations:
+        title = re.compile(rf"^{method.upper()}\s+{re.escape(path)}$")
+        expect(page.locator(".operation h3").filter(has_text=title)).to_have_count(1)
+    expect(page.locator(".schema")).to_have_count(len(api["components"]["schemas"]))
+    expect(page.locator("#op-sendMessage pre")).to_contain_text(
+        f"curl -X POST '{server.url}/api/sessions/<id>/messages'"
+    )
+    page.set_viewport_size({"width": 320, "height": 640})
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    shoot(page, "docs")
+
+
+def test_modules_in_node() -> None:
+    """The decoder, the stream, the fold and the Markdown pass their own tests."""
+    tests = sorted(str(path) for path in (HERE / "web").glob("*.test.mjs"))
+    run = subprocess.run([node(), "--test", *tests], capture_output=True, text=True, timeout=300)
+
+    assert run.returncode == 0, run.stdout[-8000:]
+    assert re.search(r"^# pass [1-9]", run.stdout, re.MULTILINE)
+
+
+def test_the_pages_are_small_and_bring_no_code_of_others() -> None:
+    """No build, no third party: a handful of modules that load each other only."""
+    web = HERE.parent / "src/legato/web"
+    imports = {
+        name
+        for path in web.glob("*.js")
+        for name in re.findall(r'^import .* from "(.+)";$', path.read_text(), re.MULTILINE)
+    }
+
+    assert imports <= {f"./{path.name}" for path in web.glob("*.js")}
+    for page in web.glob("*.html"):
+        assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|https?://", page.read_text()), page.name
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(",
+        "".join(p.read_text() for p in web.glob("*.js")),
+    )

@@ -1,0 +1,181 @@
+// The stream that outlives its connections, against a small server that cuts them.
+import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import { test } from "node:test";
+
+import { Stream, TIMES, backoff } from "../../src/legato/web/stream.js";
+
+/** Serve `answers` one after another; each gets (request, response). The last one is repeated. */
+async function serving(answers, use) {
+  const requests = [];
+  const server = createServer((request, response) => {
+    requests.push(request.headers["last-event-id"] ?? "");
+    answers[Math.min(requests.length, answers.length) - 1](request, response);
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  try {
+    return await use(`http://127.0.0.1:${server.address().port}/stream`, requests);
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
+}
+
+const HEAD = { "content-type": "text/event-stream; charset=utf-8" };
+const hello = (id) => `event: connected\nretry: 100\ndata: {"sessionId":"s"}\nid: ${id}\n\n`;
+const token = (id, text) => `event: content\ndata: {"type":"content","content":"${text}"}\nid: ${id}\n\n`;
+const plain = (body) => (_, response) => response.writeHead(200, HEAD).end(body);
+const endless = (body) => (_, response) => response.writeHead(200, HEAD).write(body);
+
+/** Follow until `count` contents have come, or the stream is refused. */
+async function follow(url, count, on = {}) {
+  const seen = [];
+  const states = [];
+  let refused = null;
+  const stream = new Stream(url, {
+    event: async (name, data, id) => {
+      await on.event?.(name, data, id, stream);
+      if (name === "content") seen.push(data.content);
+      if (seen.length === count) stream.close();
+    },
+    state: (state) => states.push(state),
+    refused: (error) => (refused = error),
+  });
+  await stream.follow();
+  return { seen, states, refused, cursor: stream.cursor };
+}
+
+test("A clean end, a cut inside a frame, and a cut before any frame: it comes back where it was.", async () => {
+  const answers = [
+    plain(hello(4) + token(5, "a") + token(6, "b")),
+    (_, response) => {
+      response.writeHead(200, HEAD).write(hello(6) + token(7, "c") + "event: content\ndata: {\"cont");
+      setTimeout(() => response.destroy(), 20);
+    },
+    (_, response) => response.destroy(),
+    endless(hello(7) + token(8, "d")),
+  ];
+  await serving(answers, async (url, requests) => {
+    const { seen, states } = await follow(url, 4);
+    assert.deepEqual(seen, ["a", "b", "c", "d"]);
+    assert.deepEqual(requests, ["", "6", "7", "7"]);
+    assert.equal(states.at(-1), "closed");
+    assert.equal(states.filter((state) => state === "waiting").length, 3);
+  });
+});
+
+test("Cut at every single byte, it loses nothing and doubles nothing.", async () => {
+  const words = ["a", "b", "ü🎵", "d"];
+  const frames = words.map((word, index) => token(index + 1, word));
+  const whole = Buffer.byteLength(hello(0) + frames.join(""));
+  let length = 0;
+  const answer = (request, response) => {
+    const after = Number(request.headers["last-event-id"] ?? 0);
+    const body = Buffer.from(hello(after) + frames.slice(after).join(""));
+    response.writeHead(200, HEAD);
+    if (length <= 0) return response.write(body);
+    response.write(body.subarray(0, length), () => response.destroy());
+    length = 0; // the next connection is whole
+  };
+  await serving([answer], async (url) => {
+    for (let cut = 1; cut < whole; cut += 1) {
+      length = cut;
+      const seen = [];
+      const stream = new Stream(url, {
+        event: (name, data) => {
+          if (name === "content") seen.push(data.content);
+          if (seen.length === words.length) stream.close();
+        },
+        state: (state) => state === "waiting" && stream.reconnect(), // without the wait
+      });
+      await stream.follow();
+      assert.deepEqual(seen, words, `cut after ${cut} bytes`);
+    }
+  });
+});
+
+test("An event whose handling failed comes again.", async () => {
+  const answers = [plain(hello(0) + token(1, "a") + token(2, "b")), plain(hello(1) + token(2, "b"))];
+  let failures = 1;
+  const warn = console.warn;
+  console.warn = () => {};
+  await serving(answers, async (url, requests) => {
+    const on = { event: (name, data, id) => { if (id === "2" && failures-- > 0) throw new Error("not now"); } };
+    const { seen } = await follow(url, 2, on);
+    assert.deepEqual(seen, ["a", "b"]);
+    assert.deepEqual(requests, ["", "1"]);
+  });
+  console.warn = warn;
+});
+
+test("A slow reader holds the connection back; events never overtake each other.", async () => {
+  await serving([endless(hello(0) + token(1, "a") + token(2, "b") + token(3, "c"))], async (url) => {
+    let inside = 0;
+    const on = { event: async () => {
+      inside += 1;
+      assert.equal(inside, 1);
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      inside -= 1;
+    } };
+    assert.deepEqual((await follow(url, 3, on)).seen, ["a", "b", "c"]);
+  });
+});
+
+test("503 with Retry-After and 429 are waited out; 404 and a wrong content type end it.", async () => {
+  const busy = (status) => (_, response) => response.writeHead(status, { "retry-after": "0" }).end();
+  await serving([busy(503), busy(429), endless(hello(0) + token(1, "a"))], async (url, requests) => {
+    assert.deepEqual((await follow(url, 1)).seen, ["a"]);
+    assert.equal(requests.length, 3);
+  });
+  const gone = (_, response) =>
+    response.writeHead(404, { "content-type": "application/json" }).end('{"error":{"message":"No such session.","reason":"session_not_found"}}');
+  await serving([gone], async (url, requests) => {
+    const { refused } = await follow(url, 1);
+    assert.deepEqual([refused.status, refused.message, refused.reason], [404, "No such session.", "session_not_found"]);
+    assert.equal(requests.length, 1);
+  });
+  await serving([(_, response) => response.writeHead(200, { "content-type": "text/html" }).end("hello")], async (url) => {
+    assert.match((await follow(url, 1)).refused.message, /text\/html/);
+  });
+});
+
+test("A silent connection is given up, and heartbeats keep one alive.", async () => {
+  const silence = TIMES.silence;
+  TIMES.silence = 300;
+  const beating = (_, response) => {
+    response.writeHead(200, HEAD).write(hello(0));
+    let beats = 0;
+    const timer = setInterval(() => {
+      beats += 1;
+      response.write(beats < 8 ? (beats % 2 ? ":\n" : 'event: heartbeat\ndata: {"type":"ping"}\nid: 0\n\n') : token(1, "a"));
+      if (beats === 8) clearInterval(timer);
+    }, 100);
+  };
+  await serving([endless(hello(0)), beating], async (url, requests) => {
+    assert.deepEqual((await follow(url, 1)).seen, ["a"]);
+    assert.equal(requests.length, 2);
+  });
+  TIMES.silence = silence;
+});
+
+test("Reconnecting by hand ends the wait.", async () => {
+  const slow = (_, response) => response.writeHead(503, { "retry-after": "60" }).end();
+  await serving([slow, endless(hello(0) + token(1, "a"))], async (url) => {
+    const stream = new Stream(url, {
+      event: (name) => { if (name === "content") stream.close(); },
+      state: (state) => { if (state === "waiting") setTimeout(() => stream.reconnect(), 10); },
+    });
+    await stream.follow();
+    assert.equal(stream.cursor, "0"); // closed while its event was handled
+  });
+});
+
+test("Waits: the server's own first, then doubling, half of it random, never beyond the limit.", () => {
+  assert.equal(backoff(0, 2000), 2000);
+  assert.equal(backoff(1, 2000, () => 0), 2000);
+  assert.equal(backoff(1, 2000, () => 1), 4000);
+  assert.equal(backoff(0, null, () => 0), 500);
+  assert.equal(backoff(40, 2000, () => 1), TIMES.longest);
+  assert.equal(backoff(0, 0), 100); // a server cannot make it spin
+  assert.equal(backoff(0, 1e15), TIMES.longest);
+});

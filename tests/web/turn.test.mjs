@@ -1,0 +1,186 @@
+// The fold of history and events: the same turns in whatever order, and however often, they come.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { Conversation, Gap, codePoints } from "../../src/legato/web/turn.js";
+
+const RUN = "s1~abc~a1"; // the server makes up such ids
+const amid = `${RUN}~a1`;
+const user = { type: "user_message_created", messageId: "m1", content: "Hi", runId: RUN };
+const content = (start, text, part = 0) => ({ type: "content", content: text, part, start, assistantMessageId: amid });
+
+function fold(events, conversation = new Conversation()) {
+  for (const data of events) conversation.apply(data.event ?? data.type, data);
+  return conversation;
+}
+
+const shape = (conversation) =>
+  conversation.turns.map(({ id, text, state, error, parts }) => ({
+    id, text, state, error, parts: parts.map(({ key, points, message, ...rest }) => rest),
+  }));
+
+const ANSWER = [
+  user,
+  { type: "run_started", runId: RUN, agent: "guide", attempt: 1 },
+  { type: "thinking", content: "Hm", part: 0, start: 0, assistantMessageId: amid },
+  { type: "tool_use_start", id: "t1", name: "Look", assistantMessageId: amid },
+  { type: "tool_use_parameter_delta", toolCallId: "t1", input: '{"a"', start: 0, assistantMessageId: amid },
+  { type: "tool_use_parameter_delta", toolCallId: "t1", input: ": 1}", start: 4, assistantMessageId: amid },
+  { type: "tool_use_parameter_streaming_complete", id: "t1", name: "Look", input: '{"a": 1}', assistantMessageId: amid },
+  { type: "tool_execution_start", toolCallId: "t1", toolName: "Look", progress: "Looking" },
+  { type: "permission", id: "p1", toolName: "Look", description: "?", action: "look", runId: RUN },
+  { type: "permission_resolved", id: "p1", granted: true, by: "user", runId: RUN },
+  { type: "tool_execution_complete", toolCallId: "t1", toolName: "Look", progress: "", success: true, output: "seen" },
+  content(0, "a🎵", 2),
+  content(2, "b", 2),
+  { type: "complete", done: true, content: "a🎵b", messageId: amid, runId: RUN, finishReason: "stop" },
+];
+
+test("An answer is its parts in order.", () => {
+  const [turn] = fold(ANSWER).turns;
+  assert.deepEqual(turn.parts.map((part) => part.kind), ["thinking", "tool", "permission", "text"]);
+  assert.deepEqual([turn.state, turn.answer, turn.parts[1].input, turn.parts[1].result], ["done", "a🎵b", '{"a": 1}', "seen"]);
+  assert.equal(turn.parts[2].answer, "allowed");
+});
+
+test("Every event may come twice, and any stretch of them again.", () => {
+  const once = shape(fold(ANSWER));
+  assert.deepEqual(shape(fold(ANSWER.flatMap((event) => [event, event]))), once);
+  for (let cut = 0; cut <= ANSWER.length; cut += 1) {
+    assert.deepEqual(shape(fold([...ANSWER.slice(0, cut), ...ANSWER])), once, `again after ${cut} events`);
+  }
+});
+
+test("A delta that overlaps adds only what is new, counted in code points.", () => {
+  const [turn] = fold([user, content(0, "a🎵b"), content(1, "🎵bc"), content(3, "cd")]).turns;
+  assert.equal(turn.answer, "a🎵bcd");
+  assert.equal(codePoints("a🎵b"), 3);
+});
+
+test("A delta beyond the end is a gap, never silently joined.", () => {
+  assert.throws(() => fold([user, content(0, "a"), content(5, "b")]), Gap);
+});
+
+test("A turn that the history has whole is not added to by its events.", () => {
+  const conversation = new Conversation();
+  conversation.load([
+    { id: "m1", role: "user", userInput: "Hi", runId: RUN },
+    { id: amid, role: "assistant", userInput: "a🎵b", assistantResponse: "a🎵b", status: "completed", runId: RUN },
+  ]);
+  const before = shape(conversation);
+  assert.deepEqual(shape(fold(ANSWER, conversation)), before);
+});
+
+test("A question in the history, its answer from the stream.", () => {
+  for (const runId of [RUN, undefined]) {
+    const conversation = new Conversation();
+    conversation.load([{ id: "m1", role: "user", userInput: "Hi", runId }]);
+    assert.equal(conversation.turns[0].state, "waiting");
+    assert.deepEqual(shape(fold(ANSWER, conversation)), shape(fold(ANSWER)));
+    const late = new Conversation();
+    late.load([{ id: "m1", role: "user", userInput: "Hi", runId }]);
+    assert.equal(fold(ANSWER.slice(1), late).turns[0].answer, "a🎵b", "also without its user_message_created");
+  }
+});
+
+test("History rows: failed, cancelled, several steps, a fork's copies.", () => {
+  const conversation = new Conversation();
+  conversation.load([
+    { id: "m1", role: "user", userInput: "1", runId: "r1" },
+    { id: "r1~a1", role: "assistant", userInput: "x", assistantResponse: "x", status: "failed", runId: "r1", error: { message: "No." } },
+    { id: "m2", role: "user", userInput: "2", runId: "r2" },
+    { id: "m3", role: "user", userInput: "3", runId: "r3" },
+    { id: "r2~a2", role: "assistant", userInput: "y", assistantResponse: "y", status: "cancelled", runId: "r2", parts: [
+      { type: "text", text: "w" }, { type: "tool_call", id: "t", name: "T", arguments: "{}", output: { n: 1 }, success: true }, { type: "text", text: "y" },
+    ] },
+    { id: "m4", role: "user", userInput: "4" },
+    { id: "r9~a1", role: "assistant", userInput: "z", assistantResponse: "z", reasoning: "h", toolCalls: [
+      { id: "t", name: "T", input: "{}", type: "function", finished: true, isError: true, result: "e" },
+    ] },
+  ]);
+  assert.deepEqual(conversation.turns.map((turn) => [turn.text, turn.state, turn.answer, turn.error]), [
+    ["1", "failed", "x", "No."], ["2", "stopped", "w\n\ny", ""], ["3", "waiting", "", ""], ["4", "done", "z", ""],
+  ]);
+  assert.deepEqual(conversation.turns[3].parts.map((part) => part.kind), ["thinking", "tool", "text"]);
+});
+
+test("A sent message and the stream's word of it are one turn, whichever comes first.", () => {
+  const early = new Conversation();
+  const mine = early.send("Hi", "k1");
+  assert.equal(mine.state, "sending");
+  assert.equal(fold([user], early).turns.length, 1);
+  assert.equal(early.sent(mine, "m1", RUN), mine);
+
+  const late = new Conversation();
+  const sent = late.send("Hi", "k1");
+  late.sent(sent, "m1", RUN);
+  assert.equal(fold([user], late).turns.length, 1);
+  assert.equal(late.turns[0].state, "waiting");
+});
+
+test("The same words sent twice are two turns.", () => {
+  const conversation = new Conversation();
+  const [one, two] = [conversation.send("Hi", "k1"), conversation.send("Hi", "k2")];
+  fold([user, { ...user, messageId: "m2", runId: "r2" }], conversation);
+  conversation.sent(two, "m2", "r2");
+  conversation.sent(one, "m1", "r1");
+  assert.deepEqual(conversation.turns.map((turn) => turn.id), ["m1", "m2"]);
+});
+
+test("The same words from another tab do not take a message's place for good.", () => {
+  const conversation = new Conversation();
+  const mine = conversation.send("Hi", "k1");
+  fold([{ ...user, messageId: "other", runId: "r0" }], conversation); // taken for ours
+  conversation.sent(mine, "m1", RUN); // but ours is another
+  fold([user], conversation);
+  assert.deepEqual(conversation.turns.map((turn) => turn.id).sort(), ["m1", "other"]);
+});
+
+test("Two runs: what comes for one does not touch the other.", () => {
+  const conversation = fold([user, { ...user, messageId: "m2", content: "Ho", runId: "r2" }, ...ANSWER.slice(1)]);
+  assert.deepEqual(conversation.turns.map((turn) => turn.state), ["done", "waiting"]);
+  fold([
+    { type: "run_started", runId: "r2", agent: "guide", attempt: 1 },
+    { ...content(0, "x"), assistantMessageId: "r2~a1" },
+    { event: "error", type: "interrupted", error: "Stopped.", runId: "r2" },
+  ], conversation);
+  assert.deepEqual([conversation.turns[1].state, conversation.turns[1].answer, conversation.turns[1].error], ["failed", "x", "Stopped."]);
+});
+
+test("A run that ends leaves no question and no tool open.", () => {
+  const [turn] = fold([...ANSWER.slice(0, 9), { event: "error", type: "interrupted", error: "x", runId: RUN }]).turns;
+  assert.deepEqual([turn.parts[1].state, turn.parts[2].answer], ["failed", "over"]);
+});
+
+test("A complete answer whose deltas are gone from the log is taken from its end.", () => {
+  const [turn] = fold([user, ANSWER.at(-1)]).turns;
+  assert.deepEqual([turn.state, turn.answer], ["done", "a🎵b"]);
+});
+
+test("Cancelled, asked for and done.", () => {
+  const conversation = fold([...ANSWER.slice(0, 3), { type: "cancel_requested", runId: RUN }]);
+  assert.equal(conversation.turns[0].state, "stopping");
+  fold([{ ...ANSWER.at(-1), content: "", finishReason: "cancelled" }], conversation);
+  assert.equal(conversation.turns[0].state, "stopped");
+});
+
+test("Events that it does not know are nothing, and a plain Mix server's (no parts, no runs) still read.", () => {
+  const conversation = fold([
+    { type: "user_message_created", messageId: "m1", content: "Hi" },
+    { type: "surprise", x: 1 },
+    { type: "thinking", content: "h", assistantMessageId: "a" },
+    { type: "content", content: "x", assistantMessageId: "a" },
+    { type: "content", content: "y", assistantMessageId: "a" },
+    { type: "complete", done: true, content: "xy", messageId: "a" },
+  ]);
+  assert.deepEqual([conversation.turns.length, conversation.turns[0].answer, conversation.turns[0].state], [1, "xy", "done"]);
+});
+
+test("Text goes on below a question that stands in the middle of it.", () => {
+  const events = [
+    user, content(0, "Choose. "), { type: "notification", id: "n1", title: "?", message: "?", responseType: "choice", choices: ["a"], runId: RUN },
+    content(8, "You chose"), content(17, " a."), { ...ANSWER.at(-1), content: "Choose. You chose a." },
+  ];
+  const [turn] = fold([...events.slice(0, 4), ...events]).turns;
+  assert.deepEqual(turn.parts.map((part) => part.text ?? part.kind), ["Choose. ", "notification", "You chose a."]);
+});
