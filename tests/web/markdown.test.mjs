@@ -39,6 +39,8 @@ const CASES = [
   ["a year is no list", "It was in\n1984. Then", "<p>It was in 1984. Then</p>"],
   ["a bold item", "- **a**: b\n* *c*", "<ul><li><strong>a</strong>: b</li><li><em>c</em></li></ul>"],
   ["a quote", "> a\n> b\n>\n> - c\n\nd", "<blockquote><p>a b</p><ul><li>c</li></ul></blockquote><p>d</p>"],
+  ["a table", "a\n\n| x | y |\n| --- | :-: |\n| `1` | p\\|q |\n\nb", "<p>a</p><figure><table><tr><th>x</th><th>y</th></tr><tr><td><code>1</code></td><td>p|q</td></tr></table></figure><p>b</p>"],
+  ["a line with bars in a paragraph", "a\n| b | c", "<p>a | b | c</p>"],
   ["a quote in a quote", "> a\n> > b", "<blockquote><p>a</p><blockquote><p>b</p></blockquote></blockquote>"],
   ["code", "```js\nlet a = `b`;\n\n  # c\n```\nd", '<figure data-language="js"><pre><code>let a = `b`;\n\n  # c</code></pre></figure><p>d</p>'],
   ["code without end", "```\n- a\n``", "<figure><pre><code>- a\n``</code></pre></figure>"],

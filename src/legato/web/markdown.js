@@ -1,6 +1,6 @@
 /**
- * A safe and small subset of Markdown, built as the text comes: paragraphs, headings, lists, block quotes, code, bold,
- * emphasis, links. Elements are made by name and text by `textContent`, so no answer can bring its own markup.
+ * A safe and small subset of Markdown, built as the text comes: paragraphs, headings, lists, block quotes, tables, code,
+ * bold, emphasis, links. Elements are made by name and text by `textContent`, so no answer can bring its own markup.
  *
  * The kind of a line is decided by its first characters, which are held back until no further character can change the
  * decision. From then on its text only grows. So nothing is ever taken back, how the text was cut makes no difference,
@@ -11,11 +11,12 @@
 const SETTLE = 4000;
 
 /** A prefix that could still become something else. */
-const UNDECIDED = /^\s*(?:#{1,6}\s*|[-*_](?:\s*[-*_])*\s*|\+\s*|\d{1,9}[.)]?\s*|`{1,2}|`{3,}[^`]*|~{1,2}|~{3,}.*|>)?$/;
+const UNDECIDED = /^\s*(?:#{1,6}\s*|[-*_](?:\s*[-*_])*\s*|\+\s*|\d{1,9}[.)]?\s*|`{1,2}|`{3,}[^`]*|~{1,2}|~{3,}.*|>|\|.*)?$/;
 
 const FENCE = /^(\s*)(`{3,}|~{3,})\s*([^\s`]*)[^`]*$/;
 const HEADING = /^\s*(#{1,6})(?:\s+|$)/;
 const RULE = /^\s*([-*_])(?:\s*\1){2,}\s*$/;
+const ROW = /^\s*\|(.*)\|\s*$/;
 const ITEM = /^(\s*)([-*+]|(\d{1,9})[.)])(?:\s+|$)/;
 
 /** A container of blocks: an answer, a block quote. */
@@ -28,6 +29,7 @@ export class Markdown {
   /** @type {{text: Text, mark: string, indent: number, lines: number} | null} */ #code = null;
   /** @type {Markdown | null} */ #quote = null;
   /** @type {{list: Element, item: Element, indent: number, kind: string}[]} */ #lists = [];
+  /** @type {{element: Element, rows: number} | null} */ #table = null;
   #blank = false; // a blank line came before
   #heading = false; // its line's end is its own
 
@@ -68,7 +70,8 @@ export class Markdown {
     if (this.#decided) return this.#sink(text);
     this.#held += text;
     const open = this.#code === null ? UNDECIDED : /^\s*(?:`*|~*)\s*$/;
-    if (this.#held.length > 400 || !open.test(this.#held)) this.#decide(false);
+    const most = /^\s*\|/.test(this.#held) ? SETTLE : 400; // a table's row is built when it is whole
+    if (this.#held.length > most || !open.test(this.#held)) this.#decide(false);
   }
 
   #newline() {
@@ -96,6 +99,9 @@ export class Markdown {
     const quote = /^\s{0,3}> ?/.exec(line);
     if (quote !== null) return this.#quoteLine(line.slice(quote[0].length));
     this.#leaveQuote();
+    const row = whole ? ROW.exec(line) : null;
+    if (row !== null && (this.#table !== null || this.#inline === null)) return this.#row(row[1]);
+    this.#table = null;
     const indent = /^\s*/.exec(line)?.[0].length ?? 0;
     let match = whole ? FENCE.exec(line) : null;
     if (match !== null) return this.#openCode(match[2], match[3], indent);
@@ -123,6 +129,7 @@ export class Markdown {
 
   #blankLine() {
     this.#leaveQuote();
+    this.#table = null;
     this.#closeInline();
     this.#blank = true;
   }
@@ -142,6 +149,32 @@ export class Markdown {
     }
     this.#blank = false;
     this.#quote.#text(rest);
+  }
+
+  /** A row of a table, the first being its head. @param {string} cells */
+  #row(cells) {
+    if (this.#table === null) {
+      this.#closeInline();
+      const figure = this.#make("figure");
+      figure.setAttribute("tabindex", "0"); // as a wide block of code
+      const element = this.#make("table");
+      figure.append(element);
+      this.#home().append(figure);
+      this.#table = { element, rows: 0 };
+    }
+    const table = this.#table;
+    table.rows += 1;
+    this.#blank = false;
+    if (table.rows === 2 && /^[\s|:-]+$/.test(cells)) return;
+    const row = this.#make("tr");
+    for (const text of cells.split(/(?<!\\)\|/)) {
+      const cell = this.#make(table.rows === 1 ? "th" : "td");
+      const inline = new Inline(cell);
+      inline.text(text.trim().replaceAll("\\|", "|"));
+      inline.render(true);
+      row.append(cell);
+    }
+    table.element.append(row);
   }
 
   /** @param {string} mark @param {string} language @param {number} indent */
@@ -231,6 +264,7 @@ export class Markdown {
 
   #close() {
     this.#closeInline();
+    this.#table = null;
     this.#lists = [];
     this.#code = null;
   }
