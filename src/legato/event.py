@@ -236,6 +236,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         at: when it was stored, seconds since the epoch.
         status: of an assistant: ``"completed"``, ``"failed"`` or ``"cancelled"``.
         usage: of an assistant: the fields of ``Usage``.
+        error: of a failed assistant's message: ``code`` and ``message``.
     """
 
     id: str
@@ -248,3 +249,4 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     at: float = 0.0
     status: str = "completed"
     usage: dict[str, Any] = {}
+    error: dict[str, Any] = {}

@@ -396,4 +396,5 @@ def _answer(event: Event) -> Message:
         at=event.at,
         status=event.type.partition(".")[2],
         usage=event.data.get("usage", {}),
+        error={field: event.data[field] for field in ("code", "message")} if event.type == "run.failed" else {},
     )

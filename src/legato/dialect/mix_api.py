@@ -165,7 +165,12 @@ class ToolCallData(_Wire, omit_defaults=False):
 
 
 class BackendMessage(_Wire):
-    """One message. As Mix has it, ``user_input`` holds the text whatever the role."""
+    """One message. As Mix has it, ``user_input`` holds the text whatever the role.
+
+    Attributes:
+        parts: of an assistant's message, everything it said in order, see ``legato.transcript.Transcript``.
+        error: of a failed one, ``code`` and ``message``.
+    """
 
     id: str
     session_id: str
@@ -174,7 +179,9 @@ class BackendMessage(_Wire):
     assistant_response: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[ToolCallData] | UnsetType = UNSET
+    parts: list[dict[str, Any]] | UnsetType = UNSET
     status: str | UnsetType = UNSET
+    error: dict[str, Any] | UnsetType = UNSET
     run_id: str | UnsetType = UNSET
     created_at: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
@@ -269,11 +276,12 @@ class EventPage(msgspec.Struct):
 
 
 class Health(_Wire):
-    """The server is up."""
+    """The server is up. ``agents`` are the names of its agents, the default one first."""
 
     status: Literal["ok"]
     timestamp: str
     version: str
+    agents: list[str]
 
 
 class Ready(_Wire):
@@ -354,7 +362,9 @@ def backend_message(session: str, message: Message) -> BackendMessage:
         assistant_response=message.text,
         reasoning=_reasoning(message) or UNSET,
         tool_calls=[_tool_call(part) for part in message.parts if part["type"] == "tool_call"] or UNSET,
+        parts=message.parts or UNSET,
         status=message.status,
+        error=message.error or UNSET,
         model=usage.get("model", UNSET),
         cost=usage.get("cost", UNSET),
         input_tokens=usage.get("input_tokens", UNSET),

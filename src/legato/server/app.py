@@ -369,7 +369,10 @@ class _Guard:
         host = headers.get("host", "").lower()
         if self._hosts is not None and re.sub(r":\d+$", "", host) not in self._hosts:
             return error_answer(
-                421, mix_api.error_response(421, f"This server is not {host[:200]!r}; see --allow-host.", "host_not_allowed")
+                421,
+                mix_api.error_response(
+                    421, f"This server is not {host[:200]!r}; see --allow-host.", "host_not_allowed"
+                ),
             )
         origin = headers.get("origin")
         if origin is None or "*" in self._origins or origin in self._origins or re.fullmatch(LOCAL_ORIGINS, origin):

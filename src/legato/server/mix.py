@@ -52,7 +52,7 @@ class MixRoutes:
         self._runner.check_agent(body.agent)
         session = _new_session(body.id)
         await self._store.append(session, [mix_api.created(body)])
-        return Answer(201, await self._summary(session), {"location": f"/api/sessions/{session}"})
+        return Answer(201, await self._summary(session), {"location": f"{request.prefix}/api/sessions/{session}"})
 
     async def index(self, request: Request) -> Answer:
         """Sessions, those last written to first."""
@@ -222,9 +222,8 @@ class MixRoutes:
 
     async def health(self, request: Request) -> Answer:
         """Whether the server is up."""
-        return Answer(
-            200, mix_api.Health(status="ok", timestamp=mix_api.rfc3339(time.time()), version=version("legato"))
-        )
+        now, agents = mix_api.rfc3339(time.time()), list(self._runner.agents)
+        return Answer(200, mix_api.Health(status="ok", timestamp=now, version=version("legato"), agents=agents))
 
     async def ready(self, request: Request) -> Answer:
         """Whether the server takes new messages."""

@@ -43,12 +43,14 @@ class Request:
 
     Attributes:
         path, query, headers: as sent; header names in lower case.
+        prefix: under which the application is mounted, for links to itself; empty if it is not.
     """
 
     def __init__(self, http: HTTPRequest, max_body: int) -> None:
         self.path: dict[str, str] = http.path_params
         self.query = http.query_params
         self.headers = http.headers
+        self.prefix: str = http.scope.get("root_path", "")
         self._http = http
         self._max_body = max_body
 

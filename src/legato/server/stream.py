@@ -169,6 +169,8 @@ class Pump:
             except asyncio.CancelledError:
                 if not self._aborted:
                     raise
+            except OSError:
+                pass  # the reader has left; some servers say so in this way, too
             except StoreError as exc:
                 # The head is out, so no error can be answered; an unclean end makes the reader come back.
                 logger.error("session %s cannot be read: %s", self.session, exc)

@@ -1,0 +1,71 @@
+"""Servers in processes of their own, for what cannot be seen from inside: signals, sockets, the end of a process."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+class Server:
+    """A server process and its address."""
+
+    def __init__(self, process: subprocess.Popen[str], said: list[str], url: str) -> None:
+        self.process = process
+        self.url = url
+        self._said = said
+
+    @property
+    def output(self) -> str:
+        """What it has printed, as far as it has been read."""
+        return "".join(self._said)
+
+    def stopped(self) -> int:
+        """Wait for its end; its exit status. The bound is a safety net: a server that hangs would wait for ever."""
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def running(*arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """``python -u -m`` with ``arguments``, from when it has told its address until it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+    )
+    said: list[str] = []
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def drain() -> None:  # to the end, so that a server that logs much never waits for us
+        assert process.stdout
+        for line in process.stdout:
+            said.append(line)
+            lines.put(line)
+        lines.put("")
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        while line := lines.get(timeout=60):
+            if found := re.search(r"http://[\w.\[\]:]+:\d+", line):
+                yield Server(process, said, found.group())
+                break
+        else:
+            raise AssertionError(f"The server gave no address: {''.join(said)}")
+    finally:
+        process.kill()
+        process.wait()
+        thread.join(30)
+        if process.stdout:
+            process.stdout.close()

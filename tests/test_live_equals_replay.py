@@ -1,0 +1,260 @@
+"""Rule R3: a stream cut at any byte and resumed with its own cursor is the uncut stream.
+
+One session with everything in it is recorded through the server; then its body is cut at every byte. A cut inside a
+frame leaves the cursor of the frame before, so the reader is given that event again, whole, and nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from driving import Chat, Gate, data, decoded, ends, logged
+from legato.agent import Turn
+from legato.errors import AgentError
+from legato.event import EVENTS, Text, Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted, Usage
+from legato.log import Store, Subscription
+from legato.server.app import Legato
+from legato.sse import Decoder, Message
+from legato.store.memory import MemoryStore
+from legato.store.sqlite import SQLiteStore
+from legato.testing import Driver
+
+CLIENTS = ("legato", "python-0.8.1", "python-0.6.4")
+STORES = ("memory", "sqlite")
+SESSION = "s"
+# Everything that a decoder, a splitter of lines or a counter of characters might stumble over.
+TEXT = ("é\r\n\r\ndata: x\n", "\u2028\u2029\x85\x0b🎵", "e\u0301\x00", "\rid: 9\n\n")
+
+
+async def everything(turn: Turn) -> AsyncIterator[Any]:
+    """Plays what the message asks for."""
+    match turn.message.text:
+        case "think":
+            yield Thinking("Hm\n")
+            for piece in TEXT:
+                yield Text(piece)
+            yield Usage(input_tokens=3, output_tokens=4)
+        case "tools":
+            yield ToolCall("c1", "Bash")
+            yield ToolArguments("c1", '{"a":')
+            yield ToolArguments("c1", '"é"}')
+            yield ToolStarted("c1", "Looking")
+            yield ToolResult("c1", output={"files": []})
+            yield ToolCall("c2", "Read", "{}")
+            yield ToolResult("c2", output="no", success=False)
+            yield "It is "
+        case "ask":
+            granted = await turn.ask_permission("Bash", "Lists.", path="/", params={"a": 1})
+            answer = await turn.notify("Q", "Which?", kind="question", response="choice", choices=["a", "b"], wait=True)
+            yield f"{granted} {answer.value if answer else ''}"
+        case "fail":
+            yield "I"
+            raise AgentError("No.", code="no")
+        case "wait":
+            yield "on"
+            await asyncio.Event().wait()
+        case "bye":
+            yield "Bye."
+
+
+async def record(chat: Chat) -> None:
+    """Talk until every kind of event is in the log; the last is one that every client knows."""
+    for text in ("think", "tools", "ask", "fail", "wait"):
+        answer = (await chat.send(text)).json()
+        async with asyncio.timeout(30), chat.stream("client=legato", last=answer["cursor"]) as stream:
+            async for message in stream.messages():
+                await react(chat, text, message)
+                if ends(answer["runId"])(message):
+                    break
+    first = (await chat.get("/messages")).json()[0]["id"]
+    assert (await chat.post("/rewind", {"messageId": first})).status == 200
+    await chat.said("bye")
+
+
+async def react(chat: Chat, text: str, message: Message) -> None:
+    asked = data(message).get("id")
+    if message.event == "permission":
+        assert (await chat.driver.request("POST", f"/api/permissions/{asked}/grant")).status == 200
+    elif message.event == "notification":
+        answer = {"type": "choice", "value": "b"}
+        assert (await chat.driver.request("POST", f"/api/notifications/{asked}/respond", json=answer)).status == 204
+    elif text == "wait" and message.event == "content":
+        assert (await chat.post("/cancel")).json() == {"cancelled": True}
+
+
+def new_store(kind: str, folder: Path) -> Store:
+    return MemoryStore() if kind == "memory" else SQLiteStore(folder / "log.db", durability="normal")
+
+
+@asynccontextmanager
+async def serving(store: Store, agent: Any = everything) -> AsyncIterator[Chat]:
+    app = Legato(store, agents=[agent])
+    app.drain_on_signal = False
+    app.grace = 0.0
+    async with Driver(app) as driver:
+        await driver.request("POST", "/api/sessions", json={"id": SESSION, "title": "🎼"})
+        yield Chat(app, driver, SESSION)
+
+
+async def whole(chat: Chat, client: str) -> bytes:
+    """The uncut body, from the start to the frame of the last event."""
+    last = str((await chat.get("/events")).json()["head"])
+    async with asyncio.timeout(30), chat.stream(f"from=start&client={client}") as stream:
+        while decoded(stream.body)[-1:] == [] or decoded(stream.body)[-1].id != last:
+            assert await stream.read()
+        return stream.body
+
+
+async def cut(chat: Chat, client: str, size: int) -> tuple[list[Message], str]:
+    """What a reader has after ``size`` bytes, and the cursor it is left with."""
+    decoder = Decoder()
+    messages: list[Message] = []
+    async with chat.stream(f"from=start&client={client}", cut_after=size) as stream:
+        async for chunk in stream:
+            messages += decoder.feed(chunk)
+    return messages, decoder.last_event_id
+
+
+async def rest(chat: Chat, client: str, cursor: str, last: str) -> list[Message]:
+    """What a reader gets who comes back with ``cursor``, up to the event ``last``."""
+    decoder = Decoder()
+    messages: list[Message] = []
+    async with asyncio.timeout(30), chat.stream(f"from=start&client={client}", last=cursor or None) as stream:
+        assert stream.headers["legato-cursor"] == "exact"
+        while decoder.last_event_id != last:
+            chunk = await stream.read()
+            assert chunk
+            messages += decoder.feed(chunk)
+    return messages
+
+
+async def test_the_recording_has_every_kind_of_event(tmp_path: Path) -> None:
+    """But for the deletion, after which there is nothing to resume."""
+    async with serving(new_store("memory", tmp_path)) as chat:
+        await record(chat)
+        events = (await chat.get("/events")).json()["events"]
+    assert set(EVENTS) - {"session.deleted"} == {event["type"] for event in events}
+
+
+@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_a_stream_cut_at_any_byte_and_resumed_is_the_uncut_stream(client: str, kind: str, tmp_path: Path) -> None:
+    """For every byte of the body: what came before the cut and what comes after it are the whole, once."""
+    async with serving(new_store(kind, tmp_path)) as chat:
+        await record(chat)
+        body = await whole(chat, client)
+        uncut = logged(decoded(body))
+        last = uncut[-1].id
+        for size in range(len(body) + 1):
+            before, cursor = await cut(chat, client, size)
+            after = await rest(chat, client, cursor, last)
+            assert uncut == logged(before) + logged(after), f"cut after {size} bytes"
+
+
+def spread(size: int, count: int) -> list[int]:
+    """Some of the places to cut at, to the last byte."""
+    return [size * place // count for place in range(count + 1)]
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_the_server_may_restart_between_the_cut_and_the_resume(client: str, tmp_path: Path) -> None:
+    """The cursor is good in the next life of the server, and the bytes are the same ones."""
+    async with serving(new_store("sqlite", tmp_path)) as chat:
+        await record(chat)
+        body = await whole(chat, client)
+    uncut = logged(decoded(body))
+    for size in spread(len(body), 12):
+        async with serving(new_store("sqlite", tmp_path)) as chat:
+            before, cursor = await cut(chat, client, size)
+        async with serving(new_store("sqlite", tmp_path)) as chat:
+            after = await rest(chat, client, cursor, uncut[-1].id)
+        assert uncut == logged(before) + logged(after), f"cut after {size} bytes"
+
+
+async def test_a_run_that_a_restart_interrupts_ends_once_for_a_reader_that_comes_back(tmp_path: Path) -> None:
+    """The stream of the first life ends without an error; the second life's goes on to the run's one end."""
+    gate = Gate()
+    gate.let("one ", "two ")
+    seen: list[Message] = []
+    async with serving(new_store("sqlite", tmp_path), gate) as chat:
+        await chat.send()
+        stream = chat.stream("from=start&client=legato")
+        async with asyncio.timeout(30), stream:
+            async for message in stream.messages():
+                seen.append(message)
+                if message.event == "content" and data(message)["content"] == "two ":
+                    break
+            reading = asyncio.create_task(collect(stream))
+            await chat.app.stop()
+            seen += await reading
+            assert not stream.cut
+    async with serving(new_store("sqlite", tmp_path), gate) as chat:
+        body = await whole(chat, "legato")
+        if seen[-1].id != decoded(body)[-1].id:
+            seen += await rest(chat, "legato", seen[-1].id, decoded(body)[-1].id)
+    assert logged(decoded(body)) == logged(seen)
+    assert [data(message)["type"] for message in seen if message.event == "error"] == ["interrupted"]
+
+
+async def collect(stream: Any) -> list[Message]:
+    return [message async for message in stream.messages()]
+
+
+WORDS = ("Hel", "lo\r\n\r\n", Thinking("\u2028"), ToolCall("c", "Bash", "{}"), ToolResult("c", "🎵"), "end")
+
+
+async def speak(chat: Chat, gate: Gate) -> None:
+    """Let the agent say one word after another, each when the last one is in the log."""
+    info = await chat.app.store.info(chat.session)
+    with Subscription(chat.app.store, chat.session, info.head) as subscription:
+        for word in WORDS:
+            gate.let(word)
+            await subscription.next()
+        gate.close()
+
+
+async def cut_and_resumed(chat: Chat, client: str, size: int) -> list[Message]:
+    """What a reader has in the end who is cut off after ``size`` bytes and comes back at once."""
+    before, cursor = await cut(chat, client, size)
+    if before and before[-1].event == "complete":
+        return before
+    query = f"from=start&client={client}"
+    return before + await chat.follow(cursor or None, query, until=lambda message: message.event == "complete")
+
+
+@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_a_reader_may_be_cut_and_come_back_while_the_answer_is_given(
+    client: str, kind: str, tmp_path: Path
+) -> None:
+    """A second reader, never cut, sees the same; wherever in the answer the first one lost its connection."""
+    gates: dict[str, Gate] = {}
+
+    async def agent(turn: Turn) -> AsyncIterator[Any]:
+        async for word in gates[turn.session](turn):
+            yield word
+
+    async with serving(new_store(kind, tmp_path), agent) as chat:
+        size, length = 0, 1
+        while size <= length:  # one session for each place to cut at
+            session = f"s{size:05}"
+            gates[session] = Gate()
+            await chat.driver.request("POST", "/api/sessions", json={"id": session})
+            one = Chat(chat.app, chat.driver, session)
+            await one.send()
+            async with asyncio.timeout(30):
+                seen, uncut, _ = await asyncio.gather(
+                    cut_and_resumed(one, client, size),
+                    one.follow(query=f"from=start&client={client}", until=lambda message: message.event == "complete"),
+                    speak(one, gates[session]),
+                )
+            assert logged(uncut) == logged(seen), f"cut after {size} bytes"
+            assert [message.id for message in logged(seen)] == sorted({m.id for m in logged(seen)}, key=int)
+            length = len(await whole(one, client))
+            size += 7

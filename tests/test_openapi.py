@@ -1,0 +1,137 @@
+"""The OpenAPI document: that it is sound, and that the server does what it says, whatever it is sent."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import jsonschema_rs
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from driving import echo
+from legato.dialect import mix
+from legato.server import openapi
+from legato.server.app import Legato
+from legato.server.mix import MixRoutes
+from live_server import serving
+
+BOUNDED = settings(
+    max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    app = Legato("memory:", agents=[echo], grace=0.0)
+    with serving(app) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=url, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def document(client: httpx2.Client) -> dict[str, Any]:
+    return dict(client.get("/openapi.json").json())
+
+
+# The same document as the server's, made without one: tests are collected from it.
+generated = schemathesis.openapi.from_dict(openapi.document(MixRoutes(None, None, mix.LEGATO).operations()))  # type: ignore[arg-type]
+
+
+def test_the_server_tells_the_document_that_is_tested(document: dict[str, Any]) -> None:
+    """What is generated from is what clients read."""
+    assert generated.raw_schema == document
+
+
+# Whatever is sent -----------------------------------------------------------------------------------------------------
+
+
+@generated.parametrize()
+@BOUNDED
+def test_an_operation_answers_as_documented(case: Any, url: str) -> None:
+    """Fitting and unfitting parameters and bodies, mostly of sessions that there are not: no 5xx, only what the
+    document says."""
+    case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
+
+
+@generated.exclude(operation_id="streamEvents").include(path_regex=r"^/(api/sessions|stream)/\{id\}").parametrize()
+@BOUNDED
+def test_an_operation_on_a_session_answers_as_documented(case: Any, url: str, client: httpx2.Client) -> None:
+    """The same with a session that exists, so that what stands behind the first look is reached too."""
+    session = client.post("/api/sessions", json={"title": "a"}).json()["id"]
+    case.path_parameters = {**(case.path_parameters or {}), "id": session}
+    case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
+
+
+# The document itself --------------------------------------------------------------------------------------------------
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name == "$ref":
+                yield inner
+            else:
+                yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_used(document: dict[str, Any]) -> None:
+    """No dangling `$ref`, nothing that nobody refers to."""
+    schemas = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert schemas == set(references(document))
+
+
+def test_every_schema_is_a_json_schema(document: dict[str, Any]) -> None:
+    """Of the draft that OpenAPI 3.1 uses."""
+    assert document["openapi"].startswith("3.1")
+    for schema in document["components"]["schemas"].values():
+        jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
+
+
+def test_every_operation_has_what_readers_look_for(document: dict[str, Any]) -> None:
+    """An id of its own, a tag that is declared, a summary, and its path's parameters, all required."""
+    ids = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(set(ids)) == len(ids)
+    tags = {tag["name"] for tag in document["tags"]}
+    for path, method, operation in operations(document):
+        assert operation["summary"], (path, method)
+        assert set(operation["tags"]) <= tags
+        declared = {param["name"] for param in operation["parameters"] if param["in"] == "path" and param["required"]}
+        assert declared == set(re.findall(r"\{(\w+)\}", path))
+        assert all(param["description"] for param in operation["parameters"])
+
+
+def test_every_operation_documents_a_success_and_its_errors(document: dict[str, Any]) -> None:
+    """Errors are all of the one shape."""
+    for path, method, operation in operations(document):
+        statuses = set(operation["responses"])
+        assert any(status.startswith("2") for status in statuses), (path, method)
+        for status, answer in operation["responses"].items():
+            if status.startswith(("4", "5")) and "Ready" not in json.dumps(answer):
+                assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}
+
+
+def test_the_stream_names_its_events(document: dict[str, Any]) -> None:
+    """All that our own client reads."""
+    stream = document["paths"]["/stream"]["get"]
+    assert "text/event-stream" in stream["responses"]["200"]["content"]
+    assert [name for name in mix.LEGATO.events if name not in stream["description"]] == []

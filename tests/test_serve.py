@@ -1,0 +1,177 @@
+"""``legato serve`` as a process: signals, and what only a socket can bring."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from legato.server.serve import AddressTaken, listen
+from legato.sse import Decoder, Message
+from processes import Server, running
+
+AGENT = '''
+async def agent(turn):
+    """Asks, and says what it was told."""
+    yield "May I? "
+    yield str(await turn.ask_permission("Bash", "Lists.", timeout=None))
+'''
+
+
+@pytest.fixture
+def agent_file(tmp_path: Path) -> Path:
+    file = tmp_path / "asking.py"
+    file.write_text(AGENT)
+    return file
+
+
+def command(agent_file: Path, *options: str) -> list[str]:
+    store = f"sqlite:///{agent_file.parent / 'log.db'}"
+    return ["legato", "serve", str(agent_file), "--port", "0", "--store", store, *options]
+
+
+@asynccontextmanager
+async def asked(server: Server) -> AsyncIterator[tuple[httpx2.AsyncClient, str, AsyncIterator[Message], Message]]:
+    """A client, its session, an open stream, and the question at which the answer waits."""
+    async with asyncio.timeout(60), httpx2.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as client:
+        session = (await client.post("/api/sessions", json={})).json()["id"]
+        await client.post(f"/api/sessions/{session}/messages", json={"text": "go"})
+        async with client.stream("GET", f"/stream?sessionId={session}&client=legato") as response:
+            messages = received(response)
+            async for message in messages:
+                if message.event == "permission":
+                    break
+            yield client, session, messages, message
+
+
+async def received(response: httpx2.Response) -> AsyncIterator[Message]:
+    decoder = Decoder()
+    async for chunk in response.aiter_bytes():
+        for message in decoder.feed(chunk):
+            yield message
+
+
+async def drains(client: httpx2.AsyncClient) -> None:
+    """Wait until the signal has arrived."""
+    while (await client.get("/ready")).status_code != 503:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+def of(message: Message) -> Any:
+    return json.loads(message.data)
+
+
+async def test_a_stopping_server_lets_the_answer_finish(agent_file: Path) -> None:
+    """It refuses new messages, goes on answering, and its readers see the end of the run and then of the stream."""
+    with running(*command(agent_file, "--grace", "600")) as server:
+        async with asked(server) as (client, session, messages, question):
+            server.process.send_signal(signal.SIGTERM)
+            await drains(client)
+            refused = await client.post(f"/api/sessions/{session}/messages", json={"text": "more"})
+            assert (refused.status_code, refused.json()["error"]["reason"]) == (503, "draining")
+            assert int(refused.headers["retry-after"]) > 0
+            granted = await client.post(f"/api/permissions/{of(question)['id']}/grant")
+            assert granted.json() == {"granted": True}
+            rest = [message async for message in messages]  # ends without an error: the body had its proper end
+        assert (rest[-1].event, of(rest[-1])["content"]) == ("complete", "May I? True")
+        assert server.stopped() == 0
+
+
+async def test_a_second_signal_stops_at_once_and_the_next_start_ends_the_run(agent_file: Path) -> None:
+    """However long the answer may still take. Nothing that was stored is lost; no run is left running."""
+    with running(*command(agent_file, "--grace", "3600")) as server:
+        async with asked(server) as (client, session, _, question):
+            server.process.send_signal(signal.SIGTERM)
+            await drains(client)
+            server.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(server.stopped) == 0
+    with running(*command(agent_file)) as server:
+        async with asyncio.timeout(60), httpx2.AsyncClient(base_url=server.url, trust_env=False) as client:
+            headers = {"last-event-id": question.id}
+            async with client.stream("GET", f"/stream?sessionId={session}&client=legato", headers=headers) as response:
+                seen = []
+                async for message in received(response):
+                    seen.append(message)
+                    if message.event == "error":
+                        break
+    assert [message.event for message in seen] == ["connected", "permission_resolved", "error"]
+    assert of(seen[-1])["type"] == "interrupted"
+
+
+async def test_a_killed_server_resumes_exactly(agent_file: Path) -> None:
+    """`kill -9` in the middle: what had been shown is stored, and the reader's cursor is good."""
+    with running(*command(agent_file)) as server:
+        async with asked(server) as (_, session, _, question):
+            server.process.kill()
+    with running(*command(agent_file)) as server:
+        async with asyncio.timeout(60), httpx2.AsyncClient(base_url=server.url, trust_env=False) as client:
+            while (await client.get(f"/api/sessions/{session}")).json()["running"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            events = (await client.get(f"/api/sessions/{session}/events")).json()["events"]
+    types = [event["type"] for event in events]
+    assert types[int(question.id) - 1] == "permission.requested"
+    assert types[int(question.id) :] == ["permission.resolved", "run.failed"]
+    assert events[-1]["data"]["partial"]["text"] == "May I? "
+
+
+def raw(server: Server, request: bytes) -> bytes:
+    """The first bytes of what the server answers to these bytes; empty if it hangs up."""
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        try:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            return connection.recv(65536)
+        except ConnectionError:
+            return b""
+
+
+POST = b"POST /api/sessions HTTP/1.1\r\nHost: localhost\r\n"
+HEAD = b"GET /stream?sessionId=s HTTP/1.1\r\nHost: localhost\r\n"
+WIRE = [
+    ("not HTTP", b"hello\r\n\r\n"),
+    ("a huge header", HEAD + b"x: " + b"a" * 1_000_000 + b"\r\n\r\n"),
+    ("many headers", HEAD + b"".join(b"x-%d: a\r\n" % number for number in range(20_000)) + b"\r\n"),
+    ("a huge cursor", HEAD + b"last-event-id: " + b"1" * 100_000 + b"\r\n\r\n"),
+    ("bytes in a cursor", HEAD + b"last-event-id: \xff\xfe\r\n\r\n"),
+    ("NUL in a cursor", HEAD + b"last-event-id: 1\x00\r\n\r\n"),
+    ("CR in a cursor", HEAD + b"last-event-id: 1\r2\r\n\r\n"),
+    ("two cursors", HEAD + b"last-event-id: 1\r\nlast-event-id: 2\r\n\r\n"),
+    ("no host", b"GET /stream?sessionId=s HTTP/1.1\r\n\r\n"),
+    ("HTTP/1.0", b"GET /stream?sessionId=s HTTP/1.0\r\n\r\n"),
+    ("a huge URL", b"GET /stream?sessionId=" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    ("bytes in the URL", b"GET /stream?sessionId=\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    ("a lying length", POST + b"Content-Length: -1\r\n\r\n"),
+    ("two lengths", POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}"),
+    ("a body that breaks off", POST + b"Content-Length: 99\r\n\r\n{"),
+    ("a bad chunk", POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n"),
+    ("an upgrade", HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"),
+]  # fmt: skip
+
+
+async def test_bad_bytes_never_cost_a_5xx(agent_file: Path) -> None:
+    """Each is refused, or hung up on; and the server goes on."""
+    with running(*command(agent_file)) as server:
+        answers = {name: raw(server, request) for name, request in WIRE}
+        lines = {name: answer.partition(b"\r\n")[0] for name, answer in answers.items()}
+        assert {name: line for name, line in lines.items() if line and not line.startswith(b"HTTP/1.1 4")} == {}
+        async with httpx2.AsyncClient(base_url=server.url, trust_env=False) as client:
+            assert (await client.get("/health")).status_code == 200
+        assert server.output.count("Traceback") == 0, server.output[-6000:]
+
+
+def test_a_port_in_use_is_said_so() -> None:
+    """With the host and the port."""
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AddressTaken, match=f"127.0.0.1:{port}"):
+            listen("127.0.0.1", port)
