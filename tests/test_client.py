@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  (expected == actual, also when the expected is a constant)
 """The clients of both worlds: streams that come back, requests that are repeated only when that is safe."""
 
 from __future__ import annotations

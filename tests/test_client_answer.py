@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  (expected == actual, also when the expected is a constant)
 """Which events are an answer's, and its text, whatever comes twice."""
 
 from __future__ import annotations

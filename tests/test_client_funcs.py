@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  (expected == actual, also when the expected is a constant)
 """Functions with results instead of exceptions, for both clients."""
 
 from __future__ import annotations

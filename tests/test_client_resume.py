@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  (expected == actual, also when the expected is a constant)
 """When the client comes back, and from where: bytes and numbers in, messages and waits out."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  (expected == actual, also when the expected is a constant)
 """How long a plain request waits, and for how long it is tried."""
 
 from __future__ import annotations

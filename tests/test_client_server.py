@@ -1,4 +1,3 @@
-# ruff: noqa: SIM300  (expected == actual, also when the expected is a constant)
 """The SDK against the real server, over real connections that break; and every snippet of its page."""
 
 from __future__ import annotations
