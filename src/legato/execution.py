@@ -13,16 +13,16 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from .agent import Agent, Answer, Turn
 from .errors import AgentError, InvalidInput, LegatoError, NotFound, RunEnded, StaleLease, StoreError, TooLarge
-from .event import Draft, Event
+from .event import TERMINAL, Draft, Event, Usage
 from .log import Lease, Store, Subscription
-from .transcript import Recorder, merge
+from .transcript import Recorder, Transcript, merge
 
 logger = logging.getLogger("legato")
 
@@ -34,6 +34,8 @@ STORE_RETRIES = (0.1, 0.5, 2.0, 5.0, 10.0)
 """Seconds between tries of a failed append: the answer has been paid for, and a full disk may be emptied."""
 WATCH_HEARTBEAT = 5.0
 """Seconds after which the watcher looks at the log without having been woken."""
+WATCH_RETRY = 1.0
+"""Seconds after which the watcher tries again to read a log that could not be read."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -95,6 +97,7 @@ class Execution:
         lease: of the run.
         limits: see ``Limits``.
         recorder: with what earlier attempts left.
+        stored: the transcript of what earlier attempts left; not the recorder's own, which runs ahead of the store.
         earlier: the run's events so far, without deltas: questions asked before are not asked twice.
         clock: seconds since the epoch.
     """
@@ -106,6 +109,7 @@ class Execution:
         *,
         limits: Limits,
         recorder: Recorder,
+        stored: Transcript | None = None,
         earlier: Iterable[Event] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -113,11 +117,14 @@ class Execution:
         self._lease = lease
         self._limits = limits
         self._recorder = recorder
+        self._stored = stored or Transcript()
         self._clock = clock
         self._drafts: list[Draft] = []
         self._count = 0
         self._ready = asyncio.Event()  # there is something to write, or nothing more will come
-        self._room = asyncio.Event()
+        self._room = asyncio.Event()  # something has been written
+        self._writing = False
+        self._over = False  # what is put now would never be written
         self._ending: Ending | None = None
         self._abandoned = False
         self._speaker: asyncio.Task[None] | None = None
@@ -144,15 +151,18 @@ class Execution:
         Returns:
             True if the run has its terminal event; False if it was left open, or taken over by somebody else.
         """
+        if self._ending is not None:  # stopped before it began
+            return await self._end()
         loop = asyncio.get_running_loop()
         self._turn = turn
-        self._speaker = asyncio.create_task(self._speak(agent.stream(turn)), name=f"legato-agent-{turn.run}")
-        self._speaker.add_done_callback(lambda _: self._ready.set())
+        self._speaker = asyncio.create_task(self._speak(agent, turn), name=f"legato-agent-{turn.run}")
+        self._speaker.add_done_callback(self._on_silence)
         watcher = asyncio.create_task(self._watch(after))
         message = f"The run took longer than {self._limits.run_seconds:g} seconds."
         timer = loop.call_later(self._limits.run_seconds, self.stop, failed("timeout", message))
         try:
             await self._write()
+            self._over = True
             return await self._end()
         except (StaleLease, RunEnded, NotFound) as exc:
             logger.warning("run %s is no longer ours: %s", turn.run, exc)
@@ -162,15 +172,17 @@ class Execution:
             watcher.cancel()
             if self._grace is not None:
                 self._grace.cancel()
-            if not self._speaker.done():
-                self._abandoned = True
-                self._speaker.cancel()
+            self._over = self._abandoned = True
+            self._speaker.cancel()
+            self._release_asks()
 
     def stop(self, ending: Ending) -> None:
         """End the run this way, unless it is ending already. The agent is cancelled and may say a last word."""
-        if self._ending is not None or self._speaker is None or self._speaker.done() or self._turn is None:
+        if self._ending is not None or (self._speaker is not None and self._speaker.done()):
             return
         self._ending = ending
+        if self._speaker is None or self._turn is None:
+            return
         self._turn.cancelled = True
         self._speaker.cancel()
         self._grace = asyncio.get_running_loop().call_later(self._limits.cancel_grace, self._abandon)
@@ -179,28 +191,41 @@ class Execution:
         self._abandoned = True
         self._ready.set()
 
-    async def _speak(self, stream: AsyncGenerator[object, None]) -> None:
+    async def _speak(self, agent: Agent, turn: Turn) -> None:
+        stream = agent.stream(turn)
         advance: Callable[[], Any] = stream.__anext__
+        spoken = 0
         try:
             while True:
                 try:
                     item = await advance()
                 except StopAsyncIteration:
                     return
+                except (SystemExit, KeyboardInterrupt) as exc:
+                    # A task hands these on to the event loop, and the whole server would end with one agent.
+                    raise RuntimeError(f"the agent raised {type(exc).__name__}") from exc
                 if self._abandoned:
                     return
                 advance = stream.__anext__
                 self._put(self._recorder.record(item))
-                while len(self._drafts) >= AHEAD:
-                    self._room.clear()
-                    try:
+                spoken += 1
+                try:
+                    if not spoken % AHEAD:
+                        await asyncio.sleep(0)  # an agent may yield for ever without waiting, even what stores nothing
+                    while len(self._drafts) >= AHEAD:
+                        self._room.clear()
                         await self._room.wait()
-                    except asyncio.CancelledError as exc:
-                        # It hit us between two yields; the agent is to hear of it where it stands.
-                        advance = functools.partial(stream.athrow, exc)
-                        break
+                except asyncio.CancelledError as exc:
+                    # It hit us between two yields; the agent is to hear of it where it stands.
+                    advance = functools.partial(stream.athrow, exc)
         finally:
             await stream.aclose()
+
+    def _on_silence(self, speaker: asyncio.Task[None]) -> None:
+        self._ready.set()
+        if self._ending is not None and not speaker.cancelled() and speaker.exception() is not None:
+            # It does not decide how the run ends, so the log is the only place to tell it.
+            logger.warning("run %s: the agent failed when stopped", self._lease.run, exc_info=speaker.exception())
 
     def _put(self, drafts: list[Draft]) -> None:
         self._count += len(drafts)
@@ -209,13 +234,24 @@ class Execution:
         self._drafts += drafts
         self._ready.set()
 
+    async def _all_written(self) -> None:
+        while self._drafts or self._writing:
+            self._check_not_over()
+            self._room.clear()
+            await self._room.wait()
+
     async def _write(self) -> None:
         assert self._speaker is not None
         while True:
             self._ready.clear()
             drafts, self._drafts = self._drafts, []
             if drafts:
-                await self._append(merge(drafts) if len(drafts) > MERGE_ABOVE else drafts)
+                self._writing = True
+                drafts = merge(drafts) if len(drafts) > MERGE_ABOVE else drafts
+                await self._append(drafts)
+                for draft in drafts:
+                    self._stored.apply(draft.type, draft.data)
+                self._writing = False
                 self._room.set()
             elif self._speaker.done() or self._abandoned:
                 return
@@ -234,12 +270,14 @@ class Execution:
         raise AssertionError("unreachable")
 
     async def _end(self) -> bool:
-        outcome = self._outcome()
-        ending = self._ending or outcome
+        ending = self._ending or self._outcome()
         if ending.type is None:
             return False
-        await expire_asks(self._store, self._lease, [id for id in self._asked if id not in self._resolved])
-        await self._append([terminal(ending, self._lease.run, self._recorder)])
+        for id in list(self._asked):
+            if id not in self._resolved and is_permission(id):
+                await self._append([expired(id, self._lease.run)], once=resolve_key(id))
+        # What is in the log, not what the recorder has seen: an item beyond a bound was recorded in part at most.
+        await self._append([terminal(ending, self._lease.run, self._stored, self._recorder.usage)])
         return True
 
     def _outcome(self) -> Ending:
@@ -250,7 +288,9 @@ class Execution:
         if error is None:
             return Ending("run.completed", {"finish_reason": self._recorder.finish_reason})
         if isinstance(error, AgentError | InvalidInput | TooLarge):
-            return failed(error.code, error.message, **error.detail)
+            ending = failed(error.code, error.message, **error.detail)
+            if _is_json(ending.data):
+                return ending
         logger.error("run %s: the agent failed", self._lease.run, exc_info=error)
         return failed("agent_error", "The agent failed. The server's log has the details.")
 
@@ -265,7 +305,7 @@ class Execution:
                     events = await subscription.next()
                 except StoreError as exc:
                     logger.warning("run %s: cannot read its log: %s", self._lease.run, exc)
-                    await asyncio.sleep(1.0)
+                    await asyncio.sleep(WATCH_RETRY)
                     continue
                 for event in events:
                     self._take(event)
@@ -279,58 +319,84 @@ class Execution:
                 waiting.set_result(event.data)
         elif event.type == "run.cancel_requested" and event.run == self._lease.run:
             self.stop(CANCELLED)
-        elif event.type == "session.deleted":
+        elif event.type == "session.deleted" or self._is_of_another_owner(event):
             self.stop(LEFT_OPEN)
+
+    def _is_of_another_owner(self, event: Event) -> bool:
+        if event.run != self._lease.run or self._turn is None:
+            return False
+        return event.type in TERMINAL or (event.type == "run.started" and event.data["attempt"] > self._turn.attempt)
 
     # The desk ---------------------------------------------------------------------------------------------------------
 
     async def ask_permission(self, request: dict[str, Any], timeout: float | None) -> bool:
         """See ``Desk``."""
-        id = self._number("p")
-        if timeout is not None:
-            request = {**request, "expires_at": self._clock() + timeout}
-        asked = self._ask("permission.requested", {"id": id, **request})
-        answer = await self._answer(id, asked.get("expires_at"))
+        until = {} if timeout is None else {"expires_at": self._clock() + timeout}
+        asked = self._ask("permission.requested", request, until)
+        answer = await self._answer(asked["id"], asked.get("expires_at"))
         if answer is None:
-            refusal = Draft(
-                type="permission.resolved", data={"id": id, "granted": False, "by": "timeout"}, run=self._lease.run
+            answer = await self._resolve(
+                asked["id"], "permission.resolved", {"granted": False, "by": "timeout"}, run=self._lease.run
             )
-            answer = (await self._append([refusal], once=resolve_key(id)))[0].data
         return bool(answer["granted"])
 
     async def notify(self, notification: dict[str, Any], timeout: float | None, wait: bool) -> Answer | None:
         """See ``Desk``."""
-        id = self._number("n")
-        seconds = 86_400.0 if timeout is None else timeout
-        data = {"id": id, **notification, "timeout": seconds, "created_at": self._clock()}
-        asked = self._ask("notification.created", data)
+        until = {"timeout": 86_400.0 if timeout is None else timeout, "created_at": self._clock()}
+        asked = self._ask("notification.created", notification, until)
         if not wait:
             return None
-        answer = await self._answer(id, asked["created_at"] + asked["timeout"])
+        answer = await self._answer(asked["id"], asked["created_at"] + asked["timeout"])
         if answer is None:
-            draft = Draft(type="notification.resolved", data={"id": id, "by": "timeout", "run": self._lease.run})
-            answer = (await self._append([draft], once=resolve_key(id)))[0].data
+            answer = await self._resolve(
+                asked["id"], "notification.resolved", {"by": "timeout", "run": self._lease.run}, run=None
+            )
         return Answer(by=answer["by"], value=answer.get("value"))
 
-    def _number(self, kind: str) -> str:
-        # Counted, not drawn: a further attempt that asks the same things in the same order finds its answers.
-        self._numbers[kind] += 1
-        return f"{self._lease.run}~{kind}{self._numbers[kind]}"
-
-    def _ask(self, type: str, data: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, type: str, request: dict[str, Any], until: dict[str, Any]) -> dict[str, Any]:
+        """Store the question, unless an earlier attempt asked the very same; in any case, what the log has of it."""
+        self._check_not_over()
+        data = {"id": self._identify(type, request), **request, **until}
         id = data["id"]
         if id not in self._asked:
-            draft = Draft(type=type, data=data, run=self._lease.run)
             if len(msgspec.json.encode(data)) > self._limits.event_bytes:
                 raise TooLarge(f"A {type} event is beyond the limit of {self._limits.event_bytes} bytes.")
+            self._put([Draft(type=type, data=data, run=self._lease.run)])
             self._asked[id] = data
-            self._put([draft])
         return self._asked[id]
+
+    def _identify(self, type: str, request: dict[str, Any]) -> str:
+        # Counted, not drawn: a further attempt that asks the same in the same order finds its answers. One that asks
+        # something else must not: a yes to one question is no answer to another.
+        kind = "p" if type == "permission.requested" else "n"
+        while True:
+            self._numbers[kind] += 1
+            id = f"{self._lease.run}~{kind}{self._numbers[kind]}"
+            before = self._asked.get(id)
+            if before is None or {k: v for k, v in before.items() if k not in _PER_ATTEMPT} == request:
+                return id
+
+    async def _resolve(self, id: str, type: str, data: dict[str, Any], *, run: str | None) -> dict[str, Any]:
+        """Resolve an ask from within, unless somebody was faster; the answer that holds."""
+        await self._all_written()  # the question comes before its answer
+        return (await self._append([Draft(type=type, data={"id": id, **data}, run=run)], once=resolve_key(id)))[0].data
+
+    def _check_not_over(self) -> None:
+        if self._over:
+            raise RunEnded(f"Run {self._lease.run!r} has ended.", run=self._lease.run)
+
+    def _release_asks(self) -> None:
+        # The agent's own task is cancelled; this is for its threads and for tasks that it has left behind.
+        self._room.set()
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(RunEnded(f"Run {self._lease.run!r} has ended.", run=self._lease.run))
 
     async def _answer(self, id: str, expires_at: float | None) -> dict[str, Any] | None:
         if id in self._resolved:
             return self._resolved[id]
-        waiting = self._waiting[id] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[id] = waiting
         try:
             async with asyncio.timeout(None if expires_at is None else max(expires_at - self._clock(), 0)):
                 return await waiting
@@ -338,6 +404,18 @@ class Execution:
             return None
         finally:
             del self._waiting[id]
+
+
+_PER_ATTEMPT = ("id", "expires_at", "timeout", "created_at")
+"""Fields of an ask that differ from attempt to attempt although the question is the same."""
+
+
+def _is_json(data: dict[str, Any]) -> bool:
+    try:
+        msgspec.json.encode(data)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _too_many_events(limit: int) -> TooLarge:
@@ -351,26 +429,24 @@ def resolve_key(id: str) -> str:
     return f"resolve:{id}"
 
 
-def terminal(ending: Ending, run: str, recorder: Recorder) -> Draft:
+def terminal(ending: Ending, run: str, transcript: Transcript, usage: Usage | None = None) -> Draft:
     """The terminal event's draft: the ending's own data, and the whole message as far as it came."""
     assert ending.type is not None
     field = "message" if ending.type == "run.completed" else "partial"
-    data = {**ending.data, field: recorder.transcript.message(run)}
-    if recorder.usage is not None:
-        data["usage"] = msgspec.to_builtins(recorder.usage)
+    data = {**ending.data, field: transcript.message(run)}
+    if usage is not None:
+        data["usage"] = msgspec.to_builtins(usage)
     return Draft(type=ending.type, data=data, run=run)
 
 
-async def expire_asks(store: Store, lease: Lease, ids: Iterable[str]) -> None:
-    """Resolve what a run that is ending has asked and nobody has answered: a permission is refused.
+def is_permission(id: str) -> bool:
+    """Whether the ask ``id`` is a permission, which its run's end refuses; a notification may be answered later."""
+    return id.rpartition("~")[2].startswith("p")
 
-    A notification may be answered after its run.
-    """
-    for id in ids:
-        if id.rpartition("~")[2].startswith("p"):
-            data = {"id": id, "granted": False, "by": "run_ended"}
-            draft = Draft(type="permission.resolved", data=data, run=lease.run)
-            await store.append(lease.session, [draft], lease=lease, once=resolve_key(id))
+
+def expired(id: str, run: str) -> Draft:
+    """The refusal of permission ``id``, which nobody has answered before the end of its run."""
+    return Draft(type="permission.resolved", data={"id": id, "granted": False, "by": "run_ended"}, run=run)
 
 
 def log_unexpected(error: LegatoError, run: str) -> None:

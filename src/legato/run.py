@@ -37,7 +37,7 @@ from .execution import (
     Ending,
     Execution,
     Limits,
-    expire_asks,
+    expired,
     failed,
     log_unexpected,
     resolve_key,
@@ -47,6 +47,9 @@ from .log import Lease, Log, OpenRun, Store
 from .transcript import Recorder, Transcript, fold, history
 
 logger = logging.getLogger("legato")
+
+OVERLOADED = failed("overloaded", "Too many answers are being given at once; send the message again later.")
+REWOUND = failed("rewound", "The message was taken back before it was answered.")
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -271,6 +274,8 @@ class Runner:
                 await self._sweep()
             except LegatoError as exc:
                 logger.warning("cannot look after leases: %s", exc)
+            except Exception:  # whatever it is: without the reaper leases would lapse and runs stay open
+                logger.exception("cannot look after leases")
 
     async def _sweep(self) -> None:
         now = self._clock()
@@ -312,37 +317,44 @@ class Runner:
             async with asyncio.timeout(self.limits.place_seconds):
                 await self._places.acquire()
         except TimeoutError:
-            ending = failed("overloaded", "Too many answers are being given at once; send the message again later.")
-            return await self._finish(lease, ending, Transcript(), [])
+            return await self._answer(lease, run, OVERLOADED)
         try:
             return await self._answer(lease, run)
         finally:
             self._places.release()
 
-    async def _answer(self, lease: Lease, run: OpenRun) -> bool:
+    async def _answer(self, lease: Lease, run: OpenRun, ending: Ending | None = None) -> bool:
         log = Log(self.store, run.session)
         events = [event async for event in log.all(deltas=False)]
         mine = [event for event in events if event.run == run.run]
+        if self.draining or not mine:
+            return False  # it waits for the next start; or the session has been deleted meanwhile
         attempt = 1 + sum(event.type == "run.started" for event in mine)
         name = mine[0].data.get("agent") or events[0].data.get("agent") or next(iter(self.agents))
         agent = self.agents.get(name)
         left = [event async for event in log.all(run.offset - 1) if event.run == run.run] if attempt > 1 else mine
         transcript = fold(left)
-        ending = self._ending_before(mine, attempt, name, agent)
-        if ending is not None or agent is None:
-            return await self._finish(lease, ending or CANCELLED, transcript, mine)
-        started = Draft(type="run.started", data={"agent": name, "attempt": attempt}, run=run.run)
-        await self.store.append(run.session, [started], lease=lease)
         messages = history(events)
-        place = next(place for place, message in enumerate(messages) if message.run == run.run)
+        place = next((place for place, message in enumerate(messages) if message.run == run.run), None)
+        ending = self._ending_before(mine, attempt, name, agent) or ending or (REWOUND if place is None else None)
+        if ending is not None or agent is None or place is None:
+            return await self._finish(lease, ending or CANCELLED, transcript, mine)
         recorder = Recorder(
             run.run,
-            earlier=transcript,
+            earlier=fold(left),
             resumed=agent.on_crash == "resume",
             max_event_bytes=self.limits.event_bytes,
             max_run_characters=self.limits.run_characters,
         )
-        execution = Execution(self.store, lease, limits=self.limits, recorder=recorder, earlier=mine, clock=self._clock)
+        execution = Execution(
+            self.store,
+            lease,
+            limits=self.limits,
+            recorder=recorder,
+            stored=transcript,
+            earlier=mine,
+            clock=self._clock,
+        )
         turn = Turn(
             desk=execution,
             session=run.session,
@@ -354,7 +366,9 @@ class Runner:
             events=left if attempt > 1 else (),
         )
         self._executions[run.run] = (execution, agent)
+        started = Draft(type="run.started", data={"agent": name, "attempt": attempt}, run=run.run)
         try:
+            await self.store.append(run.session, [started], lease=lease)
             return await execution.run(agent, turn, after=run.offset)
         finally:
             del self._executions[run.run]
@@ -370,8 +384,9 @@ class Runner:
         return None
 
     async def _finish(self, lease: Lease, ending: Ending, transcript: Transcript, mine: list[Event]) -> bool:
-        asked = [event.data["id"] for event in mine if event.type == "permission.requested"]
-        await expire_asks(self.store, lease, asked)
-        recorder = Recorder(lease.run, earlier=transcript)
-        await self.store.append(lease.session, [terminal(ending, lease.run, recorder)], lease=lease)
+        for event in mine:
+            if event.type == "permission.requested":
+                id = event.data["id"]
+                await self.store.append(lease.session, [expired(id, lease.run)], lease=lease, once=resolve_key(id))
+        await self.store.append(lease.session, [terminal(ending, lease.run, transcript)], lease=lease)
         return True
