@@ -477,3 +477,12 @@ def test_other_events_are_no_part_of_history() -> None:
     """Deltas and the like may be there or not; the messages are the same."""
     drafts = record(["a", "1"])
     assert conversation(question("r1", "q1"), *drafts, answer("r1", "a1")) == ["q1", "a1"]
+
+
+def test_usage_that_is_not_json_is_refused_at_once() -> None:
+    """Counts that no store could take are the agent's mistake now, not a run that cannot end later."""
+    recorder = Recorder("r")
+
+    with pytest.raises(InvalidInput, match="Usage must be made of JSON values"):
+        recorder.record(Usage(input_tokens=object()))  # type: ignore[arg-type]
+    assert recorder.usage is None

@@ -21,8 +21,8 @@ import msgspec
 from .agent import Agent, Answer, Turn
 from .errors import AgentError, InvalidInput, LegatoError, NotFound, RunEnded, StaleLease, StoreError, TooLarge
 from .event import TERMINAL, Draft, Event, Usage
-from .log import Lease, Store, Subscription
-from .transcript import Recorder, Transcript, merge
+from .log import Lease, Log, Store, Subscription
+from .transcript import Recorder, Transcript, fold, merge
 
 logger = logging.getLogger("legato")
 
@@ -97,7 +97,6 @@ class Execution:
         lease: of the run.
         limits: see ``Limits``.
         recorder: with what earlier attempts left.
-        stored: the transcript of what earlier attempts left; not the recorder's own, which runs ahead of the store.
         earlier: the run's events so far, without deltas: questions asked before are not asked twice.
         clock: seconds since the epoch.
     """
@@ -109,7 +108,6 @@ class Execution:
         *,
         limits: Limits,
         recorder: Recorder,
-        stored: Transcript | None = None,
         earlier: Iterable[Event] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -117,12 +115,13 @@ class Execution:
         self._lease = lease
         self._limits = limits
         self._recorder = recorder
-        self._stored = stored or Transcript()
+        self._astray = False  # the recorder has seen what was not stored
         self._clock = clock
         self._drafts: list[Draft] = []
         self._count = 0
         self._ready = asyncio.Event()  # there is something to write, or nothing more will come
         self._room = asyncio.Event()  # something has been written
+        self._after = 0
         self._writing = False
         self._over = False  # what is put now would never be written
         self._ending: Ending | None = None
@@ -151,6 +150,7 @@ class Execution:
         Returns:
             True if the run has its terminal event; False if it was left open, or taken over by somebody else.
         """
+        self._after = after
         if self._ending is not None:  # stopped before it began
             return await self._end()
         loop = asyncio.get_running_loop()
@@ -207,7 +207,11 @@ class Execution:
                 if self._abandoned:
                     return
                 advance = stream.__anext__
-                self._put(self._recorder.record(item))
+                try:
+                    self._put(self._recorder.record(item))
+                except (InvalidInput, TooLarge):
+                    self._astray = True  # it was recorded in part, and none of it is stored
+                    raise
                 spoken += 1
                 try:
                     if not spoken % AHEAD:
@@ -249,8 +253,6 @@ class Execution:
                 self._writing = True
                 drafts = merge(drafts) if len(drafts) > MERGE_ABOVE else drafts
                 await self._append(drafts)
-                for draft in drafts:
-                    self._stored.apply(draft.type, draft.data)
                 self._writing = False
                 self._room.set()
             elif self._speaker.done() or self._abandoned:
@@ -276,9 +278,15 @@ class Execution:
         for id in list(self._asked):
             if id not in self._resolved and is_permission(id):
                 await self._append([expired(id, self._lease.run)], once=resolve_key(id))
-        # What is in the log, not what the recorder has seen: an item beyond a bound was recorded in part at most.
-        await self._append([terminal(ending, self._lease.run, self._stored, self._recorder.usage)])
+        await self._append([terminal(ending, self._lease.run, await self._transcript(), self._recorder.usage)])
         return True
+
+    async def _transcript(self) -> Transcript:
+        """What the log has of the answer; read from there only when the recorder may have seen more."""
+        if not self._astray and not self._drafts:
+            return self._recorder.transcript
+        events = Log(self._store, self._lease.session).all(self._after)
+        return fold([event async for event in events if event.run == self._lease.run])
 
     def _outcome(self) -> Ending:
         assert self._speaker is not None

@@ -159,8 +159,10 @@ class Runner:
                 f"A message may have {self.limits.message_characters} characters, got {len(text)}.",
                 limit=self.limits.message_characters,
             )
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InvalidInput("The text holds half of a surrogate pair, which cannot be stored as UTF-8.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidInput("The text holds half of a surrogate pair, which cannot be stored as UTF-8.") from None
         self.check_agent(agent)
 
     def check_agent(self, agent: str | None) -> None:
@@ -351,7 +353,6 @@ class Runner:
             lease,
             limits=self.limits,
             recorder=recorder,
-            stored=transcript,
             earlier=mine,
             clock=self._clock,
         )

@@ -262,6 +262,7 @@ class Recorder:
         return [*self._ready(item), self._draft("tool.completed", data)]
 
     def _usage(self, item: Usage) -> list[Draft]:
+        self._check_size("Usage", msgspec.structs.asdict(item))  # now, and not when the run is to end
         self.usage = item
         return []
 
@@ -396,5 +397,5 @@ def _answer(event: Event) -> Message:
         at=event.at,
         status=event.type.partition(".")[2],
         usage=event.data.get("usage", {}),
-        error={field: event.data[field] for field in ("code", "message")} if event.type == "run.failed" else {},
+        error={field: event.data[field] for field in ("code", "message") if field in event.data},
     )
