@@ -1,1 +1,55 @@
 """Stores: where logs live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import parse_qsl, unquote
+
+from ..errors import InvalidInput
+from ..log import Store
+
+
+def open_store(url: str) -> Store:
+    """The store that ``url`` names, not yet open.
+
+    ``"memory:"``, ``"sqlite:///chat.db"`` (in the working folder), ``"sqlite:////var/lib/chat.db"``; SQLite takes
+    ``"?durability=full"`` (the default) or ``"normal"``.
+
+    Raises:
+        InvalidInput: no store has a URL like this.
+        ModuleNotFoundError: the store needs a package that is not installed.
+    """
+    scheme = url.partition(":")[0].lower()
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{scheme}:" for scheme in SCHEMES)
+        raise InvalidInput(f"There is no store with a URL like {url[:200]!r}; known are {known}")
+    return SCHEMES[scheme](url)
+
+
+def _memory(url: str) -> Store:
+    from .memory import MemoryStore
+
+    if url.lower() != "memory:":
+        raise InvalidInput(f"The memory store is 'memory:' and nothing more, got {url[:200]!r}.")
+    return MemoryStore()
+
+
+def _sqlite(url: str) -> Store:
+    from .sqlite import SQLiteStore
+
+    location, _, query = url.partition("?")
+    _, slashes, path = location.partition(":///")
+    if not slashes or not path:
+        raise InvalidInput(
+            "A SQLite store is 'sqlite:///relative.db' or 'sqlite:////absolute.db' (three or four slashes), got "
+            f"{url[:200]!r}."
+        )
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    durability = options.pop("durability", "full")
+    if options:
+        raise InvalidInput(f"A SQLite store has the option 'durability' only, got {', '.join(map(repr, options))}.")
+    return SQLiteStore(unquote(path), durability=durability)
+
+
+SCHEMES: dict[str, Callable[[str], Store]] = {"memory": _memory, "sqlite": _sqlite}
+"""The stores, by the scheme of their URLs."""

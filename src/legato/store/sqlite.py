@@ -1,0 +1,261 @@
+"""The SQLite store: logs in one file, for one process. The embedded default.
+
+    append (event loop)          encode; hand a request to the writer
+      -> writer thread           take all requests that wait, of all sessions: check each, commit them together
+      -> deliver (event loop)    one callback for the group: tail cache, doorbells, futures
+    read (event loop)            from the tail cache; else
+      -> a reader thread         on its own read-only connection
+
+It knows how appends and reads meet; ``sqlite_writer`` knows the appends, ``sqlite_file`` the SQL. The one rule that
+must hold: nothing reaches a reader before its transaction has committed, and nothing that has reached one from the
+disk is missing from the tail cache, so that a later read never shows less than an earlier one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..errors import InvalidInput, SessionNotFound, StoreError
+from ..event import Draft, Event, Offset
+from ..log import READ_LIMIT, Appended, Doorbell, Lease, OpenRun, SessionInfo, Store
+from .lock import FileLock
+from .sqlite_file import (
+    MICRO,
+    apsw,
+    connect,
+    prepare,
+    read_info,
+    read_open_runs,
+    read_page,
+    read_sessions,
+    store_error,
+)
+from .sqlite_writer import Acquire, Append, Renew, Request, Writer, check_text, is_text
+from .tail import TailCache
+
+READERS = 2
+"""Threads that read. A page is short work; the second thread is there for when the disk keeps the first one waiting."""
+MAX_INTEGER = 2**63 - 1
+T = TypeVar("T")
+
+
+class SQLiteStore:
+    """Logs in a SQLite file, for one process and one event loop.
+
+    Args:
+        path: of the file; its folder must exist. Beside it appear ``-wal``, ``-shm`` and ``.lock``.
+        durability: ``"full"``: what was acknowledged survives a loss of power. ``"normal"``: it survives the end of
+            the process, but a loss of power may take the last moments.
+        clock: gives the time, seconds since the epoch; called from the writer's thread.
+        tail_events, tail_bytes: bounds of the cache of recent events, see ``TailCache``.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durability: str = "full",
+        clock: Callable[[], float] = time.time,
+        tail_events: int = 2_000,
+        tail_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        if durability not in ("full", "normal"):
+            raise InvalidInput(f"Durability is 'full' or 'normal', not {durability!r}.")
+        self.doorbell = Doorbell()
+        # Symbolic links are resolved, so that two names of one file have one lock.
+        self._path = os.path.realpath(path)
+        self._durability = durability
+        self._clock = clock
+        self._tail = TailCache(events=tail_events, bytes=tail_bytes)
+        self._lock = FileLock(self._path)
+        self._writer: Writer | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Make ready; create the file or bring it to the present schema. Forgets the leases of earlier processes.
+
+        Raises:
+            StoreLocked, StoreReadOnly, StoreFull, StoreCorrupt, StoreVersion, StoreError: nothing was opened.
+        """
+        if self._writer is not None:
+            raise StoreError(f"The store is open already: {self._path}.", path=self._path)
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+        # On the loop, not in a thread: a cancelled open would leave a thread behind that still takes the lock.
+        self._connection = self._open()
+        self._begin()
+
+    def _open(self) -> apsw.Connection:
+        folder = Path(self._path).parent
+        if not folder.is_dir():
+            raise StoreError(f"There is no folder {folder}; create it first.", path=self._path)
+        try:
+            self._lock.acquire()
+            connection = connect(self._path, write=True)
+            try:
+                prepare(connection, self._path, self._durability)
+            except BaseException:
+                connection.close()
+                raise
+        except (OSError, apsw.Error) as exc:
+            self._lock.release()
+            raise store_error(exc, self._path) from exc
+        except BaseException:
+            self._lock.release()
+            raise
+        return connection
+
+    def _begin(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._closing = None
+        self._delivered = 0
+        self._delivery: asyncio.Future[None] = self._loop.create_future()
+        self._reader = threading.local()
+        self._reader_connections: list[apsw.Connection] = []
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="legato-sqlite-reader")
+        self._reading = asyncio.Semaphore(READERS)
+        self._writer = Writer(self._path, self._connection, self._clock, self._delivered_by_writer)
+        self._writer.start()
+
+    async def close(self) -> None:
+        """Store what was appended so far and close the file. Idempotent."""
+        if self._writer is None and self._closing is None:
+            return
+        if self._closing is None:
+            writer, self._writer = self._writer, None
+            assert writer is not None
+            self._closing = asyncio.create_task(asyncio.to_thread(self._close, writer))
+        await asyncio.shield(self._closing)
+
+    def _close(self, writer: Writer) -> None:
+        writer.stop()
+        self._readers.shutdown()
+        try:
+            for connection in self._reader_connections:
+                connection.close()
+            self._connection.close()  # the last connection moves the WAL into the file
+        finally:
+            self._lock.release()
+
+    # Writing
+
+    async def append(
+        self, session: str, drafts: Sequence[Draft], *, lease: Lease | None = None, once: str | None = None
+    ) -> Appended:
+        """See ``Store.append``.
+
+        Raises:
+            InvalidInput: the data is not JSON.
+        """
+        check_text(session, once)
+        appended: Appended = await self._submit(Append(session, self._future(), drafts, lease, once))
+        return appended
+
+    async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
+        """See ``Leaser.acquire``."""
+        check_text(session, run, owner)
+        lease: Lease = await self._submit(Acquire(session, self._future(), run, owner, ttl))
+        return lease
+
+    async def renew(self, *, owner: str, ttl: float) -> None:
+        """See ``Leaser.renew``."""
+        await self._submit(Renew(self._future(), owner, ttl))
+
+    def _future(self) -> asyncio.Future[Any]:
+        self._check_open()
+        return self._loop.create_future()
+
+    def _check_open(self) -> Writer:
+        if self._writer is None:
+            raise StoreError(f"The store is not open: {self._path}.", path=self._path)
+        return self._writer
+
+    def _submit(self, request: Request) -> asyncio.Future[Any]:
+        self._check_open().submit(request)
+        return request.future
+
+    def _delivered_by_writer(self, requests: list[Request]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, requests)
+        except RuntimeError:
+            pass  # the loop was closed without closing the store; what was committed stays committed
+
+    def _deliver(self, requests: list[Request]) -> None:
+        """Make a committed group visible."""
+        for request in requests:
+            if isinstance(request, Append) and request.stored:
+                self._tail.put(request.session, request.stored, [len(data) for data in request.encoded])
+                self.doorbell.ring(request.session, outside=request.lease is None)
+            request.settle()
+        self._delivered += 1
+        self._delivery.set_result(None)
+        self._delivery = self._loop.create_future()
+
+    # Reading
+
+    async def read(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
+        """See ``Store.read``. A page may be shorter than ``limit`` when its events are large, but never empty then."""
+        self._check_open()
+        if limit <= 0 or not is_text(session):
+            return []
+        after = min(after, MAX_INTEGER)
+        events = self._tail.read(session, after, limit, deltas=deltas)
+        if events is not None:
+            return events
+        async with self._reading:
+            # Somebody may have read the same meanwhile: after a restart, all readers of a session come at once.
+            events = self._tail.read(session, after, limit, deltas=deltas)
+            if events is not None:
+                return events
+            evictions = self._tail.evictions
+            page = await self._ask(lambda connection: read_page(connection, session, after, limit, deltas))
+        if deltas and page.last:
+            self._tail.seed(session, after, page.events, page.sizes, evictions)
+        return page.events
+
+    async def info(self, session: str) -> SessionInfo:
+        """See ``Store.info``."""
+        info = await self._ask(lambda connection: read_info(connection, session)) if is_text(session) else None
+        if info is None:
+            raise SessionNotFound(session)
+        return info
+
+    async def sessions(self, *, limit: int = 100, before: float | None = None) -> list[SessionInfo]:
+        """See ``Store.sessions``."""
+        until = MAX_INTEGER if before is None else round(before * MICRO)
+        return await self._ask(lambda connection: read_sessions(connection, max(limit, 0), until))
+
+    async def open_runs(self) -> list[OpenRun]:
+        """See ``Leaser.open_runs``."""
+        return await self._ask(read_open_runs)
+
+    async def _ask(self, query: Callable[[apsw.Connection], T]) -> T:
+        """What ``query`` finds on the disk, once everything that it may have found is visible to all readers."""
+        writer = self._check_open()
+        try:
+            answer = await self._loop.run_in_executor(self._readers, self._query, query)
+        except (apsw.Error, msgspec.MsgspecError) as exc:
+            raise store_error(exc, self._path) from exc
+        begun = writer.begun
+        while self._delivered < begun:
+            await asyncio.shield(self._delivery)
+        return answer
+
+    def _query(self, query: Callable[[apsw.Connection], T]) -> T:
+        connection = getattr(self._reader, "connection", None)
+        if connection is None:
+            connection = self._reader.connection = connect(self._path, write=False)
+            self._reader_connections.append(connection)
+        return query(connection)
+
+
+_: type[Store] = SQLiteStore

@@ -1,0 +1,326 @@
+"""The file of a SQLite store: its schema and migrations, the SQL, and what SQLite's errors mean.
+
+It knows no threads and no event loop, but their lock (the GIL) shapes how it writes. apsw lets go of it around every
+step of a statement. A short step (a row read from the cache) has it back before another thread noticed; after a long
+one the event loop has it, for 5 ms if it is busy. A group of appends is therefore written in *one* step, for which the
+event loop need not stop: all its rows go through the view ``change``, where one trigger for each kind of row does the
+work. ``benchmarks/sqlite_append.py`` has the numbers.
+"""
+
+# ruff: noqa: S608  # no part of the SQL here comes from outside
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+try:
+    import apsw as apsw  # for the other modules too, so that the error is here alone
+except ModuleNotFoundError as exc:
+    raise ModuleNotFoundError(
+        "The SQLite store needs the package apsw: pip install 'legato[server]'", name="apsw"
+    ) from exc
+
+from ..errors import StoreCorrupt, StoreError, StoreFull, StoreReadOnly, StoreVersion
+from ..event import Event, Offset
+from ..log import OpenRun, SessionInfo
+
+# Times are integers, microseconds since the epoch: exact in SQL, and the same float again after division.
+MIGRATIONS = [
+    """
+    CREATE TABLE session (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        head INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        deleted INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE INDEX session_updated ON session (updated_at) WHERE NOT deleted;
+
+    CREATE TABLE event (
+        session INTEGER NOT NULL,
+        "offset" INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        type TEXT NOT NULL,
+        run TEXT,
+        delta INTEGER NOT NULL,
+        data TEXT NOT NULL,
+        PRIMARY KEY (session, "offset")
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX event_whole ON event (session, "offset") WHERE NOT delta;
+
+    CREATE TABLE once (
+        session INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        PRIMARY KEY (session, key)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE open_run (
+        session INTEGER NOT NULL,
+        run TEXT NOT NULL,
+        "offset" INTEGER NOT NULL,
+        started INTEGER NOT NULL,
+        owner TEXT,
+        epoch INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL,
+        PRIMARY KEY (session, run)
+    ) STRICT, WITHOUT ROWID;
+    """,
+]
+"""``MIGRATIONS[v]`` takes a file from schema version v to v + 1. A new file has version 0."""
+
+APPLICATION_ID = 0x4C656761
+"""Marks the file as ours ("Lega"), so that another program's database is left alone."""
+
+# What one row of a group does. SQLite runs the trigger whose WHEN fits; a row of NULLs does nothing (padding).
+NEW_SESSION, EVENT, GROWN, ONCE, RUN, RUN_ENDED, DELETED = range(1, 8)
+WIDTH = 8
+CHANGE = f"""
+    CREATE TEMP VIEW change AS
+        SELECT NULL AS kind, NULL AS a, NULL AS b, NULL AS c, NULL AS d, NULL AS e, NULL AS f, NULL AS g;
+    CREATE TEMP TRIGGER new_session INSTEAD OF INSERT ON change WHEN new.kind = {NEW_SESSION} BEGIN
+        INSERT INTO session (id, name, head, updated_at) VALUES (new.a, new.b, 0, 0);
+    END;
+    CREATE TEMP TRIGGER event INSTEAD OF INSERT ON change WHEN new.kind = {EVENT} BEGIN
+        INSERT INTO event VALUES (new.a, new.b, new.c, new.d, new.e, new.f, CAST(new.g AS TEXT));
+    END;
+    CREATE TEMP TRIGGER grown INSTEAD OF INSERT ON change WHEN new.kind = {GROWN} BEGIN
+        UPDATE session SET head = new.b, updated_at = new.c WHERE id = new.a;
+    END;
+    CREATE TEMP TRIGGER once INSTEAD OF INSERT ON change WHEN new.kind = {ONCE} BEGIN
+        INSERT INTO once VALUES (new.a, new.b, new.c, new.d);
+    END;
+    CREATE TEMP TRIGGER run INSTEAD OF INSERT ON change WHEN new.kind = {RUN} BEGIN
+        INSERT OR REPLACE INTO open_run VALUES (new.a, new.b, new.c, new.d, new.e, new.f, new.g);
+    END;
+    CREATE TEMP TRIGGER run_ended INSTEAD OF INSERT ON change WHEN new.kind = {RUN_ENDED} BEGIN
+        DELETE FROM open_run WHERE session = new.a AND run = new.b;
+    END;
+    CREATE TEMP TRIGGER deleted INSTEAD OF INSERT ON change WHEN new.kind = {DELETED} BEGIN
+        DELETE FROM event WHERE session = new.a AND "offset" < new.b;
+        DELETE FROM once WHERE session = new.a;
+        DELETE FROM open_run WHERE session = new.a;
+        UPDATE session SET deleted = 1 WHERE id = new.a;
+    END;
+"""
+STATEMENT_ROWS = 512
+"""Rows in one statement at most: its text stays short enough for the statement cache of apsw (16 KiB)."""
+PAGE_BYTES = 4 * 1024 * 1024
+"""A page of events ends when it holds so much data, whatever its limit: large events must not fill the memory."""
+BUSY_MS = 5_000
+"""Patience with a lock of SQLite, in milliseconds; only foreign tools (a backup) ever hold one."""
+WAL_BYTES = 64 * 1024 * 1024
+"""What the write-ahead log is cut down to when it has grown beyond."""
+MICRO = 1_000_000
+"""Microseconds in a second."""
+
+_PAGE = """
+    SELECT type, data, "offset", at, run FROM event {index}
+    WHERE session = (SELECT id FROM session WHERE name = ?) AND "offset" > ? {only} ORDER BY "offset" LIMIT ?
+"""
+_PAGES = {
+    True: _PAGE.format(index="", only=""),
+    # Left to itself, SQLite walks through all deltas of the session.
+    False: _PAGE.format(index="INDEXED BY event_whole", only="AND NOT delta"),
+}
+_INFOS = """
+    SELECT s.name, s.head, e.at, s.updated_at, e.data, r.run, r."offset", r.started, r.owner, r.epoch, r.expires_at
+    FROM (SELECT * FROM session WHERE NOT deleted AND {which}) s
+    JOIN event e ON e.session = s.id AND e."offset" = 1
+    LEFT JOIN open_run r ON r.session = s.id
+    ORDER BY s.updated_at DESC, s.id, r."offset"
+"""
+_INFO = _INFOS.format(which="name = ?")
+_NEWEST = _INFOS.format(which="updated_at < ? ORDER BY updated_at DESC LIMIT ?")
+_OPEN_RUNS = """
+    SELECT s.name, r.run, r."offset", r.started, r.owner, r.epoch, r.expires_at
+    FROM open_run r JOIN session s ON s.id = r.session ORDER BY r.session, r."offset"
+"""
+_HEADS = """
+    SELECT id, name, head, deleted FROM session WHERE name IN (SELECT value FROM json_each(CAST(? AS TEXT)))
+"""
+_USED = """
+    SELECT o.session, o.key, o.first, o.last
+    FROM json_each(CAST(? AS TEXT)) j JOIN once o ON o.session = j.value ->> 0 AND o.key = j.value ->> 1
+"""
+
+_object = msgspec.json.Decoder(dict[str, Any])
+_json = msgspec.json.Encoder()
+
+
+# Queries --------------------------------------------------------------------------------------------------------------
+
+
+class Page(NamedTuple):
+    """What a read found.
+
+    Attributes:
+        events: after the offset asked for, in order.
+        sizes: of the data of each, as JSON, in bytes.
+        last: there were no more then, and the session exists.
+    """
+
+    events: list[Event]
+    sizes: list[int]
+    last: bool
+
+
+def read_page(connection: apsw.Connection, session: str, after: Offset, limit: int, deltas: bool) -> Page:
+    """The next events after ``after``: at most ``limit``, and ending with the one that reaches ``PAGE_BYTES``."""
+    events: list[Event] = []
+    sizes: list[int] = []
+    room = PAGE_BYTES
+    for type_, data, offset, at, run in connection.execute(_PAGES[deltas], (session, after, limit)):
+        events.append(Event(type=type_, data=_object.decode(data), offset=offset, at=at / MICRO, run=run))
+        sizes.append(len(data))
+        room -= len(data)
+        if room <= 0:
+            return Page(events, sizes, False)
+    if events:
+        return Page(events, sizes, len(events) < limit)
+    head = value(connection, "SELECT head FROM session WHERE name = ?", (session,))
+    return Page(events, sizes, head == after)
+
+
+def read_info(connection: apsw.Connection, session: str) -> SessionInfo | None:
+    """What is known of a session; None if there is none, or it was deleted."""
+    return next(iter(_infos(connection.execute(_INFO, (session,)))), None)
+
+
+def read_sessions(connection: apsw.Connection, limit: int, before: int) -> list[SessionInfo]:
+    """Sessions, newest first, last written before ``before`` (microseconds)."""
+    return _infos(connection.execute(_NEWEST, (before, limit)))
+
+
+def _infos(rows: Iterable[Any]) -> list[SessionInfo]:
+    """Rows of a session and one of its open runs each (NULLs if it has none), joined again."""
+    infos: dict[str, SessionInfo] = {}
+    for name, head, created_at, updated_at, data, *run in rows:
+        info = infos.get(name)
+        if info is None:
+            info = infos[name] = SessionInfo(
+                session=name,
+                head=head,
+                created_at=created_at / MICRO,
+                updated_at=updated_at / MICRO,
+                data=_object.decode(data),
+                open_runs=[],
+            )
+        if run[0] is not None:
+            info.open_runs.append(_run(name, *run))
+    return list(infos.values())
+
+
+def read_open_runs(connection: apsw.Connection) -> list[OpenRun]:
+    """All open runs, oldest first in their sessions."""
+    return [_run(*row) for row in connection.execute(_OPEN_RUNS)]
+
+
+def _run(session: Any, run: Any, offset: Any, started: Any, owner: Any, epoch: Any, expires_at: Any) -> OpenRun:
+    return OpenRun(
+        session=session,
+        run=run,
+        offset=offset,
+        started=bool(started),
+        owner=owner,
+        epoch=epoch,
+        expires_at=expires_at / MICRO,
+    )
+
+
+def read_heads(connection: apsw.Connection, names: Sequence[str]) -> Iterable[tuple[Any, ...]]:
+    """Id, name, head and deletion of those of these sessions that exist."""
+    return connection.execute(_HEADS, (_json.encode(names),))
+
+
+def read_used(connection: apsw.Connection, keys: Sequence[tuple[int, str]]) -> Iterable[tuple[Any, ...]]:
+    """Session id, key, first and last offset for those of these once keys that were used."""
+    return connection.execute(_USED, (_json.encode(keys),))
+
+
+def value(connection: apsw.Connection, sql: str, bindings: tuple[Any, ...] = ()) -> Any:
+    """The first value of the first row; None without a row."""
+    row = connection.execute(sql, bindings).fetchone()
+    return row[0] if row else None
+
+
+# Opening --------------------------------------------------------------------------------------------------------------
+
+
+def connect(path: str, *, write: bool) -> apsw.Connection:
+    """A connection; one that writes creates the file."""
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE if write else apsw.SQLITE_OPEN_READONLY
+    connection = apsw.Connection(path, flags=flags)
+    connection.set_busy_timeout(BUSY_MS)
+    return connection
+
+
+def prepare(connection: apsw.Connection, path: str, durability: str) -> None:
+    """Bring the file to the present schema, forget the owners of leases, and make ready to write.
+
+    Raises:
+        StoreVersion: the file is newer than this program.
+        StoreError: it is another program's.
+    """
+    version = _check_version(connection, path)
+    if connection.pragma("journal_mode", "wal") != "wal":
+        raise StoreError(f"SQLite could not set up its write-ahead log beside {path}.", path=path)
+    connection.pragma("synchronous", durability)
+    connection.pragma("journal_size_limit", WAL_BYTES)
+    with connection:
+        for migration in MIGRATIONS[version:]:
+            connection.execute(migration)
+        if version < len(MIGRATIONS):
+            connection.pragma("application_id", APPLICATION_ID)
+            connection.pragma("user_version", len(MIGRATIONS))
+        connection.execute("UPDATE open_run SET owner = NULL, expires_at = 0 WHERE owner IS NOT NULL")
+    connection.execute(CHANGE)
+
+
+def _check_version(connection: apsw.Connection, path: str) -> int:
+    version = int(connection.pragma("user_version") or 0)
+    empty = value(connection, "SELECT count(*) FROM sqlite_schema") == 0
+    if not empty and connection.pragma("application_id") != APPLICATION_ID:
+        raise StoreError(f"{path} is a database of another program; Legato leaves it alone.", path=path)
+    if version > len(MIGRATIONS):
+        raise StoreVersion(
+            f"{path} has schema version {version}, and this Legato knows versions up to {len(MIGRATIONS)}: it was "
+            "written by a newer one.",
+            path=path,
+            version=version,
+            known=len(MIGRATIONS),
+        )
+    return version
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+_MEANINGS: list[tuple[tuple[type[Exception], ...], type[StoreError], str]] = [
+    ((apsw.FullError,), StoreFull, "The disk is full"),
+    ((apsw.ReadOnlyError, apsw.PermissionsError), StoreReadOnly, "The file cannot be written"),
+    ((apsw.CorruptError, apsw.NotADBError, msgspec.MsgspecError), StoreCorrupt, "The file is damaged, or no database"),
+    ((apsw.CantOpenError,), StoreError, "The file cannot be opened"),
+]
+_ERRNOS: dict[int | None, tuple[type[StoreError], str]] = {
+    errno.EACCES: (StoreReadOnly, "The file or its folder cannot be written"),
+    errno.EPERM: (StoreReadOnly, "The file or its folder cannot be written"),
+    errno.EROFS: (StoreReadOnly, "The file system cannot be written"),
+    errno.ENOSPC: (StoreFull, "The disk is full"),
+    errno.EDQUOT: (StoreFull, "The disk quota is used up"),
+}
+
+
+def store_error(exc: Exception, path: str) -> StoreError:
+    """What to raise for an error of SQLite or of the system."""
+    if isinstance(exc, OSError):
+        error, text = _ERRNOS.get(exc.errno, (StoreError, "The file cannot be opened"))
+        return error(f"{text}: {path} ({exc}).", path=path)
+    for kinds, error, text in _MEANINGS:
+        if isinstance(exc, kinds):
+            return error(f"{text}: {path} ({exc}).", path=path)
+    return StoreError(f"SQLite could not do it: {path} ({type(exc).__name__}: {exc}).", path=path)

@@ -1,0 +1,161 @@
+"""The tail cache: the newest events of the sessions that somebody writes or follows, held in memory.
+
+It stands below ``Store.read`` and makes most reads a slice of a list, without leaving the event loop. It knows nothing
+of disks or wires, but because all readers get the same ``Event`` objects, bytes encoded for one (``Event.wire``) serve
+all. The one rule that must hold: it never answers with a gap. What it holds of a session reaches from a *floor* to the
+newest visible event; whoever asks from below the floor gets None, and asks the disk.
+
+For one thread, the event loop's.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from operator import attrgetter
+
+from ..event import DELTAS, Event, Offset
+
+EVENT_BYTES = 700
+"""What an event costs in memory beside its data: the objects, and its encoded bytes in one dialect."""
+SLACK = 4
+"""A list is trimmed when it is 1/SLACK longer than it may be, so that an event is moved O(1) times."""
+
+_offset = attrgetter("offset")
+
+
+class _Tail:
+    """One session's newest events: ``events`` is dense and complete for offsets greater than ``floor``.
+
+    ``whole`` holds those of them that are no deltas, and reaches further back, to ``whole_floor``: a run's deltas soon
+    push its other events out of ``events``, and those who read without deltas would have to go to the disk each time.
+    """
+
+    __slots__ = ("bytes", "events", "floor", "sizes", "whole", "whole_floor", "whole_sizes")
+
+    def __init__(self, floor: Offset) -> None:
+        self.floor = self.whole_floor = floor
+        self.events: list[Event] = []
+        self.sizes: list[int] = []
+        self.whole: list[Event] = []
+        self.whole_sizes: list[int] = []
+        self.bytes = 0
+
+    @property
+    def head(self) -> Offset:
+        return self.events[-1].offset if self.events else self.floor
+
+    def extend(self, events: Sequence[Event], sizes: Sequence[int]) -> None:
+        self.events += events
+        self.sizes += sizes
+        self.bytes += sum(sizes)
+        for event, size in zip(events, sizes, strict=True):
+            if event.type not in DELTAS:
+                self.whole.append(event)
+                self.whole_sizes.append(size)
+                self.bytes += size
+
+    def trim(self, keep: int) -> None:
+        """Let go of all but the newest ``keep`` events of each list."""
+        if (drop := len(self.events) - keep) > 0:
+            self.floor = self.events[drop - 1].offset
+            self.bytes -= sum(self.sizes[:drop])
+            del self.events[:drop], self.sizes[:drop]
+        if (drop := len(self.whole) - keep) > 0:
+            self.whole_floor = self.whole[drop - 1].offset
+            self.bytes -= sum(self.whole_sizes[:drop])
+            del self.whole[:drop], self.whole_sizes[:drop]
+
+    def read(self, after: Offset, limit: int, deltas: bool) -> list[Event] | None:
+        if deltas:
+            if after < self.floor:
+                return None
+            # Dense, so the place of an offset is a subtraction; a tombstone alone may begin far above its floor.
+            start = max(after + 1 - self.events[0].offset, 0) if self.events else 0
+            return self.events[start : start + limit]
+        if after < self.whole_floor:
+            return None
+        start = bisect_right(self.whole, after, key=_offset)
+        return self.whole[start : start + limit]
+
+
+class TailCache:
+    """The newest events of the most recently used sessions.
+
+    Args:
+        events: kept of one session at most (of those that are no deltas, as many again).
+        bytes: kept in all, by estimate (an event counts as ``EVENT_BYTES`` and the length of its JSON).
+        sessions: kept at most.
+    """
+
+    def __init__(self, *, events: int = 2_000, bytes: int = 64 * 1024 * 1024, sessions: int = 10_000) -> None:
+        self._events = events
+        self._bytes = bytes
+        self._sessions = sessions
+        self._tails: OrderedDict[str, _Tail] = OrderedDict()
+        self._held = 0
+        self.evictions = 0
+
+    def __len__(self) -> int:
+        return len(self._tails)
+
+    @property
+    def bytes(self) -> int:
+        """What it holds, by estimate."""
+        return self._held
+
+    def put(self, session: str, events: Sequence[Event], sizes: Sequence[int]) -> None:
+        """Take the session's next events, as they become visible. ``sizes``: bytes of each one's data as JSON.
+
+        Every append to a session that is held must come here, in order; that is what makes the tail complete.
+        """
+        tail = self._tails.get(session)
+        if tail is None or tail.head + 1 != events[0].offset:
+            self.forget(session)
+            tail = self._tails[session] = _Tail(events[0].offset - 1)
+        costs = [size + EVENT_BYTES for size in sizes]
+        if events[-1].type == "session.deleted":
+            # The tombstone is all that is left of the session, so this covers it from its beginning.
+            self.forget(session)
+            tail = self._tails[session] = _Tail(0)
+            events, costs = events[-1:], costs[-1:]
+        self._grow(session, tail, events, costs)
+
+    def seed(self, session: str, after: Offset, events: Sequence[Event], sizes: Sequence[int], evictions: int) -> None:
+        """Take what the disk answered to a read after ``after`` that reached the head.
+
+        ``evictions`` is what the attribute of that name was before that read. If anything has been evicted since, it
+        may have been newer events of this very session, and nothing is taken.
+        """
+        if session not in self._tails and evictions == self.evictions:
+            tail = self._tails[session] = _Tail(after)
+            self._grow(session, tail, events, [size + EVENT_BYTES for size in sizes])
+
+    def read(self, session: str, after: Offset, limit: int, *, deltas: bool = True) -> list[Event] | None:
+        """As ``Store.read``; None when the events asked for are not (all) held."""
+        tail = self._tails.get(session)
+        if tail is None:
+            return None
+        self._tails.move_to_end(session)
+        return tail.read(after, limit, deltas)
+
+    def forget(self, session: str) -> None:
+        """Let go of a session."""
+        tail = self._tails.pop(session, None)
+        if tail is not None:
+            self._held -= tail.bytes
+            self.evictions += 1
+
+    def _grow(self, session: str, tail: _Tail, events: Sequence[Event], costs: Sequence[int]) -> None:
+        self._tails.move_to_end(session)
+        self._held -= tail.bytes
+        tail.extend(events, costs)
+        if max(len(tail.events), len(tail.whole)) > self._events + self._events // SLACK:
+            tail.trim(self._events)
+        while tail.bytes > self._bytes // 2 and tail.events:
+            # One session alone never takes more than half: the others live too.
+            tail.trim(len(tail.events) // 2)
+        self._held += tail.bytes
+        while self._held > self._bytes or len(self._tails) > self._sessions:
+            self.forget(next(iter(self._tails)))

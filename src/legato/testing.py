@@ -1,0 +1,726 @@
+"""For tests of what is built on Legato, and of what it can be built on.
+
+Stores: ``check_store`` runs the contract of ``legato.log.Store`` on a store of yours; ``STORE_CHECKS`` are its parts,
+so that a test runner can show them one by one. ``FakeClock`` is the time they run on.
+
+Dialects: ``check_dialect`` runs the rules of frames on an encoder of yours.
+
+Applications: ``Driver`` drives one in this process, without sockets; its streams can be stalled, and cut at any byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from .errors import LeaseHeld, LegatoError, RunEnded, SessionExists, SessionNotFound, StaleLease
+from .event import DELTAS, TERMINAL, Draft, Event
+from .log import Bell, Lease, Log, Store, Subscription
+from .sse import Decoder
+from .testing_asgi import Driver as Driver
+from .testing_asgi import Response as Response
+from .testing_asgi import Stream as Stream
+
+PATIENCE = 60.0
+"""Seconds after which a check that hangs is given up. It measures nothing."""
+
+
+class FakeClock:
+    """A clock that stands still until told otherwise. Call it for the time, seconds since the epoch."""
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+
+# Stores ---------------------------------------------------------------------------------------------------------------
+
+MakeStore = Callable[[str, Callable[[], float]], Store]
+"""Makes a store, not yet open, from the name of a place (letters and ``_``) and a clock.
+
+Different names are different places, each empty at first. The same name is the same place again: what was stored
+there and closed is found there. (For a store in memory: give the same object again.)
+"""
+
+
+class Place:
+    """Where one check works.
+
+    Attributes:
+        store: open.
+        clock: the store's.
+    """
+
+    def __init__(self, make: MakeStore, name: str) -> None:
+        self._make = make
+        self._name = name
+        self.clock = FakeClock()
+        self.store = make(name, self.clock)
+
+    async def reopen(self) -> Store:
+        """Close the store, and open another one on the same place."""
+        await self.store.close()
+        self.store = self._make(self._name, self.clock)
+        await self.store.open()
+        return self.store
+
+    async def begin(self, session: str = "s", *runs: str) -> Log:
+        """A new session with these runs open."""
+        log = Log(self.store, session)
+        await log.append(Draft("session.created", {"title": session}), *[_message(run) for run in runs])
+        return log
+
+    async def lease(self, session: str, run: str, *, owner: str = "owner", ttl: float = 30.0) -> Lease:
+        """The lease of an open run."""
+        return await self.store.acquire(session, run, owner=owner, ttl=ttl)
+
+
+class StoreCheck(NamedTuple):
+    """One rule of the contract. Call it with a ``MakeStore``; it raises AssertionError when the rule is broken."""
+
+    name: str
+    rule: str
+    body: Callable[[Place], Awaitable[None]]
+
+    async def __call__(self, make: MakeStore) -> None:
+        """Run it, on a place of its own."""
+        place = Place(make, self.name)
+        async with asyncio.timeout(PATIENCE):
+            await place.store.open()
+            try:
+                await self.body(place)
+            finally:
+                await place.store.close()
+
+
+STORE_CHECKS: list[StoreCheck] = []
+"""What every store must pass."""
+EMBEDDED_STORE_CHECKS: list[StoreCheck] = []
+"""What a store that only one process can use must pass too."""
+
+
+async def check_store(make: MakeStore, *, shared: bool = False) -> None:
+    """Run the whole contract. ``shared``: several processes can use the store, so opening it forgets no leases.
+
+    Raises:
+        AssertionError: a rule is broken; its note says which.
+    """
+    for check in [*STORE_CHECKS, *([] if shared else EMBEDDED_STORE_CHECKS)]:
+        try:
+            await check(make)
+        except Exception as exc:
+            exc.add_note(f"{check.name}: {check.rule}")
+            raise
+
+
+def _rule(checks: list[StoreCheck]) -> Callable[[Callable[[Place], Awaitable[None]]], None]:
+    def add(body: Callable[[Place], Awaitable[None]]) -> None:
+        checks.append(StoreCheck(body.__name__, (body.__doc__ or "").strip(), body))
+
+    return add
+
+
+def _same(expected: object, actual: object) -> None:
+    if expected != actual:
+        raise AssertionError(f"\nexpected {expected!r}\n     got {actual!r}")
+
+
+async def _refused(error: type[LegatoError] | tuple[type[LegatoError], ...], doing: Awaitable[Any]) -> LegatoError:
+    try:
+        done = await doing
+    except error as exc:
+        return exc
+    raise AssertionError(f"expected {error}, got {done!r}")
+
+
+def _message(run: str, text: str = "Hello") -> Draft:
+    return Draft("message.created", {"id": f"m-{run}", "role": "user", "text": text}, run)
+
+
+def _text(run: str, text: str = "x", start: int = 0) -> Draft:
+    return Draft("text.delta", {"part": 0, "step": 0, "start": start, "text": text}, run)
+
+
+def _started(run: str) -> Draft:
+    return Draft("run.started", {"agent": "a", "attempt": 1}, run)
+
+
+def _completed(run: str) -> Draft:
+    return Draft("run.completed", {"message": {}, "finish_reason": "stop"}, run)
+
+
+def _facts(events: list[Event]) -> list[tuple[str, dict[str, Any], str | None]]:
+    return [(event.type, event.data, event.run) for event in events]
+
+
+async def _all(log: Log, *, deltas: bool = True) -> list[Event]:
+    return [event async for event in log.all(deltas=deltas)]
+
+
+@_rule(STORE_CHECKS)
+async def append_gives_what_read_gives(place: Place) -> None:
+    """The events an append returns are those that are read: in order, from offset 1, with the store's time."""
+    log = await place.begin()
+    place.clock.advance(2.5)
+    drafts = [_message("r"), _started("r"), _text("r")]
+    appended = await log.append(*drafts)
+
+    _same(False, appended.repeated)
+    _same([2, 3, 4], [event.offset for event in appended.events])
+    _same([(draft.type, draft.data, draft.run) for draft in drafts], _facts(appended.events))
+    _same(True, all(abs(event.at - place.clock.now) < 0.01 for event in appended.events))
+    _same(appended.events, (await log.read())[1:])
+
+
+@_rule(STORE_CHECKS)
+async def sessions_count_alone(place: Place) -> None:
+    """Each session has its own offsets, from 1, and only its own events."""
+    for name in ("a", "b"):
+        log = await place.begin(name, f"run of {name}")
+        _same([1, 2], [event.offset for event in await log.read()])
+        _same({"title": name}, (await log.read())[0].data)
+
+
+@_rule(STORE_CHECKS)
+async def offsets_are_dense(place: Place) -> None:
+    """Many appenders at once: no offset is missing or doubled, and each append stays together and in its order."""
+    log = await place.begin("s", "r")
+
+    async def appender(name: int) -> None:
+        for number in range(10):
+            drafts = [_text("r", f"{name} {number} {part}") for part in range(1 + name % 3)]
+            stored = (await log.append(*drafts)).events
+            _same([draft.data for draft in drafts], [event.data for event in stored])
+            _same([stored[0].offset + step for step in range(len(stored))], [event.offset for event in stored])
+
+    await asyncio.gather(*[appender(name) for name in range(20)])
+    events = await _all(log)
+    _same(list(range(1, len(events) + 1)), [event.offset for event in events])
+    _same(2 + sum(10 * (1 + name % 3) for name in range(20)), len(events))
+    for name in range(20):
+        mine = [event.data["text"] for event in events[2:] if event.data["text"].startswith(f"{name} ")]
+        _same([f"{name} {number} {part}" for number in range(10) for part in range(1 + name % 3)], mine)
+
+
+@_rule(STORE_CHECKS)
+async def refused_appends_leave_no_trace(place: Place) -> None:
+    """An append of which one draft is refused is refused whole, and no offset is lost with it."""
+    log = await place.begin("s", "r")
+    await _refused(RunEnded, log.append(_text("r"), _completed("r"), _text("unknown")))
+
+    _same(2, (await place.store.info("s")).head)
+    _same(2, len(await log.read()))
+    _same([3], [event.offset for event in (await log.append(_text("r"))).events])
+    _same(["r"], [run.run for run in await place.store.open_runs()])
+
+
+@_rule(STORE_CHECKS)
+async def refusals_do_not_spread(place: Place) -> None:
+    """Appends that are made at the same moment as refused ones are stored."""
+    log = await place.begin("s", "r")
+    doings = [log.append(_text("r" if number % 2 else "unknown", str(number))) for number in range(20)]
+    done = await asyncio.gather(*doings, return_exceptions=True)
+
+    _same([number % 2 == 0 for number in range(20)], [isinstance(result, RunEnded) for result in done])
+    _same([str(number) for number in range(1, 20, 2)], [event.data["text"] for event in await log.read(2)])
+
+
+@_rule(STORE_CHECKS)
+async def an_append_needs_a_draft(place: Place) -> None:
+    """An append of nothing is a ValueError."""
+    log = await place.begin()
+    try:
+        await log.append()
+    except ValueError:
+        return
+    raise AssertionError("expected ValueError")
+
+
+@_rule(STORE_CHECKS)
+async def unknown_sessions(place: Place) -> None:
+    """A session that never was is not found, and a read of it is empty."""
+    log = Log(place.store, "nowhere")
+
+    _same([], await log.read())
+    _same([], await log.read(deltas=False))
+    await _refused(SessionNotFound, log.append(_message("r")))
+    await _refused(SessionNotFound, place.store.info("nowhere"))
+    await _refused((RunEnded, SessionNotFound), place.lease("nowhere", "r"))
+    _same([], await log.read())
+
+
+@_rule(STORE_CHECKS)
+async def sessions_are_created_once(place: Place) -> None:
+    """Of many who create a session one succeeds; the others are told that it exists."""
+    doings = [place.begin() for _ in range(10)]
+    done = await asyncio.gather(*doings, return_exceptions=True)
+
+    _same(9, sum(isinstance(result, SessionExists) for result in done))
+    _same(1, (await place.store.info("s")).head)
+
+
+@_rule(STORE_CHECKS)
+async def once_keys(place: Place) -> None:
+    """Under one key a session stores once; whoever comes later gets the events of the first."""
+    log = await place.begin()
+    first = await log.append(_message("r"), _started("r"), once="key")
+    again = await log.append(_message("another"), once="key")
+
+    _same((False, True), (first.repeated, again.repeated))
+    _same(first.events, again.events)
+    _same(3, (await place.store.info("s")).head)
+    other = await place.begin("other")
+    _same(False, (await other.append(_message("r"), once="key")).repeated)
+    _same(False, (await log.append(_message("another"), once="key 2")).repeated)
+
+
+@_rule(STORE_CHECKS)
+async def once_keys_in_a_race(place: Place) -> None:
+    """Of many appends at once under one key one is stored, and all get its events."""
+    log = await place.begin()
+    done = await asyncio.gather(*[log.append(_message(f"r{number}"), once="key") for number in range(20)])
+
+    _same(1, sum(not appended.repeated for appended in done))
+    _same([done[0].events] * 20, [appended.events for appended in done])
+    _same(2, (await place.store.info("s")).head)
+
+
+@_rule(STORE_CHECKS)
+async def once_keys_of_refused_appends(place: Place) -> None:
+    """A refused append does not use up its key; a stored one answers also when it would now be refused."""
+    log = await place.begin()
+    await _refused(RunEnded, log.append(_started("r"), once="key"))
+    stored = await log.append(_message("r"), _completed("r"), once="key")
+
+    _same(False, stored.repeated)
+    _same(stored.events, (await log.append(_text("r"), once="key")).events)
+
+
+@_rule(STORE_CHECKS)
+async def runs_end_once(place: Place) -> None:
+    """Of many terminal events for a run one is stored, and nothing of the run after it."""
+    log = await place.begin("s", "r")
+    kinds = itertools.islice(itertools.cycle(sorted(TERMINAL)), 12)
+    done = await asyncio.gather(*[log.append(Draft(kind, {}, "r")) for kind in kinds], return_exceptions=True)
+
+    _same(11, sum(isinstance(result, RunEnded) for result in done))
+    for draft in (_text("r"), _started("r"), Draft("run.cancel_requested", {}, "r"), _completed("r")):
+        await _refused(RunEnded, log.append(draft))
+    _same(1, sum(event.type in TERMINAL for event in await log.read()))
+    _same([], (await place.store.info("s")).open_runs)
+
+
+@_rule(STORE_CHECKS)
+async def runs_within_one_append(place: Place) -> None:
+    """A run may be opened and ended by one append; in it, too, nothing may follow the end."""
+    log = await place.begin()
+    await log.append(_message("r"), _text("r"), _completed("r"))
+    await _refused(RunEnded, log.append(_message("q"), _completed("q"), _text("q")))
+    await _refused(RunEnded, log.append(_text("q"), _message("q")))
+
+    _same([], await place.store.open_runs())
+    _same(4, (await place.store.info("s")).head)
+
+
+@_rule(STORE_CHECKS)
+async def leases_fence(place: Place) -> None:
+    """Each acquisition has a higher epoch, and appends with an older one are refused whole."""
+    log = await place.begin("s", "r")
+    old = await place.lease("s", "r")
+    await log.append(_started("r"), lease=old)
+    new = await place.lease("s", "r")
+    await log.append(_text("r", "new"), lease=new)
+    error = await _refused(StaleLease, log.append(_text("r", "old"), _completed("r"), lease=old))
+
+    _same(("s", "r", "owner", True), (new.session, new.run, new.owner, new.epoch > old.epoch))
+    _same({"run": "r", "epoch": new.epoch, "owner": "owner"}, error.detail)
+    _same(["new"], [event.data["text"] for event in await log.read(3)])
+    await log.append(_completed("r"), lease=new)
+    await _refused(RunEnded, log.append(_text("r"), lease=new))
+
+
+@_rule(STORE_CHECKS)
+async def leases_are_held_until_they_expire(place: Place) -> None:
+    """Nobody else can take a run that is held, until its time is over; then anybody can."""
+    await place.begin("s", "r")
+    lease = await place.lease("s", "r", owner="a", ttl=10)
+    _same(True, abs(lease.expires_at - (place.clock.now + 10)) < 0.01)
+    error = await _refused(LeaseHeld, place.lease("s", "r", owner="b"))
+    _same("a", error.detail["owner"])
+
+    place.clock.advance(9.5)
+    await _refused(LeaseHeld, place.lease("s", "r", owner="b"))
+    place.clock.advance(1)
+    taken = await place.lease("s", "r", owner="b")
+    _same(True, taken.epoch > lease.epoch)
+    await _refused(StaleLease, place.store.append("s", [_text("r")], lease=lease))
+
+
+@_rule(STORE_CHECKS)
+async def leases_are_renewed_by_owner(place: Place) -> None:
+    """Renewing extends all leases of one owner and of nobody else, and keeps their epochs."""
+    for name in ("a1", "a2", "b"):
+        await place.begin(name, "r")
+    leases = {name: await place.lease(name, "r", owner=name[0], ttl=10) for name in ("a1", "a2", "b")}
+    place.clock.advance(8)
+    await place.store.renew(owner="a", ttl=10)
+    await place.store.renew(owner="nobody", ttl=10)
+    place.clock.advance(8)
+
+    await _refused(LeaseHeld, place.lease("a1", "r", owner="c"))
+    await _refused(LeaseHeld, place.lease("a2", "r", owner="c"))
+    await place.lease("b", "r", owner="c")
+    for name in ("a1", "a2"):
+        await place.store.append(name, [_text("r")], lease=leases[name])
+        run = (await place.store.info(name)).open_runs[0]
+        _same((name[0], leases[name].epoch), (run.owner, run.epoch))
+        _same(True, abs(run.expires_at - (place.clock.now + 2)) < 0.01)
+
+
+@_rule(STORE_CHECKS)
+async def runs_take_turns(place: Place) -> None:
+    """Only the first open run of a session can be leased; the next one when it has ended."""
+    log = await place.begin("s", "r1", "r2")
+    await _refused(LeaseHeld, place.lease("s", "r2"))
+    lease = await place.lease("s", "r1")
+    await _refused(LeaseHeld, place.lease("s", "r2"))
+    await log.append(_completed("r1"), lease=lease)
+
+    _same("r2", (await place.lease("s", "r2")).run)
+    await _refused(RunEnded, place.lease("s", "r1"))
+
+
+@_rule(STORE_CHECKS)
+async def open_runs_are_listed(place: Place) -> None:
+    """All runs without a terminal event are listed, in a session in the order of their messages."""
+    log = await place.begin("s", "z", "y")
+    await log.append(_message("x"))
+    await place.begin("t", "r")
+    lease = await place.lease("s", "z", owner="me")
+    await log.append(_started("z"), lease=lease)
+    await log.append(_completed("y"))
+
+    runs = await place.store.open_runs()
+    _same([("t", "r", 2)], [(run.session, run.run, run.offset) for run in runs if run.session == "t"])
+    mine = [run for run in runs if run.session == "s"]
+    _same([("z", 2, True), ("x", 4, False)], [(run.run, run.offset, run.started) for run in mine])
+    _same([("me", lease.epoch, lease.expires_at), (None, 0, 0.0)], [_held(run) for run in mine])
+    _same(mine, (await place.store.info("s")).open_runs)
+
+
+def _held(run: Any) -> tuple[str | None, int, float]:
+    return run.owner, run.epoch, run.expires_at
+
+
+@_rule(STORE_CHECKS)
+async def info_tells(place: Place) -> None:
+    """The info of a session has its head, its first data, and the times of its first and last event."""
+    log = await place.begin()
+    place.clock.advance(5)
+    last = (await log.append(_message("r"), _text("r"))).events[-1]
+    info = await place.store.info("s")
+
+    _same(("s", 3, {"title": "s"}), (info.session, info.head, info.data))
+    _same(((await log.read())[0].at, last.at), (info.created_at, info.updated_at))
+
+
+@_rule(STORE_CHECKS)
+async def deletion(place: Place) -> None:
+    """A deleted session is one event at its last offset; all but reading it says that there is no such session."""
+    log = await place.begin("s", "r1", "r2")
+    lease = await place.lease("s", "r1")
+    await log.append(_text("r1"), _text("r1"), lease=lease, once="key")
+    tombstone = (await log.append(Draft("session.deleted", {}))).events
+
+    _same([(6, "session.deleted")], [(event.offset, event.type) for event in tombstone])
+    for after in (0, 1, 5):
+        _same(tombstone, await log.read(after))
+        _same(tombstone, await log.read(after, deltas=False))
+    _same([], await log.read(6))
+    _same([], await place.store.open_runs())
+    _same([], await place.store.sessions())
+    for doing in (
+        log.append(_message("r3")),
+        log.append(_text("r1"), lease=lease),
+        log.append(_message("r3"), once="key"),
+        log.append(Draft("session.deleted", {})),
+        place.store.info("s"),
+    ):
+        await _refused(SessionNotFound, doing)
+    await _refused((RunEnded, SessionNotFound), place.lease("s", "r1"))
+    await _refused(SessionExists, place.begin())
+    _same(tombstone, await log.read())
+
+
+@_rule(STORE_CHECKS)
+async def reads_are_pages(place: Place) -> None:
+    """A read gives at most ``limit`` events after an offset, and nothing from beyond the head."""
+    log = await place.begin("s", "r")
+    for start in range(0, 30, 3):
+        await log.append(*[_text("r", str(number)) for number in range(start, start + 3)])
+
+    _same([1, 2, 3], [event.offset for event in await log.read(0, limit=3)])
+    _same([31, 32], [event.offset for event in await log.read(30, limit=10)])
+    _same([8], [event.offset for event in await log.read(7, limit=1)])
+    for after in (32, 33, 10**6, 2**70):
+        _same([], await log.read(after))
+    _same([], await log.read(0, limit=0))
+    _same(list(range(1, 33)), [event.offset for event in await _all(log)])
+
+
+@_rule(STORE_CHECKS)
+async def reads_without_deltas(place: Place) -> None:
+    """With ``deltas=False`` just these types are left out, and a page is filled with others."""
+    log = await place.begin("s", "r")
+    for number in range(20):
+        drafts = [Draft(kind, {"part": 0, "step": 0, "start": 0, "text": "x"}, "r") for kind in sorted(DELTAS)]
+        await log.append(*drafts, Draft("tool.started", {"id": str(number), "name": "n", "progress": ""}, "r"))
+
+    whole = [1, 2, *range(6, 83, 4)]
+    _same(whole, [event.offset for event in await _all(log, deltas=False)])
+    _same([6, 10, 14], [event.offset for event in await log.read(2, limit=3, deltas=False)])
+    _same([6, 10, 14], [event.offset for event in await log.read(5, limit=3, deltas=False)])
+    _same([], await log.read(82, deltas=False))
+    _same(82, len(await _all(log)))
+
+
+@_rule(STORE_CHECKS)
+async def what_was_appended_is_visible(place: Place) -> None:
+    """When an append returns, every way of reading shows it, also while others append."""
+    log = await place.begin("s", "r")
+
+    async def appender(name: str) -> None:
+        for _ in range(20):
+            offset = (await log.append(_text("r", name))).events[-1].offset
+            _same(offset, (await log.read(offset - 1, limit=1))[0].offset)
+            head = (await place.store.info("s")).head
+            _same(True, head >= offset)
+            # What info told of must not be missing from the log.
+            _same([head], [event.offset for event in await log.read(head - 1, limit=1)])
+
+    await asyncio.gather(*[appender(str(number)) for number in range(10)])
+
+
+@_rule(STORE_CHECKS)
+async def the_doorbell_rings_after_the_append(place: Place) -> None:
+    """Each append rings for its session, and whoever then reads finds its events; other sessions hear nothing."""
+    log = await place.begin("s", "r")
+    await place.begin("t", "r")
+    bell, other = Bell(), Bell()
+    place.store.doorbell.hang("s", bell)
+    place.store.doorbell.hang("t", other)
+    for number in range(5):
+        bell.clear()
+        appending = asyncio.create_task(log.append(_text("r", str(number))))
+        _same(True, await bell.wait(PATIENCE))
+        _same([str(number)], [event.data["text"] for event in await log.read(2 + number)])
+        await appending
+    _same(False, await other.wait(0.0))
+
+
+@_rule(STORE_CHECKS)
+async def the_doorbell_knows_outside(place: Place) -> None:
+    """A bell for outside rings for appends without a lease only."""
+    log = await place.begin("s", "r")
+    lease = await place.lease("s", "r")
+    every, outside = Bell(), Bell()
+    place.store.doorbell.hang("s", every)
+    place.store.doorbell.hang("s", outside, outside=True)
+    await log.append(_text("r"), lease=lease)
+    _same((True, False), (await every.wait(PATIENCE), await outside.wait(0.0)))
+    await log.append(Draft("run.cancel_requested", {}, "r"))
+    _same(True, await outside.wait(PATIENCE))
+
+
+@_rule(STORE_CHECKS)
+async def subscriptions_miss_nothing(place: Place) -> None:
+    """Readers who follow a log while many append to it get every event once, in order, wherever they begin."""
+    log = await place.begin("s", "r")
+    count = 300
+
+    async def follow(after: int) -> None:
+        seen: list[int] = []
+        with Subscription(place.store, "s", after, heartbeat=PATIENCE, limit=7) as subscription:
+            while not seen or seen[-1] < count + 2:
+                seen += [event.offset for event in await subscription.next()]
+        _same(list(range(after + 1, count + 3)), seen)
+
+    async def append(share: int) -> None:
+        for _ in range(share):
+            await log.append(_text("r"))
+
+    await asyncio.gather(*[follow(after) for after in (0, 1, 5, 100)], *[append(count // 10) for _ in range(10)])
+
+
+@_rule(STORE_CHECKS)
+async def cancelled_appends_are_whole(place: Place) -> None:
+    """An append whose caller was cancelled is stored and visible, or it is not; never a part of it."""
+    log = await place.begin("s", "r")
+    for number in range(20):
+        appending = asyncio.create_task(log.append(_text("r", f"{number} a"), _text("r", f"{number} b")))
+        for _ in range(number % 4):
+            await asyncio.sleep(0)
+        appending.cancel()
+        await asyncio.gather(appending, return_exceptions=True)
+    last = (await log.append(_text("r", "last"))).events[0]
+
+    events = await _all(log)
+    _same(list(range(1, last.offset + 1)), [event.offset for event in events])
+    texts = [event.data["text"] for event in events[2:-1]]
+    _same([text[:-1] + "b" for text in texts[::2]], texts[1::2])
+
+
+@_rule(STORE_CHECKS)
+async def sessions_are_listed(place: Place) -> None:
+    """Sessions come by their last event, newest first, in pages that ``before`` joins without gap or overlap."""
+    for number in range(7):
+        await place.begin(f"s{number}")
+        place.clock.advance(1)
+    await place.store.append("s2", [_message("r")])
+
+    order = ["s2", "s6", "s5", "s4", "s3", "s1", "s0"]
+    infos = await place.store.sessions()
+    _same(order, [info.session for info in infos])
+    _same([await place.store.info(name) for name in order], infos)
+    seen: list[str] = []
+    before: float | None = None
+    while page := await place.store.sessions(limit=3, before=before):
+        seen += [info.session for info in page]
+        before = page[-1].updated_at
+    _same(order, seen)
+
+
+@_rule(STORE_CHECKS)
+async def large_appends(place: Place) -> None:
+    """An append of many drafts, and one of a large draft, are stored whole and read in pages."""
+    log = await place.begin("s", "r")
+    await log.append(*[_text("r", "x" * (number % 50), number) for number in range(3_000)])
+    large = "0123456789abcdef" * 200_000
+    await log.append(*[_text("r", large) for _ in range(4)])
+
+    events = await _all(log)
+    _same(list(range(1, 3_007)), [event.offset for event in events])
+    _same(list(range(3_000)), [event.data["start"] for event in events[2:-4]])
+    _same(True, all(event.data["text"] == large for event in events[-4:]))
+
+
+@_rule(STORE_CHECKS)
+async def any_text_is_kept(place: Place) -> None:
+    """Every JSON value comes back as it was, and ids may be any text without control characters."""
+    odd = (
+        'quote " backslash \\ slash / tab \t NUL \0 line \u2028 e\u0301 \U0001f9d1\u200d\U0001f680 \u05d0\u202e \ufffe'
+    )
+    data = {
+        odd: odd,
+        "numbers": [0, -1, 2**53, 2**63 - 1, -(2**63), 0.1, 1e300, 5e-324, -0.5],
+        "others": [None, True, False, "", [], {}, [[["deep"]]]],
+    }
+    session, run, key = "S/ü:\u2028'\"", "r\U0001f680;--", "ключ ' \" ?"
+    log = await place.begin(session, run)
+    stored = await log.append(Draft("tool.completed", data, run), once=key)
+    place.store = await place.reopen()
+
+    log = Log(place.store, session)
+    _same(data, (await log.read(2))[0].data)
+    _same(stored.events, (await log.append(_message("q"), once=key)).events)
+    _same((session, [run]), ((info := await place.store.info(session)).session, [r.run for r in info.open_runs]))
+    _same(run, (await place.lease(session, run)).run)
+
+
+@_rule(STORE_CHECKS)
+async def everything_is_there_after_reopening(place: Place) -> None:
+    """Closing and opening again changes no event, no info, no key and no open run, and offsets go on."""
+    log = await place.begin("s", "r1", "r2", "r3")
+    await log.append(_started("r1"), *[_text("r1", str(number)) for number in range(700)], once="key")
+    await log.append(_completed("r1"))
+    await place.begin("gone", "r")
+    await place.store.append("gone", [Draft("session.deleted", {})])
+    events, info = await _all(log), await place.store.info("s")
+    whole, gone = await _all(log, deltas=False), await place.store.read("gone", 0)
+    await place.reopen()
+
+    log = Log(place.store, "s")
+    _same(events, await _all(log))
+    _same(whole, await _all(log, deltas=False))
+    _same(info, await place.store.info("s"))
+    _same([info], await place.store.sessions())
+    _same(["r2", "r3"], [run.run for run in await place.store.open_runs()])
+    _same(events[4:705], (await log.append(_message("q"), once="key")).events)
+    await _refused(RunEnded, log.append(_text("r1")))
+    _same(gone, await place.store.read("gone", 0))
+    await _refused(SessionExists, place.begin("gone"))
+    _same([info.head + 1], [event.offset for event in (await log.append(_message("q"))).events])
+
+
+@_rule(STORE_CHECKS)
+async def closing_is_idempotent(place: Place) -> None:
+    """A store can be closed again, and whoever does it at the same time waits for the same end."""
+    await place.begin()
+    await asyncio.gather(place.store.close(), place.store.close())
+    await place.store.close()
+    await place.reopen()
+    _same(1, (await place.store.info("s")).head)
+
+
+@_rule(EMBEDDED_STORE_CHECKS)
+async def opening_forgets_owners(place: Place) -> None:
+    """After an opening nobody holds a run, but epochs go on, so that a writer of the earlier life is refused."""
+    await place.begin("s", "r")
+    old = await place.lease("s", "r", owner="earlier", ttl=1_000)
+    await place.reopen()
+
+    run = (await place.store.open_runs())[0]
+    _same((None, old.epoch), (run.owner, run.epoch))
+    new = await place.lease("s", "r", owner="later")
+    _same(True, new.epoch > old.epoch)
+    await _refused(StaleLease, place.store.append("s", [_text("r")], lease=old))
+    await place.store.append("s", [_text("r")], lease=new)
+
+
+# Dialects -------------------------------------------------------------------------------------------------------------
+
+
+def check_dialect(make: Callable[[], Callable[[Event], bytes]], events: Sequence[Event]) -> None:
+    """Check that an encoder is a pure fold of events into frames that every client survives.
+
+    Args:
+        make: gives an encoder that has seen nothing yet: the bytes of one event's frames, empty if it has none.
+        events: of one session, in order, with as many kinds as there are.
+
+    Raises:
+        AssertionError: which event broke which rule.
+    """
+    first, second = make(), make()
+    decoder = Decoder()
+    ids: set[str] = set()
+    for event in events:
+        frames = first(event)
+        _rule_of_frames(event, "the same bytes each time", frames == second(msgspec.structs.replace(event, wire={})))
+        _rule_of_frames(event, "LF only", b"\r" not in frames)
+        _rule_of_frames(event, "a blank line after each frame", not frames or frames.endswith(b"\n\n"))
+        messages = decoder.feed(frames)
+        blocks = frames.split(b"\n\n")[:-1]
+        _rule_of_frames(event, "each frame is one event", len(messages) == len(blocks))
+        for block in blocks:
+            fields = [line.partition(b":")[0] for line in block.split(b"\n")]
+            _rule_of_frames(event, "one line of data", fields.count(b"data") == 1)
+            _rule_of_frames(event, "id is the last field", b"id" not in fields[:-1])
+        new = [block.rpartition(b"\nid: ")[2].decode() for block in blocks if b"\nid: " in block]
+        _rule_of_frames(event, "no id is used twice", len({*ids, *new}) == len(ids) + len(new))
+        ids.update(new)
+
+
+def _rule_of_frames(event: Event, rule: str, kept: bool) -> None:
+    if not kept:
+        raise AssertionError(f"Event {event.offset} ({event.type}) breaks a rule of frames: {rule}.")

@@ -1,0 +1,328 @@
+"""Bell, doorbell, subscription and log: how reading follows writing. Races are built, not waited for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from legato.errors import RunEnded, SessionExists, SessionNotFound, StaleLease
+from legato.event import Draft, Event, Offset
+from legato.log import (
+    READ_LIMIT,
+    Bell,
+    Doorbell,
+    Lease,
+    Log,
+    OpenRun,
+    Subscription,
+    check_drafts,
+    lease_target,
+)
+from legato.store.memory import MemoryStore
+
+NEVER = 3_600.0
+NET = 10.0
+"""Seconds after which a wait counts as endless; a heartbeat of NEVER would end it in an hour."""
+
+
+async def filled(count: int = 3) -> Log:
+    log = Log(MemoryStore(), "s")
+    await log.append(Draft("session.created", {}), Draft("message.created", {}, "r"))
+    for number in range(count - 2):
+        await log.append(text(number))
+    return log
+
+
+def text(number: int) -> Draft:
+    return Draft("text.delta", {"part": 0, "step": 0, "start": number, "text": "x"}, "r")
+
+
+def offsets(events: list[Event]) -> list[Offset]:
+    return [event.offset for event in events]
+
+
+# Bell
+
+
+async def test_bell_remembers() -> None:
+    """A ring before the wait ends it at once."""
+    bell = Bell()
+    bell.ring()
+
+    assert await bell.wait(NEVER)
+
+
+async def test_bell_wakes() -> None:
+    """A ring during the wait ends it."""
+    bell = Bell()
+    waiting = asyncio.create_task(bell.wait(NEVER))
+    await asyncio.sleep(0)
+    bell.ring()
+    bell.ring()
+
+    assert await asyncio.wait_for(waiting, NET)
+
+
+async def test_bell_forgets() -> None:
+    """After ``clear`` the earlier rings are forgotten, and the wait ends by time."""
+    bell = Bell()
+    bell.ring()
+    bell.clear()
+
+    assert not await bell.wait(0.0)
+
+
+async def test_bell_can_be_waited_on_again() -> None:
+    """A wait that was cancelled, or ended by time, leaves the bell as it was."""
+    bell = Bell()
+    waiting = asyncio.create_task(bell.wait(NEVER))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    bell.ring()
+
+    assert await bell.wait(0.0)
+
+
+# Doorbell
+
+
+def test_doorbell_rings_for_its_session() -> None:
+    """All bells of a session ring, and no others."""
+    doorbell, bells = Doorbell(), [Bell(), Bell(), Bell()]
+    for bell, session in zip(bells, "aab", strict=True):
+        doorbell.hang(session, bell)
+    doorbell.ring("a")
+    doorbell.ring("nobody listens")
+
+    assert [True, True, False] == [bell._rung for bell in bells]
+
+
+@pytest.mark.parametrize(("outside", "rung"), [(True, True), (False, False)])
+def test_doorbell_outside(outside: bool, rung: bool) -> None:
+    """A bell hung up for outside rings only for appends from outside."""
+    doorbell, bell = Doorbell(), Bell()
+    doorbell.hang("a", bell, outside=True)
+    doorbell.ring("a", outside=outside)
+
+    assert rung == bell._rung
+
+
+def test_doorbell_takes_down() -> None:
+    """A bell that was taken away does not ring, and nothing of it is kept; taking it again does no harm."""
+    doorbell, bell = Doorbell(), Bell()
+    doorbell.hang("a", bell)
+    assert 1 == doorbell.listening("a")
+    doorbell.take("a", bell)
+    doorbell.take("a", bell)
+    doorbell.ring("a")
+
+    assert not bell._rung
+    assert 0 == doorbell.listening("a")
+    assert {} == doorbell._bells
+
+
+# Subscription
+
+
+async def test_subscription_replays_then_follows() -> None:
+    """What is there comes at once, in batches of ``limit``; what is appended later comes when it is."""
+    log = await filled(5)
+    with Subscription(log.store, "s", 1, heartbeat=NEVER, limit=3) as subscription:
+        assert [2, 3, 4] == offsets(await subscription.next())
+        assert [5] == offsets(await subscription.next())
+        following = asyncio.create_task(subscription.next())
+        await asyncio.sleep(0)
+        assert not following.done()
+        await log.append(text(9))
+
+        assert [6] == offsets(await asyncio.wait_for(following, NET))
+        assert 6 == subscription.after
+
+
+async def test_subscription_beyond_the_head() -> None:
+    """A subscription that begins beyond the head waits for what is beyond its offset."""
+    log = await filled(3)
+    with log.subscribe(4, heartbeat=NEVER) as subscription:
+        following = asyncio.create_task(subscription.next())
+        await log.append(text(1))
+        await log.append(text(2))
+
+        assert [5] == offsets(await asyncio.wait_for(following, NET))
+
+
+async def test_heartbeat_is_an_empty_batch() -> None:
+    """After ``heartbeat`` seconds of silence there is an empty batch, and ``after`` stays."""
+    log = await filled(3)
+    with log.subscribe(3, heartbeat=0.0) as subscription:
+        assert [] == await subscription.next()
+        assert 3 == subscription.after
+
+
+async def test_heartbeat_repairs_a_lost_ring() -> None:
+    """An append of which nobody heard is found by the read after the next heartbeat."""
+    log = await filled(3)
+    with log.subscribe(3, heartbeat=0.0) as subscription:
+        assert [] == await subscription.next()
+        log.store.doorbell, heard = Doorbell(), log.store.doorbell
+        await log.append(text(9))
+        log.store.doorbell = heard
+
+        assert [4] == offsets(await subscription.next())
+
+
+async def test_subscription_stops() -> None:
+    """A stopped subscription gives what is there, and then nothing, without waiting."""
+    log = await filled(3)
+    with log.subscribe(2, heartbeat=NEVER) as subscription:
+        subscription.stop()
+        assert [3] == offsets(await subscription.next())
+        assert [] == await asyncio.wait_for(subscription.next(), NET)
+
+
+async def test_stop_wakes() -> None:
+    """A subscription that waits is woken by ``stop``."""
+    log = await filled(3)
+    with log.subscribe(3, heartbeat=NEVER) as subscription:
+        following = asyncio.create_task(subscription.next())
+        await asyncio.sleep(0)
+        subscription.stop()
+
+        assert [] == await asyncio.wait_for(following, NET)
+
+
+async def test_subscription_without_deltas() -> None:
+    """With ``deltas=False`` a ring for deltas alone brings nothing."""
+    log = await filled(3)
+    with log.subscribe(2, heartbeat=NEVER, deltas=False) as subscription:
+        following = asyncio.create_task(subscription.next())
+        await log.append(text(9))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not following.done()
+        await log.append(Draft("run.cancel_requested", {}, "r"))
+
+        assert [5] == offsets(await asyncio.wait_for(following, NET))
+
+
+async def test_subscription_leaves_nothing_behind() -> None:
+    """Outside its ``with`` block nobody listens."""
+    log = await filled(3)
+    with log.subscribe(3):
+        assert 1 == log.store.doorbell.listening("s")
+
+    assert 0 == log.store.doorbell.listening("s")
+
+
+# The race for which the order of three lines was chosen
+
+
+class AppendsDuringRead(MemoryStore):
+    """Once, when a read has found nothing, an event is stored before the reader learns of it."""
+
+    armed = False
+
+    async def read(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
+        events = await super().read(session, after, limit=limit, deltas=deltas)
+        if not events and self.armed:
+            self.armed = False
+            await self.append(session, [text(9)])
+        return events
+
+
+class ClearsTooLate(Subscription):
+    """The wrong order: the bell is cleared after the read."""
+
+    async def next(self) -> list[Event]:
+        while True:
+            events = await self._store.read(self._session, self.after, limit=self._limit, deltas=self._deltas)
+            if events:
+                self.after = events[-1].offset
+                return events
+            self._bell.clear()
+            if not await self._bell.wait(self.heartbeat):
+                return events
+
+
+async def next_in_race(kind: type[Subscription], heartbeat: float) -> list[Offset]:
+    store = AppendsDuringRead()
+    await store.append("s", [Draft("session.created", {}), Draft("message.created", {}, "r")])
+    store.armed = True
+    with kind(store, "s", 2, heartbeat=heartbeat) as subscription:
+        return offsets(await asyncio.wait_for(subscription.next(), NET))
+
+
+async def test_an_append_during_the_read_is_not_lost() -> None:
+    """An event stored after the read looked, but before the wait, ends the wait."""
+    assert [3] == await next_in_race(Subscription, NEVER)
+
+
+async def test_the_race_catches_the_wrong_order() -> None:
+    """The test above is worth something: a subscription that clears too late waits out its heartbeat."""
+    assert [] == await next_in_race(ClearsTooLate, 0.0)
+
+
+# Log
+
+
+async def test_log_reads_all_pages() -> None:
+    """``all`` goes through every page, up to and with ``until``."""
+    log = await filled(READ_LIMIT + 10)
+
+    assert list(range(1, READ_LIMIT + 11)) == offsets([event async for event in log.all()])
+    assert [3, 4, 5] == offsets([event async for event in log.all(2, until=5)])
+    assert [1, 2] == offsets([event async for event in log.all(deltas=False)])
+
+
+# The rules that stores share
+
+
+def open_run(run: str = "r", **fields: object) -> dict[str, OpenRun]:
+    return {run: OpenRun(session="s", run=run, offset=2, **fields)}  # type: ignore[arg-type]
+
+
+def check(*drafts: Draft, exists: bool = True, runs: dict[str, OpenRun] | None = None, lease: Lease | None = None):
+    check_drafts(drafts, exists=exists, open_runs=runs or {}, session="s", lease=lease)
+
+
+def test_check_drafts_accepts() -> None:
+    """A message opens its run, so that the same append may go on with it and end it."""
+    check(
+        Draft("session.created", {}), Draft("message.created", {}, "r"), Draft("run.completed", {}, "r"), exists=False
+    )
+    check(text(0), runs=open_run())
+    check(Draft("session.deleted", {}))
+
+
+@pytest.mark.parametrize(
+    ("error", "drafts", "exists"),
+    [
+        (ValueError, [], True),
+        (SessionExists, [Draft("session.created", {})], True),
+        (SessionNotFound, [Draft("session.rewound", {})], False),
+        (RunEnded, [text(0)], True),
+        (RunEnded, [Draft("message.created", {}, "r"), Draft("run.failed", {}, "r"), text(0)], True),
+    ],
+)
+def test_check_drafts_refuses(error: type[Exception], drafts: list[Draft], exists: bool) -> None:
+    """What breaks a rule of the log is refused."""
+    with pytest.raises(error):
+        check(*drafts, exists=exists)
+
+
+def test_check_drafts_refuses_old_leases() -> None:
+    """A lease counts only with its run's present epoch, and only while the run is open."""
+    lease = Lease(session="s", run="r", owner="me", epoch=1, expires_at=0.0)
+    check(text(0), runs=open_run(epoch=1), lease=lease)
+    with pytest.raises(StaleLease):
+        check(text(0), runs=open_run(epoch=2), lease=lease)
+    with pytest.raises(RunEnded):
+        check(Draft("session.rewound", {}), runs=open_run("other"), lease=lease)
+
+
+def test_lease_target() -> None:
+    """A run that nobody holds, or that the same owner holds, can be taken."""
+    assert "r" == lease_target(open_run(), "r", owner="me", now=5.0).run
+    assert "r" == lease_target(open_run(owner="me", expires_at=9.0), "r", owner="me", now=5.0).run
+    assert "r" == lease_target(open_run(owner="you", expires_at=5.0), "r", owner="me", now=5.0).run

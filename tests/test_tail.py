@@ -1,0 +1,234 @@
+"""The tail cache: what it answers must be what the whole log would answer, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from legato.event import DELTAS, Event
+from legato.store.tail import EVENT_BYTES, TailCache
+
+
+def events(*offsets: int, type: str = "text.delta") -> list[Event]:
+    return [Event(type=type, data={}, offset=offset, at=0.0) for offset in offsets]
+
+
+def put(tail: TailCache, session: str, new: list[Event], size: int = 100) -> None:
+    tail.put(session, new, [size] * len(new))
+
+
+def offsets(found: Iterable[Event] | None) -> list[int] | None:
+    return None if found is None else [event.offset for event in found]
+
+
+def test_reads_what_was_put() -> None:
+    """A read gives the events after an offset, at most ``limit``; none when it is at the head or beyond."""
+    tail = TailCache()
+    put(tail, "s", events(1, 2, 3))
+    put(tail, "s", events(4))
+
+    assert [1, 2, 3, 4] == offsets(tail.read("s", 0, 10))
+    assert [3] == offsets(tail.read("s", 2, 1))
+    assert [] == tail.read("s", 4, 10)
+    assert [] == tail.read("s", 2**70, 10)
+
+
+def test_readers_share_the_events() -> None:
+    """All readers get the same objects, so that bytes are encoded once."""
+    tail = TailCache()
+    new = events(1)
+    put(tail, "s", new)
+
+    assert new[0] is (tail.read("s", 0, 10) or [None])[0]
+
+
+def test_unknown_session() -> None:
+    """Of a session that was never put nothing is known, not even that it is empty."""
+    assert TailCache().read("s", 0, 10) is None
+
+
+def test_from_below_the_floor() -> None:
+    """A tail that began in the middle does not answer for what was before."""
+    tail = TailCache()
+    put(tail, "s", events(5, 6))
+
+    assert [5, 6] == offsets(tail.read("s", 4, 10))
+    assert tail.read("s", 3, 10) is None
+    assert tail.read("s", 3, 10, deltas=False) is None
+
+
+def test_a_gap_starts_anew() -> None:
+    """Events that do not follow on what is held replace it."""
+    tail = TailCache()
+    put(tail, "s", events(1, 2))
+    put(tail, "s", events(4))
+
+    assert tail.read("s", 2, 10) is None
+    assert [4] == offsets(tail.read("s", 3, 10))
+
+
+def test_deletion_covers_everything() -> None:
+    """After the deletion the tombstone is the answer to all reads from before it."""
+    tail = TailCache()
+    put(tail, "s", events(5, 6))
+    put(tail, "s", events(7, type="session.deleted"))
+
+    assert [7] == offsets(tail.read("s", 0, 10))
+    assert [7] == offsets(tail.read("s", 6, 10, deltas=False))
+    assert [] == tail.read("s", 7, 10)
+
+
+def test_without_deltas() -> None:
+    """With ``deltas=False`` deltas are left out, and a page is filled with others."""
+    tail = TailCache()
+    for offset in range(1, 9):
+        put(tail, "s", events(offset, type="text.delta" if offset % 2 else "tool.started"))
+
+    assert [4, 6] == offsets(tail.read("s", 2, 2, deltas=False))
+    assert [8] == offsets(tail.read("s", 7, 2, deltas=False))
+
+
+def test_deltas_do_not_push_out_the_rest() -> None:
+    """Of a run with very many deltas the other events stay, for those who read without deltas."""
+    tail = TailCache(events=10)
+    put(tail, "s", events(1, type="run.started"))
+    for offset in range(2, 100):
+        put(tail, "s", events(offset))
+
+    assert tail.read("s", 1, 10) is None
+    assert [1] == offsets(tail.read("s", 0, 10, deltas=False))
+    assert [] == tail.read("s", 1, 10, deltas=False)
+
+
+def test_bound_of_events() -> None:
+    """Of one session only the newest are kept."""
+    tail = TailCache(events=10)
+    put(tail, "s", events(*range(1, 101)))
+
+    assert tail.read("s", 89, 10) is None
+    assert list(range(91, 101)) == offsets(tail.read("s", 90, 10))
+
+
+def test_bound_of_sessions() -> None:
+    """The session that was not used for longest goes first."""
+    tail = TailCache(sessions=2)
+    for session in "ab":
+        put(tail, session, events(1))
+    tail.read("a", 0, 1)
+    put(tail, "c", events(1))
+
+    assert [True, False, True] == [tail.read(session, 0, 1) is not None for session in "abc"]
+
+
+def test_bound_of_bytes() -> None:
+    """What is held never passes the bound, and a session of large events does not push out all others."""
+    tail = TailCache(bytes=100 * EVENT_BYTES)
+    put(tail, "small", events(1), size=10)
+    for offset in range(1, 50):
+        put(tail, "large", events(offset), size=10 * EVENT_BYTES)
+        assert tail.bytes <= 100 * EVENT_BYTES
+
+    assert [1] == offsets(tail.read("small", 0, 1))
+    assert [49] == offsets(tail.read("large", 48, 10))
+
+
+def test_one_event_beyond_the_bound() -> None:
+    """An event that is too large to be held is not, and the tail still knows where the head is."""
+    tail = TailCache(bytes=1_000)
+    put(tail, "s", events(1), size=5_000)
+
+    assert tail.read("s", 0, 10) is None
+    assert [] == tail.read("s", 1, 10)
+    put(tail, "s", events(2), size=0)
+    assert tail.bytes <= 1_000
+
+
+def test_forget() -> None:
+    """A session that was forgotten takes no room."""
+    tail = TailCache()
+    put(tail, "s", events(1, type="run.started"))
+    tail.forget("s")
+    tail.forget("s")
+
+    assert (0, 0) == (len(tail), tail.bytes)
+    assert tail.read("s", 0, 1) is None
+
+
+def test_seed() -> None:
+    """What the disk answered serves the next readers, and what is appended goes on from there."""
+    tail = TailCache()
+    tail.seed("s", 3, events(4, 5), [1, 1], tail.evictions)
+    put(tail, "s", events(6))
+
+    assert [4, 5, 6] == offsets(tail.read("s", 3, 10))
+    assert tail.read("s", 2, 10) is None
+
+
+def test_seed_of_nothing() -> None:
+    """A session whose head is known, though none of its events, has nothing after it."""
+    tail = TailCache()
+    tail.seed("s", 7, [], [], tail.evictions)
+    assert [] == tail.read("s", 7, 10)
+    put(tail, "s", events(8))
+
+    assert [8] == offsets(tail.read("s", 7, 10))
+
+
+def test_seed_too_late() -> None:
+    """An answer of the disk is not taken when newer events may have come and gone since it was asked."""
+    tail = TailCache(sessions=1)
+    before = tail.evictions
+    put(tail, "s", events(6))
+    put(tail, "other", events(1))  # pushes s out
+    tail.forget("other")
+    tail.seed("s", 3, events(4, 5), [1, 1], before)
+
+    assert tail.read("s", 5, 10) is None
+
+
+def test_seed_changes_nothing_that_is_held() -> None:
+    """What is held already is at least as new as what the disk answered."""
+    tail = TailCache()
+    put(tail, "s", events(5, 6))
+    tail.seed("s", 3, events(4, 5), [1, 1], tail.evictions)
+
+    assert [6] == offsets(tail.read("s", 5, 10))
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c"]),
+        st.integers(1, 6),
+        st.sampled_from(["text.delta", "tool.started"]),
+        st.integers(0, 3_000),
+        st.booleans(),
+    ),
+    max_size=60,
+)
+
+
+@pytest.mark.parametrize("deltas", [True, False])
+@given(steps=STEPS, bound=st.integers(1, 8), reads=st.integers(0, 60), limit=st.integers(1, 9))
+@settings(deadline=None)
+def test_never_a_gap(deltas: bool, steps: list, bound: int, reads: int, limit: int) -> None:
+    """Whatever is appended, evicted and seeded: an answer is what the whole log would answer."""
+    tail = TailCache(events=bound, bytes=20_000, sessions=2)
+    logs: dict[str, list[Event]] = {"a": [], "b": [], "c": []}
+    for session, count, kind, size, seeded in steps:
+        log = logs[session]
+        after = min(reads, len(log))
+        if seeded:
+            tail.seed(session, after, log[after:], [size] * len(log[after:]), tail.evictions)
+        new = events(*range(len(log) + 1, len(log) + 1 + count), type=kind)
+        log += new
+        put(tail, session, new, size)
+        for name, whole in logs.items():
+            for start in {0, after, len(whole)}:
+                found = tail.read(name, start, limit, deltas=deltas)
+                wanted = [event for event in whole[start:] if deltas or event.type not in DELTAS][:limit]
+                assert found is None or wanted == found
+        assert tail.bytes <= 20_000
+        assert tail.bytes == sum(held.bytes for held in tail._tails.values())
