@@ -478,6 +478,18 @@ async def test_the_same_store_can_be_opened_again(store: SQLiteStore) -> None:
     assert 2 == len(await store.read("s", 0))
 
 
+async def test_opening_again_trusts_the_file(store: SQLiteStore, tmp_path: Path) -> None:
+    """What another store wrote while this one was closed is seen when it is opened again."""
+    await begin(store)
+    await store.close()
+    async with opened(tmp_path / "log.db") as other:
+        await other.append("s", [text()])
+    await store.open()
+
+    assert 3 == len(await store.read("s", 0))
+    assert [4] == [event.offset for event in (await store.append("s", [text()])).events]
+
+
 async def test_close_finishes_what_waits(tmp_path: Path) -> None:
     """Appends that were made before ``close`` are stored and answered."""
     async with opened(tmp_path / "log.db") as store:

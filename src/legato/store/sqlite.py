@@ -75,7 +75,8 @@ class SQLiteStore:
         self._path = os.path.realpath(path)
         self._durability = durability
         self._clock = clock
-        self._tail = TailCache(events=tail_events, bytes=tail_bytes)
+        self._tail_events = tail_events
+        self._tail_bytes = tail_bytes
         self._lock = FileLock(self._path)
         self._writer: Writer | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -117,6 +118,8 @@ class SQLiteStore:
     def _begin(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._closing = None
+        # A new one each time: while the file was closed, another process may have gone on with it.
+        self._tail = TailCache(events=self._tail_events, bytes=self._tail_bytes)
         self._delivered = 0
         self._delivery: asyncio.Future[None] = self._loop.create_future()
         self._reader = threading.local()
@@ -231,7 +234,7 @@ class SQLiteStore:
 
     async def sessions(self, *, limit: int = 100, before: float | None = None) -> list[SessionInfo]:
         """See ``Store.sessions``."""
-        until = MAX_INTEGER if before is None else round(before * MICRO)
+        until = MAX_INTEGER if before is None or before > MAX_INTEGER / MICRO else round(before * MICRO)
         return await self._ask(lambda connection: read_sessions(connection, max(limit, 0), until))
 
     async def open_runs(self) -> list[OpenRun]:
