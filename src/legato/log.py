@@ -65,7 +65,7 @@ class SessionInfo(msgspec.Struct, frozen=True):
 
     Attributes:
         head: the offset of its last event.
-        created_at, updated_at: seconds since the epoch, of its first and last event.
+        created_at, updated_at: seconds since the epoch, of its first event and of the last that is not a delta.
         data: of its ``session.created``.
         open_runs: in the order of their messages; only the first can be leased.
     """
@@ -93,7 +93,7 @@ class Leaser(Protocol):
 
         Raises:
             LeaseHeld: another owner holds it and it has not expired, or an earlier run of the session is open.
-            RunEnded: it is not open.
+            RunEnded: it is not open, or there is no such session.
         """
         ...
 
@@ -154,7 +154,7 @@ class Store(Leaser, Protocol):
         ...
 
     async def read(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
-        """The next events with an offset greater than ``after``, in order, at most ``limit``.
+        """The next events with an offset greater than ``after``, in order, at most ``limit``; fewer need not be all.
 
         With ``deltas=False`` the types in ``event.DELTAS`` are left out (history; cheap however long the log is).
         Empty when there are none, and for a session that never was.
@@ -170,7 +170,7 @@ class Store(Leaser, Protocol):
         ...
 
     async def sessions(self, *, limit: int = 100, before: float | None = None) -> list[SessionInfo]:
-        """Sessions by their last event, newest first; only those last written before ``before``, if given."""
+        """Sessions by ``updated_at``, newest first; only those from before ``before``, if given."""
         ...
 
 
@@ -373,13 +373,18 @@ def check_drafts(
                 epoch=current.epoch,
                 owner=current.owner,
             )
+    for place, draft in enumerate(drafts):
+        if (draft.type == "session.created" and place) or (draft.type == "session.deleted" and draft is not drafts[-1]):
+            raise ValueError(f"{draft.type} stands first or last in its session, and so in an append")
     opened: set[str] = set()
     ended: set[str] = set()
     for draft in drafts:
         run = draft.run
         if run is None:
             continue
-        if draft.type == "message.created" and run not in open_runs:
+        if draft.type == "message.created":
+            if run in open_runs or run in opened:
+                raise RunEnded(f"Run {run!r} was opened before; each message needs a run of its own.", run=run)
             opened.add(run)
         elif run in ended or (run not in open_runs and run not in opened):
             raise RunEnded(f"Run {run!r} is not open, so {draft.type} cannot be appended to it.", run=run)

@@ -425,7 +425,7 @@ def _held(run: Any) -> tuple[str | None, int, float]:
 
 @_rule(STORE_CHECKS)
 async def info_tells(place: Place) -> None:
-    """The info of a session has its head, its first data, and the times of its first and last event."""
+    """The info of a session has its head, its first data, and the times of its first and last event but deltas."""
     log = await place.begin()
     place.clock.advance(5)
     last = (await log.append(_message("r"), _text("r"))).events[-1]
@@ -433,6 +433,9 @@ async def info_tells(place: Place) -> None:
 
     _same(("s", 3, {"title": "s"}), (info.session, info.head, info.data))
     _same(((await log.read())[0].at, last.at), (info.created_at, info.updated_at))
+    place.clock.advance(5)
+    await log.append(_text("r"))
+    _same((4, last.at), ((await place.store.info("s")).head, (await place.store.info("s")).updated_at))
 
 
 @_rule(STORE_CHECKS)

@@ -25,6 +25,7 @@ class _Session:
         self.deleted = False
         self.open_runs: dict[str, OpenRun] = {}
         self.once: dict[str, tuple[Offset, Offset]] = {}
+        self.updated_at = 0.0
 
     @property
     def head(self) -> Offset:
@@ -83,6 +84,8 @@ class MemoryStore:
         return Appended(events)
 
     def _derive(self, session: str, log: _Session, event: Event) -> None:
+        if event.type not in DELTAS:
+            log.updated_at = event.at
         if event.type == "session.deleted":
             log.events, log.first, log.deleted = [event], event.offset, True
             log.open_runs, log.once = {}, {}
@@ -114,7 +117,7 @@ class MemoryStore:
             session=session,
             head=log.head,
             created_at=log.events[0].at,
-            updated_at=log.events[-1].at,
+            updated_at=log.updated_at,
             data=log.events[0].data,
             open_runs=list(log.open_runs.values()),
         )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +47,10 @@ READERS = 2
 """Threads that read. A page is short work; the second thread is there for when the disk keeps the first one waiting."""
 MAX_INTEGER = 2**63 - 1
 T = TypeVar("T")
+
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which the event loop's thread gives way to the writer's."""
 
 
 class SQLiteStore:
@@ -93,6 +98,9 @@ class SQLiteStore:
             await asyncio.shield(self._closing)
         # On the loop, not in a thread: a cancelled open would leave a thread behind that still takes the lock.
         self._connection = self._open()
+        # By default a thread waits 5 ms for its turn, and each turn of a busy loop starts that wait anew: the writer
+        # could starve for half a second (benchmarks/sqlite_append.py). This is for the whole process; never raised.
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         self._begin()
 
     def _open(self) -> apsw.Connection:

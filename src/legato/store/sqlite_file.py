@@ -34,7 +34,6 @@ MIGRATIONS = [
     CREATE TABLE session (
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
-        head INTEGER NOT NULL,
         updated_at INTEGER NOT NULL,
         deleted INTEGER NOT NULL DEFAULT 0
     ) STRICT;
@@ -78,19 +77,19 @@ APPLICATION_ID = 0x4C656761
 """Marks the file as ours ("Lega"), so that another program's database is left alone."""
 
 # What one row of a group does. SQLite runs the trigger whose WHEN fits; a row of NULLs does nothing (padding).
-NEW_SESSION, EVENT, GROWN, ONCE, RUN, RUN_ENDED, DELETED = range(1, 8)
+NEW_SESSION, EVENT, UPDATED, ONCE, RUN, RUN_ENDED, DELETED = range(1, 8)
 WIDTH = 8
 CHANGE = f"""
     CREATE TEMP VIEW change AS
         SELECT NULL AS kind, NULL AS a, NULL AS b, NULL AS c, NULL AS d, NULL AS e, NULL AS f, NULL AS g;
     CREATE TEMP TRIGGER new_session INSTEAD OF INSERT ON change WHEN new.kind = {NEW_SESSION} BEGIN
-        INSERT INTO session (id, name, head, updated_at) VALUES (new.a, new.b, 0, 0);
+        INSERT INTO session (id, name, updated_at) VALUES (new.a, new.b, 0);
     END;
     CREATE TEMP TRIGGER event INSTEAD OF INSERT ON change WHEN new.kind = {EVENT} BEGIN
         INSERT INTO event VALUES (new.a, new.b, new.c, new.d, new.e, new.f, CAST(new.g AS TEXT));
     END;
-    CREATE TEMP TRIGGER grown INSTEAD OF INSERT ON change WHEN new.kind = {GROWN} BEGIN
-        UPDATE session SET head = new.b, updated_at = new.c WHERE id = new.a;
+    CREATE TEMP TRIGGER updated INSTEAD OF INSERT ON change WHEN new.kind = {UPDATED} BEGIN
+        UPDATE session SET updated_at = new.b WHERE id = new.a;
     END;
     CREATE TEMP TRIGGER once INSTEAD OF INSERT ON change WHEN new.kind = {ONCE} BEGIN
         INSERT INTO once VALUES (new.a, new.b, new.c, new.d);
@@ -119,6 +118,8 @@ WAL_BYTES = 64 * 1024 * 1024
 MICRO = 1_000_000
 """Microseconds in a second."""
 
+# A session's head is not kept beside its events: that would be one more page to write for every token.
+_HEAD = """(SELECT max("offset") FROM event WHERE session = {id})"""
 _PAGE = """
     SELECT type, data, "offset", at, run FROM event {index}
     WHERE session = (SELECT id FROM session WHERE name = ?) AND "offset" > ? {only} ORDER BY "offset" LIMIT ?
@@ -128,9 +129,10 @@ _PAGES = {
     # Left to itself, SQLite walks through all deltas of the session.
     False: _PAGE.format(index="INDEXED BY event_whole", only="AND NOT delta"),
 }
-_INFOS = """
-    SELECT s.name, s.head, e.at, s.updated_at, e.data, r.run, r."offset", r.started, r.owner, r.epoch, r.expires_at
-    FROM (SELECT * FROM session WHERE NOT deleted AND {which}) s
+_INFOS = f"""
+    SELECT s.name, {_HEAD.format(id="s.id")}, e.at, s.updated_at, e.data,
+        r.run, r."offset", r.started, r.owner, r.epoch, r.expires_at
+    FROM (SELECT * FROM session WHERE NOT deleted AND {{which}}) s
     JOIN event e ON e.session = s.id AND e."offset" = 1
     LEFT JOIN open_run r ON r.session = s.id
     ORDER BY s.updated_at DESC, s.id, r."offset"
@@ -141,8 +143,10 @@ _OPEN_RUNS = """
     SELECT s.name, r.run, r."offset", r.started, r.owner, r.epoch, r.expires_at
     FROM open_run r JOIN session s ON s.id = r.session ORDER BY r.session, r."offset"
 """
-_HEADS = """
-    SELECT id, name, head, deleted FROM session WHERE name IN (SELECT value FROM json_each(CAST(? AS TEXT)))
+_LAST = f"SELECT {_HEAD.format(id='session.id')} FROM session WHERE name = ?"
+_HEADS = f"""
+    SELECT id, name, {_HEAD.format(id="session.id")}, deleted FROM session
+    WHERE name IN (SELECT value FROM json_each(CAST(? AS TEXT)))
 """
 _USED = """
     SELECT o.session, o.key, o.first, o.last
@@ -183,7 +187,7 @@ def read_page(connection: apsw.Connection, session: str, after: Offset, limit: i
             return Page(events, sizes, False)
     if events:
         return Page(events, sizes, len(events) < limit)
-    head = value(connection, "SELECT head FROM session WHERE name = ?", (session,))
+    head = value(connection, _LAST, (session,))
     return Page(events, sizes, head == after)
 
 
