@@ -49,6 +49,9 @@ def serve_legato(kind: str, rate: float, seconds: float) -> None:
 
     @app.agent
     async def speaker(turn):
+        if turn.message.text.startswith("fill"):
+            yield "x" * int(turn.message.text.split()[1])
+            return
         async for piece in talk(rate, seconds):
             yield piece
 
@@ -103,10 +106,11 @@ class Reader(asyncio.Protocol):
         now = time.time()
         self._rest += data
         end = 0
-        for match in STAMP.finditer(self._rest):
+        spoken, _, over = self._rest.partition(b"event: complete")
+        for match in STAMP.finditer(spoken):
             self._delays.append(now - float(match[1]))
             end = match.end()
-        if b"event: complete" in self._rest:
+        if over:
             self._transport.close()
         self._rest = self._rest[max(end, len(self._rest) - 64) :]
 

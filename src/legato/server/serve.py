@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..errors import LegatoError
 from .app import Legato
@@ -23,6 +24,10 @@ logger = logging.getLogger("legato")
 
 SEND_BUFFER = 32_768
 """Bytes that the kernel may hold for a reader that has stopped reading; by itself it would take some 4 MB for each."""
+
+
+WRITE_BUFFER = 16_384
+"""Bytes that may wait in the process for a reader before its stream is held up; uvicorn's own bound is 64 KiB."""
 
 
 class AddressTaken(LegatoError):
@@ -48,6 +53,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise AddressTaken(f"Cannot listen on {host}:{port}: {exc.strerror}.", host=host, port=port) from exc
     listener.setblocking(False)
     return listener
+
+
+class _Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER)
 
 
 class _Server(uvicorn.Server):
@@ -112,6 +123,7 @@ def serve(
     """
     config = uvicorn.Config(
         app,
+        http=_Protocol,
         lifespan="off",
         ws="none",
         log_config=None,

@@ -24,8 +24,9 @@ logger = logging.getLogger("legato")
 
 SEND_TIMEOUT = 60.0
 """Seconds that one write may take; then the reader is taken for dead (nginx: 60 s between two writes)."""
-WRITE_BYTES = 262_144
-"""A backlog goes out in writes of about this size, so that one reader's replay does not hold the loop."""
+WRITE_BYTES = 16_384
+"""A backlog goes out in writes of about this size: one reader's replay does not hold the loop, and a reader that has
+stopped reading holds no more than this in memory (benchmarks/stalled.py)."""
 HEADERS: list[tuple[bytes, bytes]] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-store, no-transform"),  # no-transform: proxies that compress also buffer
