@@ -681,6 +681,49 @@ async def test_another_question_is_not_answered_by_an_earlier_yes(stage: Stage) 
 # Notifications --------------------------------------------------------------------------------------------------------
 
 
+async def test_a_further_attempt_finds_the_answer_to_a_question_with_a_tuple(stage: Stage) -> None:
+    """What JSON makes of a question's params is compared, so the same question is not asked twice."""
+    asked = 0
+
+    async def agent(turn: Turn) -> AsyncIterator[str]:
+        nonlocal asked
+        asked += 1
+        params = {"lines": (1, asked and 9)}
+        task = asyncio.ensure_future(turn.ask_permission("edit", "May I?", params=params))
+        await asyncio.sleep(0)
+        params["lines"] = (0, 0)  # its own business; the question is asked
+        yield "yes" if await task else "no"
+
+    agent = Agent(agent, on_crash="retry")
+    sent = await stage.runner(agent).send(await stage.session(), "hello")
+    request = await stage.seen(sent.session, "permission.requested")
+    assert {"lines": [1, 9]} == request.data["params"]
+    await stage.crash()
+    runner = stage.runner(agent)
+    assert await runner.resolve_permission(request.data["id"], True)
+    await runner.start()
+    assert "yes" == (await stage.ended(sent)).data["message"]["text"]
+    types = [event.type for event in await stage.events(sent.session, sent.run)]
+    assert 1 == types.count("permission.requested")
+
+
+async def test_questions_that_may_wait_for_ever(stage: Stage) -> None:
+    """An endless time to answer is no time limit: infinity has no place in JSON."""
+
+    async def agent(turn: Turn) -> AsyncIterator[str]:
+        granted = await turn.ask_permission("rm", "May I?", timeout=float("inf"))
+        told = await turn.notify("Name?", "Which?", response="text", timeout=float("inf"), wait=True)
+        yield f"{granted} {told and told.value}"
+
+    runner = stage.runner(agent)
+    sent = await runner.send(await stage.session(), "hello")
+    request = await stage.seen(sent.session, "permission.requested")
+    assert await runner.resolve_permission(request.data["id"], True)
+    notification = await stage.seen(sent.session, "notification.created")
+    await runner.resolve_notification(notification.data["id"], "text", "Ada")
+    assert "True Ada" == (await stage.ended(sent)).data["message"]["text"]
+
+
 async def test_notification_that_nobody_waits_for(stage: Stage) -> None:
     """It is stored, the agent goes on, and it can be answered after the run, once."""
 

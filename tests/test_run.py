@@ -789,3 +789,54 @@ async def test_a_reaper_that_fails_to_start_a_run(stage: Stage) -> None:
     assert (await stage.ended(sent)).type == "run.completed"
     started = await stage.seen(sent.session, "run.started")
     assert started.data["attempt"] == 1
+
+
+async def test_the_same_key_with_metadata_that_json_changes(stage: Stage) -> None:
+    """A message sent again with its key is the same message, also when its metadata holds a tuple."""
+    runner, session = stage.runner(echo), await stage.session()
+    first = await runner.send(session, "hello", metadata={"range": (1, 2)}, key="k")
+    again = await runner.send(session, "hello", metadata={"range": (1, 2)}, key="k")
+    assert (first.run, True) == (again.run, again.repeated)
+
+
+async def test_metadata_that_is_not_json(stage: Stage) -> None:
+    """It is refused by every store alike, and nothing is stored."""
+    session = await stage.session()
+    with pytest.raises(InvalidInput, match="JSON"):
+        await stage.runner(echo).send(session, "hello", metadata={"what": object()})
+    assert 1 == len(await stage.events(session))
+
+
+async def test_the_runner_keeps_nothing_of_a_session_it_has_left(stage: Stage) -> None:
+    """A session that is deleted while messages come in leaves no trace in the runner."""
+    runner, sent = await begun(stage, Held())
+    await runner.send(sent.session, "another")
+    await stage.store.append(sent.session, [Draft(type="session.deleted", data={})])
+    await stage.idle(runner)
+    assert set() == runner._kicked
+
+
+async def test_drain_while_a_further_attempt_reads_its_past(stage: Stage) -> None:
+    """A run that is not yet with its agent when the runner stops is not begun any more."""
+    agent = Held()
+    await begun(stage, Agent(agent, name="held", on_crash="retry"))
+    await stage.crash()
+    runner = stage.runner(Agent(agent, name="held", on_crash="retry"))
+    reading, go = asyncio.Event(), asyncio.Event()
+
+    async def read(*args: Any, **settings: Any) -> Any:
+        if settings.get("deltas", True):
+            reading.set()
+            await go.wait()
+        return await stage.store.inner.read(*args, **settings)
+
+    stage.store.read = read
+    await runner.start()
+    async with asyncio.timeout(NET):
+        await reading.wait()
+        stopping = asyncio.create_task(runner.stop())
+        await asyncio.sleep(0)
+        go.set()
+        await stage.idle(runner)
+        await stopping
+    assert ["hello"] == agent.begun

@@ -486,3 +486,22 @@ def test_usage_that_is_not_json_is_refused_at_once() -> None:
     with pytest.raises(InvalidInput, match="Usage must be made of JSON values"):
         recorder.record(Usage(input_tokens=object()))  # type: ignore[arg-type]
     assert recorder.usage is None
+
+
+def test_what_the_agent_changes_after_yielding_it_is_not_changed_in_the_log() -> None:
+    """An event is a fact: the agent's own object may change, and tuples are lists from the first reader on."""
+    output = {"found": 1, "pair": (1, 2)}
+    recorder = Recorder(RUN)
+    drafts = record([ToolCall("c", "search", "{}"), ToolResult("c", output)], recorder)
+    output["found"] = 2
+    kept = {"found": 1, "pair": [1, 2]}
+    assert [kept, kept] == [drafts[-1].data["output"], recorder.transcript.parts[0]["output"]]
+
+
+def test_output_that_is_too_deep_for_json_is_refused() -> None:
+    """What cannot be encoded for its depth is out of place like everything that is no JSON."""
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InvalidInput, match="JSON"):
+        record([ToolCall("c", "search", "{}"), ToolResult("c", deep)])

@@ -20,6 +20,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import math
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeVar, cast
@@ -94,7 +95,7 @@ class Turn:
         self.attempt = attempt
         self.events = list(events)
         self.cancelled = False
-        """True once the user has asked to stop; the agent also gets ``asyncio.CancelledError`` where it waits."""
+        """True once the run was told to stop; the agent also gets ``asyncio.CancelledError`` where it waits."""
         self._desk = desk
         self._loop = asyncio.get_running_loop()
         self._left = False
@@ -124,7 +125,7 @@ class Turn:
             True if granted. False if denied or nobody answered in time.
         """
         request = {"tool": tool, "description": description, "action": action, "path": path, "params": params}
-        return await self._desk.ask_permission({k: v for k, v in request.items() if v is not None}, timeout)
+        return await self._desk.ask_permission({k: v for k, v in request.items() if v is not None}, _finite(timeout))
 
     async def notify(
         self,
@@ -152,7 +153,7 @@ class Turn:
         notification = {"kind": kind, "title": title, "message": message, "response": response}
         if choices:
             notification["choices"] = cast(Any, list(choices))
-        return await self._desk.notify(notification, timeout, wait)
+        return await self._desk.notify(notification, _finite(timeout), wait)
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """For agents that run in a thread: wait for ``coroutine``, for example ``turn.wait(turn.notify(...))``.
@@ -178,6 +179,10 @@ class Turn:
         self._left = True
         for future in list(self._waits):
             future.cancel()
+
+
+def _finite(timeout: float | None) -> float | None:
+    return None if timeout == math.inf else timeout  # JSON has no infinity
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:

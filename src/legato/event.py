@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import IllegalTransition
+from .errors import IllegalTransition, InvalidInput
 
 Offset = int
 """An event's number in its session: dense, from 1, given by the store; 0 is before the first."""
@@ -140,6 +140,18 @@ def advance(state: RunState | None, type_: str) -> RunState | None:
         return state
     name = "a new run" if state is None else f"a run that is {state.value}"
     raise IllegalTransition(f"{type_} cannot follow in {name}.", state=state and state.value, type=type_)
+
+
+def as_json(name: str, value: Any) -> Any:
+    """What JSON makes of ``value`` (lists for tuples, text for dates), and a copy that nobody else can change.
+
+    Raises:
+        InvalidInput: it is not made of JSON values; the text begins with ``name``.
+    """
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value))
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise InvalidInput(f"{name} must be made of JSON values: {exc}") from exc
 
 
 # What an agent yields -------------------------------------------------------------------------------------------------

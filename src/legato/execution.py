@@ -20,7 +20,7 @@ import msgspec
 
 from .agent import Agent, Answer, Turn
 from .errors import AgentError, InvalidInput, LegatoError, NotFound, RunEnded, StaleLease, StoreError, TooLarge
-from .event import TERMINAL, Draft, Event, Usage
+from .event import TERMINAL, Draft, Event, Usage, as_json
 from .log import Lease, Log, Store, Subscription
 from .transcript import Recorder, Transcript, fold, merge
 
@@ -364,6 +364,7 @@ class Execution:
     def _ask(self, type: str, request: dict[str, Any], until: dict[str, Any]) -> dict[str, Any]:
         """Store the question, unless an earlier attempt asked the very same; in any case, what the log has of it."""
         self._check_not_over()
+        request = as_json(type, request)  # as the log has it, for comparing with what an earlier attempt asked
         data = {"id": self._identify(type, request), **request, **until}
         id = data["id"]
         if id not in self._asked:

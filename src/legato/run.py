@@ -29,7 +29,7 @@ from .errors import (
     StaleLease,
     TooLarge,
 )
-from .event import Draft, Event
+from .event import Draft, Event, as_json
 from .execution import (
     CANCELLED,
     INTERRUPTED,
@@ -139,7 +139,7 @@ class Runner:
             )
         run = f"{session}~{secrets.token_hex(6)}"
         data: dict[str, Any] = {"id": f"{run}~u", "role": "user", "text": text}
-        data |= {k: v for k, v in (("agent", agent), ("metadata", metadata), ("key", key)) if v}
+        data |= {k: v for k, v in (("agent", agent), ("metadata", as_json("metadata", metadata)), ("key", key)) if v}
         draft = Draft(type="message.created", data=data, run=run)
         appended = await self.store.append(session, [draft], once=f"send:{key}" if key else None)
         event = appended.events[0]
@@ -304,7 +304,9 @@ class Runner:
         except LegatoError as exc:
             log_unexpected(exc, session)
         finally:
-            # No await since the last look at _kicked: a kick after it starts a new worker.
+            # No await since the last look at _kicked: a kick after it starts a new worker. One that came before an
+            # error is left to the reaper; a session that has gone must not be remembered for it.
+            self._kicked.discard(session)
             del self._workers[session]
 
     async def _next(self, session: str) -> OpenRun | None:
@@ -329,12 +331,14 @@ class Runner:
         log = Log(self.store, run.session)
         events = [event async for event in log.all(deltas=False)]
         mine = [event for event in events if event.run == run.run]
-        if self.draining or not mine:
-            return False  # it waits for the next start; or the session has been deleted meanwhile
+        if not mine:
+            return False  # the session has been deleted meanwhile
         attempt = 1 + sum(event.type == "run.started" for event in mine)
         name = mine[0].data.get("agent") or events[0].data.get("agent") or next(iter(self.agents))
         agent = self.agents.get(name)
         left = [event async for event in log.all(run.offset - 1) if event.run == run.run] if attempt > 1 else mine
+        if self.draining:  # no await from here until ``stop`` can see the execution
+            return False  # the run waits for the next start
         transcript = fold(left)
         messages = history(events)
         place = next((place for place, message in enumerate(messages) if message.run == run.run), None)

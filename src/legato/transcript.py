@@ -31,6 +31,7 @@ from .event import (
     ToolResult,
     ToolStarted,
     Usage,
+    as_json,
 )
 
 DELTA_CHARACTERS = 20_000
@@ -257,7 +258,7 @@ class Recorder:
             "name": about["name"],
             "progress": _storable(item.progress),
             "success": item.success,
-            "output": _storable(item.output) if isinstance(item.output, str) else item.output,
+            "output": _output(item.output),
         }
         return [*self._ready(item), self._draft("tool.completed", data)]
 
@@ -325,6 +326,10 @@ def _storable(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _output(output: Any) -> Any:
+    return _storable(output) if isinstance(output, str) else as_json("A tool's output", output)
 
 
 _TEXT_FIELD = {"text.delta": "text", "thinking.delta": "text", "tool_call.delta": "arguments"}
