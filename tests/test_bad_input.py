@@ -212,6 +212,11 @@ def rows() -> Iterator[Row]:
             "BREW /",
         ):
             yield Row(f"{request} at {host[:9]}", request, (421, BAD, "host_not_allowed"), None, {"host": host})
+    asks = {"access-control-request-method": "POST"}
+    at_evil = {**asks, "host": "evil.test", "origin": "http://evil.test"}
+    from_evil = {**asks, "origin": "http://evil.test"}
+    yield Row("preflight at evil.test", "OPTIONS /api/sessions", (421, BAD, "host_not_allowed"), None, at_evil)
+    yield Row("preflight from evil.test", "OPTIONS /api/sessions", (403, BAD, "origin_not_allowed"), None, from_evil)
     for origin in (
         "https://evil.test",
         "http://localhost.evil.test",

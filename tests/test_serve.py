@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -167,6 +168,47 @@ async def test_bad_bytes_never_cost_a_5xx(agent_file: Path) -> None:
         async with httpx2.AsyncClient(base_url=server.url, trust_env=False) as client:
             assert (await client.get("/health")).status_code == 200
         assert server.output.count("Traceback") == 0, server.output[-6000:]
+
+
+def test_a_head_without_an_end_is_hung_up_on(agent_file: Path) -> None:
+    """It is not kept in memory for as long as it grows."""
+    with running(*command(agent_file)) as server, connected(server) as sock, contextlib.suppress(ConnectionError):
+        sock.sendall(HEAD + b"x: ")
+        for _ in range(64):
+            sock.sendall(b"a" * 16_384)
+        assert sock.recv(100).startswith(b"HTTP/1.1 400")
+
+
+ONE_STREAM = """
+from legato import Legato
+
+app = Legato("memory:", heartbeat=3600.0, max_streams=1)
+
+@app.agent
+async def agent(turn):
+    yield "Hello."
+"""
+
+
+async def test_a_reader_that_leaves_behind_another_request_has_left(tmp_path: Path) -> None:
+    """A request that waits on the same connection does not keep its stream open."""
+    file = tmp_path / "one.py"
+    file.write_text(ONE_STREAM)
+    with running("legato", "serve", str(file), "--port", "0") as server:
+        async with asyncio.timeout(30), httpx2.AsyncClient(base_url=server.url, trust_env=False) as client:
+            session = (await client.post("/api/sessions", json={})).json()["id"]
+            target = f"/stream?sessionId={session}"
+            with connected(server) as sock:
+                stream, other = (f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n" for path in (target, "/health"))
+                sock.sendall(f"{stream}{other}".encode())
+                assert sock.recv(100).startswith(b"HTTP/1.1 200")
+            while (await client.head(target)).status_code == 429:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+def connected(server: Server) -> socket.socket:
+    address = urlsplit(server.url)
+    return socket.create_connection((address.hostname, address.port), timeout=30)
 
 
 def test_a_port_in_use_is_said_so() -> None:

@@ -753,7 +753,8 @@ async def test_a_draining_server_takes_no_messages_and_goes_on_answering() -> No
         async with chat.stream(last=sent["cursor"]) as stream:
             stopping = asyncio.create_task(chat.app.runner.stop(20.0))
             await asyncio.sleep(0)
-            assert ((await chat.driver.request("GET", "/ready")).status, chat.app.runner.draining) == (503, True)
+            ready = await chat.driver.request("GET", "/ready")
+            assert (ready.status, "retry-after" in ready.headers, chat.app.runner.draining) == (503, True, True)
             refused = await chat.send("more")
             assert (reason(refused), "retry-after" in refused.headers) == ((503, "internal_error", "draining"), True)
             assert (await chat.get("/messages")).status == 200
@@ -878,6 +879,28 @@ async def test_starting_and_stopping_twice_does_no_harm() -> None:
 
 
 async def test_a_websocket_is_refused() -> None:
-    """With what it should have been."""
-    with pytest.raises(InvalidInput, match="HTTP"):
-        await Legato("memory:", agents=[echo])({"type": "websocket"}, None, None)  # type: ignore[arg-type]
+    """As the caller's doing: closed before it is accepted, which servers answer with 403."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await Legato("memory:", agents=[echo])({"type": "websocket"}, None, send)  # type: ignore[arg-type]
+    assert [{"type": "websocket.close"}] == sent
+
+
+async def test_whoever_waits_for_the_end_of_a_turn_may_leave() -> None:
+    """Nothing is left of the request, and the turn goes on."""
+    gate = Gate()
+    async with chatting(None, gate) as chat, asyncio.timeout(30):
+        target = f"/api/sessions/{chat.session}/messages?client=python-0.5.7"
+        waiting = chat.driver.stream(target, method="POST", body=b'{"text": "hello"}')
+        asking = asyncio.create_task(waiting.__aenter__())
+        while not (runs := (await chat.app.store.info(chat.session)).open_runs):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        waiting.disconnect()
+        await asking
+        await waiting.finished()
+        gate.let("still here")
+        gate.close()
+        assert data((await chat.follow("1", until=ends(runs[0].run)))[-1])["content"] == "still here"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +127,24 @@ async def test_a_silence_is_a_heartbeat_with_the_readers_cursor() -> None:
     assert wire.writes[1:4] == [b"a\n", b"beat 2\n", b"beat 2\n"]
     one.end()
     await over(task)
+
+
+async def test_what_the_reader_has_no_name_for_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the log is: a proxy on the way only sees bytes."""
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    store = await stored()
+    wire = Wire()
+    one = Pump(store, "s", 1, encode=lambda event: b"", heartbeat=lambda cursor: b"beat %d" % cursor, interval=3600.0)
+    task = started(one, wire)
+    await wire.until(1)
+    now[0] = 3600.0
+    await say(store, "a")
+    await wire.until(2)
+    await say(store, "b")
+    one.end()
+    await over(task)
+    assert [FIRST, b"beat 2"] == wire.writes
 
 
 async def test_an_ended_stream_has_what_is_in_the_log_and_a_proper_end() -> None:

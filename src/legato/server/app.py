@@ -39,6 +39,7 @@ from ..store import open_store
 from .mix import MixRoutes
 from .openapi import document
 from .operation import Operation, Request, error_answer, respond, respond_error
+from .responses import ResponsesRoutes
 from .stream import Pump, Streams
 
 logger = logging.getLogger("legato")
@@ -222,6 +223,8 @@ class Legato:
         """The ASGI entry point."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # the server makes it a 403: the caller's doing, not a failure
         elif scope["type"] != "http":
             raise InvalidInput(f"Legato speaks HTTP, got a {scope['type']} connection.")
         elif self._app is None:
@@ -254,21 +257,29 @@ class Legato:
             exception_handlers={LegatoError: _on_error, HTTPException: _on_http_error, Exception: _on_crash},
         )
 
+        responses = ResponsesRoutes(
+            self.store, self.runner, self.streams, heartbeat=self._heartbeat, max_body=self._max_body
+        )
+
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
             # Streams go past the router: each of its layers would cost a call for every event of every reader.
-            if _path_within(scope) == "/stream":
+            path = _path_within(scope)
+            if path == "/stream":
                 await self._stream(scope, receive, send)
+            elif responses.serves(path):
+                await responses(scope, receive, send)
             else:
                 await inner(scope, receive, send)
 
-        return CORSMiddleware(
-            _Guard(route, self._cors, self.hosts),
+        cors = CORSMiddleware(
+            route,
             allow_origins=self._cors,
             allow_origin_regex=LOCAL_ORIGINS,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Last-Event-ID", "Content-Type", "Authorization", "Idempotency-Key", "Cache-Control"],
             expose_headers=["Legato-Cursor", "Legato-Repeated", "Retry-After", "Location"],
         )
+        return _Guard(cors, self._cors, self.hosts)  # outermost: it looks at preflights, too
 
     def _endpoint(self, operations: Mapping[str, Operation]) -> Callable[[HTTPRequest], Any]:
         async def endpoint(http: HTTPRequest) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -19,7 +20,7 @@ from ..event import TERMINAL, Draft, Event, Message
 from ..log import Log, SessionInfo, Store, Subscription
 from ..run import Runner, Sent
 from ..transcript import history
-from .operation import Answer, Operation, Param, Request
+from .operation import RETRY_AFTER, Answer, Operation, Param, Request
 
 logger = logging.getLogger("legato")
 
@@ -148,7 +149,7 @@ class MixRoutes:
         sent = await self._send(request, session, body.text, body.agent, metadata)
         if profile.answer_at_once:
             return Answer(202, mix_api.Processing(status="processing", **_fields(sent)), _repeated(sent))
-        return Answer(200, await self._answered(sent), _repeated(sent))
+        return Answer(200, await self._answered(request, sent), _repeated(sent))
 
     async def _send(self, request: Request, session: str, text: str, agent: Any, metadata: dict[str, Any]) -> Sent:
         if agent is not None and not isinstance(agent, str):
@@ -159,15 +160,23 @@ class MixRoutes:
     def _profile(self, request: Request) -> mix.Profile:
         return mix.negotiate(request.headers.get("user-agent", ""), request.query.get("client"), self._default)
 
-    async def _answered(self, sent: Sent) -> mix_api.BackendMessage:
+    async def _answered(self, request: Request, sent: Sent) -> mix_api.BackendMessage:
         with Subscription(self._store, sent.session, sent.offset, deltas=False) as subscription:
-            while True:
-                for event in await subscription.next():
-                    if event.type == "session.deleted":
-                        raise SessionNotFound(sent.session)
-                    if event.run == sent.run and event.type in TERMINAL:
-                        answer = next(m for m in await self._messages(sent.session) if m.offset == event.offset)
-                        return mix_api.backend_message(sent.session, answer)
+            watcher = asyncio.create_task(request.left())
+            watcher.add_done_callback(lambda _: subscription.stop())
+            try:
+                while True:
+                    events = await subscription.next()
+                    for event in events:
+                        if event.type == "session.deleted":
+                            raise SessionNotFound(sent.session)
+                        if event.run == sent.run and event.type in TERMINAL:
+                            answer = next(m for m in await self._messages(sent.session) if m.offset == event.offset)
+                            return mix_api.backend_message(sent.session, answer)
+                    if not events and subscription.stopped:  # the run goes on; only nobody waits here any more
+                        raise InvalidInput("The connection ended before the answer.")
+            finally:
+                watcher.cancel()
 
     async def messages(self, request: Request) -> Answer:
         """A session's messages, oldest first."""
@@ -228,7 +237,9 @@ class MixRoutes:
     async def ready(self, request: Request) -> Answer:
         """Whether the server takes new messages."""
         status: Literal["ready", "draining"] = "draining" if self._runner.draining else "ready"
-        return Answer(200 if status == "ready" else 503, mix_api.Ready(status=status))
+        if status == "draining":
+            return Answer(503, mix_api.Ready(status=status), {"retry-after": RETRY_AFTER[503]})
+        return Answer(200, mix_api.Ready(status=status))
 
     async def api_key(self, request: Request) -> Answer:
         """The examples of Mix begin with this call. Legato's agents hold their own keys, so nothing is kept."""

@@ -71,6 +71,11 @@ class Request:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
             raise InvalidInput(f"The body must be a JSON object: {exc}.") from exc
 
+    async def left(self) -> None:
+        """Wait until whoever asked has gone. For when the body has been read."""
+        while (await self._http.receive())["type"] != "http.disconnect":
+            pass
+
     async def raw_body(self) -> bytes:
         """The body's bytes, up to the bound."""
         chunks: list[bytes] = []

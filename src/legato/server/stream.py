@@ -115,6 +115,10 @@ class Streams:
             self._sweeper = None
 
 
+def _is_deletion(event: Event) -> bool:
+    return event.type == "session.deleted"
+
+
 class Pump:
     """One reader's stream.
 
@@ -123,6 +127,7 @@ class Pump:
         encode: the bytes of an event in the reader's dialect, empty if it has none there.
         heartbeat: the bytes for a silence, given the reader's cursor.
         interval: seconds of silence before a heartbeat.
+        over: whether nothing can follow an event that has been encoded; asked of the last one read.
     """
 
     def __init__(
@@ -134,12 +139,15 @@ class Pump:
         encode: Callable[[Event], bytes],
         heartbeat: Callable[[int], bytes],
         interval: float,
+        over: Callable[[Event], bool] = _is_deletion,
     ) -> None:
         self.session = session
+        self._over = over
         self._encode = encode
         self._heartbeat = heartbeat
         self._subscription = Subscription(store, session, after, heartbeat=interval)
         self._sending_since = 0.0
+        self._sent_at = 0.0
         self._task: asyncio.Task[Any] | None = None
         self._aborted = False
 
@@ -196,8 +204,11 @@ class Pump:
                             chunk, size = [], 0
                 if chunk:
                     await self._send(send, b"".join(chunk))
-                if events[-1].type == "session.deleted":
+                if self._over(events[-1]):
                     return
+                # What has no name in the reader's dialect is silence to it, and to the proxies on the way.
+                if time.monotonic() - self._sent_at >= subscription.heartbeat:
+                    await self._send(send, self._heartbeat(subscription.after))
             elif subscription.stopped:
                 return
             else:
@@ -207,6 +218,7 @@ class Pump:
         self._sending_since = time.monotonic()
         await send({"type": "http.response.body", "body": body, "more_body": more})
         self._sending_since = 0.0
+        self._sent_at = time.monotonic()
 
     async def _watch(self, receive: Any) -> None:
         while (await receive())["type"] != "http.disconnect":
