@@ -39,7 +39,6 @@ from ..store import open_store
 from .mix import MixRoutes
 from .openapi import document
 from .operation import Operation, Request, error_answer, respond, respond_error
-from .responses import ResponsesRoutes
 from .stream import Pump, Streams
 
 logger = logging.getLogger("legato")
@@ -257,17 +256,10 @@ class Legato:
             exception_handlers={LegatoError: _on_error, HTTPException: _on_http_error, Exception: _on_crash},
         )
 
-        responses = ResponsesRoutes(
-            self.store, self.runner, self.streams, heartbeat=self._heartbeat, max_body=self._max_body
-        )
-
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
             # Streams go past the router: each of its layers would cost a call for every event of every reader.
-            path = _path_within(scope)
-            if path == "/stream":
+            if _path_within(scope) == "/stream":
                 await self._stream(scope, receive, send)
-            elif responses.serves(path):
-                await responses(scope, receive, send)
             else:
                 await inner(scope, receive, send)
 
