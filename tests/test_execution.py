@@ -96,6 +96,7 @@ async def test_every_state_is_reached(stage: Stage) -> None:
     await waiting.cancel(session, second.run)
     await waiting.cancel(session, (await stage.store.info(session)).open_runs[0].run)
     await stage.ended(second)
+    await stage.idle(waiting)  # else it might take the next message too
     full = stage.runner(agent, limits=Limits(concurrent_runs=0, place_seconds=0.0))
     await stage.ended(await full.send(session, "too much"))
 

@@ -299,6 +299,7 @@ def test_check_drafts_accepts() -> None:
     ("error", "drafts", "exists"),
     [
         (ValueError, [], True),
+        (ValueError, [Draft("session.deleted", {})] * 2, True),
         (SessionExists, [Draft("session.created", {})], True),
         (SessionNotFound, [Draft("session.rewound", {})], False),
         (RunEnded, [text(0)], True),

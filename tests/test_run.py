@@ -840,3 +840,16 @@ async def test_drain_while_a_further_attempt_reads_its_past(stage: Stage) -> Non
         await stage.idle(runner)
         await stopping
     assert ["hello"] == agent.begun
+
+
+async def test_a_log_that_cannot_be_understood(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """A message whose session's past cannot be read ends as failed; it is not tried again for ever."""
+    runner, session = stage.runner(echo), await stage.session()
+    odd = [Draft("message.created", {"id": "m", "role": "user", "text": "?"}, "odd"), Draft("run.completed", {}, "odd")]
+    await stage.store.append(session, odd)
+    stage._sessions.remove(session)  # its log breaks the rules
+    sent = await runner.send(session, "hello")
+    async with asyncio.timeout(NET):
+        ended = await stage.ended(sent)
+    assert ("run.failed", "internal_error") == (ended.type, ended.data["code"])
+    assert "KeyError" in caplog.text

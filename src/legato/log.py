@@ -12,6 +12,7 @@ fell between the two. A lost ring costs at most one heartbeat, never an event.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -373,9 +374,9 @@ def check_drafts(
                 epoch=current.epoch,
                 owner=current.owner,
             )
-    for place, draft in enumerate(drafts):
-        if (draft.type == "session.created" and place) or (draft.type == "session.deleted" and draft is not drafts[-1]):
-            raise ValueError(f"{draft.type} stands first or last in its session, and so in an append")
+    for draft, following in itertools.pairwise(drafts):
+        if draft.type == "session.deleted" or following.type == "session.created":
+            raise ValueError("session.created can only be the first draft of an append, session.deleted the last")
     opened: set[str] = set()
     ended: set[str] = set()
     for draft in drafts:

@@ -49,6 +49,7 @@ from .transcript import Recorder, Transcript, fold, history
 logger = logging.getLogger("legato")
 
 OVERLOADED = failed("overloaded", "Too many answers are being given at once; send the message again later.")
+BROKEN = failed("internal_error", "The server could not answer. Its log has the details.")
 REWOUND = failed("rewound", "The message was taken back before it was answered.")
 
 
@@ -324,6 +325,11 @@ class Runner:
             return await self._answer(lease, run, OVERLOADED)
         try:
             return await self._answer(lease, run)
+        except LegatoError:
+            raise  # the store's, or somebody else's run now: the log is as it should be
+        except Exception:  # a log that we do not understand: tried again, it would fail again, for ever
+            logger.exception("run %s cannot be driven", run.run)
+            return await self._finish(lease, BROKEN, Transcript(), [])
         finally:
             self._places.release()
 
