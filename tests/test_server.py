@@ -904,3 +904,18 @@ async def test_whoever_waits_for_the_end_of_a_turn_may_leave() -> None:
         gate.let("still here")
         gate.close()
         assert data((await chat.follow("1", until=ends(runs[0].run)))[-1])["content"] == "still here"
+
+
+async def test_a_message_that_waits_when_the_server_stops_is_no_5xx() -> None:
+    """It is stored; a client that got a 5xx would send it a second time."""
+    gate = Gate()
+    async with chatting(None, gate) as chat, asyncio.timeout(30):
+        await chat.send("first")
+        target = f"/api/sessions/{chat.session}/messages?client=python-0.5.7"
+        asking = asyncio.create_task(chat.driver.request("POST", target, json={"text": "second"}))
+        while len((await chat.app.store.info(chat.session)).open_runs) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        stopping = asyncio.create_task(chat.app.runner.stop(20.0))
+        gate.close()
+        await stopping
+        assert reason(await asking) == (409, "bad_request", "conflict")

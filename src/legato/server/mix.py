@@ -161,7 +161,7 @@ class MixRoutes:
         return mix.negotiate(request.headers.get("user-agent", ""), request.query.get("client"), self._default)
 
     async def _answered(self, request: Request, sent: Sent) -> mix_api.BackendMessage:
-        with Subscription(self._store, sent.session, sent.offset, deltas=False) as subscription:
+        with Subscription(self._store, sent.session, sent.offset, deltas=False, heartbeat=1.0) as subscription:
             watcher = asyncio.create_task(request.left())
             watcher.add_done_callback(lambda _: subscription.stop())
             try:
@@ -175,6 +175,9 @@ class MixRoutes:
                             return mix_api.backend_message(sent.session, answer)
                     if not events and subscription.stopped:  # the run goes on; only nobody waits here any more
                         raise InvalidInput("The connection ended before the answer.")
+                    if not events and self._runner.draining and not self._runner.running:
+                        # Not a 5xx: whoever gets one sends the message again, and it has been stored.
+                        raise Conflict("The server is stopping; the message is stored and answered at the next start.")
             finally:
                 watcher.cancel()
 
