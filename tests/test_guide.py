@@ -635,6 +635,34 @@ async def test_the_passage_about_a_word_comes_first(tmp_path: Path) -> None:
     assert result(await ask(guide(tmp_path, pace=0), "cursor"))[0]["passage"] == "It is a number."
 
 
+async def test_the_heading_that_is_the_question_comes_first(tmp_path: Path) -> None:
+    """A section named as the question is counts more than one that has the word beside others, or more often."""
+    (tmp_path / "a.md").write_text(
+        "# Notes\n\n## Cursor and fork\n\ncursor cursor\n\n## What is a cursor?\n\nA number.\n\n## Rest\n\nNo.\n"
+    )
+    assert result(await ask(guide(tmp_path, pace=0), "What is a cursor?"))[0]["passage"] == "A number."
+
+
+@pytest.mark.parametrize(
+    ("question", "heading"),
+    [
+        ("What is Legato?", "FAQ > What is Legato?"),
+        ("how do I stop a run", "FAQ > How do I stop or cancel a run?"),
+        ("does it work with openai", "FAQ > Does it work with OpenAI, Anthropic (Claude), LangChain, a local model?"),
+        ("how do I deploy behind nginx", "Deploying > Behind a proxy > nginx"),
+        ("what happens on kill -9", "FAQ > What happens when the server is killed?"),
+        ("how do I write a tool", "Writing an agent > What an agent yields > A tool"),
+        ("what is a cursor", "Glossary > Cursor"),
+        ("is there authentication", "FAQ > Is there authentication: a login, passwords, API keys?"),
+        ("how do I send a notification", "Writing an agent > Sending a notification"),
+        ("how do I back up the database", "Deploying > Backups"),
+    ],
+)
+async def test_a_newcomer_s_question_finds_its_passage(question: str, heading: str) -> None:
+    """What people ask first is answered from Legato's own documents by the passage that says it."""
+    assert result(await ask(guide(pace=0), question))[0]["heading"] == heading
+
+
 async def test_passages_of_one_section_are_quoted_in_the_order_of_the_document(tmp_path: Path) -> None:
     """Under one heading, and as they stand in the file, whichever was the best hit."""
     first, second = "Tides. " + "x" * 600, "Tides, tides and tides. " + "y" * 600

@@ -221,7 +221,7 @@ def _quotations(chosen: list[Hit], others: list[Hit]) -> str:
         quoted.append(f"**{heading}** (`{file}`)\n\n")
         quoted += [f"{_block_quote(passage.text)}\n\n" for passage in sorted(passages)]
     further = dict.fromkeys(hit.passage.heading for hit in others)
-    near = [f"*{heading}*" for heading in further if all(heading != shown for shown, _ in sections)][:3]
+    near = [f"*{heading.rstrip('.')}*" for heading in further if all(heading != shown for shown, _ in sections)][:3]
     if near:
         return "".join(quoted) + "Near to it: " + "; ".join(near) + "."
     return "".join(quoted) + "That is all I found. Ask again with other words, or `help`."

@@ -38,6 +38,10 @@ MAX_TERMS = 24
 MAX_QUESTION_CHARACTERS = 4_000
 """Of a longer question only the beginning is looked at."""
 
+MAX_CONSIDERED = 200
+"""Passages that a search ranks by their headings, too."""
+
+_STEM = 5  # words that begin with the same letters are taken for forms of one word
 _SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst"})
 _SKIPPED_FOLDERS = frozenset({"node_modules", "site-packages", "__pycache__"})
 _BELOW = " > "  # between a heading and the one below it
@@ -111,23 +115,29 @@ class Library:
     def search(self, terms: Iterable[str], limit: int = 12) -> Found:
         """The passages that hold any of ``terms``, best first, headings counting more than text.
 
+        One whose own heading is just what was asked for counts up to twice.
+
         Only if none does: those with a word that begins as one of them (``recon`` finds *reconnect*).
         """
+        terms = list(terms)
+        asked = _beginnings(terms)
         phrases = [_phrase(term) for term in terms]
         with self._lock:
             self._read()
             for attempt, query in enumerate(_queries([phrase for phrase in phrases if phrase])):
-                if hits := self._match(query, limit):
+                if hits := self._match(query, asked)[:limit]:
                     return Found(hits, near=attempt > 0)
         return Found([])
 
-    def _match(self, query: str, limit: int) -> list[Hit]:
+    def _match(self, query: str, asked: set[str]) -> list[Hit]:
         rows = self._connection.execute(
             "SELECT rowid, bm25(passage, 2.0, 1.0, 5.0, 1.0) AS rank FROM passage WHERE passage MATCH ? "
             "ORDER BY rank, rowid LIMIT ?",
-            (query, limit),
+            (query, MAX_CONSIDERED),
         )
-        return [Hit(self._passages[rowid], round(-rank, 3)) for rowid, rank in rows]
+        found = [(-rank * (1 + _likeness(asked, self._passages[rowid])), self._passages[rowid]) for rowid, rank in rows]
+        found.sort(key=lambda hit: (-hit[0], hit[1].place))
+        return [Hit(passage, round(score, 3)) for score, passage in found]
 
     def _read(self) -> None:
         if self._connection is not None:
@@ -145,6 +155,16 @@ class Library:
                 ((p.place, p.file, *map(_spaced, (*_parted(p.headings), p.text))) for p in passages),
             )
         self._passages, self._connection = passages, connection
+
+
+def _likeness(asked: set[str], passage: Passage) -> float:
+    """From 0 to 1: how much of the question is in the passage's own heading, and nothing else."""
+    held = _beginnings(terms(passage.headings[-1]))
+    return len(asked & held) / len(asked | held) if asked else 0.0
+
+
+def _beginnings(words: Iterable[str]) -> set[str]:
+    return {word[:_STEM] if len(word) > _STEM else word.removesuffix("s") for word in words}
 
 
 def _parted(headings: tuple[str, ...]) -> tuple[str, str]:
@@ -318,7 +338,8 @@ a about after all also am an and any are as at be been but by can could did do d
 has have having he her here him his how i if in into is it its just know let like many may me might more most much
 must my no not of off on one or other our out over please put say see shall she should show so some such tell than
 that the their them then there these they this those to too under up use used us very want was way we were what when
-where which while who whom whose why will with would yes you your don doesn didn isn aren won couldn explain ll ve re
+where which while who whom whose why will with work works would yes you your don doesn didn isn aren won couldn
+explain ll ve re
 """
 _IGNORED = frozenset(_STOP_WORDS.split())
 _WORD = re.compile(r"\w+(?:[-_./]\w+)*")
