@@ -722,7 +722,7 @@ def test_key_needs_a_session(url: str) -> None:
 def test_send_tells_who_must_answer(start: Start, url: str, client: Client) -> None:
     """A question of the agent goes to standard error, with the command that answers it."""
     send = start("send", "ask", "--url", url)
-    said = send.expect(r"the agent asks: Write: May I write\?; to answer: legato chat (\S+)", errors=True)
+    said = send.expect(r"the agent asks: Write: May I write\?\nto answer: legato chat (\S+)", errors=True)
     with client.streaming.stream_events(session_id=said[1]) as stream:
         client.permissions.grant(next(event.data.id for event in stream if event.event == "permission"))
     assert send.finish() == 0
@@ -836,6 +836,7 @@ def test_no_session(url: str, command: str) -> None:
     assert f"legato: There is no session 'no.such'. `legato sessions` lists those of {url}\n" == (
         result.stderr.removeprefix("session no.such\n")
     )
+    assert "to come back" not in result.stdout + result.stderr
 
 
 def test_bad_url() -> None:

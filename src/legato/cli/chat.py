@@ -135,6 +135,10 @@ class Chat:
                     self._converse()
             except (_Leave, KeyboardInterrupt):
                 pass
+            except LegatoError as exc:
+                if exc.code == "session_not_found":
+                    self._session = None  # there is nothing to come back to
+                raise
             finally:
                 self._farewell()
 
@@ -249,8 +253,6 @@ class Chat:
             case _Ended(error):
                 if error is None:
                     raise _Leave
-                if error.code == "session_not_found":
-                    self._session = None
                 raise error
             case event:
                 self._show(event)

@@ -52,7 +52,7 @@ def send(text: str, url: str, session: str | None, follow: bool, key: str | None
         raise Misuse("--key needs --session: a key is known within its session")
     message = sys.stdin.buffer.read().decode("utf-8", "replace") if text == "-" else typed(text)
     if not message.strip():
-        raise Misuse("there is nothing to send")
+        raise Misuse("There is nothing to send; give the message as TEXT, or - to read it from standard input.")
     with connected(url) as client:
         if session is None:
             session = client.sessions.create(title=line(message, 80), agent=agent).id
@@ -78,7 +78,7 @@ def _print_answer(
             case ContentEvent() if event.data.parent_tool_call_id is None:
                 written.add(event.data.content, event.data.assistant_message_id)
             case PermissionEvent() | NotificationEvent():
-                click.echo(f"the agent asks: {line(_question(event), None)}; to answer: {come_back}", err=True)
+                click.echo(f"the agent asks: {line(_question(event), None)}\nto answer: {come_back}", err=True)
             case _:
                 pass
     written.end()
