@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from legato.agent import Agent, OnCrash, Turn
@@ -35,6 +38,10 @@ async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 async def echo(turn: Turn) -> str:
     return turn.message.text
+
+
+class Past(dict[str, Any]):
+    """An event's data that can be seen to be dropped."""
 
 
 class Held:
@@ -840,6 +847,27 @@ async def test_drain_while_a_further_attempt_reads_its_past(stage: Stage) -> Non
         await stage.idle(runner)
         await stopping
     assert ["hello"] == agent.begun
+
+
+async def test_a_run_does_not_hold_its_session_s_past(stage: Stage) -> None:
+    """While it goes on, only whole messages are held of earlier runs, not each event, such as a tool's output."""
+    agent = Held()
+    runner, session = stage.runner(agent), await stage.session()
+    held: list[weakref.ref[Any]] = []
+
+    async def read(*args: Any, **settings: Any) -> Any:
+        events = await stage.store.inner.read(*args, **settings)
+        if not settings.get("deltas", True):
+            events = [msgspec.structs.replace(event, data=Past(event.data)) for event in events]
+            held.extend(weakref.ref(event.data) for event in events if event.type == "session.created")
+        return events
+
+    stage.store.read = read
+    await runner.send(session, "hello")
+    await stage.seen(session, "text.delta")
+    gc.collect()
+    assert held
+    assert [None] * len(held) == [past() for past in held]
 
 
 async def test_a_log_that_cannot_be_understood(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

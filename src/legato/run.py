@@ -347,6 +347,7 @@ class Runner:
             return False  # the run waits for the next start
         transcript = fold(left)
         messages = history(events)
+        del events  # a run may last for an hour, and the tools of all runs before it may have had much to say
         place = next((place for place, message in enumerate(messages) if message.run == run.run), None)
         ending = self._ending_before(mine, attempt, name, agent) or ending or (REWOUND if place is None else None)
         if ending is not None or agent is None or place is None:
