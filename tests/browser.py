@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+
+from machine import program
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
@@ -30,15 +31,7 @@ ARGS = [
 
 def chromium() -> str:
     """The path of Chromium, installed first where that needs no password. Skips the test if there is none to have."""
-    found = _find(CHROMIUM)
-    if found is None and (prefix := _root()) is not None and shutil.which("apt-get"):
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]):
-            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            subprocess.run([*prefix, *command], env=environment, capture_output=True, timeout=600)
-        found = _find(CHROMIUM)
-    if found is None:
-        pytest.skip("Chromium is missing; on Debian: apt-get install chromium")
-    return found
+    return program("chromium", *CHROMIUM)
 
 
 def node() -> str:
@@ -50,20 +43,6 @@ def node() -> str:
             f"Node.js 20 or newer is missing (found {version.strip() or 'none'}); on Debian: apt install nodejs"
         )
     return found
-
-
-def _find(names: Sequence[str]) -> str | None:
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
-def _root() -> list[str] | None:
-    """What to put before a command that only root may run; None if we cannot."""
-    if os.geteuid() == 0:
-        return []
-    sudo = shutil.which("sudo")
-    if sudo and subprocess.run([sudo, "-n", "true"], capture_output=True).returncode == 0:
-        return [sudo, "-n"]
-    return None
 
 
 class Server:

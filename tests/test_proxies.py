@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 
 from driving import data
 from legato.sse import Decoder, Message
+from machine import program
 from processes import Server, running
 
 DEPLOY = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text()
@@ -39,13 +39,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def installed(program: str) -> str:
-    found = shutil.which(program) or shutil.which(program, path="/usr/sbin")
-    if found is None:
-        pytest.skip(f"{program} is not installed; on Debian: apt-get install {program}")
-    return found
-
-
 def documented(language: str, heading: str) -> str:
     """The configuration under a heading of docs/deploy.md."""
     found = re.search(rf"### {heading}\n\n```{language}\n(.*?)```", DEPLOY, re.DOTALL)
@@ -61,7 +54,7 @@ def free_port() -> int:
 
 def nginx(folder: Path, server: Server, port: int, *, as_documented: bool) -> list[str]:
     """The command; with nothing but ``proxy_pass``, HTTP/1.0 to the server, and compression, or as documented."""
-    binary = installed("nginx")
+    binary = program("nginx")
     if as_documented:
         block = documented("nginx", "nginx").replace("127.0.0.1:8088", server.url.removeprefix("http://"))
         block = block.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};").replace("    http2 on;\n", "")
@@ -82,7 +75,7 @@ def nginx(folder: Path, server: Server, port: int, *, as_documented: bool) -> li
 
 def haproxy(folder: Path, server: Server, port: int) -> list[str]:
     """The command, as documented but for TLS."""
-    binary = installed("haproxy")
+    binary = program("haproxy")
     text = documented("", "HAProxy").replace("127.0.0.1:8088", server.url.removeprefix("http://"))
     config = folder / "haproxy.cfg"
     config.write_text(re.sub(r"bind :443 .*", f"bind 127.0.0.1:{port}", text))
