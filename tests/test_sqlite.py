@@ -888,9 +888,9 @@ def test_url(url: str, path: str, durability: str) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("redis://host", "known are memory:, sqlite:"),
-        ("", "known are memory:, sqlite:"),
-        ("log.db", "known are memory:, sqlite:"),
+        ("redis://host", "A store is .memory:., .sqlite:///relative.db."),
+        ("", "A store is .memory:., .sqlite:///relative.db."),
+        ("log.db", "A store is .memory:., .sqlite:///relative.db."),
         ("sqlite:log.db", "three or four slashes"),
         ("sqlite:/var/log.db", "three or four slashes"),
         ("sqlite://host/log.db", "three or four slashes"),

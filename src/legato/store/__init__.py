@@ -21,8 +21,9 @@ def open_store(url: str) -> Store:
     """
     scheme = url.partition(":")[0].lower()
     if scheme not in SCHEMES:
-        known = ", ".join(f"{scheme}:" for scheme in SCHEMES)
-        raise InvalidInput(f"There is no store with a URL like {url[:200]!r}; known are {known}")
+        raise InvalidInput(
+            f"A store is 'memory:', 'sqlite:///relative.db' or 'sqlite:////absolute.db', got {url[:200]!r}."
+        )
     return SCHEMES[scheme](url)
 
 
