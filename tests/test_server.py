@@ -667,14 +667,22 @@ async def preflight(chat: Chat, origin: str, header: str = "Last-Event-ID") -> A
 async def test_a_page_that_may_call_may_resume(origin: str) -> None:
     """Its preflight allows Last-Event-ID, and it sees the headers that tell it where it is."""
     async with chatting(cors=["https://app.example"]) as chat, asyncio.timeout(30):
-        allowed = await preflight(chat, origin)
+        wanted = "last-event-id, content-type, idempotency-key, authorization, x-stainless-retry-count"
+        allowed = await preflight(chat, origin, wanted)
         assert (allowed.status, allowed.headers["access-control-allow-origin"]) == (200, origin)
-        names = allowed.headers["access-control-allow-headers"].lower()
-        assert all(name in names for name in ("last-event-id", "content-type", "idempotency-key"))
+        assert allowed.headers["access-control-allow-headers"].lower() == wanted
         async with chat.stream(headers={"origin": origin}) as stream:
             assert stream.headers["access-control-allow-origin"] == origin
             assert "Legato-Cursor" in stream.headers["access-control-expose-headers"]
             assert "Origin" in stream.headers["vary"]
+
+
+async def test_one_origin_or_host_may_be_given_as_a_string() -> None:
+    """A single name need not be put into a list."""
+    async with chatting(cors="https://app.example", hosts="localhost") as chat:
+        headers = {"origin": "https://app.example"}
+        assert (await chat.driver.request("GET", "/health", headers=headers)).status == 200
+        assert (await chat.driver.request("GET", "/health", headers={"host": "c"})).status == 421
 
 
 @pytest.mark.parametrize(

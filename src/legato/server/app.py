@@ -39,6 +39,7 @@ from ..store import open_store
 from .mix import MixRoutes
 from .openapi import document
 from .operation import Operation, Request, error_answer, respond, respond_error
+from .responses import ResponsesRoutes
 from .stream import Pump, Streams
 
 logger = logging.getLogger("legato")
@@ -85,8 +86,8 @@ class Legato:
         limits: Limits | None = None,
         heartbeat: float = 15.0,
         client: str = "python-0.8.1",
-        cors: Sequence[str] | None = None,
-        hosts: Sequence[str] | None = None,
+        cors: str | Sequence[str] | None = None,
+        hosts: str | Sequence[str] | None = None,
         max_streams: int = 10_000,
         max_streams_per_session: int = 2_000,
         max_body: int = 4_194_304,
@@ -103,8 +104,8 @@ class Legato:
         self._limits = limits or Limits()
         self._heartbeat = heartbeat
         self._default = mix.profile(client)
-        self._cors = tuple(cors or ())
-        self.hosts = hosts
+        self._cors = _names(cors) or ()
+        self.hosts = _names(hosts)
         self._max_body = max_body
         self._page = page
         self._store: Store | None = None
@@ -256,10 +257,17 @@ class Legato:
             exception_handlers={LegatoError: _on_error, HTTPException: _on_http_error, Exception: _on_crash},
         )
 
+        responses = ResponsesRoutes(
+            self.store, self.runner, self.streams, heartbeat=self._heartbeat, max_body=self._max_body
+        )
+
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
             # Streams go past the router: each of its layers would cost a call for every event of every reader.
-            if _path_within(scope) == "/stream":
+            path = _path_within(scope)
+            if path == "/stream":
                 await self._stream(scope, receive, send)
+            elif responses.serves(path):
+                await responses(scope, receive, send)
             else:
                 await inner(scope, receive, send)
 
@@ -268,7 +276,7 @@ class Legato:
             allow_origins=self._cors,
             allow_origin_regex=LOCAL_ORIGINS,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Last-Event-ID", "Content-Type", "Authorization", "Idempotency-Key", "Cache-Control"],
+            allow_headers=["*"],  # Last-Event-ID, Idempotency-Key, what SDKs add of their own; the origin decides
             expose_headers=["Legato-Cursor", "Legato-Repeated", "Retry-After", "Location"],
         )
         return _Guard(cors, self._cors, self.hosts)  # outermost: it looks at preflights, too
@@ -351,6 +359,11 @@ def _path_within(scope: Scope) -> str:
     """The path within this application, also where it is mounted."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
+
+
+def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """One name is a list of one: a string is a sequence, too, but of letters."""
+    return (given,) if isinstance(given, str) else None if given is None else tuple(given)
 
 
 class _Guard:

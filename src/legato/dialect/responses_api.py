@@ -1,0 +1,365 @@
+"""The bodies of the Responses dialect: requests in, answers out, errors in the shape that its SDKs know.
+
+``responses`` has the stream. Input comes as text, as items, or as Chat Completions messages and parts inside items, as
+some clients send them; all become one user's text, what was said before it, and the items as they came.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from ..errors import Conflict, InvalidInput, LegatoError, NotFound, QueueFull
+from ..event import Draft
+from .responses import Count, Penalty, Settings, Share, Temperature
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+class BadRequest(InvalidInput):
+    """A request that does not fit, with what clients of this dialect look at: ``code`` and ``param``."""
+
+    def __init__(self, message: str, *, code: str = "invalid_value", param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.code = code
+
+
+class ResponseNotFound(NotFound):
+    """There is no such response: it never was, it was not to be kept, or it has been deleted."""
+
+    code = "response_not_found"
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"Response with id '{id[:200]}' not found.", param="response_id")
+
+
+class ModelNotFound(NotFound):
+    """There is no agent of that name."""
+
+    code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model '{model[:100]}' does not exist; GET /models lists what does.", param="model")
+
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 409: "conflict_error", 429: "too_many_requests"}
+
+
+def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """The body of an answer that is not a success."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "code": code, "param": param}}
+
+
+def describe(error: LegatoError) -> dict[str, Any]:
+    """The body for ``error``."""
+    return error_body(error.status, error.message, error.code, error.detail.get("param"))
+
+
+def is_final(error: LegatoError) -> bool:
+    """Whether sending the request again would be in vain, although the SDKs do so by themselves at its status."""
+    return isinstance(error, Conflict) and not isinstance(error, QueueFull)
+
+
+# Requests -------------------------------------------------------------------------------------------------------------
+
+Item = dict[str, Any]
+
+
+class Create(Settings, kw_only=True):
+    """A request for a response. Fields that are not named here are ignored.
+
+    Attributes:
+        model: the agent; the session's, or the default one, if it is not given.
+        input: what to answer.
+        conversation: the session to answer in.
+    """
+
+    model: str | None = None
+    input: str | list[Item] | None = None
+    stream: bool | None = None
+    conversation: str | dict[str, Any] | None = None
+
+
+def conversation(body: Create) -> str | None:
+    """The session that ``body`` names, as text or as an object with an ``id``."""
+    given = body.conversation
+    return str(given.get("id", "")) if isinstance(given, dict) else given
+
+
+class StreamOptions(msgspec.Struct):
+    """What a chat stream is to have."""
+
+    include_usage: bool | None = None
+
+
+class CreateChat(msgspec.Struct, kw_only=True):
+    """A request for a chat completion. Fields that are not named here are ignored."""
+
+    messages: list[Item]
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    metadata: dict[str, str] | None = None
+    n: int | None = None
+
+
+def decode(raw: bytes, type: Any) -> Any:
+    """The JSON body, checked.
+
+    Raises:
+        BadRequest: not JSON, or not of the type; ``param`` names the place.
+    """
+    try:
+        return msgspec.json.decode(raw, type=type)
+    except msgspec.ValidationError as exc:
+        message, _, place = str(exc).partition(" - at `$")
+        missing = re.search(r"missing required field `(\w+)`", message)
+        param = place.rstrip("`").removeprefix(".") or (missing[1] if missing else None)
+        code = "missing_required_parameter" if missing else "invalid_value"
+        raise BadRequest(f"{message}{f' ({param})' if param else ''}.", code=code, param=param) from exc
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+        raise BadRequest(f"The body must be a JSON object: {exc}.", code="invalid_json") from exc
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """What a request asks, in the words of Legato.
+
+    Attributes:
+        text: what the user wrote last, or what the client's own tools gave.
+        earlier: what was said before, as data of ``message.created`` but for the id.
+        metadata: for the agent: the settings, and the ``input`` as it came unless it was text.
+    """
+
+    text: str
+    earlier: list[dict[str, Any]]
+    metadata: dict[str, Any]
+
+
+def prompt(body: Create) -> Prompt:
+    """What ``body`` asks.
+
+    Raises:
+        BadRequest: no input, or nothing in it that could be answered.
+    """
+    given = body.input
+    if given is None:
+        raise BadRequest("Missing required parameter: 'input'.", code="missing_required_parameter", param="input")
+    items: list[Item] = [{"type": "message", "role": "user", "content": given}] if isinstance(given, str) else given
+    system, rest = _without_system(items)
+    begin = max([place + 1 for place, item in enumerate(rest) if _is_said(item)], default=0)
+    text = _present_text(rest[begin:])
+    if not text.strip():
+        raise BadRequest("input ends with nothing to be answered: no text, no output of a tool.", param="input")
+    metadata: dict[str, Any] = msgspec.to_builtins(Settings(**_settings(body)))
+    if system:
+        metadata["instructions"] = "\n\n".join([*([body.instructions] if body.instructions else []), *system])
+    if not isinstance(given, str):
+        metadata["input"] = given
+    return Prompt(text=text, earlier=_earlier(rest[:begin]), metadata=metadata)
+
+
+def _settings(body: Create) -> dict[str, Any]:
+    values = {name: getattr(body, name) for name in Settings.__struct_fields__}
+    if body.tools is not None:
+        values["tools"] = [_flat_tool(tool) for tool in body.tools]
+    return values
+
+
+def _flat_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    function = tool.get("function")
+    return {"type": "function", **function} if isinstance(function, dict) else tool
+
+
+def _without_system(items: Iterable[Item]) -> tuple[list[str], list[Item]]:
+    system: list[str] = []
+    rest: list[Item] = []
+    for item in items:
+        if item.get("role") in ("system", "developer"):
+            system.append(_text(item.get("content")))
+        else:
+            rest.append(item)
+    return system, rest
+
+
+def _is_said(item: Item) -> bool:
+    """Whether an item is of the assistant."""
+    return item.get("role") == "assistant" or item.get("type") in ("function_call", "reasoning")
+
+
+def _is_output(item: Item) -> bool:
+    return item.get("type") == "function_call_output"
+
+
+def _text(content: Any) -> str:
+    """The text of a message's content, or of a tool's output: a string, or parts with texts."""
+    if isinstance(content, str):
+        return content
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def _kinds(content: Any) -> list[str]:
+    return [str(part.get("type", "input")) for part in content if isinstance(part, dict)] if content else []
+
+
+def _present_text(items: Sequence[Item]) -> str:
+    """The text that is to be answered: the user's; else what tools gave; else a name for what there is instead."""
+    asked = [item for item in items if item.get("role") == "user"]
+    texts = [text for item in asked if (text := _text(item.get("content")))]
+    if not texts:
+        texts = [text for item in items if _is_output(item) and (text := _text(item.get("output")))]
+    if not texts:
+        texts = [
+            f"[{kind}]" for item in asked if isinstance(item.get("content"), list) for kind in _kinds(item["content"])
+        ]
+        texts += ["[function_call_output]" for item in items if _is_output(item)]
+    return "\n\n".join(texts)
+
+
+def _earlier(items: Iterable[Item]) -> list[dict[str, Any]]:
+    """What was said before, as messages: neighbouring items of the assistant are one."""
+    messages: list[dict[str, Any]] = []
+    for item in items:
+        last = messages[-1] if messages else None
+        if _is_output(item):
+            for part in (last or {}).get("parts", ()):
+                if part["type"] == "tool_call" and part["id"] == item.get("call_id"):
+                    part["output"], part["success"] = _text(item.get("output")), True
+        elif _is_said(item):
+            if last is None or last["role"] != "assistant":
+                last = {"role": "assistant", "text": "", "parts": []}
+                messages.append(last)
+            _say(last, item)
+        elif item.get("role") == "user":
+            content = item.get("content")
+            plain = {} if isinstance(content, str) else {"metadata": {"input": [item]}}
+            messages.append({"role": "user", "text": _text(content), **plain})
+    return messages
+
+
+def _say(message: dict[str, Any], item: Item) -> None:
+    parts = message["parts"]
+    if item.get("type") == "function_call":
+        name, arguments = str(item.get("name", "")), str(item.get("arguments", ""))
+        parts.append({"type": "tool_call", "step": 1, "id": str(item.get("call_id", "")), "name": name,
+                      "arguments": arguments})  # fmt: skip
+        return
+    reasoning = item.get("type") == "reasoning"
+    text = _text(item.get("summary" if reasoning else "content"))
+    if text:
+        parts.append({"type": "thinking" if reasoning else "text", "step": 1, "text": text})
+    if not reasoning:
+        message["text"] += text
+
+
+def from_chat(body: CreateChat) -> Create:
+    """A chat request as a request for a response."""
+    return Create(
+        model=body.model,
+        input=[item for message in body.messages for item in _chat_items(message)],
+        tools=body.tools,
+        tool_choice=body.tool_choice,
+        parallel_tool_calls=body.parallel_tool_calls,
+        max_output_tokens=body.max_completion_tokens or body.max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        metadata=body.metadata,
+    )
+
+
+def _chat_items(message: Item) -> list[Item]:
+    if message.get("role") == "tool":
+        return [{"type": "function_call_output", "call_id": message.get("tool_call_id", ""),
+                 "output": _text(message.get("content"))}]  # fmt: skip
+    items: list[Item] = []
+    content = message.get("content")
+    if content or not message.get("tool_calls"):
+        items.append({"type": "message", "role": message.get("role", "user"), "content": content or ""})
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            items.append({"type": "function_call", "call_id": call.get("id", ""), "name": function.get("name", ""),
+                          "arguments": function.get("arguments", "")})  # fmt: skip
+    return items
+
+
+# Requests to drafts ---------------------------------------------------------------------------------------------------
+
+
+def created(asked: Prompt, agent: str | None) -> Draft:
+    """The event that begins a session for a response that continues none."""
+    title = asked.text.strip().partition("\n")[0][:80]
+    return Draft(type="session.created", data={"title": title, **({"agent": agent} if agent else {})})
+
+
+def earlier(asked: Prompt, stem: str) -> list[Draft]:
+    """What was said before as messages of a session, with ids that begin with ``stem``."""
+    return [
+        Draft(type="message.created", data={"id": f"{stem}{place}", **data}) for place, data in enumerate(asked.earlier)
+    ]
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+def input_items(run: str, data: dict[str, Any]) -> list[Item]:
+    """The items of a request, each with an id, from its ``message.created``."""
+    given = data.get("metadata", {}).get("input")
+    if not isinstance(given, list):
+        given = [{"type": "message", "role": "user", "content": data["text"]}]
+    return [{"id": f"in_{run}_{place}", "status": "completed", **_whole_item(item)} for place, item in enumerate(given)]
+
+
+def _whole_item(item: Item) -> Item:
+    content = item.get("content")
+    whole = {"type": "message", **item} if "role" in item else dict(item)
+    if isinstance(content, str):
+        kind = "output_text" if item.get("role") == "assistant" else "input_text"
+        whole["content"] = [{"type": kind, "text": content}]
+    return whole
+
+
+def page(items: list[Item], *, limit: int, order: str, after: str | None) -> dict[str, Any]:
+    """One page of ``items``, which are oldest first.
+
+    Raises:
+        BadRequest: ``order`` is neither ``asc`` nor ``desc``, or there is no item ``after``.
+    """
+    if order not in ("asc", "desc"):
+        raise BadRequest(f"order is 'asc' or 'desc', got {order[:60]!r}.", param="order")
+    if order == "desc":
+        items = items[::-1]
+    if after is not None:
+        places = [place for place, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise BadRequest(f"There is no item {after[:200]!r}.", param="after")
+        items = items[places[0] + 1 :]
+    shown = items[:limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(items) > len(shown),
+    }
+
+
+def model(name: str) -> dict[str, Any]:
+    """An agent as the list of models shows it. Agents have no date, so ``created`` is 0."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "legato"}

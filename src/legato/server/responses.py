@@ -1,0 +1,494 @@
+"""The routes of the Responses dialect, and of Chat Completions: plain ASGI, under ``/v1`` and ``/``.
+
+A request for a response stores a message, and the runner answers it; from then on everything is a reader of the log.
+So a request that is cut off ends nothing, and the same response can be read again, from any event of it, for as long
+as the log is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+import msgspec
+from starlette.requests import Request as HTTPRequest
+from starlette.types import Message, Receive, Scope, Send
+
+from ..dialect import chat, mix_api, responses_api
+from ..dialect.responses import Fold, ResponseEncoder, parse_id, response_id, settings
+from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFound, Prompt, ResponseNotFound
+from ..errors import Draining, InvalidInput, LegatoError, NotFound, SessionExists
+from ..event import TERMINAL, Draft, Event
+from ..log import Log, Store, Subscription
+from ..run import Runner
+from ..transcript import history
+from .operation import RETRY_AFTER, Answer, Request, respond
+from .stream import Pump, Streams
+
+logger = logging.getLogger("legato")
+
+CANCEL_SECONDS = 5.0
+"""How long a cancel waits for the run to end before it answers with the response as it is then."""
+WAIT_HEARTBEAT = 2.0
+"""Seconds after which a request that waits for its answer looks whether the server is about to stop."""
+
+
+class Encoder(Protocol):
+    """One reader's view of one run."""
+
+    over: bool
+
+    def encode(self, event: Event) -> bytes:
+        """The bytes of an event, or none."""
+        ...
+
+    def heartbeat(self, cursor: int) -> bytes:
+        """The bytes for a silence."""
+        ...
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A run in the log.
+
+    Attributes:
+        message: its ``message.created``.
+        agent: who answers, as far as the log says.
+    """
+
+    session: str
+    run: str
+    message: Event
+    agent: str
+
+    @property
+    def before(self) -> int:
+        """The offset after which the run's events begin."""
+        return self.message.offset - 1
+
+    def fold(self) -> Fold:
+        """A new fold for it."""
+        return Fold(self.session, self.run, agent=self.agent)
+
+
+class Follow(msgspec.Struct, frozen=True):
+    """An answer that is a stream."""
+
+    found: Found
+    encoder: Encoder
+
+
+Handler = Callable[["Call"], Awaitable[Answer | Follow]]
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One request to a route."""
+
+    request: Request
+    names: tuple[str, ...]
+
+    def key(self) -> str | None:
+        """Its ``Idempotency-Key``."""
+        return mix_api.idempotency_key(self.request.headers.get("idempotency-key"))
+
+    def flag(self, name: str) -> bool:
+        """A truth value of the query."""
+        text = self.request.query.get(name, "false").lower()
+        if text not in ("true", "false", "1", "0"):
+            raise BadRequest(f"{name} is true or false, got {text[:60]!r}.", param=name)
+        return text in ("true", "1")
+
+
+class ResponsesRoutes:
+    """An ASGI application for the paths that ``serves`` names.
+
+    Args:
+        store, runner, streams: of the application.
+        heartbeat: seconds of silence in a stream before a comment.
+        max_body: bytes of a request's body.
+    """
+
+    def __init__(self, store: Store, runner: Runner, streams: Streams, *, heartbeat: float, max_body: int) -> None:
+        self._store = store
+        self._runner = runner
+        self._streams = streams
+        self._heartbeat = heartbeat
+        self._max_body = max_body
+
+    def serves(self, path: str) -> bool:
+        """Whether ``path``, within the application, is one of this dialect's."""
+        first = _segments(path)[0]
+        return first in ("responses", "models") or path == "/chat/completions" or path.startswith("/v1/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        http = HTTPRequest(scope, receive)
+        try:
+            handler, names = self._route(scope)
+            answer = await handler(Call(Request(http, self._max_body), names))
+        except _WrongMethod as exc:
+            body = responses_api.error_body(405, f"Use {exc.allowed} here.", "method_not_allowed")
+            await respond(Answer(405, body, {"allow": exc.allowed}))(scope, receive, send)
+        except LegatoError as exc:
+            await respond(_refusal(exc))(scope, receive, send)
+        except Exception:
+            body = responses_api.error_body(500, "The server failed; its log has the details.", "internal")
+            await respond(Answer(500, body))(scope, receive, send)
+            raise  # for the server's log
+        else:
+            if isinstance(answer, Answer):
+                await respond(answer)(scope, receive, send)
+            else:
+                await self._follow(answer, receive, send)
+
+    def _route(self, scope: Scope) -> tuple[Handler, tuple[str, ...]]:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        segments = _segments(path)
+        for pattern, methods in self._table().items():
+            if len(pattern) == len(segments) and all(p in ("*", s) for p, s in zip(pattern, segments, strict=True)):
+                if scope["method"] not in methods:
+                    raise _WrongMethod(", ".join(methods))
+                return methods[scope["method"]], tuple(s for p, s in zip(pattern, segments, strict=True) if p == "*")
+        raise NotFound(f"{scope['method']} {path[:200]} is not part of this API.")
+
+    def _table(self) -> Mapping[tuple[str, ...], Mapping[str, Handler]]:
+        return {
+            ("responses",): {"POST": self.create},
+            ("responses", "*"): {"GET": self.retrieve, "DELETE": self.delete},
+            ("responses", "*", "cancel"): {"POST": self.cancel},
+            ("responses", "*", "input_items"): {"GET": self.input_items},
+            ("models",): {"GET": self.models},
+            ("models", "*"): {"GET": self.model},
+            ("chat", "completions"): {"POST": self.chat},
+        }
+
+    async def _follow(self, answer: Follow, receive: Receive, send: Send) -> None:
+        found, encoder = answer.found, answer.encoder
+        pump = Pump(
+            self._store,
+            found.session,
+            found.before,
+            encode=encoder.encode,
+            heartbeat=encoder.heartbeat,
+            interval=self._heartbeat,
+            over=lambda event: encoder.over,
+        )
+
+        async def send_unless_cut(message: Message) -> None:
+            # Clients of this dialect take a clean end for the end of the answer, whatever came before. So a stream
+            # that ends early, at the server's shutdown, is left without one: they raise, and can come back.
+            if message.get("more_body", True) or encoder.over:
+                await send(message)
+
+        self._streams.add(pump)
+        try:
+            await pump.run(b"", [], receive, send_unless_cut)
+        finally:
+            self._streams.remove(pump)
+
+    # Responses --------------------------------------------------------------------------------------------------------
+
+    async def create(self, call: Call) -> Answer | Follow:
+        """Store what is asked and have it answered; the answer at once, as a stream, or when it is there."""
+        body: Create = responses_api.decode(await call.request.raw_body(), Create)
+        self._check_model(body.model, BadRequest)
+        asked = responses_api.prompt(body)
+        if body.stream:
+            self._admit(body)
+        found = await self._begin(body, asked, call.key())
+        if body.stream:
+            return Follow(found, ResponseEncoder(found.fold()))
+        with _begun():
+            if not body.background:
+                await self._ended(found, call)
+            return Answer(200, (await self._folded(found)).response())
+
+    async def retrieve(self, call: Call) -> Answer | Follow:
+        """A response as it is, or its events after a number, and on as they come."""
+        after = _cursor(call.request.query.get("starting_after"))
+        stream = call.flag("stream")
+        found = await self._find(call.names[0])
+        if stream:
+            self._streams.admit(found.session)
+            return Follow(found, ResponseEncoder(found.fold(), after=after))
+        return Answer(200, (await self._folded(found)).response())
+
+    async def cancel(self, call: Call) -> Answer | Follow:
+        """Stop a response, and give it back as it then is. One that has ended is given back as it is."""
+        found = await self._find(call.names[0])
+        if await self._runner.cancel(found.session, found.run):
+            try:
+                async with asyncio.timeout(CANCEL_SECONDS):
+                    await self._until_ended(found)
+            except TimeoutError:
+                pass  # it waits behind another run, or its agent does not listen; the request is in the log
+        return Answer(200, (await self._folded(found)).response())
+
+    async def delete(self, call: Call) -> Answer | Follow:
+        """Delete a response with its log. One that is part of a longer conversation cannot be taken out of it."""
+        found = await self._find(call.names[0])
+        fold = await self._folded(found)
+        if not fold.ended:
+            raise BadRequest(
+                "A response cannot be deleted while it is in progress; cancel it first.", code="in_progress"
+            )
+        events = [event async for event in Log(self._store, found.session).all(deltas=False)]
+        if len({event.run for event in events if event.type == "message.created" and event.run}) > 1:
+            raise BadRequest(
+                "The response is part of a conversation of several; DELETE /api/sessions/{id} deletes it as a whole.",
+                code="part_of_conversation",
+                param="response_id",
+            )
+        await self._store.append(found.session, [Draft(type="session.deleted", data={})])
+        return Answer(200, {"id": response_id(found.run), "object": "response", "deleted": True})
+
+    async def input_items(self, call: Call) -> Answer | Follow:
+        """What was asked, item by item; the last one first, unless ``order=asc``."""
+        try:
+            limit = call.request.number("limit", default=20, least=1, most=100)
+        except InvalidInput as exc:
+            raise BadRequest(exc.message, param="limit") from exc
+        query = call.request.query
+        found = await self._find(call.names[0])
+        items = responses_api.input_items(found.run, found.message.data)
+        return Answer(
+            200, responses_api.page(items, limit=limit, order=query.get("order", "desc"), after=query.get("after"))
+        )
+
+    async def models(self, call: Call) -> Answer | Follow:
+        """The agents."""
+        return Answer(200, {"object": "list", "data": [responses_api.model(name) for name in self._runner.agents]})
+
+    async def model(self, call: Call) -> Answer | Follow:
+        """One agent."""
+        self._check_model(call.names[0])
+        return Answer(200, responses_api.model(call.names[0]))
+
+    # Chat Completions -------------------------------------------------------------------------------------------------
+
+    async def chat(self, call: Call) -> Answer | Follow:
+        """Store the last message, with those before it as history, and have it answered."""
+        body: CreateChat = responses_api.decode(await call.request.raw_body(), CreateChat)
+        self._check_model(body.model)
+        if body.n not in (None, 1):
+            raise BadRequest("An agent gives one answer: n must be 1.", param="n")
+        create = responses_api.from_chat(body)
+        if body.stream:
+            self._admit(create)
+        found = await self._begin(create, responses_api.prompt(create), call.key())
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        encoder = chat.ChatEncoder(found.run, agent=found.agent, include_usage=usage)
+        if body.stream:
+            return Follow(found, encoder)
+        with _begun():
+            await self._ended(found, call)
+            async for event in Log(self._store, found.session).all(found.before):
+                encoder.feed(event)
+                if encoder.over:
+                    break
+        if encoder.failure is not None:
+            answer = responses_api.error_body(500, encoder.failure["message"], encoder.failure["code"])
+            return Answer(500, answer, {"x-should-retry": "false"})  # it has been answered once, and paid for
+        return Answer(200, encoder.completion())
+
+    # Runs -------------------------------------------------------------------------------------------------------------
+
+    def _check_model(self, model: str | None, refusal: type[BadRequest] | None = None) -> None:
+        if model is None or model in self._runner.agents:
+            return
+        if refusal is not None:
+            known = ", ".join(self._runner.agents)
+            raise refusal(
+                f"The requested model '{model[:100]}' does not exist; this server has: {known}.",
+                code="model_not_found",
+                param="model",
+            )
+        raise ModelNotFound(model)
+
+    def _admit(self, body: Create) -> None:
+        # Before anything is stored: a client that is refused sends again, and would be answered twice.
+        place = parse_id(body.previous_response_id or "")
+        self._streams.admit(place[0] if place else responses_api.conversation(body) or "")
+
+    async def _begin(self, body: Create, asked: Prompt, key: str | None) -> Found:
+        if self._runner.draining:  # before anything is stored
+            raise Draining("The server is shutting down and takes no new messages; try again.")
+        session = await self._place(body, asked, key)
+        sent = await self._runner.send(session, asked.text, agent=body.model, metadata=asked.metadata, key=key)
+        found = await self._locate(session, sent.run)
+        if found is None:
+            raise NotFound("The conversation was deleted meanwhile.")
+        return found
+
+    async def _place(self, body: Create, asked: Prompt, key: str | None) -> str:
+        """The session in which the response belongs; begun, with what was said before, if it is a new one."""
+        conversation = responses_api.conversation(body)
+        if conversation is not None and body.previous_response_id is not None:
+            raise BadRequest("Give previous_response_id or conversation, not both.", param="previous_response_id")
+        if conversation is not None:
+            return await self._continue((await self._store.info(conversation)).session, asked, key)
+        if body.previous_response_id is not None:
+            return await self._after(body.previous_response_id, asked, key)
+        session = _new_session(key)
+        stem = f"{session}~h"
+        return await self._create(
+            session, [responses_api.created(asked, body.model), *responses_api.earlier(asked, stem)], key
+        )
+
+    async def _create(self, session: str, drafts: list[Draft], key: str | None) -> str:
+        try:
+            await self._store.append(session, drafts)
+        except SessionExists:
+            if key is None:
+                raise
+            # The same request came before; if that was another one, sending the message will say so.
+        return session
+
+    async def _continue(self, session: str, asked: Prompt, key: str | None) -> str:
+        if drafts := responses_api.earlier(asked, f"{session}~h{secrets.token_hex(6)}."):
+            await self._store.append(session, drafts, once=f"earlier:{key}" if key else None)
+        return session
+
+    async def _after(self, id: str, asked: Prompt, key: str | None) -> str:
+        """The session of response ``id`` if it is the last there; else a copy of it up to and with that response."""
+        unknown = BadRequest(
+            f"Previous response with id '{id[:200]}' not found.",
+            code="previous_response_not_found",
+            param="previous_response_id",
+        )
+        try:
+            found = await self._find(id)
+        except NotFound:
+            raise unknown from None
+        events = [event async for event in Log(self._store, found.session).all(deltas=False)]
+        asks = [event for event in events if event.type == "message.created"]
+        messages = history(events)
+        if all(message.run != found.run for message in messages):
+            raise unknown  # deleted meanwhile, or its conversation was rewound to before it
+        if asks[-1].run == found.run or (key and any(event.data.get("key") == key for event in asks)):
+            return await self._continue(found.session, asked, key)
+        place = next((n for n, m in enumerate(messages) if m.run == found.run and m.role == "assistant"), None)
+        if place is None:
+            raise BadRequest(
+                "The previous response is still in progress, and others wait behind it.",
+                code="previous_response_in_progress",
+                param="previous_response_id",
+            )
+        info = await self._store.info(found.session)
+        copy = mix_api.Fork(message_index=place, title=info.data.get("title", ""))
+        session = _new_session(key)
+        drafts = [*mix_api.forked(copy, info, messages), *responses_api.earlier(asked, f"{session}~h")]
+        return await self._create(session, drafts, key)
+
+    async def _find(self, id: str) -> Found:
+        """The run that is response ``id``.
+
+        Raises:
+            ResponseNotFound: there is none, or it was not to be kept.
+        """
+        place = parse_id(id)
+        found = await self._locate(*place) if place else None
+        if found is None:
+            raise ResponseNotFound(id)
+        given = settings(found.message.data.get("metadata", {}))
+        if given.store is False and not given.background:
+            raise ResponseNotFound(id)
+        return found
+
+    async def _locate(self, session: str, run: str) -> Found | None:
+        agent = "default"
+        async for event in Log(self._store, session).all(deltas=False):
+            if event.type == "session.created":
+                agent = event.data.get("agent") or agent
+            elif event.type == "message.created" and event.run == run:
+                return Found(session=session, run=run, message=event, agent=event.data.get("agent") or agent)
+        return None
+
+    async def _folded(self, found: Found) -> Fold:
+        fold = found.fold()
+        async for event in Log(self._store, found.session).all(found.before):
+            fold.feed(event)
+            if fold.ended:
+                break
+        if not fold.sequence:
+            raise ResponseNotFound(response_id(found.run))  # deleted meanwhile
+        return fold
+
+    async def _ended(self, found: Found, call: Call) -> None:
+        """Wait until the run has ended, or the client has left: then nobody is there to be answered."""
+        ended = asyncio.create_task(self._until_ended(found))
+        gone = asyncio.create_task(call.request.left())
+        try:
+            await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                ended.result()
+        finally:
+            ended.cancel()
+            gone.cancel()
+
+    async def _until_ended(self, found: Found) -> None:
+        with Subscription(
+            self._store, found.session, found.before, heartbeat=WAIT_HEARTBEAT, deltas=False
+        ) as subscription:
+            while True:
+                events = await subscription.next()
+                if any(event.run == found.run and event.type in TERMINAL for event in events):
+                    return
+                if any(event.type == "session.deleted" for event in events):
+                    raise ResponseNotFound(response_id(found.run))
+                if not events and self._streams.draining:
+                    raise Draining("The server is shutting down; the answer is kept.")
+
+
+@contextmanager
+def _begun() -> Iterator[None]:
+    """Marks errors of a request that has been stored: sent again by itself, it would be answered twice."""
+    try:
+        yield
+    except LegatoError as exc:
+        exc.detail["begun"] = True
+        raise
+
+
+class _WrongMethod(Exception):
+    def __init__(self, allowed: str) -> None:
+        super().__init__(allowed)
+        self.allowed = allowed
+
+
+def _segments(path: str) -> list[str]:
+    return path.removeprefix("/v1/").strip("/").split("/")
+
+
+def _refusal(error: LegatoError) -> Answer:
+    headers = {"retry-after": RETRY_AFTER[error.status]} if error.status in RETRY_AFTER else {}
+    if responses_api.is_final(error) or "begun" in error.detail:
+        headers["x-should-retry"] = "false"
+    if error.status >= 500:
+        logger.error("%s", error)
+    return Answer(error.status, responses_api.describe(error), headers)
+
+
+def _new_session(key: str | None) -> str:
+    # The same key must lead to the same session, although the server has never told its id to anybody.
+    if key is None:
+        return f"s_{secrets.token_urlsafe(16)}"
+    digest = hashlib.sha256(f"responses:{key}".encode()).digest()[:16]
+    return f"s_{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+
+
+def _cursor(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) is None:
+        raise BadRequest(
+            f"starting_after is the sequence_number of the last event you have, got {text[:60]!r}.",
+            param="starting_after",
+        )
+    return int(text)
