@@ -32,7 +32,7 @@ LAYERS: list[tuple[str, int]] = [
 ]
 # Pairs that the layers alone would allow.
 FORBIDDEN = [("dialect", "store"), ("dialect", "run"), ("store", "dialect"), ("client", "log"), ("client", "store"),
-             ("client", "run"), ("client", "agent"), ("client", "dialect"), ("server", "client"),
+             ("client", "run"), ("client", "agent"), ("client", "dialect"), ("server", "client"), ("provider", "log"),
              ("store", "run")]  # fmt: skip
 
 # The package's own __init__ names everything; test_exports.py checks that it loads nothing.

@@ -1,0 +1,98 @@
+"""Models whose answers stream: the Responses API, Chat Completions and Anthropic Messages.
+
+A provider has two verbs: ``chat_stream`` gives simple chunks (``StreamChunk``), ``chat`` the whole answer
+(``ChatResult``). ``ResponsesClient`` gives the raw events. What goes wrong is raised as a ``ProviderError`` that
+carries what had arrived. Each class has a twin for asyncio.
+"""
+
+from __future__ import annotations
+
+from .aio import (
+    AsyncAnthropicProvider,
+    AsyncChatCompletionsProvider,
+    AsyncResponsesClient,
+    AsyncResponsesProvider,
+    AsyncStream,
+)
+from .errors import (
+    ProviderError,
+    ProviderRefused,
+    ProviderUnreachable,
+    ResponseCancelled,
+    ResponseFailed,
+    ResponseIncomplete,
+    StreamInterrupted,
+    StreamMalformed,
+)
+from .events import (
+    ArgumentsDeltaEvent,
+    ArgumentsDoneEvent,
+    ErrorEvent,
+    LifecycleEvent,
+    OutputItemEvent,
+    PartEvent,
+    ReasoningDeltaEvent,
+    RefusalDeltaEvent,
+    ResponseEvent,
+    TextDeltaEvent,
+    TextDoneEvent,
+)
+from .responses import (
+    Response,
+)
+from .result import (
+    ChatResult,
+    StreamChunk,
+    TokenUsage,
+    ToolCall,
+    ToolCallDelta,
+)
+from .settings import (
+    Timeouts,
+)
+from .sync import (
+    AnthropicProvider,
+    ChatCompletionsProvider,
+    ResponsesClient,
+    ResponsesProvider,
+    Stream,
+)
+
+__all__ = [
+    "AnthropicProvider",
+    "ArgumentsDeltaEvent",
+    "ArgumentsDoneEvent",
+    "AsyncAnthropicProvider",
+    "AsyncChatCompletionsProvider",
+    "AsyncResponsesClient",
+    "AsyncResponsesProvider",
+    "AsyncStream",
+    "ChatCompletionsProvider",
+    "ChatResult",
+    "ErrorEvent",
+    "LifecycleEvent",
+    "OutputItemEvent",
+    "PartEvent",
+    "ProviderError",
+    "ProviderRefused",
+    "ProviderUnreachable",
+    "ReasoningDeltaEvent",
+    "RefusalDeltaEvent",
+    "Response",
+    "ResponseCancelled",
+    "ResponseEvent",
+    "ResponseFailed",
+    "ResponseIncomplete",
+    "ResponsesClient",
+    "ResponsesProvider",
+    "Stream",
+    "StreamChunk",
+    "StreamInterrupted",
+    "StreamMalformed",
+    "TextDeltaEvent",
+    "TextDoneEvent",
+    "Timeouts",
+    "TokenUsage",
+    "ToolCall",
+    "ToolCallDelta",
+]

@@ -1,0 +1,344 @@
+"""The Anthropic Messages API: its requests, and what its events add up to. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from ..client.call import Call
+from ..errors import InvalidInput
+from ..sse import Message
+from .errors import ProviderError, ResponseIncomplete, StreamMalformed, failed
+from .prompt import FunctionTool, as_text, read_tool, tool_calls
+from .result import ChatResult, StreamChunk, Tally, TokenUsage
+from .stream import STREAM_HEADERS, StreamCall
+
+__all__ = ["AnthropicFold", "AnthropicWire"]
+
+Json = dict[str, Any]
+
+VERSION: Final = "2023-06-01"
+
+MAX_TOKENS: Final = 4096
+"""This API wants a limit; this one when the caller gives none. Every model allows it."""
+
+_REASONS: Final = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "tool_use": "tool_calls",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "refusal": "content_filter",
+}
+_STOPPED: Final = ("length", "content_filter")
+
+
+class _Usage(msgspec.Struct, omit_defaults=True):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+    def over(self, older: _Usage) -> _Usage:
+        """This one, with what only the older one says: numbers are totals, and not all are repeated."""
+        return _Usage(
+            *(new if new is not None else old for new, old in zip(_values(self), _values(older), strict=True))
+        )
+
+    def total(self) -> TokenUsage:
+        """What it says, in our terms: their input leaves out what came from, or went to, the cache."""
+        fresh, written, cached, kept = (value or 0 for value in _values(self))
+        read = fresh + cached + kept
+        return TokenUsage(read, written, read + written, cached)
+
+
+def _values(usage: _Usage) -> tuple[int | None, ...]:
+    return msgspec.structs.astuple(usage)
+
+
+class _Block(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    id: str = ""
+    name: str = ""
+    input: Any = None
+
+
+class _Delta(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    partial_json: str | None = None
+    stop_reason: str | None = None
+
+
+class _Message(msgspec.Struct):
+    id: str | None = None
+    model: str | None = None
+    usage: _Usage | None = None
+    content: list[_Block] | None = None
+    stop_reason: str | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str
+    index: int = 0
+    message: _Message | None = None
+    content_block: _Block | None = None
+    delta: _Delta | None = None
+    usage: _Usage | None = None
+
+
+class _Failure(msgspec.Struct):
+    type: str
+    error: Any = None
+
+
+@dataclass(slots=True)
+class AnthropicFold:
+    """What the events of one answer add up to."""
+
+    tally: Tally = field(default_factory=Tally)
+    over: bool = False
+    failure: ProviderError | None = None
+    impatient: bool = True
+    last: int | None = None
+    _usage: _Usage = field(default_factory=_Usage)
+    _calls: dict[int, int] = field(default_factory=dict)  # the block's index -> the call's
+    _thinking: int | None = None  # the block that is being thought
+
+    @property
+    def enough(self) -> bool:
+        """An end without ``message_stop`` is none."""
+        return False
+
+    def take(self, message: Message) -> list[StreamChunk]:
+        """See ``Fold``."""
+        try:
+            head = msgspec.json.decode(message.data, type=_Failure)
+            if head.type == "error":
+                self.failure, self.over = failed({"error": head.error}), True
+                return []
+            if head.type not in _TAKES:
+                return []
+            event = msgspec.json.decode(message.data, type=_Event)
+        except (msgspec.MsgspecError, UnicodeError) as exc:
+            raise StreamMalformed(f"An event of a message was expected, not {message.data[:200]!r}: {exc}.") from exc
+        return _TAKES[event.type](self, event)
+
+    def _start(self, event: _Event) -> list[StreamChunk]:
+        if event.message is None:
+            raise StreamMalformed("A message started without saying which.")
+        return self.take_head(event.message)
+
+    def take_head(self, message: _Message) -> list[StreamChunk]:
+        """Take what is known of a message besides its content."""
+        self.tally.id, self.tally.model = message.id, message.model
+        self._usage = (message.usage or _Usage()).over(self._usage)
+        # Also of an answer that is cut off, what it cost so far is known.
+        self.tally.usage = self._usage.total()
+        return []
+
+    def _begin(self, event: _Event) -> list[StreamChunk]:
+        if event.content_block is None:
+            raise StreamMalformed("A part of a message started without saying which.")
+        return self.take_block(event.index, event.content_block)
+
+    def take_block(self, index: int, block: _Block) -> list[StreamChunk]:
+        """Take a part of the content, or its beginning."""
+        match block.type:
+            case "text":
+                return self.tally.text(block.text or "")
+            case "thinking":
+                return self._think(index, block.thinking)
+            case "tool_use":
+                self._calls[index] = self.tally.calls
+                # In a stream, the input begins as {} and comes as text.
+                arguments = msgspec.json.encode(block.input).decode() if block.input else ""
+                return self.tally.begin_call(block.id, block.name, arguments)
+        return []
+
+    def _think(self, index: int, text: str | None) -> list[StreamChunk]:
+        """Thinking, with a blank line where a new part begins."""
+        if not text:
+            return []
+        if self.tally.thought and index != self._thinking:
+            text = f"\n\n{text}"
+        self._thinking = index
+        return self.tally.think(text)
+
+    def _add(self, event: _Event) -> list[StreamChunk]:
+        delta = event.delta or _Delta()
+        match delta.type:
+            case "text_delta":
+                return self.tally.text(delta.text or "")
+            case "thinking_delta":
+                return self._think(event.index, delta.thinking)
+            # Tools that run at Anthropic have other blocks; their input is nobody's business here.
+            case "input_json_delta" if event.index in self._calls:
+                return self.tally.add_arguments(self._calls[event.index], delta.partial_json or "")
+        return []
+
+    def _end_block(self, event: _Event) -> list[StreamChunk]:
+        return self.end_block(event.index)
+
+    def end_block(self, index: int) -> list[StreamChunk]:
+        """Take the end of a part: a call without input has had no text, and {} is what it means."""
+        call = self._calls.get(index)
+        return [] if call is None or self.tally.arguments(call) else self.tally.add_arguments(call, "{}")
+
+    def _finish(self, event: _Event) -> list[StreamChunk]:
+        self._usage = (event.usage or _Usage()).over(self._usage)
+        return self.take_end(event.delta.stop_reason if event.delta else None)
+
+    def take_end(self, stop_reason: str | None) -> list[StreamChunk]:
+        """Take the reason of the end, and the usage with it."""
+        return self.tally.end(self._usage.total(), _REASONS.get(stop_reason or "", stop_reason))
+
+    def _stop(self, event: _Event) -> list[StreamChunk]:
+        self.finish()
+        return []
+
+    def finish(self) -> None:
+        """The message is whole."""
+        self.over = True
+        reason = self.tally.finish_reason
+        if reason in _STOPPED:
+            self.failure = ResponseIncomplete(f"The model was stopped: {reason}.", reason=reason)
+
+    def done(self) -> None:
+        """See ``Fold``. Only ``message_stop`` ends a message."""
+
+    def resume(self) -> Call[Any] | None:
+        """See ``Fold``. This API cannot continue an answer."""
+        return None
+
+
+_TAKES: Final = {
+    "message_start": AnthropicFold._start,
+    "content_block_start": AnthropicFold._begin,
+    "content_block_delta": AnthropicFold._add,
+    "content_block_stop": AnthropicFold._end_block,
+    "message_delta": AnthropicFold._finish,
+    "message_stop": AnthropicFold._stop,
+}
+
+
+class AnthropicWire:
+    """Chats over the Messages API."""
+
+    def headers(self, api_key: str | None) -> dict[str, str]:
+        """What each request carries."""
+        key = {"x-api-key": api_key} if api_key else {}
+        return {"anthropic-version": VERSION, **key}
+
+    def chat(self, messages: Sequence[Json], options: Mapping[str, Any]) -> Call[Json]:
+        """The request for a whole answer."""
+        return Call("POST", "/messages", dict[str, Any], body={**_body(messages, options), "stream": False})
+
+    def chat_stream(self, messages: Sequence[Json], options: Mapping[str, Any]) -> StreamCall[StreamChunk]:
+        """The request for an answer as it comes."""
+        body = {**_body(messages, options), "stream": True}
+        return StreamCall(Call("POST", "/messages", dict[str, Any], body=body, headers=STREAM_HEADERS), AnthropicFold())
+
+    def result(self, raw: Json) -> ChatResult:
+        """The answer in a JSON object.
+
+        Raises:
+            ProviderError: it was stopped before its end, or it is no answer.
+        """
+        try:
+            message = msgspec.convert(raw, _Message)
+        except msgspec.ValidationError as exc:
+            raise StreamMalformed(f"A message was expected, not {raw!r:.200}: {exc}.") from exc
+        if message.content is None:
+            raise StreamMalformed(f"A message with content was expected, not {raw!r:.200}.")
+        fold = AnthropicFold()
+        fold.take_head(message)
+        for index, block in enumerate(message.content):
+            fold.take_block(index, block)
+            fold.end_block(index)
+        fold.take_end(message.stop_reason)
+        fold.finish()
+        if fold.failure is not None:
+            fold.failure.partial = fold.tally.result()
+            raise fold.failure
+        return fold.tally.result()
+
+
+def _body(messages: Sequence[Json], options: Mapping[str, Any]) -> Json:
+    options = dict(options)
+    max_tokens = options.pop("max_tokens", None)
+    if options.get("tools") is not None:
+        options["tools"] = [_tool(read_tool(tool)) for tool in options["tools"]]
+    system = "\n\n".join(as_text(message.get("content")) for message in messages if message.get("role") in _SYSTEM)
+    return {
+        "max_tokens": MAX_TOKENS if max_tokens is None else max_tokens,
+        "system": system or None,
+        **options,
+        "messages": _messages(messages),
+    }
+
+
+_SYSTEM: Final = ("system", "developer")
+
+
+def _messages(messages: Sequence[Json]) -> list[Json]:
+    """The messages in their form; neighbours of one role become one, since roles have to alternate."""
+    merged: list[Json] = []
+    for message in messages:
+        if message.get("role") in _SYSTEM:
+            continue
+        role, content = _message(message)
+        if not merged or merged[-1]["role"] != role:
+            merged.append({"role": role, "content": []})
+        merged[-1]["content"].extend(content)
+    return merged
+
+
+def _message(message: Json) -> tuple[str, list[Any]]:
+    role, content = message.get("role"), message.get("content")
+    if role == "tool":
+        return "user", [
+            {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": as_text(content)}
+        ]
+    if role not in ("user", "assistant"):
+        raise InvalidInput(f"A message's role is system, user, assistant or tool, not {role!r:.64}.")
+    if isinstance(content, str) or content is None:
+        content = [{"type": "text", "text": content}] if content else []
+    calls = [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": _arguments(call.arguments)}
+        for call in tool_calls(message)
+    ]
+    return role, [_part(part) for part in content] + calls
+
+
+def _arguments(arguments: str) -> Any:
+    try:
+        return msgspec.json.decode(arguments or "{}")
+    except (msgspec.MsgspecError, UnicodeError) as exc:
+        raise InvalidInput(f"The arguments of a tool call are JSON, unlike {arguments[:200]!r}.") from exc
+
+
+def _part(part: Any) -> Any:
+    """A part of a message, from the form that Chat Completions has for it; others stay as they are."""
+    match part:
+        case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
+            head, comma, data = url.partition(";base64,")
+            if comma and head.startswith("data:"):
+                source = {"type": "base64", "media_type": head.removeprefix("data:"), "data": data}
+            else:
+                source = {"type": "url", "url": url}
+            return {"type": "image", "source": source}
+    return part
+
+
+def _tool(tool: FunctionTool | Json) -> Json:
+    if isinstance(tool, dict):
+        return tool
+    described = {"description": tool.description} if tool.description is not None else {}
+    return {"name": tool.name, **described, "input_schema": tool.parameters or {"type": "object", "properties": {}}}

@@ -1,0 +1,217 @@
+"""What a provider raises.
+
+    LegatoError
+    `-- ProviderError               anything that went wrong between this program and the model: ``partial``
+        |-- ProviderUnreachable     the provider could not be reached: nothing was sent
+        |-- ProviderRefused         it answered with an error status: ``status_code``, ``retry_after``
+        |-- StreamInterrupted       the answer stopped in the middle: cut off, silent, or ended without an end
+        |-- StreamMalformed         the answer is not of the documented form
+        |-- ResponseFailed          the provider says that it failed: ``code``, ``type``, ``param``
+        |   `-- ResponseCancelled   ... because somebody cancelled it
+        `-- ResponseIncomplete      the model was stopped before its end: ``reason``
+
+Each carries in ``partial`` what had arrived: text, thinking, tool calls, usage. What is wrong before anything is sent
+is ``legato.errors.InvalidInput``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+import msgspec
+
+from ..client.call import refusal
+from ..client.errors import APIError, ConnectionFailed, ConnectionLost
+from ..errors import LegatoError
+from .result import ChatResult
+
+__all__ = [
+    "ProviderError",
+    "ProviderRefused",
+    "ProviderUnreachable",
+    "ResponseCancelled",
+    "ResponseFailed",
+    "ResponseIncomplete",
+    "StreamInterrupted",
+    "StreamMalformed",
+    "failed",
+    "provider_error",
+    "refused",
+]
+
+
+class ProviderError(LegatoError):
+    """The root of all errors that a provider raises about an answer.
+
+    Attributes:
+        partial: what had arrived before; empty when nothing had.
+    """
+
+    code = "provider_error"
+    status = 502
+
+    def __init__(self, message: str = "", *, partial: ChatResult | None = None, **detail: Any) -> None:
+        super().__init__(message, **detail)
+        self.partial = partial or ChatResult()
+
+
+class ProviderUnreachable(ProviderError):
+    """The provider could not be reached; nothing was sent."""
+
+    code = "provider_unreachable"
+
+
+class ProviderRefused(ProviderError):
+    """The provider answered with an error status.
+
+    Attributes:
+        status_code: the HTTP status.
+        code: the provider's machine-readable reason, else ``"http_<status>"``.
+        type: the provider's class of the error; None when it gives none.
+        param: the field that was at fault; None when it names none.
+        retry_after: seconds that it asked to wait; None when it did not.
+        body: the answer's text.
+        headers: the answer's headers, by lower-case name.
+    """
+
+    def __init__(self, message: str, *, status_code: int, **more: Any) -> None:
+        self.type: str | None = more.pop("type", None)
+        self.param: str | None = more.pop("param", None)
+        self.retry_after: float | None = more.pop("retry_after", None)
+        self.body: str = more.pop("body", "")
+        self.headers: Mapping[str, str] = more.pop("headers", {})
+        code = more.pop("code", None)
+        super().__init__(message, **more)
+        self.status_code = status_code
+        self.code = code or f"http_{status_code}"
+
+
+class StreamInterrupted(ProviderError):
+    """The answer stopped in the middle, and could not be continued; ``partial`` is its beginning.
+
+    Attributes:
+        silent: nothing was heard for longer than the timeout; else the connection was cut, or the provider ended it.
+    """
+
+    code = "stream_interrupted"
+
+    def __init__(self, message: str, *, silent: bool = False, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.silent = silent
+
+
+class StreamMalformed(ProviderError):
+    """What the provider sent is not of the documented form."""
+
+    code = "stream_malformed"
+
+
+class ResponseFailed(ProviderError):
+    """The provider says, in the middle of an answer, that it failed.
+
+    Attributes:
+        code: the provider's machine-readable reason.
+        type: the provider's class of the error; None when it gives none.
+        param: the field that was at fault; None when it names none.
+    """
+
+    def __init__(
+        self, message: str, *, code: str | None = None, type: str | None = None, param: str | None = None, **more: Any
+    ) -> None:
+        super().__init__(message, **more)
+        self.code = code or type or "response_failed"
+        self.type = type
+        self.param = param
+
+
+class ResponseCancelled(ResponseFailed):
+    """Somebody cancelled the answer."""
+
+    def __init__(self, message: str, **more: Any) -> None:
+        super().__init__(message, **{**more, "code": more.get("code") or "response_cancelled"})
+
+
+class ResponseIncomplete(ProviderError):
+    """The model was stopped before its end; ``partial`` is what it had said.
+
+    Attributes:
+        reason: ``"length"`` (a limit of tokens), ``"content_filter"``, or the provider's own word.
+    """
+
+    code = "response_incomplete"
+
+    def __init__(self, message: str, *, reason: str, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.reason = reason
+
+
+def failed(error: Any, **more: Any) -> ResponseFailed:
+    """The failure that a provider's error value, of whatever form, stands for."""
+    message, facts = _facts(error)
+    return ResponseFailed(message or "The provider gave no reason for its failure.", **facts, **more)
+
+
+def refused(response: httpx2.Response) -> LegatoError:
+    """The error for an answer (body read) with an error status, in a form that ``retrying`` can judge.
+
+    That is the client's ``APIError``, or at once a ``ProviderRefused`` when the provider says that trying again is of
+    no use, as OpenAI does of a quota that is used up, although its status is 429.
+    """
+    error = _refusal(response)
+    return provider_error(error) if response.headers.get("x-should-retry") == "false" else error
+
+
+def _refusal(response: httpx2.Response) -> APIError:
+    error = refusal(response)
+    try:
+        error.retry_after = float(response.headers["retry-after-ms"]) / 1000
+    except (KeyError, ValueError):
+        pass
+    try:
+        message, facts = _facts(msgspec.json.decode(response.content))
+    except (msgspec.MsgspecError, UnicodeError):
+        return error
+    error.message = message or error.message
+    error.code = facts["code"] or facts["type"] or f"http_{error.status_code}"
+    error.detail = {"type": facts["type"], "param": facts["param"]}
+    return error
+
+
+def provider_error(error: LegatoError) -> ProviderError:
+    """The provider's error for one of the client's."""
+    if isinstance(error, ProviderError):
+        return error
+    if isinstance(error, ConnectionFailed):
+        return ProviderUnreachable(error.message)
+    if isinstance(error, ConnectionLost):
+        return StreamInterrupted(error.message, silent=bool(error.detail.get("silent")))
+    if isinstance(error, APIError):
+        return ProviderRefused(
+            error.message,
+            status_code=error.status_code,
+            code=error.code,
+            retry_after=error.retry_after,
+            body=error.body,
+            headers=error.headers,
+            **error.detail,
+        )
+    return StreamMalformed(error.message, **error.detail)
+
+
+def _facts(error: Any) -> tuple[str, dict[str, str | None]]:
+    """Message, code, type and param of an error value: providers nest it, flatten it, or give a mere text."""
+    if isinstance(error, dict) and error.get("error"):
+        outer, error = error, error["error"]
+        if isinstance(error, dict):
+            error = {"message": outer.get("message"), **error}
+    if not isinstance(error, dict):
+        error = {"message": error}
+    message = error.get("message") or error.get("detail") or ""
+    facts = {name: _word(error.get(name)) for name in ("code", "type", "param")}
+    return message if isinstance(message, str) else str(message), facts
+
+
+def _word(value: Any) -> str | None:
+    return None if value is None else str(value)

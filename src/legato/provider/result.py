@@ -1,0 +1,189 @@
+"""What a model's answer is made of: ``StreamChunk`` while it comes, ``ChatResult`` when it is there. No I/O.
+
+``Tally`` turns the one into the other: each wire's fold tells it what came, and it makes the chunk and keeps the sum,
+so the partial result that an error carries is always exactly what the chunks before it said.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["ChatResult", "StreamChunk", "Tally", "TokenUsage", "ToolCall", "ToolCallDelta"]
+
+
+class TokenUsage(msgspec.Struct, frozen=True, gc=False):
+    """What an answer cost, in tokens.
+
+    Attributes:
+        input_tokens: all that was read, cached ones included.
+        output_tokens: all that was written, thinking included.
+        total_tokens: the sum of both.
+        cached_tokens: the part of the input that came from the provider's cache.
+        reasoning_tokens: the part of the output that was thinking, where the provider says it.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, gc=False):
+    """A piece of a tool call.
+
+    Attributes:
+        index: which call of the answer, from 0 in the order in which they began; pieces of several may alternate.
+        id: the call's id, in its first piece; None in the others.
+        name: the tool's name, in the first piece; "" in the others.
+        arguments: a piece of the arguments' JSON text.
+    """
+
+    index: int
+    id: str | None = None
+    name: str = ""
+    arguments: str = ""
+
+
+class ToolCall(msgspec.Struct, frozen=True, gc=False):
+    """A tool call as far as it came.
+
+    Attributes:
+        id: what the tool's answer refers to.
+        name: the tool.
+        arguments: JSON text; of a call that was cut, its beginning.
+    """
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+class StreamChunk(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, repr_omit_defaults=True):
+    """One step of an answer.
+
+    Attributes:
+        delta: a piece of the text; "" when the step is of another kind.
+        thinking: a piece of the model's thinking.
+        tool_call_delta: a piece of a tool call.
+        usage: what the answer cost; the last one that comes counts.
+        refusal: a piece of the text with which the model declines to answer.
+        finish_reason: why the answer ended, in its last step: ``"stop"``, ``"tool_calls"`` or the provider's own word.
+    """
+
+    delta: str = ""
+    thinking: str = ""
+    tool_call_delta: ToolCallDelta | None = None
+    usage: TokenUsage | None = None
+    refusal: str = ""
+    finish_reason: str | None = None
+
+
+class ChatResult(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True):
+    """An answer, whole or as far as it came.
+
+    Attributes:
+        text: all text.
+        thinking: all thinking; parts are separated by a blank line.
+        tool_calls: in the order in which they began; the place is the ``index`` of their pieces.
+        usage: what it cost; None when the provider did not say.
+        refusal: the text with which the model declined; "" when it did not.
+        finish_reason: ``"stop"``, ``"tool_calls"``, ``"length"``, ``"content_filter"`` or the provider's own word; None
+            when the answer did not come to an end.
+        id: the provider's id of this answer; None before it is known.
+        model: the model that answered, as the provider calls it.
+    """
+
+    text: str = ""
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    usage: TokenUsage | None = None
+    refusal: str = ""
+    finish_reason: str | None = None
+    id: str | None = None
+    model: str | None = None
+
+
+class Tally:
+    """The sum of an answer's pieces.
+
+    Attributes:
+        id: see ``ChatResult``; so are ``model``, ``usage`` and ``finish_reason``.
+    """
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.model: str | None = None
+        self.usage: TokenUsage | None = None
+        self.finish_reason: str | None = None
+        self._text: list[str] = []
+        self._thinking: list[str] = []
+        self._refusal: list[str] = []
+        self._calls: list[tuple[str, str, list[str]]] = []
+
+    @property
+    def calls(self) -> int:
+        """How many tool calls have begun."""
+        return len(self._calls)
+
+    @property
+    def thought(self) -> bool:
+        """Whether there has been any thinking."""
+        return bool(self._thinking)
+
+    def text(self, delta: str) -> list[StreamChunk]:
+        """Take a piece of text; the empty one is no step."""
+        return self._keep(self._text, delta, StreamChunk(delta=delta))
+
+    def think(self, delta: str) -> list[StreamChunk]:
+        """Take a piece of thinking."""
+        return self._keep(self._thinking, delta, StreamChunk(thinking=delta))
+
+    def refuse(self, delta: str) -> list[StreamChunk]:
+        """Take a piece of a refusal."""
+        return self._keep(self._refusal, delta, StreamChunk(refusal=delta))
+
+    @staticmethod
+    def _keep(pieces: list[str], delta: str, chunk: StreamChunk) -> list[StreamChunk]:
+        if not delta:
+            return []
+        pieces.append(delta)
+        return [chunk]
+
+    def begin_call(self, id: str, name: str, arguments: str = "") -> list[StreamChunk]:
+        """Take the beginning of a tool call; its index is the number of calls before it."""
+        index = len(self._calls)
+        self._calls.append((id, name, [arguments]))
+        return [StreamChunk(tool_call_delta=ToolCallDelta(index, id, name, arguments))]
+
+    def add_arguments(self, index: int, arguments: str) -> list[StreamChunk]:
+        """Take a piece of the arguments of a call that has begun."""
+        if not arguments:
+            return []
+        self._calls[index][2].append(arguments)
+        return [StreamChunk(tool_call_delta=ToolCallDelta(index, arguments=arguments))]
+
+    def arguments(self, index: int) -> str:
+        """The arguments of a call so far."""
+        return "".join(self._calls[index][2])
+
+    def end(self, usage: TokenUsage | None, finish_reason: str | None) -> list[StreamChunk]:
+        """Take the usage or the reason of the end; None for what is not known, or known before."""
+        self.usage = usage or self.usage
+        self.finish_reason = finish_reason or self.finish_reason
+        if usage is None and finish_reason is None:
+            return []
+        return [StreamChunk(usage=usage, finish_reason=finish_reason)]
+
+    def result(self) -> ChatResult:
+        """The sum so far."""
+        return ChatResult(
+            text="".join(self._text),
+            thinking="".join(self._thinking),
+            tool_calls=tuple(ToolCall(id, name, "".join(pieces)) for id, name, pieces in self._calls),
+            usage=self.usage,
+            refusal="".join(self._refusal),
+            finish_reason=self.finish_reason,
+            id=self.id,
+            model=self.model,
+        )

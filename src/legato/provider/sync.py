@@ -1,0 +1,342 @@
+"""Models for programs with threads: ``ResponsesClient`` and the providers.
+
+It moves bytes and sleeps; the rest decides. ``aio`` is its twin, with the same methods.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import httpx2
+
+from ..client.call import Call, answer, failure
+from ..client.errors import ClientError
+from ..client.resume import ReconnectBackoff
+from ..client.retry import UNSET, RetryConfig, Unset
+from ..client.settings import LIMITS
+from . import responses
+from .anthropic import AnthropicWire
+from .chat_completions import ChatCompletionsWire
+from .errors import ProviderRefused, provider_error, refused
+from .events import ResponseEvent
+from .responses import Response, ResponsesWire
+from .result import ChatResult, StreamChunk
+from .settings import Settings, Timeouts
+from .stream import RESUME_BACKOFF, StreamCall
+from .wire import Wire, chat_options, chat_resume, raw_stream, resume_raw
+
+__all__ = ["AnthropicProvider", "ChatCompletionsProvider", "ResponsesClient", "ResponsesProvider", "Stream"]
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+
+class _Face:
+    """A client of one provider; close it, or use it in ``with``. Threads may share one.
+
+    Args:
+        base_url: the address up to the version, for example ``"https://host/v1"``.
+        api_key: None sends none.
+        timeouts: how long to wait.
+        retry_config: how a request is repeated before its answer begins; None: not at all. ``UNSET``: for a minute.
+        reconnect_backoff: how long to wait before a stream that was cut is continued, where the provider can do so;
+            None never continues one.
+        headers: added to each request.
+        http_client: an httpx2 client to use; it is not closed with this one.
+        sleep: waits before a stream is continued.
+        random: gives a float from 0 to 1, for the jitter of that.
+    """
+
+    wire: Wire = ResponsesWire()
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        timeouts: Timeouts | None = None,
+        retry_config: RetryConfig | Unset | None = UNSET,
+        reconnect_backoff: ReconnectBackoff | None = RESUME_BACKOFF,
+        headers: Mapping[str, str] | None = None,
+        http_client: httpx2.Client | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self.settings = Settings.checked(
+            base_url,
+            {**self.wire.headers(api_key), **(headers or {})},
+            timeouts=timeouts or Timeouts(),
+            retry_config=retry_config,
+            reconnect_backoff=reconnect_backoff,
+            random=random,
+        )
+        self.http = httpx2.Client(limits=LIMITS) if http_client is None else http_client
+        self.sleep = sleep
+        self._owns_http = http_client is None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Doing so twice does no harm."""
+        if self._owns_http:
+            self.http.close()
+
+    def send(self, call: Call[Json]) -> Json:
+        """The JSON object that answers a request.
+
+        Raises:
+            ProviderError: there is none.
+        """
+        try:
+            for attempt in self.settings.retrying():
+                with attempt:
+                    return self._once(call)
+        except ClientError as exc:
+            raise provider_error(exc) from exc
+        raise AssertionError("Attempts end with a value or an error.")
+
+    def _once(self, call: Call[Json]) -> Json:
+        try:
+            # Redirects are not followed: a key in a header of its own would go with them, wherever that is.
+            response = self.http.send(self.http.build_request(**self.settings.request(call)), follow_redirects=False)
+        except httpx2.RequestError as exc:
+            raise failure(exc) from exc
+        if not response.is_success:
+            raise refused(response)
+        return answer(call, response)
+
+    def connect(self, call: Call[Any]) -> httpx2.Response:
+        """The response to a request for a stream, its body unread.
+
+        Raises:
+            LegatoError: there is none.
+        """
+        try:
+            request = self.http.build_request(**self.settings.request(call))
+            response = self.http.send(request, stream=True, follow_redirects=False)
+            if response.status_code != 200:
+                try:
+                    response.read()
+                finally:
+                    response.close()
+                raise refused(response)
+        except httpx2.RequestError as exc:
+            raise failure(exc) from exc
+        self.settings.opened(response)
+        return response
+
+
+class Stream(Generic[T]):
+    """What a model sends, as it comes: an iterable, to be read once, and a context manager.
+
+    The request is sent when the iteration begins. Leaving the loop, or ``with``, closes the connection at once.
+    """
+
+    def __init__(self, face: _Face, asked: StreamCall[T]) -> None:
+        self._face = face
+        self._state = face.settings.state(asked)
+        self._response: httpx2.Response | None = None
+        self._body: Iterator[bytes] = iter(())
+
+    @property
+    def id(self) -> str | None:
+        """The provider's id of the answer; None before it is known."""
+        return self._state.id
+
+    @property
+    def partial(self) -> ChatResult:
+        """What came so far; in the end, all of it."""
+        return self._state.partial
+
+    @property
+    def sequence_number(self) -> int | None:
+        """The number of the last event that was handed out whole; ``resume`` goes on behind it. None: not numbered."""
+        return self._state.sequence_number
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[T]:
+        # A generator, so that a ``break`` closes the connection.
+        state = self._state
+        state.begin()
+        try:
+            self._open()
+            while True:
+                yield from state.items()
+                if state.ended:
+                    return
+                if state.broken:
+                    self._reopen()
+                else:
+                    self._read()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection. What was read can still be asked for."""
+        if self._response is not None:
+            self._response.close()
+
+    def _open(self) -> None:
+        """Connect, and wait for the first bytes: until they are here, all of it may be tried again."""
+        try:
+            for attempt in self._face.settings.retrying():
+                with attempt:
+                    self._connect()
+                    self._receive()
+        except ClientError as exc:
+            raise provider_error(exc) from exc
+
+    def _connect(self) -> None:
+        self.close()
+        call = self._state.request()
+        self._response = self._face.connect(call)
+        self._state.opened(self._response.headers)
+        self._body = self._response.iter_bytes()
+
+    def _receive(self) -> None:
+        try:
+            chunk = next(self._body, None)
+        except httpx2.RequestError as exc:
+            raise failure(exc) from exc
+        if chunk is None:
+            self._state.cut(None)
+        else:
+            self._state.receive(chunk)
+
+    def _read(self) -> None:
+        try:
+            self._receive()
+        except ClientError as exc:
+            self._state.cut(exc)
+
+    def _reopen(self) -> None:
+        self.close()
+        self._face.sleep(self._state.pause())
+        try:
+            self._connect()
+        except (ClientError, ProviderRefused) as exc:
+            self._state.cut(exc)
+
+
+class ResponsesClient(_Face):
+    """The Responses API as it is: raw events in order, whole responses. ``ResponsesProvider`` has chunks."""
+
+    def send_message_stream(
+        self, message: str | Sequence[Json], *, model: str | None = None, **options: Any
+    ) -> Stream[ResponseEvent]:
+        """Ask, and read every event in order. After an event that says that it failed, the error is raised.
+
+        Args:
+            message: a text, or input items.
+            model: who answers.
+            options: all else that the API knows. With ``background=True`` a stream that is cut goes on by itself.
+        """
+        return Stream(self, raw_stream(message, model, options))
+
+    def send_message(self, message: str | Sequence[Json], *, model: str | None = None, **options: Any) -> Response:
+        """Ask for a whole response.
+
+        Raises:
+            ProviderError: there is none, it failed, or it was stopped before its end.
+        """
+        return Response.read(self.send(responses.create(message, model, options))).succeeded()
+
+    def retrieve(self, id: str) -> Response:
+        """A response that the provider has kept; ``status`` and ``failure`` tell what became of it."""
+        return Response.read(self.send(responses.retrieve(id)))
+
+    def cancel(self, id: str) -> Response:
+        """End a background response, and return what it is then."""
+        return Response.read(self.send(responses.cancel(id)))
+
+    def resume(self, id: str, *, starting_after: int | None = None) -> Stream[ResponseEvent]:
+        """Read the events of a background response behind the one of this number; None: from the first on."""
+        return Stream(self, resume_raw(id, starting_after))
+
+
+class _Provider(_Face):
+    """The two verbs of a chat."""
+
+    def chat_stream(
+        self,
+        *,
+        model: str,
+        messages: Sequence[Json],
+        max_tokens: int | None = None,
+        tools: Sequence[Json] | None = None,
+        temperature: float | None = None,
+        **options: Any,
+    ) -> Stream[StreamChunk]:
+        """Ask, and read the answer as it comes.
+
+        Args:
+            model: who answers.
+            messages: the conversation, as Chat Completions has it: ``role``, ``content``, ``tool_calls`` ...
+            max_tokens: how long the answer may be.
+            tools: functions the model may call: ``name``, ``description``, ``parameters`` (their JSON schema).
+            temperature: how freely words are chosen.
+            options: all else that the API knows, by its own names.
+        """
+        asked = chat_options(model, max_tokens, tools, temperature, options)
+        return Stream(self, self.wire.chat_stream(messages, asked))
+
+    def chat(
+        self,
+        *,
+        model: str,
+        messages: Sequence[Json],
+        max_tokens: int | None = None,
+        tools: Sequence[Json] | None = None,
+        temperature: float | None = None,
+        **options: Any,
+    ) -> ChatResult:
+        """Ask, and wait for the whole answer. The arguments are those of ``chat_stream``.
+
+        Raises:
+            ProviderError: there is none, it failed, or it was stopped before its end.
+        """
+        asked = chat_options(model, max_tokens, tools, temperature, options)
+        return self.wire.result(self.send(self.wire.chat(messages, asked)))
+
+
+class ResponsesProvider(_Provider):
+    """Chats over the Responses API. With ``background=True`` a stream that is cut goes on by itself."""
+
+    def chat_resume(self, id: str, *, starting_after: int | None = None) -> Stream[StreamChunk]:
+        """Read a background answer again, behind an event, for example after a crash of this program.
+
+        Args:
+            id: the ``id`` of its stream.
+            starting_after: the ``sequence_number`` of its stream; None gives all chunks. All events are read anew, so
+                that ``partial`` and the indexes of tool calls are those of the whole answer.
+        """
+        return Stream(self, chat_resume(id, starting_after))
+
+    def cancel(self, id: str) -> Response:
+        """End a background answer, and return what it is then."""
+        return Response.read(self.send(responses.cancel(id)))
+
+
+class ChatCompletionsProvider(_Provider):
+    """Chats over the Chat Completions API, which most local servers and gateways speak."""
+
+    wire = ChatCompletionsWire()
+
+
+class AnthropicProvider(_Provider):
+    """Chats over the Anthropic Messages API."""
+
+    wire = AnthropicWire()
