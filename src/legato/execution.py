@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from .agent import Agent, Answer, Turn
-from .errors import AgentError, InvalidInput, LegatoError, NotFound, RunEnded, StaleLease, StoreError, TooLarge
+from .errors import AgentError, InvalidInput, NotFound, RunEnded, StaleLease, StoreError, TooLarge
 from .event import TERMINAL, Draft, Event, Usage, as_json
 from .log import Lease, Log, Store, Subscription
 from .transcript import Recorder, Transcript, fold, merge
@@ -456,8 +456,3 @@ def is_permission(id: str) -> bool:
 def expired(id: str, run: str) -> Draft:
     """The refusal of permission ``id``, which nobody has answered before the end of its run."""
     return Draft(type="permission.resolved", data={"id": id, "granted": False, "by": "run_ended"}, run=run)
-
-
-def log_unexpected(error: LegatoError, run: str) -> None:
-    """Write what a run could not recover from to the server's log."""
-    logger.error("run %s was left open: %s", run, error, exc_info=error)

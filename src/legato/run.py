@@ -39,7 +39,6 @@ from .execution import (
     Limits,
     expired,
     failed,
-    log_unexpected,
     resolve_key,
     terminal,
 )
@@ -303,7 +302,7 @@ class Runner:
         except (LeaseHeld, RunEnded, StaleLease, SessionNotFound) as exc:
             logger.info("session %s is driven elsewhere: %s", session, exc)
         except LegatoError as exc:
-            log_unexpected(exc, session)
+            logger.error("session %s: a run was left open: %s", session, exc, exc_info=exc)
         finally:
             # No await since the last look at _kicked: a kick after it starts a new worker. One that came before an
             # error is left to the reaper; a session that has gone must not be remembered for it.
@@ -354,7 +353,7 @@ class Runner:
             return await self._finish(lease, ending or CANCELLED, transcript, mine)
         recorder = Recorder(
             run.run,
-            earlier=fold(left),
+            earlier=transcript,
             resumed=agent.on_crash == "resume",
             max_event_bytes=self.limits.event_bytes,
             max_run_characters=self.limits.run_characters,
