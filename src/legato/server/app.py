@@ -38,7 +38,7 @@ from ..run import Runner
 from ..store import open_store
 from .mix import MixRoutes
 from .openapi import document
-from .operation import Operation, Request, error_answer, respond, respond_error
+from .operation import Operation, Request, error_answer, path_within, respond, respond_error
 from .responses import ResponsesRoutes
 from .stream import Pump, Streams
 
@@ -263,7 +263,7 @@ class Legato:
 
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
             # Streams go past the router: each of its layers would cost a call for every event of every reader.
-            path = _path_within(scope)
+            path = path_within(scope)
             if path == "/stream":
                 await self._stream(scope, receive, send)
             elif responses.serves(path):
@@ -324,13 +324,9 @@ class Legato:
         except Exception as exc:
             await (await _on_crash(http, exc))(scope, receive, send)
             raise  # for the server's log
-        self.streams.add(pump)
-        try:
-            if scope["method"] == "HEAD":
-                pump.end()
-            await pump.run(first, head, receive, send)
-        finally:
-            self.streams.remove(pump)
+        if scope["method"] == "HEAD":
+            pump.end()
+        await self.streams.run(pump, first, head, receive, send)
 
     async def _open_stream(
         self, query: Mapping[str, str], headers: Headers
@@ -353,12 +349,6 @@ class Legato:
         retry = random.randint(1000, 3000)  # noqa: S311
         first = mix.connected(session, after, exact=exact, info=info, retry=retry)
         return pump, first, [(b"legato-cursor", b"exact" if exact else b"reset")]
-
-
-def _path_within(scope: Scope) -> str:
-    """The path within this application, also where it is mounted."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -13,6 +13,7 @@ import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
+from starlette.types import Scope
 
 from ..dialect import mix_api
 from ..errors import InvalidInput, LegatoError, TooLarge
@@ -128,6 +129,12 @@ class Operation(msgspec.Struct, frozen=True):
     body_required: bool = True
     errors: tuple[int, ...] = ()
     description: str = ""
+
+
+def path_within(scope: Scope) -> str:
+    """The path within this application, also where it is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def respond(answer: Answer) -> Response:

@@ -29,7 +29,7 @@ from ..event import TERMINAL, Draft, Event
 from ..log import Log, Store, Subscription
 from ..run import Runner
 from ..transcript import history
-from .operation import RETRY_AFTER, Answer, Request, respond
+from .operation import RETRY_AFTER, Answer, Request, path_within, respond
 from .stream import Pump, Streams
 
 logger = logging.getLogger("legato")
@@ -148,7 +148,7 @@ class ResponsesRoutes:
                 await self._follow(answer, receive, send)
 
     def _route(self, scope: Scope) -> tuple[Handler, tuple[str, ...]]:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path_within(scope)
         segments = _segments(path)
         for pattern, methods in self._table().items():
             if len(pattern) == len(segments) and all(p in ("*", s) for p, s in zip(pattern, segments, strict=True)):
@@ -186,11 +186,7 @@ class ResponsesRoutes:
             if message.get("more_body", True) or encoder.over:
                 await send(message)
 
-        self._streams.add(pump)
-        try:
-            await pump.run(b"", [], receive, send_unless_cut)
-        finally:
-            self._streams.remove(pump)
+        await self._streams.run(pump, b"", [], receive, send_unless_cut)
 
     # Responses --------------------------------------------------------------------------------------------------------
 

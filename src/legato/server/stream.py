@@ -84,6 +84,16 @@ class Streams:
         if not self._pumps:
             self._empty.set()
 
+    async def run(
+        self, pump: Pump, first: bytes, headers: Sequence[tuple[bytes, bytes]], receive: Any, send: Any
+    ) -> None:
+        """Answer with ``pump``, counted in while it lasts; see ``Pump.run``."""
+        self.add(pump)
+        try:
+            await pump.run(first, headers, receive, send)
+        finally:
+            self.remove(pump)
+
     async def _sweep(self) -> None:
         # One timer for all streams instead of one for each write.
         while True:
