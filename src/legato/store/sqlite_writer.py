@@ -8,6 +8,7 @@ that is refused leaves no trace, and a group that could not be committed leaves 
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import queue
 import threading
@@ -60,7 +61,7 @@ _json = msgspec.json.Encoder()
 # Requests -------------------------------------------------------------------------------------------------------------
 
 
-class Request:
+class Request(abc.ABC):
     """What is asked of the writer: ``plan`` it, and after the commit ``future`` gets what it gave or raised."""
 
     __slots__ = ("error", "future", "once", "outcome", "session")
@@ -72,9 +73,9 @@ class Request:
         self.outcome: Any = None
         self.error: Exception | None = None
 
+    @abc.abstractmethod
     def plan(self, group: _Group) -> Any:
         """What the caller gets; note the change in ``group``."""
-        raise NotImplementedError
 
     def settle(self) -> None:
         """Tell the caller, unless it has gone."""
