@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -114,48 +112,3 @@ def serving(folder: Path, *, target: Path | None = None, pace: float = 100) -> I
         yield server
     finally:
         server.kill()
-
-
-@contextlib.contextmanager
-def cutting(url: str, allowance: Callable[[bytes], int | None]) -> Iterator[str]:
-    """The address of a proxy before ``url`` that closes each connection after ``allowance(request)`` bytes of answer.
-
-    One request for each connection. A browser opens connections that it may never use; those are let go.
-    """
-    host, port = url.removeprefix("http://").split(":")
-
-    def relay(client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, socket.create_connection((host, int(port))) as upstream:
-            request = b""
-            while b"\r\n\r\n" not in request:
-                piece = client.recv(65536)
-                if not piece:
-                    return
-                request += piece
-            left = allowance(request)
-            upstream.sendall(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-            threading.Thread(target=forward, args=(client, upstream), daemon=True).start()
-            while left is None or left > 0:
-                data = upstream.recv(65536 if left is None else min(left, 65536))
-                if not data:
-                    break
-                client.sendall(data)
-                left = None if left is None else left - len(data)
-            for end in (client, upstream):
-                end.shutdown(socket.SHUT_RDWR)  # close() alone would wait for the thread that still reads
-
-    def forward(client: socket.socket, upstream: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := client.recv(65536):
-                upstream.sendall(data)
-            upstream.shutdown(socket.SHUT_RDWR)  # the reader has left
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=relay, args=(listener.accept()[0],), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)

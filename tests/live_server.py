@@ -49,9 +49,12 @@ def cutting(url: str, allowance: Callable[[bytes], int | None]) -> Iterator[str]
                         end.shutdown(socket.SHUT_RDWR)
 
     def pass_on(client: socket.socket, server: socket.socket) -> None:
-        request = client.recv(65536)
+        request = b""
         while b"\r\n\r\n" not in request:
-            request += client.recv(65536)
+            piece = client.recv(65536)
+            if not piece:
+                return  # a browser opens connections that it may never use
+            request += piece
         left = allowance(request)
         # One request for each connection, so that the allowance is that of one answer.
         server.sendall(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))

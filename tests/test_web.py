@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, Route, expect, sync_playwright
 
-from browser import ARGS, Server, chromium, cutting, node, serving
+from browser import ARGS, Server, chromium, node, serving
+from live_server import cutting
 
 HERE = Path(__file__).parent
 SLOW_AGENT = """
