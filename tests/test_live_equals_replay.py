@@ -17,7 +17,7 @@ import pytest
 from driving import Chat, Gate, data, decoded, ends, logged
 from legato.agent import Turn
 from legato.errors import AgentError
-from legato.event import EVENTS, Text, Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted, Usage
+from legato.event import EVENTS, Checkpoint, Text, Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted, Usage
 from legato.log import Store, Subscription
 from legato.server.app import Legato
 from legato.sse import Decoder, Message
@@ -60,6 +60,7 @@ async def everything(turn: Turn) -> AsyncIterator[Any]:
             yield "on"
             await asyncio.Event().wait()
         case "bye":
+            yield Checkpoint({"said": 0})
             yield "Bye."
 
 

@@ -23,7 +23,7 @@ from legato.errors import (
     StoreError,
     TooLarge,
 )
-from legato.event import TERMINAL, Draft, Thinking, ToolCall, ToolResult
+from legato.event import TERMINAL, Checkpoint, Draft, Thinking, ToolCall, ToolResult
 from legato.execution import Limits
 from legato.run import Runner, Sent
 from legato.transcript import Transcript
@@ -452,6 +452,54 @@ async def test_crash_and_resume(stage: Stage) -> None:
         await stage.runner(resuming).start()
     end = await stage.ended(sent)
     assert (end.data["message"]["text"], len(end.data["message"]["parts"])) == (whole, 1)
+
+
+async def test_a_further_attempt_finds_the_last_checkpoint(stage: Stage) -> None:
+    """What the agent noted for itself is there after a crash, the newest note only, and not before."""
+    found = []
+
+    async def agent(turn: Turn) -> AsyncIterator[Any]:
+        found.append(turn.checkpoint)
+        yield Checkpoint({"place": turn.attempt})
+        yield Checkpoint({"place": turn.attempt * 10, "of": ("a", "b")})
+        yield "."
+        if turn.attempt < 3:
+            await asyncio.Event().wait()
+
+    noting = Agent(agent, on_crash="resume")
+    sent = await stage.runner(noting).send(await stage.session(), "hello")
+    for attempt in (1, 2):
+        await stage.seen(
+            sent.session,
+            lambda event, attempt=attempt: event.type == "text.delta" and event.data["start"] == attempt - 1,
+        )
+        await stage.crash()
+        await stage.runner(noting).start()
+    await stage.ended(sent)
+    assert [None, {"place": 10, "of": ["a", "b"]}, {"place": 20, "of": ["a", "b"]}] == found
+
+
+@pytest.mark.parametrize("how", ["cancelled", "deleted", "drained"])
+async def test_an_agent_knows_whether_it_will_be_called_again(stage: Stage, how: str) -> None:
+    """Only a run that is left open for a further attempt must not end what it began elsewhere."""
+    stopped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def agent(turn: Turn) -> AsyncIterator[str]:
+        yield "."
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set_result(turn.left_open)
+
+    runner, sent = await begun(stage, Agent(agent, on_crash="resume"))
+    if how == "cancelled":
+        await runner.cancel(sent.session)
+    elif how == "deleted":
+        await stage.store.append(sent.session, [Draft(type="session.deleted", data={})])
+    else:
+        await runner.stop()
+    async with asyncio.timeout(NET):
+        assert (how == "drained") is await stopped
 
 
 @pytest.mark.parametrize("on_crash", ["retry", "resume"])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from .errors import AgentError, LegatoError
     from .event import (
+        Checkpoint,
         Event,
         Finish,
         Message,
@@ -46,6 +47,7 @@ __all__ = [
     "Answer",
     "AsyncClient",
     "BackoffStrategy",
+    "Checkpoint",
     "Client",
     "ErrorResponse",
     "Event",
@@ -72,6 +74,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "client": ("APIError", "AsyncClient", "BackoffStrategy", "Client", "ErrorResponse", "Result", "RetryConfig"),
     "errors": ("AgentError", "LegatoError"),
     "event": (
+        "Checkpoint",
         "Event",
         "Finish",
         "Message",

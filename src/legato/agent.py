@@ -96,10 +96,19 @@ class Turn:
         self.events = list(events)
         self.cancelled = False
         """True once the run was told to stop; the agent also gets ``asyncio.CancelledError`` where it waits."""
+        self.left_open = False
+        """True when it was told to stop because the server does, and a further attempt is to go on: what was begun
+        elsewhere for this run is not to be ended."""
         self._desk = desk
         self._loop = asyncio.get_running_loop()
         self._left = False
         self._waits: set[concurrent.futures.Future[Any]] = set()
+
+    @property
+    def checkpoint(self) -> Any:
+        """The data of the last ``Checkpoint`` that an earlier attempt yielded; None if there was none."""
+        notes = (event.data["data"] for event in reversed(self.events) if event.type == "agent.checkpoint")
+        return next(notes, None)
 
     async def ask_permission(
         self,

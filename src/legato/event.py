@@ -80,6 +80,7 @@ EVENTS: dict[str, str] = {
     "permission.resolved": "id, granted, by (user | timeout | run_ended)",
     "notification.created": "id, kind, title, message, response, choices?, timeout (s), created_at",
     "notification.resolved": "id, run (that asked; it may have ended), response?, value?, by (user | timeout)",
+    "agent.checkpoint": "data: any JSON value, an agent's note to itself; readers do not see it",
     "run.cancel_requested": "reason?",
     "run.completed": "message (whole), usage?, finish_reason",
     "run.failed": "code, message, partial (the whole message as far as it came), usage?, detail?",
@@ -230,7 +231,29 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-Yielded = str | Text | Thinking | ToolCall | ToolArguments | ToolReady | ToolStarted | ToolResult | Usage | Finish
+class Checkpoint(msgspec.Struct, frozen=True, gc=False):
+    """A note of the agent to itself, stored in the order in which it was yielded. Readers do not see it.
+
+    After a crash, ``turn.checkpoint`` is the last one: where to go on, what was begun elsewhere. ``data`` is any JSON
+    value, as large as one event may be.
+    """
+
+    data: Any
+
+
+Yielded = (
+    str
+    | Text
+    | Thinking
+    | ToolCall
+    | ToolArguments
+    | ToolReady
+    | ToolStarted
+    | ToolResult
+    | Usage
+    | Finish
+    | Checkpoint
+)
 """Everything an agent may yield."""
 
 

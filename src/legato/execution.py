@@ -78,6 +78,7 @@ class Ending(msgspec.Struct, frozen=True):
 
 CANCELLED = Ending("run.cancelled")
 LEFT_OPEN = Ending(None)
+GONE = Ending(None)  # the session was deleted; nothing can be stored any more
 INTERRUPTED = Ending(
     "run.failed",
     {"code": "interrupted", "message": "The server stopped while the answer was being given. What came is kept."},
@@ -184,6 +185,7 @@ class Execution:
         if self._speaker is None or self._turn is None:
             return
         self._turn.cancelled = True
+        self._turn.left_open = ending is LEFT_OPEN
         self._speaker.cancel()
         self._grace = asyncio.get_running_loop().call_later(self._limits.cancel_grace, self._abandon)
 
@@ -327,7 +329,9 @@ class Execution:
                 waiting.set_result(event.data)
         elif event.type == "run.cancel_requested" and event.run == self._lease.run:
             self.stop(CANCELLED)
-        elif event.type == "session.deleted" or self._is_of_another_owner(event):
+        elif event.type == "session.deleted":
+            self.stop(GONE)
+        elif self._is_of_another_owner(event):
             self.stop(LEFT_OPEN)
 
     def _is_of_another_owner(self, event: Event) -> bool:

@@ -19,6 +19,7 @@ from .errors import InvalidInput, TooLarge
 from .event import (
     DELTAS,
     TERMINAL,
+    Checkpoint,
     Draft,
     Event,
     Finish,
@@ -189,7 +190,7 @@ class Recorder:
         if handler is None:
             raise InvalidInput(
                 f"An agent may yield str, Text, Thinking, ToolCall, ToolArguments, ToolReady, ToolStarted, ToolResult, "
-                f"Usage or Finish; this one yielded {type(item).__name__}."
+                f"Usage, Finish or Checkpoint; this one yielded {type(item).__name__}."
             )
         drafts: list[Draft] = handler(self, item)
         return drafts
@@ -271,6 +272,9 @@ class Recorder:
         self.finish_reason = _storable(item.reason)
         return []
 
+    def _checkpoint(self, item: Checkpoint) -> list[Draft]:
+        return [self._draft("agent.checkpoint", {"data": as_json("A checkpoint", item.data)})]
+
     def _begin_step(self) -> int:
         return self.transcript.step + self.transcript.answered
 
@@ -316,6 +320,7 @@ _HANDLERS: dict[type, Any] = {
     ToolResult: Recorder._result,
     Usage: Recorder._usage,
     Finish: Recorder._finish,
+    Checkpoint: Recorder._checkpoint,
 }
 
 

@@ -360,6 +360,7 @@ _ENCODERS: dict[str, Callable[[Event, str], list[Named]]] = {
     "permission.resolved": _own("permission_resolved", "id", "granted", "by"),
     "notification.created": _notification,
     "notification.resolved": _notification_resolved,
+    "agent.checkpoint": lambda event, session: [],
     "run.cancel_requested": _own("cancel_requested"),
     "run.completed": _complete,
     "run.failed": _error,
