@@ -20,6 +20,7 @@ MAX_BODY = 1_048_576
 LOST = (404, "not_found", "session_not_found")
 NO_ROUTE = (404, "not_found", "no_such_route")
 NO_ASK = (404, "not_found", "ask_not_found")
+NO_MESSAGE = (404, "not_found", "not_found")
 INVALID = (400, BAD, "invalid_input")
 CURSOR = (400, BAD, "cursor_invalid")
 TOO_LARGE = (413, "validation_error", "too_large")
@@ -128,6 +129,8 @@ def rows() -> Iterator[Row]:
             yield Row(f"messages of {id[:20]}", f"GET /api/sessions/{id}/messages", expected)
             yield Row(f"rewind {id[:20]}", f"POST /api/sessions/{id}/rewind", expected, {"messageId": "m"})
             yield Row(f"fork {id[:20]}", f"POST /api/sessions/{id}/fork", expected, {"messageIndex": 0})
+            yield Row(f"retry in {id[:20]}", f"POST /api/sessions/{id}/messages/m/retry", expected)
+            yield Row(f"retry {id[:20]}", f"POST /api/sessions/{{s}}/messages/{id}/retry", NO_MESSAGE)
             yield Row(f"grant {id[:20]}", f"POST /api/permissions/{id}/grant", NO_ASK)
             yield Row(f"deny {id[:20]}", f"POST /api/permissions/{id}/deny", NO_ASK)
             note = {"type": "acknowledge"}
@@ -185,6 +188,7 @@ def rows() -> Iterator[Row]:
         yield Row(f"before {moment}", f"GET /api/sessions?before={moment}", INVALID)
     for body in (b"x", b"[]", b"null", b'{"runId": 1}'):
         yield Row(f"cancel {body!r}", "POST /api/sessions/{s}/cancel", INVALID, body)
+        yield Row(f"retry {body!r}", "POST /api/sessions/{s}/messages/m/retry", INVALID, body)
     yield Row("rewind to nothing", "POST /api/sessions/{s}/rewind", (404, "not_found", "not_found"), {"messageId": "m"})
     for index in (99, -1, 2**63, 2**64, 1.5, True):
         yield Row(f"fork at {index}", "POST /api/sessions/{s}/fork", INVALID, {"messageIndex": index})

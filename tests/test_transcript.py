@@ -459,6 +459,20 @@ def test_a_rewind_to_an_unknown_message_changes_nothing() -> None:
     assert conversation(question("r1", "q1"), answer("r1", "a1"), rewind) == ["q1", "a1"]
 
 
+def test_a_rewind_to_before_the_first_message_keeps_nothing() -> None:
+    """Its ``to`` is empty."""
+    rewind = Draft(type="session.rewound", data={"to": ""})
+    assert conversation(question("r1", "q1"), answer("r1", "a1"), rewind, question("r2", "q1")) == ["q1"]
+
+
+@pytest.mark.parametrize(("to", "kept"), [("", []), ("r1~a1", ["q1", "a1"])])
+def test_a_rewind_takes_back_no_more_than_its_author_saw(to: str, kept: list[str]) -> None:
+    """A message that was stored after ``until``, and its answer, stay."""
+    turns = [question("r1", "q1"), answer("r1", "a1"), question("r2", "q2"), answer("r2", "a2"), question("r3", "q3")]
+    rewind = Draft(type="session.rewound", data={"to": to, "until": 4})
+    assert conversation(*turns, rewind, question("r4", "q2"), answer("r3", "a3")) == [*kept, "q3", "a3", "q2"]
+
+
 def test_copied_messages_of_a_fork_are_history() -> None:
     """A fork's messages have no run, and assistants' keep their role and parts."""
     parts = [{"type": "text", "step": 1, "text": "a1"}]

@@ -66,8 +66,10 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
 EVENTS: dict[str, str] = {
     "session.created": "title?, agent?, metadata?, forked_from?",
     "session.deleted": "(nothing): the last event of a session",
-    "session.rewound": "to: the id of the last message that history keeps",
-    "message.created": "id, role (user; assistant when a fork copied it), text, agent?, metadata?",
+    "session.rewound": "to: the id of the last message that history keeps, or '' for none; until?: what has a greater "
+    "offset than this stays, too",
+    "message.created": "id, role (user; assistant when a fork copied it), text, agent?, metadata?, retries? (the run "
+    "whose answer is to be given anew, or null; the message stands in the log once before)",
     "run.started": "agent, attempt (from 1)",
     "thinking.delta": "part, step, start, text",
     "text.delta": "part, step, start, text",

@@ -18,18 +18,20 @@ import msgspec
 from .agent import Agent, Turn
 from .errors import (
     AskNotFound,
+    Conflict,
     Draining,
     InvalidInput,
     KeyReused,
     LeaseHeld,
     LegatoError,
+    NotFound,
     QueueFull,
     RunEnded,
     SessionNotFound,
     StaleLease,
     TooLarge,
 )
-from .event import Draft, Event, as_json
+from .event import TERMINAL, Draft, Event, as_json
 from .execution import (
     CANCELLED,
     INTERRUPTED,
@@ -58,7 +60,7 @@ class Sent(msgspec.Struct, frozen=True):
     Attributes:
         session, run, message: ids.
         offset: of its ``message.created``; a reader that starts just before it sees the whole turn.
-        repeated: it had been sent before, under the same key.
+        repeated: it had been sent before, under the same key; or the run was there already, see ``Runner.retry``.
     """
 
     session: str
@@ -66,6 +68,11 @@ class Sent(msgspec.Struct, frozen=True):
     message: str
     offset: int
     repeated: bool
+
+
+def _sent(session: str, event: Event, *, repeated: bool) -> Sent:
+    assert event.run is not None
+    return Sent(session=session, run=event.run, message=event.data["id"], offset=event.offset, repeated=repeated)
 
 
 class Runner:
@@ -146,10 +153,7 @@ class Runner:
         if appended.repeated and {**event.data, "id": ""} != {**data, "id": ""}:
             raise KeyReused("This idempotency key came with another message before.", key=key)
         self._kick(session)
-        assert event.run is not None
-        return Sent(
-            session=session, run=event.run, message=event.data["id"], offset=event.offset, repeated=appended.repeated
-        )
+        return _sent(session, event, repeated=appended.repeated)
 
     def _check_message(self, text: str, agent: str | None) -> None:
         if not text.strip():
@@ -176,6 +180,81 @@ class Runner:
             return False
         events = Log(self.store, session).all(deltas=False)
         return any([event.data.get("key") == key async for event in events if event.type == "message.created"])
+
+    async def retry(self, session: str, message: str, *, run: str | None = None) -> Sent:
+        """Have the last user message of a session answered anew, because a person asked for it.
+
+        The answer so far is taken back out of the history, and the message is stored again, under its id, for a new
+        run. Of those who ask at the same time, each gets the same run.
+
+        Args:
+            session: its id.
+            message: the id of the message; its run has ended in whatever way, or it never had one.
+            run: the run whose end the caller has seen, which makes it safe to ask again however late; None for the
+                newest.
+
+        Raises:
+            SessionNotFound, NotFound: no such session; no such message of a user in its history, or no such run of it.
+            Conflict: it is being answered, or it is not the last one.
+            Draining: nothing was stored.
+        """
+        events, asks = await self._asks(session, message)
+        last = asks[-1]
+        open = last.run is not None and not any(e.run == last.run and e.type in TERMINAL for e in events)
+        if run is None:
+            known = last if open and "retries" in last.data else None
+        else:
+            known = next((ask for ask in asks if ask.data.get("retries") == run), None)
+        if known is not None:
+            return _sent(session, known, repeated=True)
+        if run not in (None, last.run):
+            raise NotFound(f"Run {str(run)[:200]!r} is not one of message {message[:200]!r}.")
+        if open:
+            raise Conflict("The message is being answered; cancel its run first.", run=last.run)
+        return await self._answer_anew(session, last, events)
+
+    async def answer(self, session: str, message: str) -> Sent:
+        """The newest run of a user's message, begun now if it never had one: a fork copies messages without runs.
+
+        Raises:
+            SessionNotFound, NotFound: no such session; no such message of a user.
+            Conflict: it never had a run, and it is not the last message.
+            Draining: nothing was stored.
+        """
+        events, asks = await self._asks(session, message)
+        if asks[-1].run is not None:
+            return _sent(session, asks[-1], repeated=True)
+        return await self._answer_anew(session, asks[-1], events)
+
+    async def _asks(self, session: str, message: str) -> tuple[list[Event], list[Event]]:
+        """The session's events without deltas, and those among them that are this message of a user, once or more."""
+        await self.store.info(session)
+        events = [event async for event in Log(self.store, session).all(deltas=False)]
+        asks = [e for e in events if e.type == "message.created" and e.data["id"] == message]
+        if not asks or asks[-1].data["role"] != "user":
+            raise NotFound(f"The session has no message {message[:200]!r} of a user.")
+        return events, asks
+
+    async def _answer_anew(self, session: str, ask: Event, events: list[Event]) -> Sent:
+        messages = history(events)
+        place = next((n for n in reversed(range(len(messages))) if messages[n].role == "user"), None)
+        if place is None or messages[place].id != ask.data["id"]:
+            if any(message.id == ask.data["id"] for message in messages):
+                raise Conflict("Only the last message of a session can be answered anew.")
+            raise NotFound("The message has been taken back.")
+        if self.draining:
+            raise Draining("The server is shutting down and takes no new messages; try again.")
+        # What others store from now on comes after ``until``: a message that crosses this one is not taken back.
+        back = {"to": messages[place - 1].id if place else "", "until": events[-1].offset}
+        data = {**ask.data, "retries": ask.run}
+        data.pop("key", None)
+        drafts = [
+            Draft(type="session.rewound", data=back),
+            Draft(type="message.created", data=data, run=f"{session}~{secrets.token_hex(6)}"),
+        ]
+        appended = await self.store.append(session, drafts, once=f"retry:{ask.run or ask.data['id']}")
+        self._kick(session)
+        return _sent(session, appended.events[-1], repeated=appended.repeated)
 
     async def cancel(self, session: str, run: str | None = None) -> list[str]:
         """Ask ``run``, or all open runs of the session, to stop; the request is in the log when this returns.

@@ -376,9 +376,20 @@ def history(events: Iterable[Event]) -> list[Message]:
                     messages.insert(place + 1, _answer(event))
                     break
         elif event.type == "session.rewound":
-            kept = [place for place, message in enumerate(messages) if message.id == event.data["to"]]
-            messages = messages[: kept[0] + 1] if kept else messages
+            messages = _rewound(messages, event)
     return messages
+
+
+def _rewound(messages: list[Message], event: Event) -> list[Message]:
+    to, until = event.data["to"], event.data.get("until", event.offset)
+    if to == "":
+        kept = 0
+    elif (place := next((n for n, message in enumerate(messages) if message.id == to), None)) is not None:
+        kept = place + 1
+    else:
+        return messages
+    # What its author had not seen when it was written, it does not take back.
+    return [*messages[:kept], *(message for message in messages[kept:] if message.offset > until)]
 
 
 def _question(event: Event) -> Message:

@@ -257,7 +257,7 @@ class SessionDeletedData(Data, frozen=True, kw_only=True):
 
 
 class SessionRewoundData(Data, frozen=True, kw_only=True):
-    """Of a rewind: ``to`` is the last message that the history keeps."""
+    """Of a rewind: ``to`` is the last message that the history keeps, ``""`` if it keeps none."""
 
     to: str
 

@@ -121,6 +121,12 @@ class Cancel(_Wire):
     run_id: str | None = None
 
 
+class Retry(_Wire):
+    """Answer a message anew: with the run whose end was seen, it is safe to ask again."""
+
+    run_id: str | None = None
+
+
 class Respond(_Wire):
     """The answer to a notification."""
 

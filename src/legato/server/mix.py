@@ -181,6 +181,15 @@ class MixRoutes:
             finally:
                 watcher.cancel()
 
+    async def retry(self, request: Request) -> Answer:
+        """Have the last user message answered anew, under its id, by a new run; the answer so far is taken back.
+
+        The body may be left out.
+        """
+        body = await request.body(mix_api.Retry, default=mix_api.Retry())
+        sent = await self._runner.retry(_session(request), request.path["messageId"], run=body.run_id)
+        return Answer(202, mix_api.Processing(status="processing", **_fields(sent)), _repeated(sent))
+
     async def messages(self, request: Request) -> Answer:
         """A session's messages, oldest first."""
         session = _session(request)
@@ -294,6 +303,10 @@ class MixRoutes:
                       description="Clients before Python 0.6.5 and TypeScript 0.7.4 get 200 when the turn is over."),
             Operation("listMessages", "GET", "/api/sessions/{id}/messages", "messages", "List a session's messages",
                       self.messages, {200: list[mix_api.BackendMessage]}, params=[session], errors=errors),
+            Operation("retryMessage", "POST", "/api/sessions/{id}/messages/{messageId}/retry", "messages",
+                      "Answer the last message anew", self.retry, {202: mix_api.Processing},
+                      params=[session, Param("messageId", "path", "The last user message's id.", required=True)],
+                      body=mix_api.Retry, body_required=False, errors=(404, 409)),
             Operation("messageHistory", "GET", "/api/messages/history", "messages",
                       "Messages of all sessions, newest first", self.history,
                       {200: list[mix_api.BackendMessage]},
