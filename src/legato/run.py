@@ -45,7 +45,7 @@ from .execution import (
     terminal,
 )
 from .log import Lease, Log, OpenRun, Store
-from .transcript import Recorder, Transcript, fold, history
+from .transcript import Recorder, Transcript, asks, fold, history
 
 logger = logging.getLogger("legato")
 
@@ -198,13 +198,13 @@ class Runner:
             Conflict: it is being answered, or it is not the last one.
             Draining: nothing was stored.
         """
-        events, asks = await self._asks(session, message)
-        last = asks[-1]
+        events, found = await self._asks(session, message)
+        last = found[-1]
         open = last.run is not None and not any(e.run == last.run and e.type in TERMINAL for e in events)
         if run is None:
             known = last if open and "retries" in last.data else None
         else:
-            known = next((ask for ask in asks if ask.data.get("retries") == run), None)
+            known = next((ask for ask in found if ask.data.get("retries") == run), None)
         if known is not None:
             return _sent(session, known, repeated=True)
         if run not in (None, last.run):
@@ -221,19 +221,19 @@ class Runner:
             Conflict: it never had a run, and it is not the last message.
             Draining: nothing was stored.
         """
-        events, asks = await self._asks(session, message)
-        if asks[-1].run is not None:
-            return _sent(session, asks[-1], repeated=True)
-        return await self._answer_anew(session, asks[-1], events)
+        events, found = await self._asks(session, message)
+        if found[-1].run is not None:
+            return _sent(session, found[-1], repeated=True)
+        return await self._answer_anew(session, found[-1], events)
 
     async def _asks(self, session: str, message: str) -> tuple[list[Event], list[Event]]:
         """The session's events without deltas, and those among them that are this message of a user, once or more."""
         await self.store.info(session)
         events = [event async for event in Log(self.store, session).all(deltas=False)]
-        asks = [e for e in events if e.type == "message.created" and e.data["id"] == message]
-        if not asks or asks[-1].data["role"] != "user":
+        found = asks(events, message)
+        if not found:
             raise NotFound(f"The session has no message {message[:200]!r} of a user.")
-        return events, asks
+        return events, found
 
     async def _answer_anew(self, session: str, ask: Event, events: list[Event]) -> Sent:
         messages = history(events)

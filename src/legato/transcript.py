@@ -392,6 +392,15 @@ def _rewound(messages: list[Message], event: Event) -> list[Message]:
     return [*messages[:kept], *(message for message in messages[kept:] if message.offset > until)]
 
 
+def asks(events: Iterable[Event], message: str) -> list[Event]:
+    """Each ``message.created`` of a user's message, oldest first: more than one if it was answered anew."""
+    return [
+        event
+        for event in events
+        if event.type == "message.created" and event.data["id"] == message and event.data["role"] == "user"
+    ]
+
+
 def _question(event: Event) -> Message:
     data = event.data
     return Message(

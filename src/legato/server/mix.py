@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import secrets
 import time
 from collections import OrderedDict
 from datetime import datetime
@@ -20,7 +18,7 @@ from ..event import TERMINAL, Draft, Event, Message
 from ..log import Log, SessionInfo, Store, Subscription
 from ..run import Runner, Sent
 from ..transcript import history
-from .operation import RETRY_AFTER, Answer, Operation, Param, Request
+from .operation import RETRY_AFTER, Answer, Operation, Param, Request, new_session, session_id
 
 logger = logging.getLogger("legato")
 
@@ -28,7 +26,6 @@ SUMMARIES = 10_000
 """Session summaries kept; each is made anew when its log has grown."""
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-_SESSION_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
 class MixRoutes:
@@ -51,7 +48,7 @@ class MixRoutes:
         """Begin a session."""
         body = await request.body(mix_api.CreateSession)
         self._runner.check_agent(body.agent)
-        session = _new_session(body.id)
+        session = new_session(body.id)
         await self._store.append(session, [mix_api.created(body)])
         return Answer(201, await self._summary(session), {"location": f"{request.prefix}/api/sessions/{session}"})
 
@@ -89,7 +86,7 @@ class MixRoutes:
         """Begin a session with a copy of another's first messages."""
         source = await self._store.info(_session(request))
         body = await request.body(mix_api.Fork)
-        session = _new_session(body.id)
+        session = new_session(body.id)
         await self._store.append(session, mix_api.forked(body, source, await self._messages(source.session)))
         return Answer(201, await self._summary(session))
 
@@ -348,19 +345,7 @@ def _ask(kind: str) -> Param:
 
 
 def _session(request: Request) -> str:
-    # An id of another form cannot name a session; so nothing odd goes further than this line.
-    session = request.path["id"]
-    if _SESSION_ID.fullmatch(session) is None:
-        raise SessionNotFound(session)
-    return session
-
-
-def _new_session(id: str | None) -> str:
-    if id is None:
-        return f"s_{secrets.token_urlsafe(16)}"
-    if _SESSION_ID.fullmatch(id) is None:  # the body's type has checked it, but for an LF at the end
-        raise InvalidInput("id is 1 to 128 of A-Z a-z 0-9 . _ - and does not begin with a dot.")
-    return id
+    return session_id(request.path["id"])
 
 
 def _convert(raw: dict[str, Any], type: Any) -> Any:

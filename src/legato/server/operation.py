@@ -6,6 +6,8 @@ once. Bodies are read up to a bound, and decoded and checked by msgspec against 
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from ..dialect import mix_api
-from ..errors import InvalidInput, LegatoError, TooLarge
+from ..errors import InvalidInput, LegatoError, SessionNotFound, TooLarge
 
 T = TypeVar("T")
 
@@ -129,6 +131,25 @@ class Operation(msgspec.Struct, frozen=True):
     body_required: bool = True
     errors: tuple[int, ...] = ()
     description: str = ""
+
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)
+
+
+def session_id(text: str) -> str:
+    """``text``, from a path, if it can name a session; else ``SessionNotFound``, so that nothing odd goes further."""
+    if _SESSION_ID.fullmatch(text) is None:
+        raise SessionNotFound(text)
+    return text
+
+
+def new_session(id: str | None) -> str:
+    """The id for a new session: the caller's own, its form checked, or one that nobody can guess."""
+    if id is None:
+        return f"s_{secrets.token_urlsafe(16)}"
+    if _SESSION_ID.fullmatch(id) is None:  # the body's type has checked it, but for an LF at the end
+        raise InvalidInput("id is 1 to 128 of A-Z a-z 0-9 . _ - and does not begin with a dot.")
+    return id
 
 
 def path_within(scope: Scope) -> str:

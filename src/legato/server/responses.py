@@ -19,7 +19,7 @@ from typing import Protocol
 
 import msgspec
 from starlette.requests import Request as HTTPRequest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from ..dialect import chat, mix_api, responses_api
 from ..dialect.responses import Fold, ResponseEncoder, parse_id, response_id, settings
@@ -30,7 +30,7 @@ from ..log import Log, Store, Subscription
 from ..run import Runner
 from ..transcript import history
 from .operation import RETRY_AFTER, Answer, Request, path_within, respond
-from .stream import Pump, Streams
+from .stream import Pump, Streams, unless_cut
 
 logger = logging.getLogger("legato")
 
@@ -179,14 +179,7 @@ class ResponsesRoutes:
             interval=self._heartbeat,
             over=lambda event: encoder.over,
         )
-
-        async def send_unless_cut(message: Message) -> None:
-            # Clients of this dialect take a clean end for the end of the answer, whatever came before. So a stream
-            # that ends early, at the server's shutdown, is left without one: they raise, and can come back.
-            if message.get("more_body", True) or encoder.over:
-                await send(message)
-
-        await self._streams.run(pump, b"", [], receive, send_unless_cut)
+        await self._streams.run(pump, b"", [], receive, unless_cut(send, lambda: encoder.over))
 
     # Responses --------------------------------------------------------------------------------------------------------
 

@@ -125,6 +125,20 @@ class Streams:
             self._sweeper = None
 
 
+def unless_cut(send: Any, over: Callable[[], bool]) -> Any:
+    """``send``, but without the clean end of a stream that is not ``over``.
+
+    For clients that take a clean end for the end of the answer, whatever came before: where a stream ends early, at the
+    server's shutdown, they are left without one, notice, and come back.
+    """
+
+    async def send_unless_cut(message: Any) -> None:
+        if message.get("more_body", True) or over():
+            await send(message)
+
+    return send_unless_cut
+
+
 def _is_deletion(event: Event) -> bool:
     return event.type == "session.deleted"
 
