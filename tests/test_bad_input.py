@@ -135,6 +135,7 @@ def rows() -> Iterator[Row]:
             yield Row(f"deny {id[:20]}", f"POST /api/permissions/{id}/deny", NO_ASK)
             note = {"type": "acknowledge"}
             yield Row(f"answer {id[:20]}", f"POST /api/notifications/{id}/respond", NO_ASK, note)
+    yield from deva_rows()
     yield Row("slash in an id", "GET /api/sessions/a%2Fb", NO_ROUTE)
     yield Row("slashes in an id", "GET /api/sessions/..%2f..%2fetc", NO_ROUTE)
     yield Row("unknown session comes before the body", "POST /api/sessions/nobody/messages", LOST, b"no JSON")
@@ -233,6 +234,52 @@ def rows() -> Iterator[Row]:
             yield Row(
                 f"{request} from {origin[:9]}", request, (403, BAD, "origin_not_allowed"), None, {"origin": origin}
             )
+
+
+DEVA = "/api/sdk/chat"
+
+
+def deva_rows() -> Iterator[Row]:
+    """Of the Deva dialect; ``m`` is no message."""
+    for id, expected in IDS:
+        if "%" in id or set(id) - {"."}:
+            yield Row(f"thread {id[:20]}", f"GET {DEVA}/{id}", expected)
+            yield Row(f"thread's messages {id[:20]}", f"GET {DEVA}/{id}/messages", expected)
+            yield Row(f"thread's message {id[:20]}", f"POST {DEVA}/{id}/messages", expected, {"text": "a"})
+            for verb in ("stop", "retry", "query/stream"):
+                yield Row(f"{verb} in {id[:20]}", f"POST {DEVA}/{id}/messages/m/{verb}", expected)
+                yield Row(f"{verb} {id[:20]}", f"POST {DEVA}/{{s}}/messages/{id}/{verb}", NO_MESSAGE)
+    yield Row("unknown thread comes before the body", f"POST {DEVA}/nobody/messages", LOST, b"no JSON")
+    for name, body in BODIES:
+        yield Row(f"thread's message: {name}", f"POST {DEVA}/{{s}}/messages", INVALID, body)
+    for key in ("", "a b", "a\n", "é", "x" * 256, 7):
+        body = {"text": "a", "client_id": key}
+        yield Row(f"client_id {str(key)[:9]!r}", f"POST {DEVA}/{{s}}/messages", INVALID, body)
+    yield Row("blank message", f"POST {DEVA}/{{s}}/messages", INVALID, {"text": " "})
+    for body in (
+        b"x",
+        b"[]",
+        b"null",
+        b'{"title": 1}',
+        b'{"username": 1}',
+        b'{"username": "nobody"}',
+        b'{"id": "a\\n"}',
+    ):
+        yield Row(f"thread {body!r}", f"POST {DEVA}", INVALID, body)
+    yield Row("thread again", f"POST {DEVA}", (409, BAD, "session_exists"), {"id": "{s}"})
+    for query in ("limit=0", "limit=101", "limit=a", "created_at=", "created_at=ISO", "created_at=%00"):
+        yield Row(f"messages {query}", f"GET {DEVA}/{{s}}/messages?{query}", INVALID)
+    for cursor in ("", "nope", "%00", "x" * 5_000):
+        yield Row(f"messages before {cursor[:9]}", f"GET {DEVA}/{{s}}/messages?cursor={cursor}", CURSOR)
+    stream = f"{DEVA}/{{s}}/messages/m/query/stream"
+    yield Row("answer with times", f"POST {stream}?created_at=x", INVALID)
+    for cursor in (*(each for each in LAST_EVENT_IDS if each != "1.0"), "42", "42.", "42.2", ".0", "42.0 0"):
+        yield Row(f"answer after {cursor[:9]!r}", f"POST {stream}", CURSOR, None, {"last-event-id": cursor})
+    for method in ("GET", "HEAD", "PUT", "DELETE", "BREW"):
+        yield Row(f"{method} of an answer", f"{method} {stream}", (405, BAD, "method_not_allowed"))
+    yield Row("answer at evil.test", f"POST {stream}", (421, BAD, "host_not_allowed"), None, {"host": "evil.test"})
+    foreign = {"origin": "https://evil.test"}
+    yield Row("answer for evil.test", f"POST {stream}", (403, BAD, "origin_not_allowed"), None, foreign)
 
 
 ROWS = list(rows())

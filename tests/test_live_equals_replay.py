@@ -259,3 +259,113 @@ async def test_a_reader_may_be_cut_and_come_back_while_the_answer_is_given(
             assert [message.id for message in logged(seen)] == sorted({m.id for m in logged(seen)}, key=int)
             length = len(await whole(one, client))
             size += 7
+
+
+# The answers of the Deva dialect --------------------------------------------------------------------------------------
+
+
+class Answer:
+    """One message's answer as a Deva client reads it."""
+
+    def __init__(self, chat: Chat, message: str) -> None:
+        self._chat = chat
+        self._target = f"/api/sdk/chat/{chat.session}/messages/{message}/query/stream"
+
+    def stream(self, last: str = "", **options: Any) -> Any:
+        headers = {"last-event-id": last} if last else {}
+        return self._chat.driver.stream(self._target, method="POST", headers=headers, **options)
+
+    async def read(self, last: str = "") -> tuple[list[Message], bytes]:
+        """All frames after a cursor, and their bytes."""
+        async with asyncio.timeout(30), self.stream(last) as stream:
+            assert stream.headers["legato-cursor"] == "exact"
+            while await stream.read():
+                pass
+            assert not stream.cut
+            return frames(stream.body), stream.body
+
+    async def cut(self, size: int) -> tuple[list[Message], str]:
+        """What a reader has after ``size`` bytes, and the cursor it is left with."""
+        decoder = Decoder()
+        messages: list[Message] = []
+        async with self.stream(cut_after=size) as stream:
+            async for chunk in stream:
+                messages += decoder.feed(chunk)
+        return without_retry(messages), decoder.last_event_id
+
+
+def frames(body: bytes) -> list[Message]:
+    return without_retry(decoded(body))
+
+
+def without_retry(messages: list[Message]) -> list[Message]:
+    """The time to wait is drawn for each connection."""
+    return [Message(data=message.data, event=message.event, id=message.id) for message in messages]
+
+
+async def asked(chat: Chat) -> list[str]:
+    """The ids of all messages that have a run."""
+    events = (await chat.get("/events")).json()["events"]
+    return [event["data"]["id"] for event in events if event["type"] == "message.created"]
+
+
+@pytest.mark.parametrize("kind", STORES)
+async def test_an_answer_cut_at_any_byte_and_resumed_is_the_uncut_answer(kind: str, tmp_path: Path) -> None:
+    """In the Deva dialect: whole, failed and stopped answers, also between two frames of one event."""
+    async with serving(new_store(kind, tmp_path)) as chat:
+        await record(chat)
+        ends = []
+        for message in await asked(chat):
+            answer = Answer(chat, message)
+            uncut, body = await answer.read()
+            ends.append(uncut[-1].event)
+            for size in range(len(body) + 1):
+                before, cursor = await answer.cut(size)
+                after, _ = await answer.read(cursor)
+                assert uncut == before + after, f"cut after {size} bytes"
+    assert ends == ["response_message"] * 3 + ["error"] * 2 + ["response_message"]
+
+
+async def test_the_server_may_restart_between_the_cut_and_the_rest_of_an_answer(tmp_path: Path) -> None:
+    """The same frames, in the next life of the server."""
+    async with serving(new_store("sqlite", tmp_path)) as chat:
+        await record(chat)
+        whole = {message: await Answer(chat, message).read() for message in await asked(chat)}
+    for place in range(13):
+        cuts = {}
+        async with serving(new_store("sqlite", tmp_path)) as chat:
+            for message, (_, body) in whole.items():
+                cuts[message] = await Answer(chat, message).cut(len(body) * place // 12)
+        async with serving(new_store("sqlite", tmp_path)) as chat:
+            for message, (before, cursor) in cuts.items():
+                after, _ = await Answer(chat, message).read(cursor)
+                assert whole[message][0] == before + after
+
+
+async def test_an_answer_may_be_cut_and_read_on_while_it_is_given(tmp_path: Path) -> None:
+    """Wherever in the answer the reader lost its connection, and with one beside it that never did."""
+    gates: dict[str, Gate] = {}
+
+    async def agent(turn: Turn) -> AsyncIterator[Any]:
+        async for word in gates[turn.session](turn):
+            yield word
+
+    async def cut_and_resumed(answer: Answer, size: int) -> list[Message]:
+        before, cursor = await answer.cut(size)
+        return before if before and before[-1].event == "response_message" else before + (await answer.read(cursor))[0]
+
+    async with serving(new_store("memory", tmp_path), agent) as chat:
+        size, length = 0, 1
+        while size <= length:  # one session for each place to cut at
+            session = f"s{size:05}"
+            gates[session] = Gate()
+            await chat.driver.request("POST", "/api/sessions", json={"id": session})
+            one = Chat(chat.app, chat.driver, session)
+            answer = Answer(one, (await one.send()).json()["messageId"])
+            async with asyncio.timeout(30):
+                seen, (uncut, body), _ = await asyncio.gather(
+                    cut_and_resumed(answer, size), answer.read(), speak(one, gates[session])
+                )
+            assert uncut == seen, f"cut after {size} bytes"
+            length = len(body)
+            size += 7

@@ -18,6 +18,7 @@ from driving import echo
 from legato.dialect import mix
 from legato.server import openapi
 from legato.server.app import Legato
+from legato.server.deva import DevaRoutes
 from legato.server.mix import MixRoutes
 from live_server import serving
 
@@ -45,7 +46,8 @@ def document(client: httpx2.Client) -> dict[str, Any]:
 
 
 # The same document as the server's, made without one: tests are collected from it.
-generated = schemathesis.openapi.from_dict(openapi.document(MixRoutes(None, None, mix.LEGATO).operations()))  # type: ignore[arg-type]
+OPERATIONS = [*MixRoutes(None, None, mix.LEGATO).operations(), *DevaRoutes(None, None).operations()]  # type: ignore[arg-type]
+generated = schemathesis.openapi.from_dict(openapi.document(OPERATIONS))
 
 
 def test_the_server_tells_the_document_that_is_tested(document: dict[str, Any]) -> None:
@@ -70,6 +72,17 @@ def test_an_operation_on_a_session_answers_as_documented(case: Any, url: str, cl
     """The same with a session that exists, so that what stands behind the first look is reached too."""
     session = client.post("/api/sessions", json={"title": "a"}).json()["id"]
     case.path_parameters = {**(case.path_parameters or {}), "id": session}
+    case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
+
+
+@generated.include(path_regex=r"\{threadId\}").parametrize()
+@BOUNDED
+def test_an_operation_on_a_thread_answers_as_documented(case: Any, url: str, client: httpx2.Client) -> None:
+    """The same with a thread and an answered message of it; each stream comes to its end."""
+    thread = client.post("/api/sdk/chat").json()["id"]
+    message = client.post(f"/api/sdk/chat/{thread}/messages", json={"text": "a"}).json()["id"]
+    parameters = {"threadId": thread, "messageId": message}
+    case.path_parameters = {name: parameters[name] for name in case.path_parameters}
     case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
 
 

@@ -483,14 +483,14 @@ def stream_message(request: StreamMessage) -> tuple[str, dict[str, Any]]:
 _KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 
 
-def idempotency_key(header: str | None) -> str | None:
-    """The key of an ``Idempotency-Key`` header.
+def idempotency_key(text: str | None, name: str = "Idempotency-Key") -> str | None:
+    """The key in an ``Idempotency-Key`` header, or in what else is called ``name``.
 
     Raises:
         InvalidInput: not 1 to 255 visible ASCII characters.
     """
-    if header is None:
+    if text is None:
         return None
-    if _KEY.fullmatch(header) is None:
-        raise InvalidInput("Idempotency-Key is 1 to 255 visible ASCII characters.")
-    return header
+    if _KEY.fullmatch(text) is None:
+        raise InvalidInput(f"{name} is 1 to 255 visible ASCII characters.")
+    return text

@@ -36,6 +36,7 @@ from ..execution import Limits
 from ..log import Store
 from ..run import Runner
 from ..store import open_store
+from .deva import DevaRoutes, DevaStream
 from .mix import MixRoutes
 from .openapi import document
 from .operation import Operation, Request, error_answer, path_within, respond, respond_error
@@ -170,7 +171,8 @@ class Legato:
         await store.open()
         self._store = store
         self._runner = Runner(store, self.agents, limits=self._limits)
-        self._app = self._build(MixRoutes(store, self._runner, self._default).operations())
+        mix_routes, deva_routes = MixRoutes(store, self._runner, self._default), DevaRoutes(store, self._runner)
+        self._app = self._build([*mix_routes.operations(), *deva_routes.operations()])
         await self._runner.start()
         self._listen_for_shutdown()
 
@@ -261,11 +263,15 @@ class Legato:
             self.store, self.runner, self.streams, heartbeat=self._heartbeat, max_body=self._max_body
         )
 
+        answers = DevaStream(self.store, self.runner, self.streams, heartbeat=self._heartbeat)
+
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
             # Streams go past the router: each of its layers would cost a call for every event of every reader.
             path = path_within(scope)
             if path == "/stream":
                 await self._stream(scope, receive, send)
+            elif answers.serves(path):
+                await answers(scope, receive, send)
             elif responses.serves(path):
                 await responses(scope, receive, send)
             else:

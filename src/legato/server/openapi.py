@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
-from ..dialect import mix, mix_api
+from ..dialect import deva, mix, mix_api
+from .deva import STREAM_PARAMS as DEVA_PARAMS
+from .deva import STREAM_PATH
 from .operation import Operation, Param
 
 _REF = "#/components/schemas/{name}"
@@ -32,7 +34,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
         types += [type for type in (operation.body, *operation.answers.values()) if type is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     by_type = dict(zip([repr(type) for type in types], schemas, strict=True))
-    paths: dict[str, dict[str, Any]] = {"/stream": {"get": _stream()}}
+    paths: dict[str, dict[str, Any]] = {"/stream": {"get": _stream()}, STREAM_PATH: {"post": _answer_stream()}}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, by_type)
     return {
@@ -94,6 +96,48 @@ def _error(status: int) -> dict[str, Any]:
     return _response(status, {"$ref": _REF.format(name="ErrorResponse")})
 
 
+def _cursor_status(reset: str) -> dict[str, Any]:
+    described = {
+        "description": f"`exact`, or `reset` {reset}.",
+        "schema": {"type": "string", "enum": ["exact", "reset"]},
+    }
+    return {"Legato-Cursor": described}
+
+
+_ANSWER_FRAME: dict[str, Any] = {
+    "description": "One frame of the stream.",
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["content", "completion", "response_message", "error"]},
+        "data": {"type": "string", "description": "One line of JSON.", "contentMediaType": "application/json"},
+        "id": {"type": "string", "pattern": deva.CURSOR_PATTERN},
+        "retry": {"type": "integer", "description": "Milliseconds; with the first frame of a connection."},
+    },
+    "required": ["event", "data", "id"],
+}
+
+
+def _answer_stream() -> dict[str, Any]:
+    return {
+        "operationId": "streamAnswer",
+        "tags": ["deva"],
+        "summary": "Read the answer to a message",
+        "description": "Attaches to the message's newest answer, from its start, however often it is asked for: "
+        "nothing is generated twice. Frames: `content` (a JSON string, to be added to the text), then `completion` "
+        "and `response_message` (the whole `Message`), or `error` (`code`, `message`, `retryable`) in place of both. "
+        "A stream that ends without one of these two was cut: come back with `Last-Event-ID`.",
+        "parameters": [_param(param) for param in DEVA_PARAMS],
+        "responses": {
+            "200": {
+                "description": "The stream.",
+                "headers": _cursor_status("when the cursor is none of this answer's, which then comes from its start"),
+                "content": {"text/event-stream": {"schema": _ANSWER_FRAME}},
+            },
+            **{str(status): _error(status) for status in (400, 404, 409, 429, 500, 503)},
+        },
+    }
+
+
 def _stream() -> dict[str, Any]:
     names = sorted(mix.LEGATO.events)
     return {
@@ -107,12 +151,7 @@ def _stream() -> dict[str, Any]:
         "responses": {
             "200": {
                 "description": "The stream.",
-                "headers": {
-                    "Legato-Cursor": {
-                        "description": "`exact`, or `reset` when the cursor lies beyond the end of this log.",
-                        "schema": {"type": "string", "enum": ["exact", "reset"]},
-                    }
-                },
+                "headers": _cursor_status("when the cursor lies beyond the end of this log"),
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
             },
             **{str(status): _error(status) for status in (400, 404, 429, 500)},

@@ -1,0 +1,161 @@
+"""The Deva dialect on the wire: the events of one run, folded into the frames of one answer.
+
+A thread is a session, and a stream is the answer to one user's message: its newest run. ``content`` frames add to the
+text, then ``completion`` and ``response_message``, or ``error`` in place of both; nothing follows. What the user sees
+is the text of all steps, a blank line between them, so that fold has a state. It is pure nonetheless: the same events
+of the run give the same frames. A resume folds again from the run's first event and leaves out what the client has.
+
+One event can give two frames, so a cursor is the event's offset and the frame's number in it, ``"42.0"``. A cursor that
+was cut off has not that form.
+
+Messages, threads and the bodies of requests are in ``deva_api``. ``docs/dialects/deva.md`` says what a client sees.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from .. import sse
+from ..errors import CursorInvalid
+from ..event import TERMINAL, Event, Offset
+from . import deva_api
+
+Cursor = tuple[Offset, int]
+"""An event's offset, and the number of a frame among those it gives, from 0."""
+
+START: Cursor = (0, 0)
+"""Before every frame."""
+
+CURSOR_PATTERN = r"^[0-9]{1,15}\.[01]$"
+"""What every cursor looks like."""
+_CURSOR = re.compile(r"([0-9]{1,15})\.([01])", re.ASCII)
+
+FINAL = frozenset({"rewound", "unknown_agent"})
+"""Codes of failures that stay as they are however often the message is answered anew."""
+
+
+def parse_cursor(text: str | None) -> Cursor | None:
+    """The cursor in a ``Last-Event-ID`` header, None if there is none.
+
+    Raises:
+        CursorInvalid: not of the form that this dialect writes.
+    """
+    if not text:
+        return None
+    match = _CURSOR.fullmatch(text)
+    if match is None:
+        raise CursorInvalid(f"Last-Event-ID is an id such as '42.0', as it stood in the stream; got {text[:60]!r}.")
+    return int(match[1]), int(match[2])
+
+
+def opening(retry: int) -> bytes:
+    """The first bytes of a stream: something at once, and how long to wait before coming back, in milliseconds.
+
+    No block of their own, of which clients would make an event: they belong to the first frame that follows.
+    """
+    return sse.HEARTBEAT + b"retry: %d\n" % retry
+
+
+def heartbeat(cursor: int) -> bytes:
+    """The bytes for a silence: a line without a blank one, which reaches no client's handlers."""
+    return sse.HEARTBEAT
+
+
+class AnswerEncoder:
+    """The bytes of one reader's stream, event by event.
+
+    Args:
+        session, run: whose; the encoder must be given the run from its first event on.
+        after: leave out the frames up to and with this one.
+        iso: whether times are ISO 8601 text, and not seconds since the epoch.
+
+    Attributes:
+        over: nothing can follow.
+    """
+
+    def __init__(self, session: str, run: str, *, after: Cursor = START, iso: bool = False) -> None:
+        self.over = False
+        self._session = session
+        self._run = run
+        self._after = after
+        self._iso = iso
+        self._asked: deva_api.Message | None = None
+        self._agent = ""
+        self._lengths: dict[int, int] = {}  # of each part
+        self._step: int | None = None  # the last one that had text
+
+    def encode(self, event: Event) -> bytes:
+        """What the reader is sent for ``event``: whole frames, or nothing."""
+        if self.over or not (event.run == self._run or event.type == "session.deleted"):
+            return b""
+        handler = _HANDLERS.get(event.type)
+        named = handler(self, event) if handler else []
+        self.over = event.type in TERMINAL or event.type == "session.deleted"
+        return b"".join(
+            _frame(name, data, f"{event.offset}.{number}")
+            for number, (name, data) in enumerate(named)
+            if (event.offset, number) > self._after
+        )
+
+    def _message(self, event: Event) -> list[tuple[str, Any]]:
+        self._agent = event.data.get("agent", "")
+        self._asked = deva_api.question(self._session, event.data, event.at, iso=self._iso)
+        return []
+
+    def _started(self, event: Event) -> list[tuple[str, Any]]:
+        self._agent = event.data["agent"]
+        return []
+
+    def _text(self, event: Event) -> list[tuple[str, Any]]:
+        data = event.data
+        have = self._lengths.get(data["part"], 0)
+        text = data["text"][max(have - data["start"], 0) :]
+        if not text:
+            return []
+        self._lengths[data["part"]] = have + len(text)
+        between = deva_api.PARAGRAPH if self._step not in (None, data["step"]) else ""
+        self._step = data["step"]
+        return [("content", between + text)]
+
+    def _completed(self, event: Event) -> list[tuple[str, Any]]:
+        data = event.data
+        about = {"finish_reason": data["finish_reason"], **({"usage": data["usage"]} if "usage" in data else {})}
+        answer = deva_api.answer(
+            self._session, data["message"], event.at, agent=self._agent, asked=self._asked, iso=self._iso
+        )
+        return [("completion", about), ("response_message", answer)]
+
+    def _failed(self, event: Event) -> list[tuple[str, Any]]:
+        data = event.data
+        retryable = data.get("detail", {}).get("retryable", data["code"] not in FINAL)
+        return [_error(data["code"], data["message"], retryable=bool(retryable))]
+
+    def _cancelled(self, event: Event) -> list[tuple[str, Any]]:
+        return [_error("cancelled", "The answer was stopped.", retryable=True)]
+
+    def _deleted(self, event: Event) -> list[tuple[str, Any]]:
+        return [_error("session_not_found", "The thread has been deleted.", retryable=False)]
+
+
+def _error(code: str, message: str, *, retryable: bool) -> tuple[str, Any]:
+    return "error", {"code": code, "message": message, "retryable": retryable}
+
+
+def _frame(name: str, data: Any, id: str) -> bytes:
+    return sse.encode(sse.Message(data=msgspec.json.encode(data).decode(), event=name, id=id))
+
+
+_HANDLERS: dict[str, Callable[[AnswerEncoder, Event], list[tuple[str, Any]]]] = {
+    "message.created": AnswerEncoder._message,
+    "run.started": AnswerEncoder._started,
+    "text.delta": AnswerEncoder._text,
+    "refusal.delta": AnswerEncoder._text,  # to the user it is what the answer says
+    "run.completed": AnswerEncoder._completed,
+    "run.failed": AnswerEncoder._failed,
+    "run.cancelled": AnswerEncoder._cancelled,
+    "session.deleted": AnswerEncoder._deleted,
+}

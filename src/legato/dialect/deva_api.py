@@ -1,0 +1,227 @@
+"""The Deva dialect's threads, messages and personas: their bodies, and how a session's log is folded into them.
+
+Everything here is data and pure functions; ``server/deva.py`` does the I/O. The pages of Deva contradict each other on
+a message's fields, so a message here has those of all of them; a time is the number that its stream has, or on request
+the text that its types have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from ..errors import CursorInvalid
+from ..event import Event
+from ..log import SessionInfo
+from ..transcript import history
+from .mix_api import SessionId, Text, Title, rfc3339
+
+PARAGRAPH = "\n\n"
+"""Between the texts of two steps: the user sees no tools, and two sentences would run into each other."""
+USER = "user"
+"""The id and name of the persona who asks: Legato knows its users' messages, not its users."""
+
+
+class Persona(msgspec.Struct, frozen=True):
+    """Who speaks: an agent, by its name, or the user."""
+
+    id: str
+    username: str
+    display_name: str
+    avatar: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of a thread.
+
+    Attributes:
+        created_at: seconds since the epoch, or ISO 8601 text if that was asked for.
+        in_reply_to: of an answer, the message that it answers.
+        status: of an answer: ``failed`` and ``cancelled`` ones are there as far as they came.
+    """
+
+    id: str
+    text: str
+    persona_id: str
+    thread_id: str
+    created_at: int | str
+    author_type: Literal["USER", "BOT"]
+    persona: Persona
+    in_reply_to: Message | None = None
+    status: Literal["completed", "failed", "cancelled"] | UnsetType = UNSET
+
+
+class MessagePage(msgspec.Struct):
+    """Messages of a thread, the newest first. ``next_cursor`` leads to older ones, null if there are none."""
+
+    items: list[Message]
+    next_cursor: str | None = None
+
+
+class PersonaPage(msgspec.Struct):
+    """Personas."""
+
+    items: list[Persona]
+    next_cursor: str | None = None
+
+
+class Thread(msgspec.Struct):
+    """A session, as a thread between the user and one agent."""
+
+    id: str
+    title: str
+    members: list[Persona]
+    is_direct_message: bool
+    created_at: str
+    updated_at: str
+
+
+class CreateThread(msgspec.Struct):
+    """A new thread.
+
+    Attributes:
+        username: which agent answers in it; the server's first one by default.
+        id: your own id, if you want one; it cannot be used twice.
+    """
+
+    title: Title = ""
+    username: str | None = None
+    id: SessionId | None = None
+
+
+class CreateMessage(msgspec.Struct):
+    """A user's message.
+
+    Attributes:
+        client_id: the same id and text, the same message: safe to send again. 1 to 255 visible ASCII characters.
+    """
+
+    text: Text
+    client_id: Annotated[str, Meta(pattern=r"^[!-~]{1,255}$")] | None = None
+
+
+class Stopped(msgspec.Struct):
+    """Whether the message was being answered, and is now asked to stop."""
+
+    stopped: bool
+
+
+# Folds ----------------------------------------------------------------------------------------------------------------
+
+
+def persona(name: str) -> Persona:
+    """The persona of an agent."""
+    return Persona(id=name, username=name, display_name=name)
+
+
+_USER = Persona(id=USER, username=USER, display_name="User")
+
+
+def moment(at: float, *, iso: bool) -> int | str:
+    """``at``, seconds since the epoch, as a message has it."""
+    return rfc3339(at) if iso else int(at)
+
+
+def question(session: str, data: dict[str, Any], at: float, *, iso: bool = False) -> Message:
+    """A user's message, from the data of its ``message.created``."""
+    return _asked(session, data["id"], data["text"], at, iso)
+
+
+def _asked(session: str, id: str, text: str, at: float, iso: bool) -> Message:
+    return Message(
+        id=id,
+        text=text,
+        persona_id=USER,
+        thread_id=session,
+        created_at=moment(at, iso=iso),
+        author_type="USER",
+        persona=_USER,
+    )
+
+
+def answer(
+    session: str, said: dict[str, Any], at: float, *, agent: str, asked: Message | None, iso: bool = False
+) -> Message:
+    """A whole answer, from the message in its run's terminal event."""
+    return _answered(session, said["id"], shown(said["parts"]), at, agent, asked, iso, "completed")
+
+
+def _answered(
+    session: str, id: str, text: str, at: float, agent: str, asked: Message | None, iso: bool, status: Any
+) -> Message:
+    return Message(
+        id=id,
+        text=text,
+        persona_id=agent,
+        thread_id=session,
+        created_at=moment(at, iso=iso),
+        author_type="BOT",
+        persona=persona(agent),
+        in_reply_to=asked,
+        status=status,
+    )
+
+
+def shown(parts: Iterable[dict[str, Any]]) -> str:
+    """What the user sees of an answer: the text of all its steps."""
+    texts: dict[int, str] = {}
+    for part in parts:
+        if part["type"] in ("text", "refusal") and part["text"]:
+            texts[part["step"]] = texts.get(part["step"], "") + part["text"]
+    return PARAGRAPH.join(texts.values())
+
+
+def messages(session: str, events: list[Event], *, default: str, iso: bool = False) -> list[Message]:
+    """The thread's messages in the order of the conversation, from its events without deltas.
+
+    Args:
+        session: its id.
+        events: from the first on.
+        default: the agent that answered where the log does not say which.
+        iso: see ``Message.created_at``.
+    """
+    agents = {event.run: event.data["agent"] for event in events if event.type == "run.started"}
+    if events and events[0].type == "session.created":
+        default = events[0].data.get("agent") or default
+    found: list[Message] = []
+    asked: Message | None = None
+    for each in history(events):
+        if each.role == "user":
+            asked = _asked(session, each.id, each.text, each.at, iso)
+            found.append(asked)
+        else:
+            agent = agents.get(each.run, default)
+            text = shown(each.parts) or each.text
+            found.append(_answered(session, each.id, text, each.at, agent, asked, iso, each.status))
+    return found
+
+
+def page(found: list[Message], *, limit: int, cursor: str | None) -> MessagePage:
+    """The ``limit`` newest of ``found``, or those before the message that ``cursor`` names.
+
+    Raises:
+        CursorInvalid: it names none; the conversation has been taken back to before it.
+    """
+    end = len(found)
+    if cursor is not None:
+        end = next((place for place, each in enumerate(found) if each.id == cursor), -1)
+        if end < 0:
+            raise CursorInvalid("cursor is the next_cursor of a page of this thread; begin again without it.")
+    items = found[max(end - limit, 0) : end][::-1]
+    return MessagePage(items=items, next_cursor=items[-1].id if items and end > limit else None)
+
+
+def thread(info: SessionInfo, *, default: str) -> Thread:
+    """A session as a thread; ``default`` is the agent of sessions that name none."""
+    agent = info.data.get("agent") or default
+    return Thread(
+        id=info.session,
+        title=info.data.get("title") or agent,
+        members=[_USER, persona(agent)],
+        is_direct_message=True,
+        created_at=rfc3339(info.created_at),
+        updated_at=rfc3339(info.updated_at),
+    )
