@@ -34,8 +34,12 @@ def serving(app: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def cutting(url: str, allowance: Callable[[bytes], int | None]) -> Iterator[str]:
-    """The address of a proxy before ``url``: of each answer it lets as many bytes through as ``allowance(request)``."""
+def cutting(url: str, allowance: Callable[[bytes], int | None], *, announced: bool = True) -> Iterator[str]:
+    """The address of a proxy before ``url``: of each answer it lets as many bytes through as ``allowance(request)``.
+
+    Each connection ends after one answer. If that is ``announced`` (``Connection: close``), Node.js takes an answer
+    that is cut for a whole one.
+    """
     host, port = url.removeprefix("http://").split(":")
 
     def relay(client: socket.socket) -> None:
@@ -63,7 +67,8 @@ def cutting(url: str, allowance: Callable[[bytes], int | None]) -> Iterator[str]
             data = server.recv(65536)
             if not data:
                 return
-            client.sendall(data if left is None else data[:left])
+            piece = data if left is None else data[:left]
+            client.sendall(piece if announced else piece.replace(b"connection: close\r\n", b"", 1))
             left = None if left is None else left - len(data)
 
     def forward(client: socket.socket, server: socket.socket) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import signal
 import subprocess
-import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
@@ -25,8 +23,8 @@ from legato.agent import Turn
 from legato.dialect.responses import response_id
 from legato.server.app import Legato
 from live_server import serving
+from npm import npm
 from processes import Server, running
-from venvs import CACHE
 
 REALSDK = Path(__file__).parent / "realsdk"
 AGENT = f"{REALSDK / 'openai_agents.py'}:scripted"
@@ -414,25 +412,9 @@ def test_a_run_of_the_stream_is_a_response(server: Server, client: OpenAI) -> No
 JAVASCRIPT = "openai@7.55.0"
 
 
-def javascript() -> Path:
-    """A folder with the package, kept for the next time; skips the test when it cannot be made."""
-    folder = CACHE.parent / "node" / JAVASCRIPT
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as made:
-            command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", made, JAVASCRIPT]
-            try:
-                subprocess.run(command, check=True, capture_output=True, cwd=made, timeout=300)
-            except (OSError, subprocess.SubprocessError) as exc:
-                pytest.skip(f"{JAVASCRIPT} is not installed and could not be: {exc}")
-            with contextlib.suppress(OSError):  # another process of the tests was faster
-                Path(made).rename(folder)
-    return folder
-
-
 def test_the_javascript_sdk(server: Server) -> None:
     """Streams, every resume, the helper, errors, cancel, and a chat with usage."""
-    command = ["node", str(DRIVER), str(javascript()), server.url]
+    command = ["node", str(DRIVER), str(npm(JAVASCRIPT)), server.url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -1,0 +1,33 @@
+"""The agents that Deva's library talks to: one at a walking pace, that goes on where a dead process stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from legato.agent import Agent, Turn
+from legato.errors import AgentError
+
+# Seconds between two words: slow enough that readers come and go in between, whatever the machine.
+PACE = 0.02
+WORDS = tuple(f"word-{number} " for number in range(60))
+
+
+async def walk(turn: Turn) -> AsyncIterator[Any]:
+    """Says all words, or what the message asks for."""
+    if turn.message.text == "short":
+        for piece in ("One é🎵\n\n", "two ", '"three"'):
+            yield piece
+        return
+    said = "".join(event.data["text"] for event in turn.events if event.type == "text.delta")
+    for place, word in enumerate(WORDS):
+        if len("".join(WORDS[:place])) < len(said):
+            continue
+        yield word
+        if turn.message.text == "fail" and place == 2:
+            raise AgentError("No.", code="no")
+        await asyncio.sleep(PACE)
+
+
+agent = Agent(walk, name="walk", on_crash="resume")
