@@ -109,6 +109,18 @@ def test_the_pieces_are_the_whole(log: str, said: str) -> None:
     assert (text(messages), last(messages)["text"]) == (said, said)
 
 
+def test_a_refusal_is_what_the_answer_says() -> None:
+    """Among text of the same step, in order."""
+    asked, started, end = recorded()
+    about = {"part": 0, "step": 1, "start": 0}
+    said = Event("text.delta", {**about, "text": "I "}, 3, 0.0, RUN)
+    refused = Event("refusal.delta", {**about, "part": 1, "text": "will not."}, 4, 0.0, RUN)
+    parts = [{"type": "text", "step": 1, "text": "I "}, {"type": "refusal", "step": 1, "text": "will not."}]
+    whole = {**end.data, "message": {**end.data["message"], "parts": parts}}
+    messages = told([asked, started, said, refused, Event(end.type, whole, 5, 0.0, RUN)])
+    assert text(messages) == last(messages)["text"] == "I will not."
+
+
 def test_a_delta_that_comes_twice_is_told_once() -> None:
     """It names its place."""
     log = recorded("ab", "cd")
