@@ -392,6 +392,24 @@ async def test_a_reader_of_the_old_answer_is_not_given_the_new_one() -> None:
         assert {each.id for each in new}.isdisjoint(each.id for each in old)
 
 
+async def test_a_retry_that_says_what_it_saw_is_safe_to_repeat() -> None:
+    """With the last id of the old answer it leads to the same new one, also when that is over."""
+    async with chatting(None, scripted) as chat:
+        one = thread(chat)
+        message = await one.send("fail")
+        path, old = f"/messages/{message}/retry", (await one.read(message))[-1].id
+        for repeated in (None, "true", "true"):
+            answer = await one.post(path, **{"last-event-id": old})
+            assert (answer.status, answer.headers.get("legato-repeated")) == (202, repeated)
+            new = (await one.read(message))[-1].id
+        assert await one.runs() == 2
+        assert (await one.post(path, **{"last-event-id": new})).headers.get("legato-repeated") is None
+        assert await one.runs() == 3
+        for elsewhere in ("1.0", "0.0", "999.0", "nope"):
+            answer = await one.post(path, **{"last-event-id": elsewhere})
+            assert reason(answer) == (400, "bad_request", "cursor_invalid")
+
+
 async def test_an_answer_is_stopped() -> None:
     """By its own request, which says whether there was anything to stop; every reader is told."""
     async with chatting(None, scripted) as chat:

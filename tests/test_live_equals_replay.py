@@ -323,7 +323,7 @@ async def test_an_answer_cut_at_any_byte_and_resumed_is_the_uncut_answer(kind: s
                 before, cursor = await answer.cut(size)
                 after, _ = await answer.read(cursor)
                 assert uncut == before + after, f"cut after {size} bytes"
-    assert ends == ["response_message"] * 3 + ["error"] * 2 + ["response_message"]
+    assert set(ends) == {"response_message", "error"}
 
 
 async def test_the_server_may_restart_between_the_cut_and_the_rest_of_an_answer(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -16,11 +16,11 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from ..dialect import deva, deva_api, mix_api
-from ..errors import InvalidInput, LegatoError, NotFound
+from ..errors import CursorInvalid, InvalidInput, LegatoError, NotFound
 from ..event import Event
 from ..log import Log, Store
 from ..run import Runner
-from ..transcript import asks
+from ..transcript import asks as asks_of
 from .operation import Answer, Operation, Param, Request, error_answer, new_session, path_within, respond_error
 from .operation import session_id as thread_id
 from .stream import Pump, Streams, unless_cut
@@ -91,9 +91,19 @@ class DevaRoutes:
         return Answer(200, deva_api.Stopped(stopped=stopped))
 
     async def retry(self, request: Request) -> Answer:
-        """Have the thread's last user message answered anew, under its id; open its stream again for the answer."""
+        """Have the thread's last user message answered anew, under its id; open its stream again for the answer.
+
+        With the id of the last frame of the old answer, it is safe to ask again.
+        """
         thread, iso = thread_id(request.path["threadId"]), _iso(request.query)
-        sent = await self._runner.retry(thread, request.path["messageId"])
+        cursor = deva.parse_cursor(request.headers.get("last-event-id"))
+        run = None
+        if cursor is not None:
+            asks = await self._asks(thread, request.path["messageId"])
+            run = await _run_at(self._store, thread, cursor, {ask.run for ask in asks})
+            if run is None:
+                raise CursorInvalid("Last-Event-ID is an id of an answer to this message, got one from elsewhere.")
+        sent = await self._runner.retry(thread, request.path["messageId"], run=run)
         stored = await self._question(thread, sent.offset, iso=iso)
         return Answer(202, stored, {"legato-repeated": "true"} if sent.repeated else {})
 
@@ -108,7 +118,7 @@ class DevaRoutes:
 
     async def _asks(self, thread: str, message: str) -> list[Event]:
         await self._store.info(thread)
-        found = asks(await self._events(thread), message)
+        found = asks_of(await self._events(thread), message)
         if not found:
             raise NotFound(f"The thread has no message {message[:200]!r} of a user.")
         return found
@@ -144,7 +154,7 @@ class DevaRoutes:
             Operation("stopAnswer", "POST", f"{one}/stop", "deva", "Stop an answer", self.stop,
                       {200: deva_api.Stopped}, params=[thread, message], errors=(404,)),
             Operation("retryAnswer", "POST", f"{one}/retry", "deva", "Answer the last message anew", self.retry,
-                      {202: deva_api.Message}, params=[thread, message, _CREATED_AT], errors=(404, 409, 503)),
+                      {202: deva_api.Message}, params=[thread, message, _CREATED_AT, _LAST], errors=(404, 409, 503)),
             Operation("listPersonas", "GET", "/api/sdk/persona/public", "deva", "List the agents", self.personas,
                       {200: deva_api.PersonaPage}, params=[usernames]),
         ]  # fmt: skip
@@ -152,6 +162,10 @@ class DevaRoutes:
 
 _CREATED_AT = Param("created_at", "query", "How times are written: seconds since the epoch, or ISO 8601 text.",
                     {"type": "string", "enum": ["number", "iso"], "default": "number"})  # fmt: skip
+
+
+_LAST = Param("Last-Event-ID", "header", "The id of the last frame you have of an answer to the message.",
+              {"type": "string", "anyOf": [{"maxLength": 0}, {"pattern": deva.CURSOR_PATTERN}]})  # fmt: skip
 
 
 def _iso(query: Mapping[str, str]) -> bool:
@@ -165,8 +179,7 @@ STREAM_PARAMS = [
     Param("threadId", "path", "The thread's id: a session's.", required=True),
     Param("messageId", "path", "The id of the user message whose answer is to be read.", required=True),
     _CREATED_AT,
-    Param("Last-Event-ID", "header", "The id of the last frame you have; the stream goes on exactly after it.",
-          {"type": "string", "anyOf": [{"maxLength": 0}, {"pattern": deva.CURSOR_PATTERN}]}),
+    _LAST,
 ]  # fmt: skip
 
 
@@ -251,17 +264,20 @@ class DevaStream:
     async def _place(self, thread: str, message: str, cursor: deva.Cursor | None) -> Place:
         """The run that the cursor comes from; without one, the message's newest run, begun if it never had any."""
         events = Log(self._store, thread).all(deltas=False)
-        runs = {ask.run: ask.offset - 1 for ask in asks([event async for event in events], message) if ask.run}
-        if cursor is not None and cursor[0]:
-            read = await self._store.read(thread, cursor[0] - 1, limit=1)
-            run = read[0].run if read and read[0].offset == cursor[0] else None
-            if run is not None and run in runs:
-                return Place(run=run, before=runs[run], after=cursor, exact=True)
+        runs = {ask.run: ask.offset - 1 for ask in asks_of([event async for event in events], message) if ask.run}
+        if cursor is not None and (run := await _run_at(self._store, thread, cursor, runs)):
+            return Place(run=run, before=runs[run], after=cursor, exact=True)
         if runs:
             run, before = list(runs.items())[-1]
             return Place(run=run, before=before, after=deva.START, exact=cursor is None)
         sent = await self._runner.answer(thread, message)
         return Place(run=sent.run, before=sent.offset - 1, after=deva.START, exact=cursor is None)
+
+
+async def _run_at(store: Store, thread: str, cursor: deva.Cursor, runs: Container[str | None]) -> str | None:
+    """The run, one of ``runs``, whose event the cursor names; None if it names none of theirs."""
+    read = await store.read(thread, max(cursor[0] - 1, 0), limit=1)
+    return read[0].run if read and read[0].offset == cursor[0] and read[0].run in runs else None
 
 
 def _names(path: str) -> tuple[str, str] | None:
