@@ -818,7 +818,9 @@ async def test_an_unexpected_failure_tells_its_text_to_nobody(caplog: pytest.Log
     async with chatting(None, store=store) as chat:
         store.failure = RuntimeError("the password is 1234")
         with caplog.at_level(logging.ERROR):
-            for request in (chat.get(), chat.send(), chat.driver.request("GET", f"/stream?sessionId={chat.session}")):
+            driver, answers = chat.driver, f"/api/sdk/chat/{chat.session}/messages/m/query/stream"
+            streams = driver.request("GET", f"/stream?sessionId={chat.session}"), driver.request("POST", answers)
+            for request in (chat.get(), chat.send(), *streams):
                 answer = await request
                 assert reason(answer) == (500, "internal_error", "internal")
                 assert b"1234" not in answer.body
