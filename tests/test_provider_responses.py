@@ -20,10 +20,12 @@ from legato.provider import (
     ResponseEvent,
     ResponseFailed,
     ResponseIncomplete,
+    StreamChunk,
     StreamInterrupted,
     StreamMalformed,
     TextDeltaEvent,
     ToolCall,
+    ToolOutput,
 )
 from provider_streams import (
     CALLS,
@@ -523,3 +525,71 @@ def test_chunks_that_come_twice_are_given_once(face: str) -> None:
     seen = use(face, "ResponsesProvider", _begun_then(again), lambda c: chat(c, background=True))
 
     assert RECORDINGS["text"].result == seen.partial
+
+
+# What an agent that asks a model needs --------------------------------------------------------------------------------
+
+
+@both
+def test_the_id_of_a_background_answer_comes_first(face: str) -> None:
+    """It is known before anything is said, to be kept first; an answer that cannot be continued has none."""
+
+    def chunks(**options: Any) -> list[StreamChunk]:
+        server = lambda _: stream_reply(sse(TEXT_EVENTS), None)  # noqa: E731
+        return list(use(face, "ResponsesProvider", server, lambda c: chat(c, **options)).items)
+
+    with_id, without = chunks(background=True), chunks()
+
+    assert [StreamChunk(id="resp_1"), *without] == with_id
+    assert None is without[0].id
+
+
+@both
+def test_a_call_that_the_provider_has_made(face: str) -> None:
+    """What came of it is told, and it is not left to the caller."""
+    made = {"type": "function_call_output", "call_id": "call_a", "output": "3"}
+    events = numbered(
+        CREATED,
+        item(0, "added", type="function_call", call_id="call_a", name="add", arguments="{}"),
+        item(1, "added", **made),
+        item(1, "done", **made),
+        item(2, "added", type="function_call_output", call_id="unknown", output="4"),
+        state("completed"),
+    )
+    seen = use(face, "ResponsesProvider", lambda _: stream_reply(sse(events), None), chat)
+
+    assert (None, "stop", (ToolCall("call_a", "add", "{}", "3"),)) == (
+        seen.error,
+        seen.partial.finish_reason,
+        seen.partial.tool_calls,
+    )
+    assert [ToolOutput(0, "3")] == [chunk.tool_output for chunk in seen.items if chunk.tool_output]
+
+
+@both
+@pytest.mark.parametrize("wire", ["Responses", "ChatCompletions", "Anthropic"])
+def test_headers_of_one_request(face: str, wire: str) -> None:
+    """They are sent besides the client's own, and with this request only."""
+    asked: list[Request] = []
+
+    def server(request: Request) -> Reply:
+        asked.append(request)
+        return Reply(400)
+
+    def act(client: Any) -> Any:
+        return chat(client, headers={"idempotency-key": "k"})
+
+    use(face, f"{wire}Provider", server, act)
+    use(face, f"{wire}Provider", server, chat)
+
+    assert ["k", None] == [request.headers.get("idempotency-key") for request in asked]
+    assert "text/event-stream" in asked[0].headers["accept"]
+
+
+@both
+def test_a_background_answer_as_it_is_now(face: str) -> None:
+    """A provider of chats can look at it, too."""
+    whole = {"id": "resp_1", "status": "in_progress", "output": []}
+    response = use(face, "ResponsesProvider", lambda _: json_reply(whole), lambda c: c.retrieve("resp_1"))
+
+    assert ("in_progress", "resp_1", None) == (response.status, response.id, response.failure)

@@ -46,6 +46,7 @@ from .result import (
     TokenUsage,
     ToolCall,
     ToolCallDelta,
+    ToolOutput,
 )
 from .settings import (
     Timeouts,
@@ -95,4 +96,5 @@ __all__ = [
     "TokenUsage",
     "ToolCall",
     "ToolCallDelta",
+    "ToolOutput",
 ]

@@ -27,7 +27,7 @@ from .responses import Response, ResponsesWire
 from .result import ChatResult, StreamChunk
 from .settings import Settings, Timeouts
 from .stream import RESUME_BACKOFF, StreamCall
-from .wire import Wire, chat_options, chat_resume, raw_stream, resume_raw
+from .wire import Wire, chat_options, chat_resume, raw_stream, resume_raw, with_headers
 
 __all__ = [
     "AsyncAnthropicProvider",
@@ -293,6 +293,7 @@ class _Provider(_Face):
         max_tokens: int | None = None,
         tools: Sequence[Json] | None = None,
         temperature: float | None = None,
+        headers: Mapping[str, str] | None = None,
         **options: Any,
     ) -> AsyncStream[StreamChunk]:
         """Ask, and read the answer as it comes.
@@ -303,10 +304,11 @@ class _Provider(_Face):
             max_tokens: how long the answer may be.
             tools: functions the model may call: ``name``, ``description``, ``parameters`` (their JSON schema).
             temperature: how freely words are chosen.
+            headers: of this request, besides the client's own.
             options: all else that the API knows, by its own names.
         """
         asked = chat_options(model, max_tokens, tools, temperature, options)
-        return AsyncStream(self, self.wire.chat_stream(messages, asked))
+        return AsyncStream(self, with_headers(self.wire.chat_stream(messages, asked), headers))
 
     async def chat(
         self,
@@ -339,6 +341,10 @@ class AsyncResponsesProvider(_Provider):
                 that ``partial`` and the indexes of tool calls are those of the whole answer.
         """
         return AsyncStream(self, chat_resume(id, starting_after))
+
+    async def retrieve(self, id: str) -> Response:
+        """A background answer as it is now, also when it is too old to be read as a stream."""
+        return Response.read(await self.send(responses.retrieve(id)))
 
     async def cancel(self, id: str) -> Response:
         """End a background answer, and return what it is then."""

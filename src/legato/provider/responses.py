@@ -287,6 +287,8 @@ class ResponsesFold:
                 return self._take_call(state, item)
             case "message":
                 return self._take_message(state, item)
+            case "function_call_output":
+                return self.tally.answer_call(_text(item, "call_id"), as_text(item.get("output")))
             case "reasoning" if not state.thought:
                 parts = _list(item, "summary") or _list(item, "content")
                 thought = (self._think_part((key, place), as_text(part)) for place, part in enumerate(parts))
@@ -322,13 +324,14 @@ class ResponsesFold:
 
     def _take_state(self, event: LifecycleEvent) -> list[StreamChunk]:
         response, tally = event.response, self.tally
-        tally.id = _text(response, "id") or tally.id
+        known, tally.id = tally.id, _text(response, "id") or tally.id
         tally.model = _text(response, "model") or tally.model
+        chunks = [StreamChunk(id=tally.id)] if self.resumable and known is None and tally.id else []
         if event.type not in _ENDS.values():
-            return []
+            return chunks
         self.over = True
-        chunks = self.take_output(response)
-        reason = "tool_calls" if tally.calls else "stop"
+        chunks += self.take_output(response)
+        reason = "tool_calls" if tally.unanswered else "stop"
         if event.type == "response.incomplete":
             details = response.get("incomplete_details")
             reason = _text(details, "reason") if isinstance(details, dict) else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["ChatResult", "StreamChunk", "Tally", "TokenUsage", "ToolCall", "ToolCallDelta"]
+__all__ = ["ChatResult", "StreamChunk", "Tally", "TokenUsage", "ToolCall", "ToolCallDelta", "ToolOutput"]
 
 
 class TokenUsage(msgspec.Struct, frozen=True, gc=False):
@@ -45,18 +45,32 @@ class ToolCallDelta(msgspec.Struct, frozen=True, gc=False):
     arguments: str = ""
 
 
-class ToolCall(msgspec.Struct, frozen=True, gc=False):
+class ToolOutput(msgspec.Struct, frozen=True, gc=False):
+    """What came of a tool call that the provider has made itself, as a Legato server does for its agents.
+
+    Attributes:
+        index: which call of the answer.
+        output: what the tool gave, as text.
+    """
+
+    index: int
+    output: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, repr_omit_defaults=True):
     """A tool call as far as it came.
 
     Attributes:
         id: what the tool's answer refers to.
         name: the tool.
         arguments: JSON text; of a call that was cut, its beginning.
+        output: what the tool gave, if the provider has made the call; None: it is the caller's to make.
     """
 
     id: str
     name: str
     arguments: str = ""
+    output: str | None = None
 
 
 class StreamChunk(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, repr_omit_defaults=True):
@@ -69,6 +83,9 @@ class StreamChunk(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rep
         usage: what the answer cost; the last one that comes counts.
         refusal: a piece of the text with which the model declines to answer.
         finish_reason: why the answer ended, in its last step: ``"stop"``, ``"tool_calls"`` or the provider's own word.
+        tool_output: what came of a call that the provider has made itself.
+        id: the provider's id of the answer, alone in the first step of one that is written in the background: what to
+            keep so that it can be continued.
     """
 
     delta: str = ""
@@ -77,6 +94,8 @@ class StreamChunk(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, rep
     usage: TokenUsage | None = None
     refusal: str = ""
     finish_reason: str | None = None
+    tool_output: ToolOutput | None = None
+    id: str | None = None
 
 
 class ChatResult(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True):
@@ -120,6 +139,7 @@ class Tally:
         self._thinking: list[str] = []
         self._refusal: list[str] = []
         self._calls: list[tuple[str, str, list[str]]] = []
+        self._outputs: dict[int, str] = {}
 
     @property
     def calls(self) -> int:
@@ -167,6 +187,19 @@ class Tally:
         """The arguments of a call so far."""
         return "".join(self._calls[index][2])
 
+    def answer_call(self, id: str, output: str) -> list[StreamChunk]:
+        """Take what came of a call that the provider has made itself, once; nothing if no call has that id."""
+        index = next((place for place, call in enumerate(self._calls) if call[0] == id), None)
+        if index is None or index in self._outputs:
+            return []
+        self._outputs[index] = output
+        return [StreamChunk(tool_output=ToolOutput(index, output))]
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether a tool call is left to the caller."""
+        return len(self._outputs) < len(self._calls)
+
     def end(self, usage: TokenUsage | None, finish_reason: str | None) -> list[StreamChunk]:
         """Take the usage or the reason of the end; None for what is not known, or known before."""
         self.usage = usage or self.usage
@@ -180,7 +213,10 @@ class Tally:
         return ChatResult(
             text="".join(self._text),
             thinking="".join(self._thinking),
-            tool_calls=tuple(ToolCall(id, name, "".join(pieces)) for id, name, pieces in self._calls),
+            tool_calls=tuple(
+                ToolCall(id, name, "".join(pieces), self._outputs.get(index))
+                for index, (id, name, pieces) in enumerate(self._calls)
+            ),
             usage=self.usage,
             refusal="".join(self._refusal),
             finish_reason=self.finish_reason,

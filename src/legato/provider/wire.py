@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ..client.call import Call
@@ -12,7 +13,7 @@ from .responses import RawFold, ResponsesFold
 from .result import ChatResult, StreamChunk, Tally
 from .stream import StreamCall
 
-__all__ = ["Wire", "chat_options", "chat_resume", "raw_stream", "resume_raw"]
+__all__ = ["Wire", "chat_options", "chat_resume", "raw_stream", "resume_raw", "with_headers"]
 
 Json = dict[str, Any]
 
@@ -43,6 +44,11 @@ def chat_options(
     """The arguments of a chat, without those that were not given."""
     asked = {"model": model, "max_tokens": max_tokens, "tools": tools, "temperature": temperature, **options}
     return {name: value for name, value in asked.items() if value is not None}
+
+
+def with_headers(asked: StreamCall[StreamChunk], headers: Mapping[str, str] | None) -> StreamCall[StreamChunk]:
+    """The request with further headers."""
+    return replace(asked, call=replace(asked.call, headers={**asked.call.headers, **(headers or {})}))
 
 
 def raw_stream(
