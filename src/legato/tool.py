@@ -75,7 +75,7 @@ class Tool:
         on_crash: Literal["fail", "retry"] = "fail",
     ) -> None:
         self.function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
         if not NAME.fullmatch(self.name):
             raise InvalidInput(f"A tool's name is 1 to 64 letters, digits, _ and -; got {self.name[:100]!r}.")
         if on_crash not in ("fail", "retry"):
@@ -123,8 +123,9 @@ class Tool:
             ToolError: it failed, took too long, or returned what JSON cannot hold.
         """
         given = {**arguments, **({self._turn: turn} if self._turn else {})}
+        limit = asyncio.timeout(self.timeout)
         try:
-            async with asyncio.timeout(self.timeout):
+            async with limit:
                 if inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(
                     getattr(self.function, "__call__", None)  # noqa: B004  # an object that is a function by its __call__
                 ):
@@ -136,9 +137,9 @@ class Tool:
             return as_json(f"The output of {self.name}", output)
         except ToolError:
             raise
-        except TimeoutError as exc:
-            raise ToolError(f"{self.name} did not finish within {self.timeout or 0:g} seconds.") from exc
         except Exception as exc:
+            if limit.expired():
+                raise ToolError(f"{self.name} did not finish within {self.timeout:g} seconds.") from exc
             logger.error("tool %s failed", self.name, exc_info=exc)
             words = exc.message if isinstance(exc, LegatoError) else "The server's log has the details."
             raise ToolError(f"{self.name} failed. {words}") from exc
