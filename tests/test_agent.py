@@ -43,6 +43,9 @@ class Desk:
         self.asked.append((notification, timeout, wait))
         return Answer(by="user", value="yes") if wait else None
 
+    async def stored(self) -> None:
+        self.asked.append(("stored",))
+
 
 def make_turn(desk: Desk | None = None) -> Turn:
     return Turn(desk=desk or Desk(), session="s", run="s~r", message=Message(id="m", role="user", text="Hi"))

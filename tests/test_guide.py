@@ -62,6 +62,9 @@ class Desk:
         self.asked.append(notification)
         return self.answer
 
+    async def stored(self) -> None:
+        pass
+
 
 def make_turn(text: str, *, desk: Desk | None = None, later: bool = False, events: Sequence[Event] = ()) -> Turn:
     earlier = [Message(id="m0", role="user", text="before")] if later else []

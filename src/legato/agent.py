@@ -22,7 +22,7 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import msgspec
@@ -60,6 +60,10 @@ class Desk(Protocol):
 
     async def notify(self, notification: dict[str, Any], timeout: float | None, wait: bool) -> Answer | None:
         """Tell the user something; wait for the answer if ``wait``."""
+        ...
+
+    async def stored(self) -> None:
+        """Wait until everything that was said is stored."""
         ...
 
 
@@ -164,6 +168,14 @@ class Turn:
             notification["choices"] = cast(Any, list(choices))
         return await self._desk.notify(notification, _finite(timeout), wait)
 
+    async def stored(self) -> None:
+        """Wait until everything that was yielded so far is stored, so that no crash can make it forgotten.
+
+        For an agent that is about to do what must not be done twice: yield what is going to happen (``ToolStarted``, a
+        ``Checkpoint``), wait for this, do it. A further attempt then knows that it may have been done.
+        """
+        await self._desk.stored()
+
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """For agents that run in a thread: wait for ``coroutine``, for example ``turn.wait(turn.notify(...))``.
 
@@ -212,6 +224,7 @@ class Agent:
         name: by which sessions and messages choose it; the function's own by default.
         on_crash: what becomes of its runs when the process dies in the middle, see ``OnCrash``.
         description: one sentence for people; the first line of the function's docstring by default.
+        on_stop: awaited when the application has stopped, to let go of what the agent holds.
     """
 
     def __init__(
@@ -221,6 +234,7 @@ class Agent:
         name: str | None = None,
         on_crash: OnCrash = "fail",
         description: str | None = None,
+        on_stop: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         if not callable(function):
             raise InvalidInput(f"An agent is a function of one argument, got {type(function).__name__}.")
@@ -230,6 +244,7 @@ class Agent:
         self.function = function
         self.name: str = name or str(getattr(named, "__name__", type(named).__name__))
         self.on_crash = on_crash
+        self.on_stop = on_stop
         self.description = description or (inspect.getdoc(named) or "").partition("\n")[0]
         _check_arguments(function, self.name)
 

@@ -240,7 +240,8 @@ class Execution:
         self._drafts += drafts
         self._ready.set()
 
-    async def _all_written(self) -> None:
+    async def stored(self) -> None:
+        """See ``Desk``."""
         while self._drafts or self._writing:
             self._check_not_over()
             self._room.clear()
@@ -391,7 +392,7 @@ class Execution:
 
     async def _resolve(self, id: str, type: str, data: dict[str, Any], *, run: str | None) -> dict[str, Any]:
         """Resolve an ask from within, unless somebody was faster; the answer that holds."""
-        await self._all_written()  # the question comes before its answer
+        await self.stored()  # the question comes before its answer
         return (await self._append([Draft(type=type, data={"id": id, **data}, run=run)], once=resolve_key(id)))[0].data
 
     def _check_not_over(self) -> None:

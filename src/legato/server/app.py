@@ -36,6 +36,7 @@ from ..execution import Limits
 from ..log import Store
 from ..run import Runner
 from ..store import open_store
+from ..tool import Tool
 from .deva import DevaRoutes, DevaStream
 from .mix import MixRoutes
 from .openapi import document
@@ -96,6 +97,7 @@ class Legato:
         page: bool = True,
     ) -> None:
         self.agents: dict[str, Agent] = {}
+        self.tools: dict[str, Tool] = {}
         self.streams = Streams(total=max_streams, per_session=max_streams_per_session)
         self.grace = grace
         self.drain_on_signal = True
@@ -136,6 +138,42 @@ class Legato:
             return function
 
         return register
+
+    def model(self, spec: str, *, first: bool = False, **options: Any) -> Agent:
+        """Add an agent that asks a model, with this application's tools.
+
+        Args:
+            spec: ``"openai:gpt-5-mini"``, ``"ollama:llama3.2"`` ..., see ``agents.model.Model.read``.
+            first: make it the default agent.
+            options: ``base_url``, ``api_key`` and ``background`` of ``Model.read``; all else of ``model_agent``.
+
+        Raises:
+            InvalidInput: there is no such model, no key for it, or an agent of that name.
+        """
+        # Here, since a client of a model is nothing that every server needs.
+        from ..agents.model import Model
+        from ..agents.upstream import model_agent
+
+        chosen = {name: options.pop(name) for name in ("base_url", "api_key", "background") if name in options}
+        agent = model_agent(Model.read(spec, **chosen), **{"tools": self.tools, **options})
+        self._add(agent)
+        if first:
+            self.agents = {agent.name: agent, **self.agents}
+        return agent
+
+    def tool(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        """Register a function as a tool for the agents of ``model``; a decorator. See ``Tool`` for the arguments.
+
+        Raises:
+            InvalidInput: the function cannot be offered to a model, or there is a tool of that name.
+        """
+        if function is None:
+            return lambda function: self.tool(function, **options)
+        tool = function if isinstance(function, Tool) else Tool(function, **options)
+        if tool.name in self.tools:
+            raise InvalidInput(f"There is a tool {tool.name!r} already; give this one another name.")
+        self.tools[tool.name] = tool
+        return tool
 
     def _add(self, agent: Agent) -> None:
         if agent.name in self.agents:
@@ -185,6 +223,9 @@ class Legato:
         await self.streams.close()
         await self._store.close()
         self._store = None
+        for agent in self.agents.values():
+            if agent.on_stop is not None:
+                await agent.on_stop()
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:

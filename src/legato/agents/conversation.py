@@ -1,0 +1,138 @@
+"""What a model is told of a turn: the whole conversation, in the form of Chat Completions, which every provider takes.
+
+A fold of whole messages: no model, no network. The rule: every tool call of the assistant is followed by exactly one
+output, since providers refuse a conversation in which a call stays open. Thinking is not told again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from ..agent import Turn
+from ..event import Message
+
+Json = dict[str, Any]
+
+NOT_CARRIED_OUT = "This call was not carried out."
+"""What a model is told of a call that came to nothing: its run was stopped, or the client did not answer it."""
+
+
+def conversation(turn: Turn, instructions: str = "") -> list[Json]:
+    """The messages before the turn's, and the turn's own.
+
+    Args:
+        turn: with its history. What the sender set as ``instructions`` is added to these.
+        instructions: for the model, before all else.
+    """
+    given = turn.message.metadata.get("instructions")
+    system = "\n\n".join(text for text in (instructions, given) if isinstance(text, str) and text)
+    messages = [{"role": "system", "content": system}] if system else []
+    for message in (*turn.history, turn.message):
+        messages += asked(message) if message.role == "user" else said(message.parts, message.text)
+    return answered(messages)
+
+
+def asked(message: Message) -> list[Json]:
+    """What a user's message is: its text; or its items, when it came as such with images or outputs of tools."""
+    given = message.metadata.get("input")
+    items = [item for item in given if isinstance(item, dict)] if isinstance(given, list) else []
+    own = [place + 1 for place, item in enumerate(items) if _is_said(item)]
+    messages = [read for item in items[max(own, default=0) :] for read in _item(item)]
+    return messages or [{"role": "user", "content": message.text}]
+
+
+def _is_said(item: Json) -> bool:
+    return item.get("role") == "assistant" or item.get("type") in ("function_call", "reasoning")
+
+
+def _item(item: Json) -> list[Json]:
+    if item.get("type") == "function_call_output":
+        return [tool_output(str(item.get("call_id", "")), _words(item.get("output")))]
+    if item.get("role") != "user":
+        return []
+    content = item.get("content")
+    if isinstance(content, list):
+        content = [_part(part) for part in content if isinstance(part, dict)]
+    return [{"role": "user", "content": content}] if content else []
+
+
+def _part(part: Json) -> Json:
+    match part:
+        case {"type": "input_text" | "text", "text": str(text)}:
+            return {"type": "text", "text": text}
+        case {"type": "input_image", "image_url": str(url)}:
+            return {"type": "image_url", "image_url": {"url": url, "detail": part.get("detail") or "auto"}}
+    return part  # a provider's own kind, or that of Chat Completions already
+
+
+def _words(output: Any) -> str:
+    """A tool's output as a model reads it."""
+    if isinstance(output, str):
+        return output
+    if isinstance(output, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in output
+    ):
+        return "".join(part["text"] for part in output)
+    return msgspec.json.encode(output).decode()
+
+
+def tool_output(id: str, output: Any, *, success: bool = True) -> Json:
+    """The message that answers the tool call ``id``."""
+    words = _words(output)
+    return {"role": "tool", "tool_call_id": id, "content": words if success else f"Error: {words}"}
+
+
+def said(parts: Sequence[Json], text: str = "") -> list[Json]:
+    """What an assistant's message is: for each of its steps what it said and called, then what the tools gave."""
+    steps: dict[int, list[Json]] = {}
+    for part in parts:
+        steps.setdefault(part["step"], []).append(part)
+    if not steps:
+        return [{"role": "assistant", "content": text}] if text else []
+    return [message for step in steps.values() for message in _step(step)]
+
+
+def _step(parts: Sequence[Json]) -> list[Json]:
+    text = "".join(part["text"] for part in parts if part["type"] in ("text", "refusal"))
+    calls = [part for part in parts if part["type"] == "tool_call" and _is_json(part["arguments"])]
+    if not text and not calls:
+        return []
+    message: Json = {"role": "assistant", "content": text or None}
+    if calls:
+        message["tool_calls"] = [tool_call(call["id"], call["name"], call["arguments"]) for call in calls]
+    done = [call for call in calls if "success" in call]
+    return [message, *(tool_output(call["id"], call["output"], success=call["success"]) for call in done)]
+
+
+def tool_call(id: str, name: str, arguments: str) -> Json:
+    """A call as it stands in an assistant's message."""
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments or "{}"}}
+
+
+def _is_json(arguments: str) -> bool:
+    """Whether the arguments are whole: those of a call that was cut off are not."""
+    try:
+        msgspec.json.decode(arguments or "{}")
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
+    return True
+
+
+def answered(messages: Iterable[Json]) -> list[Json]:
+    """The messages, each call with one output behind it; an output without its call is the user's to say."""
+    kept: list[Json] = []
+    open_calls: list[str] = []
+    for message in messages:
+        if message["role"] == "tool":
+            if message["tool_call_id"] in open_calls:
+                open_calls.remove(message["tool_call_id"])
+            else:
+                message = {"role": "user", "content": message["content"]}
+        if message["role"] != "tool":
+            kept += [tool_output(id, NOT_CARRIED_OUT, success=False) for id in open_calls]
+            open_calls = [call["id"] for call in message.get("tool_calls", ())]
+        kept.append(message)
+    return kept

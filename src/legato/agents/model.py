@@ -1,0 +1,220 @@
+"""Which model an agent asks, and how: from ``openai:gpt-5-mini`` to a provider, and from a turn's settings to its own.
+
+Tables, and what reads them. The key comes from the environment and is kept nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from ..errors import InvalidInput
+from ..provider import (
+    AsyncAnthropicProvider,
+    AsyncChatCompletionsProvider,
+    AsyncResponsesProvider,
+)
+
+Json = dict[str, Any]
+Wire = Literal["responses", "chat", "messages"]
+Provider = AsyncResponsesProvider | AsyncChatCompletionsProvider | AsyncAnthropicProvider
+
+_PROVIDERS: Final[dict[Wire, Callable[..., Provider]]] = {
+    "responses": AsyncResponsesProvider,
+    "chat": AsyncChatCompletionsProvider,
+    "messages": AsyncAnthropicProvider,
+}
+
+KEY: Final = "MODEL_API_KEY"
+"""The environment variable with the key, for addresses whose owner has none of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vendor:
+    """Where models are asked.
+
+    Attributes:
+        wire: the API.
+        base_url: up to the version; None: it has to be given.
+        key: the environment variable with the key; None: no key is needed.
+        background: whether it keeps answers that are written in the background, so that they survive us.
+    """
+
+    wire: Wire
+    base_url: str | None = None
+    key: str | None = None
+    background: bool = False
+
+
+VENDORS: Final[dict[str, Vendor]] = {
+    "openai": Vendor("responses", "https://api.openai.com/v1", "OPENAI_API_KEY", background=True),
+    "anthropic": Vendor("messages", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY"),
+    "ollama": Vendor("chat", "http://127.0.0.1:11434/v1"),
+    "lmstudio": Vendor("chat", "http://127.0.0.1:1234/v1"),
+    "llamacpp": Vendor("chat", "http://127.0.0.1:8080/v1"),
+    "openrouter": Vendor("chat", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+    "legato": Vendor("responses", "http://127.0.0.1:8088/v1", background=True),
+    # By their APIs, for any other address.
+    "responses": Vendor("responses"),
+    "chat": Vendor("chat"),
+    "messages": Vendor("messages"),
+}
+"""What may stand before the colon of a model's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model at an address.
+
+    Attributes:
+        name: as its provider calls it.
+        wire: the API.
+        base_url: up to the version.
+        api_key: None sends none.
+        background: whether its answers are asked for in the background.
+    """
+
+    name: str
+    wire: Wire
+    base_url: str
+    api_key: str | None = None
+    background: bool = False
+
+    @classmethod
+    def read(
+        cls,
+        spec: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        background: bool | None = None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> Model:
+        """The model that ``spec`` names: ``vendor:model``, or with a ``base_url`` the model alone (Chat Completions).
+
+        Args:
+            spec: for example ``"openai:gpt-5-mini"``, ``"ollama:llama3.2:3b"``.
+            base_url: instead of the vendor's own address.
+            api_key: instead of the environment's.
+            background: instead of what the vendor is known to support.
+            environment: where keys are found.
+
+        Raises:
+            InvalidInput: there is no such vendor, no model, no address, or no key for it.
+        """
+        prefix, colon, name = spec.partition(":")
+        vendor = VENDORS.get(prefix) if colon else None
+        if vendor is None and base_url is not None:
+            vendor, prefix, name = VENDORS["chat"], "chat", spec
+        if vendor is None:
+            known = ", ".join(f"{each}:" for each in VENDORS)
+            raise InvalidInput(
+                f"Expected a model such as openai:gpt-5-mini or ollama:llama3.2, got {spec[:100]!r}; before the name "
+                f"may stand {known} or nothing, with a base URL.",
+            )
+        if not name:
+            raise InvalidInput(f"Which model of {prefix}? Expected {prefix}:NAME.")
+        address = base_url or (environment.get("OPENAI_BASE_URL") if prefix == "openai" else None) or vendor.base_url
+        if address is None:
+            raise InvalidInput(f"{prefix}:{name} needs a base URL: the address of its server up to the version.")
+        if not address.startswith(("http://", "https://")):  # now, and not at the first question
+            raise InvalidInput(f"A base URL starts with http:// or https://, unlike {address[:128]!r}.")
+        key = api_key or environment.get(vendor.key or KEY) or None
+        if key is None and vendor.key is not None and base_url is None:
+            raise InvalidInput(f"{prefix} needs a key: set {vendor.key}.")
+        if background and vendor.wire != "responses":
+            raise InvalidInput(f"Only the Responses API has answers in the background, {prefix} speaks another.")
+        return cls(name, vendor.wire, address, key, vendor.background if background is None else background)
+
+    def provider(self) -> Provider:
+        """A client of its API. Close it."""
+        return _PROVIDERS[self.wire](self.base_url, self.api_key)
+
+    def settings(self, metadata: Mapping[str, Any]) -> Json:
+        """What of a message's metadata is meant for a model, in the words of its API. What does not fit is left out."""
+        found: Json = {}
+        for name, read in _SETTINGS[self.wire].items():
+            if metadata.get(name) is not None and (setting := read(metadata[name])) is not None:
+                found |= setting
+        return found
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+Read = Callable[[Any], Json | None]
+
+
+def _as(name: str, *types: type) -> Read:
+    """The value under another name, if it is of one of the types."""
+    return lambda value: {name: value} if isinstance(value, types) and not isinstance(value, bool) else None
+
+
+def _flag(name: str) -> Read:
+    return lambda value: {name: value} if isinstance(value, bool) else None
+
+
+def _chat_choice(choice: Any) -> Json | None:
+    match choice:
+        case str():
+            return {"tool_choice": choice}
+        case {"type": "function", "name": str(name)}:
+            return {"tool_choice": {"type": "function", "function": {"name": name}}}
+    return None
+
+
+def _messages_choice(choice: Any) -> Json | None:
+    match choice:
+        case "auto" | "none":
+            return {"tool_choice": {"type": choice}}
+        case "required":
+            return {"tool_choice": {"type": "any"}}
+        case {"type": "function", "name": str(name)}:
+            return {"tool_choice": {"type": "tool", "name": name}}
+    return None
+
+
+def _chat_format(text: Any) -> Json | None:
+    match text:
+        case {"format": {"type": "json_schema", **schema}}:
+            return {"response_format": {"type": "json_schema", "json_schema": schema}}
+        case {"format": {"type": "json_object"}}:
+            return {"response_format": {"type": "json_object"}}
+    return None
+
+
+def _chat_effort(reasoning: Any) -> Json | None:
+    match reasoning:
+        case {"effort": str(effort)}:
+            return {"reasoning_effort": effort}
+    return None
+
+
+_NUMBERS: Final[dict[str, Read]] = {
+    "max_output_tokens": _as("max_tokens", int),
+    "temperature": _as("temperature", int, float),
+    "top_p": _as("top_p", int, float),
+}
+_SETTINGS: Final[dict[Wire, dict[str, Read]]] = {
+    "responses": {
+        **_NUMBERS,
+        "tool_choice": _as("tool_choice", str, dict),
+        "parallel_tool_calls": _flag("parallel_tool_calls"),
+        "reasoning": _as("reasoning", dict),
+        "text": _as("text", dict),
+        "service_tier": _as("service_tier", str),
+        "safety_identifier": _as("safety_identifier", str),
+        "prompt_cache_key": _as("prompt_cache_key", str),
+        "truncation": _as("truncation", str),
+    },
+    "chat": {
+        **_NUMBERS,
+        "presence_penalty": _as("presence_penalty", int, float),
+        "frequency_penalty": _as("frequency_penalty", int, float),
+        "tool_choice": _chat_choice,
+        "reasoning": _chat_effort,
+        "text": _chat_format,
+    },
+    "messages": {**_NUMBERS, "tool_choice": _messages_choice},
+}

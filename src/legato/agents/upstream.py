@@ -1,0 +1,528 @@
+"""Agents that ask a model: the loop of call, tools and answer, and the way back into it after a crash.
+
+``model_agent`` makes the agent, ``_Answer`` is one turn of it. A turn is a row of *steps*: in each the model is asked
+once, what it says is handed on as it comes, and the tools it calls are run; the last one calls none.
+
+What must hold when the process dies at any moment: the model is paid once for each step, and no tool runs twice unless
+it says that it may. Two things see to it. The first is the id under which a provider that writes in the background
+keeps its answer: it is in the log, as a checkpoint, before anything of the answer is, and with it how far the answer
+had come; what the log has behind the last checkpoint is not said again. The second is that ``tool.started`` is stored
+before a tool begins (``turn.stored``), so a call that may have had an effect can be told from one that had none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import msgspec
+
+from ..agent import Agent, Turn
+from ..errors import AgentError, InvalidInput
+from ..event import (
+    Checkpoint,
+    Finish,
+    Thinking,
+    ToolArguments,
+    ToolCall,
+    ToolReady,
+    ToolResult,
+    Usage,
+    Yielded,
+)
+from ..provider import (
+    AsyncResponsesProvider,
+    AsyncStream,
+    ChatResult,
+    ProviderError,
+    ProviderRefused,
+    ProviderUnreachable,
+    ResponseFailed,
+    ResponseIncomplete,
+    StreamChunk,
+    StreamInterrupted,
+    ToolCallDelta,
+)
+from ..tool import Tool
+from .call import Call, perform
+from .conversation import Json, conversation, tool_call, tool_output
+from .model import Model, Provider
+
+logger = logging.getLogger("legato")
+
+NOTE_EVERY = 64
+"""Chunks after which the place in a background answer is noted again; no more than these are compared after a crash."""
+POLL = 2.0
+"""Seconds between looks at a background answer that can no longer be read as a stream."""
+
+Items = AsyncGenerator[Yielded, None]
+
+
+def model_agent(
+    model: Model | str,
+    *,
+    tools: Mapping[str, Tool] | Sequence[Tool] = (),
+    instructions: str = "",
+    name: str | None = None,
+    max_steps: int = 16,
+    options: Mapping[str, Any] | None = None,
+) -> Agent:
+    """An agent that hands each turn to a model and says what the model says.
+
+    Args:
+        model: a ``Model``, or what ``Model.read`` makes one of.
+        tools: what the model may call; a mapping by name is looked into anew in each turn. The client's own tools, in
+            a message's metadata, are offered too, and left to the client.
+        instructions: for the model, before the conversation.
+        name: of the agent; the model's by default.
+        max_steps: how often the model may be asked in one turn; then the run fails (``too_many_steps``).
+        options: further fields of each request, by the names of the model's API.
+
+    Raises:
+        InvalidInput: see ``Model.read``.
+    """
+    model = Model.read(model) if isinstance(model, str) else model
+    if max_steps < 1:
+        raise InvalidInput(f"max_steps is at least 1, got {max_steps}.")
+    by_name = tools if isinstance(tools, Mapping) else {tool.name: tool for tool in tools}
+    upstream = _Upstream(model, by_name, instructions, max_steps, dict(options or {}))
+    return Agent(
+        upstream.answer,
+        name=name or model.name,
+        on_crash="resume" if model.background else "fail",
+        description=f"Asks {model.name}.",
+        on_stop=upstream.close,
+    )
+
+
+class _Upstream:
+    """A model, what it may use, and the connection to it, which all turns share."""
+
+    def __init__(
+        self, model: Model, tools: Mapping[str, Tool], instructions: str, max_steps: int, options: Json
+    ) -> None:
+        self.model = model
+        self.tools = tools
+        self.instructions = instructions
+        self.max_steps = max_steps
+        self.options = options
+        self.background = model.background
+        self._provider: Provider | None = None
+        self._farewells: set[asyncio.Task[None]] = set()
+
+    @property
+    def provider(self) -> Provider:
+        """The client; made when it is first needed, since it belongs to the running event loop."""
+        if self._provider is None:
+            self._provider = self.model.provider()
+        return self._provider
+
+    @property
+    def keeper(self) -> AsyncResponsesProvider:
+        """The client, for what only those can who keep their answers."""
+        return cast(AsyncResponsesProvider, self.provider)
+
+    async def close(self) -> None:
+        """Say what is still to be said to the provider, and let go of it."""
+        if self._farewells:
+            await asyncio.wait(self._farewells)
+        if self._provider is not None:
+            provider, self._provider = self._provider, None
+            await provider.aclose()
+
+    async def answer(self, turn: Turn) -> Items:
+        """The agent."""
+        async with contextlib.aclosing(_Answer(self, turn).steps()) as items:
+            async for item in items:
+                yield item
+
+    def end(self, response: str) -> None:
+        """Have the provider stop a background answer that nobody waits for any more. Returns at once."""
+        task = asyncio.create_task(self._end(response))
+        self._farewells.add(task)
+        task.add_done_callback(self._farewells.discard)
+
+    async def _end(self, response: str) -> None:
+        try:
+            await self.keeper.cancel(response)
+        except ProviderError as exc:
+            logger.warning("response %s may go on at the model's provider: %s", response, exc)
+
+
+class _Note(msgspec.Struct, omit_defaults=True):
+    """What a checkpoint says: where the run is. Most fields are those of ``_Step``.
+
+    ``ours`` has the ids of the calls that are left to us, each with the provider's own id of it.
+    """
+
+    step: int
+    response: str | None
+    sequence_number: int | None
+    before: dict[str, int]
+    calls_before: int
+    usage: Usage
+    over: bool = False
+    finish: str = "stop"
+    ours: dict[str, str] = {}
+
+
+@dataclass(slots=True)
+class _Step:
+    """One time that the model is asked.
+
+    Attributes:
+        number: from 1.
+        response: the provider's id of a background answer; None before it is known, and of others.
+        sequence_number: of the last event of it that the log had at the last checkpoint.
+        before: characters, by kind, that the run had said before this step.
+        calls_before: tool calls of the run before this step.
+        had: characters, by kind and call, that the log has behind the last checkpoint: they come again.
+        calls: by their index in the answer.
+        over: the model has said all.
+    """
+
+    number: int = 1
+    response: str | None = None
+    sequence_number: int | None = None
+    before: Counter[str] = field(default_factory=Counter)
+    calls_before: int = 0
+    had: Counter[str] = field(default_factory=Counter)
+    calls: dict[int, Call] = field(default_factory=dict)
+    over: bool = False
+
+
+_KINDS = {"thinking.delta": "thinking", "text.delta": "text", "refusal.delta": "refusal"}
+
+
+class _Answer:
+    """One turn, step by step."""
+
+    def __init__(self, upstream: _Upstream, turn: Turn) -> None:
+        self._upstream = upstream
+        self._turn = turn
+        self._tools = dict(upstream.tools)
+        given = turn.message.metadata.get("tools")
+        self._theirs = [tool for tool in given if isinstance(tool, dict)] if isinstance(given, list) else []
+        self._step = _Step()
+        self._usage = Usage(model=upstream.model.name)
+        self._finish = "stop"
+        self._text = ""  # what the model said in this step
+        self._messages: list[Json] = []  # what the model is told next
+        self._previous: str | None = None  # the background answer that the next one continues
+        self._said: Counter[str] = Counter()  # characters of the whole run, by kind and call
+        self._ids: list[str] = []  # of the calls of the whole run, in order
+        self._cut_off: set[str] = set()  # calls that were running when the process died
+        self._chunks = 0
+
+    async def steps(self) -> Items:
+        """Everything the run is to say."""
+        self._take_up()
+        while True:
+            if not self._step.over:
+                async with contextlib.aclosing(self._ask()) as items:
+                    async for item in items:
+                        yield item
+            async with contextlib.aclosing(perform(self._due(), self._tools, self._turn, self._cut_off)) as items:
+                async for item in items:
+                    yield item
+            calls = [call for call in self._step.calls.values() if call.ours]
+            if any(call.result is None for call in calls):
+                self._finish = "tool_calls"  # the client's own: its next message brings what came of them
+            elif calls:
+                self._advance(calls)
+                continue
+            if self._finish != "stop":
+                yield Finish(self._finish)
+            return
+
+    def _due(self) -> list[Call]:
+        """The calls that are to be made now: not those of the client's own tools."""
+        theirs = {tool.get("name") for tool in self._theirs} - self._tools.keys()
+        return [call for call in self._step.calls.values() if call.result is None and call.name not in theirs]
+
+    def _advance(self, calls: Sequence[Call]) -> None:
+        step, limit = self._step, self._upstream.max_steps
+        if step.number >= limit:
+            raise AgentError(f"The model was asked {limit} times, and still calls tools.", code="too_many_steps")
+        outputs = [tool_output(call.given, call.result.output, success=call.result.success)
+                   for call in calls if call.result is not None]  # fmt: skip
+        self._previous = step.response
+        if step.response is None:
+            asked = [tool_call(call.given, call.name, call.arguments) for call in calls]
+            outputs.insert(0, {"role": "assistant", "content": self._text or None, "tool_calls": asked})
+            outputs = [*self._messages, *outputs]
+        self._messages = outputs
+        self._step = _Step(step.number + 1, before=self._told, calls_before=len(self._ids))
+
+    # After a crash ----------------------------------------------------------------------------------------------------
+
+    def _take_up(self) -> None:
+        """Begin, or go on where an earlier attempt was.
+
+        Raises:
+            AgentError: something was said that cannot be continued.
+        """
+        turn = self._turn
+        if turn.checkpoint is None and not any(event.type in _KINDS for event in turn.events):
+            self._messages = conversation(turn, self._upstream.instructions)
+            return
+        note = None if turn.checkpoint is None else msgspec.convert(turn.checkpoint, _Note)
+        if note is None or note.response is None:
+            raise AgentError(
+                "The server stopped while the answer was being given. What came is kept.", code="interrupted"
+            )
+        before = Counter(note.before)
+        self._step = step = _Step(
+            note.step, note.response, note.sequence_number, before, note.calls_before, over=note.over
+        )
+        self._usage, self._finish = note.usage, note.finish
+        started: set[str] = set()
+        for event in turn.events:
+            data = event.data
+            if event.type == "agent.checkpoint":
+                step.had.clear()
+            elif event.type in _KINDS:
+                self._count(step, _KINDS[event.type], len(data["text"]))
+            elif event.type == "tool_call.started":
+                self._ids.append(data["id"])
+            elif event.type == "tool_call.delta":
+                self._count(step, data["id"], len(data["arguments"]))
+            elif event.type == "tool.started":
+                started.add(data["id"])
+        if note.over:
+            self._take_calls(step, note.ours, started)
+
+    def _count(self, step: _Step, key: str, size: int) -> None:
+        self._said[key] += size
+        step.had[key] += size
+
+    def _take_calls(self, step: _Step, ours: Mapping[str, str], started: set[str]) -> None:
+        """The calls of a step in which the model has said all, with what came of them."""
+        calls = {id: Call(id, given, "") for id, given in ours.items()}
+        for event in self._turn.events:
+            data = event.data
+            call = calls.get(data.get("id", ""))
+            if call is not None and event.type == "tool_call.completed":
+                call.name, call.arguments = data["name"], data["arguments"]
+            elif call is not None and event.type == "tool.completed":
+                call.result = ToolResult(call.id, data["output"], data["success"])
+        step.calls = dict(enumerate(calls.values()))
+        self._cut_off = {id for id in started if id in calls and calls[id].result is None}
+
+    # The model --------------------------------------------------------------------------------------------------------
+
+    async def _ask(self) -> Items:
+        """Have the model speak, and hand on what it says."""
+        step = self._step
+        result = ChatResult()
+        try:
+            while True:
+                stream = self._open()
+                try:
+                    async with stream:
+                        async for chunk in stream:
+                            for item in self._items(chunk, stream):
+                                yield item
+                    result = stream.partial
+                    break
+                except ProviderRefused as exc:
+                    if not self._is_for_the_background(exc):
+                        raise
+                    logger.info("%s: no answers in the background here: %s", self._upstream.model.name, exc)
+                    self._upstream.background = False
+        except ResponseIncomplete as exc:
+            result, self._finish = exc.partial, exc.reason
+        except ProviderError as exc:
+            if step.response is None or isinstance(exc, ResponseFailed):
+                raise _failure(exc) from exc
+            kept = await self._kept(exc)
+            if isinstance(kept.failure, ResponseIncomplete):
+                self._finish = kept.failure.reason
+            elif kept.failure is not None:
+                raise _failure(kept.failure) from kept.failure
+            result = kept.result
+            step.had = self._said - step.before
+            for chunk in _chunks(result):
+                for item in self._items(chunk):
+                    yield item
+        finally:
+            # Whoever is stopped for good says so to the provider, or it would write, and be paid, to the end.
+            if step.response is not None and self._turn.cancelled and not self._turn.left_open:
+                self._upstream.end(step.response)
+        for item in self._conclude(result):
+            yield item
+
+    def _open(self) -> AsyncStream[StreamChunk]:
+        step, upstream = self._step, self._upstream
+        if step.response is not None:
+            return upstream.keeper.chat_resume(step.response, starting_after=step.sequence_number)
+        settings = {**upstream.model.settings(self._turn.message.metadata), **upstream.options}
+        tools = [tool.definition for tool in self._tools.values()]
+        tools += [tool for tool in self._theirs if tool.get("name") not in self._tools]
+        if not tools:
+            settings.pop("tool_choice", None)
+        if upstream.background:
+            settings["background"] = True
+        if self._previous is not None:
+            settings["previous_response_id"] = self._previous
+        return upstream.provider.chat_stream(
+            model=upstream.model.name,
+            messages=self._messages,
+            tools=tools or None,
+            # Asked again before the id of the answer was in the log, a provider that knows keys gives the same answer.
+            headers={"idempotency-key": f"{self._turn.run}~m{step.number}"},
+            **settings,
+        )
+
+    def _is_for_the_background(self, refused: ProviderRefused) -> bool:
+        return self._upstream.background and self._step.response is None and refused.param == "background"
+
+    async def _kept(self, reason: ProviderError) -> Any:
+        """A background answer whose stream is to be had no more, once it is whole."""
+        assert self._step.response is not None
+        logger.info("response %s is asked for until it is whole: %s", self._step.response, reason)
+        try:
+            while True:
+                kept = await self._upstream.keeper.retrieve(self._step.response)
+                if kept.status not in ("queued", "in_progress"):
+                    return kept
+                await asyncio.sleep(POLL)
+        except ProviderError as exc:
+            raise _failure(exc) from exc
+
+    def _items(self, chunk: StreamChunk, stream: AsyncStream[StreamChunk] | None = None) -> Iterator[Yielded]:
+        """What a chunk is in our words, without what the log has already."""
+        step = self._step
+        if chunk.id is not None:
+            step.response = chunk.id
+            yield self._note(stream)
+        if thought := self._new("thinking", chunk.thinking):
+            yield Thinking(thought)
+        if text := self._new("text", chunk.delta):
+            yield text
+        if refusal := self._new("refusal", chunk.refusal):
+            yield refusal
+        if chunk.tool_call_delta is not None:
+            yield from self._called(chunk.tool_call_delta, stream)
+        if chunk.tool_output is not None:
+            yield from self._made(step.calls[chunk.tool_output.index], chunk.tool_output.output)
+        self._chunks += 1
+        if step.response is not None and not self._chunks % NOTE_EVERY and not +step.had:
+            yield self._note(stream)
+
+    def _new(self, key: str, text: str) -> str:
+        """What of a text the log does not have."""
+        had = min(self._step.had[key], len(text))
+        self._step.had[key] -= had
+        self._said[key] += len(text) - had
+        return text[had:]
+
+    def _called(self, delta: ToolCallDelta, stream: AsyncStream[StreamChunk] | None) -> Iterator[Yielded]:
+        step = self._step
+        if delta.index not in step.calls:
+            whole = stream.partial.tool_calls[delta.index] if stream is not None and delta.id is None else delta
+            yield from self._call(delta.index, whole.id or "", whole.name)
+        if arguments := self._new(step.calls[delta.index].id, delta.arguments):
+            yield ToolArguments(step.calls[delta.index].id, arguments)
+
+    def _call(self, index: int, given: str, name: str) -> Iterator[Yielded]:
+        """Take a call that begins; said only if the log does not have it."""
+        step = self._step
+        place = step.calls_before + index
+        if place < len(self._ids):
+            step.calls[index] = Call(self._ids[place], given, name)
+            return
+        # Some servers count their calls anew in each answer, and some give them no id at all.
+        id = given if given and given not in self._ids else f"{given or 'call'}~{place}"
+        self._ids.append(id)
+        step.calls[index] = Call(id, given or id, name)
+        yield ToolCall(id, name)
+
+    def _made(self, call: Call, output: str) -> Iterator[Yielded]:
+        """Take what came of a call that the provider has made itself."""
+        call.ours = False
+        if call.result is None:
+            call.result = ToolResult(call.id, output)
+            if not self._has_result(call.id):
+                yield call.result
+
+    def _has_result(self, id: str) -> bool:
+        return any(event.type == "tool.completed" and event.data["id"] == id for event in self._turn.events)
+
+    def _conclude(self, result: ChatResult) -> Iterator[Yielded]:
+        """Take note that the model has said all of this step."""
+        step = self._step
+        for index, whole in enumerate(result.tool_calls):
+            if index not in step.calls:  # told, and stored, before the crash
+                yield from self._call(index, whole.id, whole.name)
+            call = step.calls[index]
+            call.arguments = whole.arguments
+            if whole.output is not None:
+                yield from self._made(call, whole.output)
+            elif self._finish != "stop" and call.result is None:
+                call.ours = False
+                call.result = ToolResult(call.id, "The call was cut off.", success=False)
+                yield call.result
+            else:
+                yield ToolReady(call.id)
+        self._text = result.text + result.refusal
+        if result.usage is not None:
+            old, new = self._usage, result.usage
+            self._usage = Usage(
+                input_tokens=old.input_tokens + new.input_tokens,
+                output_tokens=old.output_tokens + new.output_tokens,
+                cached_tokens=old.cached_tokens + new.cached_tokens,
+                model=result.model or old.model,
+            )
+            yield self._usage
+        if result.refusal:
+            self._finish = "refusal"
+        elif self._finish == "stop" and result.finish_reason not in (None, "stop", "tool_calls"):
+            self._finish = str(result.finish_reason)
+        step.over = True
+        if step.response is not None:
+            yield self._note(None)
+
+    def _note(self, stream: AsyncStream[StreamChunk] | None) -> Checkpoint:
+        step = self._step
+        number = step.sequence_number if stream is None else stream.sequence_number
+        ours = {call.id: call.given for call in step.calls.values() if call.ours} if step.over else {}
+        return Checkpoint(
+            msgspec.to_builtins(
+                _Note(step.number, step.response, number, dict(step.before), step.calls_before, self._usage, step.over,
+                      self._finish, ours)
+            )
+        )  # fmt: skip
+
+    @property
+    def _told(self) -> Counter[str]:
+        return Counter({kind: self._said[kind] for kind in _KINDS.values()})
+
+
+def _chunks(result: ChatResult) -> Iterator[StreamChunk]:
+    """A whole answer as it could have come."""
+    yield StreamChunk(thinking=result.thinking)
+    yield StreamChunk(delta=result.text)
+    yield StreamChunk(refusal=result.refusal)
+    for index, call in enumerate(result.tool_calls):
+        yield StreamChunk(tool_call_delta=ToolCallDelta(index, call.id, call.name, call.arguments))
+
+
+def _failure(error: ProviderError) -> AgentError:
+    """The error that ends the run, in words that users may see."""
+    logger.warning("the model failed: %s", error)
+    if isinstance(error, ProviderUnreachable):
+        return AgentError("The model cannot be reached.", code="model_unreachable")
+    if isinstance(error, ProviderRefused) and error.status_code in (401, 403):
+        # Their messages quote the key.
+        return AgentError("The model's provider does not accept the server's key.", code="model_key_refused")
+    if isinstance(error, StreamInterrupted):
+        return AgentError("The model's answer broke off, and cannot be continued.", code="model_interrupted")
+    if isinstance(error, ProviderRefused | ResponseFailed):
+        return AgentError(f"The model's provider says: {error.message}", code=error.code)
+    return AgentError("What the model's provider sent cannot be understood.", code="model_malformed")

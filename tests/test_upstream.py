@@ -1,0 +1,586 @@
+"""Agents that ask a model: what it says, its tools, its failures, and a crash at every event."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fake_server import Handler, Reply, Request, json_reply, stream_reply
+from legato.agent import Agent, Turn
+from legato.agents.model import Model
+from legato.agents.upstream import NOTE_EVERY, model_agent
+from legato.errors import AgentError, InvalidInput
+from legato.event import Draft, Event, Message
+from legato.execution import Limits
+from legato.tool import Tool, ToolError
+from legato.transcript import Recorder, Transcript, fold
+from model_server import Keeper, asking, calls, says
+from provider_streams import (
+    ANTHROPIC_TEXT,
+    CHAT_LENGTH,
+    CHAT_TEXT,
+    CHAT_TOOLS,
+    ERROR_EVENTS,
+    FAILED_EVENTS,
+    FIDDLE,
+    TEXT,
+    TEXT_EVENTS,
+    cut_reply,
+    sse,
+)
+from running import NET, Stage, staged
+from test_agent import Desk
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    async with staged("memory", tmp_path) as stage:
+        yield stage
+
+
+async def answer(stage: Stage, agent: Agent, text: str = "Hello", **settings: Any) -> Event:
+    """The terminal event of one message's run."""
+    runner = stage.runner(agent)
+    return await stage.ended(await runner.send(await stage.session(), text, **settings))
+
+
+def kinds(event: Event) -> list[tuple[str, str]]:
+    parts = event.data["message" if event.type == "run.completed" else "partial"]["parts"]
+    return [(part["type"], part.get("text", part.get("arguments"))) for part in parts]
+
+
+def add(x: int) -> int:
+    """Add one."""
+    return x + 1
+
+
+# What the model says --------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thinking, text, usage: each becomes what it is here; the conversation and the settings reach the model."""
+    keeper = Keeper(says("Hel", f"lo {FIDDLE}", thinking=["Hm", "."]))
+    agent = model_agent(asking(monkeypatch, keeper), instructions="Be kind.", options={"top_p": 0.5})
+    end = await answer(stage, agent, metadata={"temperature": 0.1, "tool_choice": "auto"})
+
+    assert ("run.completed", "stop", TEXT) == (end.type, end.data["finish_reason"], end.data["message"]["text"])
+    assert [("thinking", "Hm."), ("text", TEXT)] == kinds(end)
+    assert {"input_tokens": 5, "output_tokens": 7, "cached_tokens": 2, "model": "m-1"} == end.data["usage"]
+    asked = keeper.asked[0]
+    assert ("m-1", 0.1, 0.5, True) == (asked["model"], asked["temperature"], asked["top_p"], asked["stream"])
+    assert [("system", "Be kind."), ("user", "Hello")] == [(each["role"], each["content"]) for each in asked["input"]]
+    assert {"tools", "tool_choice", "background"}.isdisjoint(asked)
+
+
+@pytest.mark.parametrize(
+    ("wire", "body", "parts"),
+    [
+        ("chat", sse(CHAT_TEXT, named=False), [("thinking", "Hm."), ("text", TEXT)]),
+        ("messages", sse(ANTHROPIC_TEXT), [("thinking", "Hm."), ("text", TEXT)]),
+    ],
+)
+async def test_other_apis(
+    wire: str, body: bytes, parts: list[Any], stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chat Completions and Anthropic Messages say the same."""
+    end = await answer(stage, model_agent(asking(monkeypatch, lambda _: stream_reply(body, None), wire)))
+
+    assert ("run.completed", parts) == (end.type, kinds(end))
+
+
+async def test_a_second_turn_knows_the_first(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the background: the whole conversation is told, since the provider may have forgotten it."""
+    keeper = Keeper(says("One."), says("Two."))
+    runner = stage.runner(model_agent(asking(monkeypatch, keeper, background=True)))
+    session = await stage.session()
+    await stage.ended(await runner.send(session, "First?"))
+    await stage.ended(await runner.send(session, "Second?"))
+
+    told = [item["content"] for item in keeper.asked[1]["input"]]
+    assert ["First?", [{"type": "output_text", "text": "One."}], "Second?"] == told
+    assert "previous_response_id" not in keeper.asked[1]
+
+
+# Tools ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_tools(background: bool, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model calls, the tools run beside each other, and the model is told what came of them."""
+    both = asyncio.Barrier(2)
+
+    async def wait(word: str) -> dict[str, str]:
+        await both.wait()
+        return {"word": word}
+
+    asked = [("a", "wait", '{"word":"one"}'), ("b", "wait", '{"word":"two"}')]
+    keeper = Keeper(calls(*asked, text="Let me see."), says("Done."))
+    model = asking(monkeypatch, keeper, background=background)
+    end = await answer(stage, model_agent(model, tools=[Tool(wait), Tool(add)]))
+
+    message = end.data["message"]
+    assert ("run.completed", "stop", "Done.") == (end.type, end.data["finish_reason"], message["text"])
+    assert [1, 1, 1, 2] == [part["step"] for part in message["parts"]]
+    assert [{"word": "one"}, {"word": "two"}] == [part["output"] for part in message["parts"][1:3]]
+    assert {"input_tokens": 10, "output_tokens": 14, "cached_tokens": 4, "model": "m-1"} == end.data["usage"]
+    assert ["wait", "add"] == [tool["name"] for tool in keeper.asked[0]["tools"]]
+    items = keeper.asked[1]["input"]
+    outputs = [(item["call_id"], item["output"]) for item in items if item["type"] == "function_call_output"]
+    assert [("a", '{"word":"one"}'), ("b", '{"word":"two"}')] == outputs
+    if background:  # the provider has the rest
+        assert (2, "resp_1") == (len(items), keeper.asked[1]["previous_response_id"])
+    else:
+        assert ["message", "message", "function_call", "function_call"] == [item["type"] for item in items[:4]]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "output"),
+    [
+        ("nope", "{}", "There is no tool 'nope'; there are: add, fail, broken."),
+        ("add", '{"x":"1"}', "The arguments do not fit add: Expected `int`, got `str` - at `$.x`."),
+        ("add", '{"x":', "The arguments do not fit add: Input data was truncated."),
+        ("fail", "{}", "No such city."),
+        ("broken", "{}", "broken could not be run."),
+    ],
+)
+async def test_calls_that_fail(
+    name: str, arguments: str, output: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is told why, and the run goes on."""
+
+    def fail() -> None:
+        raise ToolError("No such city.")
+
+    def question() -> str:
+        raise ValueError("a question with a mistake in it")
+
+    keeper = Keeper(calls(("a", name, arguments)), says("Sorry."))
+    tools = [Tool(add), Tool(fail), Tool(lambda: 1, name="broken", approval=question)]
+    end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=tools))
+
+    part = end.data["message"]["parts"][0]
+    assert ("run.completed", False, output) == (end.type, part["success"], part["output"])
+    told = keeper.asked[1]["input"][-1]
+    assert f"Error: {output}" == told["output"]
+
+
+@pytest.mark.parametrize("granted", [True, False])
+async def test_a_tool_that_asks(granted: bool, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user sees the question and the arguments; without a yes, the tool is not begun."""
+    done: list[int] = []
+    tool = Tool(lambda x: done.append(x), name="delete", approval="Delete {x}?")
+    keeper = Keeper(calls(("a", "delete", '{"x":1}')), says("Well."))
+    runner = stage.runner(model_agent(asking(monkeypatch, keeper), tools=[tool]))
+    sent = await runner.send(await stage.session(), "Go")
+    asked = await stage.seen(sent.session, "permission.requested")
+    assert ("Delete 1?", "delete", {"x": 1}, []) == (
+        asked.data["description"],
+        asked.data["tool"],
+        asked.data["params"],
+        done,
+    )
+    await runner.resolve_permission(asked.data["id"], granted)
+    end = await stage.ended(sent)
+
+    part = end.data["message"]["parts"][0]
+    assert (granted, [1] if granted else []) == (part["success"], done)
+    assert ("tool.started" in await stage.types(sent)) is granted
+    assert granted or part["output"] == "The user did not allow it."
+
+
+async def test_a_tool_begins_when_that_is_stored(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While ``tool.started`` is on its way to the disk, nothing may happen that a crash would forget."""
+    begun: list[int] = []
+    held, open_gate = asyncio.Event(), asyncio.Event()
+
+    async def before(session: str, drafts: Sequence[Draft]) -> None:
+        if any(draft.type == "tool.started" for draft in drafts):
+            held.set()
+            await open_gate.wait()
+
+    stage.store.before = before
+    keeper = Keeper(calls(("a", "work", "{}")), says("Done."))
+    tool = Tool(lambda: begun.append(1), name="work")
+    runner = stage.runner(model_agent(asking(monkeypatch, keeper), tools=[tool]))
+    sent = await runner.send(await stage.session(), "Go")
+    async with asyncio.timeout(NET):
+        await held.wait()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert [] == begun
+    open_gate.set()
+    await stage.ended(sent)
+    assert [1] == begun
+
+
+async def test_the_client_s_own_tools(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are offered to the model, its calls of them are left to the client, and our own run all the same."""
+    keeper = Keeper(calls(("a", "theirs", '{"y":2}'), ("b", "add", '{"x":1}')), says("Four."))
+    runner = stage.runner(model_agent(asking(monkeypatch, keeper), tools=[Tool(add)]))
+    session = await stage.session()
+    theirs = {"type": "function", "name": "theirs", "parameters": {"type": "object"}}
+    metadata = {"tools": [theirs, {**theirs, "name": "add"}, "odd"]}
+    end = await stage.ended(await runner.send(session, "Go", metadata=metadata))
+    parts = end.data["message"]["parts"]
+
+    assert ("tool_calls", False, 2) == (end.data["finish_reason"], "success" in parts[0], parts[1]["output"])
+    assert [("add", "Add one."), ("theirs", None)] == [
+        (tool["name"], tool.get("description")) for tool in keeper.asked[0]["tools"]
+    ]
+    items = [{"type": "function_call_output", "call_id": "a", "output": "4"}]
+    end = await stage.ended(await runner.send(session, "4", metadata={**metadata, "input": items}))
+    assert "Four." == end.data["message"]["text"]
+    told = keeper.asked[1]["input"]
+    assert [("a", "4"), ("b", "2")] == sorted((i["call_id"], i["output"]) for i in told if "output" in i)
+
+
+async def test_a_model_that_never_stops_calling(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a limit to how often it is asked; and calls of one id in each answer are still told apart."""
+    keeper = Keeper(calls(("same", "add", '{"x":1}')))
+    end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)], max_steps=3))
+
+    assert ("run.failed", "too_many_steps", 3) == (end.type, end.data["code"], len(keeper.asked))
+    ids = [part["id"] for part in end.data["partial"]["parts"]]
+    assert ("same", 3) == (ids[0], len(set(ids)))
+    told = [item["call_id"] for item in keeper.asked[2]["input"] if item["type"] == "function_call_output"]
+    assert ["same", "same"] == told  # the provider knows its own ids
+
+
+async def test_calls_without_ids(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some servers give none: each gets one, and the model hears of it by that."""
+    keeper = Keeper(calls(("", "add", '{"x":1}'), ("", "add", '{"x":2}')), says("Done."))
+    end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)]))
+
+    assert ("run.completed", [2, 3]) == (end.type, [part["output"] for part in end.data["message"]["parts"][:2]])
+    items = keeper.asked[1]["input"]
+    told = {item["call_id"] for item in items if item["type"] == "function_call"}
+    assert (2, told) == (len(told), {item["call_id"] for item in items if item["type"] == "function_call_output"})
+
+
+async def test_calls_that_the_provider_makes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another Legato runs its agent's tools by itself: they are shown, and not made again."""
+    made = [
+        *calls(("a", "add", '{"x":1}')),
+        {"type": "response.output_item.added", "output_index": 1,
+         "item": {"type": "function_call_output", "id": "o", "call_id": "a", "output": "7"}},
+        *({**event, "output_index": 2} for event in says("Seven.")),
+    ]  # fmt: skip
+    keeper = Keeper(made)
+    end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)]))
+
+    parts = end.data["message"]["parts"]
+    assert ("7", "Seven.", 1) == (parts[0]["output"], end.data["message"]["text"], len(keeper.asked))
+
+
+async def test_parallel_calls_over_chat(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of calls that alternate are credited to the right one."""
+    replies = [sse(CHAT_TOOLS, named=False), sse(CHAT_TEXT, named=False)]
+    tools = [Tool(add), Tool(lambda y: y * 10, name="sub")]
+    model = asking(monkeypatch, lambda _: stream_reply(replies.pop(0), None), "chat")
+    end = await answer(stage, model_agent(model, tools=tools))
+
+    assert [2, 20] == [part["output"] for part in end.data["message"]["parts"][:2]]
+    assert TEXT == end.data["message"]["text"]
+
+
+# Failures -------------------------------------------------------------------------------------------------------------
+
+
+def fails(status: int, code: str = "odd", message: str = "It is odd.", **more: Any) -> Handler:
+    return lambda _: json_reply({"error": {"message": message, "code": code, "type": "t", **more}}, status)
+
+
+@pytest.mark.parametrize(
+    ("handler", "code", "message"),
+    [
+        (fails(401, "invalid_api_key", "Wrong key sk-123."), "model_key_refused",
+         "The model's provider does not accept the server's key."),
+        (fails(404, "model_not_found"), "model_not_found", "The model's provider says: It is odd."),
+        (fails(429, "rate_limit_exceeded"), "rate_limit_exceeded", "The model's provider says: It is odd."),
+        (lambda _: Reply(die=True), "model_interrupted", "The model's answer broke off, and cannot be continued."),
+        (lambda _: cut_reply(sse(TEXT_EVENTS[:4])), "model_interrupted",
+         "The model's answer broke off, and cannot be continued."),
+        (lambda _: stream_reply(sse(FAILED_EVENTS), None), "server_error", "The model's provider says: It broke."),
+        (lambda _: stream_reply(sse(ERROR_EVENTS), None), "quota", "The model's provider says: Too poor."),
+        (lambda _: stream_reply(b"data: {\n\n", None), "model_malformed",
+         "What the model's provider sent cannot be understood."),
+    ],
+)  # fmt: skip
+async def test_failures(
+    handler: Handler, code: str, message: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run fails with a code, and with words that are the user's to see; what came is kept."""
+    end = await answer(stage, model_agent(asking(monkeypatch, handler)))
+
+    assert ("run.failed", code, message) == (end.type, end.data["code"], end.data["message"])
+    assert end.data["partial"]["text"] in ("", "Hel")
+
+
+async def test_an_answer_that_is_too_long(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that was stopped has answered, as far as it came; a call that was cut off is not made."""
+    end = await answer(
+        stage, model_agent(asking(monkeypatch, lambda _: stream_reply(sse(CHAT_LENGTH, named=False), None), "chat"))
+    )
+    assert ("run.completed", "length", "Hel") == (end.type, end.data["finish_reason"], end.data["message"]["text"])
+
+    keeper = Keeper(calls(("a", "add", '{"x":1'), text="Hm"), end="incomplete",
+                    incomplete_details={"reason": "max_output_tokens"})  # fmt: skip
+    end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)]))
+    part = end.data["message"]["parts"][1]
+    assert ("length", "The call was cut off.", 1) == (end.data["finish_reason"], part["output"], len(keeper.asked))
+
+
+async def test_a_provider_without_a_background(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so once, and is asked plainly from then on."""
+    keeper = Keeper(says("Hello."))
+    refused: list[bool] = []
+
+    def before(request: Request) -> Reply | None:
+        if request.json.get("background"):
+            refused.append(True)
+            return fails(400, param="background")(request)
+        return None
+
+    keeper.before = before
+    agent = model_agent(asking(monkeypatch, keeper, background=True))
+    for _ in range(2):
+        assert "run.completed" == (await answer(stage, agent)).type
+    assert ([True], 2) == (refused, len(keeper.asked))
+
+
+def test_no_steps() -> None:
+    """A model that may not be asked is no agent."""
+    with pytest.raises(InvalidInput, match="max_steps is at least 1"):
+        model_agent(Model("m", "chat", "http://host"), max_steps=0)
+
+
+# Being stopped --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["cancel", "drain"])
+async def test_a_stop_reaches_the_provider(how: str, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancelled answer is cancelled there, too, or it would be paid to its end; one that is to go on is not."""
+    keeper = Keeper(says("Hel", "lo"))
+
+    def before(request: Request) -> Reply | None:
+        if request.method == "POST" and not request.path.endswith("cancel"):
+            whole = sse(keeper.events("resp_1"))
+            return stream_reply(whole[: whole.index(b'"delta": "lo"')], None, cut=True)
+        return stream_reply(b": waiting\n\n", None, cut=True) if request.method == "GET" else None
+
+    keeper.before = before
+    model = asking(monkeypatch, keeper, background=True)
+    agent = model_agent(model)
+    runner = stage.runner(agent)
+    sent = await runner.send(await stage.session(), "Hello")
+    await stage.seen(sent.session, "text.delta")
+    if how == "cancel":
+        await runner.cancel(sent.session)
+        assert "run.cancelled" == (await stage.ended(sent)).type
+    else:
+        await runner.stop()
+    assert agent.on_stop is not None
+    await agent.on_stop()
+
+    assert (["resp_1"] if how == "cancel" else []) == keeper.cancelled
+
+
+# Crashes --------------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """Attempts of one run, on the agent alone: what each yields is recorded as the runner would.
+
+    Attributes:
+        events: what is stored.
+    """
+
+    def __init__(self, agent: Agent, events: Sequence[Event] = ()) -> None:
+        self.agent = agent
+        self.events = list(events)
+        self.begun: list[str] = []
+
+    async def attempt(self, *, crash_after: int | None = None) -> str | None:
+        """Call the agent until it is done (then its finish reason), or until so many events are stored."""
+        attempt = 1 + sum(event.type == "run.started" for event in self.events)
+        earlier = fold(self.events) if attempt > 1 else None
+        turn = Turn(
+            desk=Desk(), session="s", run="s~r", attempt=attempt, events=self.events if attempt > 1 else (),
+            message=Message(id="m", role="user", text="Go"),
+        )  # fmt: skip
+        recorder = Recorder("s~r", earlier=earlier, resumed=True)
+        self._store(Draft(type="run.started", data={"agent": "a", "attempt": attempt}, run="s~r"))
+        stream = self.agent.stream(turn)
+        try:
+            async for item in stream:
+                for draft in recorder.record(item):
+                    if crash_after is not None and len(self.events) >= crash_after:
+                        return None
+                    self._store(draft)
+            return recorder.finish_reason
+        finally:
+            await stream.aclose()
+
+    def _store(self, draft: Draft) -> None:
+        self.events.append(Event(type=draft.type, data=draft.data, offset=len(self.events) + 1, at=0.0, run=draft.run))
+
+    @property
+    def transcript(self) -> Transcript:
+        return fold(self.events)
+
+
+WORDS = [f"word {number} " for number in range(NOTE_EVERY + 10)]
+
+
+def story(monkeypatch: pytest.MonkeyPatch, **tool: Any) -> tuple[Agent, Keeper, list[int]]:
+    """An agent whose model thinks, talks, calls two tools, and talks at length; and what the tool was called with."""
+    made: list[int] = []
+
+    def work(x: int) -> int:
+        made.append(x)
+        return x + 1
+
+    first = [("a", "work", '{"x":1}'), ("b", "work", '{"x":2}')]
+    keeper = Keeper(calls(*first, text="Let me see."), says(*WORDS, thinking=["Hm", "."]))
+    model = asking(monkeypatch, keeper, background=True)
+    return model_agent(model, tools=[Tool(work, **tool)]), keeper, made
+
+
+async def test_a_crash_at_every_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the process dies, the next attempt ends with the same answer, and the model was asked twice in all."""
+    agent, _, _ = story(monkeypatch)
+    whole = Run(agent)
+    assert "stop" == await whole.attempt()
+    assert sum(event.type == "agent.checkpoint" for event in whole.events) > 4
+
+    for crash in range(1, len(whole.events)):
+        agent, keeper, made = story(monkeypatch, on_crash="retry")
+        run = Run(agent)
+        await run.attempt(crash_after=crash)
+        assert "stop" == await run.attempt(), crash
+
+        assert whole.transcript.message("s~r") == run.transcript.message("s~r"), crash
+        assert 2 == len(keeper.asked), crash
+        assert {1, 2} == set(made), crash
+        assert keeper.cancelled == []
+
+
+async def test_two_crashes_at_any_two_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the third attempt has no seam: every pair in the first part, and some beyond."""
+    agent, _, _ = story(monkeypatch)
+    whole = Run(agent)
+    await whole.attempt()
+    places = [*range(1, 30), *range(30, len(whole.events), 17)]
+
+    for first, second in itertools.combinations(places, 2):
+        agent, keeper, _ = story(monkeypatch, on_crash="retry")
+        run = Run(agent)
+        await run.attempt(crash_after=first)
+        await run.attempt(crash_after=second + 1)  # one more event, that of the new attempt
+        await run.attempt()
+
+        assert whole.transcript.message("s~r") == run.transcript.message("s~r"), (first, second)
+        assert 2 == len(keeper.asked), (first, second)
+
+
+@pytest.mark.parametrize("on_crash", ["fail", "retry"])
+async def test_a_tool_that_was_running(on_crash: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool that may have had its effect is not run again, unless it says so; the model is told."""
+    agent, keeper, made = story(monkeypatch, on_crash=on_crash)
+    run = Run(agent)
+    whole = Run(story(monkeypatch)[0])
+    await whole.attempt()
+    started = next(place for place, event in enumerate(whole.events, 1) if event.type == "tool.started")
+    agent, keeper, made = story(monkeypatch, on_crash=on_crash)
+    run = Run(agent)
+    await run.attempt(crash_after=started)
+    made.clear()
+    await run.attempt()
+
+    parts = [part for part in run.transcript.message("s~r")["parts"] if part["type"] == "tool_call"]
+    if on_crash == "retry":
+        assert ([1, 2], [2, 3]) == (sorted(made), [part["output"] for part in parts])
+    else:
+        assert ([2], [False, True]) == (made, [part["success"] for part in parts])
+        assert "nobody knows whether it was done" in parts[0]["output"]
+        told = [item["output"] for item in keeper.asked[1]["input"]]
+        assert [f"Error: {parts[0]['output']}", "3"] == told
+
+
+async def test_an_answer_too_old_to_be_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for until it is whole, at every place where the process may have died; what is missing is said."""
+    agent, _, _ = story(monkeypatch)
+    whole = Run(agent)
+    await whole.attempt()
+    for crash in range(1, len(whole.events), 3):
+        agent, keeper, _ = story(monkeypatch, on_crash="retry")
+        run = Run(agent)
+        await run.attempt(crash_after=crash)
+        keeper.streamable = False
+        await run.attempt()
+
+        assert whole.transcript.message("s~r") == run.transcript.message("s~r"), crash
+        assert 2 == len(keeper.asked), crash
+
+
+@pytest.mark.parametrize("end", ["failed", "incomplete"])
+async def test_an_old_answer_that_did_not_end_well(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What became of it meanwhile becomes of the run."""
+    why = {"failed": {"error": {"code": "server_error", "message": "It broke."}},
+           "incomplete": {"incomplete_details": {"reason": "max_output_tokens"}}}[end]  # fmt: skip
+    keeper = Keeper(says("Hel", "lo"), end=end, **why)
+    agent = model_agent(asking(monkeypatch, keeper, background=True))
+    run = Run(agent)
+    await run.attempt(crash_after=3)
+    keeper.streamable = False
+    if end == "failed":
+        with pytest.raises(AgentError, match="It broke") as caught:
+            await run.attempt()
+        assert "server_error" == caught.value.code
+    else:
+        assert "length" == await run.attempt()
+        assert "Hello" == run.transcript.text()
+
+
+async def test_a_crash_that_cannot_be_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that was not written in the background is gone; it is not asked for, and paid, again."""
+    keeper = Keeper(says("Hel", "lo"))
+    agent = model_agent(asking(monkeypatch, keeper, background=False))
+    assert "fail" == agent.on_crash
+    run = Run(agent)
+    await run.attempt(crash_after=2)
+    with pytest.raises(AgentError) as caught:
+        await run.attempt()
+
+    assert ("interrupted", 1) == (caught.value.code, len(keeper.asked))
+
+
+async def test_a_real_crash(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the runner and its store: the run is one text, and the usage is that of one answer."""
+    agent, keeper, _ = story(monkeypatch, on_crash="retry")
+    runner = stage.runner(agent, limits=Limits(cancel_grace=5.0))
+    reached = asyncio.Event()
+
+    async def before(session: str, drafts: Sequence[Draft]) -> None:
+        if any(WORDS[-1] in draft.data.get("text", "") for draft in drafts):
+            reached.set()
+            await asyncio.Event().wait()
+
+    stage.store.before = before
+    sent = await runner.send(await stage.session(), "Go")
+    async with asyncio.timeout(NET):
+        await reached.wait()
+    await stage.crash()
+    agent, _, _ = story(monkeypatch, on_crash="retry")
+    model = asking(monkeypatch, keeper, background=True)
+    agent = model_agent(model, tools=[Tool(lambda x: x, name="work")], name=agent.name)
+    await stage.runner(agent).start()
+    end = await stage.ended(sent)
+
+    assert ("run.completed", "".join(WORDS), 2) == (end.type, end.data["message"]["text"], len(keeper.asked))
+    assert 10 == end.data["usage"]["input_tokens"]
