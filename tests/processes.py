@@ -34,10 +34,15 @@ class Server:
 
 
 @contextmanager
-def running(*arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Iterator[Server]:
+def running(
+    *arguments: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    python: Path | str = sys.executable,
+) -> Iterator[Server]:
     """``python -u -m`` with ``arguments``, from when it has told its address until it is killed."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", *arguments],
+        [str(python), "-u", "-m", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -25,6 +25,8 @@ except ImportError:  # Windows: two test processes at once may then build the sa
 
 CACHE = Path(__file__).parents[1] / ".cache" / "venvs"
 MIX_VERSIONS = ("0.8.1", "0.7.3", "0.6.4", "0.5.7")
+# All that a model server and its model need; exactly these, so that the weights are always the same.
+LLAMA = ("xllamacpp==2026.10.11549", "gguf==0.19.0", "numpy==2.4.6")
 # Seconds; a cold download of one SDK takes about ten.
 PATIENCE = 300
 
@@ -32,6 +34,11 @@ PATIENCE = 300
 def mix_python(version: str) -> Path:
     """The Python of an environment that holds ``mix-python-sdk`` of this version; skips the test without one."""
     return python_with(f"mix-{version}", f"mix-python-sdk=={version}")
+
+
+def llama_python() -> Path:
+    """The Python of an environment that holds llama.cpp's server; skips the test without one."""
+    return python_with("llama", *LLAMA)
 
 
 def python_with(name: str, *requirements: str) -> Path:
@@ -98,6 +105,7 @@ def _lock(name: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    for each in MIX_VERSIONS:
-        where, why = _environment(f"mix-{each}", (f"mix-python-sdk=={each}",))
-        print(f"mix-python-sdk {each}: {why or where}")
+    wanted = {f"mix-{each}": (f"mix-python-sdk=={each}",) for each in MIX_VERSIONS} | {"llama": LLAMA}
+    for name, requirements in wanted.items():
+        where, why = _environment(name, requirements)
+        print(f"{name}: {why or where}")
