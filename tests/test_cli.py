@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from legato.agent import Agent
 from legato.cli.failure import Failure, Misuse
-from legato.cli.target import load
+from legato.cli.target import Target, load
 from legato.cli.terminal import View
 from legato.cli.text import escaped, line, safe, typed
 from legato.client import BackendMessage, Client
@@ -392,9 +391,9 @@ def test_sigterm_lets_an_answer_finish(start: Start, folder: Path, tmp_path: Pat
 # Targets --------------------------------------------------------------------------------------------------------------
 
 
-def names(loaded: Legato | list[Agent]) -> list[str]:
-    assert isinstance(loaded, list)
-    return [agent.name for agent in loaded]
+def names(loaded: Target) -> list[str]:
+    assert loaded.app is None
+    return [agent.name for agent in loaded.agents]
 
 
 def test_file_gives_all_its_agents(folder: Path) -> None:
@@ -433,7 +432,7 @@ def test_file_with_an_app(tmp_path: Path) -> None:
     (tmp_path / "cli_app.py").write_text(
         "from legato.server.app import Legato\nservice = Legato('memory:')\n@service.agent\ndef a(turn): return 'x'\n"
     )
-    app = load(f"{tmp_path}/cli_app.py")
+    app = load(f"{tmp_path}/cli_app.py").app
     assert isinstance(app, Legato)
     assert list(app.agents) == ["a"]
 

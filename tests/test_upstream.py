@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from fake_server import Handler, Reply, Request, json_reply, stream_reply
@@ -295,6 +296,10 @@ def fails(status: int, code: str = "odd", message: str = "It is odd.", **more: A
     return lambda _: json_reply({"error": {"message": message, "code": code, "type": "t", **more}}, status)
 
 
+def unreachable(request: Request) -> Reply:
+    raise httpx2.ConnectError("Connection refused.")
+
+
 @pytest.mark.parametrize(
     ("handler", "code", "message"),
     [
@@ -302,6 +307,7 @@ def fails(status: int, code: str = "odd", message: str = "It is odd.", **more: A
          "The model's provider does not accept the server's key."),
         (fails(404, "model_not_found"), "model_not_found", "The model's provider says: It is odd."),
         (fails(429, "rate_limit_exceeded"), "rate_limit_exceeded", "The model's provider says: It is odd."),
+        (unreachable, "model_unreachable", "The model cannot be reached."),
         (lambda _: Reply(die=True), "model_interrupted", "The model's answer broke off, and cannot be continued."),
         (lambda _: cut_reply(sse(TEXT_EVENTS[:4])), "model_interrupted",
          "The model's answer broke off, and cannot be continued."),

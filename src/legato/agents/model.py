@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from ..client.retry import BackoffStrategy, RetryConfig
 from ..errors import InvalidInput
 from ..provider import (
     AsyncAnthropicProvider,
@@ -29,6 +30,10 @@ _PROVIDERS: Final[dict[Wire, Callable[..., Provider]]] = {
 
 KEY: Final = "MODEL_API_KEY"
 """The environment variable with the key, for addresses whose owner has none of its own."""
+
+
+PATIENCE: Final = RetryConfig("backoff", BackoffStrategy(500, 5_000, 1.5, 20_000), True)
+"""How long a model is asked again that cannot be reached: a person waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,7 @@ class Model:
 
     def provider(self) -> Provider:
         """A client of its API. Close it."""
-        return _PROVIDERS[self.wire](self.base_url, self.api_key)
+        return _PROVIDERS[self.wire](self.base_url, self.api_key, retry_config=PATIENCE)
 
     def settings(self, metadata: Mapping[str, Any]) -> Json:
         """What of a message's metadata is meant for a model, in the words of its API. What does not fit is left out."""

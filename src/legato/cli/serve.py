@@ -17,11 +17,13 @@ from .failure import Failure, Misuse, debug_option
 if TYPE_CHECKING:
     from ..agent import Agent
     from ..server.app import Legato
+    from .target import Target
 
 STORE = "sqlite:///legato.db"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 _APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host")
+_MODEL_OPTIONS = ("base_url", "instructions", "background")
 
 
 @click.command(short_help="Serve agents: yours, or the guide.")
@@ -49,6 +51,27 @@ _APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host")
     envvar="LEGATO_PORT",
     show_envvar=True,
     help="Port to listen on; 0 takes a free one.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="VENDOR:NAME",
+    help="Let a model answer: openai:gpt-5-mini, anthropic:..., ollama:llama3.2, openrouter:..., or chat:, responses:, "
+    "messages: with --base-url. The key comes from the environment. May be repeated.",
+)
+@click.option(
+    "--base-url",
+    metavar="URL",
+    help="Address of the model's server, up to the version: http://host:8000/v1. Its key, if it wants one, is taken "
+    "from MODEL_API_KEY, or the vendor's own variable.",
+)
+@click.option("--instructions", metavar="TEXT", default="", help="What the model is told before each conversation.")
+@click.option(
+    "--background/--no-background",
+    default=None,
+    help="Whether the model's provider writes answers in the background, so that they survive a crash of this server. "
+    " [default: where the provider is known to support it]",
 )
 @click.option(
     "--docs",
@@ -145,37 +168,50 @@ def _was_given(ctx: click.Context, name: str) -> bool:
 def _application(target: str | None, host: str, given: set[str], options: dict[str, Any]) -> Legato:
     from ..server.app import Legato
 
-    found = _guide(options) if target is None else _load(target, given)
+    if not options["models"] and (alone := given.intersection(_MODEL_OPTIONS)):
+        raise Misuse(f"--{alone.pop().replace('_', '-')} is for a model; name it with --model.")
+    found = _target(target, given, options)
     allowed = options["allow_host"]
     hosts = (*LOOPBACK_HOSTS, *allowed) if allowed or _is_loopback(host) else None
-    if isinstance(found, Legato):
+    app = found.app
+    if app is not None:
         if own := given.intersection(_APP_OPTIONS):
             named = ", ".join(sorted("--" + name.replace("_", "-") for name in own))
             raise Misuse(f"{target} is a whole app; it sets {named} itself, in Legato(...).")
         if "store" in given:
-            found.source = options["store"]
+            app.source = options["store"]
         if "grace" in given:
-            found.grace = options["grace"]
-        found.hosts = hosts if found.hosts is None else found.hosts
-        return found
-    return Legato(
-        options["store"] or STORE,
-        agents=found,
-        heartbeat=options["heartbeat"],
-        client=options["client"],
-        cors=options["cors"],
-        hosts=hosts,
-        grace=options["grace"],
-    )
+            app.grace = options["grace"]
+        app.hosts = hosts if app.hosts is None else app.hosts
+    else:
+        app = Legato(
+            options["store"] or STORE,
+            agents=found.agents,
+            heartbeat=options["heartbeat"],
+            client=options["client"],
+            cors=options["cors"],
+            hosts=hosts,
+            grace=options["grace"],
+        )
+        for tool in found.tools:
+            app.tool(tool)
+    chosen = {"base_url": options["base_url"], "background": options["background"]}
+    for spec in reversed(options["models"]):  # so that the first of them is the default
+        app.model(spec, first=True, instructions=options["instructions"], **chosen)
+    return app
 
 
-def _load(target: str, given: set[str]) -> Legato | list[Agent]:
-    from .target import load
+def _target(target: str | None, given: set[str], options: dict[str, Any]) -> Target:
+    """What TARGET is; without it, the guide, unless a model answers."""
+    from .target import Target, load
 
+    models = options["models"]
     for name in ("docs", "pace"):
-        if name in given:
-            raise Misuse(f"--{name} is for the guide, which is served without a TARGET.")
-    return load(target)
+        if name in given and (target is not None or models):
+            raise Misuse(f"--{name} is for the guide, which is served without {'--model' if models else 'a TARGET'}.")
+    if target is not None:
+        return load(target, tools_only=bool(models))
+    return Target(None, [] if models else _guide(options), [])
 
 
 def _guide(options: dict[str, Any]) -> list[Agent]:

@@ -11,9 +11,10 @@ import sysconfig
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..agent import Agent
+from ..tool import Tool
 from .failure import Failure, Misuse
 
 if TYPE_CHECKING:
@@ -25,11 +26,29 @@ FORMS = "module, module:agent, file.py or file.py:agent"
 EXPECTED = "an agent (a function of one argument, the turn), a legato.agent.Agent or a Legato app"
 
 
-def load(target: str) -> Legato | list[Agent]:
-    """The app, or the agents, that ``target`` names.
+class Target(NamedTuple):
+    """What a target is.
+
+    Attributes:
+        app: the application; None when there is none.
+        agents: else the agents, the default one first.
+        tools: beside the agents, for a model.
+    """
+
+    app: Legato | None
+    agents: list[Agent]
+    tools: list[Tool]
+
+
+def load(target: str, *, tools_only: bool = False) -> Target:
+    """What ``target`` names.
+
+    Args:
+        target: see ``FORMS``.
+        tools_only: there need be no agent, since a model is to answer.
 
     Raises:
-        Failure: with status 2: it cannot be imported, or there is no agent in it.
+        Failure: with status 2: it cannot be imported, or there is nothing of the kind in it.
     """
     match = _TARGET.fullmatch(target)
     if match is None:
@@ -37,7 +56,14 @@ def load(target: str) -> Legato | list[Agent]:
     place, name = match["place"], match["name"]
     is_path = place.endswith(".py") or "/" in place or "\\" in place
     module = _file(Path(place)) if is_path else _module(place)
-    return _whole(module, place) if name is None else _named(module, place, name)
+    tools = list({id(value): value for value in vars(module).values() if isinstance(value, Tool)}.values())
+    if name is not None:
+        found = _named(module, place, name)
+    elif tools_only and tools and not _names(module) and not any(_is_app(value) for value in vars(module).values()):
+        return Target(None, [], tools)
+    else:
+        found = _whole(module, place)
+    return Target(None, found, tools) if isinstance(found, list) else Target(found, [], [])
 
 
 # Importing ------------------------------------------------------------------------------------------------------------
@@ -119,7 +145,9 @@ def _whole(module: ModuleType, place: str) -> Legato | list[Agent]:
     wrapped = {id(value.function) for value in found.values() if isinstance(value, Agent)}
     distinct = {id(value): name for name, value in reversed(found.items()) if id(value) not in wrapped}
     if not distinct:
-        raise Misuse(f"There is no agent in {place}: expected {EXPECTED}.")
+        tools = any(isinstance(value, Tool) for value in vars(module).values())
+        hint = "; its tools are for a model, to be named with --model" if tools else ""
+        raise Misuse(f"There is no agent in {place}: expected {EXPECTED}{hint}.")
     return [_agent(found[name], f"{place}:{name}") for name in reversed(distinct.values())]
 
 
@@ -134,6 +162,8 @@ def _names(module: ModuleType) -> list[str]:
 def _looks(value: object, module: ModuleType) -> bool:
     if isinstance(value, Agent):
         return True
+    if isinstance(value, Tool):
+        return False
     if not inspect.isfunction(value) or value.__module__ != module.__name__:
         return False
     parameters = _required(value)
