@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from legato import AsyncClient, Client
-from processes import Server, running
+from processes import EXAMPLES, Server, running
 from test_tiny_model import decoded, wait_until_idle
 from tiny_model import MODEL, serving_model
 
@@ -185,6 +185,21 @@ def test_tools_over_another_legato(tmp_path: Path) -> None:
 
     assert "It says: hellohello" == answer.text
     assert 2 == sum(event["type"] == "message.created" for event in behind_events)
+
+
+def test_the_example(model: str) -> None:
+    """The tools of the example are a model's."""
+    arguments = ["examples/tools.py", "--model", MODEL, "--base-url", model, "--port", "0", "--store", "memory:"]
+    with running("legato", "serve", *arguments, cwd=EXAMPLES.parent) as server, Client(server.url) as client:
+        for event in (answer := client.ask("What time is it?")):
+            if event.event == "permission":
+                client.permissions.grant(event.data.id)
+        said = events(server.url, answer.session_id)
+
+    results = [event["data"] for event in said if event["type"] == "tool.completed"]
+    assert results
+    assert {result["name"] for result in results} <= {"clock", "write_note"}
+    assert "run.completed" == said[-1]["type"]
 
 
 # The command line -----------------------------------------------------------------------------------------------------
