@@ -33,7 +33,7 @@ SAFETY = 60.0
 AGENTS = '''
 from legato.agent import Agent, Turn
 from legato.errors import AgentError
-from legato.event import Thinking, ToolCall, ToolResult, ToolStarted
+from legato.event import Refusal, Thinking, ToolCall, ToolResult, ToolStarted
 
 
 async def agent(turn: Turn):
@@ -45,6 +45,9 @@ async def agent(turn: Turn):
             yield ToolStarted("c1", progress="Looking")
             yield ToolResult("c1", output="seen", progress="Seen")
             yield "I looked."
+        case ["refuse"]:
+            yield Refusal("I can")
+            yield Refusal("not.")
         case ["ask"]:
             granted = await turn.ask_permission("Write", "May I write?", action="write", path="notes.txt")
             yield "granted." if granted else "denied."
@@ -671,6 +674,17 @@ def test_send_prints_the_answer_alone(url: str, client: Client) -> None:
     session = re.fullmatch(r"session (\S+)\n", result.stderr)
     assert session is not None
     assert len(client.sessions.messages(session[1])) == 2
+
+
+def test_a_refusal_is_the_answer(url: str) -> None:
+    """Where somebody reads along it is told from an answer by its reason, in `log` by its kind as well."""
+    sent = run("send", "refuse", "--url", url)
+    assert (sent.returncode, sent.stdout) == (0, "I cannot.\n")
+    session = sent.stderr.split()[1]
+    assert run("chat", "--url", url, input="refuse\n").stdout.splitlines()[1:3] == ["I cannot.", "ended: refusal"]
+    assert "I cannot." in run("log", session, "--url", url).stdout
+    raw = run("log", session, "--url", url, "--json").stdout
+    assert '"type":"refusal.delta"' in raw.replace(" ", "")
 
 
 def test_send_reads_standard_input(url: str) -> None:

@@ -17,7 +17,18 @@ import pytest
 from driving import Chat, Gate, data, decoded, ends, logged
 from legato.agent import Turn
 from legato.errors import AgentError
-from legato.event import EVENTS, Checkpoint, Text, Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted, Usage
+from legato.event import (
+    EVENTS,
+    Checkpoint,
+    Refusal,
+    Text,
+    Thinking,
+    ToolArguments,
+    ToolCall,
+    ToolResult,
+    ToolStarted,
+    Usage,
+)
 from legato.log import Store, Subscription
 from legato.server.app import Legato
 from legato.sse import Decoder, Message
@@ -49,6 +60,10 @@ async def everything(turn: Turn) -> AsyncIterator[Any]:
             yield ToolCall("c2", "Read", "{}")
             yield ToolResult("c2", output="no", success=False)
             yield "It is "
+        case "refuse":
+            yield "I "
+            yield Refusal("cannot\r\n")
+            yield Refusal("🎵")
         case "ask":
             granted = await turn.ask_permission("Bash", "Lists.", path="/", params={"a": 1})
             answer = await turn.notify("Q", "Which?", kind="question", response="choice", choices=["a", "b"], wait=True)
@@ -66,7 +81,7 @@ async def everything(turn: Turn) -> AsyncIterator[Any]:
 
 async def record(chat: Chat) -> None:
     """Talk until every kind of event is in the log; the last is one that every client knows."""
-    for text in ("think", "tools", "ask", "fail", "wait"):
+    for text in ("think", "tools", "refuse", "ask", "fail", "wait"):
         answer = (await chat.send(text)).json()
         async with asyncio.timeout(30), chat.stream("client=legato", last=answer["cursor"]) as stream:
             async for message in stream.messages():

@@ -111,6 +111,7 @@ SAMPLES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("run.started", {"agent": "a", "attempt": 1}, ["run_started"]),
     ("thinking.delta", {"part": 0, "step": 1, "start": 0, "text": "Hm"}, ["thinking"]),
     ("text.delta", {"part": 2, "step": 2, "start": 4, "text": "🎵\n\ndata: x\r"}, ["content"]),
+    ("refusal.delta", {"part": 0, "step": 1, "start": 0, "text": "No."}, ["content"]),
     ("tool_call.started", {"part": 1, "step": 1, "id": "c", "name": "Bash"}, ["tool_use_start", "tool"]),
     ("tool_call.delta", {"part": 1, "step": 1, "id": "c", "start": 0, "arguments": "{"},
      ["tool_use_parameter_delta", "tool_parameter_delta"]),
@@ -286,6 +287,13 @@ def test_a_delta_names_its_place() -> None:
     assert data_of("text.delta", {"part": 2, "step": 3, "start": 4, "text": "🎵"}) == {
         "type": "content", "content": "🎵", "assistantMessageId": "r~a3", "part": 2, "start": 4,
     }  # fmt: skip
+
+
+def test_a_refusal_is_content_that_says_so() -> None:
+    """Clients of this dialect know no refusals: they show it as the answer."""
+    place = {"part": 0, "step": 1, "start": 0}
+    said = data_of("text.delta", {**place, "text": "No."}, "python-0.6.4")
+    assert data_of("refusal.delta", {**place, "text": "No."}, "python-0.6.4") == {**said, "refusal": True}
 
 
 def test_the_old_tool_event_runs_and_then_completes() -> None:

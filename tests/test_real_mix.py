@@ -73,6 +73,7 @@ EVERY_EVENT: list[tuple[str, dict[str, Any]]] = [
     ("notification.created", {"id": "r_1~n1", **_NOTE, "timeout": 600.5, "created_at": 1767225600.5}),
     ("notification.resolved", {"id": "r_1~n1", "response": "choice", "value": "red", "by": "user"}),
     ("text.delta", {"part": 2, "step": 1, "start": 0, "text": "One file."}),
+    ("refusal.delta", {"part": 3, "step": 1, "start": 0, "text": "No more."}),
     ("run.completed", {"message": _WHOLE, "usage": _USAGE, "finish_reason": "stop"}),
     ("run.failed", {"code": "agent_error", "message": "No.", "partial": _WHOLE, "usage": _USAGE, "detail": {"a": 1}}),
     ("run.cancel_requested", {"reason": "enough"}),

@@ -106,7 +106,7 @@ def test_a_stream_has_every_event_in_order(client: OpenAI) -> None:
     assert final(events).output_text == "You said: hello"
 
 
-@pytest.mark.parametrize("input", ["hello", "tools", "calls"])
+@pytest.mark.parametrize("input", ["hello", "tools", "calls", "refuse"])
 def test_the_stream_helper_accepts_every_sequence(client: OpenAI, input: str) -> None:
     """It checks identities and order, and gives the final response."""
     with client.responses.stream(model=MODEL, input=input) as stream:
@@ -129,7 +129,20 @@ def test_a_stream_has_thinking_calls_and_outputs(client: OpenAI) -> None:
     assert response.output_text == "There is é.txt."
 
 
-@pytest.mark.parametrize("input", ["hello", "tools", "calls", "length"])
+def test_a_refusal_is_no_text(client: OpenAI) -> None:
+    """The helper hands it out piece by piece; the response has it whole, and no text; the next one can go on."""
+    with client.responses.stream(model=MODEL, input="refuse") as stream:
+        pieces = [event.delta for event in stream if event.type == "response.refusal.delta"]
+        response = stream.get_final_response()
+    (message,) = response.output
+    assert message.type == "message"
+    assert [part.to_dict() for part in message.content] == [{"type": "refusal", "refusal": "I cannot."}]
+    assert ("".join(pieces), response.status, response.output_text) == ("I cannot.", "completed", "")
+    following = client.responses.create(model=MODEL, input="why?", previous_response_id=response.id)
+    assert following.output_text == "You said: why?"
+
+
+@pytest.mark.parametrize("input", ["hello", "tools", "calls", "length", "refuse"])
 def test_every_resume_is_the_rest_of_the_stream(client: OpenAI, input: str) -> None:
     """After each event of a background response, and from the start."""
     whole = dumped(streamed(client, input, background=True))
@@ -229,7 +242,7 @@ def test_the_agents_are_models(client: OpenAI) -> None:
 def test_every_event_is_of_the_sdks_own_types(client: OpenAI) -> None:
     """Checked strictly, which the SDK itself does not do."""
     types = TypeAdapter(ResponseStreamEvent)
-    for input in ("hello", "tools", "calls", "length"):
+    for input in ("hello", "tools", "calls", "length", "refuse"):
         options: dict[str, Any] = {"tools": [{"type": "function", "name": "f"}], "reasoning": {"effort": "low"}}
         for event in dumped(streamed(client, input, background=True, **options)):
             types.validate_python(event)

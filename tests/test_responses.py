@@ -22,6 +22,7 @@ from legato.event import (
     Draft,
     Event,
     Finish,
+    Refusal,
     Thinking,
     ToolArguments,
     ToolCall,
@@ -36,7 +37,7 @@ from legato.transcript import Recorder, history
 SESSION, RUN = "s_1", "s_1~0a"
 WORDS = st.sampled_from(
     [
-        "type", "role", "content", "text", "summary", "output", "call_id", "name",
+        "type", "role", "content", "text", "refusal", "summary", "output", "call_id", "name",
         "arguments", "input", "tool_calls", "function", "id", "tool_call_id", "user", "assistant",
         "system", "tool", "message", "function_call", "function_call_output", "reasoning", "input_text", "input_image",
     ]
@@ -106,6 +107,8 @@ LOGS = {
     "failed": recorded("a", end="run.failed"),
     "cancelled": recorded(Thinking("a"), end="run.cancelled"),
     "incomplete": recorded("a", Finish("length")),
+    "refused": recorded("Well, ", Refusal("I "), Refusal("cannot\n\n")),
+    "refusal cut": recorded(Refusal("I "), end="run.cancelled"),
     "restarted": recorded("a", "restart", "b"),
     "nothing": recorded(),
     "at once": [*recorded(end="")[:1], recorded(end="run.failed")[-1]],
@@ -182,6 +185,21 @@ def test_text_is_a_message_item() -> None:
     part = {"type": "output_text", "text": "ab", "annotations": [], "logprobs": []}
     assert item == {"type": "message", "id": f"msg_{RUN}_0", "status": "completed", "role": "assistant",
                     "content": [part]}  # fmt: skip
+
+
+def test_a_refusal_is_a_message_item_with_a_part_of_its_own() -> None:
+    """The response completes: it has been answered."""
+    payloads = told(recorded(Refusal("I "), Refusal("cannot.")))
+    assert types(payloads) == [
+        "created", "in_progress", "output_item.added", "content_part.added", "refusal.delta", "refusal.delta",
+        "refusal.done", "content_part.done", "output_item.done", "completed",
+    ]  # fmt: skip
+    assert payloads[3]["part"] == {"type": "refusal", "refusal": ""}
+    assert payloads[6]["refusal"] == "I cannot."
+    item = payloads[-1]["response"]["output"][0]
+    assert (item["type"], item["role"], item["content"]) == (
+        "message", "assistant", [{"type": "refusal", "refusal": "I cannot."}],
+    )  # fmt: skip
 
 
 def test_thinking_is_a_reasoning_summary() -> None:
@@ -400,6 +418,19 @@ def test_a_chat_that_was_cut_says_why(finish: str, reason: str) -> None:
     assert chunks(recorded("a", Finish(finish)))[-1]["choices"][0]["finish_reason"] == reason
 
 
+def test_a_refusal_in_a_chat_is_no_content() -> None:
+    """It has a field of its own, piece by piece and in the whole; the chat has stopped."""
+    log = recorded(Refusal("I "), Refusal("cannot."))
+    seen = chunks(log)
+    assert [chunk["choices"][0]["delta"] for chunk in seen[1:]] == [{"refusal": "I "}, {"refusal": "cannot."}, {}]
+    assert seen[-1]["choices"][0]["finish_reason"] == "stop"
+    encoder = ChatEncoder(RUN, agent="a")
+    for event in log:
+        encoder.feed(event)
+    message = encoder.completion()["choices"][0]["message"]
+    assert (message["content"], message["refusal"]) == (None, "I cannot.")
+
+
 # Requests -------------------------------------------------------------------------------------------------------------
 
 
@@ -431,6 +462,18 @@ def test_earlier_items_are_history() -> None:
     assert [part["type"] for part in assistant["parts"]] == ["thinking", "tool_call", "text"]
     assert assistant["parts"][1]["output"] == "3"
     assert asked.metadata["instructions"] == "Be kind.\n\nBe brief."
+
+
+def test_a_refusal_in_earlier_items_is_a_refusal_in_history() -> None:
+    """As this API writes it, and as Chat Completions do."""
+    refusal = [{"type": "output_text", "text": "I "}, {"type": "refusal", "refusal": "cannot."}]
+    chat = CreateChat(messages=[{"role": "assistant", "content": "I ", "refusal": "cannot."},
+                                {"role": "user", "content": "Why?"}])  # fmt: skip
+    items = [{"role": "assistant", "content": refusal}, {"role": "user", "content": "Why?"}]
+    for body in (Create(input=items), responses_api.from_chat(chat)):
+        (message,) = responses_api.prompt(body).earlier
+        assert message["text"] == "I cannot."
+        assert [(part["type"], part["text"]) for part in message["parts"]] == [("text", "I "), ("refusal", "cannot.")]
 
 
 def test_what_tools_gave_can_be_all_there_is() -> None:

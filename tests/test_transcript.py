@@ -16,6 +16,7 @@ from legato.event import (
     Draft,
     Event,
     Finish,
+    Refusal,
     Text,
     Thinking,
     ToolArguments,
@@ -61,7 +62,7 @@ def answers(draw: st.DrawFn) -> list[object]:
     streaming: list[str] = []
     running: list[str] = []
     for number in range(draw(st.integers(0, 24))):
-        kind = draw(st.integers(0, 9))
+        kind = draw(st.integers(0, 10))
         if kind <= 2:
             items.append(draw(texts))
         elif kind == 3:
@@ -84,6 +85,8 @@ def answers(draw: st.DrawFn) -> list[object]:
             running.remove(id)
             output = draw(st.one_of(texts, st.integers(), st.none(), st.lists(st.booleans())))
             items.append(ToolResult(id, output, success=draw(st.booleans())))
+        elif kind == 10:
+            items.append(Refusal(draw(texts)))
     return items
 
 
@@ -291,6 +294,13 @@ def test_a_resumed_agent_speaks_a_new_step_after_a_result() -> None:
     assert [draft.data["step"] for draft in record(["on"], recorder)] == [2]
 
 
+def test_a_refusal_is_a_part_of_its_own_and_text_to_those_who_know_none() -> None:
+    """The message's text is not empty; its parts tell the two apart."""
+    message = folded(record(["I ", Refusal("can"), Refusal("not.")]))
+    assert message["text"] == "I cannot."
+    assert [(part["type"], part["text"]) for part in message["parts"]] == [("text", "I "), ("refusal", "cannot.")]
+
+
 # Usage and finish -----------------------------------------------------------------------------------------------------
 
 
@@ -306,10 +316,24 @@ def test_without_a_finish_the_reason_is_stop() -> None:
     assert Recorder(RUN).finish_reason == "stop"
 
 
+def test_an_answer_that_ends_with_a_refusal_says_so() -> None:
+    """Unless the agent gives another reason, or has more to say; also when another attempt goes on with it."""
+    for items, reason in (
+        ([Refusal("No.")], "refusal"),
+        ([Refusal("No."), "But "], "stop"),
+        ([Finish("length"), Refusal("No.")], "length"),
+    ):
+        recorder = Recorder(RUN)
+        record(items, recorder)
+        assert reason == recorder.finish_reason
+    earlier = fold(stored(record([Refusal("N")])))
+    assert Recorder(RUN, earlier=earlier, resumed=True).finish_reason == "refusal"
+
+
 # Bounds ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("item", [Text, Thinking, str])
+@pytest.mark.parametrize("item", [Text, Thinking, Refusal, str])
 def test_long_text_is_split(item: Any) -> None:
     """One item beyond the bound becomes several deltas of one part."""
     text = "é" * (2 * DELTA_CHARACTERS + 1)

@@ -73,6 +73,7 @@ EVENTS: dict[str, str] = {
     "run.started": "agent, attempt (from 1)",
     "thinking.delta": "part, step, start, text",
     "text.delta": "part, step, start, text",
+    "refusal.delta": "part, step, start, text: the model says that it will not answer",
     "tool_call.started": "part, step, id, name",
     "tool_call.delta": "part, step, id, start, arguments (a piece of JSON text)",
     "tool_call.completed": "part, step, id, name, arguments (the whole JSON text)",
@@ -84,16 +85,20 @@ EVENTS: dict[str, str] = {
     "notification.resolved": "id, run (that asked; it may have ended), response?, value?, by (user | timeout)",
     "agent.checkpoint": "data: any JSON value, an agent's note to itself; readers do not see it",
     "run.cancel_requested": "reason?",
-    "run.completed": "message (whole), usage?, finish_reason",
+    "run.completed": "message (whole: id, text, parts), usage?, finish_reason",
     "run.failed": "code, message, partial (the whole message as far as it came), usage?, detail?",
     "run.cancelled": "partial (the whole message as far as it came), usage?, reason?",
 }
-"""Every event type, with the fields of its ``data``."""
+"""Every event type, with the fields of its ``data``.
+
+The ``text`` of a whole message holds its refusals, too, where they were said: whoever knows no refusals sees one as the
+answer, not an empty one. ``parts`` has them apart.
+"""
 
 TERMINAL = frozenset({"run.completed", "run.failed", "run.cancelled"})
 """The types that end a run; each run has exactly one."""
 
-DELTAS = frozenset({"thinking.delta", "text.delta", "tool_call.delta"})
+DELTAS = frozenset({"thinking.delta", "text.delta", "refusal.delta", "tool_call.delta"})
 """The types whose content stands again, whole, in a later event of the same run."""
 
 
@@ -166,6 +171,14 @@ class Text(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
+class Refusal(msgspec.Struct, frozen=True, gc=False):
+    """A piece of the model's explanation why it does not answer. Readers that know no refusals see it as text.
+
+    An answer that ends with one has the finish reason ``"refusal"``, unless ``Finish`` gives another."""
+
+    text: str
+
+
 class Thinking(msgspec.Struct, frozen=True, gc=False):
     """A piece of the model's reasoning, shown apart from the answer."""
 
@@ -228,7 +241,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
-    """Why the answer ended, when it was not simply done: ``"length"``, ``"refusal"`` ... The run completes with it."""
+    """Why the answer ended, when it was not simply done: ``"length"``, ``"content_filter"`` ... The run completes with
+    it."""
 
     reason: str
 
@@ -246,6 +260,7 @@ class Checkpoint(msgspec.Struct, frozen=True, gc=False):
 Yielded = (
     str
     | Text
+    | Refusal
     | Thinking
     | ToolCall
     | ToolArguments
@@ -265,8 +280,8 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         id: unique in its session.
         role: ``"user"`` or ``"assistant"``.
-        text: the user's text, or the text of the assistant's final step.
-        parts: of an assistant: its thinking, text and tool calls in order, see ``Transcript``.
+        text: the user's text, or the text of the assistant's final step, a refusal included.
+        parts: of an assistant: its thinking, text, refusals and tool calls in order, see ``Transcript``.
         metadata: of a user: what the sender added, for example ``{"plan_mode": true}``.
         run: the run that answers it, or that it came from.
         offset: the event that holds it.

@@ -4,8 +4,8 @@
 whole message. ``Recorder`` writes them: it knows where each part stands, so that every delta can name its part and its
 character offset. Both are plain folds: no clock, no store, the same input gives the same output for ever.
 
-A *part* is a stretch of one kind (thinking, text, one tool call), numbered from 0 in its run. A *step* is one message
-of the model, numbered from 1: what the model says after tool results belongs to the next step.
+A *part* is a stretch of one kind (thinking, text, refusal, one tool call), numbered from 0 in its run. A *step* is one
+message of the model, numbered from 1: what the model says after tool results belongs to the next step.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .event import (
     Event,
     Finish,
     Message,
+    Refusal,
     Text,
     Thinking,
     ToolArguments,
@@ -49,10 +50,10 @@ class Transcript:
     """What the assistant has said in one run so far.
 
     Attributes:
-        parts: in order, each a dict with ``type`` (``thinking``, ``text``, ``tool_call``), ``step`` and, by type,
-            ``text``, or ``id``, ``name``, ``arguments`` and, once executed, ``output`` and ``success``.
+        parts: in order, each a dict with ``type`` (``thinking``, ``text``, ``refusal``, ``tool_call``), ``step`` and,
+            by type, ``text``, or ``id``, ``name``, ``arguments`` and, once executed, ``output`` and ``success``.
         step: the number of the model's present message, from 1.
-        size: characters of text, thinking, arguments and output so far.
+        size: characters of text, refusals, thinking, arguments and output so far.
         ready: the ids of the tool calls whose arguments are complete.
         answered: whether a tool has reported since the model last spoke; what it says next is a new step.
     """
@@ -81,7 +82,7 @@ class Transcript:
 
     def apply(self, type: str, data: dict[str, Any]) -> None:
         """Add one event of the run; once more does no harm. Types that add nothing to the message are ignored."""
-        if type in ("text.delta", "thinking.delta"):
+        if type in _TEXTS:
             if data["part"] == len(self.parts):
                 self._open({"type": type.partition(".")[0], "step": data["step"]})
             self._extend(data["part"], data["start"], data["text"])
@@ -119,10 +120,10 @@ class Transcript:
             self.size += len(text)
 
     def text(self, step: int | None = None) -> str:
-        """The text of one step, or of the last that has any."""
+        """The text of one step, or of the last that has any. What a refusal says is text here."""
         texts: dict[int, str] = {}
         for part, pieces in zip(self.parts, self._pieces, strict=True):
-            if part["type"] == "text":
+            if part["type"] in ("text", "refusal"):
                 texts[part["step"]] = texts.get(part["step"], "") + "".join(pieces)
         if step is not None:
             return texts.get(step, "")
@@ -135,6 +136,9 @@ class Transcript:
             field = "arguments" if part["type"] == "tool_call" else "text"
             parts.append({**part, field: "".join(pieces)})
         return {"id": message_id(run, self.step), "text": self.text(), "parts": parts}
+
+
+_TEXTS = frozenset({"text.delta", "refusal.delta", "thinking.delta"})
 
 
 def fold(events: Iterable[Event]) -> Transcript:
@@ -167,7 +171,7 @@ class Recorder:
     ) -> None:
         self.transcript = earlier or Transcript()
         self.usage: Usage | None = None
-        self.finish_reason = "stop"
+        self._finished = ""
         self._run = run
         self._max_event_bytes = max_event_bytes
         self._max_run_characters = max_run_characters
@@ -176,6 +180,12 @@ class Recorder:
             self._ids = {part["id"]: part["id"] for part in self.transcript.parts if part["type"] == "tool_call"}
         elif self.transcript.parts:
             self.transcript.answered = True
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the answer ended: what ``Finish`` said last, else ``"refusal"`` if it ended with one, else ``"stop"``."""
+        parts = self.transcript.parts
+        return self._finished or ("refusal" if parts and parts[-1]["type"] == "refusal" else "stop")
 
     def record(self, item: object) -> list[Draft]:
         """The drafts that store ``item``; none for ``Usage``, ``Finish`` and empty text.
@@ -189,8 +199,8 @@ class Recorder:
         handler = _HANDLERS.get(type(item))
         if handler is None:
             raise InvalidInput(
-                f"An agent may yield str, Text, Thinking, ToolCall, ToolArguments, ToolReady, ToolStarted, ToolResult, "
-                f"Usage, Finish or Checkpoint; this one yielded {type(item).__name__}."
+                f"An agent may yield str, Text, Refusal, Thinking, ToolCall, ToolArguments, ToolReady, ToolStarted, "
+                f"ToolResult, Usage, Finish or Checkpoint; this one yielded {type(item).__name__}."
             )
         drafts: list[Draft] = handler(self, item)
         return drafts
@@ -269,7 +279,7 @@ class Recorder:
         return []
 
     def _finish(self, item: Finish) -> list[Draft]:
-        self.finish_reason = _storable(item.reason)
+        self._finished = _storable(item.reason)
         return []
 
     def _checkpoint(self, item: Checkpoint) -> list[Draft]:
@@ -312,6 +322,7 @@ class Recorder:
 
 _HANDLERS: dict[type, Any] = {
     Text: lambda recorder, item: recorder._text("text.delta", item.text),
+    Refusal: lambda recorder, item: recorder._text("refusal.delta", item.text),
     Thinking: lambda recorder, item: recorder._text("thinking.delta", item.text),
     ToolCall: Recorder._call,
     ToolArguments: Recorder._arguments,
@@ -337,7 +348,7 @@ def _output(output: Any) -> Any:
     return _storable(output) if isinstance(output, str) else as_json("A tool's output", output)
 
 
-_TEXT_FIELD = {"text.delta": "text", "thinking.delta": "text", "tool_call.delta": "arguments"}
+_TEXT_FIELD = {**dict.fromkeys(_TEXTS, "text"), "tool_call.delta": "arguments"}
 
 
 def merge(drafts: list[Draft]) -> list[Draft]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from legato.agent import Turn
 from legato.errors import AgentError
-from legato.event import Finish, Thinking, ToolArguments, ToolCall, ToolReady, ToolResult, Usage
+from legato.event import Finish, Refusal, Thinking, ToolArguments, ToolCall, ToolReady, ToolResult, Usage
 
 # Seconds between two words: slow enough that readers come and go in between, whatever the machine.
 PACE = 0.02
@@ -33,6 +33,9 @@ async def scripted(turn: Turn) -> AsyncIterator[Any]:
             yield ToolArguments("call_1", "[1]")
             yield ToolReady("call_1")
             yield ToolReady("call_2")
+        case "refuse":
+            yield Refusal("I can")
+            yield Refusal("not.")
         case "fail":
             yield "So far "
             raise AgentError("No.", code="no")

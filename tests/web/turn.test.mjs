@@ -104,6 +104,20 @@ test("History rows: failed, cancelled, several steps, a fork's copies.", () => {
   assert.deepEqual(conversation.turns[3].parts.map((part) => part.kind), ["thinking", "tool", "text"]);
 });
 
+test("A refusal is shown as text, live and from history, and told once.", () => {
+  const conversation = new Conversation();
+  const parts = [{ type: "refusal", step: 1, text: "I cannot." }];
+  conversation.load([
+    { id: "m1", role: "user", userInput: "1", runId: "r1" },
+    { id: "r1~a1", role: "assistant", userInput: "I cannot.", assistantResponse: "I cannot.", status: "completed", runId: "r1", parts },
+  ]);
+  conversation.apply("user_message_created", { type: "user_message_created", messageId: "m2", content: "2", runId: "r2" });
+  const content = { type: "content", content: "No.", part: 0, start: 0, refusal: true, assistantMessageId: "r2~a1" };
+  conversation.apply("content", content);
+  conversation.apply("complete", { type: "complete", done: true, content: "No.", messageId: "r2~a1", runId: "r2", finishReason: "refusal" });
+  assert.deepEqual(conversation.turns.map((turn) => [turn.answer, turn.state, turn.parts.length]), [["I cannot.", "done", 1], ["No.", "done", 1]]);
+});
+
 test("A sent message and the stream's word of it are one turn, whichever comes first.", () => {
   const early = new Conversation();
   const mine = early.send("Hi", "k1");

@@ -106,11 +106,13 @@ class DeltaData(Data, frozen=True, kw_only=True):
         content: the piece.
         part: the part of the message that it belongs to.
         start: its first character's place in that part, in code points; None from servers that do not say.
+        refusal: whether the model says here that it will not answer.
     """
 
     content: str
     part: int = 0
     start: int | None = None
+    refusal: bool = False
 
 
 class ToolUseStartData(Data, frozen=True, kw_only=True):

@@ -17,6 +17,8 @@ from .responses import DONE, HEARTBEAT
 
 _FINISH = {"length": "length", "max_output_tokens": "length", "content_filter": "content_filter"}
 
+_FIELDS = {"text.delta": "content", "refusal.delta": "refusal", "thinking.delta": "reasoning_content"}
+
 
 def completion_id(run: str) -> str:
     """The id of the completion that ``run`` is."""
@@ -45,7 +47,7 @@ class ChatEncoder:
         self._created = 0
         self._calls: dict[str, dict[str, Any]] = {}  # by id: what the completion has of it
         self._unanswered: set[str] = set()
-        self._texts: dict[str, list[str]] = {"content": [], "reasoning_content": []}
+        self._texts: dict[str, list[str]] = {field: [] for field in _FIELDS.values()}
         self._lengths: dict[int, int] = {}
         self._usage: dict[str, Any] | None = None
         self._finish: str | None = None
@@ -75,7 +77,7 @@ class ChatEncoder:
     def completion(self) -> dict[str, Any]:
         """The whole answer, as far as it came."""
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self._texts["content"]) or None}
-        message["refusal"] = None
+        message["refusal"] = "".join(self._texts["refusal"]) or None
         if self._texts["reasoning_content"]:
             message["reasoning_content"] = "".join(self._texts["reasoning_content"])
         if self._calls:
@@ -101,7 +103,7 @@ class ChatEncoder:
 
     def _text(self, event: Event) -> list[dict[str, Any]]:
         data = event.data
-        field = "content" if event.type == "text.delta" else "reasoning_content"
+        field = _FIELDS[event.type]
         text = self._new(data["part"], data["start"], data["text"])
         self._texts[field].append(text)
         return [self._chunk({field: text})] if text else []
@@ -159,6 +161,7 @@ class ChatEncoder:
 _HANDLERS: dict[str, Callable[[ChatEncoder, Event], list[dict[str, Any]]]] = {
     "message.created": ChatEncoder._message,
     "text.delta": ChatEncoder._text,
+    "refusal.delta": ChatEncoder._text,
     "thinking.delta": ChatEncoder._text,
     "tool_call.started": ChatEncoder._call_started,
     "tool_call.delta": ChatEncoder._call_delta,

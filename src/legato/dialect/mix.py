@@ -243,6 +243,11 @@ def _delta(name: str) -> Callable[[Event, str], list[Named]]:
     return encode_delta
 
 
+def _refusal(event: Event, session: str) -> list[Named]:
+    # Clients of this dialect know no refusals: to them it is the answer.
+    return [(name, {**data, "refusal": True}) for name, data in _delta("content")(event, session)]
+
+
 def _session_created(event: Event, session: str) -> list[Named]:
     title = event.data.get("title", "")
     return [("session_created", {"sessionId": session, "title": title, "createdAt": int(event.at)})]
@@ -351,6 +356,7 @@ _ENCODERS: dict[str, Callable[[Event, str], list[Named]]] = {
     "run.started": _own("run_started", "agent", "attempt"),
     "thinking.delta": _delta("thinking"),
     "text.delta": _delta("content"),
+    "refusal.delta": _refusal,
     "tool_call.started": _call_started,
     "tool_call.delta": _call_delta,
     "tool_call.completed": _call_completed,

@@ -128,17 +128,23 @@ def _echo(metadata: dict[str, Any]) -> dict[str, Any]:
 
 # Items ----------------------------------------------------------------------------------------------------------------
 
-ItemKind = Literal["message", "reasoning", "function_call", "function_call_output"]
+ItemKind = Literal["message", "refusal", "reasoning", "function_call", "function_call_output"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Payload = dict[str, Any]
 
 _PREFIX: dict[ItemKind, str] = {
     "message": "msg",
+    "refusal": "msg",  # on the wire it is a message whose one part is the refusal
     "reasoning": "rs",
     "function_call": "fc",
     "function_call_output": "fco",
 }
-_KINDS: dict[str, ItemKind] = {"text.delta": "message", "thinking.delta": "reasoning"}
+_KINDS: dict[str, ItemKind] = {"text.delta": "message", "refusal.delta": "refusal", "thinking.delta": "reasoning"}
+_CONTENT: dict[ItemKind, Callable[[str], dict[str, Any]]] = {
+    "message": lambda text: {"type": "output_text", "text": text, "annotations": [], "logprobs": []},
+    "refusal": lambda text: {"type": "refusal", "refusal": text},
+}
+"""The one part of a message, by kind."""
 
 
 class _Item:
@@ -190,16 +196,13 @@ class _Item:
         if self.kind == "reasoning":
             summary = [] if empty else [{"type": "summary_text", "text": text}]
             return {"type": "reasoning", "id": self.id, "summary": summary}
+        if self.kind in _CONTENT:
+            content = [] if empty else [_CONTENT[self.kind](text)]
+            return {"type": "message", "id": self.id, "status": status, "role": "assistant", "content": content}
         about = {"type": self.kind, "id": self.id, "status": status}
-        if self.kind == "message":
-            return {**about, "role": "assistant", "content": [] if empty else [_text_part(text)]}
         if self.kind == "function_call":
             return {**about, "call_id": self.call, "name": self.name, "arguments": text}
         return {**about, "call_id": self.call, "output": text}
-
-
-def _text_part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
 def _summary_part(text: str) -> dict[str, Any]:
@@ -210,8 +213,8 @@ def _begin(item: _Item) -> list[Payload]:
     if item.kind == "function_call_output":
         return []  # it comes whole
     place = _place(item)
-    if item.kind == "message":
-        return [{"type": "response.content_part.added", **place, "part": _text_part("")}]
+    if item.kind in _CONTENT:
+        return [{"type": "response.content_part.added", **place, "part": _CONTENT[item.kind]("")}]
     if item.kind == "reasoning":
         return [{"type": "response.reasoning_summary_part.added", **place, "part": _summary_part("")}]
     return []
@@ -221,6 +224,8 @@ def _delta(item: _Item, text: str) -> list[Payload]:
     place = {**_place(item), "delta": text}
     if item.kind == "message":
         return [{"type": "response.output_text.delta", **place, "logprobs": []}]
+    if item.kind == "refusal":
+        return [{"type": "response.refusal.delta", **place}]
     if item.kind == "reasoning":
         return [{"type": "response.reasoning_summary_text.delta", **place}]
     if item.kind == "function_call":
@@ -230,10 +235,11 @@ def _delta(item: _Item, text: str) -> list[Payload]:
 
 def _end(item: _Item) -> list[Payload]:
     place, text = _place(item), item.text
-    if item.kind == "message":
+    if item.kind in _CONTENT:
+        whole = {"refusal": text} if item.kind == "refusal" else {"text": text, "logprobs": []}
         return [
-            {"type": "response.output_text.done", **place, "text": text, "logprobs": []},
-            {"type": "response.content_part.done", **place, "part": _text_part(text)},
+            {"type": f"response.{'refusal' if item.kind == 'refusal' else 'output_text'}.done", **place, **whole},
+            {"type": "response.content_part.done", **place, "part": _CONTENT[item.kind](text)},
         ]
     if item.kind == "reasoning":
         return [
@@ -246,7 +252,7 @@ def _end(item: _Item) -> list[Payload]:
 
 
 def _place(item: _Item) -> dict[str, Any]:
-    inner: dict[str, Any] = {"message": {"content_index": 0}, "reasoning": {"summary_index": 0}}.get(item.kind, {})
+    inner = {"summary_index": 0} if item.kind == "reasoning" else {"content_index": 0} if item.kind in _CONTENT else {}
     return {"item_id": item.id, "output_index": item.index, **inner}
 
 
@@ -436,6 +442,7 @@ _HANDLERS: dict[str, Callable[[Fold, Event], None]] = {
     "message.created": Fold._message,
     "run.started": Fold._started,
     "text.delta": Fold._text,
+    "refusal.delta": Fold._text,
     "thinking.delta": Fold._text,
     "tool_call.started": Fold._call_started,
     "tool_call.delta": Fold._call_delta,

@@ -7,7 +7,8 @@ some clients send them; all become one user's text, what was said before it, and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -258,11 +259,25 @@ def _say(message: dict[str, Any], item: Item) -> None:
                       "arguments": arguments})  # fmt: skip
         return
     reasoning = item.get("type") == "reasoning"
-    text = _text(item.get("summary" if reasoning else "content"))
-    if text:
-        parts.append({"type": "thinking" if reasoning else "text", "step": 1, "text": text})
-    if not reasoning:
-        message["text"] += text
+    for kind, text in _said(item.get("summary" if reasoning else "content")):
+        parts.append({"type": "thinking" if reasoning else kind, "step": 1, "text": text})
+        if not reasoning:
+            message["text"] += text
+
+
+def _said(content: Any) -> Iterator[tuple[str, str]]:
+    """What the assistant said, as kinds of parts with their texts; neighbours of one kind are one."""
+    parts = [{"text": content}] if isinstance(content, str) else content if isinstance(content, list) else []
+    said = [
+        (kind, str(part[kind]))
+        for part in parts
+        if isinstance(part, dict)
+        for kind in ("text", "refusal")
+        if isinstance(part.get(kind), str)
+    ]
+    for kind, group in groupby(said, key=lambda each: each[0]):
+        if text := "".join(text for _, text in group):
+            yield kind, text
 
 
 def from_chat(body: CreateChat) -> Create:
@@ -288,8 +303,11 @@ def _chat_items(message: Item) -> list[Item]:
                  "output": _text(message.get("content"))}]  # fmt: skip
     items: list[Item] = []
     content = message.get("content")
-    if content or not message.get("tool_calls"):
+    if content or not (message.get("tool_calls") or message.get("refusal")):
         items.append({"type": "message", "role": message.get("role", "user"), "content": content or ""})
+    if message.get("refusal") and message.get("role") == "assistant":
+        refusal = {"type": "refusal", "refusal": message["refusal"]}
+        items.append({"type": "message", "role": "assistant", "content": [refusal]})
     calls = message.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
         function = call.get("function") if isinstance(call, dict) else None

@@ -117,7 +117,7 @@ export class Conversation {
     for (const part of row.parts ?? wholeParts(row)) {
       const key = `${row.id}:${turn.parts.length}`;
       if (part.type === "tool_call") turn.parts.push({ kind: "tool", key, ...wholeCall(part) });
-      else turn.parts.push({ kind: part.type, key, text: part.text, message: row.id });
+      else turn.parts.push({ kind: part.type === "thinking" ? "thinking" : "text", key, text: part.text, message: row.id });
     }
     turn.error = row.error?.message ?? row.error ?? "";
     turn.state = turn.error || row.status === "failed" ? "failed" : row.status === "cancelled" ? "stopped" : "done";
