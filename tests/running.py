@@ -56,11 +56,11 @@ class Watched:
         return getattr(self.inner, name)
 
     async def append(
-        self, session: str, drafts: Sequence[Draft], *, lease: Lease | None = None, once: str | None = None
+        self, session: str, drafts: Sequence[Draft], *, lease: Lease | None = None, **options: Any
     ) -> Appended:
         if lease is not None and self.before is not None:
             await self.before(session, drafts)
-        appended: Appended = await self.inner.append(session, drafts, lease=lease, once=once)
+        appended: Appended = await self.inner.append(session, drafts, lease=lease, **options)
         if lease is not None:
             self.batches.append([draft.type for draft in drafts])
         return appended

@@ -12,6 +12,7 @@
     |   |-- SessionExists   409
     |   |-- KeyReused       409     the same idempotency key with another body
     |   |-- QueueFull       409     too many messages already wait in this session
+    |   |-- HeadMoved       409     the log has grown since the caller read it
     |   |-- RunEnded        409     the run has had its terminal event
     |   |-- StaleLease      409     a newer owner writes this run
     |   `-- LeaseHeld       409     somebody else owns this run until ``expires_at``
@@ -126,6 +127,12 @@ class QueueFull(Conflict):
     """Too many messages already wait for their turn in this session."""
 
     code = "queue_full"
+
+
+class HeadMoved(Conflict):
+    """The log has grown since it was read, so what was to be appended on the strength of that was refused whole."""
+
+    code = "head_moved"
 
 
 class RunEnded(Conflict):

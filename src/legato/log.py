@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from .errors import LeaseHeld, RunEnded, SessionExists, SessionNotFound, StaleLease
+from .errors import HeadMoved, LeaseHeld, RunEnded, SessionExists, SessionNotFound, StaleLease
 from .event import TERMINAL, Draft, Event, Offset
 
 READ_LIMIT = 500
@@ -136,7 +136,13 @@ class Store(Leaser, Protocol):
         ...
 
     async def append(
-        self, session: str, drafts: Sequence[Draft], *, lease: Lease | None = None, once: str | None = None
+        self,
+        session: str,
+        drafts: Sequence[Draft],
+        *,
+        lease: Lease | None = None,
+        once: str | None = None,
+        head: Offset | None = None,
     ) -> Appended:
         """Store ``drafts`` as the next events of ``session``.
 
@@ -146,9 +152,11 @@ class Store(Leaser, Protocol):
             lease: of the run that the drafts belong to; without it they come from outside the run.
             once: a key, unique in the session: if it was used before, nothing is stored and the events stored then
                 are returned, ``repeated``.
+            head: the offset of the last event that the caller has seen. If there are later ones, nothing is stored.
 
         Raises:
             SessionNotFound, SessionExists, RunEnded: see the rules above.
+            HeadMoved: the log has grown beyond ``head``.
             StaleLease: the lease's epoch is not the run's.
             StoreError: it could not be stored; nothing was.
         """
@@ -319,9 +327,11 @@ class Log:
         self.store = store
         self.session = session
 
-    async def append(self, *drafts: Draft, lease: Lease | None = None, once: str | None = None) -> Appended:
+    async def append(
+        self, *drafts: Draft, lease: Lease | None = None, once: str | None = None, head: Offset | None = None
+    ) -> Appended:
         """See ``Store.append``."""
-        return await self.store.append(self.session, drafts, lease=lease, once=once)
+        return await self.store.append(self.session, drafts, lease=lease, once=once, head=head)
 
     async def read(self, after: Offset = 0, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
         """See ``Store.read``."""
@@ -391,6 +401,12 @@ def check_drafts(
             raise RunEnded(f"Run {run!r} is not open, so {draft.type} cannot be appended to it.", run=run)
         if draft.type in TERMINAL:
             ended.add(run)
+
+
+def check_head(session: str, head: Offset, expected: Offset | None) -> None:
+    """The rule of ``Store.append`` for its ``head``, given the session's present one."""
+    if expected is not None and head != expected:
+        raise HeadMoved(f"Session {session!r} is at offset {head} now, not at {expected}.", head=head)
 
 
 def lease_target(runs: dict[str, OpenRun], run: str, *, owner: str, now: float) -> OpenRun:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .errors import LeaseHeld, LegatoError, RunEnded, SessionExists, SessionNotFound, StaleLease
+from .errors import HeadMoved, LeaseHeld, LegatoError, RunEnded, SessionExists, SessionNotFound, StaleLease
 from .event import DELTAS, TERMINAL, Draft, Event
 from .log import Bell, Lease, Log, Store, Subscription
 from .sse import Decoder
@@ -293,6 +293,31 @@ async def once_keys_in_a_race(place: Place) -> None:
 
     _same(1, sum(not appended.repeated for appended in done))
     _same([done[0].events] * 20, [appended.events for appended in done])
+    _same(2, (await place.store.info("s")).head)
+
+
+@_rule(STORE_CHECKS)
+async def appends_at_a_head(place: Place) -> None:
+    """An append that names a head is stored only if the log ends there, unless its key was used before."""
+    log = await place.begin()
+    stored = await log.append(_message("r"), once="key", head=1)
+    await _refused(HeadMoved, log.append(_started("r"), head=1))
+    await _refused(HeadMoved, log.append(_started("r"), head=3))
+    await _refused(HeadMoved, log.append(Draft("session.deleted", {}), head=1))
+
+    _same(2, (await place.store.info("s")).head)
+    _same(stored.events, (await log.append(_message("r"), once="key", head=1)).events)
+    _same([3], [event.offset for event in (await log.append(_started("r"), head=2)).events])
+
+
+@_rule(STORE_CHECKS)
+async def appends_at_a_head_in_a_race(place: Place) -> None:
+    """Of many appends at once at one head one is stored."""
+    log = await place.begin()
+    doings = [log.append(_message(f"r{number}"), head=1) for number in range(20)]
+    done = await asyncio.gather(*doings, return_exceptions=True)
+
+    _same(19, sum(isinstance(result, HeadMoved) for result in done))
     _same(2, (await place.store.info("s")).head)
 
 

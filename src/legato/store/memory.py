@@ -13,7 +13,18 @@ import msgspec
 
 from ..errors import SessionExists, SessionNotFound
 from ..event import DELTAS, TERMINAL, Draft, Event, Offset
-from ..log import READ_LIMIT, Appended, Doorbell, Lease, OpenRun, SessionInfo, Store, check_drafts, lease_target
+from ..log import (
+    READ_LIMIT,
+    Appended,
+    Doorbell,
+    Lease,
+    OpenRun,
+    SessionInfo,
+    Store,
+    check_drafts,
+    check_head,
+    lease_target,
+)
 
 
 class _Session:
@@ -54,7 +65,13 @@ class MemoryStore:
         """Nothing to let go."""
 
     async def append(
-        self, session: str, drafts: Sequence[Draft], *, lease: Lease | None = None, once: str | None = None
+        self,
+        session: str,
+        drafts: Sequence[Draft],
+        *,
+        lease: Lease | None = None,
+        once: str | None = None,
+        head: Offset | None = None,
     ) -> Appended:
         """See ``Store.append``."""
         log = self._sessions.get(session)
@@ -68,6 +85,7 @@ class MemoryStore:
         check_drafts(
             drafts, exists=log is not None, open_runs=log.open_runs if log else {}, session=session, lease=lease
         )
+        check_head(session, log.head if log else 0, head)
         if log is None:
             log = self._sessions[session] = _Session()
         at = self._clock()

@@ -160,7 +160,13 @@ class SQLiteStore:
     # Writing
 
     async def append(
-        self, session: str, drafts: Sequence[Draft], *, lease: Lease | None = None, once: str | None = None
+        self,
+        session: str,
+        drafts: Sequence[Draft],
+        *,
+        lease: Lease | None = None,
+        once: str | None = None,
+        head: Offset | None = None,
     ) -> Appended:
         """See ``Store.append``.
 
@@ -168,7 +174,7 @@ class SQLiteStore:
             InvalidInput: the data is not JSON.
         """
         check_text(session, once)
-        appended: Appended = await self._submit(Append(session, self._future(), drafts, lease, once))
+        appended: Appended = await self._submit(Append(session, self._future(), drafts, lease, once, head))
         return appended
 
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:

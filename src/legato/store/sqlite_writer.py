@@ -21,7 +21,7 @@ import msgspec
 
 from ..errors import InvalidInput, LegatoError, SessionExists, SessionNotFound, StoreCorrupt, TooLarge
 from ..event import DELTAS, TERMINAL, Draft, Event, Offset
-from ..log import Appended, Lease, OpenRun, check_drafts, lease_target
+from ..log import Appended, Lease, OpenRun, check_drafts, check_head, lease_target
 from .sqlite_file import (
     DELETED,
     EVENT,
@@ -94,7 +94,7 @@ class Append(Request):
         InvalidInput, TooLarge: a draft cannot be stored.
     """
 
-    __slots__ = ("data", "drafts", "encoded", "lease", "stored")
+    __slots__ = ("data", "drafts", "encoded", "head", "lease", "stored")
 
     def __init__(
         self,
@@ -103,6 +103,7 @@ class Append(Request):
         drafts: Sequence[Draft],
         lease: Lease | None,
         once: str | None,
+        head: Offset | None,
     ) -> None:
         super().__init__(session, future)
         self.session: str = session
@@ -113,6 +114,7 @@ class Append(Request):
         self.data = [_object.decode(data) for data in self.encoded]
         self.lease = lease
         self.once = once
+        self.head = head
         self.stored: list[Event] = []
 
     def plan(self, group: _Group) -> Appended:
@@ -292,6 +294,7 @@ class _Group:
                 return Appended(before, repeated=True)
         runs = self._memory.runs.get(name, {})
         check_drafts(request.drafts, exists=session is not None, open_runs=runs, session=name, lease=request.lease)
+        check_head(name, session.head if session is not None else 0, request.head)
         # From here on nothing can be refused.
         if session is None:
             session = self._memory.sessions[name] = _Session(self._memory.next_id, 0, False)
