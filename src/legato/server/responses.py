@@ -22,22 +22,21 @@ from starlette.requests import Request as HTTPRequest
 from starlette.types import Receive, Scope, Send
 
 from ..dialect import chat, mix_api, responses_api
-from ..dialect.responses import Fold, ResponseEncoder, parse_id, response_id, settings
-from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFound, Prompt, ResponseNotFound
+from ..dialect.responses import ResponseEncoder, parse_id, response_id
+from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFound, Prompt
 from ..errors import Draining, InvalidInput, LegatoError, NotFound, SessionExists
-from ..event import TERMINAL, Draft, Event
-from ..log import Log, Store, Subscription
+from ..event import Draft, Event
+from ..log import Log, Store
 from ..run import Runner
 from ..transcript import history
 from .operation import RETRY_AFTER, Answer, Request, path_within, respond
+from .stored import Found, StoredResponses
 from .stream import Pump, Streams, unless_cut
 
 logger = logging.getLogger("legato")
 
 CANCEL_SECONDS = 5.0
 """How long a cancel waits for the run to end before it answers with the response as it is then."""
-WAIT_HEARTBEAT = 2.0
-"""Seconds after which a request that waits for its answer looks whether the server is about to stop."""
 
 
 class Encoder(Protocol):
@@ -52,29 +51,6 @@ class Encoder(Protocol):
     def heartbeat(self, cursor: int) -> bytes:
         """The bytes for a silence."""
         ...
-
-
-class Found(msgspec.Struct, frozen=True):
-    """A run in the log.
-
-    Attributes:
-        message: its ``message.created``.
-        agent: who answers, as far as the log says.
-    """
-
-    session: str
-    run: str
-    message: Event
-    agent: str
-
-    @property
-    def before(self) -> int:
-        """The offset after which the run's events begin."""
-        return self.message.offset - 1
-
-    def fold(self) -> Fold:
-        """A new fold for it."""
-        return Fold(self.session, self.run, agent=self.agent)
 
 
 class Follow(msgspec.Struct, frozen=True):
@@ -118,6 +94,7 @@ class ResponsesRoutes:
         self._store = store
         self._runner = runner
         self._streams = streams
+        self._stored = StoredResponses(store, streams)
         self._heartbeat = heartbeat
         self._max_body = max_body
 
@@ -196,33 +173,33 @@ class ResponsesRoutes:
         with _begun():
             if not body.background:
                 await self._ended(found, call)
-            return Answer(200, (await self._folded(found)).response())
+            return Answer(200, (await self._stored.folded(found)).response())
 
     async def retrieve(self, call: Call) -> Answer | Follow:
         """A response as it is, or its events after a number, and on as they come."""
         after = _cursor(call.request.query.get("starting_after"))
         stream = call.flag("stream")
-        found = await self._find(call.names[0])
+        found = await self._stored.find(call.names[0])
         if stream:
             self._streams.admit(found.session)
             return Follow(found, ResponseEncoder(found.fold(), after=after))
-        return Answer(200, (await self._folded(found)).response())
+        return Answer(200, (await self._stored.folded(found)).response())
 
     async def cancel(self, call: Call) -> Answer | Follow:
         """Stop a response, and give it back as it then is. One that has ended is given back as it is."""
-        found = await self._find(call.names[0])
+        found = await self._stored.find(call.names[0])
         if await self._runner.cancel(found.session, found.run):
             try:
                 async with asyncio.timeout(CANCEL_SECONDS):
-                    await self._until_ended(found)
+                    await self._stored.until_ended(found)
             except TimeoutError:
                 pass  # it waits behind another run, or its agent does not listen; the request is in the log
-        return Answer(200, (await self._folded(found)).response())
+        return Answer(200, (await self._stored.folded(found)).response())
 
     async def delete(self, call: Call) -> Answer | Follow:
         """Delete a response with its log. One that is part of a longer conversation cannot be taken out of it."""
-        found = await self._find(call.names[0])
-        fold = await self._folded(found)
+        found = await self._stored.find(call.names[0])
+        fold = await self._stored.folded(found)
         if not fold.ended:
             raise BadRequest(
                 "A response cannot be deleted while it is in progress; cancel it first.", code="in_progress"
@@ -244,7 +221,7 @@ class ResponsesRoutes:
         except InvalidInput as exc:
             raise BadRequest(exc.message, param="limit") from exc
         query = call.request.query
-        found = await self._find(call.names[0])
+        found = await self._stored.find(call.names[0])
         items = responses_api.input_items(found.run, found.message.data)
         return Answer(
             200, responses_api.page(items, limit=limit, order=query.get("order", "desc"), after=query.get("after"))
@@ -310,7 +287,7 @@ class ResponsesRoutes:
             raise Draining("The server is shutting down and takes no new messages; try again.")
         session = await self._place(body, asked, key)
         sent = await self._runner.send(session, asked.text, agent=body.model, metadata=asked.metadata, key=key)
-        found = await self._locate(session, sent.run)
+        found = await self._stored.locate(session, sent.run)
         if found is None:
             raise NotFound("The conversation was deleted meanwhile.")
         return found
@@ -352,7 +329,7 @@ class ResponsesRoutes:
             param="previous_response_id",
         )
         try:
-            found = await self._find(id)
+            found = await self._stored.find(id)
         except NotFound:
             raise unknown from None
         events = [event async for event in Log(self._store, found.session).all(deltas=False)]
@@ -375,43 +352,9 @@ class ResponsesRoutes:
         drafts = [*mix_api.forked(copy, info, messages), *responses_api.earlier(asked, f"{session}~h")]
         return await self._create(session, drafts, key)
 
-    async def _find(self, id: str) -> Found:
-        """The run that is response ``id``.
-
-        Raises:
-            ResponseNotFound: there is none, or it was not to be kept.
-        """
-        place = parse_id(id)
-        found = await self._locate(*place) if place else None
-        if found is None:
-            raise ResponseNotFound(id)
-        given = settings(found.message.data.get("metadata", {}))
-        if given.store is False and not given.background:
-            raise ResponseNotFound(id)
-        return found
-
-    async def _locate(self, session: str, run: str) -> Found | None:
-        agent = "default"
-        async for event in Log(self._store, session).all(deltas=False):
-            if event.type == "session.created":
-                agent = event.data.get("agent") or agent
-            elif event.type == "message.created" and event.run == run:
-                return Found(session=session, run=run, message=event, agent=event.data.get("agent") or agent)
-        return None
-
-    async def _folded(self, found: Found) -> Fold:
-        fold = found.fold()
-        async for event in Log(self._store, found.session).all(found.before):
-            fold.feed(event)
-            if fold.ended:
-                break
-        if not fold.sequence:
-            raise ResponseNotFound(response_id(found.run))  # deleted meanwhile
-        return fold
-
     async def _ended(self, found: Found, call: Call) -> None:
         """Wait until the run has ended, or the client has left: then nobody is there to be answered."""
-        ended = asyncio.create_task(self._until_ended(found))
+        ended = asyncio.create_task(self._stored.until_ended(found))
         gone = asyncio.create_task(call.request.left())
         try:
             await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -420,19 +363,6 @@ class ResponsesRoutes:
         finally:
             ended.cancel()
             gone.cancel()
-
-    async def _until_ended(self, found: Found) -> None:
-        with Subscription(
-            self._store, found.session, found.before, heartbeat=WAIT_HEARTBEAT, deltas=False
-        ) as subscription:
-            while True:
-                events = await subscription.next()
-                if any(event.run == found.run and event.type in TERMINAL for event in events):
-                    return
-                if any(event.type == "session.deleted" for event in events):
-                    raise ResponseNotFound(response_id(found.run))
-                if not events and self._streams.draining:
-                    raise Draining("The server is shutting down; the answer is kept.")
 
 
 @contextmanager
