@@ -89,6 +89,7 @@ async def record(chat: Chat) -> None:
                 if ends(answer["runId"])(message):
                     break
     first = (await chat.get("/messages")).json()[0]["id"]
+    assert (await chat.driver.request("DELETE", f"/v1/responses/resp_{answer['runId']}")).status == 200
     assert (await chat.post("/rewind", {"messageId": first})).status == 200
     await chat.said("bye")
 

@@ -136,6 +136,7 @@ SAMPLES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("run.cancelled", {"partial": SAID, "reason": "enough"}, ["complete"]),
     ("run.failed", {"code": "timeout", "message": "Too long.", "partial": SAID, "detail": {"a": 1}}, ["error"]),
     ("session.rewound", {"to": "m"}, ["session_rewound"]),
+    ("session.run_withdrawn", {"run": "s_1~0a"}, []),
     ("session.deleted", {}, ["session_deleted"]),
 ]  # fmt: skip
 RUNLESS = ("session.", "notification.resolved")

@@ -79,6 +79,8 @@ EVERY_EVENT: list[tuple[str, dict[str, Any]]] = [
     ("run.cancel_requested", {"reason": "enough"}),
     ("run.cancelled", {"partial": _WHOLE, "usage": _USAGE, "reason": "enough"}),
     ("session.rewound", {"to": 2}),
+    ("session.run_withdrawn", {"run": "r_0"}),
+    ("agent.checkpoint", {"data": {"a": 1}}),
     ("session.deleted", {}),
 ]
 NOT_FOUND = ("ErrorResponse", 404, "not_found", 404)

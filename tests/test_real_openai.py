@@ -226,11 +226,20 @@ def test_a_conversation_goes_on(client: OpenAI) -> None:
 
 
 def test_a_response_is_deleted(client: OpenAI) -> None:
-    """And then not found."""
-    response = client.responses.create(model=MODEL, input="hello")
-    client.responses.delete(response.id)
-    with pytest.raises(openai.NotFoundError):
-        client.responses.retrieve(response.id)
+    """And then not found; what followed it stays, and goes on."""
+    first = client.responses.create(model=MODEL, input="hello")
+    second = client.responses.create(model=MODEL, input="again", previous_response_id=first.id)
+    client.responses.delete(first.id)
+    for call in (client.responses.retrieve, client.responses.cancel, client.responses.delete,
+                 client.responses.input_items.list):  # fmt: skip
+        with pytest.raises(openai.NotFoundError):
+            call(first.id)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=MODEL, input="x", previous_response_id=first.id)
+    assert caught.value.code == "previous_response_not_found"
+    assert client.responses.retrieve(second.id) == second
+    third = client.responses.create(model=MODEL, input="more", previous_response_id=second.id)
+    assert third.conversation == first.conversation
 
 
 def test_the_agents_are_models(client: OpenAI) -> None:

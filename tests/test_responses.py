@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,8 @@ from legato.event import (
     ToolStarted,
     Usage,
 )
+from legato.store.memory import MemoryStore
+from legato.store.sqlite import SQLiteStore
 from legato.testing import Response
 from legato.transcript import Recorder, history
 
@@ -761,18 +764,158 @@ async def test_the_same_key_is_the_same_response() -> None:
         assert (await ask(chat, previous_response_id=first["id"], headers=key)).json() == second
 
 
+async def delete(chat: Chat, id: str) -> Response:
+    return await chat.driver.request("DELETE", f"/responses/{id}")
+
+
+async def check_gone(chat: Chat, id: str) -> None:
+    for method, path in (("GET", ""), ("GET", "?stream=true"), ("GET", "/input_items"), ("POST", "/cancel"),
+                         ("DELETE", "")):  # fmt: skip
+        answer = await chat.driver.request(method, f"/responses/{id}{path}")
+        assert refused(answer) == (404, "response_not_found", "response_id"), (method, path)
+    answer = await ask(chat, previous_response_id=id)
+    assert refused(answer) == (400, "previous_response_not_found", "previous_response_id")
+
+
+async def session_of(chat: Chat, id: str) -> list[str]:
+    """The types of the log that the response is in, without deltas; of a deleted one just that."""
+    place = parse_id(id)
+    assert place is not None
+    return [event.type for event in await chat.app.store.read(place[0], 0, deltas=False)]
+
+
 async def test_a_deleted_response_is_gone() -> None:
-    """With its log, so one out of several cannot be deleted alone."""
+    """With its log, when it is the only one there."""
     async with chatting() as chat:
+        id = (await ask(chat)).json()["id"]
+        assert (await delete(chat, id)).json() == {"id": id, "object": "response", "deleted": True}
+        await check_gone(chat, id)
+        assert await session_of(chat, id) == ["session.deleted"]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_response_is_deleted_out_of_a_conversation(kind: str, tmp_path: Path) -> None:
+    """The others stay, and go on, with all that was said; the last one takes the log along."""
+    store = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "log.db", durability="normal")
+    async with chatting(None, curious, store=store) as chat:
+        first = (await ask(chat, input="one")).json()
+        second = (await ask(chat, input="two", previous_response_id=first["id"])).json()
+        assert (await delete(chat, first["id"])).status == 200
+        await check_gone(chat, first["id"])
+        assert (await chat.driver.request("GET", f"/responses/{second['id']}")).json() == second
+        for place in ({"previous_response_id": second["id"]}, {"conversation": first["conversation"]["id"]}):
+            third = await ask(chat, input="three", **place)
+            assert [text for role, text in said(third)["history"] if role == "user"][:2] == ["one", "two"]
+            assert (await delete(chat, third.json()["id"])).status == 200
+        assert (await delete(chat, second["id"])).status == 200
+        assert await session_of(chat, second["id"]) == ["session.deleted"]
+        await check_gone(chat, second["id"])
+
+
+async def test_a_deleted_response_does_not_come_back_with_its_key() -> None:
+    """The same request again is not answered anew, and not with what was deleted."""
+    async with chatting() as chat:
+        key = {"idempotency-key": "k1"}
+        first = (await ask(chat)).json()
+        place = {"conversation": first["conversation"]["id"]}
+        second = (await ask(chat, headers=key, **place)).json()["id"]
+        assert (await delete(chat, second)).status == 200
+        assert refused(await ask(chat, headers=key, **place))[0] == 404
+
+
+class Paused(MemoryStore):
+    """A store that lets somebody else act first when an event of a type is about to be appended."""
+
+    first: tuple[str, Callable[[], Awaitable[Any]]] | None = None
+
+    async def append(self, session: str, drafts: Sequence[Draft], **options: Any) -> Any:
+        if self.first is not None and drafts[-1].type == self.first[0]:
+            act, self.first = self.first[1], None
+            await act()
+        return await super().append(session, drafts, **options)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_of_two_deletes_at_once_one_succeeds(alone: bool) -> None:
+    """The log says it once."""
+    store = Paused()
+    async with chatting(None, store=store) as chat:
+        id = (await ask(chat)).json()["id"]
+        if not alone:
+            await ask(chat, previous_response_id=id)
+        statuses = []
+
+        async def other() -> None:
+            statuses.append((await delete(chat, id)).status)
+
+        store.first = ("session.run_withdrawn", other)
+        statuses.append((await delete(chat, id)).status)
+        assert statuses == [200, 404]
+        assert (await session_of(chat, id)).count("session.run_withdrawn") == (0 if alone else 1)
+
+
+async def test_a_delete_takes_no_message_along_that_comes_meanwhile() -> None:
+    """A message that was taken is answered: the log stays, and only the deleted response is gone."""
+    store = Paused()
+    async with chatting(None, store=store) as chat:
+        first = (await ask(chat)).json()
+        others = []
+
+        async def other() -> None:
+            others.append((await ask(chat, input="wait", conversation=first["conversation"]["id"])).json())
+
+        store.first = ("session.deleted", other)
+        assert (await delete(chat, first["id"])).status == 200
+        await check_gone(chat, first["id"])
+        assert (await chat.driver.request("GET", f"/responses/{others[0]['id']}")).json() == others[0]
+
+
+async def test_the_last_two_deleted_at_once_take_the_log_along() -> None:
+    """Each sees the other's; whoever is later deletes the log, and the other finds it done."""
+    store = Paused()
+    async with chatting(None, store=store) as chat:
         first = (await ask(chat)).json()["id"]
-        assert (await chat.driver.request("DELETE", f"/responses/{first}")).json() == {
-            "id": first, "object": "response", "deleted": True,
-        }  # fmt: skip
-        assert (await chat.driver.request("GET", f"/responses/{first}")).status == 404
-        kept = (await ask(chat)).json()["id"]
-        await ask(chat, previous_response_id=kept)
-        answer = await chat.driver.request("DELETE", f"/responses/{kept}")
-        assert refused(answer) == (400, "part_of_conversation", "response_id")
+        second = (await ask(chat, previous_response_id=first)).json()["id"]
+
+        store.first = ("session.run_withdrawn", lambda: delete(chat, second))
+        assert (await delete(chat, first)).status == 200
+        assert await session_of(chat, first) == ["session.deleted"]
+
+
+async def test_a_session_that_is_deleted_while_its_last_response_is() -> None:
+    """Both have what they wanted."""
+    store = Paused()
+    async with chatting(None, store=store) as chat:
+        first = (await ask(chat)).json()
+        session = first["conversation"]["id"]
+        store.first = ("session.deleted", lambda: chat.driver.request("DELETE", f"/api/sessions/{session}"))
+        assert (await delete(chat, first["id"])).status == 200
+        second = (await ask(chat)).json()
+        session = second["conversation"]["id"]
+        store.first = ("session.run_withdrawn", lambda: chat.driver.request("DELETE", f"/api/sessions/{session}"))
+        assert (await delete(chat, second["id"])).status == 404
+
+
+async def test_a_response_stays_deleted_when_the_server_starts_again(tmp_path: Path) -> None:
+    """It is a fact in the log."""
+    url = f"sqlite:///{tmp_path / 'l.db'}"
+    async with chatting(None, store=url) as chat:
+        first = (await ask(chat)).json()["id"]
+        second = (await ask(chat, previous_response_id=first)).json()
+        assert (await delete(chat, first)).status == 200
+    async with chatting(None, store=url) as chat:
+        await check_gone(chat, first)
+        assert (await chat.driver.request("GET", f"/responses/{second['id']}")).json() == second
+
+
+async def test_a_response_that_is_deleted_while_another_goes_on_from_it() -> None:
+    """Whoever comes too late is told that there is none, as if it had come after the delete."""
+    store = Paused()
+    async with chatting(None, store=store) as chat:
+        first = (await ask(chat)).json()["id"]
+        store.first = ("message.created", lambda: delete(chat, first))
+        answer = await ask(chat, previous_response_id=first)
+        assert refused(answer) == (400, "previous_response_not_found", "previous_response_id")
 
 
 async def test_a_running_response_is_not_deleted() -> None:

@@ -68,6 +68,7 @@ EVENTS: dict[str, str] = {
     "session.deleted": "(nothing): the last event of a session",
     "session.rewound": "to: the id of the last message that history keeps, or '' for none; until?: what has a greater "
     "offset than this stays, too",
+    "session.run_withdrawn": "run: no longer to be had by its id (a response that was deleted); history keeps it",
     "message.created": "id, role (user; assistant when a fork copied it), text, agent?, metadata?, retries? (the run "
     "whose answer is to be given anew, or null; the message stands in the log once before)",
     "run.started": "agent, attempt (from 1)",

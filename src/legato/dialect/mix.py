@@ -352,6 +352,7 @@ _ENCODERS: dict[str, Callable[[Event, str], list[Named]]] = {
     "session.created": _session_created,
     "session.deleted": lambda event, session: [("session_deleted", {"sessionId": session})],
     "session.rewound": _own("session_rewound", "to"),
+    "session.run_withdrawn": lambda event, session: [],  # to this dialect, which knows no responses, nothing changes
     "message.created": _message_created,
     "run.started": _own("run_started", "agent", "attempt"),
     "thinking.delta": _delta("thinking"),

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from ..dialect import chat, mix_api, responses_api
 from ..dialect.responses import ResponseEncoder, parse_id, response_id
 from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFound, Prompt
-from ..errors import Draining, InvalidInput, LegatoError, NotFound, SessionExists
+from ..errors import Draining, InvalidInput, LegatoError, NotFound, SessionExists, SessionNotFound
 from ..event import Draft, Event
 from ..log import Log, Store
 from ..run import Runner
@@ -197,21 +197,14 @@ class ResponsesRoutes:
         return Answer(200, (await self._stored.folded(found)).response())
 
     async def delete(self, call: Call) -> Answer | Follow:
-        """Delete a response with its log. One that is part of a longer conversation cannot be taken out of it."""
+        """Delete a response that has ended. Its conversation keeps what was said, until the last one is deleted."""
         found = await self._stored.find(call.names[0])
         fold = await self._stored.folded(found)
         if not fold.ended:
             raise BadRequest(
                 "A response cannot be deleted while it is in progress; cancel it first.", code="in_progress"
             )
-        events = [event async for event in Log(self._store, found.session).all(deltas=False)]
-        if len({event.run for event in events if event.type == "message.created" and event.run}) > 1:
-            raise BadRequest(
-                "The response is part of a conversation of several; DELETE /api/sessions/{id} deletes it as a whole.",
-                code="part_of_conversation",
-                param="response_id",
-            )
-        await self._store.append(found.session, [Draft(type="session.deleted", data={})])
+        await self._stored.delete(found)
         return Answer(200, {"id": response_id(found.run), "object": "response", "deleted": True})
 
     async def input_items(self, call: Call) -> Answer | Follow:
@@ -285,11 +278,16 @@ class ResponsesRoutes:
     async def _begin(self, body: Create, asked: Prompt, key: str | None) -> Found:
         if self._runner.draining:  # before anything is stored
             raise Draining("The server is shutting down and takes no new messages; try again.")
-        session = await self._place(body, asked, key)
-        sent = await self._runner.send(session, asked.text, agent=body.model, metadata=asked.metadata, key=key)
+        try:
+            session = await self._place(body, asked, key)
+            sent = await self._runner.send(session, asked.text, agent=body.model, metadata=asked.metadata, key=key)
+        except SessionNotFound:
+            if body.previous_response_id is None:
+                raise
+            raise _unknown_previous(body.previous_response_id) from None  # deleted meanwhile, and the log with it
         found = await self._stored.locate(session, sent.run)
         if found is None:
-            raise NotFound("The conversation was deleted meanwhile.")
+            raise NotFound("The response, or its conversation, has been deleted.")
         return found
 
     async def _place(self, body: Create, asked: Prompt, key: str | None) -> str:
@@ -323,20 +321,15 @@ class ResponsesRoutes:
 
     async def _after(self, id: str, asked: Prompt, key: str | None) -> str:
         """The session of response ``id`` if it is the last there; else a copy of it up to and with that response."""
-        unknown = BadRequest(
-            f"Previous response with id '{id[:200]}' not found.",
-            code="previous_response_not_found",
-            param="previous_response_id",
-        )
         try:
             found = await self._stored.find(id)
         except NotFound:
-            raise unknown from None
+            raise _unknown_previous(id) from None
         events = [event async for event in Log(self._store, found.session).all(deltas=False)]
         asks = [event for event in events if event.type == "message.created"]
         messages = history(events)
         if all(message.run != found.run for message in messages):
-            raise unknown  # deleted meanwhile, or its conversation was rewound to before it
+            raise _unknown_previous(id)  # deleted meanwhile, or its conversation was rewound to before it
         if asks[-1].run == found.run or (key and any(event.data.get("key") == key for event in asks)):
             return await self._continue(found.session, asked, key)
         place = next((n for n, m in enumerate(messages) if m.run == found.run and m.role == "assistant"), None)
@@ -379,6 +372,14 @@ class _WrongMethod(Exception):
     def __init__(self, allowed: str) -> None:
         super().__init__(allowed)
         self.allowed = allowed
+
+
+def _unknown_previous(id: str) -> BadRequest:
+    return BadRequest(
+        f"Previous response with id '{id[:200]}' not found.",
+        code="previous_response_not_found",
+        param="previous_response_id",
+    )
 
 
 def _segments(path: str) -> list[str]:

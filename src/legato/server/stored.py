@@ -1,6 +1,7 @@
-"""Responses as they lie in the store: found by their ids, folded, awaited.
+"""Responses as they lie in the store: found by their ids, folded, awaited, deleted.
 
-A response is a run, and its id begins with its session's, so any node finds it without an index.
+A response is a run, and its id begins with its session's, so any node finds it without an index. Deleting one says in
+the log that its run is withdrawn; the conversation that it was part of keeps it. Only the last one takes the log along.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import msgspec
 
 from ..dialect.responses import Fold, parse_id, response_id, settings
 from ..dialect.responses_api import ResponseNotFound
-from ..errors import Draining
-from ..event import TERMINAL, Event
+from ..errors import Draining, HeadMoved, SessionNotFound
+from ..event import TERMINAL, Draft, Event
 from ..log import Log, Store, Subscription
 from .stream import Streams
 
@@ -56,7 +57,7 @@ class StoredResponses:
         """The run that is response ``id``.
 
         Raises:
-            ResponseNotFound: there is none, or it was not to be kept.
+            ResponseNotFound: there is none, it was not to be kept, or it has been deleted.
         """
         place = parse_id(id)
         found = await self.locate(*place) if place else None
@@ -68,14 +69,16 @@ class StoredResponses:
         return found
 
     async def locate(self, session: str, run: str) -> Found | None:
-        """The run, also if it was not to be kept."""
-        agent = "default"
+        """The run, unless it has been withdrawn; also if it was not to be kept."""
+        agent, found = "default", None
         async for event in Log(self._store, session).all(deltas=False):
             if event.type == "session.created":
                 agent = event.data.get("agent") or agent
             elif event.type == "message.created" and event.run == run:
-                return Found(session=session, run=run, message=event, agent=event.data.get("agent") or agent)
-        return None
+                found = Found(session=session, run=run, message=event, agent=event.data.get("agent") or agent)
+            elif event.type == "session.run_withdrawn" and event.data["run"] == run:
+                return None
+        return found
 
     async def folded(self, found: Found) -> Fold:
         """The response as it is now.
@@ -110,3 +113,37 @@ class StoredResponses:
                     raise ResponseNotFound(response_id(found.run))
                 if not events and self._streams.draining:
                     raise Draining("The server is shutting down; the answer is kept.")
+
+    async def delete(self, found: Found) -> None:
+        """Withdraw the run, and delete the log if no run is left in it that has not been withdrawn.
+
+        Raises:
+            ResponseNotFound: it was deleted meanwhile.
+        """
+        withdrawn = Draft(type="session.run_withdrawn", data={"run": found.run})
+        try:
+            appended = await self._store.append(found.session, [withdrawn], once=f"withdraw:{found.run}")
+            if appended.repeated:
+                raise ResponseNotFound(response_id(found.run))
+        except SessionNotFound:
+            raise ResponseNotFound(response_id(found.run)) from None
+        while not await self._settled(found.session):
+            pass  # the log has grown meanwhile; whatever came has to be looked at
+
+    async def _settled(self, session: str) -> bool:
+        """Delete the log unless a run is left; False if it has grown since it was read."""
+        try:
+            head = (await self._store.info(session)).head
+            runs: set[str | None] = set()
+            async for event in Log(self._store, session).all(until=head, deltas=False):
+                if event.type == "message.created" and event.run is not None:
+                    runs.add(event.run)
+                elif event.type == "session.run_withdrawn":
+                    runs.discard(event.data["run"])
+            if not runs:
+                await self._store.append(session, [Draft(type="session.deleted", data={})], head=head)
+        except HeadMoved:
+            return False
+        except SessionNotFound:
+            pass  # somebody else has deleted it
+        return True
