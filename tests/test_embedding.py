@@ -146,7 +146,7 @@ async def test_everything_works_under_a_prefix() -> None:
     """The document, errors, methods that are not there, preflights, and a resume."""
     app = Legato("memory:", agents=[echo])
     async with Driver(Starlette(routes=[Mount("/a/chat", app)], lifespan=app.lifespan)) as driver:
-        assert (await driver.request("GET", "/a/chat/openapi.json")).json()["openapi"] == "3.1.0"
+        assert (await driver.request("GET", "/a/chat/openapi.json")).json()["openapi"] == "3.2.0"
         assert (await driver.request("GET", "/a/chat/nope")).json()["error"]["reason"] == "no_such_route"
         assert (await driver.request("PUT", "/a/chat/stream")).status == 405
         preflight = {"origin": "http://localhost:1", "access-control-request-method": "GET"}

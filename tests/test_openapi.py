@@ -12,14 +12,16 @@ import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from driving import echo
 from legato.dialect import mix
+from legato.dialect.responses_schema import RESPONSE_EVENTS
 from legato.server import openapi
 from legato.server.app import Legato
 from legato.server.deva import DevaRoutes
 from legato.server.mix import MixRoutes
+from legato.server.responses import ResponsesRoutes
 from live_server import serving
 
 BOUNDED = settings(
@@ -46,7 +48,12 @@ def document(client: httpx2.Client) -> dict[str, Any]:
 
 
 # The same document as the server's, made without one: tests are collected from it.
-OPERATIONS = [*MixRoutes(None, None, mix.LEGATO).operations(), *DevaRoutes(None, None).operations()]  # type: ignore[arg-type]
+NOTHING: Any = None
+OPERATIONS = [
+    *MixRoutes(NOTHING, NOTHING, mix.LEGATO).operations(),
+    *DevaRoutes(NOTHING, NOTHING).operations(),
+    *ResponsesRoutes(NOTHING, NOTHING, NOTHING, heartbeat=15.0, max_body=1_000_000).operations(),
+]
 generated = schemathesis.openapi.from_dict(openapi.document(OPERATIONS))
 
 
@@ -86,6 +93,25 @@ def test_an_operation_on_a_thread_answers_as_documented(case: Any, url: str, cli
     case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
 
 
+@generated.include(path_regex=r"^/v1/responses/\{response_id\}").parametrize()
+@BOUNDED
+def test_an_operation_on_a_response_answers_as_documented(case: Any, url: str, client: httpx2.Client) -> None:
+    """The same with a response that exists."""
+    case.path_parameters = {"response_id": client.post("/v1/responses", json={"input": "a"}).json()["id"]}
+    case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
+
+
+@generated.include(path_regex=r"^/v1/(responses|chat/completions)$").parametrize()
+@BOUNDED
+def test_a_request_that_can_be_answered_is_answered_as_documented(case: Any, url: str, client: httpx2.Client) -> None:
+    """The same with an agent that exists and something to answer: what stands behind those looks is reached too."""
+    if isinstance(case.body, dict):
+        known = {"input": "a", "model": "echo", "conversation": None, "previous_response_id": None}
+        chat = {"messages": [{"role": "user", "content": "a"}], "model": "echo", "n": 1}
+        case.body |= chat if "chat" in case.path else known
+    case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance, negative_data_rejection])
+
+
 # The document itself --------------------------------------------------------------------------------------------------
 
 
@@ -114,8 +140,8 @@ def test_every_reference_leads_somewhere_and_every_schema_is_used(document: dict
 
 
 def test_every_schema_is_a_json_schema(document: dict[str, Any]) -> None:
-    """Of the draft that OpenAPI 3.1 uses."""
-    assert document["openapi"].startswith("3.1")
+    """Of the draft that OpenAPI 3.2 uses."""
+    assert document["openapi"].startswith("3.2")
     for schema in document["components"]["schemas"].values():
         jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
 
@@ -134,13 +160,27 @@ def test_every_operation_has_what_readers_look_for(document: dict[str, Any]) -> 
 
 
 def test_every_operation_documents_a_success_and_its_errors(document: dict[str, Any]) -> None:
-    """Errors are all of the one shape."""
+    """Errors are all of the one shape, and below `/v1` of the other."""
     for path, method, operation in operations(document):
+        error = "APIErrorResponse" if path.startswith("/v1/") else "ErrorResponse"
         statuses = set(operation["responses"])
         assert any(status.startswith("2") for status in statuses), (path, method)
         for status, answer in operation["responses"].items():
             if status.startswith(("4", "5")) and "Ready" not in json.dumps(answer):
-                assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}
+                assert answer["content"]["application/json"]["schema"] == {"$ref": f"#/components/schemas/{error}"}
+
+
+def test_the_streams_of_responses_say_what_each_event_holds(document: dict[str, Any]) -> None:
+    """By a schema for each type of event, found by its `type`."""
+    schemas = document["components"]["schemas"]
+    for method, path in (("post", "/v1/responses"), ("get", "/v1/responses/{response_id}")):
+        content = document["paths"][path][method]["responses"]["200"]["content"]
+        data = content["text/event-stream"]["itemSchema"]["properties"]["data"]
+        assert data["anyOf"][0]["contentSchema"] == {"$ref": "#/components/schemas/ResponseStreamEvent"}
+    names = [each["$ref"].rpartition("/")[2] for each in schemas["ResponseStreamEvent"]["anyOf"]]
+    types = {schemas[name]["properties"]["type"]["enum"][0] for name in names}
+    assert {"response.created", "response.output_text.delta", "response.refusal.delta", "error"} <= types
+    assert len(types) == len(names) == len(RESPONSE_EVENTS)
 
 
 def test_the_stream_names_its_events(document: dict[str, Any]) -> None:

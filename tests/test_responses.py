@@ -6,15 +6,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driving import Chat, Gate, chatting, decoded, echo
 from legato.agent import Turn
-from legato.dialect import responses_api
+from legato.dialect import responses_api, responses_schema
 from legato.dialect.chat import ChatEncoder
 from legato.dialect.responses import DONE, Fold, ResponseEncoder, parse_id, response_id
 from legato.dialect.responses_api import BadRequest, Create, CreateChat
@@ -175,6 +176,22 @@ def test_frames_have_no_id_and_done_comes_last(log: list[Event]) -> None:
     assert b"\nid:" not in body
     messages = decoded(body)
     assert [message.event for message in messages[:-1]] == [json.loads(m.data)["type"] for m in messages[:-1]]
+
+
+EVENT_TYPES: Any = Union[responses_schema.RESPONSE_EVENTS]  # noqa: UP007  # of a tuple
+CHUNK_TYPES = {"error": responses_schema.APIErrorResponse, "choices": responses_schema.ChatCompletionChunk}
+
+
+@pytest.mark.parametrize("log", LOGS.values(), ids=LOGS)
+def test_every_event_and_chunk_is_of_its_documented_type(log: list[Event]) -> None:
+    """With all of its fields, and no others; so is the completion."""
+    told_types = [(payload, EVENT_TYPES) for payload in told(log)]
+    sent = [(chunk, CHUNK_TYPES["error" if "error" in chunk else "choices"]) for chunk in chunks(log)]
+    encoder = ChatEncoder(RUN, agent="a")
+    for event in log:
+        encoder.feed(event)
+    for payload, type in (*told_types, *sent, (encoder.completion(), responses_schema.ChatCompletion)):
+        assert msgspec.to_builtins(msgspec.convert(payload, type)) == payload
 
 
 def test_text_is_a_message_item() -> None:
@@ -494,7 +511,19 @@ def test_an_image_alone_has_a_name() -> None:
     assert asked.text == "[input_image]"
 
 
-@pytest.mark.parametrize("input", [None, "", " ", [], [{"role": "assistant", "content": "x"}]])
+def test_what_is_missing_is_named() -> None:
+    """A field that must be there, wherever in the body; one of the wrong type is something else."""
+    for raw, code, param in (
+        (b"{}", "missing_required_parameter", "input"),
+        (b'{"input": null}', "invalid_value", "input"),
+        (b'{"input": "x", "metadata": {"a": 1}}', "invalid_value", "metadata[...]"),
+    ):
+        with pytest.raises(BadRequest) as caught:
+            responses_api.decode(raw, Create)
+        assert (caught.value.code, caught.value.detail["param"]) == (code, param)
+
+
+@pytest.mark.parametrize("input", ["", " ", [], [{"role": "assistant", "content": "x"}]])
 def test_nothing_to_answer_is_refused(input: Any) -> None:
     """With the parameter's name."""
     with pytest.raises(BadRequest) as caught:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -80,7 +80,7 @@ class Create(Settings, kw_only=True):
     """
 
     model: str | None = None
-    input: str | list[Item] | None = None
+    input: str | list[Item]
     stream: bool | None = None
     conversation: str | dict[str, Any] | None = None
 
@@ -100,7 +100,7 @@ class StreamOptions(msgspec.Struct):
 class CreateChat(msgspec.Struct, kw_only=True):
     """A request for a chat completion. Fields that are not named here are ignored."""
 
-    messages: list[Item]
+    messages: Annotated[list[Item], msgspec.Meta(examples=[[{"role": "user", "content": "Hello"}]])]
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -127,10 +127,13 @@ def decode(raw: bytes, type: Any) -> Any:
         return msgspec.json.decode(raw, type=type)
     except msgspec.ValidationError as exc:
         message, _, place = str(exc).partition(" - at `$")
-        missing = re.search(r"missing required field `(\w+)`", message)
-        param = place.rstrip("`").removeprefix(".") or (missing[1] if missing else None)
-        code = "missing_required_parameter" if missing else "invalid_value"
-        raise BadRequest(f"{message}{f' ({param})' if param else ''}.", code=code, param=param) from exc
+        param = place.rstrip("`").removeprefix(".")
+        if missing := re.search(r"missing required field `(\w+)`", message):
+            param = ".".join(filter(None, [param, missing[1]]))
+            code, message = "missing_required_parameter", f"Missing required parameter: '{param}'"
+        else:
+            code, message = "invalid_value", f"{message}{f' ({param})' if param else ''}"
+        raise BadRequest(f"{message}.", code=code, param=param or None) from exc
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise BadRequest(f"The body must be a JSON object: {exc}.", code="invalid_json") from exc
 
@@ -153,11 +156,9 @@ def prompt(body: Create) -> Prompt:
     """What ``body`` asks.
 
     Raises:
-        BadRequest: no input, or nothing in it that could be answered.
+        BadRequest: nothing in it that could be answered.
     """
     given = body.input
-    if given is None:
-        raise BadRequest("Missing required parameter: 'input'.", code="missing_required_parameter", param="input")
     items: list[Item] = [{"type": "message", "role": "user", "content": given}] if isinstance(given, str) else given
     system, rest = _without_system(items)
     begin = max([place + 1 for place, item in enumerate(rest) if _is_said(item)], default=0)

@@ -40,7 +40,7 @@ from ..tool import Tool
 from .deva import DevaRoutes, DevaStream
 from .mix import MixRoutes
 from .openapi import document
-from .operation import Operation, Request, error_answer, path_within, respond, respond_error
+from .operation import Answer, Operation, Request, error_answer, path_within, respond, respond_error
 from .responses import ResponsesRoutes
 from .stream import Pump, Streams
 
@@ -293,15 +293,14 @@ class Legato:
         for operation in operations:
             by_path.setdefault(operation.path, {})[operation.method] = operation
         routes: list[BaseRoute] = [Route(path, self._endpoint(o), methods=list(o)) for path, o in by_path.items()]
+        responses = ResponsesRoutes(
+            self.store, self.runner, self.streams, heartbeat=self._heartbeat, max_body=self._max_body
+        )
         if self._page:
-            routes += self._pages(operations)
+            routes += self._pages([*operations, *responses.operations()])
         inner = Starlette(
             routes=routes,
             exception_handlers={LegatoError: _on_error, HTTPException: _on_http_error, Exception: _on_crash},
-        )
-
-        responses = ResponsesRoutes(
-            self.store, self.runner, self.streams, heartbeat=self._heartbeat, max_body=self._max_body
         )
 
         answers = DevaStream(self.store, self.runner, self.streams, heartbeat=self._heartbeat)
@@ -331,7 +330,8 @@ class Legato:
     def _endpoint(self, operations: Mapping[str, Operation]) -> Callable[[HTTPRequest], Any]:
         async def endpoint(http: HTTPRequest) -> Response:
             operation = operations["GET" if http.method == "HEAD" else http.method]
-            return respond(await operation.handler(Request(http, self._max_body)))
+            answer: Answer = await operation.handler(Request(http, self._max_body))
+            return respond(answer)
 
         return endpoint
 

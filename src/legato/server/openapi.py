@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from ..dialect import deva, mix, mix_api
+from ..dialect import deva, mix
 from .deva import STREAM_PARAMS as DEVA_PARAMS
 from .deva import STREAM_PATH
-from .operation import Operation, Param
+from .operation import EventStream, Operation, Param
 
 _REF = "#/components/schemas/{name}"
 
@@ -29,22 +29,26 @@ STREAM_PARAMS = [
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
     """The document for ``operations`` and the stream."""
-    types = [mix_api.ErrorResponse]
+    types: list[Any] = []
     for operation in operations:
-        types += [type for type in (operation.body, *operation.answers.values()) if type is not None]
+        types += [type for type in (operation.body, operation.error, *operation.answers.values()) if type is not None]
+        types += operation.stream.events if operation.stream is not None else ()
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     by_type = dict(zip([repr(type) for type in types], schemas, strict=True))
+    for stream in [operation.stream for operation in operations if operation.stream is not None]:
+        components[stream.name] = {"anyOf": [by_type[repr(type)] for type in stream.events]}
     paths: dict[str, dict[str, Any]] = {"/stream": {"get": _stream()}, STREAM_PATH: {"post": _answer_stream()}}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, by_type)
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {
             "title": "Legato",
             "version": version("legato"),
             "summary": "Durable, resumable answers from AI agents over Server-Sent Events.",
             "description": "What an agent says is stored before anyone sees it; every reader follows live and goes on "
-            "exactly where it was. Answers that are not a success have the body `ErrorResponse`.",
+            "exactly where it was. Answers that are not a success have the body `ErrorResponse`; those of the OpenAI "
+            "dialects, below `/v1`, have `APIErrorResponse`.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "tags": [{"name": name} for name in dict.fromkeys(["streaming", *(o.tag for o in operations)])],
@@ -71,8 +75,28 @@ def _operation(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
         body = {"schema": by_type[repr(operation.body)]}
         described["requestBody"] = {"required": operation.body_required, "content": {"application/json": body}}
     for status in sorted({400, 413, 500, *operation.errors, *([503] if operation.body is not None else [])}):
-        described["responses"].setdefault(str(status), _error(status))
+        described["responses"].setdefault(str(status), _response(status, by_type[repr(operation.error)]))
+    if operation.stream is not None:
+        described["responses"]["200"]["content"]["text/event-stream"] = {"itemSchema": _frame(operation.stream)}
     return described
+
+
+def _frame(stream: EventStream) -> dict[str, Any]:
+    """One frame, its ``data`` a JSON text of the stream's events."""
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": _REF.format(name=stream.name)},
+    }
+    name: dict[str, Any] = {"event": {"type": "string", "description": "The `type` of the data."}}
+    return {
+        "type": "object",
+        "required": ["data", *(name if stream.named and not stream.done else ())],
+        "properties": {
+            **(name if stream.named else {}),
+            "data": {"anyOf": [data, {"const": "[DONE]"}]} if stream.done else data,
+        },
+    }
 
 
 def _param(param: Param) -> dict[str, Any]:
@@ -131,11 +155,23 @@ def _answer_stream() -> dict[str, Any]:
             "200": {
                 "description": "The stream.",
                 "headers": _cursor_status("when the cursor is none of this answer's, which then comes from its start"),
-                "content": {"text/event-stream": {"schema": _ANSWER_FRAME}},
+                "content": {"text/event-stream": {"itemSchema": _ANSWER_FRAME}},
             },
             **{str(status): _error(status) for status in (400, 404, 409, 429, 500, 503)},
         },
     }
+
+
+_MIX_FRAME: dict[str, Any] = {
+    "type": "object",
+    "required": ["event", "data", "id"],
+    "properties": {
+        "event": {"type": "string", "enum": sorted(mix.LEGATO.events)},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {"type": "object"}},
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "retry": {"type": "integer", "description": "Milliseconds, in the first frame."},
+    },
+}
 
 
 def _stream() -> dict[str, Any]:
@@ -152,7 +188,7 @@ def _stream() -> dict[str, Any]:
             "200": {
                 "description": "The stream.",
                 "headers": _cursor_status("when the cursor lies beyond the end of this log"),
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {"text/event-stream": {"itemSchema": _MIX_FRAME}},
             },
             **{str(status): _error(status) for status in (400, 404, 429, 500)},
         },

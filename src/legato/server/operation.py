@@ -107,7 +107,24 @@ class Request:
         return int(text)
 
 
-Handler = Callable[[Request], Awaitable[Answer]]
+Handler = Callable[[Request], Awaitable[Any]]
+"""Gives an ``Answer``, or what else its router can send."""
+
+
+class EventStream(msgspec.Struct, frozen=True):
+    """An answer as ``text/event-stream``, for the document.
+
+    Attributes:
+        name: of the schema of its events' data.
+        events: the types of that data.
+        named: whether frames have their event's type as their name.
+        done: whether the last frame's data is ``[DONE]``.
+    """
+
+    name: str
+    events: Sequence[Any]
+    named: bool = True
+    done: bool = False
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -116,7 +133,9 @@ class Operation(msgspec.Struct, frozen=True):
     Attributes:
         answers: by status, the type of the body, or None for an empty one.
         body_required: whether a request without a body is refused.
-        errors: the statuses at which an ``ErrorResponse`` can come, besides 400, 413, 500 and 503.
+        errors: the statuses at which an ``error`` can come, besides 400, 413, 500 and 503.
+        error: the type of an error's body.
+        stream: what a 200 may be instead, as a stream.
     """
 
     id: str
@@ -131,6 +150,8 @@ class Operation(msgspec.Struct, frozen=True):
     body_required: bool = True
     errors: tuple[int, ...] = ()
     description: str = ""
+    error: Any = mix_api.ErrorResponse
+    stream: EventStream | None = None
 
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)

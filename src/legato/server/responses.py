@@ -13,7 +13,7 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -29,7 +29,8 @@ from ..event import Draft, Event
 from ..log import Log, Store
 from ..run import Runner
 from ..transcript import history
-from .operation import RETRY_AFTER, Answer, Request, path_within, respond
+from .operation import RETRY_AFTER, Answer, Operation, Request, path_within, respond
+from .responses_operations import operations
 from .stored import Found, StoredResponses
 from .stream import Pump, Streams, unless_cut
 
@@ -60,27 +61,6 @@ class Follow(msgspec.Struct, frozen=True):
     encoder: Encoder
 
 
-Handler = Callable[["Call"], Awaitable[Answer | Follow]]
-
-
-class Call(msgspec.Struct, frozen=True):
-    """One request to a route."""
-
-    request: Request
-    names: tuple[str, ...]
-
-    def key(self) -> str | None:
-        """Its ``Idempotency-Key``."""
-        return mix_api.idempotency_key(self.request.headers.get("idempotency-key"))
-
-    def flag(self, name: str) -> bool:
-        """A truth value of the query."""
-        text = self.request.query.get(name, "false").lower()
-        if text not in ("true", "false", "1", "0"):
-            raise BadRequest(f"{name} is true or false, got {text[:60]!r}.", param=name)
-        return text in ("true", "1")
-
-
 class ResponsesRoutes:
     """An ASGI application for the paths that ``serves`` names.
 
@@ -97,6 +77,11 @@ class ResponsesRoutes:
         self._stored = StoredResponses(store, streams)
         self._heartbeat = heartbeat
         self._max_body = max_body
+        self._operations = operations(self)
+
+    def operations(self) -> list[Operation]:
+        """All of them, for the document."""
+        return self._operations
 
     def serves(self, path: str) -> bool:
         """Whether ``path``, within the application, is one of this dialect's."""
@@ -105,10 +90,10 @@ class ResponsesRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        http = HTTPRequest(scope, receive)
         try:
-            handler, names = self._route(scope)
-            answer = await handler(Call(Request(http, self._max_body), names))
+            operation, names = self._route(scope)
+            http = HTTPRequest({**scope, "path_params": names}, receive)
+            answer = await operation.handler(Request(http, self._max_body))
         except _WrongMethod as exc:
             body = responses_api.error_body(405, f"Use {exc.allowed} here.", "method_not_allowed")
             await respond(Answer(405, body, {"allow": exc.allowed}))(scope, receive, send)
@@ -124,26 +109,19 @@ class ResponsesRoutes:
             else:
                 await self._follow(answer, receive, send)
 
-    def _route(self, scope: Scope) -> tuple[Handler, tuple[str, ...]]:
+    def _route(self, scope: Scope) -> tuple[Operation, dict[str, str]]:
         path = path_within(scope)
         segments = _segments(path)
-        for pattern, methods in self._table().items():
-            if len(pattern) == len(segments) and all(p in ("*", s) for p, s in zip(pattern, segments, strict=True)):
-                if scope["method"] not in methods:
-                    raise _WrongMethod(", ".join(methods))
-                return methods[scope["method"]], tuple(s for p, s in zip(pattern, segments, strict=True) if p == "*")
+        allowed = []
+        for operation in self._operations:
+            names = _names(_segments(operation.path), segments)
+            if names is not None and operation.method == scope["method"]:
+                return operation, names
+            if names is not None:
+                allowed.append(operation.method)
+        if allowed:
+            raise _WrongMethod(", ".join(allowed))
         raise NotFound(f"{scope['method']} {path[:200]} is not part of this API.")
-
-    def _table(self) -> Mapping[tuple[str, ...], Mapping[str, Handler]]:
-        return {
-            ("responses",): {"POST": self.create},
-            ("responses", "*"): {"GET": self.retrieve, "DELETE": self.delete},
-            ("responses", "*", "cancel"): {"POST": self.cancel},
-            ("responses", "*", "input_items"): {"GET": self.input_items},
-            ("models",): {"GET": self.models},
-            ("models", "*"): {"GET": self.model},
-            ("chat", "completions"): {"POST": self.chat},
-        }
 
     async def _follow(self, answer: Follow, receive: Receive, send: Send) -> None:
         found, encoder = answer.found, answer.encoder
@@ -160,34 +138,34 @@ class ResponsesRoutes:
 
     # Responses --------------------------------------------------------------------------------------------------------
 
-    async def create(self, call: Call) -> Answer | Follow:
+    async def create(self, request: Request) -> Answer | Follow:
         """Store what is asked and have it answered; the answer at once, as a stream, or when it is there."""
-        body: Create = responses_api.decode(await call.request.raw_body(), Create)
+        body: Create = responses_api.decode(await request.raw_body(), Create)
         self._check_model(body.model, BadRequest)
         asked = responses_api.prompt(body)
         if body.stream:
             self._admit(body)
-        found = await self._begin(body, asked, call.key())
+        found = await self._begin(body, asked, _key(request))
         if body.stream:
             return Follow(found, ResponseEncoder(found.fold()))
         with _begun():
             if not body.background:
-                await self._ended(found, call)
+                await self._ended(found, request)
             return Answer(200, (await self._stored.folded(found)).response())
 
-    async def retrieve(self, call: Call) -> Answer | Follow:
+    async def retrieve(self, request: Request) -> Answer | Follow:
         """A response as it is, or its events after a number, and on as they come."""
-        after = _cursor(call.request.query.get("starting_after"))
-        stream = call.flag("stream")
-        found = await self._stored.find(call.names[0])
+        after = _cursor(request.query.get("starting_after"))
+        stream = _flag(request, "stream")
+        found = await self._stored.find(request.path["response_id"])
         if stream:
             self._streams.admit(found.session)
             return Follow(found, ResponseEncoder(found.fold(), after=after))
         return Answer(200, (await self._stored.folded(found)).response())
 
-    async def cancel(self, call: Call) -> Answer | Follow:
+    async def cancel(self, request: Request) -> Answer | Follow:
         """Stop a response, and give it back as it then is. One that has ended is given back as it is."""
-        found = await self._stored.find(call.names[0])
+        found = await self._stored.find(request.path["response_id"])
         if await self._runner.cancel(found.session, found.run):
             try:
                 async with asyncio.timeout(CANCEL_SECONDS):
@@ -196,9 +174,9 @@ class ResponsesRoutes:
                 pass  # it waits behind another run, or its agent does not listen; the request is in the log
         return Answer(200, (await self._stored.folded(found)).response())
 
-    async def delete(self, call: Call) -> Answer | Follow:
+    async def delete(self, request: Request) -> Answer | Follow:
         """Delete a response that has ended. Its conversation keeps what was said, until the last one is deleted."""
-        found = await self._stored.find(call.names[0])
+        found = await self._stored.find(request.path["response_id"])
         fold = await self._stored.folded(found)
         if not fold.ended:
             raise BadRequest(
@@ -207,46 +185,46 @@ class ResponsesRoutes:
         await self._stored.delete(found)
         return Answer(200, {"id": response_id(found.run), "object": "response", "deleted": True})
 
-    async def input_items(self, call: Call) -> Answer | Follow:
+    async def input_items(self, request: Request) -> Answer | Follow:
         """What was asked, item by item; the last one first, unless ``order=asc``."""
         try:
-            limit = call.request.number("limit", default=20, least=1, most=100)
+            limit = request.number("limit", default=20, least=1, most=100)
         except InvalidInput as exc:
             raise BadRequest(exc.message, param="limit") from exc
-        query = call.request.query
-        found = await self._stored.find(call.names[0])
+        query = request.query
+        found = await self._stored.find(request.path["response_id"])
         items = responses_api.input_items(found.run, found.message.data)
         return Answer(
             200, responses_api.page(items, limit=limit, order=query.get("order", "desc"), after=query.get("after"))
         )
 
-    async def models(self, call: Call) -> Answer | Follow:
+    async def models(self, request: Request) -> Answer | Follow:
         """The agents."""
         return Answer(200, {"object": "list", "data": [responses_api.model(name) for name in self._runner.agents]})
 
-    async def model(self, call: Call) -> Answer | Follow:
+    async def model(self, request: Request) -> Answer | Follow:
         """One agent."""
-        self._check_model(call.names[0])
-        return Answer(200, responses_api.model(call.names[0]))
+        self._check_model(request.path["model"])
+        return Answer(200, responses_api.model(request.path["model"]))
 
     # Chat Completions -------------------------------------------------------------------------------------------------
 
-    async def chat(self, call: Call) -> Answer | Follow:
+    async def chat(self, request: Request) -> Answer | Follow:
         """Store the last message, with those before it as history, and have it answered."""
-        body: CreateChat = responses_api.decode(await call.request.raw_body(), CreateChat)
+        body: CreateChat = responses_api.decode(await request.raw_body(), CreateChat)
         self._check_model(body.model)
         if body.n not in (None, 1):
             raise BadRequest("An agent gives one answer: n must be 1.", param="n")
         create = responses_api.from_chat(body)
         if body.stream:
             self._admit(create)
-        found = await self._begin(create, responses_api.prompt(create), call.key())
+        found = await self._begin(create, responses_api.prompt(create), _key(request))
         usage = bool(body.stream_options and body.stream_options.include_usage)
         encoder = chat.ChatEncoder(found.run, agent=found.agent, include_usage=usage)
         if body.stream:
             return Follow(found, encoder)
         with _begun():
-            await self._ended(found, call)
+            await self._ended(found, request)
             async for event in Log(self._store, found.session).all(found.before):
                 encoder.feed(event)
                 if encoder.over:
@@ -345,10 +323,10 @@ class ResponsesRoutes:
         drafts = [*mix_api.forked(copy, info, messages), *responses_api.earlier(asked, f"{session}~h")]
         return await self._create(session, drafts, key)
 
-    async def _ended(self, found: Found, call: Call) -> None:
+    async def _ended(self, found: Found, request: Request) -> None:
         """Wait until the run has ended, or the client has left: then nobody is there to be answered."""
         ended = asyncio.create_task(self._stored.until_ended(found))
-        gone = asyncio.create_task(call.request.left())
+        gone = asyncio.create_task(request.left())
         try:
             await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
@@ -372,6 +350,27 @@ class _WrongMethod(Exception):
     def __init__(self, allowed: str) -> None:
         super().__init__(allowed)
         self.allowed = allowed
+
+
+def _names(pattern: list[str], segments: list[str]) -> dict[str, str] | None:
+    """The path's parameters, if it has the form of ``pattern``."""
+    if len(pattern) != len(segments):
+        return None
+    pairs = list(zip(pattern, segments, strict=True))
+    if any(part != segment for part, segment in pairs if not part.startswith("{")):
+        return None
+    return {part.strip("{}"): segment for part, segment in pairs if part.startswith("{")}
+
+
+def _key(request: Request) -> str | None:
+    return mix_api.idempotency_key(request.headers.get("idempotency-key"))
+
+
+def _flag(request: Request, name: str) -> bool:
+    text = request.query.get(name, "false").lower()
+    if text not in ("true", "false", "1", "0"):
+        raise BadRequest(f"{name} is true or false, got {text[:60]!r}.", param=name)
+    return text in ("true", "1")
 
 
 def _unknown_previous(id: str) -> BadRequest:

@@ -36,6 +36,13 @@ function type(schema = {}) {
   return [[schema.type ?? "any JSON", schema.format && `(${schema.format})`, ...bounds].filter(Boolean).join(", ").replace(", (", " (")];
 }
 
+/** Of what a stream's frames are made, where the document says it. @param {Json} schema */
+function items(schema = {}) {
+  const data = schema.properties?.data ?? {};
+  const content = [data, ...(data.anyOf ?? [])].map((each) => each.contentSchema).find((each) => each?.$ref);
+  return content ? [" of ", ...type(content)] : [];
+}
+
 /** @param {string[]} heads @param {(Node | string | (Node | string)[])[][]} rows */
 function table(heads, rows) {
   return h("div", { class: "wide-table", tabindex: "0", role: "group", "aria-label": heads.join(", ") },
@@ -73,7 +80,7 @@ function fields(schema) {
 /** An example of a schema, as small as it can be: its required fields. @param {Json} schema @param {Json} all */
 function example(schema, all, depth = 0) {
   if (schema.$ref) return depth > 4 ? {} : example(all[short(schema.$ref)] ?? {}, all, depth + 1);
-  if (schema.example !== undefined) return schema.example;
+  if (schema.examples?.length) return schema.examples[0];
   if (schema.enum) return schema.enum[0];
   if (schema.anyOf) return example(schema.anyOf[0], all, depth + 1);
   if (schema.properties) {
@@ -94,7 +101,8 @@ function curl(method, path, operation, all) {
   const streams = Object.values(operation.responses ?? {}).some((each) => each.content?.["text/event-stream"]);
   const lines = [`curl ${streams ? "-N " : ""}${method === "get" ? "" : `-X ${method.toUpperCase()} `}${quote(address)}`];
   const body = operation.requestBody?.content?.["application/json"]?.schema;
-  if ((operation.parameters ?? []).some((each) => each.name === "Idempotency-Key")) lines.push("-H 'idempotency-key: my-key-1'");
+  // Where keys are common to the whole server, an example's key would be somebody else's already.
+  if (path.includes("{") && (operation.parameters ?? []).some((each) => each.name === "Idempotency-Key")) lines.push("-H 'idempotency-key: my-key-1'");
   if (body) lines.push("-H 'content-type: application/json'", `-d ${quote(JSON.stringify(example(body, all)))}`);
   return lines.join(" \\\n  ");
 }
@@ -106,8 +114,9 @@ function section(method, path, operation, all) {
   const body = operation.requestBody?.content?.["application/json"]?.schema;
   const answers = Object.entries(operation.responses ?? {});
   const row = ([status, answer]) => {
-    const [media, content] = Object.entries(answer.content ?? {})[0] ?? [];
-    const what = media === undefined ? ["empty"] : media === "application/json" ? type(content.schema) : [h("code", {}, media)];
+    const bodies = Object.entries(answer.content ?? {}).map(([media, content]) =>
+      media === "application/json" ? type(content.schema) : [h("code", {}, media), ...items(content.itemSchema)]);
+    const what = bodies.length === 0 ? ["empty"] : bodies.flatMap((body, index) => (index ? [" or ", ...body] : body));
     const heads = Object.entries(answer.headers ?? {}).flatMap(([name, head]) => [" Header ", h("code", {}, name), ": ", ...text(head.description)]);
     return [h("code", {}, status), what, [...text(answer.description), ...heads]];
   };
