@@ -23,7 +23,7 @@ from legato.errors import (
     StoreError,
     TooLarge,
 )
-from legato.event import TERMINAL, Checkpoint, Draft, Thinking, ToolCall, ToolResult
+from legato.event import TERMINAL, Checkpoint, Draft, Event, Thinking, ToolCall, ToolResult
 from legato.execution import Limits
 from legato.run import Runner, Sent
 from legato.transcript import Transcript
@@ -275,6 +275,86 @@ async def test_no_place_for_a_further_attempt(stage: Stage) -> None:
     await stage.runner(held, limits=Limits(concurrent_runs=0, place_seconds=0.0)).start()
     end = await stage.ended(sent)
     assert (end.data["code"], end.data["partial"]["text"]) == ("overloaded", "begun ")
+
+
+async def test_cancel_of_a_run_that_waits_for_a_place(stage: Stage) -> None:
+    """It ends at once, while the place is still taken, and is never begun."""
+    held = Held()
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, cancel_grace=5.0))
+    second = await stage.waiting(runner)
+    await runner.cancel(second.session)
+    assert (await stage.ended(second)).type == "run.cancelled"
+    assert await stage.types(second) == ["message.created", "run.cancel_requested", "run.cancelled"]
+    assert await stage.types(first) == ["message.created", "run.started", "text.delta"]
+    held.go.set()
+    await stage.ended(first)
+    await stage.idle(runner)
+    assert (held.begun, runner._places._value) == (["hello"], 1)
+
+
+async def test_a_run_that_waits_is_cancelled_by_whoever_appends_it(stage: Stage) -> None:
+    """Another process, too; what others append to the session meanwhile does not end the wait."""
+    held = Held()
+    runner, _ = await begun(stage, held, limits=Limits(concurrent_runs=1, cancel_grace=5.0))
+    second = await stage.waiting(runner)
+    others = stage.runner(Held())
+    others.draining = True  # it takes nothing up
+    third = (await runner.send(second.session, "third")).run
+    await others.cancel(second.session, third)
+    assert await stage.types(second) == ["message.created"]
+    await others.cancel(second.session, second.run)
+    assert (await stage.ended(second)).type == "run.cancelled"
+
+
+async def test_a_place_that_comes_with_the_cancel_is_not_lost(stage: Stage) -> None:
+    """The place is given to the run in the moment in which its cancel is read: it ends, and another gets the place."""
+    held = Held()
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, cancel_grace=5.0))
+    second = await stage.waiting(runner)
+    read = stage.store.inner.read
+
+    async def reading(session: str, *args: Any, **options: Any) -> list[Event]:
+        events: list[Event] = await read(session, *args, **options)
+        if session == second.session and any(event.type == "run.cancel_requested" for event in events):
+            del stage.store.read
+            runner._places.release()  # the waiting task is woken, and has not run yet
+        return events
+
+    stage.store.read = reading
+    worker = runner._workers[second.session]
+    await runner.cancel(second.session)
+    assert (await stage.ended(second)).type == "run.cancelled"
+    async with asyncio.timeout(NET):
+        await worker
+    assert runner._places._value == 1
+    await runner._places.acquire()  # give back what was lent
+    held.go.set()
+    await stage.ended(first)
+    await stage.idle(runner)
+    assert (held.begun, runner._places._value) == (["hello"], 1)
+
+
+async def test_a_store_that_fails_while_a_run_waits_for_a_place(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait goes on, and so does the look-out for a cancel."""
+    monkeypatch.setattr("legato.run.WATCH_RETRY", 0.0)
+    held = Held()
+    runner, _ = await begun(stage, held, limits=Limits(concurrent_runs=1, cancel_grace=5.0))
+    failed = asyncio.Event()
+
+    async def reading(session: str, after: int, **options: Any) -> list[Event]:
+        if options.get("deltas") is False and session != first_session and not failed.is_set():
+            failed.set()
+            raise StoreError("The disk is on strike.")
+        events: list[Event] = await stage.store.inner.read(session, after, **options)
+        return events
+
+    first_session = stage._sessions[0]
+    stage.store.read = reading
+    second = await stage.waiting(runner)
+    async with asyncio.timeout(30):
+        await failed.wait()
+    await runner.cancel(second.session)
+    assert (await stage.ended(second)).type == "run.cancelled"
 
 
 async def test_cancel_of_a_queued_run(stage: Stage) -> None:

@@ -29,6 +29,7 @@ from .errors import (
     RunEnded,
     SessionNotFound,
     StaleLease,
+    StoreError,
     TooLarge,
 )
 from .event import TERMINAL, Draft, Event, as_json
@@ -36,6 +37,8 @@ from .execution import (
     CANCELLED,
     INTERRUPTED,
     LEFT_OPEN,
+    WATCH_HEARTBEAT,
+    WATCH_RETRY,
     Ending,
     Execution,
     Limits,
@@ -44,7 +47,7 @@ from .execution import (
     resolve_key,
     terminal,
 )
-from .log import Lease, Log, OpenRun, Store
+from .log import Lease, Log, OpenRun, Store, Subscription
 from .transcript import Recorder, Transcript, asks, fold, history
 
 logger = logging.getLogger("legato")
@@ -396,10 +399,7 @@ class Runner:
 
     async def _drive(self, run: OpenRun) -> bool:
         lease = await self.store.acquire(run.session, run.run, owner=self.owner, ttl=self._lease_ttl)
-        try:
-            async with asyncio.timeout(self.limits.place_seconds):
-                await self._places.acquire()
-        except TimeoutError:
+        if not await self._take_place(run):
             return await self._answer(lease, run, OVERLOADED)
         try:
             return await self._answer(lease, run)
@@ -410,6 +410,36 @@ class Runner:
             return await self._finish(lease, BROKEN, Transcript(), [])
         finally:
             self._places.release()
+
+    async def _take_place(self, run: OpenRun) -> bool:
+        """Wait for a place among the runs; False if there was none in time, or the run is to stop before it begins."""
+        if not self._places.locked():
+            return await self._places.acquire()
+        try:
+            async with asyncio.timeout(self.limits.place_seconds) as patience:
+                watcher = asyncio.create_task(self._watch_waiting(run, patience))
+                try:
+                    return await self._places.acquire()
+                finally:
+                    watcher.cancel()
+        except TimeoutError:
+            return False
+
+    async def _watch_waiting(self, run: OpenRun, patience: asyncio.Timeout) -> None:
+        """End the patience of a run that waits, once somebody wants it to stop."""
+        with Subscription(
+            self.store, run.session, run.offset, heartbeat=WATCH_HEARTBEAT, deltas=False, outside=True
+        ) as subscription:
+            while not patience.expired():
+                try:
+                    events = await subscription.next()
+                except StoreError as exc:
+                    logger.warning("run %s: cannot read its log while it waits: %s", run.run, exc)
+                    await asyncio.sleep(WATCH_RETRY)
+                    continue
+                if not patience.expired() and any(_stops(event, run.run) for event in events):
+                    patience.reschedule(asyncio.get_running_loop().time())
+                    return
 
     async def _answer(self, lease: Lease, run: OpenRun, ending: Ending | None = None) -> bool:
         log = Log(self.store, run.session)
@@ -480,3 +510,7 @@ class Runner:
                 await self.store.append(lease.session, [expired(id, lease.run)], lease=lease, once=resolve_key(id))
         await self.store.append(lease.session, [terminal(ending, lease.run, transcript)], lease=lease)
         return True
+
+
+def _stops(event: Event, run: str) -> bool:
+    return event.type == "session.deleted" or (event.type == "run.cancel_requested" and event.run == run)
