@@ -100,7 +100,7 @@ def test_a_session_is_the_sum_of_its_messages() -> None:
         "id": "s",
         "title": "T",
         "createdAt": "2026-01-01T00:00:00.000Z",
-        "updatedAt": "2026-01-01T00:00:05.000Z",
+        "updatedAt": "2026-01-01T00:00:05.000000Z",
         "userMessageCount": 2,
         "assistantMessageCount": 2,
         "toolCallCount": 2,

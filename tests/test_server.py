@@ -98,6 +98,18 @@ async def test_sessions_are_listed_by_what_was_last_said() -> None:
         assert chat.session not in [session["id"] for session in before]
 
 
+async def test_pages_of_sessions_lose_none_and_show_none_twice() -> None:
+    """Each begins before the last session's ``updatedAt``, also when all were written to in the same millisecond."""
+    async with chatting(None, store=MemoryStore(clock=lambda: 1_767_225_600.1234567)) as chat:
+        ids = [(await chat.driver.request("POST", "/api/sessions", json={})).json()["id"] for _ in range(6)]
+        seen: list[str] = []
+        query = "limit=2"
+        while page := (await chat.driver.request("GET", f"/api/sessions?{query}")).json():
+            seen += [session["id"] for session in page]
+            query = f"limit=2&before={page[-1]['updatedAt']}"
+        assert seen == [*reversed(ids), chat.session]
+
+
 async def test_a_session_says_whether_it_is_running() -> None:
     """True from the send to the end of the answer."""
     gate = Gate()

@@ -179,7 +179,10 @@ class Store(Leaser, Protocol):
         ...
 
     async def sessions(self, *, limit: int = 100, before: float | None = None) -> list[SessionInfo]:
-        """Sessions by ``updated_at``, newest first; only those from before ``before``, if given."""
+        """Sessions by ``updated_at``, newest first; only those from before ``before``, if given.
+
+        No two have the same ``updated_at``, to the microsecond, so a page goes on where the last one ended.
+        """
         ...
 
 
@@ -407,6 +410,20 @@ def check_head(session: str, head: Offset, expected: Offset | None) -> None:
     """The rule of ``Store.append`` for its ``head``, given the session's present one."""
     if expected is not None and head != expected:
         raise HeadMoved(f"Session {session!r} is at offset {head} now, not at {expected}.", head=head)
+
+
+MICRO = 1_000_000
+"""Microseconds in a second: the precision of an event's time."""
+
+
+def moment(now: float, last: int) -> int:
+    """The time of an append in microseconds since the epoch, later than that of the append before it.
+
+    So sessions have a strict order by when they were last written to, and pages of them can begin at a time. When the
+    clock is set back by more than a second, it is believed.
+    """
+    at = round(now * MICRO)
+    return last + 1 if last - MICRO < at <= last else at
 
 
 def lease_target(runs: dict[str, OpenRun], run: str, *, owner: str, now: float) -> OpenRun:

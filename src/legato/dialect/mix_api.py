@@ -319,9 +319,10 @@ class SystemInfo(_Wire, omit_defaults=False):
 # Folds ----------------------------------------------------------------------------------------------------------------
 
 
-def rfc3339(at: float) -> str:
-    """``at``, seconds since the epoch, as UTC with milliseconds and Z."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def rfc3339(at: float, *, exact: bool = False) -> str:
+    """``at``, seconds since the epoch, as UTC with milliseconds and Z; with microseconds if ``exact``."""
+    precision = "microseconds" if exact else "milliseconds"
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def session_data(info: SessionInfo, events: Iterable[Event]) -> SessionData:
@@ -334,7 +335,7 @@ def session_data(info: SessionInfo, events: Iterable[Event]) -> SessionData:
         id=info.session,
         title=info.data.get("title", ""),
         created_at=rfc3339(info.created_at),
-        updated_at=rfc3339(info.updated_at),
+        updated_at=rfc3339(info.updated_at, exact=True),  # pages of sessions go on from it
         user_message_count=len(users),
         assistant_message_count=len(answers),
         tool_call_count=sum(part["type"] == "tool_call" for answer in answers for part in answer.parts),

@@ -14,6 +14,7 @@ import msgspec
 from ..errors import SessionExists, SessionNotFound
 from ..event import DELTAS, TERMINAL, Draft, Event, Offset
 from ..log import (
+    MICRO,
     READ_LIMIT,
     Appended,
     Doorbell,
@@ -24,6 +25,7 @@ from ..log import (
     check_drafts,
     check_head,
     lease_target,
+    moment,
 )
 
 
@@ -54,6 +56,7 @@ class MemoryStore:
         self.doorbell = Doorbell()
         self._clock = clock
         self._sessions: dict[str, _Session] = {}
+        self._last_at = 0  # microseconds
 
     async def open(self) -> None:
         """Forget the leases of an earlier life, as a store for one process does."""
@@ -88,7 +91,8 @@ class MemoryStore:
         check_head(session, log.head if log else 0, head)
         if log is None:
             log = self._sessions[session] = _Session()
-        at = self._clock()
+        self._last_at = moment(self._clock(), self._last_at)
+        at = self._last_at / MICRO
         events = [
             Event(type=draft.type, data=draft.data, offset=log.head + number, at=at, run=draft.run)
             for number, draft in enumerate(drafts, 1)
@@ -143,7 +147,7 @@ class MemoryStore:
     async def sessions(self, *, limit: int = 100, before: float | None = None) -> list[SessionInfo]:
         """See ``Store.sessions``."""
         infos = [await self.info(session) for session, log in self._sessions.items() if not log.deleted]
-        infos = [info for info in infos if before is None or info.updated_at < before]
+        infos = [info for info in infos if before is None or round(info.updated_at * MICRO) < round(before * MICRO)]
         infos.sort(key=lambda info: info.updated_at, reverse=True)
         return infos[:limit]
 

@@ -27,10 +27,9 @@ import msgspec
 
 from ..errors import InvalidInput, SessionNotFound, StoreError
 from ..event import Draft, Event, Offset
-from ..log import READ_LIMIT, Appended, Doorbell, Lease, OpenRun, SessionInfo, Store
+from ..log import MICRO, READ_LIMIT, Appended, Doorbell, Lease, OpenRun, SessionInfo, Store
 from .lock import FileLock
 from .sqlite_file import (
-    MICRO,
     apsw,
     connect,
     prepare,

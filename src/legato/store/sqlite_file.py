@@ -26,7 +26,7 @@ except ModuleNotFoundError as exc:
 
 from ..errors import StoreCorrupt, StoreError, StoreFull, StoreReadOnly, StoreVersion
 from ..event import Event, Offset
-from ..log import OpenRun, SessionInfo
+from ..log import MICRO, OpenRun, SessionInfo
 
 # Times are integers, microseconds since the epoch: exact in SQL, and the same float again after division.
 MIGRATIONS = [
@@ -115,8 +115,6 @@ BUSY_MS = 5_000
 """Patience with a lock of SQLite, in milliseconds; only foreign tools (a backup) ever hold one."""
 WAL_BYTES = 64 * 1024 * 1024
 """What the write-ahead log is cut down to when it has grown beyond."""
-MICRO = 1_000_000
-"""Microseconds in a second."""
 
 # A session's head is not kept beside its events: that would be one more page to write for every token.
 _HEAD = """(SELECT max("offset") FROM event WHERE session = {id})"""

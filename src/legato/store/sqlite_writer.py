@@ -21,11 +21,10 @@ import msgspec
 
 from ..errors import InvalidInput, LegatoError, SessionExists, SessionNotFound, StoreCorrupt, TooLarge
 from ..event import DELTAS, TERMINAL, Draft, Event, Offset
-from ..log import Appended, Lease, OpenRun, check_drafts, check_head, lease_target
+from ..log import MICRO, Appended, Lease, OpenRun, check_drafts, check_head, lease_target, moment
 from .sqlite_file import (
     DELETED,
     EVENT,
-    MICRO,
     NEW_SESSION,
     ONCE,
     RUN,
@@ -233,15 +232,9 @@ class _Memory:
             self.sessions.popitem(last=False)
 
     def now(self, clock: Callable[[], float]) -> int:
-        """The time in microseconds, different for each append, so that sessions have a strict order.
-
-        When the clock is set back by more than a second, it is believed.
-        """
-        now = round(clock() * MICRO)
-        if self.last_at - MICRO < now <= self.last_at:
-            now = self.last_at + 1
-        self.last_at = now
-        return now
+        """The time of the next append, see ``moment``."""
+        self.last_at = moment(clock(), self.last_at)
+        return self.last_at
 
 
 class _Group:
