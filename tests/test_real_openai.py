@@ -14,7 +14,9 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
-from openai.types.responses import Response, ResponseStreamEvent
+from openai.types import Model
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from driving import echo
@@ -248,13 +250,21 @@ def test_the_agents_are_models(client: OpenAI) -> None:
     assert client.models.retrieve(MODEL).owned_by == "legato"
 
 
-def test_every_event_is_of_the_sdks_own_types(client: OpenAI) -> None:
+def test_every_answer_is_of_the_sdks_own_types(client: OpenAI) -> None:
     """Checked strictly, which the SDK itself does not do."""
-    types = TypeAdapter(ResponseStreamEvent)
+    types: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+    options: dict[str, Any] = {"tools": [{"type": "function", "name": "f"}], "reasoning": {"effort": "low"}}
     for input in ("hello", "tools", "calls", "length", "refuse"):
-        options: dict[str, Any] = {"tools": [{"type": "function", "name": "f"}], "reasoning": {"effort": "low"}}
         for event in dumped(streamed(client, input, background=True, **options)):
-            types.validate_python(event)
+            types.validate_json(json.dumps(event), strict=True)
+        raw = client.responses.with_raw_response.create(model=MODEL, input=input, **options)
+        response = Response.model_validate_json(raw.http_response.content, strict=True)
+        items = client.responses.input_items.with_raw_response.list(response.id)
+        ResponseItemList.model_validate_json(items.http_response.content, strict=True)
+        messages: Any = [{"role": "user", "content": input}]
+        chat = client.chat.completions.with_raw_response.create(model=MODEL, messages=messages)
+        ChatCompletion.model_validate_json(chat.http_response.content, strict=True)
+    Model.model_validate_json(client.models.with_raw_response.retrieve(MODEL).http_response.content, strict=True)
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
@@ -284,7 +294,7 @@ def test_errors_are_of_the_class_that_says_what_to_do(client: OpenAI) -> None:
     assert previous.value.code == "previous_response_not_found"
     with pytest.raises(openai.BadRequestError) as value:
         client.responses.create(model=MODEL, input="x", temperature=-1)
-    assert value.value.param == "temperature"
+    assert (value.value.code, value.value.param) == ("decimal_below_min_value", "temperature")
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "x"}])
     with pytest.raises(openai.InternalServerError):

@@ -12,6 +12,9 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionChunk
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from driving import Chat, Gate, chatting, decoded, echo
 from legato.agent import Turn
@@ -192,6 +195,22 @@ def test_every_event_and_chunk_is_of_its_documented_type(log: list[Event]) -> No
         encoder.feed(event)
     for payload, type in (*told_types, *sent, (encoder.completion(), responses_schema.ChatCompletion)):
         assert msgspec.to_builtins(msgspec.convert(payload, type)) == payload
+
+
+@pytest.mark.parametrize("log", LOGS.values(), ids=LOGS)
+def test_every_event_and_chunk_is_of_the_sdks_own_types(log: list[Event]) -> None:
+    """Checked strictly, which the SDK itself does not do. Only the code of a failure is a free word here."""
+    events, failed = TypeAdapter(ResponseStreamEvent), 0
+    for payload in told(log):
+        if payload["type"] == "response.failed" and payload["response"]["error"]:
+            failed += 1
+            payload["response"]["error"]["code"] = "server_error"
+        event: Any = events.validate_json(json.dumps(payload), strict=True)
+        assert event.type == payload["type"]
+    assert failed == (log[-1].type == "run.failed")
+    for chunk in chunks(log):
+        if "error" not in chunk:
+            ChatCompletionChunk.model_validate_json(json.dumps(chunk), strict=True)
 
 
 def test_text_is_a_message_item() -> None:
@@ -511,12 +530,18 @@ def test_an_image_alone_has_a_name() -> None:
     assert asked.text == "[input_image]"
 
 
-def test_what_is_missing_is_named() -> None:
-    """A field that must be there, wherever in the body; one of the wrong type is something else."""
+def test_what_does_not_fit_is_named() -> None:
+    """The parameter, and what is wrong with it, by the codes of this API."""
     for raw, code, param in (
         (b"{}", "missing_required_parameter", "input"),
-        (b'{"input": null}', "invalid_value", "input"),
-        (b'{"input": "x", "metadata": {"a": 1}}', "invalid_value", "metadata[...]"),
+        (b'{"input": null}', "invalid_type", "input"),
+        (b'{"input": "x", "metadata": {"a": 1}}', "invalid_type", "metadata[...]"),
+        (b'{"input": "x", "truncation": "never"}', "invalid_value", "truncation"),
+        (b'{"input": "x", "temperature": -1}', "decimal_below_min_value", "temperature"),
+        (b'{"input": "x", "top_p": 2}', "decimal_above_max_value", "top_p"),
+        (b'{"input": "x", "max_output_tokens": 0}', "integer_below_min_value", "max_output_tokens"),
+        (b'{"input": "x", "top_logprobs": 21}', "integer_above_max_value", "top_logprobs"),
+        (b'{"input": "x"', "invalid_json", None),
     ):
         with pytest.raises(BadRequest) as caught:
             responses_api.decode(raw, Create)
@@ -986,10 +1011,10 @@ async def test_a_response_that_was_not_to_be_stored_is_not_found() -> None:
 
 REFUSED: list[tuple[dict[str, Any], tuple[int, str, str | None]]] = [
     ({"model": "nobody"}, (400, "model_not_found", "model")),
-    ({"input": 5}, (400, "invalid_value", "input")),
-    ({"temperature": 3}, (400, "invalid_value", "temperature")),
-    ({"stream": "yes"}, (400, "invalid_value", "stream")),
-    ({"metadata": {"a": 1}}, (400, "invalid_value", "metadata[...]")),
+    ({"input": 5}, (400, "invalid_type", "input")),
+    ({"temperature": 3}, (400, "decimal_above_max_value", "temperature")),
+    ({"stream": "yes"}, (400, "invalid_type", "stream")),
+    ({"metadata": {"a": 1}}, (400, "invalid_type", "metadata[...]")),
     ({"previous_response_id": "resp_x"}, (400, "previous_response_not_found", "previous_response_id")),
     ({"conversation": "s_unknown"}, (404, "session_not_found", None)),
     ({"conversation": "s", "previous_response_id": "r"}, (400, "invalid_value", "previous_response_id")),

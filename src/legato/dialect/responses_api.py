@@ -132,10 +132,24 @@ def decode(raw: bytes, type: Any) -> Any:
             param = ".".join(filter(None, [param, missing[1]]))
             code, message = "missing_required_parameter", f"Missing required parameter: '{param}'"
         else:
-            code, message = "invalid_value", f"{message}{f' ({param})' if param else ''}"
+            code, message = _code(message), f"{message}{f' ({param})' if param else ''}"
         raise BadRequest(f"{message}.", code=code, param=param or None) from exc
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise BadRequest(f"The body must be a JSON object: {exc}.", code="invalid_json") from exc
+
+
+_CODES = [
+    (r"Expected `float` >=", "decimal_below_min_value"),
+    (r"Expected `float` <=", "decimal_above_max_value"),
+    (r"Expected `int` >=", "integer_below_min_value"),
+    (r"Expected `int` <=", "integer_above_max_value"),
+    (r"Expected `.*`, got", "invalid_type"),
+]
+"""What msgspec says of a value, and the code that this API has for it."""
+
+
+def _code(message: str) -> str:
+    return next((code for pattern, code in _CODES if re.match(pattern, message)), "invalid_value")
 
 
 class Prompt(msgspec.Struct, frozen=True):
