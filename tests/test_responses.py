@@ -649,6 +649,32 @@ async def test_every_resume_of_a_stored_response_is_the_rest_of_it() -> None:
         assert (past.status, past.body) == (200, b"")
 
 
+async def test_a_number_that_was_never_sent_is_not_waited_for() -> None:
+    """The last one that was sent is: what follows it comes when it comes."""
+    gate = Gate()
+    async with asyncio.timeout(30), chatting(None, gate) as chat:
+        gate.let("a")
+        id = (await ask(chat, background=True)).json()["id"]
+        async with chat.driver.stream(f"/responses/{id}?stream=true") as live:
+            async for message in live.messages():
+                if message.event == "response.output_text.delta":
+                    break
+        last = json.loads(message.data)["sequence_number"]
+        answer = await chat.driver.request("GET", f"/responses/{id}?stream=true&starting_after={last + 1}")
+        assert refused(answer) == (400, "invalid_value", "starting_after")
+        async with chat.driver.stream(f"/responses/{id}?stream=true&starting_after={last}") as rest:
+            gate.close()
+            following = [json.loads(each.data) async for each in rest.messages() if each.data != "[DONE]"]
+        assert [each["sequence_number"] for each in following[:2]] == [last + 1, last + 2]
+
+
+async def test_a_background_response_is_answered_as_it_was_asked_for() -> None:
+    """Queued and empty, however quick the agent is."""
+    async with chatting() as chat:
+        answer = (await ask(chat, background=True)).json()
+        assert (answer["status"], answer["output"]) == ("queued", [])
+
+
 async def test_a_resume_follows_a_running_response() -> None:
     """What was live for one reader is replay for the other, and both see the end."""
     gate = Gate()

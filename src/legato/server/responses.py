@@ -148,9 +148,10 @@ class ResponsesRoutes:
         found = await self._begin(body, asked, _key(request))
         if body.stream:
             return Follow(found, ResponseEncoder(found.fold()))
+        if body.background:
+            return Answer(200, found.queued())
         with _begun():
-            if not body.background:
-                await self._ended(found, request)
+            await self._ended(found, request)
             return Answer(200, (await self._stored.folded(found)).response())
 
     async def retrieve(self, request: Request) -> Answer | Follow:
@@ -159,9 +160,21 @@ class ResponsesRoutes:
         stream = _flag(request, "stream")
         found = await self._stored.find(request.path["response_id"])
         if stream:
+            await self._check_cursor(found, after)
             self._streams.admit(found.session)
             return Follow(found, ResponseEncoder(found.fold(), after=after))
         return Answer(200, (await self._stored.folded(found)).response())
+
+    async def _check_cursor(self, found: Found, after: int | None) -> None:
+        # What is ahead of a running response was never sent by it; its reader would wait in vain, and then miss events.
+        if after is None:
+            return
+        fold = await self._stored.folded(found)
+        if not fold.ended and after >= fold.sequence:
+            raise BadRequest(
+                f"The response is at sequence_number {fold.sequence - 1}; nothing has been sent up to {after}.",
+                param="starting_after",
+            )
 
     async def cancel(self, request: Request) -> Answer | Follow:
         """Stop a response, and give it back as it then is. One that has ended is given back as it is."""

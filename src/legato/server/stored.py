@@ -6,6 +6,8 @@ the log that its run is withdrawn; the conversation that it was part of keeps it
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from ..dialect.responses import Fold, parse_id, response_id, settings
@@ -40,6 +42,12 @@ class Found(msgspec.Struct, frozen=True):
     def fold(self) -> Fold:
         """A new fold for it."""
         return Fold(self.session, self.run, agent=self.agent)
+
+    def queued(self) -> dict[str, Any]:
+        """The response as it was when it was asked for."""
+        fold = self.fold()
+        fold.feed(self.message)
+        return fold.response()
 
 
 class StoredResponses:
