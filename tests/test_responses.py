@@ -636,6 +636,17 @@ async def test_both_prefixes_are_served(prefix: str) -> None:
         assert (await chat.driver.request("GET", f"{prefix}/models/echo")).json()["object"] == "model"
 
 
+async def test_an_answer_names_its_agent() -> None:
+    """From the first event on, also where the request has named none."""
+    async with chatting() as chat:
+        stream = await ask(chat, stream=True)
+        models = [json.loads(m.data)["response"]["model"] for m in decoded(stream.body) if '"response":' in m.data]
+        assert set(models) == {"echo"}
+        body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+        stream = await chat.driver.request("POST", "/chat/completions", json=body)
+        assert {json.loads(m.data)["model"] for m in decoded(stream.body) if m.data != "[DONE]"} == {"echo"}
+
+
 async def test_every_resume_of_a_stored_response_is_the_rest_of_it() -> None:
     """After each number, any number of times, also of one that was not streamed at first."""
     async with chatting() as chat:

@@ -101,6 +101,10 @@ class ChatEncoder:
         self._agent = event.data.get("agent") or self._agent
         return [self._chunk({"role": "assistant", "content": ""})]
 
+    def _started(self, event: Event) -> list[dict[str, Any]]:
+        self._agent = event.data["agent"]
+        return []
+
     def _text(self, event: Event) -> list[dict[str, Any]]:
         data = event.data
         field = _FIELDS[event.type]
@@ -160,6 +164,7 @@ class ChatEncoder:
 
 _HANDLERS: dict[str, Callable[[ChatEncoder, Event], list[dict[str, Any]]]] = {
     "message.created": ChatEncoder._message,
+    "run.started": ChatEncoder._started,
     "text.delta": ChatEncoder._text,
     "refusal.delta": ChatEncoder._text,
     "thinking.delta": ChatEncoder._text,

@@ -335,10 +335,10 @@ def _chat_items(message: Item) -> list[Item]:
 # Requests to drafts ---------------------------------------------------------------------------------------------------
 
 
-def created(asked: Prompt, agent: str | None) -> Draft:
+def created(asked: Prompt, agent: str) -> Draft:
     """The event that begins a session for a response that continues none."""
     title = asked.text.strip().partition("\n")[0][:80]
-    return Draft(type="session.created", data={"title": title, **({"agent": agent} if agent else {})})
+    return Draft(type="session.created", data={"title": title, "agent": agent})
 
 
 def earlier(asked: Prompt, stem: str) -> list[Draft]:

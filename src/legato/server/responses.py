@@ -292,8 +292,9 @@ class ResponsesRoutes:
             return await self._after(body.previous_response_id, asked, key)
         session = _new_session(key)
         stem = f"{session}~h"
+        agent = body.model or next(iter(self._runner.agents))  # by name, so that the log says who answers
         return await self._create(
-            session, [responses_api.created(asked, body.model), *responses_api.earlier(asked, stem)], key
+            session, [responses_api.created(asked, agent), *responses_api.earlier(asked, stem)], key
         )
 
     async def _create(self, session: str, drafts: list[Draft], key: str | None) -> str:
