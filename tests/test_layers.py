@@ -20,6 +20,7 @@ LAYERS: list[tuple[str, int]] = [
     ("client", 2),  # which is further confined below
     ("store", 2),
     ("agent", 2),
+    ("tool", 2),
     ("execution", 2),
     ("run", 2),
     ("provider", 2),

@@ -566,11 +566,15 @@ def test_chat_messages_are_items() -> None:
             {"role": "tool", "tool_call_id": "c", "content": "3"},
         ],
         tools=[{"type": "function", "function": {"name": "f"}}],
+        reasoning_effort="low",
+        response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
     )
     asked = responses_api.prompt(responses_api.from_chat(body))
     assert asked.text == "3"
     assert asked.earlier[1]["parts"][0]["name"] == "f"
     assert asked.metadata["tools"] == [{"type": "function", "name": "f"}]
+    assert asked.metadata["reasoning"] == {"effort": "low"}
+    assert asked.metadata["text"] == {"format": {"type": "json_schema", "name": "n", "schema": {}}}
 
 
 JSON = st.recursive(

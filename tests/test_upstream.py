@@ -32,6 +32,8 @@ from provider_streams import (
     TEXT,
     TEXT_EVENTS,
     cut_reply,
+    delta,
+    item,
     sse,
 )
 from running import NET, Stage, staged
@@ -71,7 +73,13 @@ async def test_an_answer(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert ("run.completed", "stop", TEXT) == (end.type, end.data["finish_reason"], end.data["message"]["text"])
     assert [("thinking", "Hm."), ("text", TEXT)] == kinds(end)
-    assert {"input_tokens": 5, "output_tokens": 7, "cached_tokens": 2, "model": "m-1"} == end.data["usage"]
+    assert {
+        "input_tokens": 5,
+        "output_tokens": 7,
+        "cached_tokens": 2,
+        "reasoning_tokens": 3,
+        "model": "m-1",
+    } == end.data["usage"]
     asked = keeper.asked[0]
     assert ("m-1", 0.1, 0.5, True) == (asked["model"], asked["temperature"], asked["top_p"], asked["stream"])
     assert [("system", "Be kind."), ("user", "Hello")] == [(each["role"], each["content"]) for each in asked["input"]]
@@ -107,6 +115,19 @@ async def test_a_second_turn_knows_the_first(stage: Stage, monkeypatch: pytest.M
     assert "previous_response_id" not in keeper.asked[1]
 
 
+async def test_a_refusal(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model declines: that is told apart from an answer, and in the next turn it knows that it did."""
+    declined = [item(0, "added", type="message", content=[]), delta(0, "refusal", "I can"), delta(0, "refusal", "not.")]
+    keeper = Keeper(declined, says("Hello."))
+    runner = stage.runner(model_agent(asking(monkeypatch, keeper)))
+    session = await stage.session()
+    end = await stage.ended(await runner.send(session, "Bad?"))
+    await stage.ended(await runner.send(session, "Good?"))
+
+    assert ("refusal", [("refusal", "I cannot.")]) == (end.data["finish_reason"], kinds(end))
+    assert [{"type": "output_text", "text": "I cannot."}] == keeper.asked[1]["input"][1]["content"]
+
+
 # Tools ----------------------------------------------------------------------------------------------------------------
 
 
@@ -128,7 +149,13 @@ async def test_tools(background: bool, stage: Stage, monkeypatch: pytest.MonkeyP
     assert ("run.completed", "stop", "Done.") == (end.type, end.data["finish_reason"], message["text"])
     assert [1, 1, 1, 2] == [part["step"] for part in message["parts"]]
     assert [{"word": "one"}, {"word": "two"}] == [part["output"] for part in message["parts"][1:3]]
-    assert {"input_tokens": 10, "output_tokens": 14, "cached_tokens": 4, "model": "m-1"} == end.data["usage"]
+    assert {
+        "input_tokens": 10,
+        "output_tokens": 14,
+        "cached_tokens": 4,
+        "reasoning_tokens": 6,
+        "model": "m-1",
+    } == end.data["usage"]
     assert ["wait", "add"] == [tool["name"] for tool in keeper.asked[0]["tools"]]
     items = keeper.asked[1]["input"]
     outputs = [(item["call_id"], item["output"]) for item in items if item["type"] == "function_call_output"]

@@ -232,11 +232,14 @@ class ToolResult(msgspec.Struct, frozen=True, gc=False):
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """Tokens and cost so far; the last one a run yields stands in its terminal event. Counts in tokens."""
+    """Tokens and cost so far; the last one a run yields stands in its terminal event.
+
+    Cached tokens are part of the input, reasoning tokens of the output."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
     cost: float = 0.0
     model: str = ""
 

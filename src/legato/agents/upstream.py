@@ -27,6 +27,7 @@ from ..errors import AgentError, InvalidInput
 from ..event import (
     Checkpoint,
     Finish,
+    Refusal,
     Thinking,
     ToolArguments,
     ToolCall,
@@ -406,7 +407,7 @@ class _Answer:
         if text := self._new("text", chunk.delta):
             yield text
         if refusal := self._new("refusal", chunk.refusal):
-            yield refusal
+            yield Refusal(refusal)
         if chunk.tool_call_delta is not None:
             yield from self._called(chunk.tool_call_delta, stream)
         if chunk.tool_output is not None:
@@ -477,12 +478,11 @@ class _Answer:
                 input_tokens=old.input_tokens + new.input_tokens,
                 output_tokens=old.output_tokens + new.output_tokens,
                 cached_tokens=old.cached_tokens + new.cached_tokens,
+                reasoning_tokens=old.reasoning_tokens + new.reasoning_tokens,
                 model=result.model or old.model,
             )
             yield self._usage
-        if result.refusal:
-            self._finish = "refusal"
-        elif self._finish == "stop" and result.finish_reason not in (None, "stop", "tool_calls"):
+        if self._finish == "stop" and result.finish_reason not in (None, "stop", "tool_calls"):
             self._finish = str(result.finish_reason)
         step.over = True
         if step.response is not None:

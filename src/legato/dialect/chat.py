@@ -183,8 +183,9 @@ def _usage(usage: dict[str, Any] | None) -> dict[str, Any]:
     usage = usage or {}
     given, made = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
     cached = {"cached_tokens": usage.get("cached_tokens", 0)}
+    thought = {"reasoning_tokens": usage.get("reasoning_tokens", 0)}
     return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made,
-            "prompt_tokens_details": cached}  # fmt: skip
+            "prompt_tokens_details": cached, "completion_tokens_details": thought}  # fmt: skip
 
 
 def _frame(chunk: dict[str, Any]) -> bytes:

@@ -465,7 +465,7 @@ def _usage(usage: dict[str, Any] | None) -> dict[str, Any] | None:
         "input_tokens": given,
         "input_tokens_details": {"cached_tokens": usage.get("cached_tokens", 0), "cache_write_tokens": 0},
         "output_tokens": made,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.get("reasoning_tokens", 0)},
         "total_tokens": given + made,
     }
 

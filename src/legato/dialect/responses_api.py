@@ -114,6 +114,8 @@ class CreateChat(msgspec.Struct, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     metadata: dict[str, str] | None = None
+    reasoning_effort: str | None = None
+    response_format: dict[str, Any] | None = None
     n: int | None = None
 
 
@@ -309,7 +311,15 @@ def from_chat(body: CreateChat) -> Create:
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         metadata=body.metadata,
+        reasoning=None if body.reasoning_effort is None else {"effort": body.reasoning_effort},
+        text=None if body.response_format is None else {"format": _flat_format(body.response_format)},
     )
+
+
+def _flat_format(given: dict[str, Any]) -> dict[str, Any]:
+    """The form of an answer as the Responses API has it: the schema's fields are not nested."""
+    schema = given.get("json_schema")
+    return {"type": "json_schema", **schema} if isinstance(schema, dict) else given
 
 
 def _chat_items(message: Item) -> list[Item]:

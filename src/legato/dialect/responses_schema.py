@@ -452,6 +452,7 @@ class ChatUsage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: OutputTokensDetails
 
 
 class ChatCompletion(msgspec.Struct, tag="chat.completion", tag_field="object"):
