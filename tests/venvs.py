@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,13 @@ MIX_VERSIONS = ("0.8.1", "0.7.3", "0.6.4", "0.5.7")
 LLAMA = ("xllamacpp==2026.10.11549", "gguf==0.19.0", "numpy==2.4.6")
 # Seconds; a cold download of one SDK takes about ten.
 PATIENCE = 300
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+# Besides what the extra itself asks for.
+FRAMEWORKS = {
+    "pydantic-ai": ["pydantic-ai-slim[openai]"],
+    "openai-agents": [],
+    "langgraph": ["langchain-openai>=1.0", "langgraph-checkpoint-sqlite>=3"],
+}
 
 
 def mix_python(version: str) -> Path:
@@ -39,6 +47,19 @@ def mix_python(version: str) -> Path:
 def llama_python() -> Path:
     """The Python of an environment that holds llama.cpp's server; skips the test without one."""
     return python_with("llama", *LLAMA)
+
+
+def framework_python(extra: str) -> Path:
+    """The Python of an environment with this checkout, as ``legato[server]`` and this extra."""
+    return python_with(extra, *_framework_requirements(extra))
+
+
+def _framework_requirements(extra: str) -> list[str]:
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    # What the project asks for is named, too: the environment is made anew when that changes.
+    asked = [*project["dependencies"], *extras["server"], *extras[extra]]
+    return ["-e", f"{PROJECT.parent}[server,{extra}]", *asked, *FRAMEWORKS[extra]]
 
 
 def python_with(name: str, *requirements: str) -> Path:
@@ -106,6 +127,7 @@ def _lock(name: str) -> Iterator[None]:
 
 if __name__ == "__main__":
     wanted = {f"mix-{each}": (f"mix-python-sdk=={each}",) for each in MIX_VERSIONS} | {"llama": LLAMA}
+    wanted |= {each: tuple(_framework_requirements(each)) for each in FRAMEWORKS}
     for name, requirements in wanted.items():
         where, why = _environment(name, requirements)
         print(f"{name}: {why or where}")

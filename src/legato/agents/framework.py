@@ -1,0 +1,317 @@
+"""What the adapters of agent frameworks share.
+
+A framework has its own agent, its own loop and its own messages. Legato gives it the conversation, and takes what it
+says. Here is what is the same for all of them: what the conversation is (``messages``), the tool calls of a run and
+what may still be said of each (``Calls``), and errors in words for the user (``explained``). Nothing here imports a
+framework.
+
+The one rule: an adapter yields nothing that the run could refuse. What a framework says twice, too late, or of a call
+that nobody knows is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from ..agent import Agent, OnCrash, Turn
+from ..errors import AgentError, InvalidInput, LegatoError
+from ..event import Finish, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted, Yielded, as_json
+from ..transcript import fold
+from .conversation import Json, answered, conversation, said
+
+logger = logging.getLogger("legato")
+
+Options = Callable[[Turn], Mapping[str, Any]]
+"""Further arguments for the framework's own run, made for each turn."""
+
+SHOWN_CHARACTERS = 1_000
+"""Of a call's arguments, in a question to the user; all of them are in the question's ``params``."""
+
+
+def load(module: str, extra: str) -> Any:
+    """The framework's ``module``, or an error that says which extra to install."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and f"{module}.".startswith(f"{exc.name}."):
+            raise ImportError(f"This adapter needs {exc.name}: pip install 'legato[{extra}]'") from exc
+        raise
+
+
+def adapted(
+    function: Callable[[Turn], Any], *, name: str | None, on_crash: OnCrash, description: str | None, found: object
+) -> Agent:
+    """The agent that an adapter gives back.
+
+    Args:
+        function: answers a turn.
+        name, on_crash, description: as the user of the adapter gave them.
+        found: the framework's name for its agent, used when it is a text and ``name`` is None.
+
+    Raises:
+        InvalidInput: ``on_crash`` is ``"resume"``, which no framework can do.
+    """
+    if on_crash == "resume":
+        raise InvalidInput("An adapted agent cannot go on in the middle of a sentence: on_crash is 'fail' or 'retry'.")
+    name = name or (found if isinstance(found, str) and found else "agent")
+    return Agent(function, name=name, on_crash=on_crash, description=description or "")
+
+
+# The conversation -----------------------------------------------------------------------------------------------------
+
+
+def messages(turn: Turn) -> list[Json]:
+    """All that was said, in the form of Chat Completions; see ``conversation``.
+
+    Behind the message to answer comes what an earlier attempt at the answer got done. So a further attempt asks the
+    model only for what is missing, and no tool that has given its result runs twice. Ids of calls are unique in the
+    conversation, and made of what the APIs of models take.
+    """
+    parts = fold(turn.events).message(turn.run)["parts"] if turn.events else []
+    done = {part["step"] for part in parts if "success" in part}
+    kept = [
+        part for part in parts if part["step"] in done and (part["type"] in ("text", "refusal") or "success" in part)
+    ]
+    return list(_identified(answered([*conversation(turn), *said(kept)])))
+
+
+def arguments_of(call: Json) -> dict[str, Any]:
+    """The arguments of a call in such a message; what is no object has no meaning to a framework."""
+    arguments = msgspec.json.decode(call["function"]["arguments"])
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def _identified(told: Iterable[Json]) -> Iterator[Json]:
+    taken: set[str] = set()
+    ids: dict[str, str] = {}  # of the calls of the latest step: their outputs follow it
+    for message in told:
+        if message["role"] == "tool":
+            yield {**message, "tool_call_id": ids[message["tool_call_id"]]}
+        elif calls := message.get("tool_calls"):
+            ids = {call["id"]: _identify(call["id"], taken) for call in calls}
+            yield {**message, "tool_calls": [{**call, "id": ids[call["id"]]} for call in calls]}
+        else:
+            yield message
+
+
+def _identify(id: str, taken: set[str]) -> str:
+    free = id = re.sub(r"[^A-Za-z0-9_-]", "_", id)[:56] or "call"
+    number = 1
+    while free in taken:
+        number += 1
+        free = f"{id}_{number}"
+    taken.add(free)
+    return free
+
+
+# The calls of a run ---------------------------------------------------------------------------------------------------
+
+
+class _State:
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.sent = ""
+        self.ready = self.started = self.done = False
+
+
+class Calls:
+    """The tool calls of one run, by the framework's own ids, which some models repeat from step to step.
+
+    Each method gives what to yield, which is nothing when there is nothing left to say of the call.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[str, _State] = {}  # by the framework's id: its latest call
+        self._taken: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._states
+
+    def begin(self, key: str, name: str) -> list[Yielded]:
+        """A new call; its arguments follow."""
+        id, number = key, 1
+        while id in self._taken:
+            number += 1
+            id = f"{key}-{number}"
+        self._taken.add(id)
+        self._states[key] = _State(id)
+        return [ToolCall(id, name)]
+
+    def arguments(self, key: str, text: str) -> list[Yielded]:
+        """A piece of the JSON text of the arguments."""
+        state = self._states.get(key)
+        if state is None or state.ready or not text:
+            return []
+        state.sent += text
+        return [ToolArguments(state.id, text)]
+
+    def complete(self, key: str, whole: str) -> list[Yielded]:
+        """All of the arguments, of which a beginning may have been told."""
+        state = self._states.get(key)
+        if state is None or state.ready:
+            return []
+        whole = whole or "{}"
+        rest = self.arguments(key, whole[len(state.sent) :]) if whole.startswith(state.sent) else []
+        state.ready = True
+        return [*rest, ToolReady(state.id)]
+
+    def start(self, key: str) -> list[Yielded]:
+        """The tool begins to work."""
+        state = self._states.get(key)
+        if state is None or state.started or state.done:
+            return []
+        state.started = True
+        return [*self.complete(key, state.sent), ToolStarted(state.id)]
+
+    def finish(self, key: str, output: Any, success: bool = True) -> list[Yielded]:
+        """The tool is done; ``output`` may be any value."""
+        state = self._states.get(key)
+        if state is None or state.done:
+            return []
+        state.done = True
+        return [*self.complete(key, state.sent), ToolResult(state.id, jsonable(output), success)]
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` in JSON values, whatever it is: models and dataclasses as objects, what has no such form as text."""
+    try:
+        return as_json("A value", value)
+    except InvalidInput:
+        pass
+    try:
+        to_jsonable = load("pydantic_core", "").to_jsonable_python
+        return as_json("A value", to_jsonable(value, bytes_mode="base64", fallback=str))
+    except (ImportError, ValueError, TypeError, InvalidInput):
+        return str(value)
+
+
+def json_text(value: Any) -> str:
+    """``value`` as JSON text; a text is taken for JSON already, and None for no arguments at all."""
+    if isinstance(value, str):
+        return value
+    return json.dumps({} if value is None else jsonable(value), ensure_ascii=False, separators=(",", ":"))
+
+
+# Asking ---------------------------------------------------------------------------------------------------------------
+
+
+async def ask(turn: Turn, tool: str, arguments: Any, about: str = "") -> bool:
+    """Ask the user whether ``tool`` may run with ``arguments``; ``about`` is the framework's own question, if any."""
+    arguments = jsonable(arguments)
+    shown = json_text(arguments)
+    shown = shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}…"
+    question = about or (f"Run {tool} with {shown}?" if arguments else f"Run {tool}?")
+    return await turn.ask_permission(tool, question, params=arguments if isinstance(arguments, dict) else None)
+
+
+# Ends -----------------------------------------------------------------------------------------------------------------
+
+_LENGTH = ("length", "max_tokens", "max_output_tokens", "model_context_window_exceeded", "token_limit")
+_FILTER = ("content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii", "filtered")
+
+
+def finish(reason: str | None) -> list[Yielded]:
+    """Why the latest answer of the model ended, in Legato's word; nothing when it was simply done."""
+    word = (reason or "").lower()
+    if word in _LENGTH:
+        return [Finish("length")]
+    return [Finish("content_filter")] if word in _FILTER else []
+
+
+_BUSY = ("model_rate_limited", "The model is asked too much at the moment. Try again in a minute.")
+_AWAY = ("model_unreachable", "The model cannot be reached at the moment. Try again later.")
+_KEY = ("model_key_refused", "The model's provider does not accept the server's key.")
+_REFUSED = ("model_refused", "The model's provider does not accept the request. The server's log has the details.")
+_LONG = ("context_too_long", "The conversation has become too long for the model.")
+_STEPS = ("too_many_steps", "The answer took more steps than it may.")
+_FILTERED = ("content_filter", "The answer was stopped by a filter.")
+_GUARDED = ("guardrail", "The answer was stopped by a guardrail.")
+_USELESS = ("model_error", "The model gave an answer that cannot be used.")
+_TOOL = ("tool_timeout", "A tool took longer than it may.")
+
+_REASONS: dict[str, tuple[str, str]] = {
+    # The SDKs of OpenAI and Anthropic, which all frameworks use; their errors come through as they are.
+    "RateLimitError": _BUSY,
+    "AuthenticationError": _KEY,
+    "PermissionDeniedError": _KEY,
+    "APITimeoutError": _AWAY,
+    "APIConnectionError": _AWAY,
+    "InternalServerError": _AWAY,
+    "OverloadedError": _AWAY,
+    "ServiceUnavailableError": _AWAY,
+    "APIStatusError": _REFUSED,
+    "APIError": _USELESS,
+    # pydantic-ai
+    "ModelRateLimitError": _BUSY,
+    "ConcurrencyLimitExceeded": _BUSY,
+    "ModelUnavailableError": _AWAY,
+    "ModelServerError": _AWAY,
+    "ModelConnectionError": _AWAY,
+    "ModelContextWindowExceededError": _LONG,
+    "ModelAPIError": _REFUSED,
+    "UsageLimitExceeded": _STEPS,
+    "ContentFilterError": _FILTERED,
+    "UnexpectedModelBehavior": _USELESS,
+    # OpenAI Agents SDK
+    "MaxTurnsExceeded": _STEPS,
+    "ModelTimeoutError": _AWAY,
+    "ModelBehaviorError": _USELESS,
+    "ModelRefusalError": _FILTERED,
+    "ToolTimeoutError": _TOOL,
+    "InputGuardrailTripwireTriggered": _GUARDED,
+    "OutputGuardrailTripwireTriggered": _GUARDED,
+    "ToolInputGuardrailTripwireTriggered": _GUARDED,
+    "ToolOutputGuardrailTripwireTriggered": _GUARDED,
+    # LangChain, LangGraph
+    "ContextOverflowError": _LONG,
+    "GraphRecursionError": _STEPS,
+    "OutputParserException": _USELESS,
+}
+"""By the name of the class, or of one that it inherits from: code, and words for the user.
+
+By name, so that no version of a framework has to have the class, and none has to be imported to look."""
+
+
+_STATUSES = {401: _KEY, 403: _KEY, 429: _BUSY}
+
+
+@contextlib.contextmanager
+def explained(run: str) -> Iterator[None]:
+    """What a framework raises within is raised as ``AgentError`` when it is known; the log of the server has the rest.
+
+    Anything else passes: the run then fails as ``agent_error``, whose text users never see.
+    """
+    try:
+        yield
+    except LegatoError:
+        raise
+    except Exception as exc:
+        reason = _reason(exc)
+        if reason is None:
+            raise
+        logger.warning("run %s: the framework failed", run, exc_info=exc)
+        raise AgentError(reason[1], code=reason[0]) from exc
+
+
+def _reason(error: BaseException) -> tuple[str, str] | None:
+    if isinstance(error, BaseExceptionGroup):  # of models that were tried in turn: the last one's
+        return _reason(error.exceptions[-1])
+    for kind in type(error).__mro__:
+        if kind.__name__ in _REASONS:
+            return _by_status(getattr(error, "status_code", None)) or _REASONS[kind.__name__]
+    return None
+
+
+def _by_status(status: object) -> tuple[str, str] | None:
+    """What the HTTP status of a model's provider says, where it says more than the class of the error."""
+    if not isinstance(status, int):
+        return None
+    return _STATUSES.get(status, _AWAY if status >= 500 else None)

@@ -1,0 +1,403 @@
+"""LangGraph and LangChain: their graphs as agents of Legato, their stream as Legato's events.
+
+    from langchain.agents import create_agent
+    from legato.agents.langgraph import adapt
+
+    agent = adapt(create_agent("openai:gpt-5", tools=[...]))
+
+``adapt`` is the whole way for a graph whose state has ``messages``. ``translate`` is for an agent of your own that
+calls ``graph.astream`` itself; it looks at what messages are called, not at their classes, so it needs no import.
+
+A node that calls ``interrupt`` asks the user by ``turn.ask_permission``; the graph needs a checkpointer for that, as
+LangGraph says. Each run has a thread of its own there, which is deleted when the run has ended: the conversation is in
+Legato's log. Set ``thread`` when the graph keeps more than messages from one turn to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Mapping
+from typing import Any
+
+from ..agent import Agent, OnCrash, Turn
+from ..event import Refusal, Text, Thinking, ToolResult, Usage, Yielded
+from .conversation import Json
+from .framework import Calls, Options, adapted, arguments_of, ask, explained, finish, json_text, load, messages
+
+EXTRA = "langgraph"
+
+MODES = ("messages", "updates", "tasks", "custom")
+"""The ``stream_mode`` that ``translate`` makes the most of; ``messages`` alone is enough for text and calls."""
+
+OnInterrupt = Callable[[Turn, Any], Awaitable[Any]]
+"""Given the turn and the value of an interrupt, what to resume the graph with."""
+
+
+async def permitted(turn: Turn, value: Any) -> Any:
+    """What to resume an interrupt with, by asking the user for permission.
+
+    An interrupt of LangChain's ``HumanInTheLoopMiddleware`` is asked for call by call, and its decisions are to approve
+    or to reject. Any other is one question, whose answer is True or False.
+    """
+    requests = value.get("action_requests") if isinstance(value, Mapping) else None
+    if not requests:
+        return await ask(turn, "interrupt", value if isinstance(value, Mapping) else {}, about=_question(value))
+    decisions = [
+        {"type": "approve"}
+        if await ask(turn, request.get("name", "tool"), request.get("args", {}))
+        else {"type": "reject", "message": "The user does not want this."}
+        for request in requests
+    ]
+    return {"decisions": decisions}
+
+
+def adapt(
+    graph: Any,
+    *,
+    name: str | None = None,
+    on_crash: OnCrash = "fail",
+    description: str | None = None,
+    options: Options | None = None,
+    thread: Callable[[Turn], str] | None = None,
+    on_interrupt: OnInterrupt = permitted,
+) -> Agent:
+    """An agent of Legato that lets a graph answer.
+
+    Args:
+        graph: a compiled graph whose state has ``messages``, such as ``create_agent`` gives.
+        name: of the agent; the graph's own by default, unless it is LangGraph's ``"LangGraph"``.
+        on_crash: ``"fail"`` or ``"retry"``; a further attempt goes on after the last tools that gave a result, or
+            where the graph's checkpointer is, if that survives the process.
+        description: one sentence for people.
+        options: further arguments of ``astream`` for a turn, such as ``{"context": ...}``; ``config`` is merged.
+        thread: the checkpointer's thread for a turn, for example ``lambda turn: turn.session``. The graph then keeps
+            the conversation itself, and is given the new message only.
+        on_interrupt: what to resume an interrupt with; by default a permission.
+
+    Raises:
+        ImportError: LangGraph is not installed.
+        InvalidInput: ``on_crash`` is ``"resume"``.
+    """
+    load("langgraph", EXTRA)  # now rather than at the first question
+
+    async def answer(turn: Turn) -> AsyncGenerator[Yielded, None]:
+        passage = _Passage(graph, turn, dict(options(turn)) if options else {}, thread)
+        with explained(turn.run):
+            async with contextlib.aclosing(passage.go(on_interrupt)) as items:
+                async for item in items:
+                    yield item
+
+    found = getattr(graph, "name", None)
+    found = None if found == "LangGraph" else found
+    return adapted(answer, name=name, on_crash=on_crash, description=description, found=found)
+
+
+async def translate(parts: AsyncIterable[Any]) -> AsyncGenerator[Yielded, None]:
+    """Legato's events for the parts of ``graph.astream``, with any ``stream_mode`` that has ``"messages"`` in it.
+
+    Of ``custom`` parts, texts and Legato's own events are told. Also takes the bare messages of a chat model's
+    ``astream``. A call's beginning, its arguments as they stream, and its result are told; of parts that mean nothing
+    to a reader, nothing is.
+    """
+    translator = _Translator()
+    async for part in parts:
+        for item in translator.take(part):
+            yield item
+    for item in translator.flush():
+        yield item
+
+
+class _Passage:
+    """A run of a graph, from its input to its end, through its interrupts."""
+
+    def __init__(self, graph: Any, turn: Turn, options: dict[str, Any], thread: Callable[[Turn], str] | None) -> None:
+        config = dict(options.pop("config", None) or {})
+        configurable = dict(config.get("configurable") or {})
+        if thread is not None:
+            configurable["thread_id"] = thread(turn)
+        self._keeps = "thread_id" in configurable
+        config["configurable"] = {"thread_id": turn.run, **configurable}
+        self._graph, self._turn, self._options, self._config = graph, turn, options, config
+        # True is a subgraph's way to say: my parent's.
+        checkpointer = getattr(graph, "checkpointer", None)
+        self._checkpointer = None if isinstance(checkpointer, bool) else checkpointer
+
+    async def go(self, on_interrupt: OnInterrupt) -> AsyncGenerator[Yielded, None]:
+        translator = _Translator()
+        options = {"stream_mode": list(MODES), "subgraphs": True, **self._options}
+        try:
+            given = await self._input()
+            if given is None:
+                for item in translator.remember(await self._state()):
+                    yield item
+            while True:
+                async with contextlib.aclosing(self._graph.astream(given, self._config, **options)) as parts:
+                    async for part in parts:
+                        for item in translator.take(part):
+                            yield item
+                for item in translator.flush():
+                    yield item
+                state = await self._state()
+                if state is None or not state.next:
+                    return
+                given = await self._answers(state, on_interrupt)
+                if given is False:
+                    return
+        finally:
+            await self._forget()
+
+    async def _input(self) -> Any:
+        if self._turn.attempt > 1:
+            state = await self._state()
+            if state is not None and state.next:
+                return None  # the checkpointer knows where the graph was
+        told = messages(self._turn)
+        if self._keeps:
+            (asked,) = [message for message in told if message["role"] == "user"][-1:]
+            told = [{**asked, "id": self._turn.message.id}]
+        convert = load("langchain_core.messages", EXTRA).convert_to_messages
+        return {"messages": convert([_plain(message) for message in told])}
+
+    async def _state(self) -> Any:
+        return None if self._checkpointer is None else await self._graph.aget_state(self._config)
+
+    async def _answers(self, state: Any, on_interrupt: OnInterrupt) -> Any:
+        """What a graph that has stopped before its end goes on with; False when the user does not want it to."""
+        interrupts = [interrupt for task in state.tasks for interrupt in task.interrupts]
+        if not interrupts:  # a breakpoint: there is nothing to answer, the graph just waits
+            return None if await permitted(self._turn, f"Go on with {', '.join(state.next)}?") else False
+        answers = {each.id: await on_interrupt(self._turn, each.value) for each in interrupts}
+        return load("langgraph.types", EXTRA).Command(resume=answers)
+
+    async def _forget(self) -> None:
+        if self._checkpointer is not None and not self._keeps and not self._turn.left_open:
+            with contextlib.suppress(NotImplementedError):  # not all can
+                await self._checkpointer.adelete_thread(self._turn.run)
+
+
+def _question(value: Any) -> str:
+    if isinstance(value, Mapping):
+        named = (value.get(key) for key in ("question", "message", "description", "prompt"))
+        value = next((text for text in named if isinstance(text, str) and text), value)
+    return value if isinstance(value, str) and value else f"May it go on? {json_text(value)}"
+
+
+def _plain(message: Json) -> Json:
+    """A message as LangChain reads it: as in Chat Completions, with calls in its own form."""
+    calls = [
+        {"type": "tool_call", "id": call["id"], "name": call["function"]["name"], "args": arguments_of(call)}
+        for call in message.get("tool_calls", ())
+    ]
+    plain = {**message, "content": message["content"] or ""}
+    return {**plain, "tool_calls": calls} if calls else plain
+
+
+class _Translator:
+    """From one part of a stream to what it means, over all of a run.
+
+    Nodes that run beside each other may have models that speak at the same time. They are told one after the other:
+    what comes of a second message waits until the first is over.
+    """
+
+    def __init__(self) -> None:
+        self._calls = Calls()
+        self._streamed: set[str] = set()  # messages of which pieces came; the whole is no news then
+        self._places: dict[tuple[str, Any], str] = {}  # calls by message and index
+        self._latest: dict[str, str] = {}  # the call of each message that was begun last
+        self._used = Usage()
+        self._speaker = ""  # the message that is being told
+        self._waiting: dict[str, list[Yielded]] = {}  # what came of others meanwhile
+        self._over: set[str] = set()  # those of them that are whole
+        self._texted = ""  # the message that has had text since the last result of a tool
+
+    def take(self, part: Any) -> list[Yielded]:
+        mode, data = _mode(part)
+        handler = _MODES.get(mode)
+        return handler(self, data) if handler else []
+
+    def flush(self) -> list[Yielded]:
+        """What still waits, now that the stream has ended."""
+        self._over |= self._waiting.keys()
+        return self._pass_on()
+
+    def remember(self, state: Any) -> list[Yielded]:
+        """The calls without a result in the state that a run is resumed from: their results will come."""
+        kept = _messages_of(state.values)
+        done = {message.tool_call_id for message in kept if message.type == "tool"}
+        pending = [message for message in kept if message.type == "ai" and message.tool_calls][-1:]
+        self._streamed |= {message.id or "" for message in kept}
+        return [item for message in pending for item in self._whole(message, without=done)]
+
+    # Turns at speaking ------------------------------------------------------------------------------------------------
+
+    def _tell(self, about: str, items: list[Yielded], *, over: bool) -> list[Yielded]:
+        """``items`` of the message ``about`` when it is its turn; if it is ``over``, the turn passes on."""
+        self._speaker = self._speaker or about
+        if about != self._speaker:
+            self._waiting.setdefault(about, []).extend(items)
+            self._over |= {about} if over else set()
+            return []
+        items = self._apart(about, items)
+        return items + self._pass_on() if over else items
+
+    def _pass_on(self) -> list[Yielded]:
+        items: list[Yielded] = []
+        self._speaker = ""
+        while self._waiting and not self._speaker:
+            about = next(iter(self._waiting))
+            items += self._apart(about, self._waiting.pop(about))
+            self._speaker = "" if about in self._over else about
+        return items
+
+    def _behind(self, items: list[Yielded]) -> list[Yielded]:
+        """``items`` of no message: behind all that waits, since it may be about that."""
+        if not self._waiting or not items:
+            return self._apart("", items)
+        self._waiting[next(reversed(self._waiting))].extend(items)
+        return []
+
+    def _apart(self, about: str, items: list[Yielded]) -> list[Yielded]:
+        """``items``, with a blank line before a text that would run into another message's."""
+        spaced: list[Yielded] = []
+        for item in items:
+            if isinstance(item, ToolResult):
+                self._texted = ""
+            elif isinstance(item, Text | Refusal) and about:
+                spaced += [Text("\n\n")] if self._texted not in ("", about) else []
+                self._texted = about
+            spaced.append(item)
+        return spaced
+
+    # The modes --------------------------------------------------------------------------------------------------------
+
+    def _message(self, data: Any) -> list[Yielded]:
+        message = data[0] if isinstance(data, tuple | list) else data
+        about = message.id or ""
+        if message.type == "tool":
+            finished = self._calls.finish(message.tool_call_id, _output(message), message.status != "error")
+            return self._behind(finished)
+        if message.type == "AIMessageChunk":
+            self._streamed.add(about)
+            items = [*self._content(message), *self._pieces(message), *self._end(message)]
+            return self._tell(about, items, over=getattr(message, "chunk_position", None) == "last")
+        if message.type != "ai" or about in self._streamed:
+            return []
+        self._streamed.add(about)
+        return self._tell(about, [*self._content(message), *self._whole(message), *self._end(message)], over=True)
+
+    def _content(self, message: Any) -> list[Yielded]:
+        items: list[Yielded] = []
+        for block in message.content_blocks:
+            if block["type"] == "text":
+                items += [Text(block["text"])] if block.get("text") else []
+            elif block["type"] == "reasoning":
+                items += [Thinking(block["reasoning"])] if block.get("reasoning") else []
+            elif block["type"] == "non_standard" and isinstance(refusal := block["value"].get("refusal"), str):
+                items += [Refusal(refusal)] if refusal else []
+        return items
+
+    def _pieces(self, message: Any) -> list[Yielded]:
+        items: list[Yielded] = []
+        about = message.id or ""
+        for piece in message.tool_call_chunks:
+            place = (about, piece.get("index"))
+            key = self._places.get(place) if piece.get("index") is not None else self._latest.get(about)
+            if key is None or (piece.get("id") and piece["id"] != key):
+                key = piece.get("id") or f"{about}-{len(self._places)}"
+                self._places[place] = self._latest[about] = key
+                items += self._calls.begin(key, piece.get("name") or "tool")
+            items += self._calls.arguments(key, piece.get("args") or "")
+        return items
+
+    def _whole(self, message: Any, without: Collection[str] = ()) -> list[Yielded]:
+        items: list[Yielded] = []
+        for call in [*message.tool_calls, *getattr(message, "invalid_tool_calls", ())]:
+            key = call.get("id") or f"{message.id}-{call['name']}"
+            if key not in without:
+                items += [*self._calls.begin(key, call["name"]), *self._calls.complete(key, json_text(call["args"]))]
+        return items
+
+    def _end(self, message: Any) -> list[Yielded]:
+        """What a message, or the last piece of one, says of tokens and of why it ended."""
+        items: list[Yielded] = []
+        about = message.response_metadata or {}
+        if message.usage_metadata:
+            usage, used = message.usage_metadata, self._used
+            cached = (usage.get("input_token_details") or {}).get("cache_read") or 0
+            reasoned = (usage.get("output_token_details") or {}).get("reasoning") or 0
+            self._used = Usage(
+                input_tokens=used.input_tokens + usage["input_tokens"],
+                output_tokens=used.output_tokens + usage["output_tokens"],
+                cached_tokens=used.cached_tokens + cached,
+                reasoning_tokens=used.reasoning_tokens + reasoned,
+                model=about.get("model_name") or about.get("model") or used.model,
+            )
+            items.append(self._used)
+        reason = about.get("finish_reason") or about.get("stop_reason") or about.get("done_reason")
+        return items + finish(reason if isinstance(reason, str) else None)
+
+    def _update(self, data: Any) -> list[Yielded]:
+        """A node is done: so are its messages, and their calls are complete."""
+        items: list[Yielded] = []
+        updates = data.values() if isinstance(data, Mapping) else ()
+        for message in [message for update in updates for message in _messages_of(update)]:
+            if message.type == "tool":
+                items += self._message(message)
+            elif message.type == "ai":
+                completed = [
+                    item
+                    for call in message.tool_calls
+                    for item in self._calls.complete(call.get("id") or "", json_text(call["args"]))
+                ]
+                about = message.id or ""
+                items += self._tell(about, completed, over=True) if about in self._unfinished() else completed
+        return items
+
+    def _unfinished(self) -> set[str]:
+        return ({self._speaker, *self._waiting} - self._over) - {""}
+
+    def _task(self, data: Any) -> list[Yielded]:
+        """A task begins; when it is a tool's, it has its calls as input."""
+        given = data.get("input") if isinstance(data, Mapping) else None
+        if isinstance(given, Mapping) and "tool_call" in given:
+            given = [given["tool_call"]]
+        calls = given if isinstance(given, list) else []
+        ids = [call["id"] for call in calls if isinstance(call, Mapping) and call.get("type") == "tool_call"]
+        return self._behind([item for id in ids if isinstance(id, str) for item in self._calls.start(id)])
+
+    def _custom(self, data: Any) -> list[Yielded]:
+        return self._behind([data]) if isinstance(data, Yielded) else []
+
+
+def _mode(part: Any) -> tuple[str, Any]:
+    """What a part of a stream is, in all the forms in which LangGraph and LangChain give them."""
+    if isinstance(part, Mapping):
+        return (part["type"], part["data"]) if {"type", "data"} <= part.keys() else ("updates", part)
+    if isinstance(part, tuple) and len(part) > 1:
+        if isinstance(part[-2], str):  # (mode, data), or (namespace, mode, data)
+            return part[-2], part[-1]
+        if isinstance(part[0], tuple):  # (namespace, data), of one mode
+            return _mode(part[1])
+    return "messages", part
+
+
+def _messages_of(update: Any) -> list[Any]:
+    given = update.get("messages") if isinstance(update, Mapping) else None
+    listed = given if isinstance(given, list | tuple) else [given]
+    return [message for message in listed if hasattr(message, "type")]
+
+
+def _output(message: Any) -> Any:
+    content = message.content
+    if isinstance(content, str):
+        return content
+    texts = [block if isinstance(block, str) else block.get("text") for block in content]
+    return "".join(texts) if all(isinstance(text, str) for text in texts) else content
+
+
+_MODES: dict[str, Callable[[_Translator, Any], list[Yielded]]] = {
+    "messages": _Translator._message,
+    "updates": _Translator._update,
+    "tasks": _Translator._task,
+    "custom": _Translator._custom,
+}

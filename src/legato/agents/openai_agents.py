@@ -1,0 +1,304 @@
+"""The OpenAI Agents SDK: its agents as agents of Legato, its stream of events as Legato's.
+
+    from agents import Agent
+    from legato.agents.openai_agents import adapt
+
+    agent = adapt(Agent(name="assistant", instructions="Be brief."))
+
+``adapt`` is the whole way. ``translate`` is for an agent of your own that calls ``Runner.run_streamed`` itself; it
+looks at what events are called, not at their classes, so it needs no import and bears other versions.
+
+Tools with ``needs_approval`` ask the user by ``turn.ask_permission``; the SDK's run is then resumed with the answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from typing import Any
+
+import msgspec
+
+from ..agent import Agent, OnCrash, Turn
+from ..event import Refusal, Text, Thinking, Usage, Yielded
+from .conversation import Json
+from .framework import Calls, Options, adapted, ask, explained, finish, json_text, load, messages
+
+EXTRA = "openai-agents"
+
+_TOOL_FAILED = "An error occurred while running the tool"
+"""How the SDK's own text for the model begins when a tool has raised; nothing else tells the two kinds apart."""
+
+
+def adapt(
+    agent: Any,
+    *,
+    name: str | None = None,
+    on_crash: OnCrash = "fail",
+    description: str | None = None,
+    options: Options | None = None,
+) -> Agent:
+    """An agent of Legato that lets an agent of the OpenAI Agents SDK answer.
+
+    Args:
+        agent: an ``agents.Agent``.
+        name: of the agent; the SDK's own name for it by default.
+        on_crash: ``"fail"`` or ``"retry"``; a further attempt goes on after the last tools that gave a result.
+        description: one sentence for people.
+        options: further arguments of ``Runner.run_streamed`` for a turn, such as ``{"context": ..., "max_turns": 20}``.
+            Not a ``session``: the conversation is in Legato's log.
+
+    Raises:
+        ImportError: the SDK is not installed.
+        InvalidInput: ``on_crash`` is ``"resume"``.
+    """
+    runner = load("agents", EXTRA).Runner  # now rather than at the first question
+
+    async def answer(turn: Turn) -> AsyncGenerator[Yielded, None]:
+        with explained(turn.run):
+            stream = _answer(runner, agent, turn, dict(options(turn)) if options else {})
+            async with contextlib.aclosing(stream) as items:
+                async for item in items:
+                    yield item
+
+    return adapted(answer, name=name, on_crash=on_crash, description=description, found=getattr(agent, "name", None))
+
+
+async def translate(events: AsyncIterable[Any]) -> AsyncGenerator[Yielded, None]:
+    """Legato's events for those of ``stream_events()`` of a streamed run.
+
+    A call's beginning, its arguments as they stream, and its result are told; of events that mean nothing to a reader,
+    nothing is. Nothing is closed here: ``result.cancel()`` when you stop before the end.
+    """
+    translator = _Translator()
+    async for event in events:
+        for item in translator.take(event):
+            yield item
+
+
+async def _answer(runner: Any, agent: Any, turn: Turn, options: dict[str, Any]) -> AsyncGenerator[Yielded, None]:
+    translator = _Translator()
+    state: Any = [item for message in messages(turn) for item in _items(message)]
+    while True:
+        result = runner.run_streamed(agent, state, **options)
+        async with contextlib.aclosing(result.stream_events()) as events:
+            try:
+                async for event in events:
+                    for item in translator.take(event):
+                        yield item
+            except BaseException:
+                result.cancel()  # first: to close the stream alone would wait for the run's own end
+                raise
+        if not result.interruptions:
+            return
+        state = result.to_state()
+        for call in result.interruptions:
+            if await ask(turn, call.name or "tool", _arguments(call.arguments)):
+                state.approve(call)
+                for item in translator.approve(call.call_id):
+                    yield item
+            else:
+                state.reject(call)
+                translator.reject(call.call_id)
+
+
+def _arguments(text: str | None) -> Any:
+    try:
+        return msgspec.json.decode(text or "{}")
+    except msgspec.DecodeError:
+        return {"arguments": text}
+
+
+def _items(message: Json) -> list[Json]:
+    content = message["content"]
+    if message["role"] == "tool":
+        return [{"type": "function_call_output", "call_id": message["tool_call_id"], "output": content}]
+    if isinstance(content, list):
+        content = [_part(part) for part in content]
+    calls = [
+        {"type": "function_call", "call_id": call["id"], **call["function"]} for call in message.get("tool_calls", ())
+    ]
+    return [*([{"role": message["role"], "content": content}] if content else []), *calls]
+
+
+def _part(part: Json) -> Json:
+    if part.get("type") == "text":
+        return {"type": "input_text", "text": part["text"]}
+    if part.get("type") == "image_url":
+        image = part["image_url"]
+        return {"type": "input_image", "image_url": image["url"], "detail": image.get("detail", "auto")}
+    return part
+
+
+class _Translator:
+    """From one event to what it means, over all of a run, also when it is resumed."""
+
+    def __init__(self) -> None:
+        self._calls = Calls()
+        self._places: dict[int, str] = {}  # of the present response: its calls by the place of their item
+        self._rejected: set[str] = set()
+        self._spoken = False  # whether the present response has text
+        self._used = Usage()
+
+    def approve(self, call: str) -> list[Yielded]:
+        return self._calls.start(call)
+
+    def reject(self, call: str) -> None:
+        self._rejected.add(call)
+
+    def take(self, event: Any) -> list[Yielded]:
+        if event.type == "raw_response_event":
+            raw = _RAW.get(event.data.type)
+            return raw(self, event.data) if raw else []
+        if event.type == "run_item_stream_event":
+            item = _ITEMS.get(event.name)
+            return item(self, event.item) if item else []
+        return []
+
+    # What the model says ----------------------------------------------------------------------------------------------
+
+    def _created(self, data: Any) -> list[Yielded]:
+        self._places, self._spoken = {}, False
+        return []
+
+    def _text(self, data: Any) -> list[Yielded]:
+        self._spoken = True
+        return [Text(data.delta)]
+
+    def _refusal(self, data: Any) -> list[Yielded]:
+        self._spoken = True
+        return [Refusal(data.delta)]
+
+    def _thinking(self, data: Any) -> list[Yielded]:
+        return [Thinking(data.delta)]
+
+    def _summary_part(self, data: Any) -> list[Yielded]:
+        return [Thinking("\n\n")] if data.summary_index else []
+
+    def _item_added(self, data: Any) -> list[Yielded]:
+        call = _Called.of(data.item)
+        if call is None:
+            return []
+        self._places[data.output_index] = call.id
+        return self._calls.begin(call.id, call.name)
+
+    def _arguments_delta(self, data: Any) -> list[Yielded]:
+        return self._calls.arguments(self._places.get(data.output_index, ""), data.delta)
+
+    def _item_done(self, data: Any) -> list[Yielded]:
+        call = _Called.of(data.item)
+        if call is None:
+            return []
+        begun = [] if data.output_index in self._places else self._item_added(data)
+        begun += self._calls.complete(call.id, call.arguments)
+        # What the model's provider executes itself is over when its item is.
+        return begun + (self._calls.finish(call.id, call.output, call.success) if call.hosted else [])
+
+    def _response_end(self, data: Any) -> list[Yielded]:
+        response, used = data.response, self._used
+        usage = response.usage
+        if usage is not None:
+            read = getattr(usage, "input_tokens_details", None)
+            written = getattr(usage, "output_tokens_details", None)
+            self._used = Usage(
+                input_tokens=used.input_tokens + usage.input_tokens,
+                output_tokens=used.output_tokens + usage.output_tokens,
+                cached_tokens=used.cached_tokens + (getattr(read, "cached_tokens", 0) or 0),
+                reasoning_tokens=used.reasoning_tokens + (getattr(written, "reasoning_tokens", 0) or 0),
+                model=response.model or "",
+            )
+        cut = getattr(response, "incomplete_details", None)
+        return [self._used, *finish(getattr(cut, "reason", None))]
+
+    # What the SDK does ------------------------------------------------------------------------------------------------
+
+    def _message(self, item: Any) -> list[Yielded]:
+        if self._spoken:
+            return []
+        # A model that does not stream: all that comes is the whole.
+        items: list[Yielded] = []
+        for part in item.raw_item.content:
+            items += [Text(text)] if (text := getattr(part, "text", None)) else []
+            items += [Refusal(text)] if (text := getattr(part, "refusal", None)) else []
+        return items
+
+    def _called(self, item: Any) -> list[Yielded]:
+        call = _Called.of(item.raw_item)
+        if call is None or call.hosted:
+            return []
+        begun = [] if call.id in self._calls else self._calls.begin(call.id, call.name)
+        begun += self._calls.complete(call.id, call.arguments)
+        return begun if _asks(item.agent, call.name) else begun + self._calls.start(call.id)
+
+    def _output(self, item: Any) -> list[Yielded]:
+        id = _field(item.raw_item, "call_id") or ""
+        output = getattr(item, "output", None)
+        output = _field(item.raw_item, "output") if output is None else output
+        failed = id in self._rejected or (isinstance(output, str) and output.startswith(_TOOL_FAILED))
+        return self._calls.finish(id, output, not failed)
+
+
+class _Called(msgspec.Struct, frozen=True):
+    """What there is to say of an item that is a call."""
+
+    id: str
+    name: str
+    arguments: str
+    hosted: bool = False
+    output: Any = None
+    success: bool = True
+
+    @classmethod
+    def of(cls, item: Any) -> _Called | None:
+        type = _field(item, "type") or ""
+        if type == "function_call":
+            return cls(_field(item, "call_id"), _field(item, "name"), _field(item, "arguments") or "{}")
+        if not type.endswith("_call"):
+            return None
+        # Web search, file search, code, MCP: each has its own fields; those that all calls have are said already.
+        whole = item if isinstance(item, dict) else item.model_dump(mode="json", exclude_none=True)
+        about = {key: value for key, value in whole.items() if key not in ("id", "call_id", "type", "status", "name")}
+        given = {key: about.pop(key) for key in ("action", "queries", "code", "arguments") if key in about}
+        return cls(
+            id=whole.get("call_id") or whole.get("id") or type,
+            name=whole.get("name") or type.removesuffix("_call"),
+            arguments=given["arguments"] if isinstance(given.get("arguments"), str) else json_text(given),
+            hosted="call_id" not in whole,  # what has one is answered by the SDK's own output
+            output=about or None,
+            success=whole.get("status", "completed") == "completed" and not whole.get("error"),
+        )
+
+
+def _field(item: Any, name: str) -> Any:
+    return item.get(name) if isinstance(item, dict) else getattr(item, name, None)
+
+
+def _asks(agent: Any, tool: str) -> bool:
+    """Whether ``tool`` may ask before it begins."""
+    tools = getattr(agent, "tools", None) or ()
+    return any(each.name == tool and getattr(each, "needs_approval", False) for each in tools)
+
+
+_RAW: dict[str, Callable[[_Translator, Any], list[Yielded]]] = {
+    "response.created": _Translator._created,
+    "response.output_text.delta": _Translator._text,
+    "response.refusal.delta": _Translator._refusal,
+    "response.reasoning_text.delta": _Translator._thinking,
+    "response.reasoning_summary_text.delta": _Translator._thinking,
+    "response.reasoning_summary_part.added": _Translator._summary_part,
+    "response.output_item.added": _Translator._item_added,
+    "response.function_call_arguments.delta": _Translator._arguments_delta,
+    "response.output_item.done": _Translator._item_done,
+    "response.completed": _Translator._response_end,
+    "response.incomplete": _Translator._response_end,
+    "response.failed": _Translator._response_end,
+}
+
+_ITEMS: dict[str, Callable[[_Translator, Any], list[Yielded]]] = {
+    "message_output_created": _Translator._message,
+    "tool_called": _Translator._called,
+    "tool_output": _Translator._output,
+    "handoff_requested": _Translator._called,
+    "handoff_occured": _Translator._output,  # the SDK's own spelling
+    "handoff_occurred": _Translator._output,
+}

@@ -1,0 +1,276 @@
+"""pydantic-ai: its agents as agents of Legato, its stream of events as Legato's.
+
+    from pydantic_ai import Agent
+    from legato.agents.pydantic_ai import adapt
+
+    agent = adapt(Agent("openai:gpt-5"))
+
+``adapt`` is the whole way. ``translate`` is for an agent of your own that calls ``run_stream_events`` itself; it looks
+at what events are called, not at their classes, so it needs no import and bears other versions.
+
+Tools that need approval (``requires_approval``, ``ApprovalRequired``) ask the user by ``turn.ask_permission``, within
+the same run of pydantic-ai: ``DeferredToolRequests`` need not be among the agent's output types.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
+from typing import Any
+
+from ..agent import Agent, OnCrash, Turn
+from ..event import Text, Thinking, Usage, Yielded
+from .conversation import Json
+from .framework import (
+    Calls,
+    Options,
+    adapted,
+    arguments_of,
+    ask,
+    explained,
+    finish,
+    json_text,
+    load,
+    messages,
+)
+
+EXTRA = "pydantic-ai"
+
+
+def adapt(
+    agent: Any,
+    *,
+    name: str | None = None,
+    on_crash: OnCrash = "fail",
+    description: str | None = None,
+    options: Options | None = None,
+) -> Agent:
+    """An agent of Legato that lets a pydantic-ai agent answer.
+
+    Args:
+        agent: a ``pydantic_ai.Agent``, or anything with its ``run_stream_events``.
+        name: of the agent; pydantic-ai's own name for it by default, else ``"agent"``.
+        on_crash: ``"fail"`` or ``"retry"``; a further attempt goes on after the last tools that gave a result.
+        description: one sentence for people.
+        options: further arguments of ``run_stream_events`` for a turn, such as ``{"deps": ...}``.
+
+    Raises:
+        ImportError: pydantic-ai is not installed, or too old.
+        InvalidInput: ``on_crash`` is ``"resume"``.
+    """
+    # Now rather than at the first question. Without this event, a question would wait for ever.
+    if not hasattr(load("pydantic_ai.messages", EXTRA), "DeferredToolRequestsEvent"):
+        raise ImportError(f"This pydantic-ai is too old for the adapter: pip install -U 'legato[{EXTRA}]'")
+
+    async def answer(turn: Turn) -> AsyncGenerator[Yielded, None]:
+        with explained(turn.run):
+            async with contextlib.aclosing(_answer(agent, turn, dict(options(turn)) if options else {})) as items:
+                async for item in items:
+                    yield item
+
+    return adapted(answer, name=name, on_crash=on_crash, description=description, found=getattr(agent, "name", None))
+
+
+async def translate(events: AsyncIterable[Any]) -> AsyncGenerator[Yielded, None]:
+    """Legato's events for those of ``run_stream_events``, or of an ``event_stream_handler``.
+
+    A call's beginning, its arguments as they stream, and its result are told; of events that mean nothing to a reader,
+    nothing is. Nothing is closed here: leave the block in which ``events`` was opened.
+    """
+    translator = _Translator()
+    async for event in events:
+        for item in translator.take(event):
+            yield item
+
+
+async def _answer(agent: Any, turn: Turn, options: dict[str, Any]) -> AsyncGenerator[Yielded, None]:
+    conversation = messages(turn)
+    # Not among the messages, where a system prompt would take the place of the agent's own.
+    options["instructions"] = [
+        *_listed(options.get("instructions")),
+        *(message["content"] for message in conversation if message["role"] == "system"),
+    ]
+    conversation = [message for message in conversation if message["role"] != "system"]
+    # The prompt is given apart, so that tools find it where they look; after finished steps there is none to give.
+    prompt = _content(conversation.pop()["content"]) if conversation[-1]["role"] == "user" else None
+    history = _history(conversation)
+    told_of: set[str] = set()
+    told = asyncio.Event()
+
+    async def approve(context: Any, requests: Any) -> Any:
+        # What was said before the question may still be on its way through the stream: the question comes after it.
+        while not told_of.issuperset(call.tool_call_id for call in requests.approvals):
+            told.clear()
+            await told.wait()
+        calls = requests.approvals
+        granted = {call.tool_call_id: await ask(turn, call.tool_name, call.args_as_dict()) for call in calls}
+        return requests.build_results(approvals=granted) if granted else None
+
+    options["capabilities"] = [*options.get("capabilities", ()), *_capabilities(approve)]
+    options["message_history"] = [*options.get("message_history", ()), *history]
+    translator = _Translator(_asking(agent))
+    async with agent.run_stream_events(prompt, **options) as events:
+        async for event in events:
+            for item in translator.take(event):
+                yield item
+            if event.event_kind == "deferred_tool_requests":
+                told_of |= {call.tool_call_id for call in event.requests.approvals}
+                told.set()
+
+
+def _capabilities(approve: Callable[[Any, Any], Any]) -> list[Any]:
+    capabilities = load("pydantic_ai.capabilities", EXTRA)
+    # An agent's system prompt is otherwise left out as soon as there is a history.
+    return [capabilities.ReinjectSystemPrompt(), capabilities.HandleDeferredToolCalls(handler=approve)]
+
+
+def _asking(agent: Any) -> frozenset[str]:
+    """The tools that are known to ask before they begin."""
+    named = (getattr(toolset, "tools", None) for toolset in getattr(agent, "toolsets", ()))
+    tools = [item for tools in named if isinstance(tools, Mapping) for item in tools.items()]
+    return frozenset(name for name, tool in tools if getattr(tool, "requires_approval", False))
+
+
+def _history(conversation: list[Json]) -> list[Any]:
+    parts = load("pydantic_ai.messages", EXTRA)
+    names: dict[str, str] = {}
+    history: list[Any] = []
+    for message in conversation:
+        content = message["content"]
+        if message["role"] == "assistant":
+            calls = message.get("tool_calls", ())
+            names.update({call["id"]: call["function"]["name"] for call in calls})
+            texts = [parts.TextPart(content)] if content else []
+            called = [parts.ToolCallPart(call["function"]["name"], arguments_of(call), call["id"]) for call in calls]
+            history.append(parts.ModelResponse(parts=[*texts, *called]))
+        elif message["role"] == "tool":
+            id = message["tool_call_id"]
+            history.append(parts.ModelRequest(parts=[parts.ToolReturnPart(names[id], content, id)]))
+        else:
+            history.append(parts.ModelRequest(parts=[parts.UserPromptPart(_content(content))]))
+    return history
+
+
+def _listed(instructions: Any) -> list[Any]:
+    if instructions is None:
+        return []
+    return [*instructions] if isinstance(instructions, list | tuple) else [instructions]
+
+
+def _content(content: Any) -> Any:
+    """A user's text, or texts and images."""
+    if isinstance(content, str):
+        return content
+    return [read for part in content if (read := _part(part)) is not None]
+
+
+def _part(part: Json) -> Any:
+    if part.get("type") == "text":
+        return part["text"]
+    if part.get("type") != "image_url":
+        return None
+    parts, url = load("pydantic_ai.messages", EXTRA), part["image_url"]["url"]
+    return parts.BinaryContent.from_data_uri(url) if url.startswith("data:") else parts.ImageUrl(url)
+
+
+class _Translator:
+    """From one event to what it means; ``asking`` are tools whose call does not mean yet that they begin."""
+
+    def __init__(self, asking: frozenset[str] = frozenset()) -> None:
+        self._asking = asking
+        self._calls = Calls()
+        self._parts: dict[int, str] = {}  # the call that each part of the present response is
+        self._spoken = False  # whether the present response has text
+        self._by_tool = False  # whether its output came as the arguments of a tool
+
+    def take(self, event: Any) -> list[Yielded]:
+        handler = _HANDLERS.get(getattr(event, "event_kind", ""))
+        return handler(self, event) if handler else []
+
+    def _part_start(self, event: Any) -> list[Yielded]:
+        part = event.part
+        if event.index == 0:
+            self._spoken = self._by_tool = False
+        if part.part_kind == "text":
+            return self._text(part.content)
+        if part.part_kind == "thinking":
+            return [Thinking(part.content)] if part.content else []
+        if part.part_kind == "builtin-tool-return":
+            return self._result(event)
+        if part.part_kind not in ("tool-call", "builtin-tool-call"):
+            return []
+        self._parts[event.index] = part.tool_call_id
+        begun = self._calls.begin(part.tool_call_id, part.tool_name)
+        return begun + self._calls.arguments(part.tool_call_id, part.args if isinstance(part.args, str) else "")
+
+    def _part_delta(self, event: Any) -> list[Yielded]:
+        delta = event.delta
+        if delta.part_delta_kind == "text":
+            return self._text(delta.content_delta)
+        if delta.part_delta_kind == "thinking":
+            return [Thinking(delta.content_delta)] if delta.content_delta else []
+        if delta.part_delta_kind == "tool_call" and isinstance(delta.args_delta, str):
+            return self._calls.arguments(self._parts.get(event.index, ""), delta.args_delta)
+        return []
+
+    def _part_end(self, event: Any) -> list[Yielded]:
+        part = event.part
+        if part.part_kind in ("tool-call", "builtin-tool-call"):
+            return self._calls.complete(part.tool_call_id, json_text(part.args))
+        return []
+
+    def _call(self, event: Any) -> list[Yielded]:
+        part = event.part
+        begun = [] if part.tool_call_id in self._calls else self._calls.begin(part.tool_call_id, part.tool_name)
+        begun += self._calls.complete(part.tool_call_id, json_text(part.args))
+        executed = getattr(event, "args_valid", True) and part.tool_name not in self._asking
+        return begun + (self._calls.start(part.tool_call_id) if executed else [])
+
+    def _approved(self, event: Any) -> list[Yielded]:
+        # An answer is a mere bool or an object; of these only a denial has a message.
+        granted = [id for id, answer in event.results.approvals.items() if answer and not hasattr(answer, "message")]
+        return [item for id in granted for item in self._calls.start(id)]
+
+    def _result(self, event: Any) -> list[Yielded]:
+        part = event.part if hasattr(event, "part") else event.result  # 1.x called it the result
+        success = getattr(part, "outcome", "success") == "success" and part.part_kind != "retry-prompt"
+        return self._calls.finish(part.tool_call_id, part.content, success)
+
+    def _end(self, event: Any) -> list[Yielded]:
+        result = event.result
+        unsaid = result.output is not None and (self._by_tool or not self._spoken)
+        said = self._text(json_text(result.output)) if unsaid else []
+        usage = result.usage if hasattr(result.usage, "input_tokens") else result.usage()
+        response = result.response
+        used = Usage(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cached_tokens=usage.cache_read_tokens,
+            cost=float(getattr(usage, "cost", None) or 0),
+            reasoning_tokens=(getattr(usage, "details", None) or {}).get("reasoning_tokens", 0),
+            model=response.model_name or "",
+        )
+        return [*said, used, *finish(response.finish_reason)]
+
+    def _final(self, event: Any) -> list[Yielded]:
+        self._by_tool = event.tool_name is not None
+        return []
+
+    def _text(self, text: str) -> list[Yielded]:
+        self._spoken = self._spoken or bool(text)
+        return [Text(text)] if text else []
+
+
+_HANDLERS: dict[str, Callable[[_Translator, Any], list[Yielded]]] = {
+    "part_start": _Translator._part_start,
+    "part_delta": _Translator._part_delta,
+    "part_end": _Translator._part_end,
+    "final_result": _Translator._final,
+    "function_tool_call": _Translator._call,
+    "function_tool_result": _Translator._result,
+    "output_tool_call": _Translator._call,
+    "output_tool_result": _Translator._result,
+    "deferred_tool_results": _Translator._approved,
+    "agent_run_result": _Translator._end,
+}
