@@ -9,7 +9,7 @@
  * and its message ids: `Conversation` takes nothing twice.
  */
 import { Markdown } from "./markdown.js";
-import { Refused, Stream, backoff, refusal, retryAfter, worthRetrying } from "./stream.js";
+import { Refused, Stream, backoff, refusal, retryAfter, worthRetrying } from "./resume.js";
 import { Conversation, Gap } from "./turn.js";
 
 /** @param {string} id @returns {any} */
@@ -147,7 +147,7 @@ async function heard(name, data) {
   }
 }
 
-/** @param {import("./stream.js").State} state */
+/** @param {import("./resume.js").State} state */
 function connection(state) {
   if (state === "open") wake();
   if (state === "waiting" || state === "open" || state === "closed") {

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { createServer } from "node:http";
 import { test } from "node:test";
 
-import { Stream, TIMES, backoff } from "../../src/legato/web/stream.js";
+import { Stream, TIMES, backoff } from "../../src/legato/web/resume.js";
 
 /** Serve `answers` one after another; each gets (request, response). The last one is repeated. */
 async function serving(answers, use) {
