@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { createServer } from "node:http";
 import { test } from "node:test";
 
-import { Stream, TIMES, backoff } from "../../src/legato/web/resume.js";
+import { Refused, Stream, TIMES, backoff } from "../../src/legato/web/resume.js";
 
 /** Serve `answers` one after another; each gets (request, response). The last one is repeated. */
 async function serving(answers, use) {
@@ -28,7 +28,7 @@ const plain = (body) => (_, response) => response.writeHead(200, HEAD).end(body)
 const endless = (body) => (_, response) => response.writeHead(200, HEAD).write(body);
 
 /** Follow until `count` contents have come, or the stream is refused. */
-async function follow(url, count, on = {}) {
+async function follow(url, count, on = {}, options = {}) {
   const seen = [];
   const states = [];
   let refused = null;
@@ -40,7 +40,7 @@ async function follow(url, count, on = {}) {
     },
     state: (state) => states.push(state),
     refused: (error) => (refused = error),
-  });
+  }, options);
   await stream.follow();
   return { seen, states, refused, cursor: stream.cursor };
 }
@@ -139,6 +139,110 @@ test("503 with Retry-After and 429 are waited out; 404 and a wrong content type 
   });
 });
 
+test("Headers are asked for anew for each connection, and once more when they are not accepted.", async () => {
+  const tokens = [];
+  const guarded = (good, body) => (request, response) => {
+    tokens.push(request.headers.authorization);
+    if (request.headers.authorization !== good) return response.writeHead(401).end();
+    return body === null ? response.destroy() : response.writeHead(200, HEAD).write(body);
+  };
+  const answers = [guarded("t1", hello(0) + token(1, "a")), guarded("t3", ""), guarded("t3", hello(1) + token(2, "b"))];
+  let count = 0;
+  const asked = [];
+  const headers = async ({ unauthorized }) => {
+    asked.push(unauthorized);
+    count += 1;
+    return { authorization: `t${count}` };
+  };
+  await serving(answers, async (url) => {
+    const on = { event: (name, data, id, stream) => { if (id === "1" && name === "content") stream.reconnect(); } };
+    assert.deepEqual((await follow(url, 2, on, { headers })).seen, ["a", "b"]);
+  });
+  assert.deepEqual(tokens, ["t1", "t2", "t3"]);
+  assert.deepEqual(asked, [false, false, true]);
+});
+
+test("A token that is refused twice, or cannot be asked for anew, ends the stream.", async () => {
+  const closed = (_, response) => response.writeHead(401).end();
+  await serving([closed], async (url, requests) => {
+    const { refused } = await follow(url, 1, {}, { headers: () => ({ authorization: "old" }) });
+    assert.deepEqual([refused.status, refused.code, requests.length], [401, "http_401", 2]);
+  });
+  await serving([closed], async (url, requests) => {
+    assert.equal((await follow(url, 1, {}, { headers: { authorization: "old" } })).refused.status, 401);
+    assert.equal(requests.length, 1);
+  });
+});
+
+test("A failure to get headers is waited out; a Refused from there ends the stream.", async () => {
+  await serving([endless(hello(0) + token(1, "a"))], async (url) => {
+    let failures = 1;
+    const headers = () => {
+      if (failures-- > 0) throw new TypeError("no network");
+      return {};
+    };
+    assert.deepEqual((await follow(url, 1, {}, { headers })).seen, ["a"]);
+    const gone = () => { throw new Refused(401, "Logged out.", "logged_out"); };
+    assert.equal((await follow(url, 1, {}, { headers: gone })).refused.code, "logged_out");
+  });
+});
+
+test("A signal closes the stream, also while its headers never come; an aborted one sends nothing.", async () => {
+  await serving([endless(hello(0))], async (url, requests) => {
+    assert.deepEqual((await follow(url, 1, {}, { signal: AbortSignal.abort() })).states, []);
+    const leaving = new AbortController();
+    const headers = () => new Promise(() => setTimeout(() => leaving.abort(), 5));
+    assert.deepEqual((await follow(url, 1, {}, { signal: leaving.signal, headers })).states, ["connecting", "closed"]);
+    assert.equal(requests.length, 0);
+  });
+});
+
+test("Any fetch will do, even one that ignores signals.", async () => {
+  const encoder = new TextEncoder();
+  const calls = [];
+  const fetch = async (url, init) => {
+    calls.push([String(url), init.headers.get("last-event-id"), init.method]);
+    const start = (controller) => controller.enqueue(encoder.encode(hello(7) + token(8, "a")));
+    return new Response(new ReadableStream({ start }), { headers: HEAD });
+  };
+  const options = { fetch, lastEventId: "7", method: "POST" };
+  const { seen, cursor } = await follow("http://nowhere.test/stream", 1, {}, options);
+  assert.deepEqual([seen, cursor, calls], [["a"], "8", [["http://nowhere.test/stream", "7", "POST"]]]);
+});
+
+test("What was handled does not come again, whatever becomes of the connection meanwhile.", async () => {
+  await serving([endless(hello(0) + token(1, "a") + token(2, "b")), endless(hello(1) + token(2, "b"))], async (url, requests) => {
+    const on = { event: (name, data, id, stream) => { if (name === "content" && id === "1") stream.reconnect(); } };
+    const { seen } = await follow(url, 2, on);
+    assert.deepEqual([seen, requests], [["a", "b"], ["", "1"]]);
+  });
+});
+
+test("A reader that takes its time is no silent server.", async () => {
+  const silence = TIMES.silence;
+  TIMES.silence = 90;
+  await serving([endless(hello(0) + token(1, "a") + token(2, "b"))], async (url, requests) => {
+    const on = { event: () => new Promise((resolve) => setTimeout(resolve, 200)) };
+    assert.deepEqual((await follow(url, 2, on)).seen, ["a", "b"]);
+    assert.equal(requests.length, 1);
+  });
+  TIMES.silence = silence;
+});
+
+test("An event that is not JSON is asked for again; one that stays so ends the stream.", async () => {
+  const warn = console.warn;
+  console.warn = () => {};
+  const spoilt = "event: content\ndata: {oops\nid: 1\n\n";
+  await serving([plain(hello(0) + spoilt), endless(hello(0) + token(1, "a"))], async (url) => {
+    assert.deepEqual((await follow(url, 1)).seen, ["a"]);
+  });
+  await serving([plain(hello(0) + spoilt)], async (url, requests) => {
+    const { refused } = await follow(url, 1);
+    assert.deepEqual([refused.code, requests.length], ["malformed", 3]);
+  });
+  console.warn = warn;
+});
+
 test("A silent connection is given up, and heartbeats keep one alive.", async () => {
   const silence = TIMES.silence;
   TIMES.silence = 300;
@@ -166,7 +270,7 @@ test("Reconnecting by hand ends the wait.", async () => {
       state: (state) => { if (state === "waiting") setTimeout(() => stream.reconnect(), 10); },
     });
     await stream.follow();
-    assert.equal(stream.cursor, "0"); // closed while its event was handled
+    assert.equal(stream.cursor, "1"); // closed while its event was handled, so it has been handled
   });
 });
 

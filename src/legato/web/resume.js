@@ -3,22 +3,22 @@
  * clean or not, comes back with `Last-Event-ID`: the end of a connection is not the end of a stream.
  *
  * It knows when to connect, when to give a connection up and what the cursor is; it knows no event but `connected`
- * and `heartbeat`. The rule: the cursor moves only after the event has been handled, so nothing is skipped.
+ * and `heartbeat`. The rule: the cursor moves when the event has been handled, and only then, so nothing is skipped
+ * and nothing comes twice.
+ *
+ * It runs in pages, workers, Node.js 20 and newer, and Deno.
  */
+import { LegatoError, Malformed, Refused, refusal, retryAfter, worthRetrying } from "./errors.js";
+import { send, until } from "./request.js";
 import { Decoder } from "./sse.js";
+
+export { Refused, refusal, retryAfter, worthRetrying };
 
 /** Milliseconds. The server beats every 15 s, so 45 s of silence is a dead connection that nobody has noticed. */
 export const TIMES = { silence: 45_000, first: 1_000, longest: 30_000, healthy: 30_000, hidden: 60_000 };
 
-/** An answer that no retry can change, for example 404 for a deleted session. */
-export class Refused extends Error {
-  /** @param {number} status @param {string} message @param {string} reason */
-  constructor(status, message, reason = "") {
-    super(message);
-    this.status = status;
-    this.reason = reason;
-  }
-}
+/** An event that cannot be read may have been spoilt on its way; one that comes spoilt this often is so in the log. */
+const SPOILT = 3;
 
 /**
  * Milliseconds to wait before the given attempt (0 = the first after a good connection). The server's `retry` is
@@ -35,57 +35,56 @@ export function backoff(attempt, retry, random = Math.random) {
 }
 
 /**
- * `Retry-After` in milliseconds, or null.
- * @param {Response} response
+ * @typedef {"connecting" | "open" | "waiting" | "closed"} State
+ *
+ * @typedef {object} Listener
+ * @property {(name: string, data: any, id: string) => void | Promise<void>} event awaited, so a slow reader holds the
+ *   connection back instead of piling up events; what it throws ends the connection, and the event comes again
+ * @property {(state: State) => void} [state]
+ * @property {(error: Error) => void} [refused] the stream is over
+ * @property {(response: Response) => void} [open] the head of each good answer; its body is not yours
+ * @property {(id: string) => void} [beat] after each heartbeat, with the cursor
+ *
+ * @typedef {object} StreamSettings
+ * @property {"GET" | "POST"} [method]
+ * @property {string} [lastEventId] the cursor to begin after; without one the server decides
+ * @property {AbortSignal} [signal] closes the stream
+ * @property {boolean} [stay] keep the connection while the page is hidden; otherwise it is left after a minute
+ * @property {(text: string) => any} [parse] of an event's data; JSON by default
+ *
+ * @typedef {import("./request.js").Access & StreamSettings} StreamOptions
  */
-export function retryAfter(response) {
-  const value = response.headers.get("retry-after");
-  if (value === null) return null;
-  const wait = /^\d+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();
-  return Number.isNaN(wait) ? null : Math.min(Math.max(wait, 0), 5 * 60_000);
-}
-
-/**
- * The error that a response of the API stands for.
- * @param {Response} response
- */
-export async function refusal(response) {
-  const { error } = await response.json().catch(() => ({}));
-  return new Refused(response.status, error?.message ?? `The server answered ${response.status}.`, error?.reason);
-}
-
-/** @param {number} status */
-export const worthRetrying = (status) => status === 408 || status === 425 || status === 429 || status >= 500;
-
-/** @typedef {"connecting" | "open" | "waiting" | "closed"} State */
 
 export class Stream {
   /** @type {State} */ state = "closed";
-  cursor = "";
+  /** The id of the last event that has been handled; empty before the first. */
+  cursor;
   #url;
   #on;
+  #options;
   #life = new AbortController(); // ends with close()
   #connection = new AbortController(); // ends with each connection
   #attempt = 0;
   /** @type {number | null} */ #retry = null;
   #heard = 0;
+  #handling = false;
+  #spoilt = 0;
   #hurry = false;
   /** @type {() => void} */ #wake = () => {};
 
   /**
    * @param {string | URL} url
-   * @param {object} on
-   * @param {(name: string, data: any, id: string) => void | Promise<void>} on.event awaited, so a slow reader holds
-   *   the connection back instead of piling up events; what it throws ends the connection, and the event comes again
-   * @param {(state: State) => void} [on.state]
-   * @param {(error: Error) => void} [on.refused] the stream is over
+   * @param {Listener} on
+   * @param {StreamOptions} options
    */
-  constructor(url, on) {
+  constructor(url, on, options = {}) {
     this.#url = url;
     this.#on = on;
+    this.#options = options;
+    this.cursor = options.lastEventId ?? "";
   }
 
-  /** Follow the stream until `close()`, or until it is refused. */
+  /** Follow the stream until `close()`, or until it is refused. Never rejects; call it once. */
   async follow() {
     const { signal } = this.#life;
     this.#listen(signal);
@@ -95,14 +94,7 @@ export class Stream {
         wait = await this.#connect();
       } catch (error) {
         if (signal.aborted) break;
-        if (error instanceof Refused || error instanceof RangeError) {
-          this.#set("closed");
-          this.#life.abort();
-          this.#on.refused?.(error);
-          return;
-        }
-        // Everything else is the network's, or the page's own error about an event: it comes again.
-        if (error?.name !== "TypeError" && error?.name !== "AbortError") console.warn(error);
+        if (this.#final(error)) return this.#refuse(/** @type {Error} */ (error));
       }
       if (signal.aborted) break;
       this.#set("waiting");
@@ -127,6 +119,12 @@ export class Stream {
     this.#wake();
   }
 
+  /** Somebody is looking: connect now if there is no connection, or one that has missed a heartbeat. */
+  wake() {
+    // 20 s: the machine slept, and one heartbeat is missing already.
+    if (this.state === "waiting" || this.#silent(20_000)) this.reconnect();
+  }
+
   /** One connection, from request to end. Returns the wait that the server asked for, or null. */
   async #connect() {
     this.#set("connecting");
@@ -134,14 +132,11 @@ export class Stream {
     const { signal } = this.#connection;
     if (this.#life.signal.aborted) return null;
     this.#heard = Date.now();
-    const begun = this.#heard;
     // A timer of the page, not of the request: it is checked again on every wake-up, since timers sleep with the tab.
     const watchdog = setInterval(() => this.#silent(TIMES.silence) && this.#connection.abort(), TIMES.silence / 45);
     try {
-      /** @type {Record<string, string>} */
-      const headers = { accept: "text/event-stream" };
-      if (this.cursor !== "") headers["last-event-id"] = this.cursor;
-      const response = await fetch(this.#url, { headers, signal, cache: "no-store" });
+      // Whatever fetch may be: an abort ends the wait for it.
+      const response = await until(signal, send(this.#url, this.#request(signal), this.#options));
       this.#heard = Date.now();
       if (!response.ok) {
         if (worthRetrying(response.status)) return retryAfter(response);
@@ -151,7 +146,9 @@ export class Stream {
       if (!type.startsWith("text/event-stream") || response.body === null) {
         throw new Refused(response.status, `Expected an event stream, got ${type || "nothing"}.`);
       }
-      await this.#read(response.body.getReader(), begun);
+      this.#on.open?.(response);
+      this.#set("open");
+      await this.#read(response.body.getReader(), signal);
     } finally {
       clearInterval(watchdog);
       this.#connection.abort();
@@ -159,50 +156,106 @@ export class Stream {
     return null;
   }
 
-  /** @param {ReadableStreamDefaultReader<Uint8Array>} reader @param {number} begun */
-  async #read(reader, begun) {
-    const { signal } = this.#connection;
+  /** @param {AbortSignal} signal */
+  #request(signal) {
+    /** @type {Record<string, string>} */
+    const headers = { accept: "text/event-stream" };
+    if (this.cursor !== "") headers["last-event-id"] = this.cursor;
+    const method = this.#options.method ?? "GET";
+    // A POST without a body, but of a type that a foreign page may not send unasked.
+    if (method === "POST") headers["content-type"] = "application/json";
+    return { method, headers, signal };
+  }
+
+  /** @param {ReadableStreamDefaultReader<Uint8Array>} reader @param {AbortSignal} signal */
+  async #read(reader, signal) {
+    const begun = Date.now();
+    signal.addEventListener("abort", () => void reader.cancel().catch(() => {}));
     const decoder = new Decoder();
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) return;
+      if (done || signal.aborted) return;
       this.#heard = Date.now();
       const messages = decoder.feed(value);
       this.#retry = decoder.retry ?? this.#retry;
-      for (const { event, data, id } of messages) {
-        if (event === "connected") this.#set("open");
-        else if (event !== "heartbeat") this.#attempt = 0;
-        if (event !== "heartbeat") await this.#on.event(event, JSON.parse(data), id);
+      for (const message of messages) {
+        await this.#handle(message);
         if (signal.aborted) return; // the rest of this chunk comes again, after the cursor
-        this.cursor = id;
       }
-      if (decoder.lastEventId !== "") this.cursor = decoder.lastEventId;
+      this.cursor = decoder.lastEventId || this.cursor;
       if (Date.now() - begun > TIMES.healthy) this.#attempt = 0;
     }
   }
 
+  /** @param {import("./sse.js").Message} message */
+  async #handle({ event, data, id }) {
+    if (event !== "heartbeat") {
+      const value = this.#parse(data);
+      this.#handling = true; // a silence that we make ourselves
+      try {
+        await this.#on.event(event, value, id);
+      } finally {
+        this.#handling = false;
+        this.#heard = Date.now();
+      }
+      if (event !== "connected") this.#attempt = this.#spoilt = 0; // a greeting alone is no progress
+    }
+    this.cursor = id || this.cursor;
+    if (event === "heartbeat") this.#on.beat?.(this.cursor);
+  }
+
+  /** @param {string} data */
+  #parse(data) {
+    try {
+      return (this.#options.parse ?? JSON.parse)(data);
+    } catch (error) {
+      throw new Malformed(`An event's data is not JSON: ${data.slice(0, 60)}`, { cause: error });
+    }
+  }
+
+  /** Whether coming back is of no use. @param {unknown} error */
+  #final(error) {
+    if (error instanceof Refused || error instanceof RangeError) return true;
+    if (error instanceof Malformed) return (this.#spoilt += 1) >= SPOILT;
+    // Everything else is the network's, or the reader's own error about an event: it comes again.
+    const { name } = /** @type {Error} */ (error ?? {});
+    if (name !== "TypeError" && name !== "AbortError") console.warn(error);
+    return false;
+  }
+
+  /** @param {Error} error */
+  #refuse(error) {
+    this.#set("closed");
+    this.#life.abort();
+    const known = error instanceof LegatoError ? error : new Malformed(error.message, { cause: error });
+    this.#on.refused?.(known);
+  }
+
   /** @param {number} limit */
   #silent(limit) {
-    return Date.now() - this.#heard > limit;
+    return !this.#handling && Date.now() - this.#heard > limit;
   }
 
   /** @param {AbortSignal} signal */
   #listen(signal) {
+    const outer = this.#options.signal;
+    if (outer?.aborted) this.close();
+    outer?.addEventListener("abort", () => this.close(), { signal });
+    const wake = () => this.wake();
+    if (typeof addEventListener === "function") {
+      addEventListener("online", wake, { signal });
+      addEventListener("pageshow", wake, { signal });
+    }
     if (typeof document === "undefined") return;
-    const wake = () => {
-      // 20 s: the machine slept, and one heartbeat is missing already.
-      if (this.state === "waiting" || this.#silent(20_000)) this.reconnect();
-    };
-    let hidden = 0;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let hidden;
     const visibility = () => {
       clearTimeout(hidden);
       // Browsers give one host six connections over HTTP/1.1; a hidden tab gives its own back. The cursor stays, so it
       // costs nothing: on return the log is read from there.
-      if (document.hidden) hidden = setTimeout(() => this.#connection.abort(), TIMES.hidden);
-      else wake();
+      if (!document.hidden) wake();
+      else if (!this.#options.stay) hidden = setTimeout(() => this.#connection.abort(), TIMES.hidden);
     };
-    addEventListener("online", wake, { signal });
-    addEventListener("pageshow", wake, { signal });
     document.addEventListener("visibilitychange", visibility, { signal });
     signal.addEventListener("abort", () => clearTimeout(hidden));
   }
@@ -210,7 +263,7 @@ export class Stream {
   /** Sleep until the time has come, or `reconnect()`; a hidden page sleeps until it is seen. @param {number} wait */
   #sleep(wait) {
     return new Promise((resolve) => {
-      const hidden = () => typeof document !== "undefined" && document.hidden;
+      const hidden = () => !this.#options.stay && typeof document !== "undefined" && document.hidden;
       const timer = setTimeout(() => hidden() || this.#wake(), wait);
       this.#wake = () => {
         clearTimeout(timer);
