@@ -1,0 +1,243 @@
+// The client's functions against a small server: what is repeated, what is not, and what becomes of errors.
+import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import { test } from "node:test";
+
+import * as client from "../../src/legato/web/client.js";
+import { LegatoCore, PATIENCE, at } from "../../src/legato/web/core.js";
+import { ConnectionLost, LegatoError, Malformed, Refused } from "../../src/legato/web/errors.js";
+import * as funcs from "../../src/legato/web/funcs.js";
+import { TIMES } from "../../src/legato/web/resume.js";
+
+TIMES.first = 1; // the waits between repetitions
+
+/** Serve `answers` one after another; the last one is repeated. */
+async function serving(answers, use, options = {}) {
+  const requests = [];
+  const server = createServer(async (request, response) => {
+    let body = "";
+    for await (const piece of request) body += piece;
+    const { method, url, headers } = request;
+    requests.push({ method, url, headers, body: body === "" ? undefined : JSON.parse(body) });
+    answers[Math.min(requests.length, answers.length) - 1](response, request);
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  try {
+    const core = new LegatoCore({ baseUrl: `http://127.0.0.1:${server.address().port}/chat`, ...options });
+    return await use(core, requests);
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
+}
+
+const json = (status, body, headers = {}) => (response) =>
+  response.writeHead(status, { "content-type": "application/json", ...headers }).end(body === undefined ? "" : JSON.stringify(body));
+const error = (status, reason) => json(status, { error: { code: status, message: `It is ${reason}.`, reason } });
+const cut = (response) => response.destroy();
+const SENT = { status: "processing", sessionId: "s", runId: "r", messageId: "m", cursor: "4" };
+
+test("A message is sent until it is answered, always under the same key.", async () => {
+  await serving([cut, json(503, {}, { "retry-after": "0" }), cut, json(202, SENT)], async (core, requests) => {
+    assert.deepEqual(await client.sendMessage(core, { sessionId: "s/1", text: "hi", metadata: { plan_mode: true } }), SENT);
+    assert.equal(requests.length, 4);
+    const keys = new Set(requests.map(({ headers }) => headers["idempotency-key"]));
+    assert.equal(keys.size, 1);
+    assert.match([...keys][0], /^[0-9a-f]{32}$/);
+    assert.deepEqual([requests[0].method, requests[0].url], ["POST", "/chat/api/sessions/s%2F1/messages?client=legato"]);
+    assert.deepEqual(requests[3].body, { plan_mode: true, text: "hi" });
+  });
+});
+
+test("What could be carried out twice is sent once.", async () => {
+  await serving([cut], async (core, requests) => {
+    await assert.rejects(client.cancel(core, { sessionId: "s" }), ConnectionLost);
+    await assert.rejects(client.retryMessage(core, { sessionId: "s", messageId: "m" }), ConnectionLost);
+    assert.equal(requests.length, 2);
+  });
+  await serving([cut, json(200, { cancelled: true })], async (core) => {
+    assert.equal(await client.cancel(core, { sessionId: "s", runId: "r" }), true);
+  });
+  await serving([cut, json(202, SENT)], async (core, requests) => {
+    assert.deepEqual(await client.retryMessage(core, { sessionId: "s", messageId: "m", runId: "r" }), SENT);
+    assert.deepEqual(requests.map(({ body }) => body), [{ runId: "r" }, { runId: "r" }]);
+  });
+});
+
+test("A session is created once, though the first answer was lost.", async () => {
+  const answers = [cut, error(409, "session_exists"), json(200, { id: "made" })];
+  await serving(answers, async (core, requests) => {
+    assert.deepEqual(await client.createSession(core, { title: "Tea" }), { id: "made" });
+    const { id, title } = requests[0].body;
+    assert.deepEqual([requests[1].body.id, requests[2].url, title], [id, `/chat/api/sessions/${id}`, "Tea"]);
+  });
+  await serving([error(409, "session_exists")], async (core) => {
+    await assert.rejects(client.createSession(core, { id: "mine" }), { status: 409, reason: "session_exists" });
+  });
+});
+
+test("The other functions ask what they say.", async () => {
+  const calls = [
+    [client.listSessions, { limit: 2, before: "2026-01-01T00:00:00Z" }, [], "GET", "/chat/api/sessions?limit=2&before=2026-01-01T00%3A00%3A00Z"],
+    [client.messages, { sessionId: "s" }, [], "GET", "/chat/api/sessions/s/messages?client=legato"],
+    [client.resolvePermission, { id: "p", grant: true }, { granted: true }, "POST", "/chat/api/permissions/p/grant", true],
+    [client.resolvePermission, { id: "p", grant: false }, { denied: false }, "POST", "/chat/api/permissions/p/deny", true],
+    [client.respondToNotification, { id: "n", type: "text", value: "yes" }, undefined, "POST", "/chat/api/notifications/n/respond", undefined],
+    [client.deleteSession, { sessionId: "s" }, undefined, "DELETE", "/chat/api/sessions/s", undefined],
+  ];
+  for (const [act, request, answer, method, url, given = answer] of calls) {
+    await serving([json(200, answer)], async (core, requests) => {
+      assert.deepEqual(await act(core, request), given);
+      assert.deepEqual([requests[0].method, requests[0].url], [method, url]);
+    });
+  }
+  await serving([error(404, "session_not_found")], (core) => client.deleteSession(core, { sessionId: "gone" }));
+});
+
+test("Errors are typed; the functions of funcs.js give them as values.", async () => {
+  await serving([error(404, "session_not_found")], async (core, requests) => {
+    await assert.rejects(client.messages(core, { sessionId: "s" }), (thrown) => thrown instanceof Refused && thrown.code === "session_not_found");
+    const { ok, value, error } = await funcs.messages(core, { sessionId: "s" });
+    assert.deepEqual([ok, value, error.status, error.message], [false, undefined, 404, "It is session_not_found."]);
+    assert.equal(requests.length, 2);
+  });
+  await serving([json(200, [1])], async (core) => {
+    assert.deepEqual(await funcs.messages(core, { sessionId: "s" }), { ok: true, value: [1] });
+    assert.deepEqual((await funcs.messages(core, { sessionId: ".." })).error.code, "invalid_input");
+    assert.deepEqual((await funcs.messages(core, { sessionId: "s", signal: AbortSignal.abort() })).error.code, "aborted");
+    assert.deepEqual((await funcs.streamEvents(core, { sessionId: "" })).error.code, "invalid_input");
+  });
+  await serving([(response) => response.end("<p>")], async (core, requests) => {
+    await assert.rejects(client.messages(core, { sessionId: "s" }), Malformed);
+    assert.equal(requests.length, 1);
+  });
+  await serving([json(503, {})], async (core, requests) => {
+    const { attempts } = PATIENCE;
+    PATIENCE.attempts = 3;
+    const { error } = await funcs.messages(core, { sessionId: "s" });
+    PATIENCE.attempts = attempts;
+    assert.deepEqual([error instanceof LegatoError, error.status, requests.length], [true, 503, 3]);
+  });
+});
+
+test("A signal ends a request, also while it waits for its next attempt.", async () => {
+  await serving([json(503, {}, { "retry-after": "60" })], async (core) => {
+    const leaving = new AbortController();
+    const asked = client.messages(core, { sessionId: "s", signal: leaving.signal });
+    setTimeout(() => leaving.abort(), 20);
+    await assert.rejects(asked, { name: "AbortError" });
+  });
+});
+
+test("A token is asked for with each request, and once more when it is not accepted.", async () => {
+  const answer = (response, { headers }) => (headers.authorization === "Bearer 2" ? json(200, [])(response) : json(401)(response));
+  let asked = 0;
+  const headers = async () => ({ authorization: `Bearer ${(asked += 1)}` });
+  await serving([answer], async (core) => {
+    assert.deepEqual(await client.messages(core, { sessionId: "s" }), []);
+    await assert.rejects(client.messages(core, { sessionId: "s" }), { status: 401 });
+    assert.equal(asked, 4);
+  }, { headers });
+});
+
+test("Ids cannot lead elsewhere.", () => {
+  assert.equal(at`a/${"b c"}/d/${"e/f"}`, "a/b%20c/d/e%2Ff");
+  for (const id of ["", ".", "..", undefined]) assert.throws(() => at`a/${id}`, TypeError);
+});
+
+/* ---- Streams --------------------------------------------------------------------------------------------------- */
+
+const HEAD = { "content-type": "text/event-stream" };
+const frame = (name, id, data = {}) => `event: ${name}\ndata: ${JSON.stringify(data)}\nid: ${id}\n\n`;
+const stream = (...frames) => (response) => response.writeHead(200, HEAD).write(`retry: 1\n${frames.join("")}`);
+const ending = (...frames) => (response) => response.writeHead(200, HEAD).end(`retry: 1\n${frames.join("")}`);
+
+test("A stream is iterated over cuts; its cursor moves when the loop asks for the next event.", async () => {
+  const answers = [
+    ending(frame("connected", 3), frame("content", 4, { content: "a" })),
+    stream(frame("connected", 4), frame("heartbeat", 4), frame("content", 5, { content: "b" }), frame("complete", 6), frame("content", 7)),
+  ];
+  await serving(answers, async (core, requests) => {
+    const events = client.streamEvents(core, { sessionId: "s", from: "start" });
+    const seen = [];
+    for await (const { event, id, data } of events) {
+      seen.push([event, id, data.content, events.cursor]);
+      if (event === "complete") break;
+    }
+    assert.deepEqual(seen, [
+      ["connected", "3", undefined, ""], ["content", "4", "a", "3"], ["connected", "4", undefined, "4"],
+      ["content", "5", "b", "4"], ["complete", "6", undefined, "5"],
+    ]);
+    assert.equal(events.cursor, "6"); // taken, and the loop was left: done with
+    assert.equal(events.state, "closed");
+    assert.equal(requests[0].url, "/chat/stream?sessionId=s&from=start&client=legato");
+    assert.equal(requests[1].headers["last-event-id"], "4");
+  });
+});
+
+test("A loop that is busy holds the connection back.", async () => {
+  const text = "x".repeat(1000);
+  let written = 0;
+  const flood = (response) => {
+    response.writeHead(200, HEAD);
+    const more = () => {
+      while (written < 200_000) if (!response.write(frame("content", (written += 1), { content: text }))) return;
+    };
+    response.on("drain", more);
+    more();
+  };
+  await serving([flood], async (core) => {
+    let taken = 0;
+    for await (const _ of client.streamEvents(core, { sessionId: "s" })) {
+      taken += 1;
+      if (taken === 1) await new Promise((resolve) => setTimeout(resolve, 300)); // time enough to read it all
+      if (taken === 3) break;
+    }
+    // What is under way is in buffers of the kernel and of fetch, some megabytes; without end it would be 200 MB.
+    assert.ok(written < 50_000, `${written} events were written`);
+  });
+});
+
+test("A stream that may not go on throws; one that is left is over.", async () => {
+  await serving([ending(frame("connected", 1)), error(404, "session_not_found")], async (core) => {
+    const events = client.streamEvents(core, { sessionId: "s" });
+    await events.next();
+    await assert.rejects(events.next(), { code: "session_not_found" });
+    assert.deepEqual(await events.next(), { done: true, value: undefined });
+  });
+  await serving([stream(frame("connected", 1))], async (core) => {
+    const leaving = new AbortController();
+    const events = client.streamEvents(core, { sessionId: "s", signal: leaving.signal });
+    await events.next();
+    setTimeout(() => leaving.abort(), 5);
+    assert.deepEqual(await events.next(), { done: true, value: undefined });
+  });
+});
+
+test("Closed while an event waits to be taken: it was not, and comes again.", async () => {
+  await serving([stream(frame("connected", 1), frame("content", 2))], async (core) => {
+    const events = client.streamEvents(core, { sessionId: "s" });
+    await events.next();
+    const waiting = new Promise((resolve) => setTimeout(resolve, 50)); // until "content" has been offered
+    const { value } = await events.next();
+    assert.equal(value.id, "2");
+    events.unread({ done: false, value });
+    await waiting;
+    events.close();
+    await events.return();
+    assert.equal(events.cursor, "1");
+  });
+});
+
+test("The opened stream as a value has its first event still to come.", async () => {
+  await serving([stream(frame("connected", 1), frame("content", 2))], async (core) => {
+    const { ok, value } = await funcs.streamEvents(core, { sessionId: "s" });
+    assert.equal(ok, true);
+    const names = [];
+    for await (const { event } of value) if (names.push(event) === 2) break;
+    assert.deepEqual(names, ["connected", "content"]);
+  });
+  await serving([error(404, "session_not_found")], async (core) => {
+    assert.equal((await funcs.streamEvents(core, { sessionId: "s" })).error.status, 404);
+  });
+});
