@@ -6,15 +6,19 @@ UV := $(shell command -v uv)
 CREATE := $(if $(UV),$(UV) venv -q --allow-existing --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
 INSTALL := $(if $(UV),$(UV) pip install -q --python $(BIN)/python -e,$(BIN)/python -m pip install -q -e)
 ARGS ?=
+# What checks the types of the browser modules; without npm they go unchecked, and we say so.
+TSC := node_modules/.bin/tsc
+TYPES = if [ -x $(TSC) ]; then $(TSC) -p src/legato/web; else echo 'Types of src/legato/web not checked: they need npm (on Debian: apt install npm) and a registry.'; fi
 
 .PHONY: serve test check bench clean
 
 serve: $(VENV)/.serve ; @$(BIN)/legato serve $(ARGS)
 test: check ; @$(BIN)/python -m pytest $(ARGS)
-check: $(VENV)/.test ; @$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/mypy --no-error-summary
+check: $(VENV)/.test $(TSC) ; @$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/mypy --no-error-summary && $(TYPES)
 bench: $(VENV)/.bench ; @for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
 clean: ; rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist node_modules
 
 $(VENV)/.serve: pyproject.toml ; @$(CREATE) && $(INSTALL) '.[server]' && touch $@
 $(VENV)/.test: pyproject.toml ; @$(CREATE) && $(INSTALL) '.[dev]' && touch $@ $(VENV)/.serve
 $(VENV)/.bench: pyproject.toml ; @$(CREATE) && $(INSTALL) '.[dev,bench]' && touch $@ $(VENV)/.test $(VENV)/.serve
+$(TSC): ; @npm install --prefix . --no-save --no-package-lock --no-audit --no-fund --silent typescript@7.0.2 @types/react@19.3.0 || true
