@@ -3,7 +3,10 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { LegatoCore } from "../../src/legato/web/core.js";
+import { TIMES } from "../../src/legato/web/resume.js";
 import { StreamResponse, TRANSITIONS } from "../../src/legato/web/stream-response.js";
+
+TIMES.first = 1; // the waits between repetitions
 
 const encoder = new TextEncoder();
 const frame = (name, data, id = "") => `event: ${name}\ndata: ${JSON.stringify(data)}\n${id && `id: ${id}\n`}\n`;
@@ -14,6 +17,7 @@ class Server {
   connections = [];
   posts = [];
   answers = {}; // by the last part of the path: a status
+  losing = 0; // so many of the other requests
   heads = []; // for the next connections: {status, headers}
 
   constructor() {
@@ -24,7 +28,8 @@ class Server {
     const { pathname } = new URL(url);
     const last = pathname.split("/").at(-1);
     if (last !== "stream") {
-      this.posts.push(pathname);
+      this.posts.push(headers.has("last-event-id") ? `${pathname} ${headers.get("last-event-id")}` : pathname);
+      if (this.losing-- > 0) throw new TypeError("no network");
       return new Response("{}", { status: this.answers[last] ?? 200 });
     }
     const { status = 200, ...more } = this.heads.shift() ?? {};
@@ -118,15 +123,16 @@ test("An error keeps the text so far; retrying asks for the answer anew.", async
     frame("content", "b", "3.0"));
   assert.deepEqual(state(), ["a", "done", false, "agent_error"]);
   assert.deepEqual([response.getSnapshot().error.message, response.getSnapshot().error.retryable, first.aborted], ["It broke.", true, true]);
+  server.losing = 1;
   await response.retry();
   assert.deepEqual(state(), [null, "streaming", false, null]);
-  assert.deepEqual(server.posts, ["/api/sdk/chat/t/messages/m%2F1/retry"]);
+  assert.deepEqual(server.posts, Array(2).fill("/api/sdk/chat/t/messages/m%2F1/retry 2.0")); // the failed answer's last id
   const second = await server.connection(2);
   assert.equal(second.cursor, null);
   await second.send(frame("content", "c", "9.0"), frame("response_message", MESSAGE, "10.0"));
   assert.deepEqual(state(), ["Hello.", "done", false, null]);
   await response.retry(); // complete: nothing to retry
-  assert.equal(server.posts.length, 1);
+  assert.equal(server.posts.length, 2);
 });
 
 test("Errors in whatever form, since no form is documented.", async () => {

@@ -77,6 +77,7 @@ export function draw() {
  * @property {string} path
  * @property {Record<string, string | number | boolean | undefined>} [query]
  * @property {unknown} [body] sent as JSON
+ * @property {Record<string, string>} [headers]
  * @property {string} [key] an idempotency key, which makes a POST repeatable
  * @property {boolean} [repeat] whether it may be carried out twice; by default only without POST, or with a key
  * @property {AbortSignal} [signal]
@@ -109,9 +110,9 @@ export async function call(core, request) {
  * @param {Call} request
  * @returns {Promise<{answer: any} | {error: Error, wait?: number | null}>}
  */
-async function once(core, { method, path, query, body, key, signal }) {
+async function once(core, { method, path, query, body, key, signal, ...request }) {
   /** @type {Record<string, string>} */
-  const headers = { accept: "application/json" };
+  const headers = { accept: "application/json", ...request.headers };
   if (method === "POST") headers["content-type"] = "application/json";
   if (key !== undefined) headers["idempotency-key"] = key;
   const url = core.url(path, query);

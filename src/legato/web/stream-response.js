@@ -124,10 +124,11 @@ export class StreamResponse {
     if (this.#ids === null || this.#phase !== "error") return;
     const failed = error instanceof AnswerFailed;
     const run = (this.#run += 1);
+    const ended = this.#cursor;
     this.#move("again", failed);
     if (failed) this.#cursor = "";
     try {
-      if (failed) await this.#ask("retry");
+      if (failed) await this.#ask("retry", ended);
     } catch (refused) {
       if (run === this.#run) this.#move("refused", refused);
       return;
@@ -140,12 +141,16 @@ export class StreamResponse {
     if (this.#ids !== null && this.#phase === "streaming") await this.#ask("stop");
   };
 
-  /** @param {"retry" | "stop"} what */
-  async #ask(what) {
+  /** @param {"retry" | "stop"} what @param {string} [ended] the last id of the answer that is to be replaced */
+  async #ask(what, ended = "") {
     const { threadId, messageId } = /** @type {{threadId: string, messageId: string}} */ (this.#ids);
     const path = at`api/sdk/chat/${threadId}/messages/${messageId}/` + what;
+    // Which answer it is that has failed makes a retry repeatable: a second one does not replace the new answer.
+    /** @type {Record<string, string>} */
+    const headers = ended === "" ? {} : { "last-event-id": ended };
+    const repeat = what === "stop" || ended !== "";
     try {
-      await call(this.#core, { method: "POST", path, repeat: what === "stop", signal: this.#signal });
+      await call(this.#core, { method: "POST", path, headers, repeat, signal: this.#signal });
     } catch (error) {
       // 409: it is being answered already, or has been. 404, 405: a server without this request. Looking tells more.
       if (!(error instanceof Refused) || ![404, 405, 409].includes(error.status)) throw error;
@@ -186,12 +191,9 @@ export class StreamResponse {
     if (!FRAMES.has(name)) return;
     const frame = /** @type {Frame} */ (name);
     CHECKS[frame]?.(data);
-    if (frame === "response_message" || frame === "error") {
-      this.#end(frame, data);
-    } else {
-      this.#move(frame, data);
-      this.#cursor = id || this.#cursor; // with the text, in one go: neither is ever ahead of the other
-    }
+    this.#cursor = id || this.#cursor; // with the text, in one go: neither is ever ahead of the other
+    if (frame === "response_message" || frame === "error") this.#end(frame, data);
+    else this.#move(frame, data);
   }
 
   /** @param {"response_message" | "error" | "refused"} how @param {any} data */
