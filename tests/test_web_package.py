@@ -100,7 +100,10 @@ def test_every_entry_can_be_imported(installed: Path) -> None:
     entries = [f"legato{name.removeprefix('.')}" for name in manifest()["exports"] if name.endswith((".", ".js"))]  # type: ignore[attr-defined]
     script = "for (const name of JSON.parse(process.argv[1])) console.log(name, Object.keys(await import(name)).length)"
     done = subprocess.run(
-        [node(), "--input-type=module", "-e", script, json.dumps(entries)], cwd=installed, capture_output=True, text=True
+        [node(), "--input-type=module", "-e", script, json.dumps(entries)],
+        cwd=installed,
+        capture_output=True,
+        text=True,
     )
 
     assert done.returncode == 0, done.stderr
@@ -112,7 +115,18 @@ def test_every_entry_can_be_imported(installed: Path) -> None:
 def test_typescript_knows_the_package(installed: Path) -> None:
     """A strict consumer compiles, and its mistakes are found."""
     (installed / "consumer.ts").write_text(CONSUMER)
-    options = ["--noEmit", "--strict", "--target", "es2022", "--module", "nodenext", "--lib", "es2023,dom", "--types", ""]
+    options = [
+        "--noEmit",
+        "--strict",
+        "--target",
+        "es2022",
+        "--module",
+        "nodenext",
+        "--lib",
+        "es2023,dom",
+        "--types",
+        "",
+    ]
     command = [str(installed / "node_modules/typescript/bin/tsc"), *options, "consumer.ts"]
     done = subprocess.run(command, cwd=installed, capture_output=True, text=True, timeout=120)
 
