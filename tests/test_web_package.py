@@ -26,7 +26,8 @@ import { SharedStream } from "legato/shared.js";
 import { StreamResponse, type Snapshot } from "legato/stream-response.js";
 import type { StreamEvent } from "legato/types.js";
 
-const core = new LegatoCore({ baseUrl: "http://localhost:8088", headers: async ({ unauthorized }) => ({ authorization: String(unauthorized) }) });
+const headers = async ({ unauthorized }: { unauthorized: boolean }) => ({ authorization: String(unauthorized) });
+const core = new LegatoCore({ baseUrl: "http://localhost:8088", headers });
 
 export async function say(sessionId: string): Promise<string> {
   const { cursor } = await sendMessage(core, { sessionId, text: "Hello" });
@@ -41,13 +42,13 @@ export async function say(sessionId: string): Promise<string> {
 
 export async function list(): Promise<string[]> {
   const result = await funcs.listSessions(core);
-  if (!result.ok) throw result.error instanceof Refused && result.error.status === 401 ? new Error("Log in.") : result.error;
+  if (!result.ok) throw result.error instanceof Refused && result.error.status === 401 ? "Log in." : result.error;
   return result.value.map((session) => session.title);
 }
 
 export function Answer({ messageId }: { messageId?: string }): string | null {
-  const { message, isStreaming, error, isDone, isReconnecting, retry, stop } = useStreamResponse({ messageId, threadId: "t" });
-  void [isStreaming, isDone, isReconnecting, retry, stop];
+  const { message, error, ...more } = useStreamResponse({ messageId, threadId: "t" });
+  void [more.isStreaming, more.isDone, more.isReconnecting, more.retry, more.stop];
   return error?.message ?? message?.text ?? null;
 }
 
@@ -127,7 +128,7 @@ def test_typescript_knows_the_package(installed: Path) -> None:
         "--types",
         "",
     ]
-    command = [str(installed / "node_modules/typescript/bin/tsc"), *options, "consumer.ts"]
+    command = [str(installed / "node_modules/typescript/bin/tsc"), *options, "--types", "", "consumer.ts"]
     done = subprocess.run(command, cwd=installed, capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stdout
