@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from browser import node
-from legato import __version__
+from legato import Legato, __version__
+from live_server import serving
 from node_packages import packages
 
 ROOT = Path(__file__).parent.parent
@@ -143,3 +147,23 @@ def test_the_package_is_whole_and_small(installed: Path) -> None:
     assert not {"chat.js", "index.html", "tsconfig.json"} & files
     assert "dependencies" not in manifest()
     assert manifest()["version"] == __version__
+
+
+async def tea(turn: Any) -> AsyncIterator[str]:
+    """Answers the examples' question."""
+    yield "With "
+    yield "water."
+
+
+@pytest.mark.parametrize("page", [WEB / "README.md", ROOT / "docs/browser.md"], ids=lambda page: page.name)
+def test_the_first_example_runs(installed: Path, page: Path) -> None:
+    """The JavaScript that a reader sees first does what it says."""
+    example = re.search(r"```js\n(.*?)```", page.read_text(), re.DOTALL)
+    assert example
+    app = Legato("memory:", agents=[tea])
+    app.drain_on_signal = False
+    with serving(app) as url:
+        (installed / "example.mjs").write_text(example[1].replace("http://localhost:8088", url))
+        done = subprocess.run([node(), "example.mjs"], cwd=installed, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout) == (0, "With water."), done.stderr
