@@ -37,6 +37,7 @@ from ..log import Store
 from ..run import Runner
 from ..store import open_store
 from ..tool import Tool
+from . import markdown
 from .deva import DevaRoutes, DevaStream
 from .mix import MixRoutes
 from .openapi import document
@@ -347,10 +348,15 @@ class Legato:
         async def openapi(http: HTTPRequest) -> Response:
             return Response(msgspec.json.encode(described), media_type="application/json")
 
+        async def rendering(http: HTTPRequest) -> Response:
+            body = await Request(http, self._max_body).body(markdown.RenderRequest)
+            return respond(Answer(200, await markdown.answer(body)))
+
         return [
             Route("/", page("index.html")),
             Route("/docs", page("docs.html")),
             Route("/openapi.json", openapi),
+            Route("/web/markdown", rendering, methods=["POST"]),
             Mount("/web", StaticFiles(directory=WEB)),
         ]
 

@@ -1,0 +1,239 @@
+"""Markdown as HTML: what an answer looks like, what it cannot do, and how it looks while it grows."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from html.parser import HTMLParser
+
+import pytest
+from starlette.testclient import TestClient
+
+from legato import Legato, Turn
+from legato.server import markdown
+from legato.server.markdown import render, render_growing
+
+
+def html(text: str) -> str:
+    return "\n".join(block.html for block in render(text).blocks)
+
+
+FRESH = '<span class="fresh"></span>'
+
+
+def growing(text: str) -> str:
+    return "\n".join(block.html for block in render_growing(text).blocks)
+
+
+async def agent(turn: Turn) -> str:
+    return turn.message.text
+
+
+# What it looks like ---------------------------------------------------------------------------------------------------
+
+
+def test_blocks_and_where_they_begin() -> None:
+    """Each top-level block comes by itself, with the line on which it begins."""
+    rendered = render("# Tea\n\nWater, *hot*.\n\n- one\n- two\n\n```\nboil\n```\n\n| a |\n|---|\n| b |")
+
+    assert [0, 2, 4, 7, 11] == [block.line for block in rendered.blocks]
+    assert ["<h2>", "<p>", "<ul>", "<pre>", "<table>"] == [
+        block.html[: block.html.index(">") + 1] for block in rendered.blocks
+    ]
+    assert "<em>hot</em>" in rendered.blocks[1].html
+
+
+def test_code_is_coloured_by_classes() -> None:
+    """Known languages have their words marked; the text itself is unchanged, and so is that of unknown ones."""
+    code = "def tea(water):\n    return 'hot & sweet'\n"
+    known, unknown = html(f"```python\n{code}```"), html(f"```tealang\n{code}```")
+
+    assert '<span class="k">def</span>' in known
+    assert 'data-language="tealang"' in unknown
+    for each in (known, unknown):
+        assert code == text_of(each)
+    assert "style=" not in known
+
+
+def test_links_lead_out_and_images_are_links() -> None:
+    """A link opens elsewhere, tells nobody where it came from, and is no address of this server."""
+    safe = 'target="_blank" rel="noopener noreferrer"'
+
+    assert f'<p><a href="https://tea.test/" {safe}>tea</a></p>' == html("[tea](https://tea.test/)")
+    assert f'<p><a href="https://tea.test/x.png" {safe}>a cup</a></p>' == html("![a cup](https://tea.test/x.png)")
+    assert f'<p><a href="https://tea.test/" {safe}>a cup</a></p>' == html("[![a cup](x.png)](https://tea.test/)")
+    assert f'<p>See <a href="https://tea.test/" {safe}>https://tea.test/</a>.</p>' == html("See https://tea.test/.")
+    assert f"<p><a {safe}>notes</a></p>" == html("[notes](notes.md)")
+
+
+# What it cannot do ----------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg/onload=alert(1)><style>*{display:none}</style></svg>",
+    "<a href='javascript:alert(1)' style='position:fixed'>x</a>",
+    "<details open ontoggle=alert(1)>",
+    "[x](javascript:alert(1))",
+    "[x](JaVaScRiPt&colon;alert(1))",
+    "[x](<java\nscript:alert(1)>)",
+    "[x](data:text/html,<script>alert(1)</script>)",
+    "[x](vbscript:msgbox)",
+    '[x](https://a.test/"onmouseover="alert(1))',
+    '[x](https://a.test "\\"onmouseover=alert(1)")',
+    "<javascript:alert(1)>",
+    "![x](javascript:alert(1))",
+    '!["><script>alert(1)</script>](https://a.test/"><script>alert(1)</script>)',
+    '```"><script>alert(1)</script>\nx\n```',
+    '```html" onclick="alert(1)\n<script>alert(1)</script>\n```',
+    "```html\n<script>alert(1)</script>",
+    "| <script> |\n|---|\n| <img src=x onerror=alert(1)> |",
+    "[x]: javascript:alert(1)\n\n[x]",
+    "<iframe srcdoc='<script>alert(1)</script>'>",
+    "<math><mtext><table><mglyph><style><img src=x onerror=alert(1)>",
+    "\x00<script\x00>alert(1)</script>",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+]
+
+
+class Tags(HTMLParser):
+    """Collects what a browser would make elements of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parsed(markup: str) -> Tags:
+    tags = Tags()
+    tags.feed(markup)
+    tags.close()
+    return tags
+
+
+def text_of(markup: str) -> str:
+    return parsed(markup).text
+
+
+def check_harmless(markup: str) -> None:
+    for tag, attributes in parsed(markup).found:
+        assert not {"script", "style", "svg", "img", "iframe", "math", "form", "input"} & {tag}
+        assert attributes.keys() <= {"href", "title", "target", "rel", "start", "data-language", "class"}
+        assert re.match(r"https?:|mailto:", attributes.get("href") or "https:")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_text(text: str) -> None:
+    """Nothing that an answer says becomes a program, a style or a request; also not while it grows, at any length."""
+    check_harmless(html(text))
+    for length in range(1, len(text) + 1):
+        check_harmless(growing(text[:length]))
+        check_harmless(html(text[:length]))
+
+
+# While it grows -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Tea is **ho", "<p>Tea is <strong>ho</strong></p>"),
+        ("Tea is **", "<p>Tea is</p>"),
+        ("Tea is **hot*", "<p>Tea is <strong>hot</strong></p>"),
+        ("Tea is *ho", "<p>Tea is <em>ho</em></p>"),
+        ("Tea is **very *ho", "<p>Tea is <strong>very <em>ho</em></strong></p>"),
+        ("Tea `wat", "<p>Tea <code>wat</code></p>"),
+        ("Tea `", "<p>Tea</p>"),
+        ("Tea [is", "<p>Tea is</p>"),
+        ("Tea [is](https://te", "<p>Tea is</p>"),
+        ("Tea ![cup](https://te", "<p>Tea</p>"),
+        ("2 * 3", "<p>2 * 3</p>"),
+        ("Tea\n-", "<p>Tea</p>"),
+        ("Tea\n```", "<p>Tea</p>"),
+        ("```py", ""),
+        ("| a | b |", ""),
+        ("#", ""),
+        ("12", ""),
+        ("- tea\n- ", "<ul>\n<li>tea</li>\n</ul>"),
+        ("```\nb **\n```\ntext **bo", "<pre><code>b **\n</code></pre>\n<p>text <strong>bo</strong></p>"),
+    ],
+)
+def test_unfinished_markers_are_not_seen(text: str, shown: str) -> None:
+    """A marker is shown as what it will mean, or not yet."""
+    assert shown == growing(text).replace(FRESH, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Tea is ", "<p>Tea is |</p>"),
+        ("Tea is **ho", "<p>Tea is <strong>ho|</strong></p>"),
+        ("Tea is **hot**", "<p>Tea is <strong>hot</strong>|</p>"),
+        ("Tea is **hot** ", "<p>Tea is <strong>hot</strong> |</p>"),
+        ("Tea is _hot_", "<p>Tea is <em>hot</em>|</p>"),
+        ("`wat", "<p><code>wat|</code></p>"),
+        ("- tea", "<ul>\n<li>tea|</li>\n</ul>"),
+        ("| a |\n|---|\n| b", None),
+        ("```\nboi", "<pre><code>boi|</code></pre>"),
+        ("```\nboil\n", "<pre><code>boil\n|</code></pre>"),
+        ("> ```\n> boil", "<blockquote>\n<pre><code>boil|</code></pre></blockquote>"),
+        ("> ```\n> boil\n", "<blockquote>\n<pre><code>boil\n</code></pre></blockquote>"),
+        ("> ```\n> boil\n>", "<blockquote>\n<pre><code>boil\n</code></pre></blockquote>"),
+        ("- ```\n  boil\n ", "<ul>\n<li>\n<pre><code>boil\n</code></pre></li>\n</ul>"),
+        ("Tea\n", "<p>Tea</p>"),
+        ("Tea [", "<p>Tea</p>"),
+        ("```\nboil\n```", "<pre><code>boil\n</code></pre>"),
+        ("```\nboil\n``", "<pre><code>boil\n</code></pre>"),
+    ],
+)
+def test_where_text_goes_on(text: str, shown: str | None) -> None:
+    """The place for more is inside what is open and after what is closed; there is none while that is undecided."""
+    if shown is None:
+        assert f"<td>b{FRESH}</td>" in growing(text)
+    else:
+        assert shown == growing(text).replace(FRESH, "|")
+
+
+def test_a_caret_of_its_own_is_left_alone() -> None:
+    """A text that has the very character that we put at its end keeps it."""
+    assert "<p>Tea\u2e2e and</p>" == growing("Tea\u2e2e and")
+
+
+def test_grown_ends_as_whole() -> None:
+    """Text that ended well is shown in the end as if it had come at once, and no block is ever taken back."""
+    text = "# Tea\n\nIs **hot**, `wet`\n\n1. one\n2. two\n   - a\n\n```py\nx = 1\n```\n\n> *quoted*\n\n"
+    text += "| a |\n|---|\n| b |\n\nDone."
+    assert html(text) == growing(text).replace(FRESH, "")
+    finished: list[str] = []
+    for length in range(1, len(text) + 1):
+        blocks = render_growing(text[:length]).blocks
+        lines = text[:length].count("\n")
+        now = [each.html for each, following in itertools.pairwise(blocks) if following.line < lines]
+        assert finished == now[: len(finished)], text[:length]
+        finished = now
+    assert finished == [block.html for block in render(text).blocks][: len(finished)]
+
+
+# The route ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_route() -> None:
+    """Texts go in, blocks come out, in order; what is too much, or no such thing, is refused."""
+    with TestClient(Legato("memory:", agents=[agent])) as client:
+        answer = client.post("/web/markdown", json={"texts": ["*a*", "b"]})
+        assert [
+            {"blocks": [{"line": 0, "html": "<p><em>a</em></p>"}]},
+            {"blocks": [{"line": 0, "html": "<p>b</p>"}]},
+        ] == answer.json()["rendered"]
+        assert client.post("/web/markdown", json={"texts": ["*a"], "growing": True}).json()["rendered"][0]["blocks"]
+        assert 413 == client.post("/web/markdown", json={"texts": ["x" * (markdown.MAX_CHARACTERS + 1)]}).status_code
+        assert 413 == client.post("/web/markdown", json={"texts": [""] * (markdown.MAX_TEXTS + 1)}).status_code
+        assert 400 == client.post("/web/markdown", json={"texts": "a"}).status_code
+        assert 403 == client.post("/web/markdown", json={"texts": []}, headers={"origin": "https://x.test"}).status_code
