@@ -444,6 +444,7 @@ def test_history_is_questions_and_answers() -> None:
         answered.status,
     ) == ("assistant", "a1", "r1", 6, "completed")
     assert answered.usage == {"input_tokens": 3}
+    assert answered.error == {}  # its "message" is what was said, not what went wrong
 
 
 def test_an_answer_stands_after_its_own_question() -> None:

@@ -426,6 +426,10 @@ def _question(event: Event) -> Message:
     )
 
 
+def _error(event: Event) -> dict[str, Any]:
+    return {field: event.data[field] for field in ("code", "message") if field in event.data}
+
+
 def _answer(event: Event) -> Message:
     said = event.data["message" if event.type == "run.completed" else "partial"]
     return Message(
@@ -438,5 +442,5 @@ def _answer(event: Event) -> Message:
         at=event.at,
         status=event.type.partition(".")[2],
         usage=event.data.get("usage", {}),
-        error={field: event.data[field] for field in ("code", "message") if field in event.data},
+        error=_error(event) if event.type == "run.failed" else {},
     )
