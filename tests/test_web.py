@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, Route, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
-from browser import ARGS, Server, chromium, node, serving
+from browser import Server, node, serving
 from live_server import cutting
+from pages import count, said, send, session, stored, wait_for, wait_for_end, wait_for_words
+
+pytest_plugins = ["page_fixtures"]
 
 HERE = Path(__file__).parent
 SLOW_AGENT = """
@@ -24,112 +26,6 @@ async def agent(turn):
         yield f"step-{number} "
         await asyncio.sleep(0.02)
 """
-
-expect.set_options(timeout=20_000)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    # One module long: while it lives, Playwright keeps an event loop in this thread, which async tests cannot have.
-    path = chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("web")) as server:
-        yield server
-
-
-@contextlib.contextmanager
-def watching(browser: Browser, server: Server, *, allowed: str = "(none)") -> Iterator[BrowserContext]:
-    """A browser of our own; afterwards, no page of it may have reported an error or asked another host."""
-    errors: list[str] = []
-    foreign: list[str] = []
-
-    def report(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning") and allowed not in message.text:
-            errors.append(message.text)
-
-    def check(request: Request) -> None:
-        if not request.url.startswith(server.url):
-            foreign.append(request.url)
-
-    with browser.new_context(base_url=server.url) as context:
-        context.set_default_timeout(20_000)
-        context.on("console", report)
-        context.on("weberror", lambda error: errors.append(str(error.error)))
-        context.on("request", check)
-        yield context
-    assert errors == []
-    assert foreign == []
-
-
-@pytest.fixture
-def context(browser: Browser, server: Server) -> Iterator[BrowserContext]:
-    with watching(browser, server) as context:
-        yield context
-
-
-@pytest.fixture
-def unlucky(browser: Browser, server: Server) -> Iterator[Page]:
-    """A page whose requests may fail, which the browser itself reports as errors."""
-    with watching(browser, server, allowed="Failed to load resource") as context:
-        page = context.new_page()
-        page.goto("/")
-        yield page
-
-
-@pytest.fixture
-def page(context: BrowserContext) -> Page:
-    page = context.new_page()
-    page.goto("/")
-    return page
-
-
-@pytest.fixture
-def shoot(tmp_path: Path) -> Callable[[Page, str], None]:
-    """Takes a picture into the folder that LEGATO_SCREENSHOTS names, else into the test's own."""
-    folder = Path(os.environ.get("LEGATO_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return lambda page, name: page.screenshot(path=folder / f"{name}.png", animations="disabled") and None
-
-
-def send(page: Page, text: str) -> None:
-    page.locator("#message").fill(text)
-    page.locator("#message").press("Enter")
-    expect(page.locator(".question").last).to_have_text(text)
-
-
-def session(page: Page) -> str:
-    match = re.search(r"session=([\w.-]+)", page.url)
-    assert match is not None
-    return match[1]
-
-
-def wait_for_words(page: Page, count: int) -> None:
-    page.wait_for_function(
-        "count => (document.querySelector('.turn:last-child .prose')?.textContent ?? '').split(/\\s+/).length > count",
-        arg=count,
-    )
-
-
-def wait_for_end(page: Page) -> None:
-    expect(page.locator(".turn").last.get_by_role("button", name="Copy answer")).to_be_visible()
-    expect(page.locator("#stop")).to_be_hidden()
-
-
-def said(page: Page) -> str:
-    """What the page shows of all answers, blanks made one."""
-    return " ".join(" ".join(page.locator(".prose").all_inner_texts()).split())
-
-
-def stored(server: Server, page: Page) -> str:
-    return " ".join(server.text(session(page)).split())
-
 
 # A conversation -------------------------------------------------------------------------------------------------------
 
@@ -282,14 +178,45 @@ def test_a_waiting_message_is_answered_in_its_turn(page: Page, server: Server) -
     assert stored(server, page) == said(page)
 
 
-def test_a_failed_run_says_why(page: Page) -> None:
-    """An error is shown with its message under what was said before it, and the question can be asked again."""
+def test_a_failed_run_says_why_and_can_be_retried(page: Page, context: BrowserContext, server: Server) -> None:
+    """An error is shown with its message under what was said before it; a retry answers the same message anew."""
     send(page, "/fail")
-
     expect(page.locator(".error")).to_contain_text("This failure was asked for with /fail.")
+    expect(page.locator(".error")).to_have_attribute("role", "alert")
     assert "What was said before it is kept." in said(page)
-    page.get_by_role("button", name="Ask again").click()
-    expect(page.locator(".error")).to_have_count(2)
+    other = context.new_page()
+    other.goto(page.url)
+    expect(other.locator(".error")).to_be_visible()
+
+    other.get_by_role("button", name="Retry").click()
+
+    wait_for(lambda: count(server, page, "run.failed") == 2)
+    for each in (page, other):
+        expect(each.locator(".error")).to_have_count(1)
+        wait_for_end(each)
+        expect(each.locator(".question")).to_have_text(["/fail"])
+        expect(each.locator(".prose")).to_have_count(1)
+
+
+def test_regenerate(page: Page, server: Server) -> None:
+    """The last answer is taken back, and the same message answered by a new run; earlier ones stay as they are."""
+    send(page, "/tools")
+    wait_for_end(page)
+    send(page, "/long 30")
+    wait_for_end(page)
+    expect(page.get_by_role("button", name="Regenerate")).to_have_count(1)
+    page.locator("details.tool summary").first.click()
+    first = page.locator(".turn").first.element_handle()
+
+    page.get_by_role("button", name="Regenerate").click()
+
+    expect(page.locator("#message")).to_be_focused()
+    wait_for(lambda: count(server, page, "run.completed") == 3)
+    wait_for_end(page)
+    expect(page.locator(".question")).to_have_text(["/tools", "/long 30"])
+    assert said(page).count("note-30") == 1
+    assert page.evaluate("([a, b]) => a === b", [first, page.locator(".turn").first.element_handle()])
+    assert page.locator("details.tool").first.evaluate("each => each.open")
 
 
 # Questions of the agent -----------------------------------------------------------------------------------------------
@@ -378,6 +305,39 @@ def test_connections_that_are_cut(browser: Browser, server: Server) -> None:
         wait_for_end(page)
 
         assert next(allowances, None) is None
+        assert stored(server, page) == said(page)
+
+
+def test_the_network_is_away_for_a_while(browser: Browser, server: Server) -> None:
+    """Offline, and with the open connections cut, the page says so quietly; back again, it goes on by itself."""
+    away = threading.Event()
+    cut = threading.Event()
+
+    def allowance(request: bytes) -> int | None:
+        if away.is_set():
+            return 0
+        return 3000 if request.startswith(b"GET /stream") and not cut.is_set() else None
+
+    with cutting(server.url, allowance) as url, browser.new_context(base_url=url) as context:
+        page = context.new_page()
+        page.goto("/")
+        away.clear()
+        send(page, "/long 500")
+        wait_for_words(page, 10)
+        away.set()  # what is open ends after its 3000 bytes, and nothing new comes through
+        context.set_offline(True)
+        expect(page.locator("#notice")).to_contain_text("Reconnecting")
+        expect(page.locator(".error")).to_have_count(0)
+        before = said(page)
+        page.wait_for_timeout(3000)
+        assert before == said(page)
+        cut.set()
+        away.clear()
+        context.set_offline(False)
+
+        expect(page.locator("#notice")).to_be_hidden()
+        wait_for_end(page)
+        assert said(page).startswith(before)
         assert stored(server, page) == said(page)
 
 
@@ -508,9 +468,9 @@ def test_scrolling_up_stops_the_following(page: Page) -> None:
     page.mouse.move(350, 200)
     page.mouse.wheel(0, -150)
     expect(page.locator("#latest")).to_be_visible()
-    place = page.evaluate("document.querySelector('#scroll').scrollTop")
+    place = page.locator("#scroll").evaluate("each => each.scrollTop")
     wait_for_words(page, 700)
-    assert place == page.evaluate("document.querySelector('#scroll').scrollTop")
+    assert place == page.locator("#scroll").evaluate("each => each.scrollTop")
 
     page.locator("#latest").click()
 
@@ -525,15 +485,14 @@ def test_a_screen_reader_hears_steps_not_tokens(page: Page) -> None:
     """The growing text is in no live region; the end is said once."""
     page.evaluate("""() => {
         window.heard = [];
-        const watch = new MutationObserver(() => heard.push(document.querySelector('[role=status]').textContent));
-        watch.observe(document.querySelector('[role=status]'), {childList: true, characterData: true, subtree: true});
+        const status = document.querySelector('legato-chat').shadowRoot.querySelector('[role=status]');
+        new MutationObserver(() => heard.push(status.textContent)).observe(status, {childList: true});
     }""")
     send(page, "/long 100")
     wait_for_end(page)
 
     assert page.locator("[aria-live] .prose, [role=log] .prose, [role=status] .prose").count() == 0
-    assert page.evaluate("heard.at(-1)") == "The answer is complete."
-    assert page.evaluate("heard.length") <= 3
+    assert ["Generating the answer.", "The answer is complete."] == page.evaluate("heard")
 
 
 def test_the_keyboard_reaches_everything(page: Page) -> None:
@@ -558,7 +517,7 @@ def test_narrow_and_wide_in_both_themes(
     with browser.new_context(base_url=server.url, color_scheme=scheme) as context:  # type: ignore[arg-type]
         page = context.new_page()
         page.goto("/")
-        expect(page.locator("#ideas button, body[data-empty]").first).to_be_visible()
+        expect(page.locator("#ideas button").or_(page.locator(".empty")).first).to_be_visible()
         shoot(page, f"{scheme}-empty")
         send(page, "How is tea made? " + "longword" * 30)
         wait_for_end(page)
@@ -572,7 +531,7 @@ def test_narrow_and_wide_in_both_themes(
             page.set_viewport_size({"width": width, "height": height})
             shoot(page, f"{scheme}-{width}")
             assert width == page.evaluate("document.documentElement.scrollWidth")
-            assert page.evaluate("(each => each.scrollWidth <= each.clientWidth)(document.querySelector('#scroll'))")
+            assert page.locator("#scroll").evaluate("each => each.scrollWidth <= each.clientWidth")
         page.get_by_role("button", name="Deny").click()
         wait_for_end(page)
 
@@ -610,7 +569,7 @@ def test_the_reference_shows_every_operation(
 
 
 def test_modules_in_node() -> None:
-    """The decoder, the stream, the fold and the Markdown pass their own tests."""
+    """The decoder, the stream and the fold pass their own tests."""
     tests = sorted(str(path) for path in (HERE / "web").glob("*.test.mjs"))
     run = subprocess.run([node(), "--test", *tests], capture_output=True, text=True, timeout=300)
 
@@ -618,20 +577,41 @@ def test_modules_in_node() -> None:
     assert re.search(r"^# pass [1-9]", run.stdout, re.MULTILINE)
 
 
-def test_the_pages_are_small_and_bring_no_code_of_others() -> None:
-    """No build, no third party: a handful of modules that load each other only."""
-    web = HERE.parent / "src/legato/web"
-    imports = {
-        name
-        for path in web.glob("*.js")
-        if path.name != "react.js"  # which the pages do not load; React is its user's
-        for name in re.findall(r'^import .* from "(.+)";$', path.read_text(), re.MULTILINE)
-    }
+WEB = HERE.parent / "src/legato/web"
+CLIENT = {"sse.js", "errors.js", "request.js", "resume.js", "shared.js", "election.js", "tail.js", "core.js", "turn.js"}
+"""The client that the page is built on, as any page would be: streams, how tabs share them, the fold of a session."""
+MARKUP = (
+    r"innerHTML|outerHTML|insertAdjacentHTML|setHTML|parseFromString|createContextualFragment|document\.write|eval\("
+)
 
-    assert imports <= {f"./{path.name}" for path in web.glob("*.js")}
-    for page in web.glob("*.html"):
+
+def loaded(name: str, found: set[str] | None = None) -> set[str]:
+    """The modules that a module brings along, itself included."""
+    found = {name} if found is None else found | {name}
+    for each in re.findall(r'^(?:import|export) .*?"\./(.+)";$', (WEB / name).read_text(), re.MULTILINE):
+        found |= set() if each in found else loaded(each, found)
+    return found
+
+
+def test_the_pages_bring_no_code_of_others() -> None:
+    """No build, no third party: modules that load each other only; and one place where HTML is put in, sanitized."""
+    for path in WEB.glob("*.js"):
+        if path.name == "react.js":  # for those who have React
+            continue
+        imports = re.findall(r'^(?:import|export) .*?"(.+)";$', path.read_text(), re.MULTILINE)
+        assert set(imports) <= {f"./{other.name}" for other in WEB.glob("*.js")}, path.name
+        assert (path.name == "prose.js") == bool(re.search(MARKUP, path.read_text())), path.name
+    assert 1 == len(re.findall(MARKUP, (WEB / "prose.js").read_text()))
+    for page in WEB.glob("*.html"):
         assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|https?://", page.read_text()), page.name
-    assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(",
-        "".join(p.read_text() for p in web.glob("*.js")),
-    )
+
+
+def test_the_chat_page_is_light(page: Page, server: Server) -> None:
+    """Its own JavaScript, as it is written, is below 60 kB, Markdown apart; and it loads what we think it does."""
+    modules = loaded("page.js")
+    seen: set[str] = set(page.evaluate("performance.getEntriesByType('resource').map(each => each.name)"))
+
+    own = sum((WEB / name).stat().st_size for name in modules - CLIENT - {"prose.js"})
+    assert own < 60_000
+    assert {name for url in seen if (name := url.partition("/web/")[2]).endswith(".js")} == modules
+    assert all(url.startswith(server.url) for url in seen)

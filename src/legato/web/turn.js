@@ -4,7 +4,7 @@
  * It knows no document and no network. The rules: an event that comes twice changes nothing (a delta names its part
  * and its place in it), and nothing changes a turn that has ended.
  *
- * @typedef {{kind: "text" | "thinking", key: string, text: string, message: string}} TextPart
+ * @typedef {{kind: "text" | "thinking", key: string, text: string, message: string, of?: string}} TextPart
  * @typedef {{kind: "tool", key: string, id: string, name: string, input: string, points: number,
  *   state: "calling" | "running" | "done" | "failed", progress: string, result: string}} ToolPart
  * @typedef {{kind: "permission" | "notification", key: string, id: string, data: any, answer: string | null}} AskPart
@@ -23,6 +23,10 @@ export class Turn {
   /** @type {"sending" | "unsent" | "waiting" | "running" | "stopping" | "done" | "stopped" | "failed"} */
   state = "waiting";
   error = "";
+  /** @type {Date | null} When it ended. */
+  at = null;
+  /** Whether the stream has told of it, and not the history alone. */
+  live = false;
   /** @type {Part[]} */
   parts = [];
   /** @type {Record<string, number>} Code points so far of each part of the wire. */
@@ -44,7 +48,7 @@ export class Turn {
     return this.parts.map((part) => (part.kind === "text" ? part.text : "")).filter(Boolean).join("\n\n");
   }
 
-  /** @param {string} key @param {() => any} make */
+  /** @param {string} key @param {() => any} make @returns {any} */
   part(key, make) {
     let part = this.parts.find((each) => each.key === key);
     if (part === undefined) this.parts.push((part = { key, ...make() }));
@@ -53,9 +57,9 @@ export class Turn {
 }
 
 /** The run of an assistant message: its id is `<run>~a<step>`, and a run's own id may hold such letters, too. */
-const runOf = (message) => message.replace(/~a\d+$/, "");
+const runOf = (/** @type {string} */ message) => message.replace(/~a\d+$/, "");
 
-/** How many Unicode code points `text` has: offsets on the wire count those, JavaScript counts UTF-16 units. */
+/** How many Unicode code points `text` has: offsets on the wire count those, JavaScript UTF-16 units. @param {string} text */
 export function codePoints(text) {
   if (!/[\ud800-\udfff]/.test(text)) return text.length;
   let count = 0;
@@ -63,7 +67,10 @@ export function codePoints(text) {
   return count;
 }
 
-/** What of `delta`, which stands at `start`, goes beyond the `have` code points that are here already. */
+/**
+ * What of `delta`, which stands at `start`, goes beyond the `have` code points that are here already.
+ * @param {string} delta @param {number | undefined} start @param {number} have
+ */
 function beyond(delta, start, have) {
   if (start === undefined || start === have) return delta;
   if (start > have) throw new Gap(`Text from ${have} to ${start} is missing.`);
@@ -75,14 +82,17 @@ export class Conversation {
   turns = [];
   agent = "";
 
-  /** A message that is on its way to the server. */
+  /** A message that is on its way to the server. @param {string} text @param {string} key */
   send(text, key) {
     const turn = new Turn(text, key);
     this.turns.push(turn);
     return turn;
   }
 
-  /** The server has taken it. Returns the turn that it is: another one if the stream was quicker and could not tell. */
+  /**
+   * The server has taken it. Returns the turn that it is: another one if the stream was quicker and could not tell.
+   * @param {Turn} turn @param {string} id @param {string | null} [run] @returns {Turn}
+   */
   sent(turn, id, run) {
     const known = this.turns.find((each) => each.id === id);
     if (known !== undefined && known !== turn) {
@@ -111,6 +121,7 @@ export class Conversation {
     }
   }
 
+  /** @param {Turn} turn @param {string} run @param {any} row */
   #answer(turn, run, row) {
     if (turn.ended && turn.run === run && turn.live) return; // told by the stream, event by event
     turn.run = run;
@@ -119,11 +130,12 @@ export class Conversation {
       if (part.type === "tool_call") turn.parts.push({ kind: "tool", key, ...wholeCall(part) });
       else turn.parts.push({ kind: part.type === "thinking" ? "thinking" : "text", key, text: part.text, message: row.id });
     }
+    turn.at = row.createdAt ? new Date(row.createdAt) : null;
     turn.error = row.error?.message ?? row.error ?? "";
     turn.state = turn.error || row.status === "failed" ? "failed" : row.status === "cancelled" ? "stopped" : "done";
   }
 
-  /** Apply one event of the stream. Returns the turn that may have changed, or null. */
+  /** Apply one event of the stream. Returns the turn that may have changed, or null. @param {string} name @param {any} data */
   apply(name, data) {
     const handler = EVENTS[name];
     if (handler === undefined || data.type === undefined) return null;
@@ -136,6 +148,7 @@ export class Conversation {
     return turn;
   }
 
+  /** @param {string} id @param {string} text @param {string | null} [run] @returns {Turn} */
   #user(id, text, run) {
     let turn = this.turns.find((each) => each.id === id);
     if (turn === undefined) {
@@ -147,7 +160,7 @@ export class Conversation {
     return turn;
   }
 
-  /** The turn that an event belongs to: by run, else (a run we have not seen begin) the first that waits for one. */
+  /** The turn that an event belongs to: by run, else (a run we have not seen begin) the first that waits for one. @param {any} data */
   #turn(data) {
     const run = data.runId ?? (data.assistantMessageId === undefined ? null : runOf(data.assistantMessageId));
     let turn = run === null ? undefined : this.turns.find((each) => each.run === run);
@@ -158,11 +171,11 @@ export class Conversation {
   }
 }
 
-/** The parts of a history row that has only the fields of the Mix API: their order is not known. */
+/** The parts of a history row that has only the fields of the Mix API: their order is not known. @param {any} row @returns {any[]} */
 function wholeParts(row) {
   return [
     { type: "thinking", text: row.reasoning },
-    ...(row.toolCalls ?? []).map((call) => ({
+    ...(row.toolCalls ?? []).map((/** @type {any} */ call) => ({
       type: "tool_call", id: call.id, name: call.name, arguments: call.input, output: call.result,
       success: call.finished ? !call.isError : undefined,
     })),
@@ -170,13 +183,14 @@ function wholeParts(row) {
   ].filter((part) => part.type === "tool_call" || part.text);
 }
 
+/** @param {any} call @returns {Omit<ToolPart, "kind" | "key">} */
 function wholeCall({ id, name, arguments: input, output = "", success }) {
   const result = typeof output === "string" ? output : JSON.stringify(output);
   return { id, name, input, points: -1, state: success ? "done" : "failed", progress: "", result };
 }
 
 /** @param {"text" | "thinking"} kind */
-const text = (kind) => (turn, data) => {
+const text = (kind) => (/** @type {Turn} */ turn, /** @type {any} */ data) => {
   const message = data.assistantMessageId ?? "";
   const key = data.part === undefined ? `${kind}:${message}` : `part:${data.part}`;
   const have = turn.points[key] ?? 0;
@@ -184,28 +198,33 @@ const text = (kind) => (turn, data) => {
   if (fresh === "") return;
   turn.points[key] = have + codePoints(fresh);
   // A question of the agent may stand in the middle of a part of the wire; on the page the text goes on below it.
+  /** @type {any} */
   let part = turn.parts[turn.parts.length - 1];
   if (part?.of !== key) turn.parts.push((part = { key: `${key}:${have}`, of: key, kind, text: "", message }));
   part.text += fresh;
 };
 
+/** @param {Turn} turn @param {string} id @param {string} [name] @returns {ToolPart} */
 const tool = (turn, id, name) =>
   turn.part(`tool:${id}`, () => ({
     kind: "tool", id, name: name ?? "", input: "", points: 0, state: "calling", progress: "", result: "",
   }));
 
-const ask = (kind) => (turn, data) => turn.part(`ask:${data.id}`, () => ({ kind, id: data.id, data, answer: null }));
+/** @param {"permission" | "notification"} kind */
+const ask = (kind) => (/** @type {Turn} */ turn, /** @type {any} */ data) => turn.part(`ask:${data.id}`, () => ({ kind, id: data.id, data, answer: null }));
 
+/** @param {Turn} turn @param {string} id @param {string} answer */
 const answered = (turn, id, answer) => {
   const part = turn.parts.find((each) => each.key === `ask:${id}`);
-  if (part !== undefined) part.answer ??= answer;
+  if (part !== undefined && "answer" in part) part.answer ??= answer;
 };
 
-/** An ended run answers no questions any more. */
+/** An ended run answers no questions any more. @param {Turn} turn @param {Turn["state"]} state */
 const end = (turn, state) => {
   turn.state = state;
+  turn.at = new Date();
   for (const part of turn.parts) {
-    if (part.answer === null) part.answer = "over";
+    if ("answer" in part && part.answer === null) part.answer = "over";
     if (part.kind === "tool" && (part.state === "calling" || part.state === "running")) part.state = "failed";
   }
 };
@@ -249,9 +268,9 @@ const EVENTS = {
   cancel_requested: (turn) => (turn.state = "stopping"),
   complete: (turn, data) => {
     // Deltas of a finished run may be gone from the log; the last event carries the whole message.
-    const said = turn.parts.filter((part) => part.kind === "text" && part.message === data.messageId);
-    if (data.content && said.map((part) => part.text).join("") !== data.content) {
-      turn.parts = turn.parts.filter((part) => !said.includes(part));
+    const said = turn.parts.filter((/** @type {Part} */ part) => part.kind === "text" && part.message === data.messageId);
+    if (data.content && said.map((/** @type {any} */ part) => part.text).join("") !== data.content) {
+      turn.parts = turn.parts.filter((/** @type {Part} */ part) => !said.includes(part));
       turn.parts.push({ kind: "text", key: `whole:${data.messageId}`, text: data.content, message: data.messageId });
     }
     end(turn, data.finishReason === "cancelled" ? "stopped" : "done");

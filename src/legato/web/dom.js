@@ -1,0 +1,38 @@
+/** Making elements. Text becomes text, never markup; attributes are set, never parsed. */
+
+/** @typedef {Node | string | null | false | undefined} Child */
+
+/**
+ * @param {string} name
+ * @param {Record<string, any>} attributes functions become listeners; false and null are left out
+ * @param {Child[]} children
+ * @returns {any} the element, whose kind the caller knows from `name`
+ */
+export function h(name, attributes = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (typeof value === "function") element.addEventListener(key, value);
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(key, value === true ? "" : String(value));
+  }
+  element.append(.../** @type {(Node | string)[]} */ (children.filter((child) => child !== null && child !== undefined && child !== false && child !== "")));
+  return /** @type {any} */ (element);
+}
+
+/** A drawing of one line, in the text's colour. @param {string} path of a 24 by 24 box */
+export function icon(path) {
+  const names = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(names, "svg");
+  svg.setAttribute("viewBox", "0 0 24 24");
+  svg.setAttribute("aria-hidden", "true");
+  svg.append(document.createElementNS(names, "path"));
+  svg.firstElementChild?.setAttribute("d", path);
+  return svg;
+}
+
+export const ICONS = {
+  send: "M12 19V5M5.5 11.5 12 5l6.5 6.5",
+  stop: "M7 7h10v10H7z",
+  down: "M12 5v14M5.5 12.5 12 19l6.5-6.5",
+  close: "M6 6l12 12M18 6 6 18",
+  help: "M9.2 9.2a2.9 2.9 0 1 1 4.2 2.6c-.9.5-1.4 1.1-1.4 2.2M12 17.6v.1",
+};

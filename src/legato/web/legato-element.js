@@ -1,0 +1,93 @@
+/**
+ * What Legato's elements have in common: the sheet, the words, the server. An element that stands inside another one of
+ * Legato's has no shadow root of its own: a text that is cut into many roots could not be selected in one go.
+ */
+import { Server } from "./server.js";
+import { sheets } from "./sheet.js";
+import { fill, onStrings } from "./strings.js";
+
+/** Where this module came from is a Legato server, unless the element says otherwise. */
+const HOME = new URL("../", import.meta.url);
+
+/** On a server there are no elements, but their modules can be imported. @type {typeof HTMLElement} */
+const Element = globalThis.HTMLElement ?? Object;
+
+export class LegatoElement extends Element {
+  /** @type {Record<string, string>} */ #strings = {};
+  /** @type {Server | null} */ #server = null;
+  #life = new AbortController();
+  /** Headers for each request, for example `authorization`, or a function that makes them, see `request.js`. @type {any} */
+  headers = {};
+
+  /** The Legato element around this one. @returns {LegatoElement | null} */
+  get outer() {
+    const host = /** @type {ShadowRoot} */ (this.getRootNode()).host;
+    return host instanceof LegatoElement ? host : null;
+  }
+
+  /** Where the element's own content goes. @returns {ShadowRoot | HTMLElement} */
+  get inside() {
+    return this.outer === null ? this.ownRoot : this;
+  }
+
+  get ownRoot() {
+    const root = this.shadowRoot ?? this.attachShadow({ mode: "open" });
+    root.adoptedStyleSheets = sheets;
+    return root;
+  }
+
+  /** Address of the server: the attribute `base-url`, else where the elements were loaded from. */
+  get baseUrl() {
+    return this.getAttribute("base-url") ?? "";
+  }
+  set baseUrl(url) {
+    this.setAttribute("base-url", url);
+  }
+
+  /** @returns {Server} */
+  get server() {
+    const base = this.baseUrl === "" ? HOME : new URL(this.baseUrl.replace(/\/*$/, "/"), document.baseURI);
+    const outer = this.baseUrl === "" && this.outer;
+    if (outer) return outer.server;
+    if (this.#server?.baseUrl.href !== base.href) {
+      this.#server = new Server({ baseUrl: base, headers: (why) => (typeof this.headers === "function" ? this.headers(why) : this.headers) });
+    }
+    return this.#server;
+  }
+
+  /** Words of this element's own, see `strings.js`. Those that are not given stay as they are. */
+  get strings() {
+    return this.#strings;
+  }
+  set strings(strings) {
+    this.#strings = { ...strings };
+    if (this.isConnected) this.wordsChanged();
+  }
+
+  /** Its own words, and those of the elements around it. @returns {Record<string, string>} */
+  get words() {
+    return { ...this.outer?.words, ...this.#strings };
+  }
+
+  /** @param {string} name @param {Record<string, string>} [values] */
+  word(name, values) {
+    return fill(name, this.words, values);
+  }
+
+  connectedCallback() {
+    this.#life = new AbortController();
+    onStrings(() => this.wordsChanged(), this.#life.signal);
+  }
+
+  disconnectedCallback() {
+    this.#life.abort();
+  }
+
+  /** Say everything again. */
+  wordsChanged() {}
+
+  /** @param {string} type @param {any} [detail] */
+  tell(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail, bubbles: true, composed: true }));
+  }
+}

@@ -1,0 +1,232 @@
+/**
+ * A text that grows, as Markdown. The server makes HTML of it, beside the stream: blocks that are finished are set once
+ * and stay; the last one is set again a few times a second, and the words that came since are added to it as they are,
+ * up to the first sign that may be a marker. So text comes at once, and never changes its place or its looks.
+ *
+ * This is the only place where HTML is put into the page, and it takes only what the server's sanitizer has passed.
+ */
+import { h } from "./dom.js";
+
+/** Milliseconds. */
+export const PACE = { between: 150, refresh: 1000, patience: 800 };
+const TOGETHER = 100; // texts in a request
+const LONGEST = 150_000; // characters in a request; what is longer stays as it is
+
+/** A character that may be, or may become, a marker of Markdown. */
+const MARKER = /[\n*_`~[\]!<|\\&]/;
+/** In code, only a fence is; */
+const FENCE = /\n[ \t]*[`~]/;
+/** and in code within a quotation or a list, what each line begins with. */
+const LINE = /\n/;
+
+/** @typedef {{line: number, html: string}} Block */
+
+/** Asks the server for HTML. */
+export class Typesetter {
+  /** @type {Map<string, Block[]>} */ #known = new Map();
+  /** @type {{text: string, resolve: (blocks: Block[]) => void, reject: (error: any) => void}[]} */ #queue = [];
+  #server;
+
+  /** @param {import("./server.js").Server} server */
+  constructor(server) {
+    this.#server = server;
+  }
+
+  /** Blocks of a whole text if they are known already. @param {string} text */
+  known(text) {
+    return this.#known.get(text);
+  }
+
+  /** Of a whole text; those of one moment are asked for together. @param {string} text @returns {Promise<Block[]>} */
+  whole(text) {
+    return new Promise((resolve, reject) => {
+      if (this.#queue.length === 0) queueMicrotask(() => void this.#flush());
+      this.#queue.push({ text, resolve, reject });
+    });
+  }
+
+  /** Of a text that grows; not repeated, since the next one will be asked for soon. @param {string} text @returns {Promise<Block[]>} */
+  async growing(text) {
+    const response = await this.#server.once("POST", "web/markdown", { texts: [text], growing: true });
+    if (!response.ok) throw new Error(`Not rendered: ${response.status}.`);
+    return (await response.json()).rendered[0].blocks;
+  }
+
+  async #flush() {
+    const queue = this.#queue.splice(0);
+    while (queue.length > 0) {
+      let size = 0;
+      const end = queue.findIndex(({ text }, at) => (size += text.length) > LONGEST || at === TOGETHER);
+      const some = queue.splice(0, end < 0 ? queue.length : Math.max(end, 1));
+      try {
+        const { rendered } = await this.#server.request("POST", "web/markdown", { texts: some.map(({ text }) => text) });
+        some.forEach(({ text, resolve }, at) => (this.#keep(text, rendered[at].blocks), resolve(rendered[at].blocks)));
+      } catch (error) {
+        some.forEach(({ reject }) => reject(error));
+      }
+    }
+  }
+
+  /** @param {string} text @param {Block[]} blocks */
+  #keep(text, blocks) {
+    this.#known.set(text, blocks);
+    if (this.#known.size > 300) this.#known.delete(/** @type {string} */ (this.#known.keys().next().value));
+  }
+}
+
+const LINE_END = /\r\n|\r|\n/g;
+
+/** Where each line begins. @param {string} text */
+const lineStarts = (text) => [0, ...Array.from(text.matchAll(LINE_END), (end) => end.index + end[0].length)];
+
+/** @param {string} html that the server's sanitizer has passed */
+function fragment(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  return template.content;
+}
+
+export class Prose {
+  #text = "";
+  #ended = false;
+  #begin = 0; // where the unfinished rest begins
+  #set = ""; // of the rest, what the tail shows as HTML
+  #settled = false;
+  #busy = false;
+  #last = 0;
+  #slow = false;
+  /** @type {HTMLElement | null} */ #fresh = null;
+  /** @type {number | undefined} */ #timer;
+  #tail = h("div", { class: "tail" });
+  #plain = h("div", { class: "plain" });
+  #typesetter;
+  #decorate;
+
+  /**
+   * @param {HTMLElement} element
+   * @param {Typesetter} typesetter
+   * @param {(block: DocumentFragment) => void} decorate adds what a page adds to a block
+   */
+  constructor(element, typesetter, decorate = () => {}) {
+    this.element = element;
+    this.#typesetter = typesetter;
+    this.#decorate = decorate;
+    element.append(this.#tail, this.#plain);
+  }
+
+  /** @param {string} text all of it @param {boolean} ended nothing follows */
+  update(text, ended) {
+    if (text === this.#text && ended === this.#ended) return;
+    if (this.#settled || !text.startsWith(this.#text)) this.#restart();
+    this.#text = text;
+    this.#ended = ended;
+    this.#busily(!ended || text !== "");
+    if (text === "") return;
+    const known = ended && this.#begin === 0 && this.#typesetter.known(text);
+    if (known) return this.#settle(known);
+    this.#show();
+    void this.#ask();
+  }
+
+  #restart() {
+    this.element.replaceChildren(this.#tail, this.#plain);
+    this.#tail.replaceChildren();
+    this.#begin = 0;
+    this.#set = "";
+    this.#fresh = null;
+    this.#settled = false;
+  }
+
+  get #rest() {
+    return this.#text.slice(this.#begin);
+  }
+
+  get #marker() {
+    if (!this.#fresh?.closest("pre")) return MARKER;
+    return this.#fresh.closest("blockquote, li") ? LINE : FENCE;
+  }
+
+  /** What came since the last setting: as much of it as cannot be a marker; all, if the server does not answer. */
+  #show() {
+    const more = this.#rest.slice(this.#set.length);
+    const held = this.#fresh === null ? 0 : more.search(this.#marker);
+    const shown = held < 0 ? more : more.slice(0, held);
+    if (this.#fresh !== null && this.#fresh.textContent !== shown) this.#fresh.textContent = shown;
+    this.#plain.textContent = this.#slow ? more.slice(shown.length) : "";
+    return shown.length < more.length;
+  }
+
+  async #ask() {
+    if (this.#busy || this.#settled) return;
+    const rest = this.#rest;
+    if (!this.#ended) {
+      const due = this.#last + (this.#show() ? PACE.between : PACE.refresh) - performance.now();
+      if (rest === this.#set) return;
+      if (due > 0) {
+        clearTimeout(this.#timer);
+        this.#timer = setTimeout(() => void this.#ask(), due);
+        return;
+      }
+    }
+    this.#busy = true;
+    const late = setTimeout(() => this.#despair(), PACE.patience);
+    const ended = this.#ended;
+    const begin = this.#begin;
+    let blocks = null;
+    try {
+      blocks = await (ended ? this.#typesetter.whole(rest) : this.#typesetter.growing(rest));
+      this.#slow = false;
+    } catch {
+      this.#despair();
+    }
+    clearTimeout(late);
+    this.#busy = false;
+    this.#last = performance.now();
+    const stale = this.#settled || begin !== this.#begin || !this.#text.startsWith(rest, begin) || (ended && rest !== this.#rest);
+    if (stale) return void this.#ask(); // the text was replaced meanwhile
+    if (blocks === null && ended) return this.#busily(false); // it stays as it came
+    if (blocks !== null && ended) this.#settle(blocks);
+    else if (blocks !== null) this.#grow(rest, blocks);
+    void this.#ask();
+  }
+
+  #despair() {
+    this.#slow = true;
+    this.#show();
+  }
+
+  /** A growing rest has been set. A block is finished once another one stands on a line of its own, and whole. @param {string} rest @param {Block[]} blocks */
+  #grow(rest, blocks) {
+    const lines = lineStarts(rest);
+    let finished = Math.max(blocks.length - 1, 0);
+    while (finished > 0 && blocks[finished].line >= lines.length - 1) finished -= 1;
+    for (const { html } of blocks.slice(0, finished)) this.#tail.before(this.#made(html));
+    const kept = finished > 0 ? lines[blocks[finished].line] : 0;
+    this.#begin += kept;
+    this.#set = rest.slice(kept);
+    this.#tail.replaceChildren(...blocks.slice(finished).map(({ html }) => this.#made(html)));
+    this.#fresh = this.#tail.querySelector(".fresh");
+    this.#show();
+  }
+
+  /** @param {Block[]} blocks */
+  #settle(blocks) {
+    for (const { html } of blocks) this.#tail.before(this.#made(html));
+    this.#settled = true;
+    this.#tail.replaceChildren();
+    this.#plain.textContent = "";
+    this.#busily(false);
+  }
+
+  /** @param {boolean} busy */
+  #busily(busy) {
+    this.element.setAttribute("aria-busy", String(busy));
+  }
+
+  /** @param {string} html */
+  #made(html) {
+    const block = fragment(html);
+    this.#decorate(block);
+    return block;
+  }
+}

@@ -1,0 +1,106 @@
+/** Requests to the server that are repeated until it has answered, and the memory of what it has not confirmed yet. */
+import { LegatoCore } from "./core.js";
+import { Refused, refusal, retryAfter, worthRetrying } from "./errors.js";
+import { send } from "./request.js";
+import { backoff } from "./resume.js";
+
+const PATIENCE = 6; // repetitions after answers that say "later"; there is no limit while the network is away
+const LONGEST = 60_000; // milliseconds that one attempt may take
+
+export class Server extends LegatoCore {
+  /** @type {Set<() => void>} Sleeping retries; a stream that is open again wakes them. */ #waking = new Set();
+
+  /** @param {ConstructorParameters<typeof LegatoCore>[0]} options */
+  constructor(options) {
+    super(options);
+    addEventListener("online", () => this.wake());
+  }
+
+  /**
+   * Only for what may be repeated: reads, deletes, answers to questions (the first one counts), and sends, which carry
+   * an Idempotency-Key.
+   * @param {string} method @param {string} path @param {any} [body] @param {string} [key]
+   */
+  async request(method, path, body, key) {
+    for (let attempt = 0; ; attempt += 1) {
+      let wait = null;
+      try {
+        const response = await this.once(method, path, body, key);
+        if (response.ok) return response.status === 204 ? null : await response.json();
+        if (!worthRetrying(response.status) || attempt > PATIENCE) throw await refusal(response);
+        wait = retryAfter(response);
+      } catch (error) {
+        if (error instanceof Refused) throw error; // anything else is the network: the answer may yet come
+      }
+      await this.#sleep(wait ?? backoff(attempt, null));
+    }
+  }
+
+  /** @param {string} method @param {string} path @param {any} [body] @param {string} [key] */
+  once(method, path, body, key) {
+    /** @type {Record<string, string>} */
+    const headers = { accept: "application/json" };
+    if (body !== undefined) headers["content-type"] = "application/json";
+    if (key !== undefined) headers["idempotency-key"] = key;
+    const sent = body === undefined ? null : JSON.stringify(body);
+    return send(this.url(path), { method, headers, body: sent, signal: AbortSignal.timeout(LONGEST) }, this);
+  }
+
+  /** The network is back. */
+  wake() {
+    for (const each of this.#waking) each();
+    this.#waking.clear();
+  }
+
+  /** @param {number} wait */
+  #sleep(wait) {
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => resolve(undefined), wait);
+      this.#waking.add(() => (clearTimeout(timer), resolve(undefined)));
+    });
+  }
+}
+
+/** What this tab remembers, for each server: drafts, and messages that the server has not confirmed. */
+export class Memory {
+  #prefix;
+
+  /** @param {URL} base */
+  constructor(base) {
+    this.#prefix = base.href === new URL("./", document.baseURI).href ? "legato." : `legato.${base.href}.`;
+  }
+
+  /** @param {string} key @param {any} otherwise */
+  get(key, otherwise) {
+    try {
+      return JSON.parse(sessionStorage.getItem(this.#prefix + key) ?? "null") ?? otherwise;
+    } catch {
+      return otherwise; // storage that is forbidden, or was written by somebody else
+    }
+  }
+
+  /** @param {string} key @param {any} value */
+  set(key, value) {
+    try {
+      if (value) sessionStorage.setItem(this.#prefix + key, JSON.stringify(value));
+      else sessionStorage.removeItem(this.#prefix + key);
+    } catch {
+      // Storage is forbidden or full: then a reload forgets.
+    }
+  }
+
+  /** The messages on their way, so that a reload repeats them under the same key. @returns {any[]} */
+  get outbox() {
+    return this.get("outbox", []);
+  }
+
+  /** @param {any} item */
+  add(item) {
+    this.set("outbox", [...this.outbox, item]);
+  }
+
+  /** @param {string} key */
+  drop(key) {
+    this.set("outbox", this.outbox.filter((item) => item.key !== key));
+  }
+}

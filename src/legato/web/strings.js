@@ -1,0 +1,83 @@
+/**
+ * Every word that the elements show or speak. Replace any of them for all elements with `setStrings`, or for one by its
+ * `strings` property. `{name}` stands for a value.
+ */
+
+/** @type {Record<string, string>} */
+const STRINGS = {
+  conversation: "Conversation",
+  welcome: "What would you like to know?",
+  message: "Message",
+  placeholder: "Write a message",
+  send: "Send",
+  stop: "Stop",
+  stopping: "Stopping…",
+  turn: "Message and answer",
+  sending: "Sending…",
+  waiting: "Waiting for its turn…",
+  generating: "Generating the answer.",
+  typing: "The agent is typing.",
+  complete: "The answer is complete.",
+  wasStopped: "The answer was stopped.",
+  stopped: "Stopped.",
+  failed: "The answer ended early.",
+  failedUnknown: "The agent failed.",
+  retry: "Retry",
+  regenerate: "Regenerate",
+  copyAnswer: "Copy answer",
+  copyCode: "Copy code",
+  copied: "Copied",
+  notCopied: "Could not copy",
+  earlier: "Earlier messages",
+  latest: "Jump to latest",
+  reconnecting: "Reconnecting…",
+  tryNow: "Try now",
+  gone: "This chat does not exist any more.",
+  deleted: "This chat has been deleted.",
+  notSent: "Not sent: {reason}",
+  thinking: "Thinking",
+  tool: "Tool",
+  calling: "preparing…",
+  running: "running…",
+  done: "done",
+  toolFailed: "failed",
+  input: "Input",
+  result: "Result",
+  details: "Details",
+  permission: "Permission",
+  notification: "Notification",
+  mayUse: "May the agent use {tool}?",
+  allow: "Allow",
+  deny: "Deny",
+  allowed: "✓ Allowed.",
+  denied: "✗ Denied.",
+  over: "No longer open.",
+  answered: "✓ Answered.",
+  answeredWith: "Answered: {answer}",
+  yourAnswer: "Your answer",
+  answer: "Answer",
+  ok: "OK",
+  open: "Open the chat",
+  openRunning: "Open the chat: an answer is being given",
+  openUnread: "Open the chat: there is a new answer",
+  close: "Close the chat",
+  title: "Chat",
+  newChat: "New chat",
+  unknownAgent: "There is nobody called “{name}” here.",
+  unreachable: "The chat cannot be reached at the moment.",
+};
+
+const changes = new EventTarget();
+
+/** Replace strings for all elements, also those on the page already. @param {Record<string, string>} strings */
+export function setStrings(strings) {
+  Object.assign(STRINGS, strings);
+  changes.dispatchEvent(new Event("change"));
+}
+
+/** @param {() => void} changed @param {AbortSignal} signal */
+export const onStrings = (changed, signal) => changes.addEventListener("change", changed, { signal });
+
+/** @param {string} name @param {Record<string, string>} own @param {Record<string, string>} values */
+export const fill = (name, own, values = {}) =>
+  (own[name] ?? STRINGS[name] ?? name).replace(/\{(\w+)\}/g, (whole, key) => values[key] ?? whole);

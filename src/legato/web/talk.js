@@ -1,0 +1,226 @@
+/**
+ * One conversation that is open: its stream, its history, and the messages on their way. It knows no document. It keeps
+ * nothing that matters: a conversation is a fold of the server's log, so a reload, a second tab and a lost connection
+ * all end in the same picture.
+ *
+ * How nothing is lost or doubled between history and stream: the stream is opened first. Its first frame says where this
+ * reader stands (the start of the turn that is running, else the end of the log); only then is the history fetched,
+ * and the stream is not read on until it is here. So the history covers at least everything before the stream's place,
+ * the stream brings everything after it, and what both have (a turn that ended in between) is the same turn by its run
+ * and its message ids: `Conversation` takes nothing twice.
+ */
+import { at, draw } from "./core.js";
+import { SharedStream } from "./shared.js";
+import { Conversation, Gap } from "./turn.js";
+
+/**
+ * @typedef {import("./turn.js").Turn} Turn
+ * @typedef {object} Listener
+ * @property {(turn: Turn) => void} turn it has changed
+ * @property {() => void} reset everything may have changed
+ * @property {(state: import("./resume.js").State) => void} connection
+ * @property {(word: string, values?: Record<string, string>) => void} problem a word of `strings.js`
+ * @property {(data: any) => void} asked the agent has put a question
+ * @property {(turn: Turn) => void} ended while it was watched
+ * @property {(exists: boolean) => void} unsent a message was not taken, and is a draft again; does the session exist?
+ * @property {() => void} changed a session was begun or deleted
+ */
+
+export class Talk {
+  conversation = new Conversation();
+  /** Whether the history is here. */
+  loaded = false;
+  /** @type {SharedStream | null} */ #stream = null;
+  #closed = false;
+  #server;
+  #memory;
+  #on;
+
+  /**
+   * @param {string} session
+   * @param {{server: import("./server.js").Server, memory: import("./server.js").Memory, agent: string | null}} where
+   * @param {Listener} on
+   */
+  constructor(session, { server, memory, agent }, on) {
+    this.session = session;
+    this.agent = agent;
+    this.#server = server;
+    this.#memory = memory;
+    this.#on = on;
+  }
+
+  /** Send what was not confirmed, and follow the stream. */
+  async open() {
+    const left = this.#memory.outbox.filter((item) => item.session === this.session);
+    const deliveries = left.map((item) => this.#deliver(item));
+    // There is no stream of a session that does not exist yet.
+    const creating = left.findIndex((item) => item.create);
+    if (creating < 0 || (await Promise.race([this.#born.promise, deliveries[creating]]))) this.#follow();
+  }
+
+  /** Leave. Runs go on, and messages on their way arrive. */
+  close() {
+    this.#closed = true;
+    this.#stream?.close();
+  }
+
+  /** Do not wait for the next attempt to connect. */
+  reconnect() {
+    this.#stream?.reconnect();
+  }
+
+  /** @param {string} text @param {boolean} create with it begins the session */
+  send(text, create = false) {
+    const item = { key: draw(), session: this.session, text, create, agent: this.agent };
+    this.#memory.add(item);
+    this.#exists = !create;
+    if (!create) void this.#deliver(item);
+  }
+
+  /** Ask the run that is going on to stop. */
+  async stop() {
+    const turn = this.running;
+    if (turn === undefined || turn.state === "stopping") return;
+    turn.state = "stopping";
+    this.#on.turn(turn);
+    await this.#try(() => this.#server.request("POST", `${this.#path}/cancel`, { runId: turn.run ?? undefined }));
+  }
+
+  /** Have the last message answered anew. The run that was seen goes along, so asking twice begins one. @param {Turn} turn */
+  async again(turn) {
+    const path = at`api/sessions/${this.session}/messages/${turn.id ?? ""}/retry`;
+    await this.#try(() => this.#server.request("POST", path, { runId: turn.run ?? undefined }));
+  }
+
+  /** The turn that is being answered. */
+  get running() {
+    return this.conversation.turns.find((turn) => turn.state === "running" || turn.state === "stopping");
+  }
+
+  get #path() {
+    return at`api/sessions/${this.session}`;
+  }
+
+  #follow() {
+    if (this.#closed) return;
+    this.#stream?.close();
+    const { fetch, headers } = this.#server;
+    /** @type {SharedStream} */
+    const stream = new SharedStream(this.#server.url("stream", { sessionId: this.session, client: "legato" }), {
+      event: (name, data) => (stream === this.#stream ? this.#heard(name, data) : undefined),
+      state: (state) => {
+        if (stream !== this.#stream || this.#closed) return;
+        if (state === "open") this.#server.wake();
+        this.#on.connection(state);
+      },
+      refused: (/** @type {any} */ error) => stream === this.#stream && this.#on.problem(error.status !== 404 ? error.message : this.loaded ? "deleted" : "gone"),
+    }, { fetch, headers });
+    this.#stream = stream;
+    this.loaded = false;
+    void stream.follow();
+  }
+
+  /** One event of the stream. What it throws ends the connection, and the event comes again. @param {string} name @param {any} data */
+  async #heard(name, data) {
+    if (this.#closed) return;
+    if (name === "connected") {
+      if (!this.loaded || data.cursor === "reset") await this.#load();
+    } else if (name === "session_deleted") {
+      this.close();
+      this.#on.problem("deleted");
+      this.#on.changed();
+    } else if (name === "session_rewound") {
+      this.#follow(); // an answer was taken back: the history says what is left
+    } else {
+      this.#apply(name, data);
+    }
+  }
+
+  async #load() {
+    const stream = this.#stream;
+    const rows = await this.#server.request("GET", `${this.#path}/messages?client=legato`);
+    if (this.#closed || stream !== this.#stream) return;
+    const next = new Conversation();
+    next.load(rows);
+    const before = this.conversation.turns;
+    // What has ended and is the same stays the same, down to what the reader has opened in it.
+    next.turns = next.turns.map((turn) => before.find((old) => old.ended && old.id === turn.id && old.run === turn.run && turn.ended) ?? turn);
+    next.turns.push(...before.filter((turn) => turn.id === null)); // on their way; they do not know their ids yet
+    next.agent ||= this.conversation.agent;
+    this.conversation = next;
+    this.loaded = true;
+    this.#on.reset();
+  }
+
+  /** @param {string} name @param {any} data */
+  #apply(name, data) {
+    try {
+      const turn = this.conversation.apply(name, data);
+      if (turn !== null) this.#on.turn(turn);
+      if (turn?.ended && (name === "complete" || name === "error")) this.#on.ended(turn);
+      if (name === "permission" || name === "notification") this.#on.asked(data);
+    } catch (error) {
+      if (!(error instanceof Gap)) throw error;
+      this.#follow(); // never seen; but a page that might have a hole in it loads everything again
+    }
+  }
+
+  #exists = true; // false from the first message of a new session until the server has begun it
+  #born = resolvers();
+
+  /** Bring one message to the server, however long it takes. Whether it arrived. @param {any} item */
+  async #deliver(item) {
+    this.#on.turn(this.conversation.send(item.text, item.key));
+    try {
+      if (item.create) await this.#create(item);
+      const answer = await this.#server.request("POST", `${this.#path}/messages`, { text: item.text }, item.key);
+      this.#memory.drop(item.key);
+      const { turns } = this.conversation;
+      const turn = turns.find((each) => each.key === item.key);
+      if (turn === undefined) return true;
+      const kept = this.conversation.sent(turn, answer.messageId, answer.runId);
+      if (!turns.includes(turn)) this.#on.reset();
+      this.#on.turn(kept);
+      return true;
+    } catch (/** @type {any} */ error) {
+      this.#memory.drop(item.key);
+      const draft = `draft.${item.create && !this.#exists ? "" : item.session}`;
+      this.#memory.set(draft, [item.text, this.#memory.get(draft, "")].filter(Boolean).join("\n\n")); // nothing typed is lost
+      this.conversation.turns = this.conversation.turns.filter((each) => each.key !== item.key);
+      if (this.#closed) return false;
+      this.#on.reset();
+      this.#on.unsent(this.#exists);
+      this.#on.problem("notSent", { reason: error.message });
+      return false;
+    }
+  }
+
+  /** @param {any} item */
+  async #create({ session, text, agent }) {
+    const body = { id: session, title: text.trim().slice(0, 80), ...(agent && { agent }) };
+    try {
+      await this.#server.request("POST", "api/sessions", body);
+    } catch (/** @type {any} */ error) {
+      if (error.status !== 409) throw error; // it exists: an earlier attempt got through
+    }
+    this.#exists = true;
+    this.#born.resolve(true);
+    this.#on.changed();
+  }
+
+  /** @param {() => Promise<any>} request */
+  async #try(request) {
+    try {
+      await request();
+    } catch (/** @type {any} */ error) {
+      this.#on.problem(error.message);
+    }
+  }
+}
+
+/** `Promise.withResolvers`, which browsers before 2024 do not have. */
+function resolvers() {
+  /** @type {(value: boolean) => void} */ let resolve = () => {};
+  const promise = new Promise((each) => (resolve = each));
+  return { promise, resolve };
+}
