@@ -144,7 +144,7 @@ def test_the_package_is_whole_and_small(installed: Path) -> None:
     files = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
 
     assert {"LICENSE", "README.md", "client.js", "types/client.d.ts", "types/tail.d.ts"} <= files
-    assert not {"chat.js", "index.html", "tsconfig.json"} & files
+    assert not {"page.js", "sessions.js", "index.html", "tsconfig.json"} & files
     assert "dependencies" not in manifest()
     assert manifest()["version"] == __version__
 

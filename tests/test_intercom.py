@@ -1,0 +1,149 @@
+"""The floating chat in a real browser, on a page of another origin: the example, as it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from browser import Server
+from node_packages import package
+from pages import AXE
+
+pytest_plugins = ["page_fixtures"]
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[str]:
+    """The examples on an origin of their own, as the command in the example has it."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(EXAMPLES))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def shop(browser: Browser, server: Server) -> Iterator[Page]:
+    """The example's page, just as it stands; its server's well-known port leads to ours."""
+    errors: list[str] = []
+    with elsewhere() as url, browser.new_context(base_url=url, viewport={"width": 900, "height": 720}) as context:
+        context.set_default_timeout(20_000)
+        context.on("weberror", lambda error: errors.append(str(error.error)))
+
+        def lead(route: Route) -> None:
+            route.continue_(url=route.request.url.replace("http://127.0.0.1:8088", server.url))
+
+        context.route("http://127.0.0.1:8088/**", lead)
+        page = context.new_page()
+        page.goto("/intercom.html")
+        yield page
+        assert errors == []
+
+
+def intercom_end(page: Page) -> None:
+    expect(page.locator("legato-intercom .turn").last.get_by_role("button", name="Copy answer")).to_be_visible()
+
+
+def test_intercom_on_another_origin(shop: Page, shoot: Callable[[Page, str], None]) -> None:
+    """The button opens a dialog that has the focus; an answer comes; Escape closes it, and the focus goes back."""
+    launcher = shop.locator("#launcher")
+    expect(launcher).to_have_attribute("aria-label", "Open the chat")
+    shoot(shop, "intercom-closed")
+    launcher.click()
+    expect(shop.get_by_role("dialog", name="guide")).to_be_visible()
+    expect(launcher).to_have_attribute("aria-expanded", "true")
+    expect(shop.locator("#message")).to_be_focused()
+    shop.keyboard.type("How is tea made?")
+    shop.keyboard.press("Enter")
+    expect(shop.locator(".prose strong", has_text="Tea").last).to_be_visible()
+    intercom_end(shop)
+    shoot(shop, "intercom")
+
+    shop.keyboard.press("Escape")
+
+    expect(shop.get_by_role("dialog")).to_be_hidden()
+    expect(launcher).to_be_focused()
+    expect(launcher).to_have_attribute("aria-expanded", "false")
+    shop.reload()
+    launcher.click()
+    expect(shop.locator(".question")).to_have_text("How is tea made?")
+    expect(shop.locator(".prose strong", has_text="Tea").last).to_be_visible()
+
+
+def test_intercom_says_what_happened_meanwhile(shop: Page) -> None:
+    """Closed, its button says that an answer is being given, also on the next page, and then that there is one."""
+    launcher = shop.locator("#launcher")
+    launcher.click()
+    shop.locator("#message").fill("/long 400")
+    shop.locator("#message").press("Enter")
+    expect(shop.locator(".prose")).to_contain_text("note-5")
+    shop.keyboard.press("Escape")
+    expect(launcher).to_have_attribute("aria-label", re.compile("an answer is being given"))
+    shop.reload()
+    expect(launcher).to_have_attribute("aria-label", re.compile("an answer is being given"))
+
+    expect(launcher).to_have_attribute("aria-label", re.compile("there is a new answer"))
+
+    launcher.click()
+    expect(shop.locator(".prose")).to_contain_text("note-400")
+    shop.keyboard.press("Escape")
+    expect(launcher).to_have_attribute("aria-label", "Open the chat")
+
+
+def test_intercom_of_nobody(shop: Page) -> None:
+    """A name that no agent has is an error in the dialog, which can still be closed."""
+    shop.locator("legato-intercom").evaluate("each => (each.username = 'nobody')")
+    shop.locator("#launcher").click()
+
+    expect(shop.get_by_role("alert").filter(has_text="nobody")).to_have_text("There is nobody called “nobody” here.")
+    expect(shop.locator("#message")).to_be_hidden()
+    shop.keyboard.press("Escape")
+    expect(shop.get_by_role("dialog")).to_be_hidden()
+
+
+def test_intercom_begins_anew(shop: Page) -> None:
+    """A visitor can leave the old conversation behind."""
+    shop.locator("#launcher").click()
+    shop.locator("#message").fill("/long 10")
+    shop.locator("#message").press("Enter")
+    intercom_end(shop)
+
+    shop.get_by_role("button", name="New chat").click()
+
+    expect(shop.locator(".turn")).to_have_count(0)
+    shop.reload()
+    shop.locator("#launcher").click()
+    expect(shop.locator("#message")).to_be_focused()
+    expect(shop.locator(".turn")).to_have_count(0)
+
+
+def test_intercom_fills_a_phone(shop: Page, shoot: Callable[[Page, str], None]) -> None:
+    """On a narrow screen the dialog is the screen, and axe-core has no complaint, open or closed."""
+    axe = (package(AXE) / "node_modules" / "axe-core" / "axe.min.js").read_text()
+    shop.set_viewport_size({"width": 320, "height": 640})
+    shop.add_script_tag(content=axe)
+    for _ in range(2):
+        found = shop.evaluate("() => axe.run('legato-intercom', {resultTypes: ['violations']})")["violations"]
+        assert [(each["id"], [node["html"] for node in each["nodes"]][:3]) for each in found] == []
+        if not shop.get_by_role("dialog").is_visible():
+            shop.locator("#launcher").click()
+            expect(shop.locator("#message")).to_be_focused()
+            shop.wait_for_timeout(300)
+    assert {"x": 0, "y": 0, "width": 320, "height": 640} == shop.locator("#panel").bounding_box()
+    shoot(shop, "intercom-320")
+    shop.get_by_role("button", name="Close the chat").first.click()
+    expect(shop.get_by_role("dialog")).to_be_hidden()
