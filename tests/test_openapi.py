@@ -20,6 +20,7 @@ from legato.dialect.responses_schema import RESPONSE_EVENTS
 from legato.server import openapi
 from legato.server.app import Legato
 from legato.server.deva import DevaRoutes
+from legato.server.inspect import InspectRoutes
 from legato.server.mix import MixRoutes
 from legato.server.responses import ResponsesRoutes
 from live_server import serving
@@ -52,6 +53,7 @@ NOTHING: Any = None
 OPERATIONS = [
     *MixRoutes(NOTHING, NOTHING, mix.LEGATO).operations(),
     *DevaRoutes(NOTHING, NOTHING).operations(),
+    *InspectRoutes(NOTHING, NOTHING, NOTHING).operations(),
     *ResponsesRoutes(NOTHING, NOTHING, NOTHING, heartbeat=15.0, max_body=1_000_000).operations(),
 ]
 generated = schemathesis.openapi.from_dict(openapi.document(OPERATIONS))
@@ -73,7 +75,11 @@ def test_an_operation_answers_as_documented(case: Any, url: str) -> None:
     case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
 
 
-@generated.exclude(operation_id="streamEvents").include(path_regex=r"^/(api/sessions|stream)/\{id\}").parametrize()
+@(
+    generated.exclude(operation_id="streamEvents")
+    .include(path_regex=r"^/(api(/inspect)?/sessions|stream)/\{id\}")
+    .parametrize()
+)
 @BOUNDED
 def test_an_operation_on_a_session_answers_as_documented(case: Any, url: str, client: httpx2.Client) -> None:
     """The same with a session that exists, so that what stands behind the first look is reached too."""

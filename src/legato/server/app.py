@@ -39,6 +39,7 @@ from ..store import open_store
 from ..tool import Tool
 from . import markdown
 from .deva import DevaRoutes, DevaStream
+from .inspect import InspectRoutes
 from .mix import MixRoutes
 from .openapi import document
 from .operation import Answer, Operation, Request, error_answer, path_within, respond, respond_error
@@ -78,7 +79,7 @@ class Legato:
         max_streams, max_streams_per_session: bounds of open streams.
         max_body: bytes of a request's body.
         grace: seconds that runs have to finish when the application is shut down.
-        page: whether to serve the chat page at ``/`` and the API's pages.
+        page: whether to serve the chat page at ``/``, the inspector with its API, and the API's pages.
     """
 
     def __init__(
@@ -210,8 +211,13 @@ class Legato:
         await store.open()
         self._store = store
         self._runner = Runner(store, self.agents, limits=self._limits)
-        mix_routes, deva_routes = MixRoutes(store, self._runner, self._default), DevaRoutes(store, self._runner)
-        self._app = self._build([*mix_routes.operations(), *deva_routes.operations()])
+        operations = [
+            *MixRoutes(store, self._runner, self._default).operations(),
+            *DevaRoutes(store, self._runner).operations(),
+        ]
+        if self._page:
+            operations += InspectRoutes(store, self._runner, self.streams).operations()
+        self._app = self._build(operations)
         await self._runner.start()
         self._listen_for_shutdown()
 
@@ -355,6 +361,7 @@ class Legato:
         return [
             Route("/", page("index.html")),
             Route("/docs", page("docs.html")),
+            Route("/inspect", page("inspect.html")),
             Route("/openapi.json", openapi),
             Route("/web/markdown", rendering, methods=["POST"]),
             Mount("/web", StaticFiles(directory=WEB)),
@@ -397,6 +404,7 @@ class Legato:
             encode=lambda event: mix.encode(event, session, profile),
             heartbeat=mix.heartbeat,
             interval=self._heartbeat,
+            dialect=f"mix/{profile.name}",
         )
         # A delay of its own for each reader, so that after a restart they do not all come back at once.
         retry = random.randint(1000, 3000)  # noqa: S311

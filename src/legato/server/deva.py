@@ -258,6 +258,7 @@ class DevaStream:
             heartbeat=deva.heartbeat,
             interval=self._heartbeat,
             over=lambda event: encoder.over,
+            dialect="deva",
         )
         return pump, encoder, place.exact
 

@@ -133,6 +133,7 @@ class ResponsesRoutes:
             heartbeat=encoder.heartbeat,
             interval=self._heartbeat,
             over=lambda event: encoder.over,
+            dialect="responses" if isinstance(encoder, ResponseEncoder) else "chat",
         )
         await self._streams.run(pump, b"", [], receive, unless_cut(send, lambda: encoder.over))
 

@@ -11,6 +11,7 @@ the log when the last write has gone out. No server raises from ``send`` after a
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -44,10 +45,11 @@ class Streams:
     """
 
     def __init__(self, *, total: int = 10_000, per_session: int = 2_000) -> None:
-        self._total = total
-        self._per_session = per_session
+        self.total = total
+        self.per_session = per_session
         self._pumps: set[Pump] = set()
         self._sessions: dict[str, int] = {}
+        self._numbers = itertools.count(1)
         self._sweeper: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
         self._empty.set()
@@ -56,17 +58,27 @@ class Streams:
     def __len__(self) -> int:
         return len(self._pumps)
 
+    def readers(self, session: str | None = None) -> list[Pump]:
+        """The open streams, of one session or of all."""
+        return [pump for pump in self._pumps if session in (None, pump.session)]
+
+    def count(self, session: str) -> int:
+        """How many streams of ``session`` are open."""
+        return self._sessions.get(session, 0)
+
     def admit(self, session: str) -> None:
         """Raise ``TooMany`` if another stream of ``session`` would pass a bound."""
-        if len(self._pumps) >= self._total:
-            raise TooMany(f"This server has {self._total} open streams and takes no more.", limit=self._total)
-        if self._sessions.get(session, 0) >= self._per_session:
+        if len(self._pumps) >= self.total:
+            raise TooMany(f"This server has {self.total} open streams and takes no more.", limit=self.total)
+        if self._sessions.get(session, 0) >= self.per_session:
             raise TooMany(
-                f"This session has {self._per_session} open streams and takes no more.", limit=self._per_session
+                f"This session has {self.per_session} open streams and takes no more.", limit=self.per_session
             )
 
     def add(self, pump: Pump) -> None:
         """Count ``pump`` in."""
+        pump.number = next(self._numbers)
+        pump.opened_at = time.time()
         self._pumps.add(pump)
         self._empty.clear()
         self._sessions[pump.session] = self._sessions.get(pump.session, 0) + 1
@@ -152,6 +164,14 @@ class Pump:
         heartbeat: the bytes for a silence, given the reader's cursor.
         interval: seconds of silence before a heartbeat.
         over: whether nothing can follow an event that has been encoded; asked of the last one read.
+        dialect: what it is called in the inspector.
+
+    Attributes:
+        number: which stream of the application this is, from 1; 0 until it is counted in.
+        opened_at: when it was counted in, seconds since the epoch.
+        cursor: the offset up to which everything has been handed to the server's transport. What the reader has of it
+            only the reader knows: the transport and the kernel hold some 50 KB at most.
+        bytes: of body handed over.
     """
 
     def __init__(
@@ -164,8 +184,14 @@ class Pump:
         heartbeat: Callable[[int], bytes],
         interval: float,
         over: Callable[[Event], bool] = _is_deletion,
+        dialect: str = "",
     ) -> None:
         self.session = session
+        self.dialect = dialect
+        self.number = 0
+        self.opened_at = 0.0
+        self.cursor = after
+        self.bytes = 0
         self._over = over
         self._encode = encode
         self._heartbeat = heartbeat
@@ -175,9 +201,14 @@ class Pump:
         self._task: asyncio.Task[Any] | None = None
         self._aborted = False
 
+    @property
+    def waiting(self) -> float:
+        """Seconds since which a write has not gone out; 0 when there is none."""
+        return time.monotonic() - self._sending_since if self._sending_since else 0.0
+
     def stalled(self, seconds: float) -> bool:
         """Whether a write has been waiting for longer than ``seconds``."""
-        return bool(self._sending_since) and time.monotonic() - self._sending_since > seconds
+        return self.waiting > seconds
 
     def end(self) -> None:
         """Finish after what is in the log now."""
@@ -226,8 +257,10 @@ class Pump:
                         if size >= WRITE_BYTES:
                             await self._send(send, b"".join(chunk))
                             chunk, size = [], 0
+                            self.cursor = event.offset
                 if chunk:
                     await self._send(send, b"".join(chunk))
+                self.cursor = subscription.after
                 if self._over(events[-1]):
                     return
                 # What has no name in the reader's dialect is silence to it, and to the proxies on the way.
@@ -243,6 +276,7 @@ class Pump:
         await send({"type": "http.response.body", "body": body, "more_body": more})
         self._sending_since = 0.0
         self._sent_at = time.monotonic()
+        self.bytes += len(body)
 
     async def _watch(self, receive: Any) -> None:
         while (await receive())["type"] != "http.disconnect":

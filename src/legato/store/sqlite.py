@@ -254,6 +254,16 @@ class SQLiteStore:
         """See ``Leaser.open_runs``."""
         return await self._ask(read_open_runs)
 
+    def facts(self) -> dict[str, str | int]:
+        """What an operator may want to know: the durability, and what the tail cache holds (sessions, bytes)."""
+        self._check_open()
+        return {
+            "kind": "sqlite",
+            "durability": self._durability,
+            "tail_sessions": len(self._tail),
+            "tail_bytes": self._tail.bytes,
+        }
+
     async def _ask(self, query: Callable[[apsw.Connection], T]) -> T:
         """What ``query`` finds on the disk, once everything that it may have found is visible to all readers."""
         writer = self._check_open()
