@@ -1,6 +1,6 @@
 /** Making elements. Text becomes text, never markup; attributes are set, never parsed. */
 
-/** @typedef {Node | string | null | false | undefined} Child */
+/** @typedef {Node | string | number | null | false | undefined} Child */
 
 /**
  * @param {string} name
@@ -16,6 +16,11 @@ export function h(name, attributes = {}, ...children) {
   }
   element.append(.../** @type {(Node | string)[]} */ (children.filter((child) => child !== null && child !== undefined && child !== false && child !== "")));
   return /** @type {any} */ (element);
+}
+
+/** Set text only where it changes: writing the same again would still cost a layout. @param {Element} element @param {string} text */
+export function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 /** A drawing of one line, in the text's colour. @param {string} path of a 24 by 24 box */

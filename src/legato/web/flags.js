@@ -1,5 +1,5 @@
 /** The readers in the picture: a flag for each where its cursor is, with who it is and how far behind. */
-import { h, write } from "./element.js";
+import { h, write } from "./dom.js";
 import { duration, named, number } from "./figures.js";
 import { stateOf } from "./troubles.js";
 

@@ -2,7 +2,7 @@
  * The inspector: what the server does now, one session's log in time, and the same events on each dialect's wire. It
  * only looks: it opens no stream, so that it is no reader of what it shows, and asks nothing while nobody sees it.
  */
-import { h, write } from "./element.js";
+import { h, write } from "./dom.js";
 import { count, duration, named, number, size } from "./figures.js";
 import { Outline, TOKEN, kindOf } from "./outline.js";
 import { Poll } from "./poll.js";

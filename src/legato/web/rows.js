@@ -3,7 +3,7 @@
  * the rows in sight are in the page, and only their events are read, a page at a time; so the length of the log does
  * not matter. All rows have one height, but for the chosen one, which shows everything.
  */
-import { h } from "./element.js";
+import { h } from "./dom.js";
 import { number } from "./figures.js";
 import { kindOf } from "./outline.js";
 import { refusal } from "./resume.js";
@@ -55,8 +55,8 @@ export class Rows {
     root.append(this.#grid);
     root.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     new ResizeObserver(() => this.#touch()).observe(root);
-    this.#grid.addEventListener("keydown", (event) => this.#key(event));
-    this.#body.addEventListener("click", (event) => {
+    this.#grid.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => this.#key(event));
+    this.#body.addEventListener("click", (/** @type {MouseEvent} */ event) => {
       const row = /** @type {HTMLElement} */ (event.target).closest("[data-offset]");
       // Whoever marks text wants to copy it.
       if (row === null || !(getSelection()?.isCollapsed ?? true) || /** @type {HTMLElement} */ (event.target).closest("pre, button")) return;
@@ -200,9 +200,9 @@ export class Rows {
 
   /** @param {number} offset @param {number} high @param {number} first */
   #show(offset, high, first) {
-    let element = this.#shown.get(offset);
+    let element = /** @type {HTMLElement} */ (this.#shown.get(offset));
     if (element === undefined) {
-      element = h("div", { role: "row", id: `event-${offset}`, "data-offset": String(offset), "aria-rowindex": String(offset + 1) });
+      element = /** @type {HTMLElement} */ (h("div", { role: "row", id: `event-${offset}`, "data-offset": String(offset), "aria-rowindex": String(offset + 1) }));
       this.#shown.set(offset, element);
       // In the order of the log, for those who do not see where it is put.
       const after = [...this.#shown.keys()].filter((each) => each > offset).sort((one, other) => one - other)[0];

@@ -5,7 +5,7 @@
  *
  * It is a slider over events: the arrow keys go from one to the next, a click takes the nearest.
  */
-import { h } from "./element.js";
+import { h } from "./dom.js";
 import { duration, number } from "./figures.js";
 import { Flags } from "./flags.js";
 import { KINDS, TOKEN, kindOf } from "./outline.js";
