@@ -8,6 +8,9 @@ import datetime
 import enum
 import functools
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -163,7 +166,7 @@ class _Unwritable:
     pass
 
 
-def _raises(error: Exception) -> Any:
+def _raises(error: BaseException) -> Any:
     def fail() -> None:
         raise error
 
@@ -176,9 +179,12 @@ def _raises(error: Exception) -> Any:
         (_raises(ToolError("No such city.")), "No such city."),
         (_raises(AgentError("Closed.")), "f failed. Closed."),
         (_raises(ValueError("secret")), "f failed. The server's log has the details."),
+        (_raises(SystemExit(1)), "f failed. The server's log has the details."),
+        (_raises(StopIteration()), "f failed. The server's log has the details."),
+        (lambda: "x" * 200_000, "f gave 200002 bytes, more than the 200000 that can be kept."),
         (lambda: _Unwritable(), "f failed. The output of f must be made of JSON values"),
     ],
-    ids=["told", "safe", "not safe", "output"],
+    ids=["told", "safe", "not safe", "exit", "odd", "large", "output"],
 )
 async def test_a_tool_that_fails(function: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
     """What it says on purpose is told; anything else stays in the log."""
@@ -193,6 +199,33 @@ async def test_a_tool_that_takes_too_long() -> None:
     """It is given up."""
     with pytest.raises(ToolError, match=r"f did not finish within 0.001 seconds\."):
         await run(Tool(asyncio.Event().wait, name="f", timeout=0.001))
+
+
+async def test_an_async_tool_that_exits() -> None:
+    """It ends neither the run nor the server."""
+
+    async def leave() -> None:
+        raise SystemExit(1)
+
+    with pytest.raises(ToolError, match="leave failed"):
+        await run(Tool(leave))
+
+
+def test_a_tool_that_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
+    """Its thread is let go of when everything else has ended."""
+    code = (
+        "import asyncio, threading\n"
+        "from legato.tool import Tool, ToolError\n"
+        "async def main():\n"
+        "    try:\n"
+        "        await Tool(threading.Event().wait, name='f', timeout=0.01).run({}, None)\n"
+        "    except ToolError as exc:\n"
+        "        print(exc.message)\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert "f did not finish within 0.01 seconds.\n" == done.stdout
 
 
 @pytest.mark.parametrize(

@@ -545,6 +545,26 @@ async def test_a_tool_that_was_running(on_crash: Any, monkeypatch: pytest.Monkey
         assert [f"Error: {parts[0]['output']}", "3"] == told
 
 
+async def test_a_crash_while_the_user_is_asked(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question is not asked twice: the one that is open gets its answer after the restart."""
+    agent, keeper, made = story(monkeypatch, approval="Work on {x}?")
+    runner = stage.runner(agent)
+    sent = await runner.send(await stage.session(), "Go")
+    first = await stage.seen(sent.session, "permission.requested")
+    await stage.crash()
+    runner = stage.runner(agent)
+    await runner.start()
+    await stage.seen(sent.session, lambda event: event.type == "run.started" and event.data["attempt"] == 2)
+    for event in await stage.events(sent.session, sent.run):
+        if event.type == "permission.requested":
+            await runner.resolve_permission(event.data["id"], event.data["id"] == first.data["id"])
+    end = await stage.ended(sent)
+
+    asked = [e.data["params"] for e in await stage.events(sent.session) if e.type == "permission.requested"]
+    assert ([{"x": 1}, {"x": 2}], [1], 2) == (asked, made, len(keeper.asked))
+    assert [True, False] == [part["success"] for part in end.data["message"]["parts"] if "success" in part]
+
+
 async def test_an_answer_too_old_to_be_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked for until it is whole, at every place where the process may have died; what is missing is said."""
     agent, _, _ = story(monkeypatch)

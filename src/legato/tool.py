@@ -8,10 +8,13 @@ the function does, ``run`` ends with an output or a ``ToolError``, whose text is
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
+import functools
 import inspect
 import logging
 import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
 
@@ -30,6 +33,10 @@ Approval = bool | str | Callable[..., bool | str]
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 """What every provider takes for a function's name."""
+
+
+OUTPUT_BYTES = 200_000
+"""Bytes of JSON that a tool may give: an event of the log has a limit, and a model reads all of it."""
 
 
 class ToolError(LegatoError):
@@ -131,18 +138,56 @@ class Tool:
                 ):
                     output = await self.function(**given)
                 else:
-                    output = await asyncio.to_thread(self.function, **given)
+                    output = await _in_thread(self.name, functools.partial(self.function, **given))
                     if inspect.isawaitable(output):  # a lambda around an async function
                         output = await output
-            return as_json(f"The output of {self.name}", output)
+            return self._checked(as_json(f"The output of {self.name}", output))
         except ToolError:
             raise
-        except Exception as exc:
+        except (Exception, SystemExit, KeyboardInterrupt) as exc:  # a task hands the last two on, and the server ends
             if limit.expired():
                 raise ToolError(f"{self.name} did not finish within {self.timeout:g} seconds.") from exc
             logger.error("tool %s failed", self.name, exc_info=exc)
             words = exc.message if isinstance(exc, LegatoError) else "The server's log has the details."
             raise ToolError(f"{self.name} failed. {words}") from exc
+
+    def _checked(self, output: Any) -> Any:
+        size = len(msgspec.json.encode(output))
+        if size > OUTPUT_BYTES:
+            raise ToolError(f"{self.name} gave {size} bytes, more than the {OUTPUT_BYTES} that can be kept.")
+        return output
+
+
+async def _in_thread(name: str, call: Callable[[], Any]) -> Any:
+    """What ``call`` returns, from a thread of its own. Not of a pool: one that hangs would keep the process alive."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def tell(error: BaseException | None, value: Any) -> None:
+        if done.done():  # nobody waits any more
+            return
+        if error is None:
+            done.set_result(value)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        error: BaseException | None = None
+        value: Any = None
+        try:
+            value = call()
+        except (SystemExit, KeyboardInterrupt, StopIteration) as exc:  # those that a future does not carry
+            error = RuntimeError(f"{name} raised {type(exc).__name__}")
+        except BaseException as exc:
+            error = exc
+        try:
+            loop.call_soon_threadsafe(tell, error, value)
+        except RuntimeError:
+            pass  # the loop is closed
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(work,), daemon=True, name=f"legato-tool-{name}").start()
+    return await done
 
 
 @overload
