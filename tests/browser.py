@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from machine import program
 
@@ -30,6 +31,16 @@ ARGS = [
 def chromium() -> str:
     """The path of Chromium, installed first where that needs no password. Skips the test if there is none to have."""
     return program("chromium", *CHROMIUM)
+
+
+@contextlib.contextmanager
+def browsing() -> Iterator[Browser]:
+    """Chromium while the block runs; for fixtures of a module, since Playwright keeps an event loop in this thread."""
+    path = chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+        yield browser
+        browser.close()
 
 
 def node() -> str:

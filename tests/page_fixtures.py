@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from browser import ARGS, Server, chromium, serving
+from browser import Server, browsing, serving
 from pages import watching
 
 SCREENSHOTS = Path(os.environ.get("LEGATO_SCREENSHOTS") or Path(__file__).parents[1] / ".cache" / "screenshots")
@@ -20,11 +20,8 @@ expect.set_options(timeout=20_000)
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     # One module long: while it lives, Playwright keeps an event loop in this thread, which async tests cannot have.
-    path = chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+    with browsing() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

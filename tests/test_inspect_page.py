@@ -14,12 +14,12 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from browser import ARGS, Server, chromium, serving
+from browser import Server, browsing, serving
 from legato.event import Draft
 from legato.store.sqlite import SQLiteStore
-from npm import npm
+from node_packages import package
 
 AXE = "axe-core@4.14.1"
 COLUMNS = ("mix/python-0.8.1", "responses", "chat", "deva")
@@ -53,11 +53,8 @@ expect.set_options(timeout=20_000)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+    with browsing() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -458,7 +455,7 @@ def test_narrow_and_wide_in_both_themes(
     browser: Browser, server: Server, shoot: Callable[[Page, str], None], scheme: str
 ) -> None:
     """Nothing is wider than the page, down to 320 pixels, and axe finds nothing to object to."""
-    axe = (npm(AXE) / "node_modules" / "axe-core" / "axe.min.js").read_text()
+    axe = (package(AXE) / "node_modules" / "axe-core" / "axe.min.js").read_text()
     session, _ = begin(server, "big", title="A title that is rather long, " * 4)
     wait_for(lambda: "permission.requested" in kinds(server, session))
     with (

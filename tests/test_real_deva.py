@@ -20,11 +20,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-from browser import ARGS, chromium, node
+from browser import browsing, node
 from live_server import cutting
-from npm import npm
+from node_packages import package
 from processes import Server, running
 from realsdk.deva_agents import WORDS
 
@@ -87,7 +87,7 @@ def read(thread: Thread, message: str, *, mode: str = "read", url: str = "") -> 
 
 
 def start(thread: Thread, message: str, *, mode: str = "read", url: str = "") -> subprocess.Popen[str]:
-    arguments = [str(npm(LIBRARY)), mode, json.dumps(options(thread, message, url))]
+    arguments = [str(package(LIBRARY)), mode, json.dumps(options(thread, message, url))]
     command = [node(), str(REALSDK / "deva_driver.mjs"), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -265,7 +265,7 @@ class Files(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path.strip("/")
-        library = npm(LIBRARY) / "node_modules/@microsoft/fetch-event-source/lib/esm"
+        library = package(LIBRARY) / "node_modules/@microsoft/fetch-event-source/lib/esm"
         if name == "":
             self._answer("text/html", PAGE)
         elif name == "deva_hook.mjs":
@@ -297,12 +297,9 @@ def site() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    npm(LIBRARY)
-    path = chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+    package(LIBRARY)
+    with browsing() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from legato.agent import Turn
 from legato.dialect.responses import response_id
 from legato.server.app import Legato
 from live_server import serving
-from npm import npm
+from node_packages import package
 from processes import Server, running
 
 REALSDK = Path(__file__).parent / "realsdk"
@@ -446,7 +446,7 @@ JAVASCRIPT = "openai@7.55.0"
 
 def test_the_javascript_sdk(server: Server) -> None:
     """Streams, every resume, the helper, errors, cancel, and a chat with usage."""
-    command = ["node", str(DRIVER), str(npm(JAVASCRIPT)), server.url]
+    command = ["node", str(DRIVER), str(package(JAVASCRIPT)), server.url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from browser import ARGS, chromium, node
+from browser import browsing, node
 from legato import AgentError, Legato
 from live_server import cutting, serving
 
@@ -78,11 +78,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+    with browsing() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

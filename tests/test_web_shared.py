@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
-from browser import ARGS, chromium
+from browser import browsing
 from legato import Legato
 from live_server import serving
 
@@ -63,11 +63,8 @@ def url(app: Legato) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+    with browsing() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
