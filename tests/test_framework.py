@@ -255,6 +255,14 @@ def test_a_framework_that_is_not_installed(adapter: Any, extra: str) -> None:
         adapter.adapt(object())
 
 
+def test_a_module_of_the_framework_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the user's that hides the framework is named."""
+    (tmp_path / "hiding_framework.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"another one \(.*hiding_framework\.py\)"):
+        framework.load("hiding_framework", "extra", "Runner")
+
+
 def test_a_framework_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is there, but misses something itself, that is what the error names."""
     (tmp_path / "broken_framework.py").write_text("import no_such_module")

@@ -36,10 +36,16 @@ SHOWN_CHARACTERS = 1_000
 """Of a call's arguments, in a question to the user; all of them are in the question's ``params``."""
 
 
-def load(module: str, extra: str) -> Any:
-    """The framework's ``module``, or an error that says which extra to install."""
+def load(module: str, extra: str, name: str = "__name__") -> Any:
+    """The framework's ``module``, which has ``name``, or an error that says which extra to install."""
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+        if not hasattr(found, name):
+            where = getattr(found, "__file__", None) or "somewhere"
+            raise ImportError(
+                f"This adapter needs legato[{extra}], but the module {module!r} is another one ({where}); rename that."
+            )
+        return found
     except ModuleNotFoundError as exc:
         if exc.name is not None and f"{module}.".startswith(f"{exc.name}."):
             raise ImportError(f"This adapter needs {exc.name}: pip install 'legato[{extra}]'") from exc

@@ -52,7 +52,7 @@ def adapt(
         ImportError: the SDK is not installed.
         InvalidInput: ``on_crash`` is ``"resume"``.
     """
-    runner = load("agents", EXTRA).Runner  # now rather than at the first question
+    runner = load("agents", EXTRA, "Runner").Runner  # now rather than at the first question
 
     async def answer(turn: Turn) -> AsyncGenerator[Yielded, None]:
         with explained(turn.run):
