@@ -21,4 +21,4 @@ clean: ; rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 $(VENV)/.serve: pyproject.toml ; @$(CREATE) && $(INSTALL) '.[server]' && touch $@
 $(VENV)/.test: pyproject.toml ; @$(CREATE) && $(INSTALL) '.[dev]' && touch $@ $(VENV)/.serve
 $(VENV)/.bench: pyproject.toml ; @$(CREATE) && $(INSTALL) '.[dev,bench]' && touch $@ $(VENV)/.test $(VENV)/.serve
-$(TSC): ; @npm install --prefix . --no-save --no-package-lock --no-audit --no-fund --silent typescript@7.0.2 @types/react@19.3.0 || true
+$(TSC): ; @npm install --prefix . --no-save --no-package-lock --no-audit --no-fund --silent --fetch-retries=1 --fetch-retry-mintimeout=1000 typescript@7.0.2 @types/react@19.3.0 || true
