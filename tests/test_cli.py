@@ -337,6 +337,16 @@ def test_second_server_on_the_same_store(url: str, folder: Path) -> None:
     assert re.fullmatch(r"legato: .*shared\.db.*another.*\n", result.stderr)
 
 
+@pytest.mark.parametrize("origin", ["app.example.com", "https://app.example.com/", "https://app.example.com/chat"])
+def test_an_origin_that_no_browser_sends(tmp_path: Path, origin: str) -> None:
+    """What could never match is refused, rather than pages being refused without a reason that anybody sees."""
+    result = run("serve", "--port", "0", "--store", "memory:", "--cors", origin, cwd=tmp_path)
+    assert result.returncode == 2
+    assert (
+        f"--cors wants an origin as browsers send it, such as https://app.example.com, got '{origin}'" in result.stderr
+    )
+
+
 @pytest.mark.parametrize(
     ("target", "text", "said"),
     [
@@ -345,7 +355,8 @@ def test_second_server_on_the_same_store(url: str, folder: Path) -> None:
         ("bad!name", None, "is not a module's name"),
         ("broken.py", "x = 1\ndef agent(turn:\n", r"broken\.py:2: SyntaxError"),
         ("fails.py", "\nraise ValueError('two\\nlines')\n", r"fails\.py:2: ValueError: two lines"),
-        ("needs.py", "import no_such_package\n", r"needs\.py:1: ModuleNotFoundError: .*no_such_package"),
+        ("needs.py", "import no_such_package\n", r"needs\.py:1: ModuleNotFoundError: .*no_such_package.*; install the"),
+        ("framed.py", "raise ModuleNotFoundError(name='agents.x')\n", r"pip install 'legato\[openai-agents\]'"),
         ("empty.py", "x = 1\n", r"There is no agent in empty\.py: expected"),
         ("some.py:nothing", "async def agent(turn): yield ''\n", r"There is no 'nothing' in some\.py; it has agent"),
         ("number.py:x", "x = 1\n", "is of type int; expected an agent"),

@@ -219,6 +219,12 @@ def said_when_refused(*arguments: str, cwd: Path, **env: str) -> str:
         (["--model", "chat:x"], "needs a base URL"),
         (["--base-url", "http://host/v1"], "--base-url is for a model; name it with --model"),
         (["--instructions", "Rhyme."], "--instructions is for a model"),
+        (["--model", "--port", "0"], "--model wants a name such as ollama:llama3.2, got '--port'"),
+        (["--model", "ollama:x", "--model", "ollama:x"], "--model ollama:x is given twice"),
+        (
+            ["empty.py", "--model", "ollama:x"],
+            "There is neither a tool nor an agent in empty.py: expected functions under",
+        ),
         (["--model", "ollama:x", "--docs", "."], "--docs is for the guide, which is served without --model"),
         (["tools.py"], "its tools are for a model, to be named with --model"),
         (["--model", "ollama:x", "--model", "lmstudio:x"], "There is an agent 'x' already"),
@@ -227,6 +233,7 @@ def said_when_refused(*arguments: str, cwd: Path, **env: str) -> str:
 def test_what_does_not_fit_together(arguments: list[str], words: str, tmp_path: Path) -> None:
     """One line says what is missing, before anything is served."""
     (tmp_path / "tools.py").write_text(TOOLS)
+    (tmp_path / "empty.py").write_text("x = 1\n")
     said = said_when_refused(*arguments, "--store", "memory:", cwd=tmp_path, OPENAI_API_KEY="", COLUMNS="200")
 
     assert re.search(re.escape(words), said)

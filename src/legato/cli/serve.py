@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ STORE = "sqlite:///legato.db"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 _APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
 _MODEL_OPTIONS = ("base_url", "instructions", "background")
 
 
@@ -144,6 +146,8 @@ def serve(ctx: click.Context, /, target: str | None, host: str, port: int, log_l
 
     # Before the target is imported: what it sets up for logging itself wins.
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    # It says that something is tried again, and not what; what came of it is in our own log.
+    logging.getLogger("stamina").setLevel(logging.ERROR)
     given = {name for name in options if _was_given(ctx, name)}
     try:
         app = _application(target, host, given, options)
@@ -170,6 +174,16 @@ def _application(target: str | None, host: str, given: set[str], options: dict[s
 
     if not options["models"] and (alone := given.intersection(_MODEL_OPTIONS)):
         raise Misuse(f"--{alone.pop().replace('_', '-')} is for a model; name it with --model.")
+    for spec in (models := options["models"]):
+        if spec.startswith("-"):
+            raise Misuse(f"--model wants a name such as ollama:llama3.2, got {spec!r}.")
+        if models.count(spec) > 1:
+            raise Misuse(f"--model {spec} is given twice; each model is one agent.")
+    for origin in options["cors"]:
+        if not _ORIGIN.fullmatch(origin):
+            raise Misuse(
+                f"--cors wants an origin as browsers send it, such as https://app.example.com, got {origin!r}."
+            )
     found = _target(target, given, options)
     allowed = options["allow_host"]
     hosts = (*LOOPBACK_HOSTS, *allowed) if allowed or _is_loopback(host) else None

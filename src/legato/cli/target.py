@@ -24,6 +24,16 @@ _TARGET = re.compile(r"(?P<place>.+?)(?::(?P<name>[^\W\d][\w.]*))?")
 
 FORMS = "module, module:agent, file.py or file.py:agent"
 EXPECTED = "an agent (a function of one argument, the turn), a legato.agent.Agent or a Legato app"
+EXPECTED_TOOLS = "functions under @tool (from legato.tool import tool), since a model answers; or agents beside it"
+
+EXTRAS = {
+    "agents": "openai-agents",
+    "langchain": "langgraph",
+    "langchain_core": "langgraph",
+    "langgraph": "langgraph",
+    "pydantic_ai": "pydantic-ai",
+}
+"""What of ours installs a framework, by the name under which it is imported."""
 
 
 class Target(NamedTuple):
@@ -62,7 +72,7 @@ def load(target: str, *, tools_only: bool = False) -> Target:
     elif tools_only and tools and not _names(module) and not any(_is_app(value) for value in vars(module).values()):
         return Target(None, [], tools)
     else:
-        found = _whole(module, place)
+        found = _whole(module, place, EXPECTED_TOOLS if tools_only else EXPECTED)
     return Target(None, found, tools) if isinstance(found, list) else Target(found, [], [])
 
 
@@ -112,7 +122,16 @@ def _broken(exc: Exception, what: str) -> Failure:
     others = (paths["stdlib"], paths["purelib"], paths["platlib"], "<frozen", __file__)
     frames = [f for f in traceback.extract_tb(exc.__traceback__) if not f.filename.startswith(others)]
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else what
-    return Misuse(f"{where}: {type(exc).__name__}: {exc} (--debug shows more)")
+    advice = _advice(exc) if isinstance(exc, ModuleNotFoundError) else ""
+    return Misuse(f"{where}: {type(exc).__name__}: {exc}{advice} (--debug shows more)")
+
+
+def _advice(exc: ModuleNotFoundError) -> str:
+    """How to get what is missing, as far as anybody can know: a package may be called unlike its module."""
+    name = (exc.name or "").partition(".")[0]
+    if extra := EXTRAS.get(name):
+        return f"; pip install 'legato[{extra}]'"
+    return f"; install the package that has it into the environment of {sys.executable}"
 
 
 # Finding --------------------------------------------------------------------------------------------------------------
@@ -131,7 +150,7 @@ def _named(module: ModuleType, place: str, name: str) -> Legato | list[Agent]:
     return [_agent(found, f"{place}:{name}")]
 
 
-def _whole(module: ModuleType, place: str) -> Legato | list[Agent]:
+def _whole(module: ModuleType, place: str, expected: str) -> Legato | list[Agent]:
     apps = list({id(value): value for value in vars(module).values() if _is_app(value)}.values())
     if _is_app(getattr(module, "app", None)):
         apps = [module.app]
@@ -147,7 +166,8 @@ def _whole(module: ModuleType, place: str) -> Legato | list[Agent]:
     if not distinct:
         tools = any(isinstance(value, Tool) for value in vars(module).values())
         hint = "; its tools are for a model, to be named with --model" if tools else ""
-        raise Misuse(f"There is no agent in {place}: expected {EXPECTED}{hint}.")
+        missing = "neither a tool nor an agent" if expected == EXPECTED_TOOLS else "no agent"
+        raise Misuse(f"There is {missing} in {place}: expected {expected}{hint}.")
     return [_agent(found[name], f"{place}:{name}") for name in reversed(distinct.values())]
 
 
