@@ -23,14 +23,14 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @contextlib.contextmanager
-def elsewhere() -> Iterator[str]:
-    """The examples on an origin of their own, as the command in the example has it."""
+def elsewhere(folder: Path = EXAMPLES) -> Iterator[str]:
+    """The examples, or other pages, on an origin of their own, as the command in the example has it."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(EXAMPLES))) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -38,9 +38,16 @@ def elsewhere() -> Iterator[str]:
 
 @pytest.fixture
 def shop(browser: Browser, server: Server) -> Iterator[Page]:
-    """The example's page, just as it stands; its server's well-known port leads to ours."""
+    """The example's page, just as it stands."""
+    with opened(browser, server, EXAMPLES, "/intercom.html") as page:
+        yield page
+
+
+@contextlib.contextmanager
+def opened(browser: Browser, server: Server, folder: Path, path: str) -> Iterator[Page]:
+    """A page of a folder, without errors; its server's well-known port leads to ours."""
     errors: list[str] = []
-    with elsewhere() as url, browser.new_context(base_url=url, viewport={"width": 900, "height": 720}) as context:
+    with elsewhere(folder) as url, browser.new_context(base_url=url, viewport={"width": 900, "height": 720}) as context:
         context.set_default_timeout(20_000)
         context.on("weberror", lambda error: errors.append(str(error.error)))
 
@@ -49,7 +56,7 @@ def shop(browser: Browser, server: Server) -> Iterator[Page]:
 
         context.route("http://127.0.0.1:8088/**", lead)
         page = context.new_page()
-        page.goto("/intercom.html")
+        page.goto(path)
         yield page
         assert errors == []
 
@@ -129,6 +136,18 @@ def test_intercom_begins_anew(shop: Page) -> None:
     shop.locator("#launcher").click()
     expect(shop.locator("#message")).to_be_focused()
     expect(shop.locator(".turn")).to_have_count(0)
+
+
+def test_intercom_of_the_readme(browser: Browser, server: Server, tmp_path: Path) -> None:
+    """The README's two lines of HTML are a chat on any page; without a name the server's first agent answers."""
+    (lines,) = re.findall(r"```html\n(.*?)```", (EXAMPLES.parent / "README.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "any.html").write_text(f"<!doctype html>\n<title>Any page</title>\n{lines}", encoding="utf-8")
+    with opened(browser, server, tmp_path, "/any.html") as page:
+        page.locator("#launcher").click()
+        page.locator("#message").fill("How is tea made?")
+        page.locator("#message").press("Enter")
+        expect(page.locator(".prose strong", has_text="Tea").last).to_be_visible()
+        intercom_end(page)
 
 
 def test_intercom_fills_a_phone(shop: Page, shoot: Callable[[Page, str], None]) -> None:

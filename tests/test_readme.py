@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from legato import Client
@@ -67,14 +68,26 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_make_serve_in_a_fresh_copy(copy: Path) -> None:
-    """``make serve`` installs what it needs and serves the page and the guide; ``send`` gets an answer from it."""
+    """``make serve`` installs what it needs and serves the pages and the guide, which answers as the README has it."""
     assert "make serve\n" in snippet("sh", "make serve")
+    assert all(said in README for said in ("<http://127.0.0.1:8088>", "<http://127.0.0.1:8088/inspect>", "`/long 400`"))
+    legato = [str(copy / ".venv" / "bin" / "legato"), "send"]
     with started("make", "serve", "ARGS=--port 0 --pace 0", cwd=copy) as url:
-        command = [str(copy / ".venv" / "bin" / "legato"), "send", "--url", url, "What is a cursor?"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*legato, "--url", url, "What is a cursor?"], capture_output=True, text=True, timeout=60)
+        long = subprocess.run([*legato, "--url", url, "/long 400"], capture_output=True, text=True, timeout=60)
+        pages = [httpx2.get(f"{url}{path}", trust_env=False) for path in ("/", "/inspect")]
 
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, long.returncode) == (0, 0), done.stderr + long.stderr
     assert "glossary.md" in done.stdout
+    assert long.stdout.split()[-1].endswith("400")
+    assert ["<html" in page.text for page in pages] == [True, True]
+
+
+def test_the_model_of_the_readme(tmp_path: Path) -> None:
+    """The README's command puts a model behind the server; what it does then is in test_serve_model.py."""
+    command = snippet("sh", "serve --model").removeprefix(".venv/bin/").split()
+    with running(*command, "--port", "0", "--store", "memory:", cwd=tmp_path) as server:
+        assert httpx2.get(f"{server.url}/v1/models", trust_env=False).json()["data"][0]["id"] == "llama3.2"
 
 
 def test_the_agent_of_the_readme(tmp_path: Path) -> None:
@@ -119,6 +132,11 @@ def test_the_links_of_the_documents() -> None:
         for page in pages
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
         if "://" not in target and not (page.parent / target).exists()
+    ]
+    broken += [
+        ("README.md", target)
+        for target in re.findall(r'(?:src|href)="([^"]+)"', re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+        if not (ROOT / target).exists()
     ]
 
     assert broken == []
