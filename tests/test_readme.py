@@ -143,11 +143,14 @@ def test_the_links_of_the_documents() -> None:
 
 
 def test_the_wheel_holds_what_the_server_needs(copy: Path, tmp_path: Path) -> None:
-    """The built package has the page, the documents that the guide reads, and the marker for type checkers."""
+    """The built package has the pages, the guide's documents, the marker for type checkers, and no pictures."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=copy, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("legato-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {"legato/py.typed", "legato/web/index.html", "legato/docs/agents.md", "legato/docs/dialects/mix.md"}
+    source = copy / "src" / "legato"
+    web = {path.relative_to(source.parent).as_posix() for path in (source / "web").iterdir() if path.is_file()}
+    documents = {f"legato/{path.relative_to(copy).as_posix()}" for path in (copy / "docs").rglob("*.md")}
 
-    assert wanted <= names
+    assert {"legato/py.typed", "legato/web/index.html"} | web | documents <= names
+    assert [name for name in names if name.endswith(".png")] == []
