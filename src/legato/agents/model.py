@@ -101,9 +101,9 @@ class Model:
 
         Args:
             spec: for example ``"openai:gpt-5-mini"``, ``"ollama:llama3.2:3b"``.
-            base_url: instead of the vendor's own address.
+            base_url: instead of its provider's own address.
             api_key: instead of the environment's.
-            background: instead of what the vendor is known to support.
+            background: instead of what the provider is known to support.
             environment: where keys are found.
 
         Raises:

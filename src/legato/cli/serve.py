@@ -58,7 +58,7 @@ _MODEL_OPTIONS = ("base_url", "instructions", "background")
     "--model",
     "models",
     multiple=True,
-    metavar="VENDOR:NAME",
+    metavar="PROVIDER:NAME",
     help="Let a model answer: openai:gpt-5-mini, anthropic:..., ollama:llama3.2, openrouter:..., or chat:, responses:, "
     "messages: with --base-url. The key comes from the environment. May be repeated.",
 )
@@ -66,7 +66,7 @@ _MODEL_OPTIONS = ("base_url", "instructions", "background")
     "--base-url",
     metavar="URL",
     help="Address of the model's server, up to the version: http://host:8000/v1. Its key, if it wants one, is taken "
-    "from MODEL_API_KEY, or the vendor's own variable.",
+    "from MODEL_API_KEY, or the provider's own variable.",
 )
 @click.option("--instructions", metavar="TEXT", default="", help="What the model is told before each conversation.")
 @click.option(
