@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "legato"
+
+DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # The first prefix that fits decides. A file may import from lower layers, and from its own one.
 LAYERS: list[tuple[str, int]] = [
@@ -82,3 +85,36 @@ def test_imports_go_down(path: Path) -> None:
     }
 
     assert wrong == set()
+
+
+def rows() -> list[tuple[str, list[str]]]:
+    """The second table of the house in docs/design.md: for each row its folder and its files."""
+    house = DESIGN.read_text("utf-8").partition("## The house")[2].partition("\n## ")[0]
+    found, folder = [], ""
+    for line in house.rpartition("| in | files |")[2].splitlines():
+        if line.startswith("| ") and "---" not in line:
+            place, files = line.split("|")[1:3]
+            folder = place.strip(" `/") or folder
+            found.append((folder, re.findall(r"`([\w-]+)`", files)))
+    return found
+
+
+def test_the_house_has_every_file() -> None:
+    """The table names each file of each folder, once, and none that is gone."""
+    named = sorted((folder, name) for folder, names in rows() for name in names if folder != "(top)")
+    files = [path for path in SOURCE.rglob("*") if path.suffix in (".py", ".js") and path.parent != SOURCE]
+
+    assert sorted((path.parent.name, path.stem) for path in files if path.stem != "__init__") == named
+
+
+def test_imports_of_the_browser_modules_go_up_the_table() -> None:
+    """No browser module imports from a row below its own."""
+    place = {name: row for row, (folder, names) in enumerate(rows()) if folder == "web" for name in names}
+    wrong = [
+        (path.stem, other)
+        for path in (SOURCE / "web").glob("*.js")
+        for other in re.findall(r'^(?:import|export)\b[^"]*"\./([\w-]+)\.js"', path.read_text("utf-8"), re.MULTILINE)
+        if place[other] > place[path.stem]
+    ]
+
+    assert wrong == []
