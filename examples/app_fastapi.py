@@ -1,5 +1,6 @@
 """Legato inside a FastAPI application, under /chat.
 
+    pip install 'legato[server]' fastapi
     uvicorn app_fastapi:api --port 8088
 
 A mounted application is not started by the server, so ``lifespan=chat.lifespan`` does it.

@@ -31,7 +31,11 @@ def legato() -> None:
       legato chat                   talk to it
 
     \b
-    Then your own agent, in agent.py:
+    Then a model:
+      legato serve --model ollama:llama3.2
+
+    \b
+    Or your own agent, in agent.py:
       async def agent(turn):
           yield f"You said {turn.message.text!r}."
       legato serve agent.py

@@ -133,7 +133,8 @@ def serve(ctx: click.Context, /, target: str | None, host: str, port: int, log_l
 
     TARGET is a module, a file, or an object in one of them (module:agent, file.py:agent): an agent function, an Agent
     or a whole Legato app. Of a module or file alone, its app is served, else all its agents; the one called "agent"
-    is the default. Without TARGET, the guide is served, which answers from documents and needs no model.
+    is the default. With --model a model answers, and TARGET gives its tools. Without both, the guide is served, which
+    answers from documents and needs no model.
 
     \b
     Examples:
@@ -141,6 +142,8 @@ def serve(ctx: click.Context, /, target: str | None, host: str, port: int, log_l
       legato serve agent.py
       legato serve shop.agents:support --port 9000
       legato serve --docs ./handbook --store memory:
+      legato serve --model ollama:llama3.2
+      legato serve tools.py --model openai:gpt-5-mini
     """
     from ..server import serve as server
 
