@@ -326,6 +326,8 @@ def test_taken_port(start: Start, url: str, folder: Path) -> None:
     result = run("serve", str(folder / "agents.py"), "--port", port, "--store", "memory:")
     assert result.returncode == 1
     assert re.fullmatch(rf"legato: Cannot listen on 127.0.0.1:{port}: .* --port 0 a free one\.\n", result.stderr)
+    result = run("serve", str(folder / "agents.py"), "--port", port)
+    assert result.stderr.endswith("Two servers need two stores, too: --store sqlite:///other.db, or memory:.\n")
 
 
 def test_second_server_on_the_same_store(url: str, folder: Path) -> None:

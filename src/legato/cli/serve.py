@@ -162,6 +162,8 @@ def serve(ctx: click.Context, /, target: str | None, host: str, port: int, log_l
         if "in use" not in exc.message:
             raise
         advice = "Perhaps a server runs there already; --port takes another, and --port 0 a free one."
+        if "store" not in given:
+            advice += " Two servers need two stores, too: --store sqlite:///other.db, or memory:."
         raise Failure(f"{exc.message} {advice}") from exc
     with listener:
         server.serve(app, listener, log_level=log_level, on_ready=_announcement(app, listener, host))

@@ -206,7 +206,7 @@ class Legato:
         if self._store is not None:
             return
         if not self.agents:
-            raise InvalidInput("Legato needs an agent: decorate a function with @app.agent.")
+            raise InvalidInput("Legato needs an agent: decorate a function with @app.agent, or name an app.model(...).")
         store = open_store(self.source) if isinstance(self.source, str) else self.source
         await store.open()
         self._store = store

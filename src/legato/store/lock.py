@@ -32,7 +32,8 @@ class FileLock:
                 pid = os.read(file, 20).decode("ascii", "replace").strip()
                 raise StoreLocked(
                     f"{self._path} is open in process {pid or '(unknown)'}, and only one at a time can use a SQLite "
-                    "file. Give this one another file; for several processes there will be the Redis store (planned).",
+                    "file. Give this one another, such as sqlite:///other.db; for several processes there will be the "
+                    "Redis store (planned).",
                     path=self._path,
                     pid=pid,
                 )
