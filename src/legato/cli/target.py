@@ -130,7 +130,7 @@ def _advice(exc: ModuleNotFoundError) -> str:
     """How to get what is missing, as far as anybody can know: a package may be called unlike its module."""
     name = (exc.name or "").partition(".")[0]
     if extra := EXTRAS.get(name):
-        return f"; pip install 'legato[{extra}]'"
+        return f"; the framework of that name comes with pip install 'legato[{extra}]'"
     return f"; install the package that has it into the environment of {sys.executable}"
 
 
