@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,12 @@ async def test_tools(background: bool, stage: Stage, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "arguments", "output"),
     [
-        ("nope", "{}", "There is no tool 'nope'; there are: add, fail, broken."),
+        ("nope", "{}", "There is no tool 'nope'; there are: add, fail, broken, leaving."),
         ("add", '{"x":"1"}', "The arguments do not fit add: Expected `int`, got `str` - at `$.x`."),
         ("add", '{"x":', "The arguments do not fit add: Input data was truncated."),
         ("fail", "{}", "No such city."),
         ("broken", "{}", "broken could not be run."),
+        ("leaving", "{}", "leaving could not be run."),
     ],
 )
 async def test_calls_that_fail(
@@ -187,8 +189,9 @@ async def test_calls_that_fail(
     def question() -> str:
         raise ValueError("a question with a mistake in it")
 
-    keeper = Keeper(calls(("a", name, arguments)), says("Sorry."))
     tools = [Tool(add), Tool(fail), Tool(lambda: 1, name="broken", approval=question)]
+    tools.append(Tool(lambda: 1, name="leaving", approval=lambda: sys.exit()))
+    keeper = Keeper(calls(("a", name, arguments)), says("Sorry."))
     end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=tools))
 
     part = end.data["message"]["parts"][0]

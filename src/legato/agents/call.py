@@ -79,7 +79,7 @@ async def _perform(call: Call, tools: Mapping[str, Tool], turn: Turn, interrupte
         result = ToolResult(call.id, await _run(call, tools, turn, interrupted, said))
     except ToolError as exc:
         result = ToolResult(call.id, exc.message, success=False)
-    except Exception as exc:
+    except (Exception, SystemExit, KeyboardInterrupt) as exc:  # a question's function may raise anything, too
         logger.error("tool %s could not be run", call.name, exc_info=exc)
         result = ToolResult(call.id, f"{call.name} could not be run.", success=False)
     finally:
