@@ -113,6 +113,16 @@ async def test_the_client_s_own_tools() -> None:
     ] == messages[1:]
 
 
+async def test_a_client_that_answers_one_of_two_calls() -> None:
+    """The other one is closed as well, though nothing follows."""
+    items = [{"type": "function_call_output", "call_id": "b", "output": "x"}]
+    messages = await told(assistant(call("a"), call("b")), user("x", input=items))
+
+    assert [("b", "x"), ("a", f"Error: {NOT_CARRIED_OUT}")] == [
+        (message["tool_call_id"], message["content"]) for message in messages[1:]
+    ]
+
+
 async def test_an_output_without_its_call() -> None:
     """It is told as what the user says, since an output alone would be refused."""
     items = [{"type": "function_call_output", "call_id": "gone", "output": "4"}]

@@ -132,7 +132,11 @@ def answered(messages: Iterable[Json]) -> list[Json]:
             else:
                 message = {"role": "user", "content": message["content"]}
         if message["role"] != "tool":
-            kept += [tool_output(id, NOT_CARRIED_OUT, success=False) for id in open_calls]
+            kept += map(_not_carried_out, open_calls)
             open_calls = [call["id"] for call in message.get("tool_calls", ())]
         kept.append(message)
-    return kept
+    return [*kept, *map(_not_carried_out, open_calls)]
+
+
+def _not_carried_out(id: str) -> Json:
+    return tool_output(id, NOT_CARRIED_OUT, success=False)
