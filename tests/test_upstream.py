@@ -640,3 +640,27 @@ async def test_a_real_crash(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> No
 
     assert ("run.completed", "".join(WORDS), 2) == (end.type, end.data["message"]["text"], len(keeper.asked))
     assert 10 == end.data["usage"]["input_tokens"]
+
+
+async def test_a_yes_to_one_call_is_none_to_the_next(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model makes the very same call again, and the process dies while that is asked: it is still asked."""
+    paid: list[int] = []
+    keeper = Keeper(calls(("a", "pay", '{"x":5}')), calls(("b", "pay", '{"x":5}')), says("Paid once."))
+    model = asking(monkeypatch, keeper, background=True)
+    agent = model_agent(model, tools=[Tool(lambda x: paid.append(x), name="pay", approval="Pay {x}?")])
+    runner = stage.runner(agent)
+    sent = await runner.send(await stage.session(), "Go")
+    first = await stage.seen(sent.session, "permission.requested")
+    await runner.resolve_permission(first.data["id"], True)
+    second = await stage.seen(
+        sent.session, lambda event: event.type == "permission.requested" and event.data["id"].endswith("p2")
+    )
+    await stage.crash()
+    runner = stage.runner(agent)
+    await runner.start()
+    await stage.seen(sent.session, lambda event: event.data.get("attempt") == 2)
+    await runner.resolve_permission(second.data["id"], False)
+    end = await stage.ended(sent)
+
+    assert ([5], [True, False]) == (paid, [part["success"] for part in end.data["message"]["parts"][:2]])
+    assert 2 == (await stage.types(sent)).count("permission.requested")

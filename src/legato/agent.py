@@ -122,6 +122,7 @@ class Turn:
         action: str = "execute",
         path: str | None = None,
         params: dict[str, Any] | None = None,
+        call: str | None = None,
         timeout: float | None = 600.0,
     ) -> bool:
         """Ask the user whether ``tool`` may act, and wait. The first answer wins, from any reader or tab.
@@ -132,12 +133,15 @@ class Turn:
             action: the verb.
             path: the file or place, if there is one.
             params: further facts, JSON values.
+            call: the id of the tool call that it is for, if it is for one: what was answered for another call is no
+                answer then, even if a further attempt asks in the very same words.
             timeout: seconds after which the answer is no; None waits as long as the run may last.
 
         Returns:
             True if granted. False if denied or nobody answered in time.
         """
-        request = {"tool": tool, "description": description, "action": action, "path": path, "params": params}
+        request: dict[str, Any] = {"tool": tool, "description": description, "action": action, "path": path}
+        request |= {"params": params, "call": call}
         return await self._desk.ask_permission({k: v for k, v in request.items() if v is not None}, _finite(timeout))
 
     async def notify(

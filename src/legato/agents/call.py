@@ -96,7 +96,7 @@ async def _run(call: Call, tools: Mapping[str, Tool], turn: Turn, interrupted: b
     arguments = tool.arguments(call.arguments)
     if question := tool.question(arguments):
         facts = as_json("Arguments", arguments)
-        if not await turn.ask_permission(tool.name, question, params=facts):
+        if not await turn.ask_permission(tool.name, question, params=facts, call=call.id):
             raise ToolError(DENIED)
     begun = asyncio.Event()
     said.put_nowait((ToolStarted(call.id), begun))
