@@ -603,6 +603,34 @@ async def test_an_old_answer_that_did_not_end_well(end: str, monkeypatch: pytest
         assert "Hello" == run.transcript.text()
 
 
+async def test_a_crash_around_calls_that_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that were cut off, or made by the provider, have their one result, wherever the process dies."""
+    cut = calls(("a", "add", '{"x":1'), ("b", "add", '{"x":2'), text="Hm")
+    about = {"type": "function_call", "call_id": "c", "name": "look"}
+    pieces = [delta(0, "function_call_arguments", "1") for _ in range(NOTE_EVERY - 2)]  # a note behind the last one
+    made = [
+        item(0, "added", arguments="", **about),
+        *pieces,
+        item(0, "done", arguments="1" * len(pieces), **about),
+        item(1, "added", type="function_call_output", call_id="c", output="found"),
+        *({**event, "output_index": 2} for event in says("So.")),
+    ]
+
+    def run(output: Any, events: Sequence[Event] = (), **end: Any) -> Run:
+        model = asking(monkeypatch, Keeper(output, **end), background=True)
+        return Run(model_agent(model, tools=[Tool(add)]), events)
+
+    for output, end in ((cut, "incomplete"), (made, "completed")):
+        fields = {"end": end, "incomplete_details": {"reason": "max_output_tokens"}}
+        whole = run(output, **fields)
+        finish = await whole.attempt()
+        for crash in range(1, len(whole.events)):
+            broken = run(output, **fields)
+            await broken.attempt(crash_after=crash)
+            assert finish == await broken.attempt(), crash
+            assert whole.transcript.message("s~r") == broken.transcript.message("s~r"), crash
+
+
 async def test_a_crash_that_cannot_be_continued(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that was not written in the background is gone; it is not asked for, and paid, again."""
     keeper = Keeper(says("Hel", "lo"))

@@ -411,6 +411,8 @@ class _Answer:
         if chunk.tool_call_delta is not None:
             yield from self._called(chunk.tool_call_delta, stream)
         if chunk.tool_output is not None:
+            if stream is not None and chunk.tool_output.index not in step.calls:
+                yield from self._call_before(chunk.tool_output.index, stream)
             yield from self._made(step.calls[chunk.tool_output.index], chunk.tool_output.output)
         self._chunks += 1
         if step.response is not None and not self._chunks % NOTE_EVERY and not +step.had:
@@ -426,10 +428,17 @@ class _Answer:
     def _called(self, delta: ToolCallDelta, stream: AsyncStream[StreamChunk] | None) -> Iterator[Yielded]:
         step = self._step
         if delta.index not in step.calls:
-            whole = stream.partial.tool_calls[delta.index] if stream is not None and delta.id is None else delta
-            yield from self._call(delta.index, whole.id or "", whole.name)
+            if stream is not None and delta.id is None:
+                yield from self._call_before(delta.index, stream)
+            else:
+                yield from self._call(delta.index, delta.id or "", delta.name)
         if arguments := self._new(step.calls[delta.index].id, delta.arguments):
             yield ToolArguments(step.calls[delta.index].id, arguments)
+
+    def _call_before(self, index: int, stream: AsyncStream[StreamChunk]) -> Iterator[Yielded]:
+        """Take a call whose beginning was noted before the crash, and is not given out again."""
+        whole = stream.partial.tool_calls[index]
+        yield from self._call(index, whole.id, whole.name)
 
     def _call(self, index: int, given: str, name: str) -> Iterator[Yielded]:
         """Take a call that begins; said only if the log does not have it."""
@@ -444,11 +453,11 @@ class _Answer:
         step.calls[index] = Call(id, given or id, name)
         yield ToolCall(id, name)
 
-    def _made(self, call: Call, output: str) -> Iterator[Yielded]:
-        """Take what came of a call that the provider has made itself."""
+    def _made(self, call: Call, output: str, *, success: bool = True) -> Iterator[Yielded]:
+        """Take what came of a call that is not left to us: the provider has made it itself, or it was cut off."""
         call.ours = False
         if call.result is None:
-            call.result = ToolResult(call.id, output)
+            call.result = ToolResult(call.id, output, success=success)
             if not self._has_result(call.id):
                 yield call.result
 
@@ -466,9 +475,7 @@ class _Answer:
             if whole.output is not None:
                 yield from self._made(call, whole.output)
             elif self._finish != "stop" and call.result is None:
-                call.ours = False
-                call.result = ToolResult(call.id, "The call was cut off.", success=False)
-                yield call.result
+                yield from self._made(call, "The call was cut off.", success=False)
             else:
                 yield ToolReady(call.id)
         self._text = result.text + result.refusal
