@@ -389,6 +389,53 @@ async def test_a_provider_without_a_background(stage: Stage, monkeypatch: pytest
     assert ([True], 2) == (refused, len(keeper.asked))
 
 
+async def test_two_runs_that_learn_of_no_background(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both were asked for in the background before the first refusal came; both are asked for plainly then."""
+    keeper = Keeper(says("Hello."))
+    keeper.before = lambda request: fails(400, param="background")(request) if request.json.get("background") else None
+    model = asking(monkeypatch, keeper, background=True)
+    both, provider = asyncio.Barrier(2), Model.provider
+
+    def held(model: Model) -> Any:
+        client = provider(model)
+        connect = client.connect
+
+        async def together(call: Any) -> Any:
+            if call.body.get("background"):
+                await both.wait()
+            return await connect(call)
+
+        client.connect = together
+        return client
+
+    monkeypatch.setattr(Model, "provider", held)
+    runner = stage.runner(model_agent(model))
+    sent = [await runner.send(await stage.session(), "Hello") for _ in range(2)]
+
+    assert ["run.completed"] * 2 == [(await stage.ended(each)).type for each in sent]
+
+
+async def test_a_crash_without_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment in which such a provider is asked plainly, it is not asked the same again, and no tool runs."""
+    made: list[int] = []
+    keeper = Keeper(calls(("a", "work", '{"x":1}')), says("Done."))
+    keeper.before = lambda request: fails(400, param="background")(request) if request.json.get("background") else None
+    model = asking(monkeypatch, keeper, background=True)
+
+    def run() -> Run:
+        return Run(model_agent(model, tools=[Tool(lambda x: made.append(x), name="work")]))
+
+    whole = run()
+    await whole.attempt()
+    for crash in range(2, len(whole.events)):
+        broken = run()
+        await broken.attempt(crash_after=crash)
+        asked, done = len(keeper.asked), len(made)
+        with pytest.raises(AgentError, match="What came is kept"):
+            await broken.attempt()
+        assert (asked, done) == (len(keeper.asked), len(made)), crash
+
+
 def test_no_steps() -> None:
     """A model that may not be asked is no agent."""
     with pytest.raises(InvalidInput, match="max_steps is at least 1"):

@@ -323,6 +323,11 @@ class _Answer:
         result = ChatResult()
         try:
             while True:
+                background = self._upstream.background
+                if self._upstream.model.background and not background:
+                    # What comes cannot be continued: a further attempt is to know that it was paid for.
+                    yield self._note(None)
+                    await self._turn.stored()
                 stream = self._open()
                 try:
                     async with stream:
@@ -332,7 +337,7 @@ class _Answer:
                     result = stream.partial
                     break
                 except ProviderRefused as exc:
-                    if not self._is_for_the_background(exc):
+                    if not background or step.response is not None or exc.param != "background":
                         raise
                     logger.info("%s: no answers in the background here: %s", self._upstream.model.name, exc)
                     self._upstream.background = False
@@ -379,9 +384,6 @@ class _Answer:
             headers={"idempotency-key": f"{self._turn.run}~m{step.number}"},
             **settings,
         )
-
-    def _is_for_the_background(self, refused: ProviderRefused) -> bool:
-        return self._upstream.background and self._step.response is None and refused.param == "background"
 
     async def _kept(self, reason: ProviderError) -> Any:
         """A background answer whose stream is to be had no more, once it is whole."""
