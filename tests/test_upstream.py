@@ -270,6 +270,25 @@ async def test_the_client_s_own_tools(stage: Stage, monkeypatch: pytest.MonkeyPa
     assert [("a", "4"), ("b", "2")] == sorted((i["call_id"], i["output"]) for i in told if "output" in i)
 
 
+@pytest.mark.parametrize(
+    ("choice", "then"),
+    [
+        ("required", None),
+        ({"type": "function", "name": "add"}, None),
+        ({"type": "allowed_tools", "mode": "required", "tools": []}, None),
+        ("none", "none"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": []},) * 2,
+    ],
+)
+async def test_a_call_that_is_asked_for(choice: Any, then: Any, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wants a tool to be called wants an answer behind it; who allows or forbids some does so to the end."""
+    keeper = Keeper(calls(("a", "add", '{"x":1}')), says("Two."))
+    agent = model_agent(asking(monkeypatch, keeper), tools=[Tool(add)])
+    await answer(stage, agent, metadata={"tool_choice": choice})
+
+    assert [choice, then] == [asked.get("tool_choice") for asked in keeper.asked]
+
+
 async def test_a_model_that_never_stops_calling(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is a limit to how often it is asked; and calls of one id in each answer are still told apart."""
     keeper = Keeper(calls(("same", "add", '{"x":1}')))

@@ -370,8 +370,8 @@ class _Answer:
         settings = {**upstream.model.settings(self._turn.message.metadata), **upstream.options}
         tools = [tool.definition for tool in self._tools.values()]
         tools += [tool for tool in self._theirs if tool.get("name") not in self._tools]
-        if not tools:
-            settings.pop("tool_choice", None)
+        if not tools or (step.number > 1 and _forces(settings.get("tool_choice"))):
+            settings.pop("tool_choice", None)  # called for once: else the model would call for ever, and never answer
         if upstream.background:
             settings["background"] = True
         if self._previous is not None:
@@ -511,6 +511,13 @@ class _Answer:
     @property
     def _told(self) -> Counter[str]:
         return Counter({kind: self._said[kind] for kind in _KINDS.values()})
+
+
+def _forces(choice: Any) -> bool:
+    """Whether the model has to call a tool, in the words of any API."""
+    if isinstance(choice, dict):  # {"type": "allowed_tools", "mode": "auto", ...}, {"type": "function", ...}
+        choice = choice.get("mode", choice.get("type"))
+    return choice not in ("auto", "none")
 
 
 def _chunks(result: ChatResult) -> Iterator[StreamChunk]:
