@@ -270,6 +270,22 @@ async def test_the_client_s_own_tools(stage: Stage, monkeypatch: pytest.MonkeyPa
     assert [("a", "4"), ("b", "2")] == sorted((i["call_id"], i["output"]) for i in told if "output" in i)
 
 
+async def test_tools_in_another_form(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nested as in Chat Completions, and kinds that the provider has itself: whatever is no tool is said so."""
+    keeper = Keeper(calls(("a", "theirs", "{}")))
+    agent = model_agent(asking(monkeypatch, keeper), tools=[Tool(add)])
+    nested = {"type": "function", "function": {"name": "theirs"}}
+    end = await answer(stage, agent, metadata={"tools": [nested, {"type": "web_search"}, {"type": "x", "name": []}]})
+    assert "tool_calls" == end.data["finish_reason"]
+    assert [("function", "add"), ("function", "theirs"), ("web_search", None), ("x", [])] == [
+        (tool["type"], tool.get("name")) for tool in keeper.asked[0]["tools"]
+    ]
+
+    end = await answer(stage, agent, metadata={"tools": [{"name": ["theirs"]}]})
+    assert ("invalid_input", 1) == (end.data["code"], len(keeper.asked))
+    assert "A tool has a name" in end.data["message"]
+
+
 @pytest.mark.parametrize(
     ("choice", "then"),
     [

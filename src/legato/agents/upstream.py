@@ -49,6 +49,7 @@ from ..provider import (
     StreamInterrupted,
     ToolCallDelta,
 )
+from ..provider.prompt import read_tool
 from ..tool import Tool
 from .call import Call, perform
 from .conversation import Json, conversation, tool_call, tool_output
@@ -207,8 +208,7 @@ class _Answer:
         self._upstream = upstream
         self._turn = turn
         self._tools = dict(upstream.tools)
-        given = turn.message.metadata.get("tools")
-        self._theirs = [tool for tool in given if isinstance(tool, dict)] if isinstance(given, list) else []
+        self._theirs = _client_tools(turn.message.metadata.get("tools"), self._tools)
         self._step = _Step()
         self._usage = Usage(model=upstream.model.name)
         self._finish = "stop"
@@ -243,8 +243,7 @@ class _Answer:
 
     def _due(self) -> list[Call]:
         """The calls that are to be made now: not those of the client's own tools."""
-        theirs = {tool.get("name") for tool in self._theirs} - self._tools.keys()
-        return [call for call in self._step.calls.values() if call.result is None and call.name not in theirs]
+        return [call for call in self._step.calls.values() if call.result is None and call.name not in self._theirs]
 
     def _advance(self, calls: Sequence[Call]) -> None:
         step, limit = self._step, self._upstream.max_steps
@@ -369,7 +368,7 @@ class _Answer:
             return upstream.keeper.chat_resume(step.response, starting_after=step.sequence_number)
         settings = {**upstream.model.settings(self._turn.message.metadata), **upstream.options}
         tools = [tool.definition for tool in self._tools.values()]
-        tools += [tool for tool in self._theirs if tool.get("name") not in self._tools]
+        tools += self._theirs.values()
         if not tools or (step.number > 1 and _forces(settings.get("tool_choice"))):
             settings.pop("tool_choice", None)  # called for once: else the model would call for ever, and never answer
         if upstream.background:
@@ -511,6 +510,21 @@ class _Answer:
     @property
     def _told(self) -> Counter[str]:
         return Counter({kind: self._said[kind] for kind in _KINDS.values()})
+
+
+def _client_tools(given: Any, own: Mapping[str, Tool]) -> dict[str, Json]:
+    """The client's tools, by name, without those that are called like one of ours.
+
+    Raises:
+        InvalidInput: a function without a name.
+    """
+    tools: dict[str, Json] = {}
+    for tool in given if isinstance(given, list) else ():
+        if isinstance(tool, dict):
+            read = read_tool(tool)
+            # A provider's own kind of tool has no name by which it would be left to anybody.
+            tools[f"<{len(tools)}>" if isinstance(read, dict) else read.name] = tool
+    return {name: tool for name, tool in tools.items() if name not in own}
 
 
 def _forces(choice: Any) -> bool:
