@@ -508,6 +508,19 @@ async def test_a_stop_reaches_the_provider(how: str, stage: Stage, monkeypatch: 
     assert (["resp_1"] if how == "cancel" else []) == keeper.cancelled
 
 
+async def test_an_answer_beyond_a_limit_is_stopped(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run has failed, and nobody will read what the provider would still write."""
+    keeper = Keeper(says("Hello", " for", " ever"))
+    agent = model_agent(asking(monkeypatch, keeper, background=True))
+    runner = stage.runner(agent, limits=Limits(run_characters=6))
+    end = await stage.ended(await runner.send(await stage.session(), "Hello"))
+    assert agent.on_stop is not None
+    await stage.idle(runner)
+    await agent.on_stop()
+
+    assert ("too_large", ["resp_1"]) == (end.data["code"], keeper.cancelled)
+
+
 # Crashes --------------------------------------------------------------------------------------------------------------
 
 
@@ -538,6 +551,7 @@ class Run:
             async for item in stream:
                 for draft in recorder.record(item):
                     if crash_after is not None and len(self.events) >= crash_after:
+                        turn.left_open = True  # what is dead says nothing to the provider
                         return None
                     self._store(draft)
             return recorder.finish_reason

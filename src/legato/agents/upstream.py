@@ -320,6 +320,7 @@ class _Answer:
         """Have the model speak, and hand on what it says."""
         step = self._step
         result = ChatResult()
+        refused = False  # what the model says, by the runner: it passes a limit
         try:
             while True:
                 background = self._upstream.background
@@ -355,9 +356,12 @@ class _Answer:
             for chunk in _chunks(result):
                 for item in self._items(chunk):
                     yield item
+        except GeneratorExit:
+            refused = True
+            raise
         finally:
             # Whoever is stopped for good says so to the provider, or it would write, and be paid, to the end.
-            if step.response is not None and self._turn.cancelled and not self._turn.left_open:
+            if step.response is not None and (refused or self._turn.cancelled) and not self._turn.left_open:
                 self._upstream.end(step.response)
         for item in self._conclude(result):
             yield item
