@@ -370,6 +370,10 @@ def unreachable(request: Request) -> Reply:
     [
         (fails(401, "invalid_api_key", "Wrong key sk-123."), "model_key_refused",
          "The model's provider does not accept the server's key."),
+        (fails(400, "bad_key", "Wrong key: key."), "bad_key", "The model's provider says: Wrong [key]: [key]."),
+        (fails(400, "long", "x" * 9_000), "long", "The model's provider says: " + "x" * 1_000),
+        (lambda _: Reply(502, b"<html>nginx at 10.0.0.7</html>"), "http_502",
+         "The model's provider answered with the status 502."),
         (fails(404, "model_not_found"), "model_not_found", "The model's provider says: It is odd."),
         (fails(429, "rate_limit_exceeded"), "rate_limit_exceeded", "The model's provider says: It is odd."),
         (unreachable, "model_unreachable", "The model cannot be reached."),

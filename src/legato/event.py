@@ -80,8 +80,8 @@ EVENTS: dict[str, str] = {
     "tool_call.completed": "part, step, id, name, arguments (the whole JSON text)",
     "tool.started": "id, name, progress",
     "tool.completed": "id, name, progress, success, output",
-    "permission.requested": "id, tool, description, action, path?, params?, call? (the id of the tool call that it is for), "
-    "expires_at?",
+    "permission.requested": "id, tool, description, action, path?, params?, call? (the id of the tool call that it is "
+    "for), expires_at?",
     "permission.resolved": "id, granted, by (user | timeout | run_ended)",
     "notification.created": "id, kind, title, message, response, choices?, timeout (s), created_at",
     "notification.resolved": "id, run (that asked; it may have ended), response?, value?, by (user | timeout)",

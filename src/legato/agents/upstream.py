@@ -42,17 +42,16 @@ from ..provider import (
     ChatResult,
     ProviderError,
     ProviderRefused,
-    ProviderUnreachable,
     ResponseFailed,
     ResponseIncomplete,
     StreamChunk,
-    StreamInterrupted,
     ToolCallDelta,
 )
 from ..provider.prompt import read_tool
 from ..tool import Tool
 from .call import Call, perform
 from .conversation import Json, conversation, tool_call, tool_output
+from .failure import failure
 from .model import Model, Provider
 
 logger = logging.getLogger("legato")
@@ -345,12 +344,12 @@ class _Answer:
             result, self._finish = exc.partial, exc.reason
         except ProviderError as exc:
             if step.response is None or isinstance(exc, ResponseFailed):
-                raise _failure(exc) from exc
+                raise self._failure(exc) from exc
             kept = await self._kept(exc)
             if isinstance(kept.failure, ResponseIncomplete):
                 self._finish = kept.failure.reason
             elif kept.failure is not None:
-                raise _failure(kept.failure) from kept.failure
+                raise self._failure(kept.failure) from kept.failure
             result = kept.result
             step.had = self._said - step.before
             for chunk in _chunks(result):
@@ -399,7 +398,10 @@ class _Answer:
                     return kept
                 await asyncio.sleep(POLL)
         except ProviderError as exc:
-            raise _failure(exc) from exc
+            raise self._failure(exc) from exc
+
+    def _failure(self, error: ProviderError) -> AgentError:
+        return failure(error, self._upstream.model.api_key)
 
     def _items(self, chunk: StreamChunk, stream: AsyncStream[StreamChunk] | None = None) -> Iterator[Yielded]:
         """What a chunk is in our words, without what the log has already."""
@@ -545,18 +547,3 @@ def _chunks(result: ChatResult) -> Iterator[StreamChunk]:
     yield StreamChunk(refusal=result.refusal)
     for index, call in enumerate(result.tool_calls):
         yield StreamChunk(tool_call_delta=ToolCallDelta(index, call.id, call.name, call.arguments))
-
-
-def _failure(error: ProviderError) -> AgentError:
-    """The error that ends the run, in words that users may see."""
-    logger.warning("the model failed: %s", error)
-    if isinstance(error, ProviderUnreachable):
-        return AgentError("The model cannot be reached.", code="model_unreachable")
-    if isinstance(error, ProviderRefused) and error.status_code in (401, 403):
-        # Their messages quote the key.
-        return AgentError("The model's provider does not accept the server's key.", code="model_key_refused")
-    if isinstance(error, StreamInterrupted):
-        return AgentError("The model's answer broke off, and cannot be continued.", code="model_interrupted")
-    if isinstance(error, ProviderRefused | ResponseFailed):
-        return AgentError(f"The model's provider says: {error.message}", code=error.code)
-    return AgentError("What the model's provider sent cannot be understood.", code="model_malformed")

@@ -1,0 +1,37 @@
+"""What users are told when a model fails: what went wrong, and never a key."""
+
+from __future__ import annotations
+
+import logging
+
+from ..errors import AgentError
+from ..provider import ProviderError, ProviderRefused, ProviderUnreachable, ResponseFailed, StreamInterrupted
+
+logger = logging.getLogger("legato")
+
+WORDS = 1_000
+"""Characters of a provider's words that are shown."""
+
+
+def failure(error: ProviderError, key: str | None = None) -> AgentError:
+    """The error that ends the run, in words that users may see.
+
+    Args:
+        error: what the provider raised.
+        key: which the provider may have quoted; it is in no message then, and not in the log.
+    """
+    said = error.message.replace(key, "[key]") if key else error.message
+    logger.warning("the model failed: %s", said)
+    if isinstance(error, ProviderUnreachable):
+        return AgentError("The model cannot be reached.", code="model_unreachable")
+    if isinstance(error, ProviderRefused) and error.status_code in (401, 403):
+        # Their messages quote the key, or most of it.
+        return AgentError("The model's provider does not accept the server's key.", code="model_key_refused")
+    if isinstance(error, ProviderRefused) and not error.body.lstrip().startswith("{"):
+        # A page of a proxy between us and the provider, or nothing.
+        return AgentError(f"The model's provider answered with the status {error.status_code}.", code=error.code)
+    if isinstance(error, StreamInterrupted):
+        return AgentError("The model's answer broke off, and cannot be continued.", code="model_interrupted")
+    if isinstance(error, ProviderRefused | ResponseFailed):
+        return AgentError(f"The model's provider says: {said[:WORDS]}", code=error.code)
+    return AgentError("What the model's provider sent cannot be understood.", code="model_malformed")
