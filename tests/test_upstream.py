@@ -200,6 +200,28 @@ async def test_calls_that_fail(
     assert f"Error: {output}" == told["output"]
 
 
+@pytest.mark.parametrize("size", [900, 905, 9_000])
+@pytest.mark.parametrize("fail", [False, True])
+async def test_an_output_beyond_what_an_event_holds(
+    size: int, fail: bool, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is told so and may ask for less, where the run would fail after all that was paid for it."""
+
+    def read() -> str:
+        if fail:
+            raise ToolError("\0" * size)
+        return "x" * size
+
+    keeper = Keeper(calls(("a", "read", "{}")), says("Well."))
+    agent = model_agent(asking(monkeypatch, keeper), tools=[Tool(read)])
+    runner = stage.runner(agent, limits=Limits(event_bytes=1_000))
+    end = await stage.ended(await runner.send(await stage.session(), "Go"))
+    part = end.data["message"]["parts"][0]
+
+    assert (end.type, part["success"]) == ("run.completed", size < 905 and not fail)
+    assert fail or part["success"] or "too long; ask it for less" in part["output"]
+
+
 @pytest.mark.parametrize("granted", [True, False])
 async def test_a_tool_that_asks(granted: bool, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user sees the question and the arguments; without a yes, the tool is not begun."""

@@ -77,6 +77,7 @@ class Turn:
         agent: the name under which this agent was called.
         attempt: 1, or more when earlier attempts died with their process (``on_crash`` is ``retry`` or ``resume``).
         events: what earlier attempts stored; empty in the first.
+        max_event_bytes: bound of one event's JSON, such as a tool's output: a longer one fails the run.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Turn:
         agent: str = "",
         attempt: int = 1,
         events: Sequence[Event] = (),
+        max_event_bytes: int = 262_144,
     ) -> None:
         self.session = session
         self.run = run
@@ -98,6 +100,7 @@ class Turn:
         self.agent = agent
         self.attempt = attempt
         self.events = list(events)
+        self.max_event_bytes = max_event_bytes
         self.cancelled = False
         """True once the run was told to stop; the agent also gets ``asyncio.CancelledError`` where it waits."""
         self.left_open = False

@@ -484,6 +484,7 @@ class Runner:
             agent=name,
             attempt=attempt,
             events=left if attempt > 1 else (),
+            max_event_bytes=self.limits.event_bytes,
         )
         self._executions[run.run] = (execution, agent)
         started = Draft(type="run.started", data={"agent": name, "attempt": attempt}, run=run.run)

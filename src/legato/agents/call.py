@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ..agent import Turn
 from ..event import ToolResult, ToolStarted, as_json
 from ..tool import Tool, ToolError
@@ -19,6 +21,8 @@ from ..tool import Tool, ToolError
 logger = logging.getLogger("legato")
 
 DENIED = "The user did not allow it."
+AROUND = 64
+"""Bytes of ``tool.completed`` besides the call and its output."""
 
 
 @dataclass(slots=True)
@@ -76,15 +80,28 @@ async def perform(
 async def _perform(call: Call, tools: Mapping[str, Tool], turn: Turn, interrupted: bool, said: _Said) -> None:
     result = ToolResult(call.id, f"{call.name} was stopped.", success=False)
     try:
-        result = ToolResult(call.id, await _run(call, tools, turn, interrupted, said))
+        result = ToolResult(call.id, _fitting(call, await _run(call, tools, turn, interrupted, said), turn))
     except ToolError as exc:
-        result = ToolResult(call.id, exc.message, success=False)
+        # A character takes at most 6 bytes of JSON.
+        result = ToolResult(call.id, exc.message[: turn.max_event_bytes // 8], success=False)
     except (Exception, SystemExit, KeyboardInterrupt) as exc:  # a question's function may raise anything, too
         logger.error("tool %s could not be run", call.name, exc_info=exc)
         result = ToolResult(call.id, f"{call.name} could not be run.", success=False)
     finally:
         call.result = result
         said.put_nowait((result, None))
+
+
+def _fitting(call: Call, output: Any, turn: Turn) -> Any:
+    """The output, if an event holds it: else the run would fail, after all that has been paid for it.
+
+    Raises:
+        ToolError: it does not; the model may ask for less.
+    """
+    size = len(msgspec.json.encode({"id": call.id, "name": call.name, "output": output}))
+    if size + AROUND > turn.max_event_bytes:
+        raise ToolError(f"{call.name} was done, but its output of {size} bytes is too long; ask it for less.")
+    return output
 
 
 async def _run(call: Call, tools: Mapping[str, Tool], turn: Turn, interrupted: bool, said: _Said) -> Any:
