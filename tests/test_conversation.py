@@ -96,6 +96,7 @@ async def test_a_call_that_was_not_answered() -> None:
 async def test_a_call_that_was_cut_off() -> None:
     """Half of its arguments is no JSON; a provider would refuse it."""
     assert [AND] == await told(assistant(call("a", '{"x":'), status="cancelled"))
+    assert [AND] == await told(assistant(call("a", "[1]", output="no")))
 
 
 async def test_the_client_s_own_tools() -> None:

@@ -24,6 +24,7 @@ from legato.transcript import Recorder, Transcript, fold
 from model_server import Keeper, asking, calls, says
 from provider_streams import (
     ANTHROPIC_TEXT,
+    ANTHROPIC_TOOLS,
     CHAT_LENGTH,
     CHAT_TEXT,
     CHAT_TOOLS,
@@ -363,6 +364,26 @@ async def test_calls_that_the_provider_makes(stage: Stage, monkeypatch: pytest.M
 
     parts = end.data["message"]["parts"]
     assert ("7", "Seven.", 1) == (parts[0]["output"], end.data["message"]["text"], len(keeper.asked))
+
+
+@pytest.mark.parametrize("arguments", ['{"x":', "[1]"])
+async def test_arguments_that_are_no_object(arguments: str, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is told so over each API: also where the call itself cannot be told as it was."""
+    written = {"type": "input_json_delta", "partial_json": arguments}
+    called = [*ANTHROPIC_TOOLS[:2], {**ANTHROPIC_TOOLS[2], "delta": written}, ANTHROPIC_TOOLS[4], *ANTHROPIC_TOOLS[-2:]]
+    replies = [sse(called), sse(ANTHROPIC_TEXT)]
+    told: list[Any] = []
+
+    def handler(request: Request) -> Reply:
+        told.append(request.json["messages"])
+        return stream_reply(replies.pop(0), None)
+
+    model = asking(monkeypatch, handler, "messages")
+    end = await answer(stage, model_agent(model, tools=[Tool(add)]))
+
+    assert ("run.completed", TEXT) == (end.type, end.data["message"]["text"])
+    assert {} == told[1][1]["content"][0]["input"]
+    assert "The arguments do not fit add" in end.data["message"]["parts"][0]["output"]
 
 
 async def test_parallel_calls_over_chat(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def said(parts: Sequence[Json], text: str = "") -> list[Json]:
 
 def _step(parts: Sequence[Json]) -> list[Json]:
     text = "".join(part["text"] for part in parts if part["type"] in ("text", "refusal"))
-    calls = [part for part in parts if part["type"] == "tool_call" and _is_json(part["arguments"])]
+    calls = [part for part in parts if part["type"] == "tool_call" and _is_object(part["arguments"])]
     if not text and not calls:
         return []
     message: Json = {"role": "assistant", "content": text or None}
@@ -108,14 +108,15 @@ def _step(parts: Sequence[Json]) -> list[Json]:
 
 
 def tool_call(id: str, name: str, arguments: str) -> Json:
-    """A call as it stands in an assistant's message."""
-    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments or "{}"}}
+    """A call as it stands in an assistant's message; without the arguments if providers would refuse them."""
+    arguments = arguments if arguments and _is_object(arguments) else "{}"
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _is_json(arguments: str) -> bool:
-    """Whether the arguments are whole: those of a call that was cut off are not."""
+def _is_object(arguments: str) -> bool:
+    """Whether the arguments are whole: those of a call that was cut off are not, and some models write anything."""
     try:
-        msgspec.json.decode(arguments or "{}")
+        msgspec.json.decode(arguments or "{}", type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return False
     return True
