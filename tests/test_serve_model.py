@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -238,6 +239,18 @@ def test_what_does_not_fit_together(arguments: list[str], words: str, tmp_path: 
 
     assert re.search(re.escape(words), said)
     assert "Traceback" not in said
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    """The server's log says why somebody has to wait."""
+    with asking("http://127.0.0.1:1/v1", tmp_path, "chat:x") as server, Client(server.url) as client:
+        answer = client.ask("Hello")
+        deadline = time.monotonic() + 30
+        while "is repeated in" not in server.output and time.monotonic() < deadline:
+            time.sleep(0.05)
+        answer.cancel()
+
+    assert re.search(r"WARNING a request is repeated in [\d.]+ s: ConnectionFailed\(", server.output)
 
 
 def test_models_beside_agents(tmp_path: Path) -> None:

@@ -149,8 +149,12 @@ def serve(ctx: click.Context, /, target: str | None, host: str, port: int, log_l
 
     # Before the target is imported: what it sets up for logging itself wins.
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+<<<<<<< HEAD
     # It says that something is tried again, and not what; what came of it is in our own log.
     logging.getLogger("stamina").setLevel(logging.ERROR)
+=======
+    logging.getLogger("stamina").addFilter(_in_words)
+>>>>>>> c5a3e20 (Say in the log why a request is repeated)
     given = {name for name in options if _was_given(ctx, name)}
     try:
         app = _application(target, host, given, options)
@@ -172,6 +176,14 @@ def serve(ctx: click.Context, /, target: str | None, host: str, port: int, log_l
 
 def _was_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
+
+
+def _in_words(record: logging.LogRecord) -> bool:
+    """Let a line about a request that is repeated say why, and when; stamina has that in fields beside the line."""
+    wait, cause = getattr(record, "stamina.wait_for", None), getattr(record, "stamina.caused_by", None)
+    if wait is not None:
+        record.msg, record.args = "a request is repeated in %s s: %s", (wait, cause)
+    return True
 
 
 def _application(target: str | None, host: str, given: set[str], options: dict[str, Any]) -> Legato:
