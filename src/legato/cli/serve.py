@@ -149,12 +149,7 @@ def serve(ctx: click.Context, /, target: str | None, host: str, port: int, log_l
 
     # Before the target is imported: what it sets up for logging itself wins.
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-<<<<<<< HEAD
-    # It says that something is tried again, and not what; what came of it is in our own log.
-    logging.getLogger("stamina").setLevel(logging.ERROR)
-=======
     logging.getLogger("stamina").addFilter(_in_words)
->>>>>>> c5a3e20 (Say in the log why a request is repeated)
     given = {name for name in options if _was_given(ctx, name)}
     try:
         app = _application(target, host, given, options)
