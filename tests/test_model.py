@@ -54,6 +54,11 @@ def test_names_that_are_none(spec: str, options: dict[str, Any], words: str) -> 
         Model.read(spec, environment={}, **options)
 
 
+def test_a_key_is_not_shown() -> None:
+    """A model that stands in a log or in a traceback does not give it away."""
+    assert "secret" not in repr(Model("m", "chat", HERE, api_key="secret"))
+
+
 def test_an_address_of_one_s_own_needs_no_key() -> None:
     """Local servers rarely want one."""
     assert None is Model.read("openai:x", base_url=HERE, environment={}).api_key

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ..client.retry import BackoffStrategy, RetryConfig
@@ -84,7 +84,7 @@ class Model:
     name: str
     wire: Wire
     base_url: str
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)  # it shall stand in no log
     background: bool = False
 
     @classmethod
