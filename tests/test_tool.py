@@ -267,7 +267,23 @@ def test_functions_that_a_model_cannot_call(function: Any) -> None:
         Tool(function)
 
 
-@pytest.mark.parametrize("options", [{"name": ""}, {"name": "a b"}, {"name": "x" * 65}, {"on_crash": "resume"}])
+async def _async_approval() -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": ""},
+        {"name": "a b"},
+        {"name": "x" * 65},
+        {"on_crash": "resume"},
+        {"approval": "Delete {path}?"},
+        {"approval": "Delete {}?"},
+        {"approval": "Delete {?"},
+        {"approval": _async_approval},
+    ],
+)
 def test_options_that_do_not_fit(options: dict[str, Any]) -> None:
     """They are refused, too."""
     with pytest.raises(InvalidInput):

@@ -16,6 +16,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Mapping
+from string import Formatter
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
 
 import msgspec
@@ -94,6 +95,7 @@ class Tool:
         self.description = text if description is None else description
         self._turn, self._arguments = _signature(function, self.name, about)
         self.parameters: dict[str, Any] = _schema(self._arguments, self.name)
+        _check_approval(approval, self._arguments, self.name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function itself."""
@@ -256,6 +258,21 @@ def _signature(function: Any, name: str, about: Mapping[str, str]) -> tuple[str 
         return turn, msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
     except TypeError as exc:
         raise InvalidInput(f"The parameters of tool {name!r} cannot be read: {exc}.") from exc
+
+
+def _check_approval(approval: Approval, arguments: Any, name: str) -> None:
+    """A question that cannot be asked would fail each call, long after it was written."""
+    if inspect.iscoroutinefunction(approval):
+        raise InvalidInput(f"The approval of tool {name!r} is a plain function; this one is async.")
+    if isinstance(approval, str):
+        try:
+            asked = [
+                re.split(r"[.\[]", field)[0] for _, field, _, _ in Formatter().parse(approval) if field is not None
+            ]
+        except ValueError as exc:
+            raise InvalidInput(f"The question of tool {name!r} cannot be read: {exc}.") from exc
+        if unknown := set(asked) - set(arguments.__struct_fields__):
+            raise InvalidInput(f"The question of tool {name!r} names {sorted(unknown)}, which are no arguments of it.")
 
 
 def _field(parameter: inspect.Parameter, hint: Any, about: str | None) -> tuple[str, Any] | tuple[str, Any, Any]:
