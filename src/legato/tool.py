@@ -36,10 +36,6 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 """What every provider takes for a function's name."""
 
 
-OUTPUT_BYTES = 200_000
-"""Bytes of JSON that a tool may give: an event of the log has a limit, and a model reads all of it."""
-
-
 class ToolError(LegatoError):
     """Raised by a tool to tell the model, in words, why it could not do it. The run goes on.
 
@@ -143,7 +139,7 @@ class Tool:
                     output = await _in_thread(self.name, functools.partial(self.function, **given))
                     if inspect.isawaitable(output):  # a lambda around an async function
                         output = await output
-            return self._checked(as_json(f"The output of {self.name}", output))
+            return as_json(f"The output of {self.name}", output)
         except ToolError:
             raise
         except (Exception, SystemExit, KeyboardInterrupt) as exc:  # a task hands the last two on, and the server ends
@@ -152,12 +148,6 @@ class Tool:
             logger.error("tool %s failed", self.name, exc_info=exc)
             words = exc.message if isinstance(exc, LegatoError) else "The server's log has the details."
             raise ToolError(f"{self.name} failed. {words}") from exc
-
-    def _checked(self, output: Any) -> Any:
-        size = len(msgspec.json.encode(output))
-        if size > OUTPUT_BYTES:
-            raise ToolError(f"{self.name} gave {size} bytes, more than the {OUTPUT_BYTES} that can be kept.")
-        return output
 
 
 async def _in_thread(name: str, call: Callable[[], Any]) -> Any:
