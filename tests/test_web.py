@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
@@ -458,6 +459,24 @@ def test_the_list_of_chats(page: Page, context: BrowserContext) -> None:
     expect(mine).to_have_count(0)
     expect(page.locator(".turn")).to_have_count(0)
     expect(other.locator("#problem")).to_have_text("This chat has been deleted.")
+
+
+def test_a_chat_is_deleted_while_it_is_answered(unlucky: Page, server: Server) -> None:
+    """Nothing looks as if it went on, and what one sends then is a draft again, with the reason."""
+    send(unlucky, "/long 2000")
+    wait_for_words(unlucky, 5)
+    expect(unlucky.locator("#stop")).to_be_visible()
+
+    httpx2.delete(f"{server.url}/api/sessions/{session(unlucky)}").raise_for_status()
+
+    expect(unlucky.locator("#problem")).to_have_text("This chat has been deleted.")
+    expect(unlucky.locator("#stop")).to_be_hidden()
+    expect(unlucky.locator("legato-chat [aria-busy=true]")).to_have_count(0)
+    unlucky.locator("#message").fill("and more")
+    unlucky.locator("#message").press("Enter")
+    expect(unlucky.locator("#problem")).to_contain_text("Not sent")
+    expect(unlucky.locator("#message")).to_have_value("and more")
+    expect(unlucky.locator(".question")).to_have_text(["/long 2000"])
 
 
 def test_scrolling_up_stops_the_following(page: Page) -> None:

@@ -126,7 +126,9 @@ export class Talk {
     if (name === "connected") {
       if (!this.loaded || data.cursor === "reset") await this.#load();
     } else if (name === "session_deleted") {
-      this.close();
+      this.#stream?.close(); // not all of this: a message that is sent now comes back, with the reason
+      this.conversation.stop();
+      this.#on.reset();
       this.#on.problem("deleted");
       this.#on.changed();
     } else if (name === "session_rewound") {

@@ -148,6 +148,11 @@ export class Conversation {
     return turn;
   }
 
+  /** The session is deleted: nothing is being answered any more. */
+  stop() {
+    for (const turn of this.turns) if (turn.id !== null && !turn.ended) end(turn, "stopped");
+  }
+
   /** @param {string} id @param {string} text @param {string | null} [run] @returns {Turn} */
   #user(id, text, run) {
     let turn = this.turns.find((each) => each.id === id);
