@@ -150,6 +150,21 @@ def test_intercom_of_the_readme(browser: Browser, server: Server, tmp_path: Path
         intercom_end(page)
 
 
+def test_intercom_of_another_agent(shop: Page) -> None:
+    """Each name has a conversation of its own: another name does not go on with the old one, and the first is kept."""
+    shop.locator("#launcher").click()
+    shop.locator("#message").fill("/long 10")
+    shop.locator("#message").press("Enter")
+    intercom_end(shop)
+
+    shop.locator("legato-intercom").evaluate("each => (each.username = '')")
+
+    expect(shop.locator(".turn")).to_have_count(0)
+    expect(shop.locator("legato-chat")).to_have_attribute("agent", "")
+    shop.locator("legato-intercom").evaluate("each => (each.username = 'guide')")
+    expect(shop.locator(".question")).to_have_text("/long 10")
+
+
 def test_intercom_fills_a_phone(shop: Page, shoot: Callable[[Page, str], None]) -> None:
     """On a narrow screen the dialog is the screen, and axe-core has no complaint, open or closed."""
     axe = (package(AXE) / "node_modules" / "axe-core" / "axe.min.js").read_text()

@@ -112,8 +112,8 @@ export class LegatoIntercom extends LegatoElement {
       this.#complain(this.word("unreachable"));
     }
     if (!this.#checked) return;
-    if (name !== "") this.#chat.agent = name;
-    if (this.#kept.session) this.#chat.session = this.#kept.session;
+    this.#chat.agent = name;
+    this.#chat.session = this.#kept.session ?? ""; // with another name comes another conversation
   }
 
   /** @param {string} text */
