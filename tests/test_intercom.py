@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from browser import Server
 from node_packages import package
-from pages import AXE
+from pages import AXE, wait_for
 
 pytest_plugins = ["page_fixtures"]
 
@@ -109,6 +109,24 @@ def test_intercom_says_what_happened_meanwhile(shop: Page) -> None:
     expect(shop.locator(".prose")).to_contain_text("note-400")
     shop.keyboard.press("Escape")
     expect(launcher).to_have_attribute("aria-label", "Open the chat")
+
+
+def test_intercom_says_what_ended_between_two_pages(shop: Page, server: Server) -> None:
+    """An answer that ended while no page of the shop was open is a new answer on the next one."""
+    shop.locator("#launcher").click()
+    shop.locator("#message").fill("/long 200")
+    shop.locator("#message").press("Enter")
+    expect(shop.locator(".prose")).to_contain_text("note-5")
+    shop.keyboard.press("Escape")
+    shop.wait_for_function("() => Object.values(localStorage).some((each) => JSON.parse(each).running)")
+    session = shop.locator("legato-chat").get_attribute("session")
+    address = shop.url
+    shop.goto("about:blank")
+    wait_for(lambda: any(event["type"] == "run.completed" for event in server.events(str(session))))
+
+    shop.goto(address)
+
+    expect(shop.locator("#launcher")).to_have_attribute("aria-label", re.compile("there is a new answer"))
 
 
 def test_intercom_of_nobody(shop: Page) -> None:

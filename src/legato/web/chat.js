@@ -1,7 +1,8 @@
 /**
  * `<legato-chat session="…" base-url="…" agent="…">`: a whole conversation. Without `session` it is empty, and the
  * first message begins one. Events, all of which bubble: `legato-session` (its detail is the id of the session that was
- * begun), `legato-change` (a session was begun or deleted), `legato-state` (`{running, ended}`).
+ * begun), `legato-change` (a session was begun or deleted), `legato-state` (`{running}`, also
+ * once the history of a session is here).
  */
 import { draw } from "./core.js";
 import { ICONS, h, icon } from "./dom.js";
@@ -22,7 +23,7 @@ export class LegatoChat extends LegatoElement {
   #first = 0; // the turns before it are not shown yet
   #frame = 0;
   #built = false;
-  #running = false;
+  /** @type {boolean | undefined} */ #running = false; // undefined until the session's history tells
   /** @type {IntersectionObserver | null} */ #nearing = null;
 
   #earlier = h("button", { type: "button", class: "plain", id: "earlier", hidden: true, click: () => this.#showEarlier() });
@@ -146,6 +147,7 @@ export class LegatoChat extends LegatoElement {
     this.#first = 0;
     this.#follow.toEnd();
     this.#talk = this.session === "" ? null : this.#make(this.session);
+    if (this.#talk !== null) this.#running = undefined;
     this.#restore();
     this.#paintSoon();
     void this.#talk?.open();
@@ -258,6 +260,8 @@ export class LegatoChat extends LegatoElement {
     this.#turns.setAttribute("aria-busy", String(turn !== undefined));
     const running = turn !== undefined;
     if (running === this.#running) return;
+    const { loaded = true, conversation } = this.#talk ?? {};
+    if (this.#running === undefined && !running && !(loaded && conversation?.turns.every((each) => each.ended))) return;
     this.#running = running;
     if (running) this.#say(this.word("generating"));
     this.tell("legato-state", { running });

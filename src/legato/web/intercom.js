@@ -131,8 +131,11 @@ export class LegatoIntercom extends LegatoElement {
 
   /** @param {boolean} running */
   #state(running) {
-    if (running) this.#body.dataset.state = "running";
-    else this.#body.dataset.state = this.isOpen ? "idle" : "unread";
+    const { dataset } = this.#body;
+    const ended = !running && (dataset.state === "running" || this.#kept.running); // perhaps between two pages
+    if (running) dataset.state = "running";
+    else if (this.isOpen) dataset.state = "idle";
+    else if (ended) dataset.state = "unread";
     this.#store({ ...this.#kept, running });
     this.#label();
   }
