@@ -82,6 +82,11 @@ async def other(turn: Turn):
 # Driving programs -----------------------------------------------------------------------------------------------------
 
 
+def _hear_interrupts() -> None:
+    """A shell lets what it starts in the background ignore SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Program:
     """A running command whose output is collected, and can be waited for."""
 
@@ -105,8 +110,9 @@ class Program:
         else:
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(
-                LEGATO + list(args), stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=environment
-            )
+                LEGATO + list(args), stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=environment,
+                preexec_fn=_hear_interrupts,
+            )  # fmt: skip
             assert self.process.stdout is not None
             assert self.process.stderr is not None
             sources = [(self.process.stdout.fileno(), "output"), (self.process.stderr.fileno(), "errors")]
@@ -155,18 +161,6 @@ class Program:
     def end_input(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-
-    def interrupt(self) -> int:
-        """Ctrl-C, and once more as a person would if nothing happens; the exit status.
-
-        Python drops the exception of the first one if it comes while an object is being finalised.
-        """
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(SAFETY / 4)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGINT)
-        return self.finish()
 
     def finish(self) -> int:
         """Wait for its end; the exit status."""
@@ -796,7 +790,8 @@ def test_tail_in_words(start: Start, url: str, client: Client) -> None:
     tail = start("tail", session, "--from", "3", "--url", url)
     tail.expect(r"(?m)^     4  content +'You said: one'")
     tail.expect(r"(?m)^     5  complete +'You said: one'.*finishReason=stop")
-    assert tail.interrupt() == 130
+    tail.process.send_signal(signal.SIGINT)
+    assert tail.finish() == 130
     assert tail.errors == ""
 
 
