@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from ..json import JsonObject
+
 __all__ = [
     "BackendMessage",
     "CancelResult",
@@ -154,7 +156,7 @@ class LogEvent(Model, frozen=True, kw_only=True):
     type: str
     at: float = 0.0
     run: str | None = None
-    data: dict[str, Any] = {}
+    data: JsonObject = {}
 
 
 class EventPage(Model, frozen=True, kw_only=True):
