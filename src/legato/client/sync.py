@@ -1,3 +1,4 @@
+# Made from aio.py by tools/faces.py. Change that one, and run: make faces
 """The SDK with threads: ``Client``, ``EventStream``, ``AnswerStream``.
 
 It moves bytes and sleeps; the rest decides. ``aio`` is its twin, with the same methods.

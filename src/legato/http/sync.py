@@ -1,3 +1,4 @@
+# Made from aio.py by tools/faces.py. Change that one, and run: make faces
 """Requests with threads, for those who have an httpx2 client.
 
 It moves bytes; the rest decides. ``aio`` is its twin, with the same functions.
