@@ -231,13 +231,13 @@ def provider_error(error: LegatoError) -> ProviderError:
     return StreamMalformed(error.message, **error.detail)
 
 
-class _Facts(TypedDict):
+class _Reason(TypedDict):
     code: str | None
     type: str | None
     param: str | None
 
 
-def _facts(error: object) -> tuple[str, _Facts]:
+def _facts(error: object) -> tuple[str, _Reason]:
     """Message, code, type and param of an error value: providers nest it, flatten it, or give a mere text."""
     if isinstance(error, dict) and error.get("error"):
         outer, error = error, error["error"]
@@ -246,7 +246,7 @@ def _facts(error: object) -> tuple[str, _Facts]:
     if not isinstance(error, dict):
         error = {"message": error}
     message = error.get("message") or error.get("detail") or ""
-    facts = _Facts(code=_word(error.get("code")), type=_word(error.get("type")), param=_word(error.get("param")))
+    facts = _Reason(code=_word(error.get("code")), type=_word(error.get("type")), param=_word(error.get("param")))
     return message if isinstance(message, str) else str(message), facts
 
 
