@@ -1,4 +1,4 @@
-"""When a plain request is repeated; see ``legato.http.retry``."""
+"""When a plain request is repeated: the public names of ``legato.http.retry``, as users import them."""
 
 from __future__ import annotations
 
