@@ -14,7 +14,7 @@ TYPES = if [ -x $(TSC) ]; then $(TSC) -p src/legato/web; else echo 'Types of src
 
 serve: $(VENV)/.serve ; @$(BIN)/legato serve $(ARGS)
 test: check ; @$(BIN)/python -m pytest $(ARGS)
-check: $(VENV)/.test $(TSC) ; @$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/python tools/faces.py --check && $(BIN)/mypy --no-error-summary && $(TYPES)
+check: $(VENV)/.test $(TSC) ; @$(BIN)/python tools/faces.py --check && $(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/mypy --no-error-summary && $(TYPES)
 faces: $(VENV)/.test ; @$(BIN)/python tools/faces.py
 bench: $(VENV)/.bench ; @for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
 clean: ; rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist node_modules
