@@ -10,11 +10,12 @@ ARGS ?=
 TSC := node_modules/.bin/tsc
 TYPES = if [ -x $(TSC) ]; then $(TSC) -p src/legato/web; else echo 'Types of src/legato/web not checked: they need npm (on Debian: apt install npm) and a registry.'; fi
 
-.PHONY: serve test check bench clean
+.PHONY: serve test check faces bench clean
 
 serve: $(VENV)/.serve ; @$(BIN)/legato serve $(ARGS)
 test: check ; @$(BIN)/python -m pytest $(ARGS)
-check: $(VENV)/.test $(TSC) ; @$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/mypy --no-error-summary && $(TYPES)
+check: $(VENV)/.test $(TSC) ; @$(BIN)/python tools/faces.py --check && $(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/mypy --no-error-summary && $(TYPES)
+faces: $(VENV)/.test ; @$(BIN)/python tools/faces.py
 bench: $(VENV)/.bench ; @for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
 clean: ; rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist node_modules
 

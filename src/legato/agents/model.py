@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from ..client.retry import BackoffStrategy, RetryConfig
 from ..errors import InvalidInput
+from ..http.retry import BackoffStrategy, RetryConfig
 from ..provider import (
     AsyncAnthropicProvider,
     AsyncChatCompletionsProvider,

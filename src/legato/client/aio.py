@@ -5,26 +5,29 @@ It moves bytes and sleeps; the rest decides. ``sync`` is its twin, with the same
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, Unpack
+from typing import Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import httpx2
 
+from ..http.aio import open_stream, read_chunk, send
+from ..http.backoff import ReconnectBackoff
+from ..http.call import HttpCall, Options, answer
+from ..http.errors import ClientError
+from ..http.retry import UNSET, RetryConfig, Unset
+from ..http.settings import LIMITS, address
 from . import operations
 from .answer import AnswerView
-from .call import Call, Options, answer, failure, refusal, signature
-from .errors import ClientError, ErrorResponse
+from .call import refusal, signature
+from .errors import ErrorResponse
 from .events import StreamEvent
 from .models import SendResult
 from .reader import HEARTBEAT_TIMEOUT, OnReconnect, ReaderView, StreamCall, stream_events
-from .resume import ReconnectBackoff
-from .retry import UNSET, RetryConfig, Unset
-from .settings import DEFAULT_URL, LIMITS, TIMEOUT, Settings
+from .settings import DEFAULT_URL, TIMEOUT, ClientSettings
+from .tasks import AsyncGate, Coro, Opening, opening
 
 __all__ = ["AsyncAnswerStream", "AsyncClient", "AsyncEventStream", "Opening"]
 
@@ -32,82 +35,44 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class _Source(Protocol):
-    async def __aenter__(self) -> Any: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None: ...
-
-    def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
-
-
-S = TypeVar("S", bound=_Source)
-
-
-class Opening(Generic[S]):
-    """A stream or an answer that is about to be opened: await it, or use it in ``async with`` or ``async for``."""
-
-    def __init__(self, open_: Callable[[], Coroutine[Any, Any, S]]) -> None:
-        self._open = open_
-        self._opened: S | None = None
-
-    def __await__(self) -> Generator[Any, None, S]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> S:
-        self._opened = await self._open()
-        await self._opened.__aenter__()
-        return self._opened
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        if self._opened is not None:
-            await self._opened.__aexit__(kind, error, at)
-
-    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        async with self as opened:
-            async for event in opened:
-                yield event
-
-
-class _Group:
+class _AsyncMethods:
     """Some of a client's methods."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
 
-def _method(operation: Callable[P, Call[T]]) -> Callable[Concatenate[_Group, P], Coroutine[Any, Any, T]]:
+def _method(operation: Callable[P, HttpCall[T]]) -> Callable[Concatenate[_AsyncMethods, P], Coro[T]]:
     """The method that carries out an operation and returns what it answers."""
 
     @wraps(operation)
-    async def method(self: _Group, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def method(self: _AsyncMethods, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._client.call(operation(*args, **kwargs))
 
     method.__signature__ = signature(operation)  # type: ignore[attr-defined]  # what inspect looks for
     return method
 
 
-def _stream_method(operation: Callable[P, StreamCall]) -> Callable[Concatenate[_Group, P], Opening[AsyncEventStream]]:
+def _stream_method(
+    operation: Callable[P, StreamCall],
+) -> Callable[Concatenate[_AsyncMethods, P], Opening[AsyncEventStream]]:
     @wraps(operation)
-    def method(self: _Group, /, *args: P.args, **kwargs: P.kwargs) -> Opening[AsyncEventStream]:
+    def method(self: _AsyncMethods, /, *args: P.args, **kwargs: P.kwargs) -> Opening[AsyncEventStream]:
         call = operation(*args, **kwargs)
-        return Opening(lambda: self._client.stream(call))
+        return opening(lambda: self._client.stream(call))
 
     method.__signature__ = signature(operation, "Opening[AsyncEventStream]")  # type: ignore[attr-defined]  # what inspect looks for
     return method
 
 
-class AsyncStreaming(_Group):
+class AsyncStreaming(_AsyncMethods):
     """Events as they happen."""
 
     stream_events = _stream_method(stream_events)
     send_streaming_message = _method(operations.send_streaming_message)
 
 
-class AsyncSessions(_Group):
+class AsyncSessions(_AsyncMethods):
     """Conversations."""
 
     create = _method(operations.create_session)
@@ -122,7 +87,7 @@ class AsyncSessions(_Group):
     cancel = cancel_processing = _method(operations.cancel_session)
 
 
-class AsyncMessages(_Group):
+class AsyncMessages(_AsyncMethods):
     """What was said in them."""
 
     send = _method(operations.send_message)
@@ -130,20 +95,20 @@ class AsyncMessages(_Group):
     history = _method(operations.list_history)
 
 
-class AsyncPermissions(_Group):
+class AsyncPermissions(_AsyncMethods):
     """Answers to an agent that asks whether it may."""
 
     grant = _method(operations.grant_permission)
     deny = _method(operations.deny_permission)
 
 
-class AsyncNotifications(_Group):
+class AsyncNotifications(_AsyncMethods):
     """Answers to an agent that tells or asks something."""
 
     respond = _method(operations.respond_notification)
 
 
-class AsyncSystem(_Group):
+class AsyncSystem(_AsyncMethods):
     """The server itself."""
 
     get_health = _method(operations.get_health)
@@ -152,8 +117,18 @@ class AsyncSystem(_Group):
 class AsyncClient:
     """A client of a Legato server on asyncio; close it, or use it in ``async with``.
 
-    The arguments are those of ``Client``, but ``http_client`` is an ``httpx2.AsyncClient`` and ``sleep`` a coroutine
-    function.
+    Tasks may share one. Its errors are those of ``legato.client.errors``.
+
+    Args:
+        base_url: the server's address. ``server_url`` is another name for it.
+        retry_config: how failed requests are repeated; None: not at all. ``UNSET``: for a minute.
+        timeout: seconds for each wait on the network. Streams use ``heartbeat_timeout`` instead.
+        headers: added to each request, for example ``{"authorization": "Bearer ..."}``.
+        http_client: an httpx2 client to use; it is not closed with this one.
+        heartbeat_timeout: seconds of silence after which a stream reconnects. The server is heard every 15.
+        reconnect_backoff: how long a stream waits before it reconnects, and when it gives up.
+        sleep: waits before a reconnect, in place of the clock.
+        random: gives a float from 0 to 1, for the jitter of reconnects.
     """
 
     def __init__(
@@ -170,9 +145,9 @@ class AsyncClient:
         sleep: Callable[[float], Awaitable[object]] | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
-        self.settings = Settings.checked(
-            server_url or base_url,
-            headers,
+        self.settings = ClientSettings(
+            base_url=address(server_url or base_url, of="server"),
+            headers=dict(headers or {}),
             timeout=timeout,
             heartbeat_timeout=heartbeat_timeout,
             retry_config=retry_config,
@@ -212,26 +187,32 @@ class AsyncClient:
         on_reconnect: OnReconnect | None = None,
         **options: Unpack[Options],
     ) -> Opening[AsyncAnswerStream]:
-        """Ask a question: an async iterator of the answer's events. The arguments are those of ``Client.ask``.
+        """Ask a question: an async iterator of the answer's events.
 
         Nothing is sent before it is awaited, entered or iterated over.
+
+        Args:
+            question: not empty.
+            session_id: the conversation; None begins one.
+            agent: who answers; None is the default.
+            idempotency_key: see ``messages.send``; asking again with it follows the same answer from its start.
+            on_reconnect: see ``streaming.stream_events``.
         """
 
         async def open_() -> AsyncAnswerStream:
-            session = session_id
-            if session is None:
-                session = (await self.sessions.create(title=question[:80], agent=agent, **options)).id
-            sent = await self.messages.send(
-                session, text=question, agent=agent, idempotency_key=idempotency_key, **options
-            )
+            id = session_id
+            if id is None:
+                made = await self.sessions.create(title=question[:80], agent=agent, **options)
+                id = made.id
+            sent = await self.messages.send(id, text=question, agent=agent, idempotency_key=idempotency_key, **options)
             stream = await self.streaming.stream_events(
-                session_id=session, last_event_id=sent.cursor, quiet=True, on_reconnect=on_reconnect, **options
+                session_id=id, last_event_id=sent.cursor, quiet=True, on_reconnect=on_reconnect, **options
             )
             return AsyncAnswerStream(self, sent, stream)
 
-        return Opening(open_)
+        return opening(open_)
 
-    async def call(self, call: Call[T]) -> T:
+    async def call(self, call: HttpCall[T]) -> T:
         """Carry out an operation, as its method does."""
         async for attempt in self.settings.retrying(call.retries, repeatable=call.repeatable):
             with attempt:
@@ -243,12 +224,10 @@ class AsyncClient:
                     return await self._once(call.instead) if call.instead else call.nothing()
         raise AssertionError("Attempts end with a value or an error.")
 
-    async def _once(self, call: Call[T]) -> T:
-        try:
-            request = self.http.build_request(**self.settings.request(call))
-            response = await self.http.send(request, follow_redirects=True)
-        except httpx2.RequestError as exc:
-            raise failure(exc) from exc
+    async def _once(self, call: HttpCall[T]) -> T:
+        response = await send(self.http, self.settings.request(call), follow_redirects=True)
+        if not response.is_success:
+            raise refusal(response)
         return answer(call, response)
 
     async def stream(self, call: StreamCall) -> AsyncEventStream:
@@ -259,24 +238,13 @@ class AsyncClient:
                 await stream.connect()
         return stream
 
-    async def connect(self, call: Call[None]) -> httpx2.Response:
+    async def connect(self, call: HttpCall[None]) -> httpx2.Response:
         """The response to a request for a stream, its body unread.
 
         Raises:
             ClientError: there is none.
         """
-        try:
-            request = self.http.build_request(**self.settings.stream_request(call))
-            response = await self.http.send(request, stream=True, follow_redirects=True)
-            if response.status_code != 200:
-                try:
-                    await response.aread()
-                finally:
-                    await response.aclose()
-                raise refusal(response)
-        except httpx2.RequestError as exc:
-            raise failure(exc) from exc
-        return response
+        return await open_stream(self.http, self.settings.stream_request(call), refusal, follow_redirects=True)
 
 
 class AsyncEventStream(ReaderView):
@@ -293,8 +261,8 @@ class AsyncEventStream(ReaderView):
     ) -> None:
         self._client = client
         self._reader = client.settings.reader(call)
-        self._closed = asyncio.Event()
-        self._sleep = sleep or self._wait
+        self._gate = AsyncGate()
+        self._sleep = sleep or self._gate.wait
         self._response: httpx2.Response | None = None
 
     async def __aenter__(self) -> Self:
@@ -309,14 +277,15 @@ class AsyncEventStream(ReaderView):
         return self
 
     async def __anext__(self) -> StreamEvent:
-        while not self._closed.is_set():
+        while not self._gate.closed:
             event = self._reader.next()
             if event is not None:
                 return event
             if self._reader.ended:
                 break
             try:
-                await self._fill()
+                with self._gate.reading:
+                    await self._fill()
             except ClientError:
                 await self.aclose()
                 raise
@@ -325,8 +294,7 @@ class AsyncEventStream(ReaderView):
 
     async def aclose(self) -> None:
         """Close the connection and end the iteration. The session and its runs go on."""
-        self._closed.set()
-        await self._disconnect()
+        await self._gate.close(self._disconnect)
 
     async def connect(self) -> None:
         """Make the next connection; the client and the iteration do this.
@@ -347,9 +315,9 @@ class AsyncEventStream(ReaderView):
         """Read one chunk, or make the next connection."""
         error: ClientError | None = None
         try:
-            chunk = await anext(self._body, None)
-        except httpx2.RequestError as exc:
-            error = failure(exc)
+            chunk = None if self._gate.closed else await read_chunk(self._body)
+        except ClientError as exc:
+            error = exc
         else:
             if chunk is not None:
                 self._reader.receive(chunk)
@@ -358,23 +326,17 @@ class AsyncEventStream(ReaderView):
 
     async def _reconnect(self, error: ClientError | None) -> None:
         await self._disconnect()
-        while not self._closed.is_set():
+        while not self._gate.closed:
             wait = self._reader.lost(error)
             if wait is None:
                 return
             await self._sleep(wait)
             try:
-                if not self._closed.is_set():
+                if not self._gate.closed:
                     await self.connect()
                 return
             except ClientError as exc:
                 error = exc
-
-    async def _wait(self, seconds: float) -> None:
-        """Sleep, but not beyond ``aclose()``."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._closed.wait()
 
     async def _disconnect(self) -> None:
         if self._response is not None:

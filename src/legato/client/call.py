@@ -1,232 +1,37 @@
-"""One request as data, and what its answer means. No I/O: a face sends it and hands the answer back.
-
-``Call`` is what an operation makes. ``request()`` turns it into what httpx2 builds a request from, ``answer()`` turns
-a response into a value or an error, and ``failure()`` turns httpx2's exceptions into ours.
-"""
+"""What a Legato server's refusals mean, and how a client's methods look to ``help()``. No I/O."""
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from types import NoneType
-from typing import Any, Final, Generic, TypedDict, TypeVar, cast
+from collections.abc import Callable
 
 import httpx2
 import msgspec
 
-from ..errors import InvalidInput
-from .errors import APIError, ClientError, ConnectionFailed, ConnectionLost, ErrorBody, ErrorResponse, ResponseInvalid
-from .retry import UNSET, RetryConfig, Unset
+from ..http import call
+from .errors import APIError, ErrorBody, ErrorResponse
 
-__all__ = [
-    "Call",
-    "Options",
-    "Request",
-    "answer",
-    "failure",
-    "header_lists",
-    "refusal",
-    "request",
-    "signature",
-    "user_agent",
-]
-
-T = TypeVar("T")
-
-
-class Options(TypedDict, total=False):
-    """What every operation takes besides its own arguments.
-
-    ``retries``: instead of the client's; None turns them off. ``timeout_ms``: for each wait on the network (of a
-    stream: the silence after which it reconnects). ``http_headers``: added to the request, or in place of its own.
-    """
-
-    retries: RetryConfig | Unset | None
-    timeout_ms: int | None
-    http_headers: Mapping[str, str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One request.
-
-    Attributes:
-        method: the HTTP verb.
-        path: from the server's address on, escaped.
-        returns: what a good answer's JSON is decoded to; ``NoneType`` when it has no body.
-        query: without the None values.
-        body: JSON fields; None values are left out. None sends no body.
-        headers: of this request.
-        repeatable: whether being carried out twice does no harm.
-        already: the error code that, on a repetition, means that an earlier attempt had done it.
-        instead: the request that then gets the answer; None when there is nothing to get.
-        options: the caller's.
-    """
-
-    method: str
-    path: str
-    returns: type[T]
-    query: Mapping[str, Any] = field(default_factory=dict)
-    body: Mapping[str, Any] | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    repeatable: bool = True
-    already: str | None = None
-    instead: Call[T] | None = None
-    options: Options = field(default_factory=lambda: Options())
-
-    @property
-    def retries(self) -> RetryConfig | Unset | None:
-        """The caller's wish for this call."""
-        return self.options.get("retries", UNSET)
-
-    def nothing(self) -> T:
-        """The value of an answer without a body."""
-        return cast(T, None)
-
-
-def signature(operation: Callable[..., Any], returns: str | None = None) -> inspect.Signature:
-    """The signature, for ``help()``, of a method that carries out an operation and so returns what that answers."""
-    made = inspect.signature(operation)
-    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    answered = str(made.return_annotation).removeprefix("Call[").removesuffix("]")
-    return made.replace(parameters=[own, *made.parameters.values()], return_annotation=returns or answered)
-
-
-@cache
-def user_agent() -> str:
-    """How the SDK calls itself; servers send it the events that only it knows."""
-    try:
-        return f"legato-python/{version('legato')}"
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "legato-python/0"
-
-
-class Request(TypedDict):
-    """The arguments of httpx2's ``build_request``."""
-
-    method: str
-    url: str
-    params: dict[str, str]
-    headers: dict[str, str]
-    content: bytes | None
-    timeout: httpx2.Timeout
-
-
-def request(call: Call[Any], base_url: str, headers: Mapping[str, str], timeout: httpx2.Timeout) -> Request:
-    """The arguments for httpx2's ``build_request``; of headers with one name the caller's wins, then the call's."""
-    merged = {"user-agent": user_agent(), "accept": "application/json"}
-    for source in (headers, call.headers, call.options.get("http_headers") or {}):
-        merged.update((name.lower(), value) for name, value in source.items())
-    content = None
-    if call.body is not None:
-        content = msgspec.json.encode({name: value for name, value in call.body.items() if value is not None})
-        merged.setdefault("content-type", "application/json")
-    timeout_ms = call.options.get("timeout_ms")
-    return Request(
-        method=call.method,
-        url=base_url + call.path,
-        params={name: _query_text(value) for name, value in call.query.items() if value is not None},
-        headers=merged,
-        content=content,
-        timeout=timeout if timeout_ms is None else httpx2.Timeout(timeout_ms / 1000),
-    )
-
-
-def _query_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def answer(call: Call[T], response: httpx2.Response) -> T:
-    """The value of a response whose body has been read.
-
-    Raises:
-        APIError: an error status; ``ErrorResponse`` when the body has the documented form.
-        ResponseInvalid: a success of another form.
-    """
-    if not response.is_success:
-        raise refusal(response)
-    if call.returns is NoneType:
-        return call.nothing()
-    try:
-        return msgspec.json.decode(response.content, type=call.returns, strict=False)
-    except (msgspec.MsgspecError, UnicodeError) as exc:
-        raise ResponseInvalid(
-            f"{call.method} {call.path} was answered with {response.status_code}, but not as documented: {exc}.",
-            status_code=response.status_code,
-            body=response.text[:1000],
-        ) from exc
+__all__ = ["refusal", "signature"]
 
 
 def refusal(response: httpx2.Response) -> APIError:
     """The error that a response with an error status (its body read) stands for."""
-    more: dict[str, Any] = {
-        "status_code": response.status_code,
-        "body": response.text,
-        "headers": {name.lower(): value for name, value in response.headers.items()},
-        "retry_after": _seconds(response.headers.get("retry-after")),
-    }
+    plain = call.refusal(response)
     try:
-        return ErrorResponse(msgspec.json.decode(response.content, type=ErrorBody), **more)
+        return ErrorResponse(
+            msgspec.json.decode(response.content, type=ErrorBody),
+            status_code=plain.status_code,
+            body=plain.body,
+            headers=plain.headers,
+            retry_after=plain.retry_after,
+        )
     except (msgspec.MsgspecError, UnicodeError):
-        asked = f"{response.request.method} {response.request.url.path}"
-        return APIError(f"{asked} was answered with {response.status_code}: {response.text[:200]!r}.", **more)
+        return plain
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    """The seconds of a Retry-After header, which is a number or a date; None when it is neither."""
-    if retry_after is None:
-        return None
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):  # TypeError: a date without a zone
-            return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-# Raised before a byte of the request is on its way.
-_UNSENT: Final = (
-    httpx2.ConnectError,
-    httpx2.ConnectTimeout,
-    httpx2.PoolTimeout,
-    httpx2.ProxyError,
-    httpx2.UnsupportedProtocol,
-)
-
-
-def failure(error: httpx2.RequestError) -> ClientError:
-    """Our error for httpx2's.
-
-    Raises:
-        InvalidInput: the request itself was at fault, for example a line end in a header.
-    """
-    try:
-        what = f"{error.request.method} {error.request.url.copy_with(query=None)}"
-    except RuntimeError:  # httpx2 does not always know the request
-        what = "A request"
-    why = str(error) or type(error).__name__
-    if isinstance(error, _UNSENT):
-        return ConnectionFailed(f"{what}: the server could not be reached ({why}).")
-    if isinstance(error, httpx2.LocalProtocolError):
-        raise InvalidInput(f"{what} cannot be sent: {why}.") from error
-    if isinstance(error, httpx2.TimeoutException):
-        return ConnectionLost(f"{what}: nothing was heard from the server in time.", silent=True)
-    if isinstance(error, httpx2.TransportError):
-        return ConnectionLost(f"{what}: the connection was lost ({why}).", silent=False)
-    return ResponseInvalid(f"{what}: the answer cannot be used ({why}).")
-
-
-def header_lists(headers: httpx2.Headers) -> dict[str, list[str]]:
-    """Response headers as lists, by lower-case name."""
-    lists: dict[str, list[str]] = {}
-    for name, value in headers.multi_items():
-        lists.setdefault(name.lower(), []).append(value)
-    return lists
+def signature(operation: Callable[..., object], returns: str | None = None) -> inspect.Signature:
+    """The signature, for ``help()``, of a method that carries out an operation and so returns what that answers."""
+    made = inspect.signature(operation)
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    answered = str(made.return_annotation).removeprefix("HttpCall[").removesuffix("]")
+    return made.replace(parameters=[own, *made.parameters.values()], return_annotation=returns or answered)

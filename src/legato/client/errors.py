@@ -15,11 +15,11 @@ What is wrong before anything is sent (an empty id, a line end in a header) is `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
-from ..errors import LegatoError
+from ..http.errors import APIError, ClientError, ConnectionFailed, ConnectionLost, ResponseInvalid
+from ..json import JsonObject
 
 __all__ = [
     "APIError",
@@ -32,54 +32,6 @@ __all__ = [
     "ErrorResponse",
     "ResponseInvalid",
 ]
-
-
-class ClientError(LegatoError):
-    """The root of all errors that the SDK raises about a request or a stream."""
-
-    code = "client_error"
-
-
-class ConnectionFailed(ClientError):
-    """The server could not be reached; nothing was sent, so trying again is safe."""
-
-    code = "connection_failed"
-
-
-class ConnectionLost(ClientError):
-    """The request was sent, but its whole answer did not come; the server may have carried it out or not."""
-
-    code = "connection_lost"
-
-
-class APIError(ClientError):
-    """The server answered with an error status.
-
-    Attributes:
-        status_code: the HTTP status.
-        code: the machine-readable reason, or ``"http_<status>"`` when the body does not give one.
-        body: the answer's text.
-        headers: the answer's headers, by lower-case name.
-        retry_after: seconds that the server asked to wait; None when it did not.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status_code: int,
-        body: str = "",
-        headers: Mapping[str, str] | None = None,
-        code: str | None = None,
-        retry_after: float | None = None,
-        **detail: Any,
-    ) -> None:
-        super().__init__(message, **detail)
-        self.status_code = status_code
-        self.code = code or f"http_{status_code}"
-        self.body = body
-        self.headers = dict(headers or {})
-        self.retry_after = retry_after
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -97,7 +49,7 @@ class ErrorDetail(msgspec.Struct, frozen=True):
     message: str
     type: str
     reason: str | None = None
-    detail: dict[str, Any] = {}
+    detail: JsonObject = {}
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -113,16 +65,25 @@ class ErrorResponse(APIError):
         data: the decoded body: ``data.error.code``, ``.message``, ``.type`` and ``.reason``.
     """
 
-    def __init__(self, data: ErrorBody, **more: Any) -> None:
-        super().__init__(data.error.message, code=data.error.reason or data.error.type, **more)
+    def __init__(
+        self,
+        data: ErrorBody,
+        *,
+        status_code: int,
+        body: str = "",
+        headers: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(
+            data.error.message,
+            status_code=status_code,
+            body=body,
+            headers=headers,
+            code=data.error.reason or data.error.type,
+            retry_after=retry_after,
+        )
         self.data = data
         self.detail = data.error.detail
-
-
-class ResponseInvalid(ClientError):
-    """A success answer or an event that is not of the documented form."""
-
-    code = "response_invalid"
 
 
 class CursorReset(ClientError):

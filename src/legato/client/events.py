@@ -14,12 +14,14 @@ that a reader cannot do without are required; the others have defaults, because 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, Literal, get_args, get_type_hints
 
 import msgspec
 
+from ..http.errors import ResponseInvalid
+from ..json import JsonObject
 from ..sse import Message
-from .errors import ResponseInvalid
 
 __all__ = [
     "CancelRequestedEvent",
@@ -168,7 +170,7 @@ class PermissionData(Data, frozen=True, kw_only=True):
     description: str = ""
     action: str = ""
     path: str | None = None
-    params: dict[str, Any] | None = None
+    params: JsonObject | None = None
     expires_at: float | None = None
 
 
@@ -226,7 +228,7 @@ class CompleteData(Data, frozen=True, kw_only=True):
     reasoning: str | None = None
     reasoning_duration: int | None = None
     finish_reason: str | None = None
-    usage: dict[str, Any] | None = None
+    usage: JsonObject | None = None
 
 
 class ErrorData(Data, frozen=True, kw_only=True):
@@ -463,7 +465,7 @@ StreamEvent = (
 """Any event of a stream."""
 
 
-def _table() -> dict[str, tuple[Any, msgspec.json.Decoder[Any]]]:
+def _table() -> dict[str, tuple[Callable[..., StreamEvent], msgspec.json.Decoder[Data]]]:
     """Each event name with its class and the decoder of its data."""
     rows = {}
     for kind in get_args(StreamEvent):
@@ -492,5 +494,4 @@ def decode_event(message: Message) -> StreamEvent | None:
         raise ResponseInvalid(
             f"The data of a {message.event!r} event is not as documented: {exc}.", event=message.event, id=message.id
         ) from exc
-    event: StreamEvent = kind(id=message.id, retry=message.retry, data=data)
-    return event
+    return kind(id=message.id, retry=message.retry, data=data)

@@ -7,17 +7,18 @@ and of the server are in the result; errors of a stream after it was opened are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar, overload
+from collections.abc import Callable
+from typing import Final, Generic, Literal, ParamSpec, TypeVar, overload
 
 import msgspec
 
 from ..errors import LegatoError
+from ..http.call import HttpCall
 from . import operations, reader
 from .aio import AsyncClient, AsyncEventStream
-from .call import Call
 from .reader import StreamCall
 from .sync import Client, EventStream
+from .tasks import Coro
 
 __all__ = [
     "Err",
@@ -70,7 +71,7 @@ Result = Ok[T] | Err
 class Function(Generic[P, T]):
     """An operation as a function of a client."""
 
-    def __init__(self, operation: Callable[P, Call[T]]) -> None:
+    def __init__(self, operation: Callable[P, HttpCall[T]]) -> None:
         self._operation = operation
         self.__doc__ = operation.__doc__
         self.__name__ = operation.__name__
@@ -79,11 +80,9 @@ class Function(Generic[P, T]):
     def __call__(self, core: Client, /, *args: P.args, **kwargs: P.kwargs) -> Result[T]: ...
 
     @overload
-    def __call__(self, core: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Result[T]]: ...
+    def __call__(self, core: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> Coro[Result[T]]: ...
 
-    def __call__(
-        self, core: Client | AsyncClient, /, *args: P.args, **kwargs: P.kwargs
-    ) -> Result[T] | Coroutine[Any, Any, Result[T]]:
+    def __call__(self, core: Client | AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> Result[T] | Coro[Result[T]]:
         if isinstance(core, Client):
             return _attempt(lambda: core.call(self._operation(*args, **kwargs)))
         return _attempt_async(lambda: core.call(self._operation(*args, **kwargs)))
@@ -101,13 +100,11 @@ class StreamFunction(Generic[P]):
     def __call__(self, core: Client, /, *args: P.args, **kwargs: P.kwargs) -> Result[EventStream]: ...
 
     @overload
-    def __call__(
-        self, core: AsyncClient, /, *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, Result[AsyncEventStream]]: ...
+    def __call__(self, core: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> Coro[Result[AsyncEventStream]]: ...
 
     def __call__(
         self, core: Client | AsyncClient, /, *args: P.args, **kwargs: P.kwargs
-    ) -> Result[EventStream] | Coroutine[Any, Any, Result[AsyncEventStream]]:
+    ) -> Result[EventStream] | Coro[Result[AsyncEventStream]]:
         if isinstance(core, Client):
             return _attempt(lambda: core.stream(self._operation(*args, **kwargs)))
         return _attempt_async(lambda: core.stream(self._operation(*args, **kwargs)))
@@ -120,7 +117,7 @@ def _attempt(act: Callable[[], T]) -> Result[T]:
         return Err(error)
 
 
-async def _attempt_async(act: Callable[[], Coroutine[Any, Any, T]]) -> Result[T]:
+async def _attempt_async(act: Callable[[], Coro[T]]) -> Result[T]:
     try:
         return Ok(await act())
     except LegatoError as error:

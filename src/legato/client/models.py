@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from ..json import JsonObject
+
 __all__ = [
     "BackendMessage",
     "CancelResult",
@@ -21,11 +23,11 @@ __all__ = [
 ]
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True, rename="camel", repr_omit_defaults=True):
+class CamelModel(msgspec.Struct, frozen=True, kw_only=True, rename="camel", repr_omit_defaults=True):
     """snake_case here, camelCase on the wire."""
 
 
-class SessionData(Model, frozen=True, kw_only=True):
+class SessionData(CamelModel, frozen=True, kw_only=True):
     """A session.
 
     Attributes:
@@ -58,7 +60,7 @@ class SessionData(Model, frozen=True, kw_only=True):
     provider: str | None = None
 
 
-class SendResult(Model, frozen=True, kw_only=True):
+class SendResult(CamelModel, frozen=True, kw_only=True):
     """A message was taken; the answer comes on the stream.
 
     Attributes:
@@ -76,7 +78,7 @@ class SendResult(Model, frozen=True, kw_only=True):
     cursor: str | None = None
 
 
-class ToolCallData(Model, frozen=True, kw_only=True):
+class ToolCallData(CamelModel, frozen=True, kw_only=True):
     """A tool call in a stored message; ``input`` is JSON text."""
 
     id: str
@@ -89,7 +91,7 @@ class ToolCallData(Model, frozen=True, kw_only=True):
     screenshot_urls: list[str] | None = None
 
 
-class BackendMessage(Model, frozen=True, kw_only=True):
+class BackendMessage(CamelModel, frozen=True, kw_only=True):
     """A stored message.
 
     Attributes:
@@ -122,7 +124,7 @@ class BackendMessage(Model, frozen=True, kw_only=True):
     cache_read_tokens: int | None = None
 
 
-class ExportMessage(Model, frozen=True, kw_only=True):
+class ExportMessage(CamelModel, frozen=True, kw_only=True):
     """A message of an exported session; the times are RFC 3339."""
 
     id: str
@@ -132,7 +134,7 @@ class ExportMessage(Model, frozen=True, kw_only=True):
     updated_at: str = ""
 
 
-class ExportSession(Model, frozen=True, kw_only=True):
+class ExportSession(CamelModel, frozen=True, kw_only=True):
     """A whole session, to keep elsewhere."""
 
     id: str
@@ -140,7 +142,7 @@ class ExportSession(Model, frozen=True, kw_only=True):
     messages: list[ExportMessage] = []
 
 
-class LogEvent(Model, frozen=True, kw_only=True):
+class LogEvent(CamelModel, frozen=True, kw_only=True):
     """An event as the server's log has it.
 
     Attributes:
@@ -154,10 +156,10 @@ class LogEvent(Model, frozen=True, kw_only=True):
     type: str
     at: float = 0.0
     run: str | None = None
-    data: dict[str, Any] = {}
+    data: JsonObject = {}
 
 
-class EventPage(Model, frozen=True, kw_only=True):
+class EventPage(CamelModel, frozen=True, kw_only=True):
     """A page of a session's log.
 
     Attributes:

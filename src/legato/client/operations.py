@@ -1,6 +1,6 @@
 """Everything that can be asked of the server, each thing once: its arguments, its request, the form of its answer.
 
-Each function makes a ``Call``; a client's methods and the functions of ``funcs`` are made from them, so their
+Each function makes a ``HttpCall``; a client's methods and the functions of ``funcs`` are made from them, so their
 signatures and their words are these.
 
 The one rule: nothing is repeated that could be carried out twice. Sends carry an ``Idempotency-Key``, a session gets
@@ -13,11 +13,11 @@ import secrets
 import uuid
 from collections.abc import Mapping, Sequence
 from types import NoneType
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 from urllib.parse import quote
 
 from ..errors import InvalidInput
-from .call import Call, Options
+from ..http.call import HttpCall, Options
 from .models import (
     BackendMessage,
     CancelResult,
@@ -78,12 +78,12 @@ def create_session(
     session_type: str | None = None,
     browser_mode: str | None = None,
     cdp_url: str | None = None,
-    callbacks: Sequence[Mapping[str, Any]] | None = None,
+    callbacks: Sequence[Mapping[str, object]] | None = None,
     subagent_type: str | None = None,
     model_id: str | None = None,
     provider: str | None = None,
     **options: Unpack[Options],
-) -> Call[SessionData]:
+) -> HttpCall[SessionData]:
     """Create a session.
 
     Args:
@@ -96,7 +96,7 @@ def create_session(
     """
     made = id is None
     own_id = f"s_{secrets.token_urlsafe(16)}" if id is None else id
-    return Call(
+    return HttpCall(
         "POST",
         "/api/sessions",
         SessionData,
@@ -127,58 +127,60 @@ def list_sessions(
     before: str | None = None,
     include_subagents: bool | None = None,
     **options: Unpack[Options],
-) -> Call[list[SessionData]]:
+) -> HttpCall[list[SessionData]]:
     """List the sessions, those last written to first; ``before`` is an RFC 3339 time, for the ones before it."""
     query = {"limit": limit, "before": before, "includeSubagents": include_subagents}
-    return Call("GET", "/api/sessions", list[SessionData], query=query, options=options)
+    return HttpCall("GET", "/api/sessions", list[SessionData], query=query, options=options)
 
 
-def get_session(id: str, **options: Unpack[Options]) -> Call[SessionData]:
+def get_session(id: str, **options: Unpack[Options]) -> HttpCall[SessionData]:
     """Get a session."""
-    return Call("GET", _at("/api/sessions/{}", id), SessionData, options=options)
+    return HttpCall("GET", _at("/api/sessions/{}", id), SessionData, options=options)
 
 
-def delete_session(id: str, **options: Unpack[Options]) -> Call[None]:
+def delete_session(id: str, **options: Unpack[Options]) -> HttpCall[None]:
     """Delete a session with its history. Its streams end, its id is never used again."""
     path = _at("/api/sessions/{}", id)
-    return Call("DELETE", path, NoneType, already="session_not_found", options=options)
+    return HttpCall("DELETE", path, NoneType, already="session_not_found", options=options)
 
 
 def rewind_session(
     id: str, *, message_id: str, cleanup_media: bool = True, **options: Unpack[Options]
-) -> Call[SessionData]:
+) -> HttpCall[SessionData]:
     """Take back the end of a session's history: ``message_id`` is the last message to keep."""
     body = {"messageId": message_id, "cleanupMedia": cleanup_media}
-    return Call("POST", _at("/api/sessions/{}/rewind", id), SessionData, body=body, options=options)
+    return HttpCall("POST", _at("/api/sessions/{}/rewind", id), SessionData, body=body, options=options)
 
 
 def fork_session(
     id: str, *, message_index: int, title: str | None = None, **options: Unpack[Options]
-) -> Call[SessionData]:
+) -> HttpCall[SessionData]:
     """Create a session with a copy of another one's messages, up to and with number ``message_index`` (from 0)."""
     body = {"messageIndex": message_index, "title": title}
     path = _at("/api/sessions/{}/fork", id)
-    return Call("POST", path, SessionData, body=body, repeatable=False, options=options)
+    return HttpCall("POST", path, SessionData, body=body, repeatable=False, options=options)
 
 
-def export_session(id: str, **options: Unpack[Options]) -> Call[ExportSession]:
+def export_session(id: str, **options: Unpack[Options]) -> HttpCall[ExportSession]:
     """Get a whole session, to keep elsewhere."""
-    return Call("GET", _at("/api/sessions/{}/export", id), ExportSession, options=options)
+    return HttpCall("GET", _at("/api/sessions/{}/export", id), ExportSession, options=options)
 
 
-def cancel_session(id: str, *, run_id: str | None = None, **options: Unpack[Options]) -> Call[CancelResult]:
+def cancel_session(id: str, *, run_id: str | None = None, **options: Unpack[Options]) -> HttpCall[CancelResult]:
     """Ask for the end of the running answer, or of ``run_id``'s.
 
     The end itself comes on the stream, as ``complete`` with ``finish_reason="cancelled"``.
     """
     body = None if run_id is None else {"runId": run_id}
-    return Call("POST", _at("/api/sessions/{}/cancel", id), CancelResult, body=body, options=options)
+    return HttpCall("POST", _at("/api/sessions/{}/cancel", id), CancelResult, body=body, options=options)
 
 
-def list_session_events(id: str, *, after: int = 0, limit: int = 500, **options: Unpack[Options]) -> Call[EventPage]:
+def list_session_events(
+    id: str, *, after: int = 0, limit: int = 500, **options: Unpack[Options]
+) -> HttpCall[EventPage]:
     """Get a page of a session's log, as the server keeps it; the page's ``next`` is the next ``after``."""
     query = {"after": after, "limit": limit}
-    return Call("GET", _at("/api/sessions/{}/events", id), EventPage, query=query, options=options)
+    return HttpCall("GET", _at("/api/sessions/{}/events", id), EventPage, query=query, options=options)
 
 
 # Messages ------------------------------------------------------------------------------------------------------------
@@ -189,13 +191,13 @@ def send_message(
     *,
     text: str,
     agent: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
     plan_mode: bool | None = None,
     thinking_level: str | None = None,
     max_steps: int | None = None,
     idempotency_key: str | None = None,
     **options: Unpack[Options],
-) -> Call[SendResult]:
+) -> HttpCall[SendResult]:
     """Send a user's message to session ``id``; the answer comes on the stream.
 
     Args:
@@ -214,44 +216,44 @@ def send_message(
         "max_steps": max_steps,
     }
     path = _at("/api/sessions/{}/messages", id)
-    return Call("POST", path, SendResult, body=body, headers=_key(idempotency_key), options=options)
+    return HttpCall("POST", path, SendResult, body=body, headers=_key(idempotency_key), options=options)
 
 
 def send_streaming_message(
     id: str, *, content: str, idempotency_key: str | None = None, **options: Unpack[Options]
-) -> Call[SendResult]:
+) -> HttpCall[SendResult]:
     """Send a user's message to session ``id``, as plain text or as JSON text (``{"text": ...}``).
 
     The answer comes on the stream. ``idempotency_key`` is as for ``send_message``.
     """
     path = _at("/stream/{}/message", id)
-    return Call("POST", path, SendResult, body={"content": content}, headers=_key(idempotency_key), options=options)
+    return HttpCall("POST", path, SendResult, body={"content": content}, headers=_key(idempotency_key), options=options)
 
 
-def list_messages(id: str, **options: Unpack[Options]) -> Call[list[BackendMessage]]:
+def list_messages(id: str, **options: Unpack[Options]) -> HttpCall[list[BackendMessage]]:
     """List the messages of session ``id``, the oldest first."""
-    return Call("GET", _at("/api/sessions/{}/messages", id), list[BackendMessage], options=options)
+    return HttpCall("GET", _at("/api/sessions/{}/messages", id), list[BackendMessage], options=options)
 
 
 def list_history(
     *, limit: int | None = None, offset: int | None = None, **options: Unpack[Options]
-) -> Call[list[BackendMessage]]:
+) -> HttpCall[list[BackendMessage]]:
     """List the users' messages of all sessions, the newest first: ``limit`` (1 to 1000) of them, ``offset`` skipped."""
     query = {"limit": limit, "offset": offset}
-    return Call("GET", "/api/messages/history", list[BackendMessage], query=query, options=options)
+    return HttpCall("GET", "/api/messages/history", list[BackendMessage], query=query, options=options)
 
 
 # Permissions, notifications, system ----------------------------------------------------------------------------------
 
 
-def grant_permission(id: str, **options: Unpack[Options]) -> Call[PermissionResult]:
+def grant_permission(id: str, **options: Unpack[Options]) -> HttpCall[PermissionResult]:
     """Allow what the agent asked for. The first answer to a permission counts, and is what is returned."""
-    return Call("POST", _at("/api/permissions/{}/grant", id), PermissionResult, options=options)
+    return HttpCall("POST", _at("/api/permissions/{}/grant", id), PermissionResult, options=options)
 
 
-def deny_permission(id: str, **options: Unpack[Options]) -> Call[PermissionResult]:
+def deny_permission(id: str, **options: Unpack[Options]) -> HttpCall[PermissionResult]:
     """Refuse what the agent asked for. The first answer to a permission counts, and is what is returned."""
-    return Call("POST", _at("/api/permissions/{}/deny", id), PermissionResult, options=options)
+    return HttpCall("POST", _at("/api/permissions/{}/deny", id), PermissionResult, options=options)
 
 
 def respond_notification(
@@ -260,13 +262,13 @@ def respond_notification(
     type: Literal["acknowledge", "text", "choice"],
     value: str | None = None,
     **options: Unpack[Options],
-) -> Call[None]:
+) -> HttpCall[None]:
     """Answer a notification; ``value`` is the text, or the choice."""
     body = {"type": type, "value": value}
     path = _at("/api/notifications/{}/respond", id)
-    return Call("POST", path, NoneType, body=body, already="ask_not_found", options=options)
+    return HttpCall("POST", path, NoneType, body=body, already="ask_not_found", options=options)
 
 
-def get_health(**options: Unpack[Options]) -> Call[Health]:
+def get_health(**options: Unpack[Options]) -> HttpCall[Health]:
     """Get a sign of life of the server."""
-    return Call("GET", "/health", Health, options=options)
+    return HttpCall("GET", "/health", Health, options=options)

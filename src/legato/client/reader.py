@@ -1,6 +1,6 @@
 """One stream of events as a caller sees it, over as many connections as it takes. No I/O.
 
-``StreamCall`` is what was asked for; ``Reader`` is what a face drives: it says what to request, takes the bytes,
+``StreamCall`` is what was asked for; ``EventReader`` is what a face drives: it says what to request, takes the bytes,
 gives the events, and decides after each loss whether to wait, to end or to raise.
 """
 
@@ -17,14 +17,15 @@ from typing import Final, Self, Unpack
 import httpx2
 
 from ..errors import InvalidInput, StreamFormatError
+from ..http.backoff import ReconnectBackoff
+from ..http.call import HttpCall, Options, header_lists
+from ..http.errors import APIError, ClientError, ConnectionFailed, ConnectionLost, ResponseInvalid
+from ..http.retry import UNSET, RetryConfig, Unset
 from ..sse import Message
-from .call import Call, Options, header_lists
-from .errors import APIError, ClientError, ConnectionFailed, ConnectionLost, ResponseInvalid
 from .events import ConnectedEvent, SessionDeletedEvent, StreamEvent, decode_event
-from .resume import CONTROL, ReconnectBackoff, Resume
-from .retry import UNSET, RetryConfig, Unset
+from .resume import CONTROL, Resume
 
-__all__ = ["OnReconnect", "Reader", "ReaderView", "StreamCall", "stream_events"]
+__all__ = ["EventReader", "OnReconnect", "ReaderView", "StreamCall", "stream_events"]
 
 OnReconnect = Callable[[int, float, ClientError | None], None]
 """Called before each wait: which attempt this is (from 1), the seconds to wait, and the error; None: a clean end."""
@@ -81,7 +82,7 @@ def stream_events(
     return StreamCall(session_id, last_event_id, from_, reconnect, quiet, on_reconnect, options)
 
 
-class Reader:
+class EventReader:
     """The state of one stream.
 
     Attributes:
@@ -113,14 +114,14 @@ class Reader:
         """Whether the newest connection could not go on where the one before had ended."""
         return self._resume.reset
 
-    def connect(self) -> Call[None]:
+    def connect(self) -> HttpCall[None]:
         """The request for the next connection."""
         headers = {"accept": "text/event-stream", "accept-encoding": "identity", "cache-control": "no-store"}
         headers |= self._resume.connect()
         query = {"sessionId": self._call.session_id, "client": "legato"}
         if self._call.from_ is not None and "last-event-id" not in headers:
             query["from"] = str(self._call.from_)
-        return Call("GET", "/stream", NoneType, query=query, headers=headers, options=self._call.options)
+        return HttpCall("GET", "/stream", NoneType, query=query, headers=headers, options=self._call.options)
 
     def opened(self, response: httpx2.Response) -> None:
         """Take note of a good answer's head.
@@ -196,9 +197,9 @@ class Reader:
 
 
 class ReaderView:
-    """What both faces' streams show of their ``Reader``."""
+    """What both faces' streams show of their ``EventReader``."""
 
-    _reader: Reader
+    _reader: EventReader
 
     @property
     def headers(self) -> dict[str, list[str]]:

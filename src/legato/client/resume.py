@@ -17,44 +17,19 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from ..errors import InvalidInput
+from ..http.backoff import MAX_RETRY_AFTER, ReconnectBackoff, Waits, is_final
 from ..sse import Decoder, Message
 
-__all__ = ["CONTROL", "ReconnectBackoff", "Resume", "is_final"]
+__all__ = ["CONTROL", "MAX_RETRY_AFTER", "ReconnectBackoff", "Resume", "is_final"]
 
 CONTROL: Final = frozenset({"connected", "heartbeat"})
 """Events that are about the connection; their id repeats where the reader stands."""
 
-MAX_RETRY_AFTER: Final = 60.0
-"""Seconds; a server that asks for more is asked again after this long."""
-
 # `retry: 0` means at once, which is fine once and a hot loop when the server ends each connection.
 _MIN_BASE: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class ReconnectBackoff:
-    """How long to wait before a reconnect: a random part of ``base * factor ** attempts`` seconds, at most ``cap``.
-
-    Attributes:
-        base: seconds; a ``retry:`` of the server takes its place.
-        factor: growth from one attempt to the next.
-        cap: seconds.
-        give_up_after: seconds without progress after which the stream is given up; None means never.
-    """
-
-    base: float = 1.0
-    factor: float = 2.0
-    cap: float = 30.0
-    give_up_after: float | None = 600.0
-
-
-def is_final(status: int) -> bool:
-    """Whether an HTTP status says that asking again is of no use."""
-    return status < 500 and status not in (408, 429)
 
 
 class Resume:
@@ -69,7 +44,6 @@ class Resume:
 
     Attributes:
         cursor: the id of the last message handed out; None before the first.
-        attempts: connections that were lost since the last progress.
         reset: the server could not continue the cursor: it started this connection as for a new reader.
     """
 
@@ -86,16 +60,16 @@ class Resume:
             raise InvalidInput("A last event id is printable ASCII.", last_event_id=last_event_id[:128])
         self.cursor = last_event_id or None
         self.heartbeat_timeout = heartbeat_timeout
-        self.attempts = 0
         self.reset = False
-        self._backoff = backoff or ReconnectBackoff()
-        self._base = self._backoff.base
-        self._random = random
-        self._clock = clock
+        self._waits = Waits(backoff or ReconnectBackoff(), random=random, clock=clock)
         self._decoder = Decoder()
         self._offsets = False
         self._forget = False
-        self._lost_at: float | None = None
+
+    @property
+    def attempts(self) -> int:
+        """How many connections were lost since the last progress."""
+        return self._waits.attempts
 
     def connect(self) -> dict[str, str]:
         """The headers of the next request. What was left of an unfinished event is forgotten."""
@@ -121,15 +95,14 @@ class Resume:
         """
         messages = [message for message in self._decoder.feed(chunk) if self._take(message)]
         if self._decoder.retry is not None:
-            self._base = max(self._decoder.retry / 1000, _MIN_BASE)
+            self._waits.base = max(self._decoder.retry / 1000, _MIN_BASE)
         return messages
 
     def _take(self, message: Message) -> bool:
         """Move the cursor to a message; False when the caller has had it."""
         if message.event != "connected":
             # A greeting alone is no progress: a server in trouble may greet and hang up for ever.
-            self.attempts = 0
-            self._lost_at = None
+            self._waits.progress()
         if self._forget:
             self._forget = False
             self.cursor = None
@@ -153,19 +126,7 @@ class Resume:
         """
         if status is not None and is_final(status):
             return None
-        now = self._clock()
-        if self._lost_at is None:
-            self._lost_at = now
-        give_up_after = self._backoff.give_up_after
-        if give_up_after is not None and now - self._lost_at > give_up_after:
-            return None
-        # The exponent is bounded: 2.0 ** 1024 is an OverflowError, after some hours of an endless retry.
-        growth = self._backoff.factor ** min(self.attempts, 32)
-        self.attempts += 1
-        wait = self._random() * min(self._backoff.cap, self._base * growth)
-        if retry_after is not None:
-            wait += min(max(retry_after, 0.0), MAX_RETRY_AFTER)
-        return wait
+        return self._waits.next(retry_after)
 
 
 def _offset(cursor: str | None) -> int | None:

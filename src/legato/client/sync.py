@@ -1,3 +1,4 @@
+# Made from aio.py by tools/faces.py. Change that one, and run: make faces
 """The SDK with threads: ``Client``, ``EventStream``, ``AnswerStream``.
 
 It moves bytes and sleeps; the rest decides. ``aio`` is its twin, with the same methods.
@@ -6,7 +7,6 @@ It moves bytes and sleeps; the rest decides. ``aio`` is its twin, with the same 
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from types import TracebackType
@@ -14,16 +14,21 @@ from typing import Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import httpx2
 
+from ..http.backoff import ReconnectBackoff
+from ..http.call import HttpCall, Options, answer
+from ..http.errors import ClientError
+from ..http.retry import UNSET, RetryConfig, Unset
+from ..http.settings import LIMITS, address
+from ..http.sync import open_stream, read_chunk, send
 from . import operations
 from .answer import AnswerView
-from .call import Call, Options, answer, failure, refusal, signature
-from .errors import ClientError, ErrorResponse
+from .call import refusal, signature
+from .errors import ErrorResponse
 from .events import StreamEvent
 from .models import SendResult
 from .reader import HEARTBEAT_TIMEOUT, OnReconnect, ReaderView, StreamCall, stream_events
-from .resume import ReconnectBackoff
-from .retry import UNSET, RetryConfig, Unset
-from .settings import DEFAULT_URL, LIMITS, TIMEOUT, Settings
+from .settings import DEFAULT_URL, TIMEOUT, ClientSettings
+from .threads import Gate, opening
 
 __all__ = ["AnswerStream", "Client", "EventStream"]
 
@@ -31,41 +36,44 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class _Group:
+class _Methods:
     """Some of a client's methods."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
 
-def _method(operation: Callable[P, Call[T]]) -> Callable[Concatenate[_Group, P], T]:
+def _method(operation: Callable[P, HttpCall[T]]) -> Callable[Concatenate[_Methods, P], T]:
     """The method that carries out an operation and returns what it answers."""
 
     @wraps(operation)
-    def method(self: _Group, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def method(self: _Methods, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._client.call(operation(*args, **kwargs))
 
     method.__signature__ = signature(operation)  # type: ignore[attr-defined]  # what inspect looks for
     return method
 
 
-def _stream_method(operation: Callable[P, StreamCall]) -> Callable[Concatenate[_Group, P], EventStream]:
+def _stream_method(
+    operation: Callable[P, StreamCall],
+) -> Callable[Concatenate[_Methods, P], EventStream]:
     @wraps(operation)
-    def method(self: _Group, /, *args: P.args, **kwargs: P.kwargs) -> EventStream:
-        return self._client.stream(operation(*args, **kwargs))
+    def method(self: _Methods, /, *args: P.args, **kwargs: P.kwargs) -> EventStream:
+        call = operation(*args, **kwargs)
+        return opening(lambda: self._client.stream(call))
 
     method.__signature__ = signature(operation, "EventStream")  # type: ignore[attr-defined]  # what inspect looks for
     return method
 
 
-class Streaming(_Group):
+class Streaming(_Methods):
     """Events as they happen."""
 
     stream_events = _stream_method(stream_events)
     send_streaming_message = _method(operations.send_streaming_message)
 
 
-class Sessions(_Group):
+class Sessions(_Methods):
     """Conversations."""
 
     create = _method(operations.create_session)
@@ -80,7 +88,7 @@ class Sessions(_Group):
     cancel = cancel_processing = _method(operations.cancel_session)
 
 
-class Messages(_Group):
+class Messages(_Methods):
     """What was said in them."""
 
     send = _method(operations.send_message)
@@ -88,20 +96,20 @@ class Messages(_Group):
     history = _method(operations.list_history)
 
 
-class Permissions(_Group):
+class Permissions(_Methods):
     """Answers to an agent that asks whether it may."""
 
     grant = _method(operations.grant_permission)
     deny = _method(operations.deny_permission)
 
 
-class Notifications(_Group):
+class Notifications(_Methods):
     """Answers to an agent that tells or asks something."""
 
     respond = _method(operations.respond_notification)
 
 
-class System(_Group):
+class System(_Methods):
     """The server itself."""
 
     get_health = _method(operations.get_health)
@@ -138,9 +146,9 @@ class Client:
         sleep: Callable[[float], object] | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
-        self.settings = Settings.checked(
-            server_url or base_url,
-            headers,
+        self.settings = ClientSettings(
+            base_url=address(server_url or base_url, of="server"),
+            headers=dict(headers or {}),
             timeout=timeout,
             heartbeat_timeout=heartbeat_timeout,
             retry_config=retry_config,
@@ -187,15 +195,21 @@ class Client:
             idempotency_key: see ``messages.send``; asking again with it follows the same answer from its start.
             on_reconnect: see ``streaming.stream_events``.
         """
-        if session_id is None:
-            session_id = self.sessions.create(title=question[:80], agent=agent, **options).id
-        sent = self.messages.send(session_id, text=question, agent=agent, idempotency_key=idempotency_key, **options)
-        stream = self.streaming.stream_events(
-            session_id=session_id, last_event_id=sent.cursor, quiet=True, on_reconnect=on_reconnect, **options
-        )
-        return AnswerStream(self, sent, stream)
 
-    def call(self, call: Call[T]) -> T:
+        def open_() -> AnswerStream:
+            id = session_id
+            if id is None:
+                made = self.sessions.create(title=question[:80], agent=agent, **options)
+                id = made.id
+            sent = self.messages.send(id, text=question, agent=agent, idempotency_key=idempotency_key, **options)
+            stream = self.streaming.stream_events(
+                session_id=id, last_event_id=sent.cursor, quiet=True, on_reconnect=on_reconnect, **options
+            )
+            return AnswerStream(self, sent, stream)
+
+        return opening(open_)
+
+    def call(self, call: HttpCall[T]) -> T:
         """Carry out an operation, as its method does."""
         for attempt in self.settings.retrying(call.retries, repeatable=call.repeatable):
             with attempt:
@@ -207,12 +221,10 @@ class Client:
                     return self._once(call.instead) if call.instead else call.nothing()
         raise AssertionError("Attempts end with a value or an error.")
 
-    def _once(self, call: Call[T]) -> T:
-        try:
-            request = self.http.build_request(**self.settings.request(call))
-            response = self.http.send(request, follow_redirects=True)
-        except httpx2.RequestError as exc:
-            raise failure(exc) from exc
+    def _once(self, call: HttpCall[T]) -> T:
+        response = send(self.http, self.settings.request(call), follow_redirects=True)
+        if not response.is_success:
+            raise refusal(response)
         return answer(call, response)
 
     def stream(self, call: StreamCall) -> EventStream:
@@ -223,24 +235,13 @@ class Client:
                 stream.connect()
         return stream
 
-    def connect(self, call: Call[None]) -> httpx2.Response:
+    def connect(self, call: HttpCall[None]) -> httpx2.Response:
         """The response to a request for a stream, its body unread.
 
         Raises:
             ClientError: there is none.
         """
-        try:
-            request = self.http.build_request(**self.settings.stream_request(call))
-            response = self.http.send(request, stream=True, follow_redirects=True)
-            if response.status_code != 200:
-                try:
-                    response.read()
-                finally:
-                    response.close()
-                raise refusal(response)
-        except httpx2.RequestError as exc:
-            raise failure(exc) from exc
-        return response
+        return open_stream(self.http, self.settings.stream_request(call), refusal, follow_redirects=True)
 
 
 class EventStream(ReaderView):
@@ -254,9 +255,8 @@ class EventStream(ReaderView):
     def __init__(self, client: Client, call: StreamCall, *, sleep: Callable[[float], object] | None = None) -> None:
         self._client = client
         self._reader = client.settings.reader(call)
-        self._closed = threading.Event()
-        self._reading = threading.Lock()
-        self._sleep = sleep or self._closed.wait
+        self._gate = Gate()
+        self._sleep = sleep or self._gate.wait
         self._response: httpx2.Response | None = None
 
     def __enter__(self) -> Self:
@@ -269,14 +269,14 @@ class EventStream(ReaderView):
         return self
 
     def __next__(self) -> StreamEvent:
-        while not self._closed.is_set():
+        while not self._gate.closed:
             event = self._reader.next()
             if event is not None:
                 return event
             if self._reader.ended:
                 break
             try:
-                with self._reading:
+                with self._gate.reading:
                     self._fill()
             except ClientError:
                 self.close()
@@ -286,13 +286,7 @@ class EventStream(ReaderView):
 
     def close(self) -> None:
         """Close the connection and end the iteration. The session and its runs go on."""
-        self._closed.set()
-        # Not while another thread reads: it comes here itself afterwards.
-        if self._reading.acquire(blocking=False):
-            try:
-                self._disconnect()
-            finally:
-                self._reading.release()
+        self._gate.close(self._disconnect)
 
     def connect(self) -> None:
         """Make the next connection; the client and the iteration do this.
@@ -313,9 +307,9 @@ class EventStream(ReaderView):
         """Read one chunk, or make the next connection."""
         error: ClientError | None = None
         try:
-            chunk = None if self._closed.is_set() else next(self._body, None)
-        except httpx2.RequestError as exc:
-            error = failure(exc)
+            chunk = None if self._gate.closed else read_chunk(self._body)
+        except ClientError as exc:
+            error = exc
         else:
             if chunk is not None:
                 self._reader.receive(chunk)
@@ -324,13 +318,13 @@ class EventStream(ReaderView):
 
     def _reconnect(self, error: ClientError | None) -> None:
         self._disconnect()
-        while not self._closed.is_set():
+        while not self._gate.closed:
             wait = self._reader.lost(error)
             if wait is None:
                 return
             self._sleep(wait)
             try:
-                if not self._closed.is_set():
+                if not self._gate.closed:
                     self.connect()
                 return
             except ClientError as exc:

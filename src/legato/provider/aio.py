@@ -9,15 +9,17 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import httpx2
 
-from ..client.call import Call, answer, failure
-from ..client.errors import ClientError
-from ..client.resume import ReconnectBackoff
-from ..client.retry import UNSET, RetryConfig, Unset
-from ..client.settings import LIMITS
+from ..http.aio import open_stream, read_chunk, send
+from ..http.backoff import ReconnectBackoff
+from ..http.call import HttpCall, answer
+from ..http.errors import ClientError
+from ..http.retry import UNSET, RetryConfig, Unset
+from ..http.settings import LIMITS, address
+from ..json import JsonObject
 from . import responses
 from .anthropic import AnthropicWire
 from .chat_completions import ChatCompletionsWire
@@ -25,8 +27,8 @@ from .errors import ProviderRefused, provider_error, refused
 from .events import ResponseEvent
 from .responses import Response, ResponsesWire
 from .result import ChatResult, StreamChunk
-from .settings import Settings, Timeouts
-from .stream import RESUME_BACKOFF, StreamCall
+from .settings import ProviderSettings, Timeouts
+from .stream import RESUME_BACKOFF, FoldedCall
 from .wire import Wire, chat_options, chat_resume, raw_stream, resume_raw, with_headers
 
 __all__ = [
@@ -38,10 +40,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Json = dict[str, Any]
 
 
-class _Face:
+class _AsyncFace:
     """A client of one provider; close it, or use it in ``async with``. Tasks may share one.
 
     Args:
@@ -72,9 +73,9 @@ class _Face:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         random: Callable[[], float] = random.random,
     ) -> None:
-        self.settings = Settings.checked(
-            base_url,
-            {**self.wire.headers(api_key), **(headers or {})},
+        self.settings = ProviderSettings(
+            base_url=address(base_url, of="provider"),
+            headers={**self.wire.headers(api_key), **(headers or {})},
             timeouts=timeouts or Timeouts(),
             retry_config=retry_config,
             reconnect_backoff=reconnect_backoff,
@@ -97,7 +98,7 @@ class _Face:
         if self._owns_http:
             await self.http.aclose()
 
-    async def send(self, call: Call[Json]) -> Json:
+    async def send(self, call: HttpCall[JsonObject]) -> JsonObject:
         """The JSON object that answers a request.
 
         Raises:
@@ -111,35 +112,20 @@ class _Face:
             raise provider_error(exc) from exc
         raise AssertionError("Attempts end with a value or an error.")
 
-    async def _once(self, call: Call[Json]) -> Json:
-        try:
-            # Redirects are not followed: a key in a header of its own would go with them, wherever that is.
-            response = await self.http.send(
-                self.http.build_request(**self.settings.request(call)), follow_redirects=False
-            )
-        except httpx2.RequestError as exc:
-            raise failure(exc) from exc
+    async def _once(self, call: HttpCall[JsonObject]) -> JsonObject:
+        # Redirects are not followed: a key in a header of its own would go with them, wherever that is.
+        response = await send(self.http, self.settings.request(call), follow_redirects=False)
         if not response.is_success:
             raise refused(response)
         return answer(call, response)
 
-    async def connect(self, call: Call[Any]) -> httpx2.Response:
+    async def connect(self, call: HttpCall[object]) -> httpx2.Response:
         """The response to a request for a stream, its body unread.
 
         Raises:
             LegatoError: there is none.
         """
-        try:
-            request = self.http.build_request(**self.settings.request(call))
-            response = await self.http.send(request, stream=True, follow_redirects=False)
-            if response.status_code != 200:
-                try:
-                    await response.aread()
-                finally:
-                    await response.aclose()
-                raise refused(response)
-        except httpx2.RequestError as exc:
-            raise failure(exc) from exc
+        response = await open_stream(self.http, self.settings.request(call), refused, follow_redirects=False)
         self.settings.opened(response)
         return response
 
@@ -150,7 +136,7 @@ class AsyncStream(Generic[T]):
     The request is sent when the iteration begins. Leaving the loop, or ``async with``, closes the connection at once.
     """
 
-    def __init__(self, face: _Face, asked: StreamCall[T]) -> None:
+    def __init__(self, face: _AsyncFace, asked: FoldedCall[T]) -> None:
         self._face = face
         self._state = face.settings.state(asked)
         self._response: httpx2.Response | None = None
@@ -220,10 +206,7 @@ class AsyncStream(Generic[T]):
         self._body = self._response.aiter_bytes()
 
     async def _receive(self) -> None:
-        try:
-            chunk = await anext(self._body, None)
-        except httpx2.RequestError as exc:
-            raise failure(exc) from exc
+        chunk = await read_chunk(self._body)
         if chunk is None:
             self._state.cut(None)
         else:
@@ -244,11 +227,11 @@ class AsyncStream(Generic[T]):
             self._state.cut(exc)
 
 
-class AsyncResponsesClient(_Face):
+class AsyncResponsesClient(_AsyncFace):
     """The Responses API as it is: raw events in order, whole responses. ``AsyncResponsesProvider`` has chunks."""
 
     def send_message_stream(
-        self, message: str | Sequence[Json], *, model: str | None = None, **options: Any
+        self, message: str | Sequence[JsonObject], *, model: str | None = None, **options: object
     ) -> AsyncStream[ResponseEvent]:
         """Ask, and read every event in order. After an event that says that it failed, the error is raised.
 
@@ -260,7 +243,7 @@ class AsyncResponsesClient(_Face):
         return AsyncStream(self, raw_stream(message, model, options))
 
     async def send_message(
-        self, message: str | Sequence[Json], *, model: str | None = None, **options: Any
+        self, message: str | Sequence[JsonObject], *, model: str | None = None, **options: object
     ) -> Response:
         """Ask for a whole response.
 
@@ -282,19 +265,19 @@ class AsyncResponsesClient(_Face):
         return AsyncStream(self, resume_raw(id, starting_after))
 
 
-class _Provider(_Face):
+class _AsyncProvider(_AsyncFace):
     """The two verbs of a chat."""
 
     def chat_stream(
         self,
         *,
         model: str,
-        messages: Sequence[Json],
+        messages: Sequence[JsonObject],
         max_tokens: int | None = None,
-        tools: Sequence[Json] | None = None,
+        tools: Sequence[JsonObject] | None = None,
         temperature: float | None = None,
         headers: Mapping[str, str] | None = None,
-        **options: Any,
+        **options: object,
     ) -> AsyncStream[StreamChunk]:
         """Ask, and read the answer as it comes.
 
@@ -314,11 +297,11 @@ class _Provider(_Face):
         self,
         *,
         model: str,
-        messages: Sequence[Json],
+        messages: Sequence[JsonObject],
         max_tokens: int | None = None,
-        tools: Sequence[Json] | None = None,
+        tools: Sequence[JsonObject] | None = None,
         temperature: float | None = None,
-        **options: Any,
+        **options: object,
     ) -> ChatResult:
         """Ask, and wait for the whole answer. The arguments are those of ``chat_stream``.
 
@@ -329,7 +312,7 @@ class _Provider(_Face):
         return self.wire.result(await self.send(self.wire.chat(messages, asked)))
 
 
-class AsyncResponsesProvider(_Provider):
+class AsyncResponsesProvider(_AsyncProvider):
     """Chats over the Responses API. With ``background=True`` a stream that is cut goes on by itself."""
 
     def chat_resume(self, id: str, *, starting_after: int | None = None) -> AsyncStream[StreamChunk]:
@@ -351,13 +334,13 @@ class AsyncResponsesProvider(_Provider):
         return Response.read(await self.send(responses.cancel(id)))
 
 
-class AsyncChatCompletionsProvider(_Provider):
+class AsyncChatCompletionsProvider(_AsyncProvider):
     """Chats over the Chat Completions API, which most local servers and gateways speak."""
 
     wire = ChatCompletionsWire()
 
 
-class AsyncAnthropicProvider(_Provider):
+class AsyncAnthropicProvider(_AsyncProvider):
     """Chats over the Anthropic Messages API."""
 
     wire = AnthropicWire()

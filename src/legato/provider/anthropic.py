@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from ..client.call import Call
 from ..errors import InvalidInput
+from ..http.call import HttpCall
+from ..json import JsonObject
 from ..sse import Message
 from .errors import ProviderError, ResponseIncomplete, StreamMalformed, failed
 from .prompt import FunctionTool, as_text, read_tool, tool_calls
 from .result import ChatResult, StreamChunk, Tally, TokenUsage
-from .stream import STREAM_HEADERS, StreamCall
+from .stream import STREAM_HEADERS, FoldedCall
 
 __all__ = ["AnthropicFold", "AnthropicWire"]
-
-Json = dict[str, Any]
 
 VERSION: Final = "2023-06-01"
 
@@ -36,15 +35,15 @@ _REASONS: Final = {
 _STOPPED: Final = ("length", "content_filter")
 
 
-class _Usage(msgspec.Struct, omit_defaults=True):
+class _MessageUsage(msgspec.Struct, omit_defaults=True):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
 
-    def over(self, older: _Usage) -> _Usage:
+    def over(self, older: _MessageUsage) -> _MessageUsage:
         """This one, with what only the older one says: numbers are totals, and not all are repeated."""
-        return _Usage(
+        return _MessageUsage(
             *(new if new is not None else old for new, old in zip(_values(self), _values(older), strict=True))
         )
 
@@ -55,7 +54,7 @@ class _Usage(msgspec.Struct, omit_defaults=True):
         return TokenUsage(read, written, read + written, cached)
 
 
-def _values(usage: _Usage) -> tuple[int | None, ...]:
+def _values(usage: _MessageUsage) -> tuple[int | None, ...]:
     return msgspec.structs.astuple(usage)
 
 
@@ -65,10 +64,10 @@ class _Block(msgspec.Struct):
     thinking: str | None = None
     id: str = ""
     name: str = ""
-    input: Any = None
+    input: object = None
 
 
-class _Delta(msgspec.Struct):
+class _BlockDelta(msgspec.Struct):
     type: str = ""
     text: str | None = None
     thinking: str | None = None
@@ -79,23 +78,23 @@ class _Delta(msgspec.Struct):
 class _Message(msgspec.Struct):
     id: str | None = None
     model: str | None = None
-    usage: _Usage | None = None
+    usage: _MessageUsage | None = None
     content: list[_Block] | None = None
     stop_reason: str | None = None
 
 
-class _Event(msgspec.Struct):
+class _MessageEvent(msgspec.Struct):
     type: str
     index: int = 0
     message: _Message | None = None
     content_block: _Block | None = None
-    delta: _Delta | None = None
-    usage: _Usage | None = None
+    delta: _BlockDelta | None = None
+    usage: _MessageUsage | None = None
 
 
 class _Failure(msgspec.Struct):
     type: str
-    error: Any = None
+    error: object = None
 
 
 @dataclass(slots=True)
@@ -107,7 +106,7 @@ class AnthropicFold:
     failure: ProviderError | None = None
     impatient: bool = True
     last: int | None = None
-    _usage: _Usage = field(default_factory=_Usage)
+    _usage: _MessageUsage = field(default_factory=_MessageUsage)
     _calls: dict[int, int] = field(default_factory=dict)  # the block's index -> the call's
     _thinking: int | None = None  # the block that is being thought
 
@@ -117,7 +116,7 @@ class AnthropicFold:
         return False
 
     def take(self, message: Message) -> list[StreamChunk]:
-        """See ``Fold``."""
+        """See ``WireFold``."""
         try:
             head = msgspec.json.decode(message.data, type=_Failure)
             if head.type == "error":
@@ -125,12 +124,12 @@ class AnthropicFold:
                 return []
             if head.type not in _TAKES:
                 return []
-            event = msgspec.json.decode(message.data, type=_Event)
+            event = msgspec.json.decode(message.data, type=_MessageEvent)
         except (msgspec.MsgspecError, UnicodeError) as exc:
             raise StreamMalformed(f"An event of a message was expected, not {message.data[:200]!r}: {exc}.") from exc
         return _TAKES[event.type](self, event)
 
-    def _start(self, event: _Event) -> list[StreamChunk]:
+    def _start(self, event: _MessageEvent) -> list[StreamChunk]:
         if event.message is None:
             raise StreamMalformed("A message started without saying which.")
         return self.take_head(event.message)
@@ -138,12 +137,12 @@ class AnthropicFold:
     def take_head(self, message: _Message) -> list[StreamChunk]:
         """Take what is known of a message besides its content."""
         self.tally.id, self.tally.model = message.id, message.model
-        self._usage = (message.usage or _Usage()).over(self._usage)
+        self._usage = (message.usage or _MessageUsage()).over(self._usage)
         # Also of an answer that is cut off, what it cost so far is known.
         self.tally.usage = self._usage.total()
         return []
 
-    def _begin(self, event: _Event) -> list[StreamChunk]:
+    def _begin(self, event: _MessageEvent) -> list[StreamChunk]:
         if event.content_block is None:
             raise StreamMalformed("A part of a message started without saying which.")
         return self.take_block(event.index, event.content_block)
@@ -171,8 +170,8 @@ class AnthropicFold:
         self._thinking = index
         return self.tally.think(text)
 
-    def _add(self, event: _Event) -> list[StreamChunk]:
-        delta = event.delta or _Delta()
+    def _add(self, event: _MessageEvent) -> list[StreamChunk]:
+        delta = event.delta or _BlockDelta()
         match delta.type:
             case "text_delta":
                 return self.tally.text(delta.text or "")
@@ -183,7 +182,7 @@ class AnthropicFold:
                 return self.tally.add_arguments(self._calls[event.index], delta.partial_json or "")
         return []
 
-    def _end_block(self, event: _Event) -> list[StreamChunk]:
+    def _end_block(self, event: _MessageEvent) -> list[StreamChunk]:
         return self.end_block(event.index)
 
     def end_block(self, index: int) -> list[StreamChunk]:
@@ -191,15 +190,15 @@ class AnthropicFold:
         call = self._calls.get(index)
         return [] if call is None or self.tally.arguments(call) else self.tally.add_arguments(call, "{}")
 
-    def _finish(self, event: _Event) -> list[StreamChunk]:
-        self._usage = (event.usage or _Usage()).over(self._usage)
+    def _finish(self, event: _MessageEvent) -> list[StreamChunk]:
+        self._usage = (event.usage or _MessageUsage()).over(self._usage)
         return self.take_end(event.delta.stop_reason if event.delta else None)
 
     def take_end(self, stop_reason: str | None) -> list[StreamChunk]:
         """Take the reason of the end, and the usage with it."""
         return self.tally.end(self._usage.total(), _REASONS.get(stop_reason or "", stop_reason))
 
-    def _stop(self, event: _Event) -> list[StreamChunk]:
+    def _stop(self, event: _MessageEvent) -> list[StreamChunk]:
         self.finish()
         return []
 
@@ -211,10 +210,10 @@ class AnthropicFold:
             self.failure = ResponseIncomplete(f"The model was stopped: {reason}.", reason=reason)
 
     def done(self) -> None:
-        """See ``Fold``. Only ``message_stop`` ends a message."""
+        """See ``WireFold``. Only ``message_stop`` ends a message."""
 
-    def resume(self) -> Call[Any] | None:
-        """See ``Fold``. This API cannot continue an answer."""
+    def resume(self) -> HttpCall[object] | None:
+        """See ``WireFold``. This API cannot continue an answer."""
         return None
 
 
@@ -236,16 +235,16 @@ class AnthropicWire:
         key = {"x-api-key": api_key} if api_key else {}
         return {"anthropic-version": VERSION, **key}
 
-    def chat(self, messages: Sequence[Json], options: Mapping[str, Any]) -> Call[Json]:
+    def chat(self, messages: Sequence[JsonObject], options: Mapping[str, object]) -> HttpCall[JsonObject]:
         """The request for a whole answer."""
-        return Call("POST", "/messages", dict[str, Any], body={**_body(messages, options), "stream": False})
+        return HttpCall("POST", "/messages", JsonObject, body={**_body(messages, options), "stream": False})
 
-    def chat_stream(self, messages: Sequence[Json], options: Mapping[str, Any]) -> StreamCall[StreamChunk]:
+    def chat_stream(self, messages: Sequence[JsonObject], options: Mapping[str, object]) -> FoldedCall[StreamChunk]:
         """The request for an answer as it comes."""
         body = {**_body(messages, options), "stream": True}
-        return StreamCall(Call("POST", "/messages", dict[str, Any], body=body, headers=STREAM_HEADERS), AnthropicFold())
+        return FoldedCall(HttpCall("POST", "/messages", JsonObject, body=body, headers=STREAM_HEADERS), AnthropicFold())
 
-    def result(self, raw: Json) -> ChatResult:
+    def result(self, raw: JsonObject) -> ChatResult:
         """The answer in a JSON object.
 
         Raises:
@@ -270,16 +269,16 @@ class AnthropicWire:
         return fold.tally.result()
 
 
-def _body(messages: Sequence[Json], options: Mapping[str, Any]) -> Json:
-    options = dict(options)
-    max_tokens = options.pop("max_tokens", None)
-    if options.get("tools") is not None:
-        options["tools"] = [_tool(read_tool(tool)) for tool in options["tools"]]
+def _body(messages: Sequence[JsonObject], options: Mapping[str, object]) -> JsonObject:
+    made: JsonObject = dict(options)
+    max_tokens = made.pop("max_tokens", None)
+    if made.get("tools") is not None:
+        made["tools"] = [_tool(read_tool(tool)) for tool in made["tools"]]
     system = "\n\n".join(as_text(message.get("content")) for message in messages if message.get("role") in _SYSTEM)
     return {
         "max_tokens": MAX_TOKENS if max_tokens is None else max_tokens,
         "system": system or None,
-        **options,
+        **made,
         "messages": _messages(messages),
     }
 
@@ -287,9 +286,9 @@ def _body(messages: Sequence[Json], options: Mapping[str, Any]) -> Json:
 _SYSTEM: Final = ("system", "developer")
 
 
-def _messages(messages: Sequence[Json]) -> list[Json]:
+def _messages(messages: Sequence[JsonObject]) -> list[JsonObject]:
     """The messages in their form; neighbours of one role become one, since roles have to alternate."""
-    merged: list[Json] = []
+    merged: list[JsonObject] = []
     for message in messages:
         if message.get("role") in _SYSTEM:
             continue
@@ -300,7 +299,7 @@ def _messages(messages: Sequence[Json]) -> list[Json]:
     return merged
 
 
-def _message(message: Json) -> tuple[str, list[Any]]:
+def _message(message: JsonObject) -> tuple[str, list[object]]:
     role, content = message.get("role"), message.get("content")
     if role == "tool":
         return "user", [
@@ -317,14 +316,14 @@ def _message(message: Json) -> tuple[str, list[Any]]:
     return role, [_part(part) for part in content] + calls
 
 
-def _arguments(arguments: str) -> Any:
+def _arguments(arguments: str) -> object:
     try:
         return msgspec.json.decode(arguments or "{}")
     except (msgspec.MsgspecError, UnicodeError) as exc:
         raise InvalidInput(f"The arguments of a tool call are JSON, unlike {arguments[:200]!r}.") from exc
 
 
-def _part(part: Any) -> Any:
+def _part(part: object) -> object:
     """A part of a message, from the form that Chat Completions has for it; others stay as they are."""
     match part:
         case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
@@ -337,7 +336,7 @@ def _part(part: Any) -> Any:
     return part
 
 
-def _tool(tool: FunctionTool | Json) -> Json:
+def _tool(tool: FunctionTool | JsonObject) -> JsonObject:
     if isinstance(tool, dict):
         return tool
     described = {"description": tool.description} if tool.description is not None else {}

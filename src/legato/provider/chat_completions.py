@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from ..client.call import Call
+from ..http.call import HttpCall
+from ..json import JsonObject
 from ..sse import Message
 from .errors import ProviderError, ResponseIncomplete, StreamMalformed, failed
 from .prompt import FunctionTool, as_text, read_tool
 from .result import ChatResult, StreamChunk, Tally, TokenUsage
-from .stream import STREAM_HEADERS, StreamCall
+from .stream import STREAM_HEADERS, FoldedCall
 
 __all__ = ["STOPPED", "ChatCompletionsFold", "ChatCompletionsWire", "Completion"]
-
-Json = dict[str, Any]
 
 STOPPED: Final = ("length", "content_filter")
 """Reasons of an end that is not the model's own."""
@@ -38,8 +37,8 @@ class _Call(msgspec.Struct):
     id: str | None = None
 
 
-class _Delta(msgspec.Struct):
-    content: str | list[Any] | None = None  # a list: Mistral's models that think
+class _ChoiceDelta(msgspec.Struct):
+    content: str | list[object] | None = None  # a list: Mistral's models that think
     refusal: str | None = None
     reasoning_content: str | None = None  # DeepSeek, llama.cpp, vLLM
     reasoning: str | None = None  # OpenRouter, Ollama, newer vLLM
@@ -47,8 +46,8 @@ class _Delta(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    message: _Delta | None = None
+    delta: _ChoiceDelta | None = None
+    message: _ChoiceDelta | None = None
     finish_reason: str | None = None
     index: int | None = None
 
@@ -58,7 +57,7 @@ class _Details(msgspec.Struct):
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _CompletionUsage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     total_tokens: int | None = None
@@ -70,8 +69,8 @@ class Completion(msgspec.Struct):
     """A chunk, or a whole answer, in the fields that are used here."""
 
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: Any = None
+    usage: _CompletionUsage | None = None
+    error: object = None
     id: str | None = None
     model: str | None = None
 
@@ -95,7 +94,7 @@ class ChatCompletionsFold:
         return self.tally.finish_reason is not None
 
     def take(self, message: Message) -> list[StreamChunk]:
-        """See ``Fold``."""
+        """See ``WireFold``."""
         try:
             chunk = msgspec.json.decode(message.data, type=Completion)
         except (msgspec.MsgspecError, UnicodeError) as exc:
@@ -112,7 +111,7 @@ class ChatCompletionsFold:
         for choice in chunk.choices or ():
             if not choice.index:
                 self._begun = True
-                chunks += self._take_delta(choice.delta or choice.message or _Delta())
+                chunks += self._take_delta(choice.delta or choice.message or _ChoiceDelta())
                 # Some repeat the reason with the usage.
                 reason = choice.finish_reason if tally.finish_reason is None else None
         chunks += tally.end(_usage(chunk.usage), _REASONS.get(reason or "", reason))
@@ -120,7 +119,7 @@ class ChatCompletionsFold:
             self.failure = failed({"error": chunk.error})
         return chunks
 
-    def _take_delta(self, delta: _Delta) -> list[StreamChunk]:
+    def _take_delta(self, delta: _ChoiceDelta) -> list[StreamChunk]:
         # A gateway may send the same thinking under both names.
         chunks = self.tally.think(delta.reasoning_content or delta.reasoning or "")
         chunks += self._take_content(delta.content) + self.tally.refuse(delta.refusal or "")
@@ -128,7 +127,7 @@ class ChatCompletionsFold:
             chunks += self._take_call(call)
         return chunks
 
-    def _take_content(self, content: str | list[Any] | None) -> list[StreamChunk]:
+    def _take_content(self, content: str | list[object] | None) -> list[StreamChunk]:
         if not isinstance(content, list):
             return self.tally.text(content or "")
         thinking = [part.get("thinking") for part in content if isinstance(part, dict)]
@@ -162,14 +161,14 @@ class ChatCompletionsFold:
         return next((ours for ours, known in self._ids.items() if known == id), self.tally.calls - 1)
 
     def done(self) -> None:
-        """See ``Fold``. That the model was stopped is said only here: the usage comes behind the reason."""
+        """See ``WireFold``. That the model was stopped is said only here: the usage comes behind the reason."""
         self.over = self._begun
         reason = self.tally.finish_reason
         if reason in STOPPED:
             self.failure = self.failure or ResponseIncomplete(f"The model was stopped: {reason}.", reason=reason)
 
-    def resume(self) -> Call[Any] | None:
-        """See ``Fold``. This API cannot continue an answer."""
+    def resume(self) -> HttpCall[object] | None:
+        """See ``WireFold``. This API cannot continue an answer."""
         return None
 
 
@@ -177,7 +176,7 @@ class ChatCompletionsFold:
 _REASONS: Final = {"function_call": "tool_calls"}
 
 
-def _usage(usage: _Usage | None) -> TokenUsage | None:
+def _usage(usage: _CompletionUsage | None) -> TokenUsage | None:
     if usage is None:
         return None
     read, written = usage.prompt_tokens or 0, usage.completion_tokens or 0
@@ -195,18 +194,18 @@ class ChatCompletionsWire:
         """What each request carries."""
         return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
-    def chat(self, messages: Sequence[Json], options: Mapping[str, Any]) -> Call[Json]:
+    def chat(self, messages: Sequence[JsonObject], options: Mapping[str, object]) -> HttpCall[JsonObject]:
         """The request for a whole answer."""
         body = {**_options(options), "messages": list(messages), "stream": False}
-        return Call("POST", "/chat/completions", dict[str, Any], body=body)
+        return HttpCall("POST", "/chat/completions", JsonObject, body=body)
 
-    def chat_stream(self, messages: Sequence[Json], options: Mapping[str, Any]) -> StreamCall[StreamChunk]:
+    def chat_stream(self, messages: Sequence[JsonObject], options: Mapping[str, object]) -> FoldedCall[StreamChunk]:
         """The request for an answer as it comes."""
         body = {"stream_options": {"include_usage": True}, **_options(options), "messages": list(messages)}
-        call = Call("POST", "/chat/completions", dict[str, Any], body={**body, "stream": True}, headers=STREAM_HEADERS)
-        return StreamCall(call, ChatCompletionsFold())
+        call = HttpCall("POST", "/chat/completions", JsonObject, body={**body, "stream": True}, headers=STREAM_HEADERS)
+        return FoldedCall(call, ChatCompletionsFold())
 
-    def result(self, raw: Json) -> ChatResult:
+    def result(self, raw: JsonObject) -> ChatResult:
         """The answer in a JSON object.
 
         Raises:
@@ -226,14 +225,14 @@ class ChatCompletionsWire:
         return fold.tally.result()
 
 
-def _options(options: Mapping[str, Any]) -> Json:
-    options = dict(options)
-    if options.get("tools") is not None:
-        options["tools"] = [_tool(read_tool(tool)) for tool in options["tools"]]
-    return options
+def _options(options: Mapping[str, object]) -> JsonObject:
+    made: JsonObject = dict(options)
+    if made.get("tools") is not None:
+        made["tools"] = [_tool(read_tool(tool)) for tool in made["tools"]]
+    return made
 
 
-def _tool(tool: FunctionTool | Json) -> Json:
+def _tool(tool: FunctionTool | JsonObject) -> JsonObject:
     if isinstance(tool, dict):
         return tool
     more = {"description": tool.description, "parameters": tool.parameters, "strict": tool.strict}

@@ -17,14 +17,14 @@ is ``legato.errors.InvalidInput``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import httpx2
 import msgspec
 
-from ..client.call import refusal
-from ..client.errors import APIError, ConnectionFailed, ConnectionLost
 from ..errors import LegatoError
+from ..http.call import refusal
+from ..http.errors import APIError, ConnectionFailed, ConnectionLost
 from .result import ChatResult
 
 __all__ = [
@@ -52,7 +52,7 @@ class ProviderError(LegatoError):
     code = "provider_error"
     status = 502
 
-    def __init__(self, message: str = "", *, partial: ChatResult | None = None, **detail: Any) -> None:
+    def __init__(self, message: str = "", *, partial: ChatResult | None = None, **detail: object) -> None:
         super().__init__(message, **detail)
         self.partial = partial or ChatResult()
 
@@ -76,16 +76,28 @@ class ProviderRefused(ProviderError):
         headers: the answer's headers, by lower-case name.
     """
 
-    def __init__(self, message: str, *, status_code: int, **more: Any) -> None:
-        self.type: str | None = more.pop("type", None)
-        self.param: str | None = more.pop("param", None)
-        self.retry_after: float | None = more.pop("retry_after", None)
-        self.body: str = more.pop("body", "")
-        self.headers: Mapping[str, str] = more.pop("headers", {})
-        code = more.pop("code", None)
-        super().__init__(message, **more)
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int,
+        code: str | None = None,
+        type: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+        body: str = "",
+        headers: Mapping[str, str] | None = None,
+        partial: ChatResult | None = None,
+        **detail: object,
+    ) -> None:
+        super().__init__(message, partial=partial, **detail)
         self.status_code = status_code
         self.code = code or f"http_{status_code}"
+        self.type = type
+        self.param = param
+        self.retry_after = retry_after
+        self.body = body
+        self.headers = headers or {}
 
 
 class StreamInterrupted(ProviderError):
@@ -97,8 +109,10 @@ class StreamInterrupted(ProviderError):
 
     code = "stream_interrupted"
 
-    def __init__(self, message: str, *, silent: bool = False, **more: Any) -> None:
-        super().__init__(message, **more)
+    def __init__(
+        self, message: str, *, silent: bool = False, partial: ChatResult | None = None, **detail: object
+    ) -> None:
+        super().__init__(message, partial=partial, **detail)
         self.silent = silent
 
 
@@ -118,9 +132,16 @@ class ResponseFailed(ProviderError):
     """
 
     def __init__(
-        self, message: str, *, code: str | None = None, type: str | None = None, param: str | None = None, **more: Any
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        type: str | None = None,
+        param: str | None = None,
+        partial: ChatResult | None = None,
+        **detail: object,
     ) -> None:
-        super().__init__(message, **more)
+        super().__init__(message, partial=partial, **detail)
         self.code = code or type or "response_failed"
         self.type = type
         self.param = param
@@ -129,8 +150,18 @@ class ResponseFailed(ProviderError):
 class ResponseCancelled(ResponseFailed):
     """Somebody cancelled the answer."""
 
-    def __init__(self, message: str, **more: Any) -> None:
-        super().__init__(message, **{**more, "code": more.get("code") or "response_cancelled"})
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        type: str | None = None,
+        param: str | None = None,
+        partial: ChatResult | None = None,
+        **detail: object,
+    ) -> None:
+        code = code or "response_cancelled"
+        super().__init__(message, code=code, type=type, param=param, partial=partial, **detail)
 
 
 class ResponseIncomplete(ProviderError):
@@ -142,21 +173,21 @@ class ResponseIncomplete(ProviderError):
 
     code = "response_incomplete"
 
-    def __init__(self, message: str, *, reason: str, **more: Any) -> None:
-        super().__init__(message, **more)
+    def __init__(self, message: str, *, reason: str, partial: ChatResult | None = None, **detail: object) -> None:
+        super().__init__(message, partial=partial, **detail)
         self.reason = reason
 
 
-def failed(error: Any, **more: Any) -> ResponseFailed:
+def failed(error: object) -> ResponseFailed:
     """The failure that a provider's error value, of whatever form, stands for."""
     message, facts = _facts(error)
-    return ResponseFailed(message or "The provider gave no reason for its failure.", **facts, **more)
+    return ResponseFailed(message or "The provider gave no reason for its failure.", **facts)
 
 
 def refused(response: httpx2.Response) -> LegatoError:
     """The error for an answer (body read) with an error status, in a form that ``retrying`` can judge.
 
-    That is the client's ``APIError``, or at once a ``ProviderRefused`` when the provider says that trying again is of
+    That is an ``APIError``, or at once a ``ProviderRefused`` when the provider says that trying again is of
     no use, as OpenAI does of a quota that is used up, although its status is 429.
     """
     error = _refusal(response)
@@ -180,7 +211,7 @@ def _refusal(response: httpx2.Response) -> APIError:
 
 
 def provider_error(error: LegatoError) -> ProviderError:
-    """The provider's error for one of the client's."""
+    """The provider's error for one of a request's."""
     if isinstance(error, ProviderError):
         return error
     if isinstance(error, ConnectionFailed):
@@ -200,7 +231,13 @@ def provider_error(error: LegatoError) -> ProviderError:
     return StreamMalformed(error.message, **error.detail)
 
 
-def _facts(error: Any) -> tuple[str, dict[str, str | None]]:
+class _Reason(TypedDict):
+    code: str | None
+    type: str | None
+    param: str | None
+
+
+def _facts(error: object) -> tuple[str, _Reason]:
     """Message, code, type and param of an error value: providers nest it, flatten it, or give a mere text."""
     if isinstance(error, dict) and error.get("error"):
         outer, error = error, error["error"]
@@ -209,9 +246,9 @@ def _facts(error: Any) -> tuple[str, dict[str, str | None]]:
     if not isinstance(error, dict):
         error = {"message": error}
     message = error.get("message") or error.get("detail") or ""
-    facts = {name: _word(error.get(name)) for name in ("code", "type", "param")}
+    facts = _Reason(code=_word(error.get("code")), type=_word(error.get("type")), param=_word(error.get("param")))
     return message if isinstance(message, str) else str(message), facts
 
 
-def _word(value: Any) -> str | None:
+def _word(value: object) -> str | None:
     return None if value is None else str(value)

@@ -6,10 +6,11 @@ with is always whole in ``raw``, and an event of an unknown type is a plain ``Re
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from ..json import JsonObject
 from ..sse import Message
 from .errors import StreamMalformed
 
@@ -41,7 +42,7 @@ class ResponseEvent(msgspec.Struct, frozen=True, kw_only=True, repr_omit_default
 
     type: str
     sequence_number: int | None = None
-    raw: dict[str, Any] = {}
+    raw: JsonObject = {}
 
 
 class LifecycleEvent(ResponseEvent, frozen=True, kw_only=True):
@@ -51,7 +52,7 @@ class LifecycleEvent(ResponseEvent, frozen=True, kw_only=True):
         response: the response as it is now.
     """
 
-    response: dict[str, Any]
+    response: JsonObject
 
 
 class OutputItemEvent(ResponseEvent, frozen=True, kw_only=True):
@@ -62,7 +63,7 @@ class OutputItemEvent(ResponseEvent, frozen=True, kw_only=True):
         output_index: its place in the output.
     """
 
-    item: dict[str, Any]
+    item: JsonObject
     output_index: int | None = None
 
 
@@ -85,7 +86,7 @@ class ItemEvent(ResponseEvent, frozen=True, kw_only=True):
 class PartEvent(ItemEvent, frozen=True, kw_only=True):
     """``response.content_part`` or ``.reasoning_summary_part``, ``.added`` and ``.done``; ``part`` is the part."""
 
-    part: dict[str, Any]
+    part: JsonObject
 
 
 class TextDeltaEvent(ItemEvent, frozen=True, kw_only=True):
@@ -156,14 +157,14 @@ _CLASSES: Final[dict[str, type[ResponseEvent]]] = {
 }
 
 
-def decode_object(message: Message) -> dict[str, Any]:
+def decode_object(message: Message) -> JsonObject:
     """The JSON object that a message carries.
 
     Raises:
         StreamMalformed: it carries none.
     """
     try:
-        return msgspec.json.decode(message.data, type=dict[str, Any])
+        return msgspec.json.decode(message.data, type=JsonObject)
     except (msgspec.MsgspecError, UnicodeError) as exc:
         raise StreamMalformed(f"A JSON object was expected, not {message.data[:200]!r}: {exc}.") from exc
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
 from ..errors import InvalidInput
+from ..json import JsonObject
 from .result import ToolCall
 
 __all__ = ["FunctionTool", "as_text", "read_tool", "tool_calls"]
@@ -25,11 +25,11 @@ class FunctionTool(msgspec.Struct, frozen=True):
 
     name: str
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
-def read_tool(tool: Mapping[str, Any]) -> FunctionTool | dict[str, Any]:
+def read_tool(tool: Mapping[str, object]) -> FunctionTool | JsonObject:
     """The tool, when it is a function, nested as in Chat Completions or flat; a provider's own kind stays as it is.
 
     Raises:
@@ -46,7 +46,7 @@ def read_tool(tool: Mapping[str, Any]) -> FunctionTool | dict[str, Any]:
         raise InvalidInput(f"A tool has a name, and may have a description and parameters: {exc}.") from exc
 
 
-def tool_calls(message: Mapping[str, Any]) -> list[ToolCall]:
+def tool_calls(message: JsonObject) -> list[ToolCall]:
     """The tool calls of an assistant's message.
 
     Raises:
@@ -62,7 +62,7 @@ def tool_calls(message: Mapping[str, Any]) -> list[ToolCall]:
     return calls
 
 
-def as_text(content: Any) -> str:
+def as_text(content: object) -> str:
     """The text of a message's content, or of a part: a text, or a list of parts of which those with text count."""
     if isinstance(content, str):
         return content

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final, Self
 from urllib.parse import quote
 
-from ..client.call import Call
 from ..errors import InvalidInput
+from ..http.call import HttpCall
+from ..json import JsonObject
 from ..sse import Message
 from .errors import ProviderError, ResponseCancelled, ResponseIncomplete, StreamInterrupted, StreamMalformed, failed
 from .events import (
@@ -29,7 +30,7 @@ from .events import (
 )
 from .prompt import FunctionTool, as_text, read_tool, tool_calls
 from .result import ChatResult, StreamChunk, Tally, TokenUsage
-from .stream import STREAM_HEADERS, StreamCall
+from .stream import STREAM_HEADERS, FoldedCall
 
 __all__ = [
     "RawFold",
@@ -43,38 +44,42 @@ __all__ = [
     "stream",
 ]
 
-Json = dict[str, Any]
-
 
 # Requests ------------------------------------------------------------------------------------------------------------
 
 
-def create(message: str | Sequence[Json], model: str | None, options: Mapping[str, Any]) -> Call[Json]:
+def create(
+    message: str | Sequence[JsonObject], model: str | None, options: Mapping[str, object]
+) -> HttpCall[JsonObject]:
     """Ask for a whole response."""
-    return Call("POST", "/responses", dict[str, Any], body=_body(message, model, options, False))
+    return HttpCall("POST", "/responses", JsonObject, body=_body(message, model, options, False))
 
 
-def stream(message: str | Sequence[Json], model: str | None, options: Mapping[str, Any]) -> Call[Json]:
+def stream(
+    message: str | Sequence[JsonObject], model: str | None, options: Mapping[str, object]
+) -> HttpCall[JsonObject]:
     """Ask for a response's events."""
     body = _body(message, model, options, True)
-    return Call("POST", "/responses", dict[str, Any], body=body, headers=STREAM_HEADERS)
+    return HttpCall("POST", "/responses", JsonObject, body=body, headers=STREAM_HEADERS)
 
 
-def _body(message: str | Sequence[Json], model: str | None, options: Mapping[str, Any], streamed: bool) -> Json:
+def _body(
+    message: str | Sequence[JsonObject], model: str | None, options: Mapping[str, object], streamed: bool
+) -> JsonObject:
     return {"model": model, **options, "input": message, "stream": streamed}
 
 
-def retrieve(id: str) -> Call[Json]:
+def retrieve(id: str) -> HttpCall[JsonObject]:
     """Ask for a response that the provider has kept."""
-    return Call("GET", _path(id), dict[str, Any])
+    return HttpCall("GET", _path(id), JsonObject)
 
 
-def cancel(id: str) -> Call[Json]:
+def cancel(id: str) -> HttpCall[JsonObject]:
     """Ask for the end of a background response."""
-    return Call("POST", f"{_path(id)}/cancel", dict[str, Any])
+    return HttpCall("POST", f"{_path(id)}/cancel", JsonObject)
 
 
-def resume(id: str, starting_after: int | None) -> Call[Json]:
+def resume(id: str, starting_after: int | None) -> HttpCall[JsonObject]:
     """Ask for the events of a response behind the one of this number; None: from the first on.
 
     Raises:
@@ -83,7 +88,7 @@ def resume(id: str, starting_after: int | None) -> Call[Json]:
     if starting_after is not None and starting_after < 0:
         raise InvalidInput(f"Sequence numbers start at 0, unlike {starting_after}.")
     query = {"stream": True, "starting_after": starting_after}
-    return Call("GET", _path(id), dict[str, Any], query=query, headers=STREAM_HEADERS)
+    return HttpCall("GET", _path(id), JsonObject, query=query, headers=STREAM_HEADERS)
 
 
 def _path(id: str) -> str:
@@ -112,12 +117,12 @@ class Response:
         failure: why it did not succeed; None when it did, or is not over.
     """
 
-    raw: Json
+    raw: JsonObject
     result: ChatResult
     failure: ProviderError | None = None
 
     @classmethod
-    def read(cls, raw: Json) -> Response:
+    def read(cls, raw: JsonObject) -> Response:
         """The response that a JSON object is.
 
         Raises:
@@ -166,7 +171,7 @@ class Response:
 
 
 @dataclass(slots=True)
-class _Item:
+class _ItemState:
     """What was streamed of one item of the output."""
 
     text: str = ""
@@ -176,50 +181,43 @@ class _Item:
 
 
 @dataclass(slots=True)
-class ResponsesFold:
-    """What the events of one response add up to, as chunks.
+class _ResponseState:
+    """What the events of one response add up to.
 
     Attributes:
         tally: the answer so far.
         last: the sequence number of the last event; None before it, and from providers that do not number.
         resumable: whether the provider keeps the response, so that it can be continued.
         joined: whether this connection began in the middle, so that numbers are checked.
-        hidden: chunks up to this sequence number are not given out.
     """
 
     tally: Tally = field(default_factory=Tally)
     last: int | None = None
     resumable: bool = False
     joined: bool = False
-    hidden: int | None = None
     over: bool = False
     failure: ProviderError | None = None
     impatient: bool = True
-    _items: dict[int | str, _Item] = field(default_factory=dict)
-    _thinking: tuple[Any, ...] | None = None  # the part that is being thought
+    _items: dict[int | str, _ItemState] = field(default_factory=dict)
+    _thinking: tuple[object, ...] | None = None  # the part that is being thought
+
+    @classmethod
+    def joining(cls, id: str, last: int | None) -> Self:
+        """That of a response which is read behind this event; None: from the first on."""
+        fold = cls(last=last, resumable=True, joined=True)
+        fold.tally.id = id
+        return fold
 
     @property
     def enough(self) -> bool:
         """An end without a terminal event is none."""
         return False
 
-    def take(self, message: Message) -> list[Any]:
-        """See ``Fold``."""
-        event = decode_event(message)
-        if not self._is_new(event):
-            return []
-        chunks = self.take_event(event)
-        return [] if self._is_hidden(event) else chunks
-
-    def _is_hidden(self, event: ResponseEvent) -> bool:
-        number = event.sequence_number
-        return self.hidden is not None and number is not None and number <= self.hidden
-
     def done(self) -> None:
-        """See ``Fold``. Only a terminal event ends a response."""
+        """See ``WireFold``. Only a terminal event ends a response."""
 
-    def resume(self) -> Call[Any] | None:
-        """See ``Fold``."""
+    def resume(self) -> HttpCall[object] | None:
+        """See ``WireFold``."""
         if not self.resumable or self.tally.id is None or (self.last is None and not self.joined):
             return None
         self.joined = True
@@ -263,8 +261,8 @@ class ResponsesFold:
                 self.failure = failed(event.raw)
         return []
 
-    def _item(self, event: ItemEvent) -> _Item:
-        return self._items.setdefault(_key(event.output_index, {"id": event.item_id}), _Item())
+    def _item(self, event: ItemEvent) -> _ItemState:
+        return self._items.setdefault(_key(event.output_index, {"id": event.item_id}), _ItemState())
 
     def _think(self, event: ReasoningDeltaEvent) -> list[StreamChunk]:
         item = self._item(event)
@@ -272,16 +270,16 @@ class ResponsesFold:
         part = (event.output_index, event.item_id, event.summary_index, event.content_index)
         return self._think_part(part, event.delta)
 
-    def _think_part(self, part: tuple[Any, ...], text: str) -> list[StreamChunk]:
+    def _think_part(self, part: tuple[object, ...], text: str) -> list[StreamChunk]:
         """Thinking, with a blank line where a new part begins."""
         if text and self.tally.thought and part != self._thinking:
             text = f"\n\n{text}"
         self._thinking = part
         return self.tally.think(text)
 
-    def _take_item(self, key: int | str, item: Json) -> list[StreamChunk]:
+    def _take_item(self, key: int | str, item: JsonObject) -> list[StreamChunk]:
         """Take an item as it is now: what its deltas did not say is still to be said. Some servers send no deltas."""
-        state = self._items.setdefault(key, _Item())
+        state = self._items.setdefault(key, _ItemState())
         match item.get("type"):
             case "function_call":
                 return self._take_call(state, item)
@@ -297,14 +295,14 @@ class ResponsesFold:
                 return chunks
         return []
 
-    def _take_call(self, state: _Item, item: Json) -> list[StreamChunk]:
+    def _take_call(self, state: _ItemState, item: JsonObject) -> list[StreamChunk]:
         arguments = _text(item, "arguments")
         if state.call is None:
             state.call = self.tally.calls
             return self.tally.begin_call(_text(item, "call_id") or _text(item, "id"), _text(item, "name"), arguments)
         return self.tally.add_arguments(state.call, _rest(self.tally.arguments(state.call), arguments))
 
-    def _take_message(self, state: _Item, item: Json) -> list[StreamChunk]:
+    def _take_message(self, state: _ItemState, item: JsonObject) -> list[StreamChunk]:
         parts = _list(item, "content")
         text = _rest(state.text, "".join(as_text(part) for part in parts))
         refusal = _rest(state.refusal, "".join(_text(part, "refusal") for part in parts if isinstance(part, dict)))
@@ -312,7 +310,7 @@ class ResponsesFold:
         state.refusal += refusal
         return self.tally.text(text) + self.tally.refuse(refusal)
 
-    def take_output(self, response: Json) -> list[StreamChunk]:
+    def take_output(self, response: JsonObject) -> list[StreamChunk]:
         """Take the whole output, if nothing of it was streamed.
 
         Not otherwise: in the final output, some providers leave out items, so its places are not those of the events.
@@ -343,14 +341,37 @@ class ResponsesFold:
         return chunks + tally.end(_usage(response.get("usage")), reason or None)
 
 
-class RawFold(ResponsesFold):
-    """The same, but what it gives are the events, and a failure waits for the terminal event behind it."""
+@dataclass(slots=True)
+class ResponsesFold(_ResponseState):
+    """A response as chunks.
 
-    def __init__(self, **more: Any) -> None:
-        super().__init__(impatient=False, **more)
+    Attributes:
+        hidden: chunks up to this sequence number are not given out.
+    """
+
+    hidden: int | None = None
+
+    def take(self, message: Message) -> list[StreamChunk]:
+        """See ``WireFold``."""
+        event = decode_event(message)
+        if not self._is_new(event):
+            return []
+        chunks = self.take_event(event)
+        return [] if self._is_hidden(event) else chunks
+
+    def _is_hidden(self, event: ResponseEvent) -> bool:
+        number = event.sequence_number
+        return self.hidden is not None and number is not None and number <= self.hidden
+
+
+@dataclass(slots=True)
+class RawFold(_ResponseState):
+    """A response as its events; a failure waits for the terminal event behind it."""
+
+    impatient: bool = False
 
     def take(self, message: Message) -> list[ResponseEvent]:
-        """See ``Fold``."""
+        """See ``WireFold``."""
         event = decode_event(message)
         if not self._is_new(event):
             return []
@@ -358,23 +379,23 @@ class RawFold(ResponsesFold):
         return [event]
 
 
-def _failure(kind: str, response: Json) -> ProviderError:
+def _failure(kind: str, response: JsonObject) -> ProviderError:
     if kind == "response.cancelled" or response.get("status") == "cancelled":
         return ResponseCancelled("The response was cancelled.")
     return failed(response.get("error"))
 
 
-def _key(output_index: int | None, item: Json) -> int | str:
+def _key(output_index: int | None, item: JsonObject) -> int | str:
     """What tells an item from the others: its place, or from providers that do not say it, its id."""
     return _text(item, "id") if output_index is None else output_index
 
 
-def _text(value: Json, name: str) -> str:
+def _text(value: JsonObject, name: str) -> str:
     text = value.get(name)
     return text if isinstance(text, str) else ""
 
 
-def _list(value: Json, name: str) -> list[Any]:
+def _list(value: JsonObject, name: str) -> list[object]:
     items = value.get(name)
     return items if isinstance(items, list) else []
 
@@ -384,7 +405,7 @@ def _rest(begun: str, whole: str) -> str:
     return whole[len(begun) :] if whole.startswith(begun) else ""
 
 
-def _usage(usage: Any) -> TokenUsage | None:
+def _usage(usage: object) -> TokenUsage | None:
     if not isinstance(usage, dict):
         return None
     read, written = _count(usage, "input_tokens"), _count(usage, "output_tokens")
@@ -397,7 +418,7 @@ def _usage(usage: Any) -> TokenUsage | None:
     )
 
 
-def _count(value: Any, name: str) -> int:
+def _count(value: object, name: str) -> int:
     count = value.get(name) if isinstance(value, dict) else None
     return count if type(count) is int else 0
 
@@ -412,16 +433,16 @@ class ResponsesWire:
         """What each request carries."""
         return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
-    def chat(self, messages: Sequence[Json], options: Mapping[str, Any]) -> Call[Json]:
+    def chat(self, messages: Sequence[JsonObject], options: Mapping[str, object]) -> HttpCall[JsonObject]:
         """The request for a whole answer."""
         return create(_input(messages), None, _options(options))
 
-    def chat_stream(self, messages: Sequence[Json], options: Mapping[str, Any]) -> StreamCall[StreamChunk]:
+    def chat_stream(self, messages: Sequence[JsonObject], options: Mapping[str, object]) -> FoldedCall[StreamChunk]:
         """The request for an answer as it comes."""
         fold = ResponsesFold(resumable=options.get("background") is True)
-        return StreamCall(stream(_input(messages), None, _options(options)), fold)
+        return FoldedCall(stream(_input(messages), None, _options(options)), fold)
 
-    def result(self, raw: Json) -> ChatResult:
+    def result(self, raw: JsonObject) -> ChatResult:
         """The answer in a JSON object.
 
         Raises:
@@ -430,26 +451,26 @@ class ResponsesWire:
         return Response.read(raw).succeeded().result
 
 
-def _options(options: Mapping[str, Any]) -> Json:
-    options = dict(options)
-    options.setdefault("max_output_tokens", options.pop("max_tokens", None))
-    if options.get("tools") is not None:
-        options["tools"] = [_tool(read_tool(tool)) for tool in options["tools"]]
-    return options
+def _options(options: Mapping[str, object]) -> JsonObject:
+    made: JsonObject = dict(options)
+    made.setdefault("max_output_tokens", made.pop("max_tokens", None))
+    if made.get("tools") is not None:
+        made["tools"] = [_tool(read_tool(tool)) for tool in made["tools"]]
+    return made
 
 
-def _tool(tool: FunctionTool | Json) -> Json:
+def _tool(tool: FunctionTool | JsonObject) -> JsonObject:
     if isinstance(tool, dict):
         return tool
     more = {"description": tool.description, "parameters": tool.parameters, "strict": tool.strict}
     return {"type": "function", "name": tool.name, **{name: value for name, value in more.items() if value is not None}}
 
 
-def _input(messages: Sequence[Json]) -> list[Json]:
+def _input(messages: Sequence[JsonObject]) -> list[JsonObject]:
     return [item for message in messages for item in _items(message)]
 
 
-def _items(message: Json) -> list[Json]:
+def _items(message: JsonObject) -> list[JsonObject]:
     """The input items that a message of a chat is; what is such an item already stays as it is."""
     role, content = message.get("role"), message.get("content")
     if role is None or message.get("type") is not None:
@@ -472,7 +493,7 @@ def _items(message: Json) -> list[Json]:
     return [{"type": "message", "role": role, "content": "" if content is None else content}]
 
 
-def _part(part: Any) -> Any:
+def _part(part: object) -> object:
     """A part of a message, from the form that Chat Completions has for it."""
     match part:
         case {"type": "text", "text": text}:

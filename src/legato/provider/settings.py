@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import httpx2
 
-from ..client.call import Call, Request, request
-from ..client.resume import ReconnectBackoff
-from ..client.retry import DEFAULT_RETRIES, RetryConfig, Unset, retrying
-from ..errors import InvalidInput
-from .stream import StreamCall, StreamState
+from ..http.call import HttpCall, RequestArguments, request
+from ..http.settings import HttpSettings
+from .stream import FoldedCall, StreamState
 
-__all__ = ["Settings", "Timeouts"]
+__all__ = ["ProviderSettings", "Timeouts"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,29 +32,13 @@ class Timeouts:
     silence: float = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderSettings(HttpSettings):
     """The settings of a client; ``headers`` has the key."""
 
-    base_url: str
-    headers: Mapping[str, str]
     timeouts: Timeouts
-    retry_config: RetryConfig | Unset | None
-    reconnect_backoff: ReconnectBackoff | None
-    random: Callable[[], float]
 
-    @classmethod
-    def checked(cls, base_url: str, headers: Mapping[str, str], **more: Any) -> Settings:
-        """The settings, when the address is one.
-
-        Raises:
-            InvalidInput: it is not an http or https URL.
-        """
-        if not base_url.startswith(("http://", "https://")):
-            raise InvalidInput(f"A provider's address starts with http:// or https://, unlike {base_url[:128]!r}.")
-        return cls(base_url.rstrip("/"), headers, **more)
-
-    def request(self, call: Call[Any]) -> Request:
+    def request(self, call: HttpCall[object]) -> RequestArguments:
         """What ``build_request`` of httpx2 takes."""
         timeouts = self.timeouts
         return request(call, self.base_url, self.headers, httpx2.Timeout(timeouts.first_byte, connect=timeouts.connect))
@@ -66,11 +49,6 @@ class Settings:
         timeout["read"] = self.timeouts.silence
         response.request.extensions["timeout"] = timeout
 
-    def retrying(self) -> Any:
-        """The attempts of a request: until the first byte of an answer, trying again does no harm."""
-        config = DEFAULT_RETRIES if isinstance(self.retry_config, Unset) else self.retry_config
-        return retrying(config, repeatable=True)
-
-    def state(self, asked: StreamCall[Any]) -> StreamState[Any]:
+    def state(self, asked: FoldedCall[T]) -> StreamState[T]:
         """The state of a new stream."""
         return StreamState(asked, backoff=self.reconnect_backoff, random=self.random)

@@ -1,7 +1,7 @@
 """One streamed answer as a caller sees it, over as many connections as it takes. No I/O.
 
-A ``Fold`` knows one wire: what each message adds, and when the answer is over. ``StreamState`` knows bytes, cuts and
-waiting, and is what a face drives::
+A ``WireFold`` knows one wire: what each message adds, and when the answer is over. ``StreamState`` knows bytes, cuts
+and waiting, and is what a face drives::
 
     call = state.request()           # the next connection
     state.opened(response.headers)   # its head was good
@@ -20,20 +20,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import httpx2
 import msgspec
 
-from ..client.call import Call
-from ..client.errors import APIError, ConnectionFailed, ConnectionLost
-from ..client.resume import MAX_RETRY_AFTER, ReconnectBackoff, is_final
 from ..errors import InvalidInput, LegatoError, StreamFormatError
+from ..http.backoff import ReconnectBackoff, Waits, is_final
+from ..http.call import HttpCall
+from ..http.errors import APIError, ConnectionFailed, ConnectionLost
 from ..sse import Decoder, Message
 from .errors import ProviderError, StreamInterrupted, StreamMalformed, provider_error
 from .result import ChatResult, Tally
 
-__all__ = ["DONE", "RESUME_BACKOFF", "STREAM_HEADERS", "Fold", "StreamCall", "StreamState"]
+__all__ = ["DONE", "RESUME_BACKOFF", "STREAM_HEADERS", "FoldedCall", "StreamState", "WireFold"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -47,7 +47,7 @@ STREAM_HEADERS: Final = {"accept": "text/event-stream", "accept-encoding": "iden
 RESUME_BACKOFF: Final = ReconnectBackoff(base=0.5, cap=10.0, give_up_after=300.0)
 
 
-class Fold(Protocol[T_co]):
+class WireFold(Protocol[T_co]):
     """What one wire's messages add up to.
 
     Attributes:
@@ -78,16 +78,16 @@ class Fold(Protocol[T_co]):
     def done(self) -> None:
         """Take the ``[DONE]`` of a stream that has not ended yet."""
 
-    def resume(self) -> Call[Any] | None:
+    def resume(self) -> HttpCall[object] | None:
         """The request that continues the answer behind the last event; None when there is no such request."""
 
 
 @dataclass(frozen=True, slots=True)
-class StreamCall(Generic[T]):
+class FoldedCall(Generic[T]):
     """A request for a stream, and how to read what comes."""
 
-    call: Call[Any]
-    fold: Fold[T]
+    call: HttpCall[object]
+    fold: WireFold[T]
 
 
 class StreamState(Generic[T]):
@@ -101,7 +101,7 @@ class StreamState(Generic[T]):
 
     def __init__(
         self,
-        asked: StreamCall[T],
+        asked: FoldedCall[T],
         *,
         backoff: ReconnectBackoff | None = RESUME_BACKOFF,
         random: Callable[[], float] = random.random,
@@ -113,14 +113,10 @@ class StreamState(Generic[T]):
         self._begun = False
         self._fold = asked.fold
         self._call = asked.call
-        self._backoff = backoff
-        self._random = random
-        self._clock = clock
+        self._waits = None if backoff is None else Waits(backoff, random=random, clock=clock)
         self._decoder = Decoder()
         self._messages: deque[Message] = deque()
         self._loss: LegatoError | None = None
-        self._attempts = 0
-        self._lost_at: float | None = None
 
     @property
     def id(self) -> str | None:
@@ -142,7 +138,7 @@ class StreamState(Generic[T]):
             raise InvalidInput("A stream is read once. Ask again for another answer; `partial` has what came.")
         self._begun = True
 
-    def request(self) -> Call[Any]:
+    def request(self) -> HttpCall[object]:
         """The request for the next connection."""
         self._decoder = Decoder()
         self.broken = False
@@ -190,9 +186,8 @@ class StreamState(Generic[T]):
         while self._messages and not self.ended:
             last = self._fold.last
             items = self._take(self._messages.popleft())
-            if items or self._fold.last != last:
-                self._attempts = 0
-                self._lost_at = None
+            if self._waits is not None and (items or self._fold.last != last):
+                self._waits.progress()
             yield from items[:-1]
             # Before the caller gets the last item, since it may stop there, or store how far it is.
             self.ended = self._fold.over
@@ -234,19 +229,10 @@ class StreamState(Generic[T]):
         return wait
 
     def _wait(self) -> float | None:
-        error, backoff = self._loss, self._backoff
-        if backoff is None or not (error is None or _passing(error)):
+        error = self._loss
+        if self._waits is None or not (error is None or _passing(error)):
             return None
-        now = self._clock()
-        if self._lost_at is None:
-            self._lost_at = now
-        if backoff.give_up_after is not None and now - self._lost_at > backoff.give_up_after:
-            return None
-        # The exponent is bounded: 2.0 ** 1024 is an OverflowError.
-        wait = self._random() * min(backoff.cap, backoff.base * backoff.factor ** min(self._attempts, 32))
-        self._attempts += 1
-        retry_after = error.retry_after if isinstance(error, APIError) else None
-        return wait + min(retry_after or 0.0, MAX_RETRY_AFTER)
+        return self._waits.next(error.retry_after if isinstance(error, APIError) else None)
 
     def _interrupted(self) -> ProviderError:
         if self._loss is None:

@@ -1,3 +1,4 @@
+# Made from aio.py by tools/faces.py. Change that one, and run: make faces
 """Models for programs with threads: ``ResponsesClient`` and the providers.
 
 It moves bytes and sleeps; the rest decides. ``aio`` is its twin, with the same methods.
@@ -9,15 +10,17 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import httpx2
 
-from ..client.call import Call, answer, failure
-from ..client.errors import ClientError
-from ..client.resume import ReconnectBackoff
-from ..client.retry import UNSET, RetryConfig, Unset
-from ..client.settings import LIMITS
+from ..http.backoff import ReconnectBackoff
+from ..http.call import HttpCall, answer
+from ..http.errors import ClientError
+from ..http.retry import UNSET, RetryConfig, Unset
+from ..http.settings import LIMITS, address
+from ..http.sync import open_stream, read_chunk, send
+from ..json import JsonObject
 from . import responses
 from .anthropic import AnthropicWire
 from .chat_completions import ChatCompletionsWire
@@ -25,14 +28,19 @@ from .errors import ProviderRefused, provider_error, refused
 from .events import ResponseEvent
 from .responses import Response, ResponsesWire
 from .result import ChatResult, StreamChunk
-from .settings import Settings, Timeouts
-from .stream import RESUME_BACKOFF, StreamCall
+from .settings import ProviderSettings, Timeouts
+from .stream import RESUME_BACKOFF, FoldedCall
 from .wire import Wire, chat_options, chat_resume, raw_stream, resume_raw, with_headers
 
-__all__ = ["AnthropicProvider", "ChatCompletionsProvider", "ResponsesClient", "ResponsesProvider", "Stream"]
+__all__ = [
+    "AnthropicProvider",
+    "ChatCompletionsProvider",
+    "ResponsesClient",
+    "ResponsesProvider",
+    "Stream",
+]
 
 T = TypeVar("T")
-Json = dict[str, Any]
 
 
 class _Face:
@@ -66,9 +74,9 @@ class _Face:
         sleep: Callable[[float], object] = time.sleep,
         random: Callable[[], float] = random.random,
     ) -> None:
-        self.settings = Settings.checked(
-            base_url,
-            {**self.wire.headers(api_key), **(headers or {})},
+        self.settings = ProviderSettings(
+            base_url=address(base_url, of="provider"),
+            headers={**self.wire.headers(api_key), **(headers or {})},
             timeouts=timeouts or Timeouts(),
             retry_config=retry_config,
             reconnect_backoff=reconnect_backoff,
@@ -89,7 +97,7 @@ class _Face:
         if self._owns_http:
             self.http.close()
 
-    def send(self, call: Call[Json]) -> Json:
+    def send(self, call: HttpCall[JsonObject]) -> JsonObject:
         """The JSON object that answers a request.
 
         Raises:
@@ -103,33 +111,20 @@ class _Face:
             raise provider_error(exc) from exc
         raise AssertionError("Attempts end with a value or an error.")
 
-    def _once(self, call: Call[Json]) -> Json:
-        try:
-            # Redirects are not followed: a key in a header of its own would go with them, wherever that is.
-            response = self.http.send(self.http.build_request(**self.settings.request(call)), follow_redirects=False)
-        except httpx2.RequestError as exc:
-            raise failure(exc) from exc
+    def _once(self, call: HttpCall[JsonObject]) -> JsonObject:
+        # Redirects are not followed: a key in a header of its own would go with them, wherever that is.
+        response = send(self.http, self.settings.request(call), follow_redirects=False)
         if not response.is_success:
             raise refused(response)
         return answer(call, response)
 
-    def connect(self, call: Call[Any]) -> httpx2.Response:
+    def connect(self, call: HttpCall[object]) -> httpx2.Response:
         """The response to a request for a stream, its body unread.
 
         Raises:
             LegatoError: there is none.
         """
-        try:
-            request = self.http.build_request(**self.settings.request(call))
-            response = self.http.send(request, stream=True, follow_redirects=False)
-            if response.status_code != 200:
-                try:
-                    response.read()
-                finally:
-                    response.close()
-                raise refused(response)
-        except httpx2.RequestError as exc:
-            raise failure(exc) from exc
+        response = open_stream(self.http, self.settings.request(call), refused, follow_redirects=False)
         self.settings.opened(response)
         return response
 
@@ -140,11 +135,11 @@ class Stream(Generic[T]):
     The request is sent when the iteration begins. Leaving the loop, or ``with``, closes the connection at once.
     """
 
-    def __init__(self, face: _Face, asked: StreamCall[T]) -> None:
+    def __init__(self, face: _Face, asked: FoldedCall[T]) -> None:
         self._face = face
         self._state = face.settings.state(asked)
         self._response: httpx2.Response | None = None
-        self._body: Iterator[bytes] = iter(())
+        self._body: Iterator[bytes]
 
     @property
     def id(self) -> str | None:
@@ -207,10 +202,7 @@ class Stream(Generic[T]):
         self._body = self._response.iter_bytes()
 
     def _receive(self) -> None:
-        try:
-            chunk = next(self._body, None)
-        except httpx2.RequestError as exc:
-            raise failure(exc) from exc
+        chunk = read_chunk(self._body)
         if chunk is None:
             self._state.cut(None)
         else:
@@ -235,7 +227,7 @@ class ResponsesClient(_Face):
     """The Responses API as it is: raw events in order, whole responses. ``ResponsesProvider`` has chunks."""
 
     def send_message_stream(
-        self, message: str | Sequence[Json], *, model: str | None = None, **options: Any
+        self, message: str | Sequence[JsonObject], *, model: str | None = None, **options: object
     ) -> Stream[ResponseEvent]:
         """Ask, and read every event in order. After an event that says that it failed, the error is raised.
 
@@ -246,7 +238,9 @@ class ResponsesClient(_Face):
         """
         return Stream(self, raw_stream(message, model, options))
 
-    def send_message(self, message: str | Sequence[Json], *, model: str | None = None, **options: Any) -> Response:
+    def send_message(
+        self, message: str | Sequence[JsonObject], *, model: str | None = None, **options: object
+    ) -> Response:
         """Ask for a whole response.
 
         Raises:
@@ -274,12 +268,12 @@ class _Provider(_Face):
         self,
         *,
         model: str,
-        messages: Sequence[Json],
+        messages: Sequence[JsonObject],
         max_tokens: int | None = None,
-        tools: Sequence[Json] | None = None,
+        tools: Sequence[JsonObject] | None = None,
         temperature: float | None = None,
         headers: Mapping[str, str] | None = None,
-        **options: Any,
+        **options: object,
     ) -> Stream[StreamChunk]:
         """Ask, and read the answer as it comes.
 
@@ -299,11 +293,11 @@ class _Provider(_Face):
         self,
         *,
         model: str,
-        messages: Sequence[Json],
+        messages: Sequence[JsonObject],
         max_tokens: int | None = None,
-        tools: Sequence[Json] | None = None,
+        tools: Sequence[JsonObject] | None = None,
         temperature: float | None = None,
-        **options: Any,
+        **options: object,
     ) -> ChatResult:
         """Ask, and wait for the whole answer. The arguments are those of ``chat_stream``.
 

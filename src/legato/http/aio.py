@@ -1,0 +1,65 @@
+"""Requests on asyncio, for those who have an httpx2 client.
+
+It moves bytes; the rest decides. ``sync`` is its twin, with the same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import httpx2
+
+from ..errors import LegatoError
+from .call import RequestArguments, failure
+
+__all__ = ["open_stream", "read_chunk", "send"]
+
+
+async def send(http: httpx2.AsyncClient, asked: RequestArguments, *, follow_redirects: bool) -> httpx2.Response:
+    """The response to a plain request, whatever its status, its body read.
+
+    Raises:
+        ClientError: there is none.
+    """
+    try:
+        return await http.send(http.build_request(**asked), follow_redirects=follow_redirects)
+    except httpx2.RequestError as exc:
+        raise failure(exc) from exc
+
+
+async def open_stream(
+    http: httpx2.AsyncClient,
+    asked: RequestArguments,
+    refusal: Callable[[httpx2.Response], LegatoError],
+    *,
+    follow_redirects: bool,
+) -> httpx2.Response:
+    """The response to a request for a stream, its body unread.
+
+    Raises:
+        ClientError: there is none.
+        LegatoError: what ``refusal`` makes of one with another status than 200.
+    """
+    try:
+        response = await http.send(http.build_request(**asked), stream=True, follow_redirects=follow_redirects)
+        if response.status_code != 200:
+            try:
+                await response.aread()
+            finally:
+                await response.aclose()
+            raise refusal(response)
+    except httpx2.RequestError as exc:
+        raise failure(exc) from exc
+    return response
+
+
+async def read_chunk(body: AsyncIterator[bytes]) -> bytes | None:
+    """The next bytes of a body; None at its end.
+
+    Raises:
+        ClientError: the connection was lost.
+    """
+    try:
+        return await anext(body, None)
+    except httpx2.RequestError as exc:
+        raise failure(exc) from exc

@@ -1,0 +1,53 @@
+"""What a client was told at its creation, as far as that is the same for all servers. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import httpx2
+
+from ..errors import InvalidInput
+from .backoff import ReconnectBackoff
+from .retry import DEFAULT_RETRIES, UNSET, Attempts, RetryConfig, Unset, retrying
+
+__all__ = ["LIMITS", "HttpSettings", "address"]
+
+# Each stream holds a connection for hours, so a limit on them would only be a hang that is hard to explain.
+LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+
+
+def address(base_url: str, *, of: str) -> str:
+    """The address without a slash at its end; ``of`` says whose it is.
+
+    Raises:
+        InvalidInput: it is not an http or https URL.
+    """
+    if not base_url.startswith(("http://", "https://")):
+        raise InvalidInput(f"A {of}'s address starts with http:// or https://, unlike {base_url[:128]!r}.")
+    return base_url.rstrip("/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """The settings of a client.
+
+    Attributes:
+        base_url: without a slash at its end.
+        headers: of each request.
+        retry_config: how a request is repeated; None: not at all.
+        reconnect_backoff: how long a stream waits before it is connected again.
+        random: gives a float from 0 to 1, for the jitter of that.
+    """
+
+    base_url: str
+    headers: Mapping[str, str]
+    retry_config: RetryConfig | Unset | None
+    reconnect_backoff: ReconnectBackoff | None
+    random: Callable[[], float]
+
+    def retrying(self, retries: RetryConfig | Unset | None = UNSET, *, repeatable: bool = True) -> Attempts:
+        """The attempts of a request; ``retries`` is the caller's wish for this one."""
+        config = self.retry_config if isinstance(retries, Unset) else retries
+        return retrying(DEFAULT_RETRIES if isinstance(config, Unset) else config, repeatable=repeatable)
