@@ -23,12 +23,15 @@ import inspect
 import math
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
+from .caller import NOBODY, Caller
 from .errors import InvalidInput
-from .event import Event, Message
+from .event import CheckpointNoted, Event, NotificationCreated, PermissionRequested
+from .json import JsonObject
+from .part import Message
 
 T = TypeVar("T")
 
@@ -39,7 +42,7 @@ NotificationKind = Literal["info", "warning", "error", "question"]
 ResponseType = Literal["acknowledge", "text", "choice"]
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Reaction(msgspec.Struct, frozen=True):
     """What came of a notification.
 
     Attributes:
@@ -54,12 +57,12 @@ class Answer(msgspec.Struct, frozen=True):
 class Desk(Protocol):
     """What a turn can ask for; the runner provides it."""
 
-    async def ask_permission(self, request: dict[str, Any], timeout: float | None) -> bool:
-        """Ask the user, wait for the first answer."""
+    async def ask_permission(self, request: PermissionRequested, timeout: float | None) -> bool:
+        """Ask the user, wait for the first answer. The desk gives the request its id and its end."""
         ...
 
-    async def notify(self, notification: dict[str, Any], timeout: float | None, wait: bool) -> Answer | None:
-        """Tell the user something; wait for the answer if ``wait``."""
+    async def notify(self, notification: NotificationCreated, timeout: float | None, wait: bool) -> Reaction | None:
+        """Tell the user something; wait for the answer if ``wait``. The desk gives it its id and times."""
         ...
 
     async def stored(self) -> None:
@@ -75,6 +78,7 @@ class Turn:
         message: the user's message; ``message.text`` is what they wrote.
         history: the messages before it, oldest first, whole.
         agent: the name under which this agent was called.
+        caller: who sent the message.
         attempt: 1, or more when earlier attempts died with their process (``on_crash`` is ``retry`` or ``resume``).
         events: what earlier attempts stored; empty in the first.
         max_event_bytes: bound of one event's JSON, such as a tool's output: a longer one fails the run.
@@ -89,6 +93,7 @@ class Turn:
         message: Message,
         history: Sequence[Message] = (),
         agent: str = "",
+        caller: Caller = NOBODY,
         attempt: int = 1,
         events: Sequence[Event] = (),
         max_event_bytes: int = 262_144,
@@ -98,6 +103,7 @@ class Turn:
         self.message = message
         self.history = list(history)
         self.agent = agent
+        self.caller = caller
         self.attempt = attempt
         self.events = list(events)
         self.max_event_bytes = max_event_bytes
@@ -114,7 +120,7 @@ class Turn:
     @property
     def checkpoint(self) -> Any:
         """The data of the last ``Checkpoint`` that an earlier attempt yielded; None if there was none."""
-        notes = (event.data["data"] for event in reversed(self.events) if event.type == "agent.checkpoint")
+        notes = (event.fact.data for event in reversed(self.events) if isinstance(event.fact, CheckpointNoted))
         return next(notes, None)
 
     async def ask_permission(
@@ -124,7 +130,7 @@ class Turn:
         *,
         action: str = "execute",
         path: str | None = None,
-        params: dict[str, Any] | None = None,
+        params: JsonObject | None = None,
         call: str | None = None,
         timeout: float | None = 600.0,
     ) -> bool:
@@ -143,9 +149,8 @@ class Turn:
         Returns:
             True if granted. False if denied or nobody answered in time.
         """
-        request: dict[str, Any] = {"tool": tool, "description": description, "action": action, "path": path}
-        request |= {"params": params, "call": call}
-        return await self._desk.ask_permission({k: v for k, v in request.items() if v is not None}, _finite(timeout))
+        request = PermissionRequested("", tool, description, action, path, params, call)
+        return await self._desk.ask_permission(request, _finite(timeout))
 
     async def notify(
         self,
@@ -157,7 +162,7 @@ class Turn:
         choices: Sequence[str] | None = None,
         timeout: float | None = 600.0,
         wait: bool = False,
-    ) -> Answer | None:
+    ) -> Reaction | None:
         """Show the user a notification, and if ``wait``, wait for what they answer.
 
         Args:
@@ -170,9 +175,8 @@ class Turn:
         """
         if (response == "choice") != bool(choices):
             raise InvalidInput("notify needs choices with response='choice', and only then.")
-        notification = {"kind": kind, "title": title, "message": message, "response": response}
-        if choices:
-            notification["choices"] = cast(Any, list(choices))
+        asked = list(choices) if choices else None
+        notification = NotificationCreated("", kind, title, message, response, 0.0, 0.0, asked)
         return await self._desk.notify(notification, _finite(timeout), wait)
 
     async def stored(self) -> None:

@@ -7,12 +7,14 @@
     |   `-- IllegalTransition       a run was asked to do what its state forbids
     |-- NotFound            404
     |   |-- SessionNotFound 404
+    |   |-- RunNotFound     404
     |   `-- AskNotFound     404     a permission or notification that is unknown or already answered
     |-- Conflict            409
     |   |-- SessionExists   409
     |   |-- KeyReused       409     the same idempotency key with another body
     |   |-- QueueFull       409     too many messages already wait in this session
     |   |-- HeadMoved       409     the log has grown since the caller read it
+    |   |-- RunInProgress   409     the run has not ended yet
     |   |-- RunEnded        409     the run has had its terminal event
     |   |-- StaleLease      409     a newer owner writes this run
     |   `-- LeaseHeld       409     somebody else owns this run until ``expires_at``
@@ -98,6 +100,15 @@ class SessionNotFound(NotFound):
         super().__init__(f"There is no session {session[:128]!r}.", session=session[:128])
 
 
+class RunNotFound(NotFound):
+    """There is no such run in the session, or its answer is no part of the conversation any more."""
+
+    code = "run_not_found"
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"There is no run {run[:200]!r}.", run=run[:200])
+
+
 class AskNotFound(NotFound):
     """The permission or notification is unknown, or it has been answered already."""
 
@@ -133,6 +144,12 @@ class HeadMoved(Conflict):
     """The log has grown since it was read, so what was to be appended on the strength of that was refused whole."""
 
     code = "head_moved"
+
+
+class RunInProgress(Conflict):
+    """The run has not ended yet, and what was asked for needs its end."""
+
+    code = "run_in_progress"
 
 
 class RunEnded(Conflict):

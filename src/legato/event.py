@@ -1,309 +1,539 @@
-"""Events: the facts a session's log is made of, and what an agent yields to make them.
+"""Events: the facts a session's log is made of.
 
-This module knows the vocabulary (types, run states, the parts of an assistant message) and nothing of stores, wires
-or clocks. The one rule: an event never changes, and whatever a reader needs of an answer stands in its events.
+A *fact* is what an event says: one struct for each type, in the table ``EVENTS``, and ``OtherFact`` for a type that
+this version does not know, which passes through every store and reader as it came. The type is not part of the JSON: it
+stands beside it in the log. The one rule: a fact never changes, and whatever a reader needs of an answer stands in its
+facts.
 
-``EVENTS`` is the table of types. A *delta* names its part and its character offset (Unicode code points) in it, so
-that applying it twice does no harm. ``message.created`` and the terminal events carry whole messages, so history is
-a read of the log without its deltas.
+A *delta* names its part and its character offset (Unicode code points) in it, so that applying it twice does no harm.
+``MessageCreated`` and the terminal facts carry whole messages, so history is a read of the log without its deltas.
+
+This module knows the vocabulary and nothing of stores, wires or clocks.
 """
 
 from __future__ import annotations
 
-import enum
-from typing import Any
+import functools
+import logging
+import typing
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from .errors import IllegalTransition, InvalidInput
+from .errors import InvalidInput
+from .json import JsonObject
+from .part import Part, Usage, convert, decoder, encode
+
+logger = logging.getLogger("legato")
 
 Offset = int
 """An event's number in its session: dense, from 1, given by the store; 0 is before the first."""
+
+
+class Said(msgspec.Struct, frozen=True, gc=False):
+    """A whole message of the assistant, as far as it came.
+
+    Attributes:
+        id: of the message.
+        text: of the final step; the words of a refusal included, so that who knows no refusals sees one as the answer.
+        parts: everything, in order.
+    """
+
+    id: str
+    text: str
+    parts: list[Part]
+
+
+class Fact(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What an event says. Fields that are not given are not in its JSON.
+
+    Attributes:
+        type: the name under which it stands in a log, a key of ``EVENTS``.
+        delta: whether what it says stands again, whole, in a later event of the same run.
+        terminal: whether it ends its run; each run has exactly one such.
+        open: whether it holds JSON of others, which is to be copied before it is kept.
+    """
+
+    type: ClassVar[str]
+    delta: ClassVar[bool] = False
+    terminal: ClassVar[bool] = False
+    open: ClassVar[bool] = False
+
+
+# Of a session ---------------------------------------------------------------------------------------------------------
+
+
+class SessionCreated(Fact, frozen=True):
+    """The first event of a session.
+
+    Attributes:
+        owner: the subject of the caller who created it; nobody in particular, if there is none.
+        metadata: of a dialect, which alone knows it.
+        forked_from: the session that it began as a copy of.
+    """
+
+    type = "session.created"
+    open = True
+    title: str | None = None
+    agent: str | None = None
+    owner: str | None = None
+    metadata: JsonObject | None = None
+    forked_from: str | None = None
+
+
+class SessionDeleted(Fact, frozen=True):
+    """The last event of a session, and from then on its only one."""
+
+    type = "session.deleted"
+
+
+class SessionRewound(Fact, frozen=True):
+    """The history ends earlier now.
+
+    Attributes:
+        to: the id of the last message that it keeps, or "" for none.
+        until: what has a greater offset than this stays, too; without it, nothing after ``to`` does.
+    """
+
+    type = "session.rewound"
+    to: str
+    until: Offset | None = None
+
+
+class RunWithdrawn(Fact, frozen=True):
+    """A run is no longer to be had by its id (a response that was deleted); the history keeps it."""
+
+    type = "session.run_withdrawn"
+    run: str
+
+
+# Of a run -------------------------------------------------------------------------------------------------------------
+
+
+class MessageCreated(Fact, frozen=True):
+    """A message of a user, which its run answers; or, without a run, one that was said before.
+
+    Attributes:
+        role: ``user``; ``assistant`` of what was said before.
+        caller: the subject of who sent it.
+        key: the idempotency key that it came with.
+        retries: the run whose answer is to be given anew, None if there was none; the message stands in the log once
+            before. Unset: it is new.
+    """
+
+    type = "message.created"
+    open = True
+    id: str
+    role: str
+    text: str
+    parts: list[Part] | None = None
+    agent: str | None = None
+    metadata: JsonObject | None = None
+    caller: str | None = None
+    key: str | None = None
+    retries: str | UnsetType | None = UNSET
+
+
+class RunStarted(Fact, frozen=True):
+    """An agent is asked, for the ``attempt``-th time (from 1)."""
+
+    type = "run.started"
+    agent: str
+    attempt: int
+
+
+class ThinkingDelta(Fact, frozen=True):
+    """A piece of the model's reasoning."""
+
+    type = "thinking.delta"
+    delta = True
+    part: int
+    step: int
+    start: int
+    text: str
+
+
+class TextDelta(Fact, frozen=True):
+    """A piece of the answer."""
+
+    type = "text.delta"
+    delta = True
+    part: int
+    step: int
+    start: int
+    text: str
+
+
+class RefusalDelta(Fact, frozen=True):
+    """A piece of the explanation why the model does not answer."""
+
+    type = "refusal.delta"
+    delta = True
+    part: int
+    step: int
+    start: int
+    text: str
+
+
+class CallStarted(Fact, frozen=True):
+    """The model begins to call a tool."""
+
+    type = "tool_call.started"
+    part: int
+    step: int
+    id: str
+    name: str
+
+
+class CallDelta(Fact, frozen=True):
+    """A piece of the JSON text of a call's arguments."""
+
+    type = "tool_call.delta"
+    delta = True
+    part: int
+    step: int
+    id: str
+    start: int
+    arguments: str
+
+
+class CallCompleted(Fact, frozen=True):
+    """A call's arguments are whole."""
+
+    type = "tool_call.completed"
+    part: int
+    step: int
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolBegun(Fact, frozen=True):
+    """A tool begins to work. ``progress`` is a sentence for the reader."""
+
+    type = "tool.started"
+    id: str
+    name: str
+    progress: str
+
+
+class ToolCompleted(Fact, frozen=True):
+    """A tool is done. ``output`` is any JSON value."""
+
+    type = "tool.completed"
+    open = True
+    id: str
+    name: str
+    progress: str
+    success: bool
+    output: Any
+
+
+class PermissionRequested(Fact, frozen=True):
+    """The agent asks the user whether a tool may act.
+
+    Attributes:
+        call: the tool call that it is for.
+        expires_at: when it is taken for refused, seconds since the epoch.
+    """
+
+    type = "permission.requested"
+    open = True
+    id: str
+    tool: str
+    description: str
+    action: str
+    path: str | None = None
+    params: JsonObject | None = None
+    call: str | None = None
+    expires_at: float | None = None
+
+
+class PermissionResolved(Fact, frozen=True):
+    """The one answer to a permission. ``by`` is ``user``, ``timeout`` or ``run_ended``."""
+
+    type = "permission.resolved"
+    id: str
+    granted: bool
+    by: str
+
+
+class NotificationCreated(Fact, frozen=True):
+    """The agent tells the user something, or asks.
+
+    Attributes:
+        response: the kind of answer: ``acknowledge``, ``text`` or ``choice``.
+        timeout: seconds from ``created_at`` in which it can be answered.
+    """
+
+    type = "notification.created"
+    id: str
+    kind: str
+    title: str
+    message: str
+    response: str
+    timeout: float
+    created_at: float
+    choices: list[str] | None = None
+
+
+class NotificationResolved(Fact, frozen=True):
+    """The one answer to a notification, an event of the session: the run that asked may have ended.
+
+    Attributes:
+        run: that asked.
+        by: ``user`` or ``timeout``.
+    """
+
+    type = "notification.resolved"
+    id: str
+    by: str
+    run: str | None = None
+    response: str | None = None
+    value: str | None = None
+
+
+class CheckpointNoted(Fact, frozen=True):
+    """An agent's note to itself, any JSON value. Readers do not see it."""
+
+    type = "agent.checkpoint"
+    open = True
+    data: Any
+
+
+class CancelRequested(Fact, frozen=True):
+    """Somebody wants the run to stop."""
+
+    type = "run.cancel_requested"
+    reason: str | None = None
+
+
+class RunCompleted(Fact, frozen=True):
+    """The run ended well. ``finish_reason`` says why: ``stop``, ``length`` ..."""
+
+    type = "run.completed"
+    terminal = True
+    open = True
+    finish_reason: str
+    message: Said
+    usage: Usage | None = None
+
+    @property
+    def said(self) -> Said:
+        """The whole message."""
+        return self.message
+
+
+class RunFailed(Fact, frozen=True):
+    """The run failed. ``code`` is for programs, ``message`` for people."""
+
+    type = "run.failed"
+    terminal = True
+    open = True
+    code: str
+    message: str
+    partial: Said
+    usage: Usage | None = None
+    detail: JsonObject | None = None
+
+    @property
+    def said(self) -> Said:
+        """The whole message, as far as it came."""
+        return self.partial
+
+
+class RunCancelled(Fact, frozen=True):
+    """The run was stopped because somebody wanted it."""
+
+    type = "run.cancelled"
+    terminal = True
+    open = True
+    partial: Said
+    usage: Usage | None = None
+    reason: str | None = None
+
+    @property
+    def said(self) -> Said:
+        """The whole message, as far as it came."""
+        return self.partial
+
+
+class OtherFact(msgspec.Struct, frozen=True, gc=False):
+    """A fact of a type that this version does not know. It moves no state, and is kept and given on as it is."""
+
+    delta: ClassVar[bool] = False
+    terminal: ClassVar[bool] = False
+    open: ClassVar[bool] = True
+    type: str
+    data: JsonObject
+
+
+AnyFact = Fact | OtherFact
+Delta = ThinkingDelta | TextDelta | RefusalDelta | CallDelta
+TextPiece = ThinkingDelta | TextDelta | RefusalDelta
+Terminal = RunCompleted | RunFailed | RunCancelled
+
+EVENTS: dict[str, type[Fact]] = {
+    fact.type: fact
+    for fact in (
+        *(SessionCreated, SessionDeleted, SessionRewound, RunWithdrawn, MessageCreated, RunStarted),
+        *(ThinkingDelta, TextDelta, RefusalDelta, CallStarted, CallDelta, CallCompleted, ToolBegun, ToolCompleted),
+        *(PermissionRequested, PermissionResolved, NotificationCreated, NotificationResolved),
+        *(CheckpointNoted, CancelRequested, RunCompleted, RunFailed, RunCancelled),
+    )
+}
+"""Every type of fact that this version knows."""
+
+TERMINAL = frozenset(name for name, fact in EVENTS.items() if fact.terminal)
+"""The types that end a run; each run has exactly one."""
+
+DELTAS = frozenset(name for name, fact in EVENTS.items() if fact.delta)
+"""The types whose content stands again, whole, in a later event of the same run."""
+
+
+# Facts and JSON -------------------------------------------------------------------------------------------------------
+
+_decoders = {name: decoder(fact).decode for name, fact in EVENTS.items()}
+_object = decoder(JsonObject).decode
+
+
+def read_fact(type: str, json: bytes | str) -> AnyFact:
+    """The fact that was stored under ``type``. What does not fit (another version wrote it) is read as far as it does.
+
+    Raises:
+        msgspec.DecodeError: it is no JSON object.
+    """
+    decode = _decoders.get(type)
+    if decode is None:
+        return OtherFact(type, _object(json))
+    try:
+        return decode(json)
+    except msgspec.ValidationError:
+        return _mended(EVENTS[type], _object(json))
+
+
+def fact(type: str, data: JsonObject) -> AnyFact:
+    """The fact of ``type`` that says ``data``, read as ``read_fact`` reads it."""
+    known = EVENTS.get(type)
+    if known is None:
+        return OtherFact(type, data)
+    try:
+        return convert(data, known)
+    except msgspec.ValidationError:
+        return _mended(known, data)
+
+
+F = TypeVar("F", bound=msgspec.Struct)
+
+
+def _mended(struct: type[F], data: JsonObject) -> F:
+    """``data`` as a ``struct``, field by field: what does not fit, or is missing, has its field's least value."""
+    fields: JsonObject = {}
+    for field, kind in _kinds(struct).items():
+        try:
+            if field in data:
+                fields[field] = convert(data[field], kind)
+                continue
+        except msgspec.ValidationError:
+            logger.warning("a stored %s does not fit: %s is %r", struct.__name__, field, type(data[field]).__name__)
+            if isinstance(data[field], dict) and (nested := _struct_of(kind)):
+                fields[field] = _mended(nested, data[field])
+                continue
+        if field in _required(struct):
+            fields[field] = _least(kind)
+    return struct(**fields)
+
+
+@functools.cache
+def _kinds(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    hints = typing.get_type_hints(struct)
+    return {field: hints[field] for field in struct.__struct_fields__}
+
+
+@functools.cache
+def _required(struct: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(field.name for field in msgspec.structs.fields(struct) if field.required)
+
+
+def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
+    kinds = [each for each in (kind, *typing.get_args(kind)) if isinstance(each, type)]
+    return next((each for each in kinds if issubclass(each, msgspec.Struct)), None)
+
+
+_LEAST: dict[Any, Callable[[], Any]] = {str: str, int: int, float: float, bool: bool, Any: lambda: None}
+
+
+def _least(kind: Any) -> Any:
+    """What stands for a value that is not there."""
+    if kind in _LEAST:
+        return _LEAST[kind]()
+    nested = _struct_of(kind)
+    return _mended(nested, {}) if nested is not None else typing.get_origin(kind)()
+
+
+def settle(fact: AnyFact) -> tuple[AnyFact, bytes]:
+    """``fact`` as it is read from a log, and its JSON: nobody can change it any more, and it is made of JSON values.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    if isinstance(fact, OtherFact) and not isinstance(fact.data, dict):
+        raise InvalidInput(f"The data of {fact.type} must be a dict, not {type(fact.data).__name__}.")
+    try:
+        json = encode(fact.data if isinstance(fact, OtherFact) else fact)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
+        raise InvalidInput(f"The data of {fact.type} cannot be stored as JSON: {exc}.", type=fact.type) from exc
+    return (read_fact(fact.type, json) if fact.open else fact), json
 
 
 class Event(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One stored fact of a session.
 
     Attributes:
-        type: a key of ``EVENTS``.
-        data: a JSON object; the table says which fields. Never change it: all readers share it.
+        fact: what it says. Never change what is in it: all readers share it.
         offset: the event's number in its session, from 1.
         at: when it was stored, seconds since the epoch.
         run: the run it belongs to, or None for an event of the session itself.
+        json: the fact as it is stored, fields included that this version does not know.
         wire: the event's encoded bytes by dialect, made once and shared by all readers (filled in by the server).
     """
 
-    type: str
-    data: dict[str, Any]
+    fact: AnyFact
     offset: Offset
     at: float
     run: str | None = None
+    json: bytes = b""
     wire: dict[str, bytes] = msgspec.field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        """The fact's type, a key of ``EVENTS`` if this version knows it."""
+        return self.fact.type
+
+    @property
+    def data(self) -> JsonObject:
+        """The fact as a JSON object, made anew each time."""
+        return _object(self.json or settle(self.fact)[1])
 
     def __eq__(self, other: object) -> bool:
         # Without ``wire``: what has been encoded so far is not part of the fact.
         if not isinstance(other, Event):
             return NotImplemented
-        return (self.offset, self.type, self.run, self.at, self.data) == (
-            other.offset,
-            other.type,
-            other.run,
-            other.at,
-            other.data,
-        )
+        mine, theirs = ((e.offset, e.type, e.run, e.at) for e in (self, other))
+        return mine == theirs and self.data == other.data
 
-    __hash__ = None  # type: ignore[assignment]  # data is a dict
+    __hash__ = None  # type: ignore[assignment]  # a fact may hold a dict
 
 
 class Draft(msgspec.Struct, frozen=True, gc=False):
     """An event that has not been stored: the store gives it its offset and time."""
 
-    type: str
-    data: dict[str, Any]
+    fact: AnyFact
     run: str | None = None
 
-
-EVENTS: dict[str, str] = {
-    "session.created": "title?, agent?, metadata?, forked_from?",
-    "session.deleted": "(nothing): the last event of a session",
-    "session.rewound": "to: the id of the last message that history keeps, or '' for none; until?: what has a greater "
-    "offset than this stays, too",
-    "session.run_withdrawn": "run: no longer to be had by its id (a response that was deleted); history keeps it",
-    "message.created": "id, role (user; assistant when a fork copied it), text, agent?, metadata?, retries? (the run "
-    "whose answer is to be given anew, or null; the message stands in the log once before)",
-    "run.started": "agent, attempt (from 1)",
-    "thinking.delta": "part, step, start, text",
-    "text.delta": "part, step, start, text",
-    "refusal.delta": "part, step, start, text: the model says that it will not answer",
-    "tool_call.started": "part, step, id, name",
-    "tool_call.delta": "part, step, id, start, arguments (a piece of JSON text)",
-    "tool_call.completed": "part, step, id, name, arguments (the whole JSON text)",
-    "tool.started": "id, name, progress",
-    "tool.completed": "id, name, progress, success, output",
-    "permission.requested": "id, tool, description, action, path?, params?, call? (the id of the tool call that it is "
-    "for), expires_at?",
-    "permission.resolved": "id, granted, by (user | timeout | run_ended)",
-    "notification.created": "id, kind, title, message, response, choices?, timeout (s), created_at",
-    "notification.resolved": "id, run (that asked; it may have ended), response?, value?, by (user | timeout)",
-    "agent.checkpoint": "data: any JSON value, an agent's note to itself; readers do not see it",
-    "run.cancel_requested": "reason?",
-    "run.completed": "message (whole: id, text, parts), usage?, finish_reason",
-    "run.failed": "code, message, partial (the whole message as far as it came), usage?, detail?",
-    "run.cancelled": "partial (the whole message as far as it came), usage?, reason?",
-}
-"""Every event type, with the fields of its ``data``.
-
-The ``text`` of a whole message holds its refusals, too, where they were said: whoever knows no refusals sees one as the
-answer, not an empty one. ``parts`` has them apart.
-"""
-
-TERMINAL = frozenset({"run.completed", "run.failed", "run.cancelled"})
-"""The types that end a run; each run has exactly one."""
-
-DELTAS = frozenset({"thinking.delta", "text.delta", "refusal.delta", "tool_call.delta"})
-"""The types whose content stands again, whole, in a later event of the same run."""
-
-
-class RunState(enum.Enum):
-    """Where a run is in its life."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    CANCELLING = "cancelling"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-TRANSITIONS: dict[tuple[RunState | None, str], RunState] = {
-    (None, "message.created"): RunState.QUEUED,
-    (RunState.QUEUED, "run.started"): RunState.RUNNING,
-    (RunState.QUEUED, "run.cancel_requested"): RunState.CANCELLING,
-    (RunState.QUEUED, "run.failed"): RunState.FAILED,
-    (RunState.RUNNING, "run.started"): RunState.RUNNING,  # a further attempt, after a crash
-    (RunState.RUNNING, "run.cancel_requested"): RunState.CANCELLING,
-    (RunState.RUNNING, "run.completed"): RunState.COMPLETED,
-    (RunState.RUNNING, "run.failed"): RunState.FAILED,
-    (RunState.CANCELLING, "run.started"): RunState.CANCELLING,
-    (RunState.CANCELLING, "run.cancel_requested"): RunState.CANCELLING,
-    (RunState.CANCELLING, "run.completed"): RunState.COMPLETED,  # it was done before it saw the cancel
-    (RunState.CANCELLING, "run.failed"): RunState.FAILED,
-    (RunState.CANCELLING, "run.cancelled"): RunState.CANCELLED,
-}
-"""The whole life of a run. An event type that is in no row leaves an unfinished run where it is."""
-
-_MOVES = frozenset(type_ for _, type_ in TRANSITIONS)
-
-
-def advance(state: RunState | None, type_: str) -> RunState | None:
-    """The state of a run after an event of ``type_``.
-
-    Raises:
-        IllegalTransition: the state forbids it; in particular, nothing follows a terminal event.
-    """
-    if type_ in _MOVES:
-        try:
-            return TRANSITIONS[state, type_]
-        except KeyError:
-            pass
-    elif state in (RunState.RUNNING, RunState.CANCELLING, RunState.QUEUED):
-        return state
-    name = "a new run" if state is None else f"a run that is {state.value}"
-    raise IllegalTransition(f"{type_} cannot follow in {name}.", state=state and state.value, type=type_)
-
-
-def as_json(name: str, value: Any) -> Any:
-    """What JSON makes of ``value`` (lists for tuples, text for dates), and a copy that nobody else can change.
-
-    Raises:
-        InvalidInput: it is not made of JSON values; the text begins with ``name``.
-    """
-    try:
-        return msgspec.json.decode(msgspec.json.encode(value))
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise InvalidInput(f"{name} must be made of JSON values: {exc}") from exc
-
-
-# What an agent yields -------------------------------------------------------------------------------------------------
-
-
-class Text(msgspec.Struct, frozen=True, gc=False):
-    """A piece of the answer. Yielding a plain ``str`` means the same."""
-
-    text: str
-
-
-class Refusal(msgspec.Struct, frozen=True, gc=False):
-    """A piece of the model's explanation why it does not answer. Readers that know no refusals see it as text.
-
-    An answer that ends with one has the finish reason ``"refusal"``, unless ``Finish`` gives another."""
-
-    text: str
-
-
-class Thinking(msgspec.Struct, frozen=True, gc=False):
-    """A piece of the model's reasoning, shown apart from the answer."""
-
-    text: str
-
-
-class ToolCall(msgspec.Struct, frozen=True):
-    """The model begins to call a tool; its arguments follow, whole here or in pieces by ``ToolArguments``.
-
-    Attributes:
-        id: unique in the run; what later events of the call name.
-        name: the tool's name.
-        arguments: the whole JSON text of the arguments, or None when they will be streamed.
-    """
-
-    id: str
-    name: str
-    arguments: str | None = None
-
-
-class ToolArguments(msgspec.Struct, frozen=True, gc=False):
-    """A piece of the JSON text of a call's arguments."""
-
-    id: str
-    text: str
-
-
-class ToolReady(msgspec.Struct, frozen=True, gc=False):
-    """The arguments of a streamed call are complete."""
-
-    id: str
-
-
-class ToolStarted(msgspec.Struct, frozen=True, gc=False):
-    """The tool begins to work. ``progress`` is a sentence for the reader.
-
-    Completes a call whose arguments were being streamed."""
-
-    id: str
-    progress: str = ""
-
-
-class ToolResult(msgspec.Struct, frozen=True, gc=False):
-    """The tool is done. ``output`` is any JSON value (the error's text when ``success`` is false)."""
-
-    id: str
-    output: Any = None
-    success: bool = True
-    progress: str = ""
-
-
-class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """Tokens and cost so far; the last one a run yields stands in its terminal event.
-
-    Cached tokens are part of the input, reasoning tokens of the output."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    cost: float = 0.0
-    model: str = ""
-
-
-class Finish(msgspec.Struct, frozen=True, gc=False):
-    """Why the answer ended, when it was not simply done: ``"length"``, ``"content_filter"`` ... The run completes with
-    it."""
-
-    reason: str
-
-
-class Checkpoint(msgspec.Struct, frozen=True, gc=False):
-    """A note of the agent to itself, stored in the order in which it was yielded. Readers do not see it.
-
-    After a crash, ``turn.checkpoint`` is the last one: where to go on, what was begun elsewhere. ``data`` is any JSON
-    value, as large as one event may be.
-    """
-
-    data: Any
-
-
-Yielded = (
-    str
-    | Text
-    | Refusal
-    | Thinking
-    | ToolCall
-    | ToolArguments
-    | ToolReady
-    | ToolStarted
-    | ToolResult
-    | Usage
-    | Finish
-    | Checkpoint
-)
-"""Everything an agent may yield."""
-
-
-class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A whole message of a conversation, as an agent and a history page see it.
-
-    Attributes:
-        id: unique in its session.
-        role: ``"user"`` or ``"assistant"``.
-        text: the user's text, or the text of the assistant's final step, a refusal included.
-        parts: of an assistant: its thinking, text, refusals and tool calls in order, see ``Transcript``.
-        metadata: of a user: what the sender added, for example ``{"plan_mode": true}``.
-        run: the run that answers it, or that it came from.
-        offset: the event that holds it.
-        at: when it was stored, seconds since the epoch.
-        status: of an assistant: ``"completed"``, ``"failed"`` or ``"cancelled"``.
-        usage: of an assistant: the fields of ``Usage``.
-        error: of a failed assistant's message: ``code`` and ``message``.
-    """
-
-    id: str
-    role: str
-    text: str
-    parts: list[dict[str, Any]] = []
-    metadata: dict[str, Any] = {}
-    run: str | None = None
-    offset: Offset = 0
-    at: float = 0.0
-    status: str = "completed"
-    usage: dict[str, Any] = {}
-    error: dict[str, Any] = {}
+    @property
+    def type(self) -> str:
+        """The fact's type."""
+        return self.fact.type

@@ -14,14 +14,32 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from .agent import Agent, Answer, Turn
+from .agent import Agent, Reaction, Turn
 from .errors import AgentError, InvalidInput, NotFound, RunEnded, StaleLease, StoreError, TooLarge
-from .event import TERMINAL, Draft, Event, Usage, as_json
-from .log import Lease, Log, Store, Subscription
+from .event import (
+    CancelRequested,
+    Draft,
+    Event,
+    Fact,
+    NotificationCreated,
+    NotificationResolved,
+    PermissionRequested,
+    PermissionResolved,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    SessionDeleted,
+    settle,
+)
+from .json import JsonObject
+from .log import Log, Store, Subscription
+from .machine import Lease
+from .part import Usage, encode
 from .transcript import Recorder, Transcript, fold, merge
 
 logger = logging.getLogger("legato")
@@ -67,27 +85,36 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How a run is to end when it does not end by itself: a terminal type and its data, or nothing at all.
+    """How a run is to end when it does not end by itself.
 
-    With ``type`` None the run is left open: a later owner goes on with it.
+    Attributes:
+        kind: None: it is left open, and a later owner goes on with it.
+        reason: of a completed run, its ``finish_reason``.
+        code, message, detail: of a failed one.
     """
 
-    type: str | None
-    data: dict[str, Any] = {}
+    kind: Literal["completed", "failed", "cancelled"] | None
+    reason: str = "stop"
+    code: str = ""
+    message: str = ""
+    detail: JsonObject | None = None
 
 
-CANCELLED = Ending("run.cancelled")
+CANCELLED = Ending("cancelled")
 LEFT_OPEN = Ending(None)
 GONE = Ending(None)  # the session was deleted; nothing can be stored any more
-INTERRUPTED = Ending(
-    "run.failed",
-    {"code": "interrupted", "message": "The server stopped while the answer was being given. What came is kept."},
-)
 
 
 def failed(code: str, message: str, **detail: Any) -> Ending:
     """An ending as ``run.failed``."""
-    return Ending("run.failed", {"code": code, "message": message, **({"detail": detail} if detail else {})})
+    return Ending("failed", code=code, message=message, detail=detail or None)
+
+
+INTERRUPTED = failed("interrupted", "The server stopped while the answer was being given. What came is kept.")
+
+Asked = PermissionRequested | NotificationCreated
+Resolved = PermissionResolved | NotificationResolved
+A = TypeVar("A", PermissionRequested, NotificationCreated)
 
 
 class Execution:
@@ -131,12 +158,12 @@ class Execution:
         self._grace: asyncio.TimerHandle | None = None
         self._turn: Turn | None = None
         self._numbers = {"p": 0, "n": 0}
-        self._asked: dict[str, dict[str, Any]] = {}
-        self._resolved: dict[str, dict[str, Any]] = {}
-        self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._asked: dict[str, Asked] = {}
+        self._resolved: dict[str, Resolved] = {}
+        self._waiting: dict[str, asyncio.Future[Resolved]] = {}
         for event in earlier:
-            if event.type in ("permission.requested", "notification.created"):
-                self._asked[event.data["id"]] = event.data
+            if isinstance(event.fact, Asked):
+                self._asked[event.fact.id] = event.fact
             self._take(event)
 
     # The life of a run ------------------------------------------------------------------------------------------------
@@ -276,7 +303,7 @@ class Execution:
 
     async def _end(self) -> bool:
         ending = self._ending or self._outcome()
-        if ending.type is None:
+        if ending.kind is None:
             return False
         for id in list(self._asked):
             if id not in self._resolved and is_permission(id):
@@ -297,10 +324,10 @@ class Execution:
             return failed("agent_error", "The agent was cancelled from within.")
         error = self._speaker.exception()
         if error is None:
-            return Ending("run.completed", {"finish_reason": self._recorder.finish_reason})
+            return Ending("completed", self._recorder.finish_reason)
         if isinstance(error, AgentError | InvalidInput | TooLarge):
             ending = failed(error.code, error.message, **error.detail)
-            if _is_json(ending.data):
+            if _is_json(ending.detail):
                 return ending
         logger.error("run %s: the agent failed", self._lease.run, exc_info=error)
         return failed("agent_error", "The agent failed. The server's log has the details.")
@@ -322,78 +349,80 @@ class Execution:
                     self._take(event)
 
     def _take(self, event: Event) -> None:
-        if event.type in ("permission.resolved", "notification.resolved"):
-            id = event.data["id"]
-            self._resolved.setdefault(id, event.data)
-            waiting = self._waiting.get(id)
+        fact, mine = event.fact, event.run == self._lease.run
+        if isinstance(fact, Resolved):
+            self._resolved.setdefault(fact.id, fact)
+            waiting = self._waiting.get(fact.id)
             if waiting is not None and not waiting.done():
-                waiting.set_result(event.data)
-        elif event.type == "run.cancel_requested" and event.run == self._lease.run:
+                waiting.set_result(fact)
+        elif isinstance(fact, CancelRequested) and mine:
             self.stop(CANCELLED)
-        elif event.type == "session.deleted":
+        elif isinstance(fact, SessionDeleted):
             self.stop(GONE)
-        elif self._is_of_another_owner(event):
+        elif mine and self._is_of_another_owner(fact):
             self.stop(LEFT_OPEN)
 
-    def _is_of_another_owner(self, event: Event) -> bool:
-        if event.run != self._lease.run or self._turn is None:
+    def _is_of_another_owner(self, fact: object) -> bool:
+        if self._turn is None:
             return False
-        return event.type in TERMINAL or (event.type == "run.started" and event.data["attempt"] > self._turn.attempt)
+        ended = isinstance(fact, RunCompleted | RunFailed | RunCancelled)
+        return ended or (isinstance(fact, RunStarted) and fact.attempt > self._turn.attempt)
 
     # The desk ---------------------------------------------------------------------------------------------------------
 
-    async def ask_permission(self, request: dict[str, Any], timeout: float | None) -> bool:
+    async def ask_permission(self, request: PermissionRequested, timeout: float | None) -> bool:
         """See ``Desk``."""
-        until = {} if timeout is None else {"expires_at": self._clock() + timeout}
-        asked = self._ask("permission.requested", request, until)
-        answer = await self._answer(asked["id"], asked.get("expires_at"))
+        until = None if timeout is None else self._clock() + timeout
+        asked = self._ask(request, expires_at=until)
+        answer = await self._answer(asked.id, asked.expires_at)
         if answer is None:
-            answer = await self._resolve(
-                asked["id"], "permission.resolved", {"granted": False, "by": "timeout"}, run=self._lease.run
-            )
-        return bool(answer["granted"])
+            late = PermissionResolved(asked.id, False, "timeout")
+            answer = await self._resolve(late, run=self._lease.run)
+        return isinstance(answer, PermissionResolved) and answer.granted
 
-    async def notify(self, notification: dict[str, Any], timeout: float | None, wait: bool) -> Answer | None:
+    async def notify(self, notification: NotificationCreated, timeout: float | None, wait: bool) -> Reaction | None:
         """See ``Desk``."""
-        until = {"timeout": 86_400.0 if timeout is None else timeout, "created_at": self._clock()}
-        asked = self._ask("notification.created", notification, until)
+        asked = self._ask(notification, timeout=86_400.0 if timeout is None else timeout, created_at=self._clock())
         if not wait:
             return None
-        answer = await self._answer(asked["id"], asked["created_at"] + asked["timeout"])
+        answer = await self._answer(asked.id, asked.created_at + asked.timeout)
         if answer is None:
-            answer = await self._resolve(
-                asked["id"], "notification.resolved", {"by": "timeout", "run": self._lease.run}, run=None
-            )
-        return Answer(by=answer["by"], value=answer.get("value"))
+            answer = await self._resolve(NotificationResolved(asked.id, "timeout", self._lease.run), run=None)
+        return Reaction(by=answer.by, value=answer.value if isinstance(answer, NotificationResolved) else None)
 
-    def _ask(self, type: str, request: dict[str, Any], until: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, request: A, **times: float | None) -> A:
         """Store the question, unless an earlier attempt asked the very same; in any case, what the log has of it."""
         self._check_not_over()
-        request = as_json(type, request)  # as the log has it, for comparing with what an earlier attempt asked
-        data = {"id": self._identify(type, request), **request, **until}
-        id = data["id"]
-        if id not in self._asked:
-            if len(msgspec.json.encode(data)) > self._limits.event_bytes:
-                raise TooLarge(f"A {type} event is beyond the limit of {self._limits.event_bytes} bytes.")
-            self._put([Draft(type=type, data=data, run=self._lease.run)])
-            self._asked[id] = data
-        return self._asked[id]
+        settled, _ = settle(request)  # as the log has it, for comparing with what an earlier attempt asked
+        assert type(settled) is type(request)
+        id = self._identify(settled)
+        asked = self._asked.get(id)
+        if asked is None:
+            asked = msgspec.structs.replace(settled, id=id, **times)
+            if len(encode(asked)) > self._limits.event_bytes:
+                raise TooLarge(f"A {asked.type} event is beyond the limit of {self._limits.event_bytes} bytes.")
+            self._put([Draft(asked, self._lease.run)])
+            self._asked[id] = asked
+        assert isinstance(asked, type(request))
+        return asked
 
-    def _identify(self, type: str, request: dict[str, Any]) -> str:
+    def _identify(self, request: Asked) -> str:
         # Counted, not drawn: a further attempt that asks the same in the same order finds its answers. One that asks
         # something else must not: a yes to one question is no answer to another.
-        kind = "p" if type == "permission.requested" else "n"
+        kind = "p" if isinstance(request, PermissionRequested) else "n"
         while True:
             self._numbers[kind] += 1
             id = f"{self._lease.run}~{kind}{self._numbers[kind]}"
             before = self._asked.get(id)
-            if before is None or {k: v for k, v in before.items() if k not in _PER_ATTEMPT} == request:
+            if before is None or _question(before) == request:
                 return id
 
-    async def _resolve(self, id: str, type: str, data: dict[str, Any], *, run: str | None) -> dict[str, Any]:
+    async def _resolve(self, fact: Resolved, *, run: str | None) -> Resolved:
         """Resolve an ask from within, unless somebody was faster; the answer that holds."""
         await self.stored()  # the question comes before its answer
-        return (await self._append([Draft(type=type, data={"id": id, **data}, run=run)], once=resolve_key(id)))[0].data
+        stored = (await self._append([Draft(fact, run)], once=resolve_key(fact.id)))[0].fact
+        assert isinstance(stored, Resolved)
+        return stored
 
     def _check_not_over(self) -> None:
         if self._over:
@@ -406,10 +435,10 @@ class Execution:
             if not waiting.done():
                 waiting.set_exception(RunEnded(f"Run {self._lease.run!r} has ended.", run=self._lease.run))
 
-    async def _answer(self, id: str, expires_at: float | None) -> dict[str, Any] | None:
+    async def _answer(self, id: str, expires_at: float | None) -> Resolved | None:
         if id in self._resolved:
             return self._resolved[id]
-        waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
         self._waiting[id] = waiting
         try:
             async with asyncio.timeout(None if expires_at is None else max(expires_at - self._clock(), 0)):
@@ -420,13 +449,16 @@ class Execution:
             del self._waiting[id]
 
 
-_PER_ATTEMPT = ("id", "expires_at", "timeout", "created_at")
-"""Fields of an ask that differ from attempt to attempt although the question is the same."""
+def _question(asked: Asked) -> Asked:
+    """What was asked, without what differs from attempt to attempt although the question is the same."""
+    if isinstance(asked, PermissionRequested):
+        return msgspec.structs.replace(asked, id="", expires_at=None)
+    return msgspec.structs.replace(asked, id="", timeout=0.0, created_at=0.0)
 
 
-def _is_json(data: dict[str, Any]) -> bool:
+def _is_json(detail: JsonObject | None) -> bool:
     try:
-        msgspec.json.encode(data)
+        encode(detail)
     except (TypeError, ValueError, OverflowError):
         return False
     return True
@@ -444,13 +476,16 @@ def resolve_key(id: str) -> str:
 
 
 def terminal(ending: Ending, run: str, transcript: Transcript, usage: Usage | None = None) -> Draft:
-    """The terminal event's draft: the ending's own data, and the whole message as far as it came."""
-    assert ending.type is not None
-    field = "message" if ending.type == "run.completed" else "partial"
-    data = {**ending.data, field: transcript.message(run)}
-    if usage is not None:
-        data["usage"] = msgspec.to_builtins(usage)
-    return Draft(type=ending.type, data=data, run=run)
+    """The terminal event's draft: how it ended, and the whole message as far as it came."""
+    said = transcript.message(run)
+    fact: Fact
+    if ending.kind == "completed":
+        fact = RunCompleted(ending.reason, said, usage)
+    elif ending.kind == "failed":
+        fact = RunFailed(ending.code, ending.message, said, usage, ending.detail)
+    else:
+        fact = RunCancelled(said, usage)
+    return Draft(fact, run)
 
 
 def is_permission(id: str) -> bool:
@@ -460,4 +495,4 @@ def is_permission(id: str) -> bool:
 
 def expired(id: str, run: str) -> Draft:
     """The refusal of permission ``id``, which nobody has answered before the end of its run."""
-    return Draft(type="permission.resolved", data={"id": id, "granted": False, "by": "run_ended"}, run=run)
+    return Draft(PermissionResolved(id, False, "run_ended"), run)

@@ -12,53 +12,17 @@ fell between the two. A lost ring costs at most one heartbeat, never an event.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from .errors import HeadMoved, LeaseHeld, RunEnded, SessionExists, SessionNotFound, StaleLease
-from .event import TERMINAL, Draft, Event, Offset
+from .event import AnyFact, Draft, Event, Offset, SessionCreated
+from .machine import Lease, OpenRun
 
 READ_LIMIT = 500
 """Events in one read: enough to amortise a query, small enough that one read is no burden on the loop (about 1 ms)."""
-
-
-class Lease(msgspec.Struct, frozen=True):
-    """The right to append to a run now.
-
-    Attributes:
-        session, run: what it is for.
-        owner: who holds it, any string that is unique to a process's life.
-        epoch: grows by one with each acquisition; an append with an older one is refused (``StaleLease``).
-        expires_at: seconds since the epoch; after it anybody may acquire the run.
-    """
-
-    session: str
-    run: str
-    owner: str
-    epoch: int
-    expires_at: float
-
-
-class OpenRun(msgspec.Struct, frozen=True):
-    """A run without its terminal event.
-
-    Attributes:
-        offset: of the ``message.created`` that opened it.
-        started: whether ``run.started`` has been stored.
-        owner, epoch, expires_at: of its last lease; owner is None when nobody holds it.
-    """
-
-    session: str
-    run: str
-    offset: Offset
-    started: bool = False
-    owner: str | None = None
-    epoch: int = 0
-    expires_at: float = 0.0
 
 
 class SessionInfo(msgspec.Struct, frozen=True):
@@ -67,7 +31,7 @@ class SessionInfo(msgspec.Struct, frozen=True):
     Attributes:
         head: the offset of its last event.
         created_at, updated_at: seconds since the epoch, of its first event and of the last that is not a delta.
-        data: of its ``session.created``.
+        created: what its first event says.
         open_runs: in the order of their messages; only the first can be leased.
     """
 
@@ -75,22 +39,61 @@ class SessionInfo(msgspec.Struct, frozen=True):
     head: Offset
     created_at: float
     updated_at: float
-    data: dict[str, Any]
+    created: SessionCreated
     open_runs: list[OpenRun] = []
+
+    @property
+    def runs(self) -> dict[str, OpenRun]:
+        """The open runs by their ids."""
+        return {run.run: run for run in self.open_runs}
+
+    @property
+    def owner(self) -> str:
+        """The subject of the caller whose it is; "" if it is nobody's in particular."""
+        return self.created.owner or ""
+
+
+class SessionPage(NamedTuple):
+    """Some sessions, those last written to first.
+
+    Attributes:
+        infos: at most as many as were asked for.
+        next: a token that leads to more; None if there are no more. Its form is the store's own.
+    """
+
+    infos: list[SessionInfo]
+    next: str | None = None
+
+
+class Take(NamedTuple):
+    """The lease that an append takes along: the run is ``owner``'s for ``ttl`` seconds once it is stored."""
+
+    run: str
+    owner: str
+    ttl: float
 
 
 class Appended(NamedTuple):
-    """What an append stored, or had stored before (``repeated``) under the same ``once`` key."""
+    """What an append stored, or had stored before (``repeated``) under the same ``once`` key.
+
+    Attributes:
+        lease: what it took along; None if it took nothing, or was repeated.
+    """
 
     events: list[Event]
     repeated: bool = False
+    lease: Lease | None = None
 
 
 class Leaser(Protocol):
-    """Decides who may append to a run. Times are seconds since the epoch of the store's clock."""
+    """Decides who may append to a run. Times are seconds since the epoch of the store's clock.
+
+    A lease is claimed when there is a place for its run, or taken together with what its owner appends first
+    (``Take``), renewed while it runs, and given back by an owner who leaves the run to others.
+    """
 
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
-        """Take the run, with the next epoch, for ``ttl`` seconds.
+        """Take this run, with the next epoch, for ``ttl`` seconds.
 
         Raises:
             LeaseHeld: another owner holds it and it has not expired, or an earlier run of the session is open.
@@ -98,12 +101,23 @@ class Leaser(Protocol):
         """
         ...
 
+    async def claim(self, *, owner: str, ttl: float, limit: int) -> list[Lease]:
+        """Take up to ``limit`` runs that nobody holds, each the first open one of its session.
+
+        Those whose sessions have waited longest come first, as far as the store knows.
+        """
+        ...
+
     async def renew(self, *, owner: str, ttl: float) -> None:
         """Extend every lease that ``owner`` still holds to ``ttl`` seconds from now."""
         ...
 
-    async def open_runs(self) -> list[OpenRun]:
-        """Every run of every session that has no terminal event, oldest first in its session."""
+    async def release(self, lease: Lease) -> None:
+        """Give a lease back, so that anybody may take its run at once. Does nothing if it is no longer the run's."""
+        ...
+
+    async def open_runs(self, *, limit: int = READ_LIMIT) -> list[OpenRun]:
+        """Runs of all sessions that have no terminal event, oldest first in their session; for whoever looks on."""
         ...
 
 
@@ -122,7 +136,8 @@ class Store(Leaser, Protocol):
       raises ``RunEnded``.
     * ``session.deleted`` must be the last draft; it becomes the only event of its session, keeps its offset, and
       closes all runs. Afterwards only ``read`` answers; all else raises ``SessionNotFound``.
-    * After each append the doorbell rings, once per session.
+    * ``machine.moved`` decides what may follow what.
+    * After each append the doorbell rings, once per session; and for work, when a run may be free.
     """
 
     doorbell: Doorbell
@@ -143,6 +158,7 @@ class Store(Leaser, Protocol):
         lease: Lease | None = None,
         once: str | None = None,
         head: Offset | None = None,
+        take: Take | None = None,
     ) -> Appended:
         """Store ``drafts`` as the next events of ``session``.
 
@@ -152,11 +168,14 @@ class Store(Leaser, Protocol):
             lease: of the run that the drafts belong to; without it they come from outside the run.
             once: a key, unique in the session: if it was used before, nothing is stored and the events stored then
                 are returned, ``repeated``.
-            head: the offset of the last event that the caller has seen. If there are later ones, nothing is stored.
+            head: the offset of the last event that the caller has seen. If there are later ones that are no deltas,
+                nothing is stored.
+            take: a lease that is taken in the same transaction. If it cannot be had, nothing is stored.
 
         Raises:
-            SessionNotFound, SessionExists, RunEnded: see the rules above.
+            SessionNotFound, SessionExists, RunEnded, IllegalTransition: see ``machine.moved``.
             HeadMoved: the log has grown beyond ``head``.
+            LeaseHeld: see ``take``.
             StaleLease: the lease's epoch is not the run's.
             StoreError: it could not be stored; nothing was.
         """
@@ -178,10 +197,16 @@ class Store(Leaser, Protocol):
         """
         ...
 
-    async def sessions(self, *, limit: int = 100, before: float | None = None) -> list[SessionInfo]:
-        """Sessions by ``updated_at``, newest first; only those from before ``before``, if given.
+    async def sessions(self, *, limit: int = 100, after: str | None = None, owner: str | None = None) -> SessionPage:
+        """Sessions by ``updated_at``, newest first.
 
-        No two have the same ``updated_at``, to the microsecond, so a page goes on where the last one ended.
+        Args:
+            limit: of them at most.
+            after: ``next`` of the page before. Whatever is written to meanwhile may be on two pages, or on none.
+            owner: only those of this subject (``SessionInfo.owner``); None: of all.
+
+        Raises:
+            CursorInvalid: ``after`` is not of the form of this store.
         """
         ...
 
@@ -234,6 +259,7 @@ class Doorbell:
 
     def __init__(self) -> None:
         self._bells: dict[tuple[str, bool], set[Bell]] = {}
+        self._workers: set[Bell] = set()
 
     def ring(self, session: str, *, outside: bool = True) -> None:
         """Wake everybody who listens to ``session``."""
@@ -254,6 +280,19 @@ class Doorbell:
             bells.discard(bell)
             if not bells:
                 del self._bells[session, outside]
+
+    def ring_work(self) -> None:
+        """Wake everybody who looks for runs: one may be free."""
+        for bell in self._workers:
+            bell.ring()
+
+    def hang_work(self, bell: Bell) -> None:
+        """From now on ``bell`` rings when a run may be free."""
+        self._workers.add(bell)
+
+    def take_work(self, bell: Bell) -> None:
+        """Take the bell away again. Idempotent."""
+        self._workers.discard(bell)
 
     def listening(self, session: str) -> int:
         """How many listen to all of ``session`` now."""
@@ -331,10 +370,11 @@ class Log:
         self.session = session
 
     async def append(
-        self, *drafts: Draft, lease: Lease | None = None, once: str | None = None, head: Offset | None = None
-    ) -> Appended:
+        self, *drafts: Draft, lease: Lease | None = None, once: str | None = None, head: Offset | None = None,
+        take: Take | None = None,
+    ) -> Appended:  # fmt: skip
         """See ``Store.append``."""
-        return await self.store.append(self.session, drafts, lease=lease, once=once, head=head)
+        return await self.store.append(self.session, drafts, lease=lease, once=once, head=head, take=take)
 
     async def read(self, after: Offset = 0, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
         """See ``Store.read``."""
@@ -354,63 +394,7 @@ class Log:
             after = events[-1].offset
 
 
-# Rules that every store shares ----------------------------------------------------------------------------------------
-
-
-def check_drafts(
-    drafts: Sequence[Draft], *, exists: bool, open_runs: dict[str, OpenRun], session: str, lease: Lease | None
-) -> None:
-    """The rules of ``Store.append`` that need no storage, checked before anything is written.
-
-    Args:
-        drafts: what is to be appended.
-        exists: whether the session has events.
-        open_runs: its runs without a terminal event, by id.
-        session: its id, for the messages.
-        lease: as given to ``append``.
-    """
-    if not drafts:
-        raise ValueError("append needs at least one draft")
-    if drafts[0].type == "session.created":
-        if exists:
-            raise SessionExists(f"Session {session!r} exists already.", session=session)
-    elif not exists:
-        raise SessionNotFound(session)
-    if lease is not None:
-        current = open_runs.get(lease.run)
-        if current is None:
-            raise RunEnded(f"Run {lease.run!r} has ended.", run=lease.run)
-        if current.epoch != lease.epoch:
-            raise StaleLease(
-                f"Run {lease.run!r} is at epoch {current.epoch}, the append came with {lease.epoch}.",
-                run=lease.run,
-                epoch=current.epoch,
-                owner=current.owner,
-            )
-    for draft, following in itertools.pairwise(drafts):
-        if draft.type == "session.deleted" or following.type == "session.created":
-            raise ValueError("session.created can only be the first draft of an append, session.deleted the last")
-    opened: set[str] = set()
-    ended: set[str] = set()
-    for draft in drafts:
-        run = draft.run
-        if run is None:
-            continue
-        if draft.type == "message.created":
-            if run in open_runs or run in opened:
-                raise RunEnded(f"Run {run!r} was opened before; each message needs a run of its own.", run=run)
-            opened.add(run)
-        elif run in ended or (run not in open_runs and run not in opened):
-            raise RunEnded(f"Run {run!r} is not open, so {draft.type} cannot be appended to it.", run=run)
-        if draft.type in TERMINAL:
-            ended.add(run)
-
-
-def check_head(session: str, head: Offset, expected: Offset | None) -> None:
-    """The rule of ``Store.append`` for its ``head``, given the session's present one."""
-    if expected is not None and head != expected:
-        raise HeadMoved(f"Session {session!r} is at offset {head} now, not at {expected}.", head=head)
-
+# What every store shares ----------------------------------------------------------------------------------------------
 
 MICRO = 1_000_000
 """Microseconds in a second: the precision of an event's time."""
@@ -419,30 +403,13 @@ MICRO = 1_000_000
 def moment(now: float, last: int) -> int:
     """The time of an append in microseconds since the epoch, later than that of the append before it.
 
-    So sessions have a strict order by when they were last written to, and pages of them can begin at a time. When the
-    clock is set back by more than a second, it is believed.
+    So one store's sessions have a strict order by when they were last written to, and pages of them can begin at a
+    time. When the clock is set back by more than a second, it is believed.
     """
     at = round(now * MICRO)
     return last + 1 if last - MICRO < at <= last else at
 
 
-def lease_target(runs: dict[str, OpenRun], run: str, *, owner: str, now: float) -> OpenRun:
-    """The run that may be acquired now, or the error that says why not.
-
-    Args:
-        runs: the open runs of the session, in order.
-        run: the one wanted.
-        owner: who wants it.
-        now: seconds since the epoch.
-    """
-    current = runs.get(run)
-    if current is None:
-        raise RunEnded(f"Run {run!r} is not open.", run=run)
-    first = next(iter(runs.values()))
-    if first.run != run:
-        raise LeaseHeld(f"Run {first.run!r} of the session comes before {run!r}.", run=run, first=first.run)
-    if current.owner not in (None, owner) and current.expires_at > now:
-        raise LeaseHeld(
-            f"Run {run!r} is held by {current.owner!r}.", run=run, owner=current.owner, expires_at=current.expires_at
-        )
-    return current
+def created(fact: AnyFact) -> SessionCreated:
+    """What a session's first event says; nothing, if that is of another kind."""
+    return fact if isinstance(fact, SessionCreated) else SessionCreated()

@@ -10,20 +10,39 @@ message of the model, numbered from 1: what the model says after tool results be
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from .errors import InvalidInput, TooLarge
 from .event import (
-    DELTAS,
-    TERMINAL,
-    Checkpoint,
+    AnyFact,
+    CallCompleted,
+    CallDelta,
+    CallStarted,
+    CheckpointNoted,
     Draft,
     Event,
+    Fact,
+    MessageCreated,
+    RefusalDelta,
+    RunFailed,
+    Said,
+    SessionCreated,
+    SessionRewound,
+    Terminal,
+    TextDelta,
+    TextPiece,
+    ThinkingDelta,
+    ToolBegun,
+    ToolCompleted,
+)
+from .part import CallPart, Message, Part, RefusalPart, RunError, TextPart, ThinkingPart, Usage, as_json, encode
+from .yields import (
+    Checkpoint,
     Finish,
-    Message,
     Refusal,
     Text,
     Thinking,
@@ -32,8 +51,6 @@ from .event import (
     ToolReady,
     ToolResult,
     ToolStarted,
-    Usage,
-    as_json,
 )
 
 DELTA_CHARACTERS = 20_000
@@ -46,106 +63,133 @@ def message_id(run: str, step: int) -> str:
     return f"{run}~a{step}"
 
 
+class Growing:
+    """A part that may not be over yet.
+
+    Attributes:
+        kind: ``thinking``, ``text``, ``refusal`` or ``tool_call``.
+        id, name, ready: of a call; it is ready when its arguments are whole.
+        length: characters of text, or of arguments.
+        success, output: of a call, once something came of it.
+    """
+
+    __slots__ = ("id", "kind", "length", "name", "output", "pieces", "ready", "step", "success")
+
+    def __init__(self, kind: Kind, step: int, *, id: str = "", name: str = "") -> None:
+        self.kind = kind
+        self.step = step
+        self.id = id
+        self.name = name
+        self.ready = False
+        self.length = 0
+        self.pieces: list[str] = []  # joined only when asked for
+        self.success: bool | UnsetType = UNSET
+        self.output: Any = UNSET
+
+    @property
+    def text(self) -> str:
+        """The text, or the JSON text of the arguments, so far."""
+        return "".join(self.pieces)
+
+    @property
+    def done(self) -> bool:
+        """Whether something came of the call."""
+        return self.success is not UNSET
+
+    def part(self) -> Part:
+        """It, as far as it came."""
+        if self.kind == "tool_call":
+            return CallPart(self.step, self.id, self.name, self.text, self.success, self.output)
+        return _PARTS[self.kind](self.step, self.text)
+
+
+Kind = Literal["thinking", "text", "refusal", "tool_call"]
+_PARTS: dict[str, type[TextPart | ThinkingPart | RefusalPart]] = {
+    "thinking": ThinkingPart,
+    "text": TextPart,
+    "refusal": RefusalPart,
+}
+_KINDS: dict[type[TextPiece], Kind] = {ThinkingDelta: "thinking", TextDelta: "text", RefusalDelta: "refusal"}
+
+
 class Transcript:
     """What the assistant has said in one run so far.
 
     Attributes:
-        parts: in order, each a dict with ``type`` (``thinking``, ``text``, ``refusal``, ``tool_call``), ``step`` and,
-            by type, ``text``, or ``id``, ``name``, ``arguments`` and, once executed, ``output`` and ``success``.
+        parts: in order.
         step: the number of the model's present message, from 1.
         size: characters of text, refusals, thinking, arguments and output so far.
-        ready: the ids of the tool calls whose arguments are complete.
         answered: whether a tool has reported since the model last spoke; what it says next is a new step.
     """
 
     def __init__(self) -> None:
-        self.parts: list[dict[str, Any]] = []
+        self.parts: list[Growing] = []
         self.step = 1
         self.size = 0
-        self._pieces: list[list[str]] = []  # of each part's text or arguments, joined only when asked for
-        self._lengths: list[int] = []
         self._calls: dict[str, int] = {}
-        self.ready: set[str] = set()
         self.answered = False
-
-    def length(self, part: int) -> int:
-        """Characters in ``part`` so far: where its next delta starts."""
-        return self._lengths[part]
 
     def call(self, id: str) -> int | None:
         """The part of the tool call ``id``, or None if there is no such call."""
         return self._calls.get(id)
 
-    def arguments(self, id: str) -> str:
-        """The JSON text of the arguments of call ``id`` so far."""
-        return "".join(self._pieces[self._calls[id]])
+    def apply(self, fact: AnyFact) -> None:
+        """Add one fact of the run; once more does no harm. Those that add nothing to the message are ignored."""
+        match fact:
+            case ThinkingDelta() | TextDelta() | RefusalDelta():
+                if fact.part == len(self.parts):
+                    self._open(Growing(_KINDS[type(fact)], fact.step))
+                self._extend(fact.part, fact.start, fact.text)
+            case CallStarted() if fact.id not in self._calls:
+                self._calls[fact.id] = fact.part
+                self._open(Growing("tool_call", fact.step, id=fact.id, name=fact.name))
+            case CallDelta():
+                self._extend(fact.part, fact.start, fact.arguments)
+            case CallCompleted():
+                part = self.parts[fact.part]
+                self.size += len(fact.arguments) - part.length
+                part.pieces, part.length, part.ready = [fact.arguments], len(fact.arguments), True
+            case ToolCompleted():
+                part = self.parts[self._calls[fact.id]]
+                if not part.done:
+                    part.success, part.output = fact.success, fact.output
+                    self.size += len(fact.output) if isinstance(fact.output, str) else len(encode(fact.output))
+                    self.answered = True
 
-    def apply(self, type: str, data: dict[str, Any]) -> None:
-        """Add one event of the run; once more does no harm. Types that add nothing to the message are ignored."""
-        if type in _TEXTS:
-            if data["part"] == len(self.parts):
-                self._open({"type": type.partition(".")[0], "step": data["step"]})
-            self._extend(data["part"], data["start"], data["text"])
-        elif type == "tool_call.started" and data["id"] not in self._calls:
-            self._calls[data["id"]] = data["part"]
-            self._open({"type": "tool_call", "step": data["step"], "id": data["id"], "name": data["name"]})
-        elif type == "tool_call.delta":
-            self._extend(data["part"], data["start"], data["arguments"])
-        elif type == "tool_call.completed":
-            part = data["part"]
-            self.size += len(data["arguments"]) - self._lengths[part]
-            self._pieces[part], self._lengths[part] = [data["arguments"]], len(data["arguments"])
-            self.ready.add(data["id"])
-        elif type == "tool.completed":
-            part, output = self.parts[self._calls[data["id"]]], data["output"]
-            if "success" not in part:
-                part["success"], part["output"] = data["success"], output
-                self.size += len(output) if isinstance(output, str) else len(msgspec.json.encode(output))
-                self.answered = True
-
-    def _open(self, part: dict[str, Any]) -> None:
-        self.step = part["step"]
+    def _open(self, part: Growing) -> None:
+        self.step = part.step
         self.answered = False
         self.parts.append(part)
-        self._pieces.append([])
-        self._lengths.append(0)
 
-    def _extend(self, part: int, start: int, text: str) -> None:
-        have = self._lengths[part]
-        if start < have:  # applied before; a delta names its place so that this does no harm (R7)
-            text = text[have - start :]
+    def _extend(self, number: int, start: int, text: str) -> None:
+        part = self.parts[number]
+        if start < part.length:  # applied before; a delta names its place so that this does no harm (R7)
+            text = text[part.length - start :]
         if text:
-            self._pieces[part].append(text)
-            self._lengths[part] = have + len(text)
+            part.pieces.append(text)
+            part.length += len(text)
             self.size += len(text)
 
     def text(self, step: int | None = None) -> str:
         """The text of one step, or of the last that has any. What a refusal says is text here."""
         texts: dict[int, str] = {}
-        for part, pieces in zip(self.parts, self._pieces, strict=True):
-            if part["type"] in ("text", "refusal"):
-                texts[part["step"]] = texts.get(part["step"], "") + "".join(pieces)
+        for part in self.parts:
+            if part.kind in ("text", "refusal"):
+                texts[part.step] = texts.get(part.step, "") + part.text
         if step is not None:
             return texts.get(step, "")
         return texts[max(texts)] if texts else ""
 
-    def message(self, run: str) -> dict[str, Any]:
-        """The whole message so far, as the terminal event of ``run`` carries it: ``id``, ``text``, ``parts``."""
-        parts = []
-        for part, pieces in zip(self.parts, self._pieces, strict=True):
-            field = "arguments" if part["type"] == "tool_call" else "text"
-            parts.append({**part, field: "".join(pieces)})
-        return {"id": message_id(run, self.step), "text": self.text(), "parts": parts}
-
-
-_TEXTS = frozenset({"text.delta", "refusal.delta", "thinking.delta"})
+    def message(self, run: str) -> Said:
+        """The whole message so far, as the terminal event of ``run`` carries it."""
+        return Said(message_id(run, self.step), self.text(), [part.part() for part in self.parts])
 
 
 def fold(events: Iterable[Event]) -> Transcript:
     """The transcript of ``events``, which are of one run and in order."""
     transcript = Transcript()
     for event in events:
-        transcript.apply(event.type, event.data)
+        transcript.apply(event.fact)
     return transcript
 
 
@@ -177,7 +221,7 @@ class Recorder:
         self._max_run_characters = max_run_characters
         self._ids: dict[str, str] = {}  # the agent's id of a call -> its id in the log
         if resumed:
-            self._ids = {part["id"]: part["id"] for part in self.transcript.parts if part["type"] == "tool_call"}
+            self._ids = {part.id: part.id for part in self.transcript.parts if part.kind == "tool_call"}
         elif self.transcript.parts:
             self.transcript.answered = True
 
@@ -185,7 +229,7 @@ class Recorder:
     def finish_reason(self) -> str:
         """Why the answer ended: what ``Finish`` said last, else ``"refusal"`` if it ended with one, else ``"stop"``."""
         parts = self.transcript.parts
-        return self._finished or ("refusal" if parts and parts[-1]["type"] == "refusal" else "stop")
+        return self._finished or ("refusal" if parts and parts[-1].kind == "refusal" else "stop")
 
     def record(self, item: object) -> list[Draft]:
         """The drafts that store ``item``; none for ``Usage``, ``Finish`` and empty text.
@@ -195,86 +239,73 @@ class Recorder:
             TooLarge: beyond a bound.
         """
         if isinstance(item, str):
-            return self._text("text.delta", item)
+            return self._text(TextDelta, item)
         handler = _HANDLERS.get(type(item))
         if handler is None:
             raise InvalidInput(
                 f"An agent may yield str, Text, Refusal, Thinking, ToolCall, ToolArguments, ToolReady, ToolStarted, "
                 f"ToolResult, Usage, Finish or Checkpoint; this one yielded {type(item).__name__}."
             )
-        drafts: list[Draft] = handler(self, item)
-        return drafts
+        return handler(self, item)
 
-    def _text(self, type: str, text: str) -> list[Draft]:
+    def _text(self, kind: type[TextPiece], text: str) -> list[Draft]:
         text = _storable(text)
         drafts = []
         for begin in range(0, len(text), DELTA_CHARACTERS):
-            piece = text[begin : begin + DELTA_CHARACTERS]
             step = self._begin_step()
             parts = self.transcript.parts
-            kind = type.partition(".")[0]
             part = len(parts) - 1
-            if part < 0 or parts[part]["type"] != kind or parts[part]["step"] != step:
+            if part < 0 or parts[part].kind != _KINDS[kind] or parts[part].step != step:
                 part += 1
-            start = self.transcript.length(part) if part < len(parts) else 0
-            drafts.append(self._draft(type, {"part": part, "step": step, "start": start, "text": piece}))
+            start = parts[part].length if part < len(parts) else 0
+            drafts.append(self._draft(kind(part, step, start, text[begin : begin + DELTA_CHARACTERS])))
         return drafts
 
     def _call(self, item: ToolCall) -> list[Draft]:
         step, part = self._begin_step(), len(self.transcript.parts)
         if item.id in self._ids:
             raise InvalidInput(f"Tool call {item.id!r} exists already in this run; each call needs its own id.")
-        id = _storable(item.id)
+        id, name = _storable(item.id), _storable(item.name)
         while self.transcript.call(id) is not None:  # an earlier attempt made the same call
             id = f"{id}~{part}"
         self._ids[item.id] = id
-        about = {"part": part, "step": step, "id": id, "name": _storable(item.name)}
-        drafts = [self._draft("tool_call.started", about)]
+        drafts = [self._draft(CallStarted(part, step, id, name))]
         if item.arguments is not None:
-            drafts.append(self._draft("tool_call.completed", {**about, "arguments": _storable(item.arguments)}))
+            drafts.append(self._draft(CallCompleted(part, step, id, name, _storable(item.arguments))))
         return drafts
 
     def _arguments(self, item: ToolArguments) -> list[Draft]:
-        about = self._about(item.id)
-        if about["id"] in self.transcript.ready:
+        place, part = self._find(item.id)
+        if part.ready:
             raise InvalidInput(f"The arguments of tool call {item.id!r} are complete; no more can follow.")
-        del about["name"]
-        start, text = self.transcript.length(about["part"]), _storable(item.text)
+        start, text = part.length, _storable(item.text)
         return [
-            self._draft(
-                "tool_call.delta",
-                {**about, "start": start + begin, "arguments": text[begin : begin + DELTA_CHARACTERS]},
-            )
+            self._draft(CallDelta(place, part.step, part.id, start + begin, text[begin : begin + DELTA_CHARACTERS]))
             for begin in range(0, len(text), DELTA_CHARACTERS)
         ]
 
     def _ready(self, item: ToolReady | ToolStarted | ToolResult) -> list[Draft]:
-        about = self._about(item.id)
-        if about["id"] in self.transcript.ready:
+        place, part = self._find(item.id)
+        if part.ready:
             return []
-        arguments = self.transcript.arguments(about["id"])
-        return [self._draft("tool_call.completed", {**about, "arguments": arguments})]
+        return [self._draft(CallCompleted(place, part.step, part.id, part.name, part.text))]
 
     def _started(self, item: ToolStarted) -> list[Draft]:
-        about = self._about(item.id)
-        data = {"id": about["id"], "name": about["name"], "progress": _storable(item.progress)}
-        return [*self._ready(item), self._draft("tool.started", data)]
+        _, part = self._find(item.id)
+        return [*self._ready(item), self._draft(ToolBegun(part.id, part.name, _storable(item.progress)))]
 
     def _result(self, item: ToolResult) -> list[Draft]:
-        about = self._about(item.id)
-        if "success" in self.transcript.parts[about["part"]]:
+        _, part = self._find(item.id)
+        if part.done:
             raise InvalidInput(f"Tool call {item.id!r} has its result already.")
-        data = {
-            "id": about["id"],
-            "name": about["name"],
-            "progress": _storable(item.progress),
-            "success": item.success,
-            "output": _output(item.output),
-        }
-        return [*self._ready(item), self._draft("tool.completed", data)]
+        progress, output = _storable(item.progress), _output(item.output)
+        return [
+            *self._ready(item),
+            self._draft(ToolCompleted(part.id, part.name, progress, item.success, output)),
+        ]
 
     def _usage(self, item: Usage) -> list[Draft]:
-        self._check_size("Usage", msgspec.structs.asdict(item))  # now, and not when the run is to end
+        self._check_size("Usage", item)  # now, and not when the run is to end
         self.usage = item
         return []
 
@@ -283,47 +314,46 @@ class Recorder:
         return []
 
     def _checkpoint(self, item: Checkpoint) -> list[Draft]:
-        return [self._draft("agent.checkpoint", {"data": as_json("A checkpoint", item.data)})]
+        return [self._draft(CheckpointNoted(as_json("A checkpoint", item.data)))]
 
     def _begin_step(self) -> int:
         return self.transcript.step + self.transcript.answered
 
-    def _about(self, id: str) -> dict[str, Any]:
-        """What the events of one call have in common, by the agent's id of it."""
-        part = self.transcript.call(self._ids.get(id, ""))
-        if part is None:
+    def _find(self, id: str) -> tuple[int, Growing]:
+        """The part of a call, by the agent's id of it, and its number."""
+        place = self.transcript.call(self._ids.get(id, ""))
+        if place is None:
             raise InvalidInput(f"There is no tool call {id!r} in this run; yield ToolCall(id, name) first.")
-        about = self.transcript.parts[part]
-        return {"part": part, "step": about["step"], "id": about["id"], "name": about["name"]}
+        return place, self.transcript.parts[place]
 
-    def _draft(self, type: str, data: dict[str, Any]) -> Draft:
-        if type not in DELTAS:
-            self._check_size(type, data)
-        self.transcript.apply(type, data)
+    def _draft(self, fact: Fact) -> Draft:
+        if not fact.delta:
+            self._check_size(fact.type, fact)
+        self.transcript.apply(fact)
         if self.transcript.size > self._max_run_characters:
             raise TooLarge(
                 f"The run has passed its limit of {self._max_run_characters} characters.",
                 limit=self._max_run_characters,
             )
-        return Draft(type=type, data=data, run=self._run)
+        return Draft(fact, self._run)
 
-    def _check_size(self, type: str, data: dict[str, Any]) -> None:
+    def _check_size(self, name: str, value: Fact | Usage) -> None:
         try:
-            size = len(msgspec.json.encode(data))
+            size = len(encode(value))
         except (TypeError, ValueError, OverflowError) as exc:
-            raise InvalidInput(f"{type} must be made of JSON values: {exc}") from exc
+            raise InvalidInput(f"{name} must be made of JSON values: {exc}") from exc
         if size > self._max_event_bytes:
             raise TooLarge(
-                f"A {type} event of {size} bytes is beyond the limit of {self._max_event_bytes}.",
+                f"A {name} event of {size} bytes is beyond the limit of {self._max_event_bytes}.",
                 size=size,
                 limit=self._max_event_bytes,
             )
 
 
-_HANDLERS: dict[type, Any] = {
-    Text: lambda recorder, item: recorder._text("text.delta", item.text),
-    Refusal: lambda recorder, item: recorder._text("refusal.delta", item.text),
-    Thinking: lambda recorder, item: recorder._text("thinking.delta", item.text),
+_HANDLERS: dict[type, Callable[[Recorder, Any], list[Draft]]] = {
+    Text: lambda recorder, item: recorder._text(TextDelta, item.text),
+    Refusal: lambda recorder, item: recorder._text(RefusalDelta, item.text),
+    Thinking: lambda recorder, item: recorder._text(ThinkingDelta, item.text),
     ToolCall: Recorder._call,
     ToolArguments: Recorder._arguments,
     ToolReady: Recorder._ready,
@@ -348,27 +378,31 @@ def _output(output: Any) -> Any:
     return _storable(output) if isinstance(output, str) else as_json("A tool's output", output)
 
 
-_TEXT_FIELD = {**dict.fromkeys(_TEXTS, "text"), "tool_call.delta": "arguments"}
-
-
 def merge(drafts: list[Draft]) -> list[Draft]:
     """``drafts`` with neighbouring deltas of one part joined, up to ``DELTA_CHARACTERS``: the same text."""
     merged: list[Draft] = []
     for draft in drafts:
-        last = merged[-1] if merged else None
-        field = _TEXT_FIELD.get(draft.type)
-        if (
-            last is not None
-            and field is not None
-            and last.type == draft.type
-            and last.data["part"] == draft.data["part"]
-            and len(last.data[field]) + len(draft.data[field]) <= DELTA_CHARACTERS
-        ):
-            joined = {**last.data, field: last.data[field] + draft.data[field]}
-            merged[-1] = Draft(type=draft.type, data=joined, run=draft.run)
-        else:
+        joined = _joined(merged[-1].fact, draft.fact) if merged else None
+        if joined is None:
             merged.append(draft)
+        else:
+            merged[-1] = Draft(joined, draft.run)
     return merged
+
+
+def _joined(one: AnyFact, two: AnyFact) -> Fact | None:
+    """Two deltas as one, if the second goes on where the first ends, and they are not too long together."""
+    if isinstance(one, TextPiece) and isinstance(two, TextPiece) and type(one) is type(two):
+        if one.part == two.part and len(one.text) + len(two.text) <= DELTA_CHARACTERS:
+            return type(one)(one.part, one.step, one.start, one.text + two.text)
+    elif (
+        isinstance(one, CallDelta)
+        and isinstance(two, CallDelta)
+        and one.part == two.part
+        and len(one.arguments) + len(two.arguments) <= DELTA_CHARACTERS
+    ):
+        return CallDelta(one.part, one.step, one.id, one.start, one.arguments + two.arguments)
+    return None
 
 
 def history(events: Iterable[Event]) -> list[Message]:
@@ -379,23 +413,24 @@ def history(events: Iterable[Event]) -> list[Message]:
     """
     messages: list[Message] = []
     for event in events:
-        if event.type == "message.created":
-            messages.append(_question(event))
-        elif event.type in TERMINAL:
+        fact = event.fact
+        if isinstance(fact, MessageCreated):
+            messages.append(_question(event, fact))
+        elif isinstance(fact, Terminal):
             for place in reversed(range(len(messages))):  # its question is among the last
                 if messages[place].run == event.run:
-                    messages.insert(place + 1, _answer(event))
+                    messages.insert(place + 1, _answer(event, fact))
                     break
-        elif event.type == "session.rewound":
-            messages = _rewound(messages, event)
+        elif isinstance(fact, SessionRewound):
+            messages = _rewound(messages, fact, event.offset)
     return messages
 
 
-def _rewound(messages: list[Message], event: Event) -> list[Message]:
-    to, until = event.data["to"], event.data.get("until", event.offset)
-    if to == "":
+def _rewound(messages: list[Message], fact: SessionRewound, offset: int) -> list[Message]:
+    until = offset if fact.until is None else fact.until
+    if fact.to == "":
         kept = 0
-    elif (place := next((n for n, message in enumerate(messages) if message.id == to), None)) is not None:
+    elif (place := next((n for n, message in enumerate(messages) if message.id == fact.to), None)) is not None:
         kept = place + 1
     else:
         return messages
@@ -403,44 +438,53 @@ def _rewound(messages: list[Message], event: Event) -> list[Message]:
     return [*messages[:kept], *(message for message in messages[kept:] if message.offset > until)]
 
 
-def asks(events: Iterable[Event], message: str) -> list[Event]:
-    """Each ``message.created`` of a user's message, oldest first: more than one if it was answered anew."""
+def _question(event: Event, fact: MessageCreated) -> Message:
+    return Message(
+        id=fact.id,
+        role=fact.role,
+        text=fact.text,
+        parts=fact.parts or [],
+        metadata=fact.metadata or {},
+        run=event.run,
+        offset=event.offset,
+        at=event.at,
+    )
+
+
+def _answer(event: Event, fact: Terminal) -> Message:
+    said = fact.said
+    return Message(
+        id=said.id,
+        role="assistant",
+        text=said.text,
+        parts=said.parts,
+        run=event.run,
+        offset=event.offset,
+        at=event.at,
+        status=fact.type.partition(".")[2],
+        usage=fact.usage,
+        error=RunError(fact.code, fact.message) if isinstance(fact, RunFailed) else None,
+    )
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """A user's message as it was put to an agent: once, and again whenever it is to be answered anew."""
+
+    fact: MessageCreated
+    run: str | None
+    offset: int
+    at: float
+
+
+def asks(events: Iterable[Event], message: str | None = None) -> list[Ask]:
+    """Each ``message.created`` of a user's message (None: of all of them), oldest first."""
     return [
-        event
+        Ask(event.fact, event.run, event.offset, event.at)
         for event in events
-        if event.type == "message.created" and event.data["id"] == message and event.data["role"] == "user"
+        if isinstance(event.fact, MessageCreated) and event.fact.role == "user" and message in (None, event.fact.id)
     ]
 
 
-def _question(event: Event) -> Message:
-    data = event.data
-    return Message(
-        id=data["id"],
-        role=data["role"],
-        text=data["text"],
-        parts=data.get("parts", []),
-        metadata=data.get("metadata", {}),
-        run=event.run,
-        offset=event.offset,
-        at=event.at,
-    )
-
-
-def _error(event: Event) -> dict[str, Any]:
-    return {field: event.data[field] for field in ("code", "message") if field in event.data}
-
-
-def _answer(event: Event) -> Message:
-    said = event.data["message" if event.type == "run.completed" else "partial"]
-    return Message(
-        id=said["id"],
-        role="assistant",
-        text=said["text"],
-        parts=said["parts"],
-        run=event.run,
-        offset=event.offset,
-        at=event.at,
-        status=event.type.partition(".")[2],
-        usage=event.data.get("usage", {}),
-        error=_error(event) if event.type == "run.failed" else {},
-    )
+def default_agent(events: Iterable[Event], first: str) -> str:
+    """Who answers in a session whose messages name nobody: the session's agent, or ``first``."""
+    return next((f.agent for e in events if isinstance(f := e.fact, SessionCreated) and f.agent), first)

@@ -18,8 +18,36 @@ import msgspec
 
 from .. import sse
 from ..errors import CursorInvalid, InvalidInput
-from ..event import Event, Offset
+from ..event import (
+    AnyFact,
+    CallCompleted,
+    CallDelta,
+    CallStarted,
+    CancelRequested,
+    Event,
+    MessageCreated,
+    NotificationCreated,
+    NotificationResolved,
+    Offset,
+    PermissionRequested,
+    PermissionResolved,
+    RefusalDelta,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    SessionCreated,
+    SessionDeleted,
+    SessionRewound,
+    TextDelta,
+    TextPiece,
+    ThinkingDelta,
+    ToolBegun,
+    ToolCompleted,
+)
+from ..json import JsonObject
 from ..log import SessionInfo
+from ..part import ThinkingPart, encode
 from ..transcript import message_id
 
 Version = tuple[int, int, int]
@@ -187,37 +215,40 @@ def position(opening: Opening, info: SessionInfo) -> tuple[Offset, bool]:
 
 # Events to messages ---------------------------------------------------------------------------------------------------
 
-Named = tuple[str, dict[str, Any]]
+Named = tuple[str, JsonObject]
 
 
-def encode(event: Event, session: str, profile: Profile) -> bytes:
+def frame(event: Event, session: str, profile: Profile) -> bytes:
     """The frame of ``event`` in ``profile``; empty when it has none there."""
-    frame = event.wire.get(profile.name)
-    if frame is None:
-        frame = b""
+    made = event.wire.get(profile.name)
+    if made is None:
+        made = b""
         for message in messages(event, session, profile):
-            frame = sse.encode(message)
-        event.wire[profile.name] = frame
-    return frame
+            made = sse.encode(message)
+        event.wire[profile.name] = made
+    return made
 
 
 def messages(event: Event, session: str, profile: Profile) -> list[sse.Message]:
     """The fold: what ``event`` is on this wire, nothing or one message."""
-    for name, data in _ENCODERS[event.type](event, session):
+    encoder = _ENCODERS.get(type(event.fact))
+    if encoder is None:  # silence to clients of this dialect, or a type from the future
+        return []
+    for name, data in encoder(event.fact, event, session):
         if name in profile.events:
             if profile.session_ids:
                 data = {"sessionId": session, **data}
-            text = msgspec.json.encode({"type": name, **data}).decode()
+            text = encode({"type": name, **data}).decode()
             return [sse.Message(data=text, event=name, id=str(event.offset))]
     return []
 
 
 def connected(session: str, cursor: Offset, *, exact: bool, info: SessionInfo, retry: int) -> bytes:
     """The first frame of a stream, with the reader's own cursor. ``retry`` in milliseconds."""
-    data: dict[str, Any] = {"sessionId": session, "cursor": "exact" if exact else "reset"}
+    data: JsonObject = {"sessionId": session, "cursor": "exact" if exact else "reset"}
     if not exact:
         data |= {"earliest": 1, "latest": info.head}
-    text = msgspec.json.encode(data).decode()
+    text = encode(data).decode()
     return sse.encode(sse.Message(data=text, event="connected", id=str(cursor), retry=retry))
 
 
@@ -226,150 +257,149 @@ def heartbeat(cursor: Offset) -> bytes:
     return sse.encode(sse.Message(data='{"type":"ping"}', event="heartbeat", id=str(cursor)))
 
 
-def _assistant(event: Event) -> dict[str, Any]:
-    data = event.data
-    return {"assistantMessageId": message_id(event.run or "", data["step"]), "part": data["part"]}
+def _assistant(fact: TextPiece | CallStarted | CallDelta | CallCompleted, run: str | None) -> JsonObject:
+    return {"assistantMessageId": message_id(run or "", fact.step), "part": fact.part}
 
 
-def _present(**fields: Any) -> dict[str, Any]:
+def _present(**fields: object) -> JsonObject:
     """``fields`` without those that are None: strict clients refuse null."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _delta(name: str) -> Callable[[Event, str], list[Named]]:
-    def encode_delta(event: Event, session: str) -> list[Named]:
-        return [(name, {"content": event.data["text"], **_assistant(event), "start": event.data["start"]})]
-
-    return encode_delta
+def _thinking(fact: ThinkingDelta, event: Event, session: str) -> list[Named]:
+    return [("thinking", {"content": fact.text, **_assistant(fact, event.run), "start": fact.start})]
 
 
-def _refusal(event: Event, session: str) -> list[Named]:
+def _text(fact: TextDelta, event: Event, session: str) -> list[Named]:
+    return [("content", {"content": fact.text, **_assistant(fact, event.run), "start": fact.start})]
+
+
+def _refusal(fact: RefusalDelta, event: Event, session: str) -> list[Named]:
     # Clients of this dialect know no refusals: to them it is the answer.
-    return [(name, {**data, "refusal": True}) for name, data in _delta("content")(event, session)]
+    said = {"content": fact.text, **_assistant(fact, event.run), "start": fact.start, "refusal": True}
+    return [("content", said)]
 
 
-def _session_created(event: Event, session: str) -> list[Named]:
-    title = event.data.get("title", "")
-    return [("session_created", {"sessionId": session, "title": title, "createdAt": int(event.at)})]
+def _session_created(fact: SessionCreated, event: Event, session: str) -> list[Named]:
+    return [("session_created", {"sessionId": session, "title": fact.title or "", "createdAt": int(event.at)})]
 
 
-def _message_created(event: Event, session: str) -> list[Named]:
-    data = event.data
-    if data["role"] != "user":
+def _session_deleted(fact: SessionDeleted, event: Event, session: str) -> list[Named]:
+    return [("session_deleted", {"sessionId": session})]
+
+
+def _session_rewound(fact: SessionRewound, event: Event, session: str) -> list[Named]:
+    return [("session_rewound", {"to": fact.to, **_present(runId=event.run)})]
+
+
+def _message_created(fact: MessageCreated, event: Event, session: str) -> list[Named]:
+    if fact.role != "user":
         return []
-    return [("user_message_created", _present(messageId=data["id"], content=data["text"], runId=event.run))]
+    return [("user_message_created", _present(messageId=fact.id, content=fact.text, runId=event.run))]
 
 
-def _call_started(event: Event, session: str) -> list[Named]:
-    data = event.data
-    about = {"id": data["id"], "name": data["name"], **_assistant(event)}
+def _run_started(fact: RunStarted, event: Event, session: str) -> list[Named]:
+    return [("run_started", {"agent": fact.agent, "attempt": fact.attempt, **_present(runId=event.run)})]
+
+
+def _call_started(fact: CallStarted, event: Event, session: str) -> list[Named]:
+    about = {"id": fact.id, "name": fact.name, **_assistant(fact, event.run)}
     return [("tool_use_start", about), ("tool", {**about, "input": "", "status": "running"})]
 
 
-def _call_delta(event: Event, session: str) -> list[Named]:
-    data = event.data
-    about = {"toolCallId": data["id"], "input": data["arguments"], **_assistant(event), "start": data["start"]}
+def _call_delta(fact: CallDelta, event: Event, session: str) -> list[Named]:
+    about = {"toolCallId": fact.id, "input": fact.arguments, **_assistant(fact, event.run), "start": fact.start}
     return [("tool_use_parameter_delta", about), ("tool_parameter_delta", about)]
 
 
-def _call_completed(event: Event, session: str) -> list[Named]:
-    data = event.data
-    about = {"id": data["id"], "name": data["name"], "input": data["arguments"], **_assistant(event)}
+def _call_completed(fact: CallCompleted, event: Event, session: str) -> list[Named]:
+    about = {"id": fact.id, "name": fact.name, "input": fact.arguments, **_assistant(fact, event.run)}
     return [("tool_use_parameter_streaming_complete", about), ("tool", {**about, "status": "completed"})]
 
 
-def _tool_started(event: Event, session: str) -> list[Named]:
-    data = event.data
-    about = {"toolCallId": data["id"], "toolName": data["name"], "progress": data["progress"], "runId": event.run}
+def _tool_begun(fact: ToolBegun, event: Event, session: str) -> list[Named]:
+    about = {"toolCallId": fact.id, "toolName": fact.name, "progress": fact.progress, "runId": event.run}
     return [("tool_execution_start", about)]
 
 
-def _tool_completed(event: Event, session: str) -> list[Named]:
-    data = event.data
-    about = {"toolCallId": data["id"], "toolName": data["name"], "progress": data["progress"]}
-    return [("tool_execution_complete", {**about, "success": data["success"], **_present(output=data["output"])})]
+def _tool_completed(fact: ToolCompleted, event: Event, session: str) -> list[Named]:
+    about = {"toolCallId": fact.id, "toolName": fact.name, "progress": fact.progress}
+    return [("tool_execution_complete", {**about, "success": fact.success, **_present(output=fact.output)})]
 
 
-def _permission(event: Event, session: str) -> list[Named]:
-    data = event.data
-    about = {"id": data["id"], "sessionId": session, "toolName": data["tool"], "description": data["description"]}
-    rest = _present(path=data.get("path"), params=data.get("params"), expiresAt=data.get("expires_at"))
-    return [("permission", {**about, "action": data["action"], **rest, "runId": event.run})]
+def _permission(fact: PermissionRequested, event: Event, session: str) -> list[Named]:
+    about = {"id": fact.id, "sessionId": session, "toolName": fact.tool, "description": fact.description}
+    rest = _present(path=fact.path, params=fact.params, expiresAt=fact.expires_at)
+    return [("permission", {**about, "action": fact.action, **rest, "runId": event.run})]
 
 
-def _notification(event: Event, session: str) -> list[Named]:
-    data = event.data
+def _permission_resolved(fact: PermissionResolved, event: Event, session: str) -> list[Named]:
+    about = {"id": fact.id, "granted": fact.granted, "by": fact.by}
+    return [("permission_resolved", {**about, **_present(runId=event.run)})]
+
+
+def _notification(fact: NotificationCreated, event: Event, session: str) -> list[Named]:
     about = {
-        "id": data["id"],
+        "id": fact.id,
         "sessionId": session,
-        "notificationType": data["kind"],
-        "title": data["title"],
-        "message": data["message"],
-        "responseType": data["response"],
-        "timeout": int(data["timeout"]),
-        "createdAt": int(data["created_at"]),
+        "notificationType": fact.kind,
+        "title": fact.title,
+        "message": fact.message,
+        "responseType": fact.response,
+        "timeout": int(fact.timeout),
+        "createdAt": int(fact.created_at),
         "runId": event.run,
     }
-    return [("notification", {**about, **_present(choices=data.get("choices"))})]
+    return [("notification", {**about, **_present(choices=fact.choices)})]
 
 
-def _notification_resolved(event: Event, session: str) -> list[Named]:
-    data = event.data
-    given = _present(runId=data.get("run"), responseType=data.get("response"), value=data.get("value"))
-    return [("notification_resolved", {"id": data["id"], "by": data["by"], **given})]
+def _notification_resolved(fact: NotificationResolved, event: Event, session: str) -> list[Named]:
+    given = _present(runId=fact.run, responseType=fact.response, value=fact.value)
+    return [("notification_resolved", {"id": fact.id, "by": fact.by, **given})]
 
 
-def _complete(event: Event, session: str) -> list[Named]:
-    data = event.data
-    cancelled = event.type == "run.cancelled"
-    said = data["partial" if cancelled else "message"]
-    reasoning = "".join(part["text"] for part in said["parts"] if part["type"] == "thinking")
+def _cancel_requested(fact: CancelRequested, event: Event, session: str) -> list[Named]:
+    return [("cancel_requested", _present(runId=event.run))]
+
+
+def _complete(fact: RunCompleted | RunCancelled, event: Event, session: str) -> list[Named]:
+    said = fact.said
+    reasoning = "".join(part.text for part in said.parts if isinstance(part, ThinkingPart))
     about = {
         "done": True,
-        "content": said["text"],
-        "messageId": said["id"],
+        "content": said.text,
+        "messageId": said.id,
         "runId": event.run,
-        "finishReason": "cancelled" if cancelled else data["finish_reason"],
+        "finishReason": fact.finish_reason if isinstance(fact, RunCompleted) else "cancelled",
     }
-    return [("complete", {**about, **_present(reasoning=reasoning or None, usage=data.get("usage"))})]
+    return [("complete", {**about, **_present(reasoning=reasoning or None, usage=fact.usage)})]
 
 
-def _error(event: Event, session: str) -> list[Named]:
+def _error(fact: RunFailed, event: Event, session: str) -> list[Named]:
     # Here ``type`` is the machine's word for what went wrong, not the event's name: so this dialect has it.
-    data = event.data
-    return [("error", {"type": data["code"], "error": data["message"], "runId": event.run})]
+    return [("error", {"type": fact.code, "error": fact.message, "runId": event.run})]
 
 
-def _own(name: str, *fields: str) -> Callable[[Event, str], list[Named]]:
-    def encode_own(event: Event, session: str) -> list[Named]:
-        about = {field: event.data[field] for field in fields if field in event.data}
-        return [(name, about | _present(runId=event.run))]
-
-    return encode_own
-
-
-_ENCODERS: dict[str, Callable[[Event, str], list[Named]]] = {
-    "session.created": _session_created,
-    "session.deleted": lambda event, session: [("session_deleted", {"sessionId": session})],
-    "session.rewound": _own("session_rewound", "to"),
-    "session.run_withdrawn": lambda event, session: [],  # to this dialect, which knows no responses, nothing changes
-    "message.created": _message_created,
-    "run.started": _own("run_started", "agent", "attempt"),
-    "thinking.delta": _delta("thinking"),
-    "text.delta": _delta("content"),
-    "refusal.delta": _refusal,
-    "tool_call.started": _call_started,
-    "tool_call.delta": _call_delta,
-    "tool_call.completed": _call_completed,
-    "tool.started": _tool_started,
-    "tool.completed": _tool_completed,
-    "permission.requested": _permission,
-    "permission.resolved": _own("permission_resolved", "id", "granted", "by"),
-    "notification.created": _notification,
-    "notification.resolved": _notification_resolved,
-    "agent.checkpoint": lambda event, session: [],
-    "run.cancel_requested": _own("cancel_requested"),
-    "run.completed": _complete,
-    "run.failed": _error,
-    "run.cancelled": _complete,
+_ENCODERS: dict[type[AnyFact], Callable[[Any, Event, str], list[Named]]] = {
+    SessionCreated: _session_created,
+    SessionDeleted: _session_deleted,
+    SessionRewound: _session_rewound,
+    MessageCreated: _message_created,
+    RunStarted: _run_started,
+    ThinkingDelta: _thinking,
+    TextDelta: _text,
+    RefusalDelta: _refusal,
+    CallStarted: _call_started,
+    CallDelta: _call_delta,
+    CallCompleted: _call_completed,
+    ToolBegun: _tool_begun,
+    ToolCompleted: _tool_completed,
+    PermissionRequested: _permission,
+    PermissionResolved: _permission_resolved,
+    NotificationCreated: _notification,
+    NotificationResolved: _notification_resolved,
+    CancelRequested: _cancel_requested,
+    RunCompleted: _complete,
+    RunFailed: _error,
+    RunCancelled: _complete,
 }

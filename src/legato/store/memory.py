@@ -7,42 +7,40 @@ Every rule of ``legato.log.Store`` is here in its plainest form. There is one lo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import msgspec
-
-from ..errors import SessionExists, SessionNotFound
-from ..event import DELTAS, TERMINAL, Draft, Event, Offset
+from ..errors import CursorInvalid, SessionNotFound
+from ..event import Draft, Event, Offset, settle
 from ..log import (
     MICRO,
     READ_LIMIT,
     Appended,
     Doorbell,
-    Lease,
-    OpenRun,
     SessionInfo,
+    SessionPage,
     Store,
-    check_drafts,
-    check_head,
-    lease_target,
+    Take,
+    created,
     moment,
 )
+from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
 
 
-class _Session:
+class _Log:
     """One session: its events, and what is derived from them."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: str) -> None:
+        self.state = SessionState(session)
         self.events: list[Event] = []
-        self.first = 1  # offset of events[0]; more than 1 only after deletion
-        self.deleted = False
-        self.open_runs: dict[str, OpenRun] = {}
         self.once: dict[str, tuple[Offset, Offset]] = {}
         self.updated_at = 0.0
 
     @property
-    def head(self) -> Offset:
-        return self.first + len(self.events) - 1
+    def first(self) -> Offset:
+        return self.state.head - len(self.events) + 1  # more than 1 only after deletion
+
+    def between(self, first: Offset, last: Offset) -> list[Event]:
+        return self.events[first - self.first : last - self.first + 1]
 
 
 class MemoryStore:
@@ -55,14 +53,14 @@ class MemoryStore:
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self.doorbell = Doorbell()
         self._clock = clock
-        self._sessions: dict[str, _Session] = {}
+        self._logs: dict[str, _Log] = {}
         self._last_at = 0  # microseconds
 
     async def open(self) -> None:
         """Forget the leases of an earlier life, as a store for one process does."""
-        for session in self._sessions.values():
-            for run in session.open_runs.values():
-                session.open_runs[run.run] = msgspec.structs.replace(run, owner=None, expires_at=0.0)
+        for log in self._logs.values():
+            for run in log.state.runs.values():
+                log.state = released(log.state, run.lease())
 
     async def close(self) -> None:
         """Nothing to let go."""
@@ -75,102 +73,109 @@ class MemoryStore:
         lease: Lease | None = None,
         once: str | None = None,
         head: Offset | None = None,
+        take: Take | None = None,
     ) -> Appended:
         """See ``Store.append``."""
-        log = self._sessions.get(session)
-        if log is not None and log.deleted:
-            if drafts and drafts[0].type == "session.created":
-                raise SessionExists(f"Session {session!r} existed and was deleted.", session=session)
-            raise SessionNotFound(session)
-        if log is not None and once is not None and once in log.once:
-            first, last = log.once[once]
-            return Appended(log.events[first - log.first : last - log.first + 1], repeated=True)
-        check_drafts(
-            drafts, exists=log is not None, open_runs=log.open_runs if log else {}, session=session, lease=lease
-        )
-        check_head(session, log.head if log else 0, head)
-        if log is None:
-            log = self._sessions[session] = _Session()
+        log = self._logs.get(session) or _Log(session)
+        if once is not None and once in log.once:
+            return Appended(log.between(*log.once[once]), repeated=True)
+        state = moved(log.state, drafts, lease=lease)
+        check_head(log.state, head)
+        if take is not None:
+            now = self._clock()
+            state = leased(state, take.run, owner=take.owner, now=now, until=now + take.ttl)
+        settled = [settle(draft.fact) for draft in drafts]
+        # From here on nothing can be refused.
         self._last_at = moment(self._clock(), self._last_at)
         at = self._last_at / MICRO
         events = [
-            Event(type=draft.type, data=draft.data, offset=log.head + number, at=at, run=draft.run)
-            for number, draft in enumerate(drafts, 1)
+            Event(fact, log.state.head + number, at, draft.run, json)
+            for number, (draft, (fact, json)) in enumerate(zip(drafts, settled, strict=True), 1)
         ]
         if once is not None:
             log.once[once] = (events[0].offset, events[-1].offset)
+        if not all(event.fact.delta for event in events):
+            log.updated_at = at
+        log.state = state
         log.events += events
-        for event in events:
-            self._derive(session, log, event)
+        if state.deleted:
+            log.events, log.once = events[-1:], {}
+        self._logs[session] = log
         self.doorbell.ring(session, outside=lease is None)
-        return Appended(events)
-
-    def _derive(self, session: str, log: _Session, event: Event) -> None:
-        if event.type not in DELTAS:
-            log.updated_at = event.at
-        if event.type == "session.deleted":
-            log.events, log.first, log.deleted = [event], event.offset, True
-            log.open_runs, log.once = {}, {}
-        elif event.run is None:
-            return
-        elif event.type == "message.created":
-            log.open_runs[event.run] = OpenRun(session=session, run=event.run, offset=event.offset)
-        elif event.type == "run.started":
-            log.open_runs[event.run] = msgspec.structs.replace(log.open_runs[event.run], started=True)
-        elif event.type in TERMINAL:
-            del log.open_runs[event.run]
+        if free(state.runs, self._clock()) is not None:
+            self.doorbell.ring_work()
+        return Appended(events, lease=None if take is None else state.runs[take.run].lease())
 
     async def read(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
         """See ``Store.read``."""
-        log = self._sessions.get(session)
+        log = self._logs.get(session)
         if log is None:
             return []
         start = max(after + 1 - log.first, 0)
         if deltas:
             return log.events[start : start + limit]
-        return [event for event in log.events[start:] if event.type not in DELTAS][:limit]
+        return [event for event in log.events[start:] if not event.fact.delta][:limit]
 
     async def info(self, session: str) -> SessionInfo:
         """See ``Store.info``."""
-        log = self._sessions.get(session)
-        if log is None or log.deleted:
+        log = self._logs.get(session)
+        if log is None or log.state.deleted:
             raise SessionNotFound(session)
         return SessionInfo(
             session=session,
-            head=log.head,
+            head=log.state.head,
             created_at=log.events[0].at,
             updated_at=log.updated_at,
-            data=log.events[0].data,
-            open_runs=list(log.open_runs.values()),
+            created=created(log.events[0].fact),
+            open_runs=list(log.state.runs.values()),
         )
 
-    async def sessions(self, *, limit: int = 100, before: float | None = None) -> list[SessionInfo]:
+    async def sessions(self, *, limit: int = 100, after: str | None = None, owner: str | None = None) -> SessionPage:
         """See ``Store.sessions``."""
-        infos = [await self.info(session) for session, log in self._sessions.items() if not log.deleted]
-        infos = [info for info in infos if before is None or round(info.updated_at * MICRO) < round(before * MICRO)]
+        if after is not None and not (after.isascii() and after.isdigit()):
+            raise CursorInvalid(f"The next page is named by the page before, got {after[:60]!r}.")
+        infos = [await self.info(session) for session, log in self._logs.items() if not log.state.deleted]
+        infos = [
+            info
+            for info in infos
+            if owner in (None, info.owner) and (after is None or round(info.updated_at * MICRO) < int(after))
+        ]
         infos.sort(key=lambda info: info.updated_at, reverse=True)
-        return infos[:limit]
+        more = 0 < limit < len(infos)
+        return SessionPage(infos[:limit], str(round(infos[limit - 1].updated_at * MICRO)) if more else None)
 
-    async def open_runs(self) -> list[OpenRun]:
+    async def open_runs(self, *, limit: int = READ_LIMIT) -> list[OpenRun]:
         """See ``Leaser.open_runs``."""
-        return [run for log in self._sessions.values() for run in log.open_runs.values()]
+        return [run for log in self._logs.values() for run in log.state.runs.values()][:limit]
 
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
         """See ``Leaser.acquire``."""
-        log = self._sessions.get(session)
-        runs = log.open_runs if log else {}
-        current = lease_target(runs, run, owner=owner, now=self._clock())
-        taken = msgspec.structs.replace(current, owner=owner, epoch=current.epoch + 1, expires_at=self._clock() + ttl)
-        runs[run] = taken
-        return Lease(session=session, run=run, owner=owner, epoch=taken.epoch, expires_at=taken.expires_at)
+        log = self._logs.get(session) or _Log(session)
+        now = self._clock()
+        log.state = leased(log.state, run, owner=owner, now=now, until=now + ttl)
+        return log.state.runs[run].lease()
+
+    async def claim(self, *, owner: str, ttl: float, limit: int) -> list[Lease]:
+        """See ``Leaser.claim``."""
+        waiting = sorted(self._free(), key=lambda pair: pair[0].between(pair[1].offset, pair[1].offset)[0].at)
+        return [await self.acquire(run.session, run.run, owner=owner, ttl=ttl) for _, run in waiting[:limit]]
+
+    def _free(self) -> Iterator[tuple[_Log, OpenRun]]:
+        for log in self._logs.values():
+            if (run := free(log.state.runs, self._clock())) is not None:
+                yield log, run
 
     async def renew(self, *, owner: str, ttl: float) -> None:
         """See ``Leaser.renew``."""
-        until = self._clock() + ttl
-        for log in self._sessions.values():
-            for run in list(log.open_runs.values()):
-                if run.owner == owner:
-                    log.open_runs[run.run] = msgspec.structs.replace(run, expires_at=until)
+        for log in self._logs.values():
+            log.state = renewed(log.state, owner=owner, until=self._clock() + ttl)
+
+    async def release(self, lease: Lease) -> None:
+        """See ``Leaser.release``."""
+        log = self._logs.get(lease.session)
+        if log is not None:
+            log.state = released(log.state, lease)
+            self.doorbell.ring_work()
 
 
 _: type[Store] = MemoryStore

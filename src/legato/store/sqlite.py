@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,26 +26,28 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ..errors import InvalidInput, SessionNotFound, StoreError
+from ..errors import CursorInvalid, InvalidInput, SessionNotFound, StoreError
 from ..event import Draft, Event, Offset
-from ..log import MICRO, READ_LIMIT, Appended, Doorbell, Lease, OpenRun, SessionInfo, Store
+from ..log import MICRO, READ_LIMIT, Appended, Doorbell, SessionInfo, SessionPage, Store, Take
+from ..machine import Lease, OpenRun
 from .lock import FileLock
 from .sqlite_file import (
     apsw,
     connect,
     prepare,
-    read_info,
     read_open_runs,
     read_page,
     read_sessions,
     store_error,
 )
-from .sqlite_writer import Acquire, Append, Renew, Request, Writer, check_text, is_text
+from .sqlite_writer import Acquire, Append, Claim, Inform, Look, Release, Renew, Request, Writer, check_text, is_text
 from .tail import TailCache
 
 READERS = 2
 """Threads that read. A page is short work; the second thread is there for when the disk keeps the first one waiting."""
 MAX_INTEGER = 2**63 - 1
+LOOKS = 10_000
+"""Sessions of which it is known without asking what they look like."""
 T = TypeVar("T")
 
 
@@ -127,6 +130,7 @@ class SQLiteStore:
         self._closing = None
         # A new one each time: while the file was closed, another process may have gone on with it.
         self._tail = TailCache(events=self._tail_events, bytes=self._tail_bytes)
+        self._looks: OrderedDict[str, Look] = OrderedDict()
         self._delivered = 0
         self._delivery: asyncio.Future[None] = self._loop.create_future()
         self._reader = threading.local()
@@ -166,6 +170,7 @@ class SQLiteStore:
         lease: Lease | None = None,
         once: str | None = None,
         head: Offset | None = None,
+        take: Take | None = None,
     ) -> Appended:
         """See ``Store.append``.
 
@@ -173,18 +178,30 @@ class SQLiteStore:
             InvalidInput: the data is not JSON.
         """
         check_text(session, once)
-        appended: Appended = await self._submit(Append(session, self._future(), drafts, lease, once, head))
+        append = Append(session, self._future(), drafts, lease=lease, once=once, head=head, take=take)
+        appended: Appended = await self._submit(append)
         return appended
 
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
         """See ``Leaser.acquire``."""
         check_text(session, run, owner)
-        lease: Lease = await self._submit(Acquire(session, self._future(), run, owner, ttl))
+        lease: Lease = await self._submit(Acquire(session, self._future(), Take(run, owner, ttl)))
         return lease
+
+    async def claim(self, *, owner: str, ttl: float, limit: int) -> list[Lease]:
+        """See ``Leaser.claim``."""
+        check_text(owner)
+        leases: list[Lease] = await self._submit(Claim(self._future(), owner, ttl, limit))
+        return leases
 
     async def renew(self, *, owner: str, ttl: float) -> None:
         """See ``Leaser.renew``."""
         await self._submit(Renew(self._future(), owner, ttl))
+
+    async def release(self, lease: Lease) -> None:
+        """See ``Leaser.release``."""
+        await self._submit(Release(self._future(), lease))
+        self.doorbell.ring_work()
 
     def _future(self) -> asyncio.Future[Any]:
         self._check_open()
@@ -199,19 +216,28 @@ class SQLiteStore:
         self._check_open().submit(request)
         return request.future
 
-    def _delivered_by_writer(self, requests: list[Request]) -> None:
+    def _delivered_by_writer(self, requests: list[Request], looks: dict[str, Look]) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._deliver, requests)
+            self._loop.call_soon_threadsafe(self._deliver, requests, looks)
         except RuntimeError:
             pass  # the loop was closed without closing the store; what was committed stays committed
 
-    def _deliver(self, requests: list[Request]) -> None:
+    def _deliver(self, requests: list[Request], looks: dict[str, Look]) -> None:
         """Make a committed group visible."""
+        for name, look in looks.items():
+            self._looks[name] = look
+            self._looks.move_to_end(name)
+        while len(self._looks) > LOOKS:
+            self._looks.popitem(last=False)
+        free = False
         for request in requests:
             if isinstance(request, Append) and request.stored:
-                self._tail.put(request.session, request.stored, [len(data) for data in request.encoded])
+                self._tail.put(request.session, request.stored, [len(event.json) for event in request.stored])
                 self.doorbell.ring(request.session, outside=request.lease is None)
+                free = free or request.free
             request.settle()
+        if free:
+            self.doorbell.ring_work()
         self._delivered += 1
         self._delivery.set_result(None)
         self._delivery = self._loop.create_future()
@@ -239,20 +265,35 @@ class SQLiteStore:
         return page.events
 
     async def info(self, session: str) -> SessionInfo:
-        """See ``Store.info``."""
-        info = await self._ask(lambda connection: read_info(connection, session)) if is_text(session) else None
-        if info is None:
+        """See ``Store.info``. Without a query for sessions that were written to, or asked for, of late."""
+        self._check_open()
+        if session not in self._looks and is_text(session):
+            await self._submit(Inform(session, self._future()))
+        look = self._looks.get(session)
+        if look is None or look.state.deleted:
             raise SessionNotFound(session)
-        return info
+        return SessionInfo(
+            session=session,
+            head=look.state.head,
+            created_at=look.created_at / MICRO,
+            updated_at=look.updated_at / MICRO,
+            created=look.created,
+            open_runs=list(look.state.runs.values()),
+        )
 
-    async def sessions(self, *, limit: int = 100, before: float | None = None) -> list[SessionInfo]:
+    async def sessions(self, *, limit: int = 100, after: str | None = None, owner: str | None = None) -> SessionPage:
         """See ``Store.sessions``."""
-        until = MAX_INTEGER if before is None or before > MAX_INTEGER / MICRO else round(before * MICRO)
-        return await self._ask(lambda connection: read_sessions(connection, max(limit, 0), until))
+        if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
+            raise CursorInvalid(f"The next page is named by the page before, got {after[:60]!r}.")
+        until = MAX_INTEGER if after is None else int(after)
+        limit = max(limit, 0)
+        infos = await self._ask(lambda connection: read_sessions(connection, limit + 1, until, owner))
+        more = len(infos) > limit > 0
+        return SessionPage(infos[:limit], str(round(infos[limit - 1].updated_at * MICRO)) if more else None)
 
-    async def open_runs(self) -> list[OpenRun]:
+    async def open_runs(self, *, limit: int = READ_LIMIT) -> list[OpenRun]:
         """See ``Leaser.open_runs``."""
-        return await self._ask(read_open_runs)
+        return await self._ask(lambda connection: read_open_runs(connection, limit))
 
     def facts(self) -> dict[str, str | int]:
         """What an operator may want to know: the durability, and what the tail cache holds (sessions, bytes)."""

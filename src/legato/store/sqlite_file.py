@@ -25,8 +25,9 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 from ..errors import StoreCorrupt, StoreError, StoreFull, StoreReadOnly, StoreVersion
-from ..event import Event, Offset
-from ..log import MICRO, OpenRun, SessionInfo
+from ..event import AnyFact, Event, Offset, read_fact
+from ..log import MICRO, SessionInfo, created
+from ..machine import OpenRun, RunState
 
 # Times are integers, microseconds since the epoch: exact in SQL, and the same float again after division.
 MIGRATIONS = [
@@ -70,11 +71,24 @@ MIGRATIONS = [
         PRIMARY KEY (session, run)
     ) STRICT, WITHOUT ROWID;
     """,
+    # Who a session belongs to; and of an open run its state (a place in STATES) instead of whether it had started.
+    """
+    ALTER TABLE session ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+    CREATE INDEX session_owned ON session (owner, updated_at) WHERE NOT deleted;
+    UPDATE open_run SET started = 2 WHERE EXISTS (
+        SELECT 1 FROM event WHERE event.session = open_run.session AND NOT delta
+            AND event.run = open_run.run AND type = 'run.cancel_requested'
+    );
+    ALTER TABLE open_run RENAME COLUMN started TO state;
+    """,
 ]
 """``MIGRATIONS[v]`` takes a file from schema version v to v + 1. A new file has version 0."""
 
 APPLICATION_ID = 0x4C656761
 """Marks the file as ours ("Lega"), so that another program's database is left alone."""
+
+STATES = [RunState.QUEUED, RunState.RUNNING, RunState.CANCELLING]
+"""The states of open runs, as the file has them: by their places."""
 
 # What one row of a group does. SQLite runs the trigger whose WHEN fits; a row of NULLs does nothing (padding).
 NEW_SESSION, EVENT, UPDATED, ONCE, RUN, RUN_ENDED, DELETED = range(1, 8)
@@ -83,7 +97,7 @@ CHANGE = f"""
     CREATE TEMP VIEW change AS
         SELECT NULL AS kind, NULL AS a, NULL AS b, NULL AS c, NULL AS d, NULL AS e, NULL AS f, NULL AS g;
     CREATE TEMP TRIGGER new_session INSTEAD OF INSERT ON change WHEN new.kind = {NEW_SESSION} BEGIN
-        INSERT INTO session (id, name, updated_at) VALUES (new.a, new.b, 0);
+        INSERT INTO session (id, name, updated_at, owner) VALUES (new.a, new.b, 0, new.c);
     END;
     CREATE TEMP TRIGGER event INSTEAD OF INSERT ON change WHEN new.kind = {EVENT} BEGIN
         INSERT INTO event VALUES (new.a, new.b, new.c, new.d, new.e, new.f, CAST(new.g AS TEXT));
@@ -129,29 +143,31 @@ _PAGES = {
 }
 _INFOS = f"""
     SELECT s.name, {_HEAD.format(id="s.id")}, e.at, s.updated_at, e.data,
-        r.run, r."offset", r.started, r.owner, r.epoch, r.expires_at
+        r.run, r."offset", r.state, r.owner, r.epoch, r.expires_at
     FROM (SELECT * FROM session WHERE NOT deleted AND {{which}}) s
     JOIN event e ON e.session = s.id AND e."offset" = 1
     LEFT JOIN open_run r ON r.session = s.id
     ORDER BY s.updated_at DESC, s.id, r."offset"
 """
-_INFO = _INFOS.format(which="name = ?")
-_NEWEST = _INFOS.format(which="updated_at < ? ORDER BY updated_at DESC LIMIT ?")
+_NEWEST = _INFOS.format(which="updated_at < ?1 ORDER BY updated_at DESC LIMIT ?2")
+_NEWEST_OWNED = _INFOS.format(which="owner = ?3 AND updated_at < ?1 ORDER BY updated_at DESC LIMIT ?2")
 _OPEN_RUNS = """
-    SELECT s.name, r.run, r."offset", r.started, r.owner, r.epoch, r.expires_at
-    FROM open_run r JOIN session s ON s.id = r.session ORDER BY r.session, r."offset"
+    SELECT s.name, r.run, r."offset", r.state, r.owner, r.epoch, r.expires_at
+    FROM open_run r JOIN session s ON s.id = r.session ORDER BY r.session, r."offset" LIMIT ?
 """
 _LAST = f"SELECT {_HEAD.format(id='session.id')} FROM session WHERE name = ?"
 _HEADS = f"""
-    SELECT id, name, {_HEAD.format(id="session.id")}, deleted FROM session
-    WHERE name IN (SELECT value FROM json_each(CAST(? AS TEXT)))
+    SELECT s.id, s.name, {_HEAD.format(id="s.id")},
+        (SELECT max("offset") FROM event INDEXED BY event_whole WHERE session = s.id AND NOT delta),
+        s.deleted, e.type, e.at, e.data, s.updated_at
+    FROM session s LEFT JOIN event e ON e.session = s.id AND e."offset" = 1
+    WHERE s.name IN (SELECT value FROM json_each(CAST(? AS TEXT)))
 """
 _USED = """
     SELECT o.session, o.key, o.first, o.last
     FROM json_each(CAST(? AS TEXT)) j JOIN once o ON o.session = j.value ->> 0 AND o.key = j.value ->> 1
 """
 
-_object = msgspec.json.Decoder(dict[str, Any])
 _json = msgspec.json.Encoder()
 
 
@@ -178,9 +194,10 @@ def read_page(connection: apsw.Connection, session: str, after: Offset, limit: i
     sizes: list[int] = []
     room = PAGE_BYTES
     for type_, data, offset, at, run in connection.execute(_PAGES[deltas], (session, after, limit)):
-        events.append(Event(type=type_, data=_object.decode(data), offset=offset, at=at / MICRO, run=run))
-        sizes.append(len(data))
-        room -= len(data)
+        json = data.encode()
+        events.append(Event(read_fact(type_, json), offset, at / MICRO, run, json))
+        sizes.append(len(json))
+        room -= sizes[-1]
         if room <= 0:
             return Page(events, sizes, False)
     if events:
@@ -189,14 +206,11 @@ def read_page(connection: apsw.Connection, session: str, after: Offset, limit: i
     return Page(events, sizes, head == after)
 
 
-def read_info(connection: apsw.Connection, session: str) -> SessionInfo | None:
-    """What is known of a session; None if there is none, or it was deleted."""
-    return next(iter(_infos(connection.execute(_INFO, (session,)))), None)
-
-
-def read_sessions(connection: apsw.Connection, limit: int, before: int) -> list[SessionInfo]:
-    """Sessions, newest first, last written before ``before`` (microseconds)."""
-    return _infos(connection.execute(_NEWEST, (before, limit)))
+def read_sessions(connection: apsw.Connection, limit: int, before: int, owner: str | None) -> list[SessionInfo]:
+    """Sessions of this owner (None: of all), newest first, last written before ``before`` (microseconds)."""
+    if owner is None:
+        return _infos(connection.execute(_NEWEST, (before, limit)))
+    return _infos(connection.execute(_NEWEST_OWNED, (before, limit, owner)))
 
 
 def _infos(rows: Iterable[Any]) -> list[SessionInfo]:
@@ -210,7 +224,7 @@ def _infos(rows: Iterable[Any]) -> list[SessionInfo]:
                 head=head,
                 created_at=created_at / MICRO,
                 updated_at=updated_at / MICRO,
-                data=_object.decode(data),
+                created=created(read_fact("session.created", data)),
                 open_runs=[],
             )
         if run[0] is not None:
@@ -218,26 +232,43 @@ def _infos(rows: Iterable[Any]) -> list[SessionInfo]:
     return list(infos.values())
 
 
-def read_open_runs(connection: apsw.Connection) -> list[OpenRun]:
-    """All open runs, oldest first in their sessions."""
-    return [_run(*row) for row in connection.execute(_OPEN_RUNS)]
+def read_open_runs(connection: apsw.Connection, limit: int = -1) -> list[OpenRun]:
+    """Open runs (all, if ``limit`` is negative), oldest first in their sessions."""
+    return [_run(*row) for row in connection.execute(_OPEN_RUNS, (limit,))]
 
 
-def _run(session: Any, run: Any, offset: Any, started: Any, owner: Any, epoch: Any, expires_at: Any) -> OpenRun:
-    return OpenRun(
-        session=session,
-        run=run,
-        offset=offset,
-        started=bool(started),
-        owner=owner,
-        epoch=epoch,
-        expires_at=expires_at / MICRO,
-    )
+def _run(session: Any, run: Any, offset: Any, state: Any, owner: Any, epoch: Any, expires_at: Any) -> OpenRun:
+    return OpenRun(session, run, offset, STATES[state], owner, epoch, expires_at / MICRO)
 
 
-def read_heads(connection: apsw.Connection, names: Sequence[str]) -> Iterable[tuple[Any, ...]]:
-    """Id, name, head and deletion of those of these sessions that exist."""
-    return connection.execute(_HEADS, (_json.encode(names),))
+class Head(NamedTuple):
+    """A session's row, its head, and its first event: what that says, and when it was stored (microseconds)."""
+
+    id: int
+    name: str
+    head: Offset
+    whole: Offset
+    deleted: bool
+    begun: tuple[AnyFact, int]
+    updated_at: int
+
+
+def read_heads(connection: apsw.Connection, names: Sequence[str]) -> list[Head]:
+    """Those of these sessions that exist, or existed."""
+    return [
+        Head(
+            id,
+            name,
+            head,
+            whole or 0,
+            bool(deleted),
+            (read_fact(type or "session.created", data or "{}"), at or 0),
+            updated_at,
+        )
+        for id, name, head, whole, deleted, type, at, data, updated_at in connection.execute(
+            _HEADS, (_json.encode(names),)
+        )
+    ]
 
 
 def read_used(connection: apsw.Connection, keys: Sequence[tuple[int, str]]) -> Iterable[tuple[Any, ...]]:

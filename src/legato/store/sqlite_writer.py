@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import itertools
 import queue
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
-
-from ..errors import InvalidInput, LegatoError, SessionExists, SessionNotFound, StoreCorrupt, TooLarge
-from ..event import DELTAS, TERMINAL, Draft, Event, Offset
-from ..log import MICRO, Appended, Lease, OpenRun, check_drafts, check_head, lease_target, moment
+from ..errors import InvalidInput, LegatoError, RunEnded, StoreCorrupt, TooLarge
+from ..event import AnyFact, Draft, Event, Offset, OtherFact, SessionCreated, settle
+from ..log import MICRO, Appended, Take, created, moment
+from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
 from .sqlite_file import (
     DELETED,
     EVENT,
@@ -30,6 +30,7 @@ from .sqlite_file import (
     RUN,
     RUN_ENDED,
     STATEMENT_ROWS,
+    STATES,
     UPDATED,
     WIDTH,
     apsw,
@@ -53,9 +54,6 @@ MAX_DATA_BYTES = 256 * 1024 * 1024
 """An event's data, as JSON. SQLite's own limit is 1 GB a row, and one row beyond it would fail its whole group."""
 KNOWN_SESSIONS = 10_000
 """Sessions whose head the writer remembers; others cost a look-up."""
-
-_object = msgspec.json.Decoder(dict[str, Any])
-_json = msgspec.json.Encoder()
 
 # Requests -------------------------------------------------------------------------------------------------------------
 
@@ -89,51 +87,79 @@ class Request(abc.ABC):
 class Append(Request):
     """Drafts to be stored; ``stored`` are the events that were new. Made on the event loop, where it may raise.
 
+    Attributes:
+        free: whether somebody may take a run of the session now.
+
     Raises:
         InvalidInput, TooLarge: a draft cannot be stored.
     """
 
-    __slots__ = ("data", "drafts", "encoded", "head", "lease", "stored")
+    __slots__ = ("drafts", "free", "head", "lease", "settled", "stored", "take")
 
     def __init__(
         self,
         session: str,
         future: asyncio.Future[Any],
         drafts: Sequence[Draft],
+        *,
         lease: Lease | None,
         once: str | None,
         head: Offset | None,
+        take: Take | None,
     ) -> None:
         super().__init__(session, future)
         self.session: str = session
         self.drafts = list(drafts)
-        self.encoded = [_encode(draft) for draft in drafts]
-        # Readers from the disk get what JSON makes of the data (lists for tuples, text for dates), so all do; and
-        # whoever changes their dict after the call changes nothing here.
-        self.data = [_object.decode(data) for data in self.encoded]
+        self.settled = [_settle(draft) for draft in drafts]
         self.lease = lease
         self.once = once
         self.head = head
+        self.take = take
         self.stored: list[Event] = []
+        self.free = False
 
     def plan(self, group: _Group) -> Appended:
         """See ``Request.plan``."""
         return group.append(self)
 
 
+class Inform(Request):
+    """A look at a session; whoever asks finds it among the looks of its group."""
+
+    __slots__ = ()
+
+    def plan(self, group: _Group) -> None:
+        """See ``Request.plan``."""
+        group.look(str(self.session))
+
+
 class Acquire(Request):
     """A lease that is wanted."""
 
-    __slots__ = ("owner", "run", "ttl")
+    __slots__ = ("take",)
 
-    def __init__(self, session: str, future: asyncio.Future[Any], run: str, owner: str, ttl: float) -> None:
+    def __init__(self, session: str, future: asyncio.Future[Any], take: Take) -> None:
         super().__init__(session, future)
         self.session: str = session
-        self.run, self.owner, self.ttl = run, owner, ttl
+        self.take = take
 
     def plan(self, group: _Group) -> Lease:
         """See ``Request.plan``."""
-        return group.acquire(self)
+        return group.acquire(self.session, self.take)
+
+
+class Claim(Request):
+    """Runs that nobody holds, to be taken."""
+
+    __slots__ = ("limit", "owner", "ttl")
+
+    def __init__(self, future: asyncio.Future[Any], owner: str, ttl: float, limit: int) -> None:
+        super().__init__(None, future)
+        self.owner, self.ttl, self.limit = owner, ttl, limit
+
+    def plan(self, group: _Group) -> list[Lease]:
+        """See ``Request.plan``."""
+        return group.claim(self)
 
 
 class Renew(Request):
@@ -150,17 +176,28 @@ class Renew(Request):
         group.renew(self)
 
 
-def _encode(draft: Draft) -> bytes:
-    check_text(draft.type, draft.run)
-    if not isinstance(draft.data, dict):
-        raise InvalidInput(f"The data of {draft.type} must be a dict, not {type(draft.data).__name__}.")
-    try:
-        data = _json.encode(draft.data)
-    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
-        raise InvalidInput(f"The data of {draft.type} cannot be stored as JSON: {exc}.", type=draft.type) from exc
-    if len(data) > MAX_DATA_BYTES:
+class Release(Request):
+    """A lease that is given back."""
+
+    __slots__ = ("lease",)
+
+    def __init__(self, future: asyncio.Future[Any], lease: Lease) -> None:
+        super().__init__(lease.session, future)
+        self.lease = lease
+
+    def plan(self, group: _Group) -> None:
+        """See ``Request.plan``."""
+        group.release(self.lease)
+
+
+def _settle(draft: Draft) -> tuple[AnyFact, bytes]:
+    if isinstance(draft.fact, OtherFact):
+        check_text(draft.fact.type)
+    check_text(draft.run)
+    fact, json = settle(draft.fact)
+    if len(json) > MAX_DATA_BYTES:
         raise TooLarge(f"The data of {draft.type} is beyond {MAX_DATA_BYTES} bytes.", limit=MAX_DATA_BYTES)
-    return data
+    return fact, json
 
 
 def is_text(text: str) -> bool:
@@ -187,13 +224,31 @@ def check_text(*texts: str | None) -> None:
 # The writer -----------------------------------------------------------------------------------------------------------
 
 
+class Look(NamedTuple):
+    """A session as it is after a group.
+
+    Attributes:
+        created: what its first event says, stored at ``created_at`` (microseconds since the epoch, as all here).
+        updated_at: the time of its last event that is no delta.
+    """
+
+    state: SessionState
+    created: SessionCreated
+    created_at: int
+    updated_at: int
+
+
 class _Session:
-    """What the writer remembers of a session."""
+    """What the writer remembers of a session: its row's id, and what it looks like."""
 
-    __slots__ = ("deleted", "head", "id")
+    __slots__ = ("created", "created_at", "id", "state", "updated_at")
 
-    def __init__(self, id: int, head: Offset, deleted: bool) -> None:
-        self.id, self.head, self.deleted = id, head, deleted
+    def __init__(self, id: int, state: SessionState, created: SessionCreated, created_at: int, updated_at: int) -> None:
+        self.id, self.state = id, state
+        self.created, self.created_at, self.updated_at = created, created_at, updated_at
+
+    def look(self) -> Look:
+        return Look(self.state, self.created, self.created_at, self.updated_at)
 
 
 class _Memory:
@@ -223,17 +278,19 @@ class _Memory:
             else:
                 missing.append(name)
         if missing:
-            for id, name, head, deleted in read_heads(connection, missing):
-                self.sessions[name] = _Session(id, head, bool(deleted))
+            for id, name, head, whole, deleted, begun, updated_at in read_heads(connection, missing):
+                state = SessionState(name, head, whole or 0, deleted, self.runs.get(name, {}))
+                fact, created_at = begun
+                self.sessions[name] = _Session(id, state, created(fact), created_at, updated_at)
 
     def shrink(self) -> None:
         """Forget sessions beyond ``KNOWN_SESSIONS``. Between groups only: a group's heads are not on the disk yet."""
         while len(self.sessions) > KNOWN_SESSIONS:
             self.sessions.popitem(last=False)
 
-    def now(self, clock: Callable[[], float]) -> int:
+    def now(self, now: float) -> int:
         """The time of the next append, see ``moment``."""
-        self.last_at = moment(clock(), self.last_at)
+        self.last_at = moment(now, self.last_at)
         return self.last_at
 
 
@@ -246,7 +303,8 @@ class _Group:
         self._clock = clock
         self._rows: list[Any] = []
         self._updated: dict[int, int] = {}
-        self._runs: dict[tuple[int, str, str], None] = {}
+        self._changed: dict[tuple[int, str, str], OpenRun | None] = {}
+        self.looks: dict[str, _Session] = {}
         self._used: dict[tuple[int, str], tuple[Offset, Offset]] = {}
         self._fresh: dict[tuple[int, str], list[Event]] = {}
 
@@ -275,44 +333,60 @@ class _Group:
 
     def append(self, request: Append) -> Appended:
         """The events as they will be stored."""
-        name = request.session
-        session = self._memory.sessions.get(name)
-        if session is not None and session.deleted:
-            if request.drafts and request.drafts[0].type == "session.created":
-                raise SessionExists(f"Session {name!r} existed and was deleted.", session=name)
-            raise SessionNotFound(name)
-        if session is not None and request.once is not None:
-            before = self._before(name, session, request.once)
-            if before is not None:
-                return Appended(before, repeated=True)
-        runs = self._memory.runs.get(name, {})
-        check_drafts(request.drafts, exists=session is not None, open_runs=runs, session=name, lease=request.lease)
-        check_head(name, session.head if session is not None else 0, request.head)
+        name, take = request.session, request.take
+        known = self._memory.sessions.get(name)
+        before = known.state if known is not None else SessionState(name)
+        if known is not None and request.once is not None and before.exists:
+            events = self._before(name, known, request.once)
+            if events is not None:
+                return Appended(events, repeated=True)
+        state = moved(before, request.drafts, lease=request.lease)
+        check_head(before, request.head)
+        now = self._clock()
+        if take is not None:
+            state = leased(state, take.run, owner=take.owner, now=now, until=_until(now, take.ttl))
         # From here on nothing can be refused.
-        if session is None:
-            session = self._memory.sessions[name] = _Session(self._memory.next_id, 0, False)
+        at = self._memory.now(now)
+        if known is None:
+            begun = created(request.settled[0][0])
+            known = self._memory.sessions[name] = _Session(self._memory.next_id, before, begun, at, at)
             self._memory.next_id += 1
-            self._rows += (NEW_SESSION, session.id, name, None, None, None, None, None)
-        at = self._memory.now(self._clock)
-        first = session.head + 1
+            self._rows += (NEW_SESSION, known.id, name, begun.owner or "", None, None, None, None)
         events = [
-            Event(type=draft.type, data=data, offset=offset, at=at / MICRO, run=draft.run)
-            for offset, (draft, data) in enumerate(zip(request.drafts, request.data, strict=True), first)
+            Event(fact, offset, at / MICRO, draft.run, json)
+            for offset, (draft, (fact, json)) in enumerate(
+                zip(request.drafts, request.settled, strict=True), before.head + 1
+            )
         ]
-        for event, data in zip(events, request.encoded, strict=True):
-            delta = event.type in DELTAS
-            self._rows += (EVENT, session.id, event.offset, at, event.type, event.run, delta, data)
+        for event in events:
+            delta = event.fact.delta
+            self._rows += (EVENT, known.id, event.offset, at, event.type, event.run, delta, event.json)
             if not delta:
-                self._updated[session.id] = at
-                self._derive(name, session, event)
-        session.head = events[-1].offset
+                self._updated[known.id] = known.updated_at = at
         if request.once is not None:
-            self._rows += (ONCE, session.id, request.once, first, session.head, None, None, None)
-            self._fresh[session.id, request.once] = events
-        if events[-1].type == "session.deleted":
-            self._delete(name, session)
+            self._rows += (ONCE, known.id, request.once, before.head + 1, state.head, None, None, None)
+            self._fresh[known.id, request.once] = events
+        self._move(known, state)
+        if state.deleted:
+            self._rows += (DELETED, known.id, state.head, None, None, None, None, None)
         request.stored = events
-        return Appended(events)
+        request.free = free(state.runs, now) is not None
+        return Appended(events, lease=None if take is None else state.runs[take.run].lease())
+
+    def _move(self, known: _Session, state: SessionState) -> None:
+        """Take over the new state, and note what of its runs has changed."""
+        before, name = known.state.runs, state.session
+        known.state = state
+        self.looks[name] = known
+        if before is state.runs:
+            return
+        for run in before.keys() | state.runs.keys():
+            if before.get(run) is not state.runs.get(run):
+                self._changed[known.id, name, run] = state.runs.get(run)
+        if state.runs:
+            self._memory.runs[name] = dict(state.runs)
+        else:
+            self._memory.runs.pop(name, None)
 
     def _before(self, name: str, session: _Session, once: str) -> list[Event] | None:
         """The events stored earlier under this key."""
@@ -330,67 +404,62 @@ class _Group:
             first = page[-1].offset + 1
         return events
 
-    def _derive(self, name: str, session: _Session, event: Event) -> None:
-        if event.run is None:
-            return
-        runs = self._memory.runs.setdefault(name, {})
-        if event.type == "message.created":
-            runs[event.run] = OpenRun(session=name, run=event.run, offset=event.offset)
-        elif event.type == "run.started":
-            runs[event.run] = msgspec.structs.replace(runs[event.run], started=True)
-        elif event.type in TERMINAL:
-            del runs[event.run]
-        else:
-            return
-        self._runs[session.id, name, event.run] = None
-
-    def _delete(self, name: str, session: _Session) -> None:
-        session.deleted = True
-        self._memory.runs.pop(name, None)
-        self._rows += (DELETED, session.id, session.head, None, None, None, None, None)
-
-    def acquire(self, request: Acquire) -> Lease:
+    def acquire(self, session: str, take: Take) -> Lease:
         """The lease as it will be stored."""
-        runs = self._memory.runs.get(request.session, {})
+        known = self._memory.sessions.get(session)
+        if known is None:
+            raise RunEnded(f"Run {take.run!r} is not open.", run=take.run)
         now = self._clock()
-        current = lease_target(runs, request.run, owner=request.owner, now=now)
-        until = round((now + request.ttl) * MICRO) / MICRO
-        runs[request.run] = msgspec.structs.replace(
-            current, owner=request.owner, epoch=current.epoch + 1, expires_at=until
-        )
-        self._runs[self._memory.sessions[request.session].id, request.session, request.run] = None
-        return Lease(
-            session=request.session,
-            run=request.run,
-            owner=request.owner,
-            epoch=current.epoch + 1,
-            expires_at=until,
-        )
+        self._move(known, leased(known.state, take.run, owner=take.owner, now=now, until=_until(now, take.ttl)))
+        return known.state.runs[take.run].lease()
+
+    def claim(self, request: Claim) -> list[Lease]:
+        """Leases of runs that nobody held."""
+        now = self._clock()
+        found = (run for runs in self._memory.runs.values() if (run := free(runs, now)) is not None)
+        waiting = list(itertools.islice(found, request.limit))
+        self._memory.load(self._connection, [run.session for run in waiting])
+        return [self.acquire(run.session, Take(run.run, request.owner, request.ttl)) for run in waiting]
 
     def renew(self, request: Renew) -> None:
         """Extend the leases of an owner."""
-        until = round((self._clock() + request.ttl) * MICRO) / MICRO
-        held = [run for runs in self._memory.runs.values() for run in runs.values() if run.owner == request.owner]
-        self._memory.load(self._connection, {run.session for run in held})
-        for run in held:
-            self._memory.runs[run.session][run.run] = msgspec.structs.replace(run, expires_at=until)
-            self._runs[self._memory.sessions[run.session].id, run.session, run.run] = None
+        until = _until(self._clock(), request.ttl)
+        held = [
+            name for name, runs in self._memory.runs.items() if any(r.owner == request.owner for r in runs.values())
+        ]
+        self._memory.load(self._connection, held)
+        for name in held:
+            known = self._memory.sessions[name]
+            self._move(known, renewed(known.state, owner=request.owner, until=until))
+
+    def look(self, name: str) -> None:
+        """Note that somebody wants to know what the session looks like."""
+        if (known := self._memory.sessions.get(name)) is not None:
+            self.looks[name] = known
+
+    def release(self, lease: Lease) -> None:
+        """Give a lease back."""
+        known = self._memory.sessions.get(lease.session)
+        if known is not None:
+            self._move(known, released(known.state, lease))
 
     def rows(self) -> list[Any]:
         """The whole change, flat: ``WIDTH`` values for each row."""
         rows = self._rows
         for id, at in self._updated.items():
             rows += (UPDATED, id, at, None, None, None, None, None)
-        for id, name, run_id in self._runs:
-            run = self._memory.runs.get(name, {}).get(run_id)
+        for (id, _, name), run in self._changed.items():
             if run is None:
-                rows += (RUN_ENDED, id, run_id, None, None, None, None, None)
+                rows += (RUN_ENDED, id, name, None, None, None, None, None)
             else:
                 until = round(run.expires_at * MICRO)
-                rows += (RUN, id, run_id, run.offset, run.started, run.owner, run.epoch, until)
-            if not self._memory.runs.get(name, True):
-                del self._memory.runs[name]
+                rows += (RUN, id, run.run, run.offset, STATES.index(run.state), run.owner, run.epoch, until)
         return rows
+
+
+def _until(now: float, ttl: float) -> float:
+    """When a lease ends: to the microsecond, as it is stored."""
+    return round((now + ttl) * MICRO) / MICRO
 
 
 class Writer:
@@ -400,7 +469,8 @@ class Writer:
         path: for error messages.
         connection: nobody else uses it.
         clock: seconds since the epoch.
-        deliver: called on this thread with each group of requests, once they are decided and durable.
+        deliver: called on this thread with each group of requests, once they are decided and durable, and with what
+            the sessions look like that they were about.
     """
 
     def __init__(
@@ -408,7 +478,7 @@ class Writer:
         path: str,
         connection: apsw.Connection,
         clock: Callable[[], float],
-        deliver: Callable[[list[Request]], None],
+        deliver: Callable[[list[Request], dict[str, Look]], None],
     ) -> None:
         self._path = path
         self._connection = connection
@@ -457,8 +527,9 @@ class Writer:
     def _do(self, requests: list[Request]) -> None:
         # Before the commit, so that whoever reads its effects from the disk can know that it is being delivered.
         self.begun += 1
+        looks: dict[str, Look] = {}
         try:
-            self._commit(requests)
+            looks = self._commit(requests)
         except Exception as exc:  # whatever it is, this thread goes on for the other sessions
             self._undo()
             for request in requests:
@@ -466,17 +537,15 @@ class Writer:
                 request.error.__cause__ = exc
                 if isinstance(request, Append):
                     request.stored = []
-        self._deliver(requests)
+        self._deliver(requests, looks)
 
-    def _commit(self, requests: list[Request]) -> None:
-        self._write_all(self._planned(requests))
-
-    def _planned(self, requests: list[Request]) -> list[Any]:
+    def _commit(self, requests: list[Request]) -> dict[str, Look]:
         if self._memory is None:
             self._memory = _Memory(self._connection)
         group = _Group(self._memory, self._connection, self._clock)
         group.plan(requests)
-        return group.rows()
+        self._write_all(group.rows())
+        return {name: known.look() for name, known in group.looks.items()}
 
     def _write_all(self, rows: list[Any]) -> None:
         size = STATEMENT_ROWS * WIDTH

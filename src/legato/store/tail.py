@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from operator import attrgetter
 
-from ..event import DELTAS, Event, Offset
+from ..event import Event, Offset
 
 EVENT_BYTES = 700
 """What an event costs in memory beside its data: the objects, and its encoded bytes in one dialect."""
@@ -51,7 +51,7 @@ class _Tail:
         self.sizes += sizes
         self.bytes += sum(sizes)
         for event, size in zip(events, sizes, strict=True):
-            if event.type not in DELTAS:
+            if not event.fact.delta:
                 self.whole.append(event)
                 self.whole_sizes.append(size)
                 self.bytes += size

@@ -1,0 +1,233 @@
+"""Messages and what they are made of, as a log, an agent and a history page see them.
+
+A *part* is a piece of a message. Its kinds are structs with the tag ``type``; a kind that this version does not know is
+an ``OtherPart``, and is given on as it came. JSON is read and written here and nowhere else (``decoder``, ``encode``),
+so that nothing of it is lost on the way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from .errors import InvalidInput
+from .json import JsonObject
+
+T = TypeVar("T")
+
+
+class Part:
+    """A piece of a message: ``TextPart``, ``ThinkingPart``, ``RefusalPart``, ``CallPart``, or ``OtherPart``.
+
+    Attributes:
+        type: its kind, a word.
+        step: the message of the model that it belongs to, from 1.
+    """
+
+    __slots__ = ()
+    type: str
+    step: int
+
+
+class TextPart(Part, msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    """A stretch of the answer, or of what the user wrote."""
+
+    type = "text"
+    step: int
+    text: str
+
+
+class ThinkingPart(Part, msgspec.Struct, frozen=True, tag_field="type", tag="thinking"):
+    """A stretch of the model's reasoning."""
+
+    type = "thinking"
+    step: int
+    text: str
+
+
+class RefusalPart(Part, msgspec.Struct, frozen=True, tag_field="type", tag="refusal"):
+    """A stretch of the model's explanation why it does not answer."""
+
+    type = "refusal"
+    step: int
+    text: str
+
+
+class CallPart(Part, msgspec.Struct, frozen=True, tag_field="type", tag="tool_call", omit_defaults=True):
+    """A call of a tool.
+
+    Attributes:
+        id: unique in its run.
+        arguments: the JSON text, as far as it came.
+        success: whether the tool could do it; unset while nothing has come of the call.
+        output: any JSON value; unset as long as ``success`` is.
+    """
+
+    type = "tool_call"
+    step: int
+    id: str
+    name: str
+    arguments: str
+    success: bool | UnsetType = UNSET
+    output: Any = UNSET
+
+    @property
+    def done(self) -> bool:
+        """Whether something has come of it."""
+        return self.success is not UNSET
+
+
+class OtherPart(Part):
+    """A part of a kind that this version does not know.
+
+    Attributes:
+        data: the whole JSON object.
+    """
+
+    __slots__ = ("data", "step", "type")
+
+    def __init__(self, data: JsonObject) -> None:
+        self.data = data
+        self.type = str(data.get("type", ""))
+        self.step = data["step"] if isinstance(data.get("step"), int) else 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OtherPart) and self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]  # data is a dict
+
+    def __repr__(self) -> str:
+        return f"OtherPart({self.data!r})"
+
+
+PARTS: dict[str, type[TextPart | ThinkingPart | RefusalPart | CallPart]] = {
+    part.type: part for part in (TextPart, ThinkingPart, RefusalPart, CallPart)
+}
+"""The kinds that this version knows."""
+
+TEXTS = (TextPart, ThinkingPart, RefusalPart)
+"""The kinds that are text."""
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Tokens and cost so far; the last one a run yields stands in its terminal event.
+
+    Cached tokens are part of the input, reasoning tokens of the output."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: float = 0.0
+    model: str = ""
+
+
+class RunError(msgspec.Struct, frozen=True, gc=False):
+    """Why a run failed: ``code`` for programs, ``message`` for people."""
+
+    code: str
+    message: str
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A whole message of a conversation, as an agent and a history page see it.
+
+    Attributes:
+        id: unique in its session.
+        role: ``"user"`` or ``"assistant"``.
+        text: the user's text, or the text of the assistant's final step, a refusal included.
+        parts: of an assistant: its thinking, text, refusals and tool calls in order, see ``Transcript``.
+        metadata: of a user: what the sender added, for example ``{"plan_mode": true}``.
+        run: the run that answers it, or that it came from.
+        offset: the event that holds it.
+        at: when it was stored, seconds since the epoch.
+        status: of an assistant: ``"completed"``, ``"failed"`` or ``"cancelled"``.
+        usage: of an assistant, if it told.
+        error: of a failed assistant's message.
+    """
+
+    id: str
+    role: str
+    text: str
+    parts: list[Part] = []
+    metadata: JsonObject = {}
+    run: str | None = None
+    offset: int = 0
+    at: float = 0.0
+    status: str = "completed"
+    usage: Usage | None = None
+    error: RunError | None = None
+
+
+# JSON -----------------------------------------------------------------------------------------------------------------
+
+
+def _read(type: type, value: Any) -> Any:
+    if type is not Part:
+        raise NotImplementedError(f"{type} is no type of a log")
+    return read_part(value)
+
+
+def read_part(value: JsonObject) -> Part:
+    """The part that a JSON object is; an ``OtherPart`` also if it is of a known kind and does not fit."""
+    known = PARTS.get(value.get("type", "")) if isinstance(value, dict) else None
+    if known is not None:
+        try:
+            return msgspec.convert(value, known)
+        except msgspec.ValidationError:
+            pass
+    return OtherPart(value if isinstance(value, dict) else {"value": value})
+
+
+def _write(value: Any) -> JsonObject:
+    if isinstance(value, OtherPart):
+        return value.data
+    raise NotImplementedError(f"Objects of type {type(value).__name__} are not JSON")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_write)
+
+
+def decoder(type: type[T]) -> msgspec.json.Decoder[T]:
+    """What reads JSON as ``type``, parts of any kind included."""
+    return msgspec.json.Decoder(type, dec_hook=_read)
+
+
+def convert(value: Any, type: type[T], *, strict: bool = True) -> T:
+    """A JSON value as ``type``, parts of any kind included.
+
+    Raises:
+        msgspec.ValidationError: it does not fit.
+    """
+    return msgspec.convert(value, type, strict=strict, dec_hook=_read)
+
+
+def encode(value: object) -> bytes:
+    """``value`` as JSON.
+
+    Raises:
+        TypeError, ValueError, OverflowError, RecursionError: it is not made of JSON values.
+    """
+    try:
+        return _encoder.encode(value)
+    except NotImplementedError as exc:
+        raise TypeError(str(exc)) from None
+
+
+def to_builtins(value: object) -> Any:
+    """``value`` as what JSON is made of."""
+    return msgspec.to_builtins(value, enc_hook=_write)
+
+
+def as_json(name: str, value: Any) -> Any:
+    """What JSON makes of ``value`` (lists for tuples, text for dates), and a copy that nobody else can change.
+
+    Raises:
+        InvalidInput: it is not made of JSON values; the text begins with ``name``.
+    """
+    try:
+        return msgspec.json.decode(encode(value))
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise InvalidInput(f"{name} must be made of JSON values: {exc}") from exc

@@ -1,0 +1,697 @@
+"""``Sessions``: everything that a caller can do, one verb each. Routes, dialects and commands hold it, never a store.
+
+A verb reads what it needs at one head, decides, and stores all of it in one append: at that head (it begins again if
+the log has grown by more than deltas), under a key that can be used once, or, where something is taken back, with the
+offset up to which it has seen the log. So a request that is refused has stored nothing, and no two of them meet half
+way. What a caller may not touch is not there for them.
+
+A message whose run has a place is stored with the run's lease and its ``run.started``, so the agent is asked after one
+commit.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from .agent import Agent
+from .caller import Caller
+from .caller import may as may_what_is_theirs
+from .errors import (
+    AskNotFound,
+    Conflict,
+    Draining,
+    HeadMoved,
+    InvalidInput,
+    KeyReused,
+    LeaseHeld,
+    NotFound,
+    QueueFull,
+    RunEnded,
+    RunInProgress,
+    RunNotFound,
+    SessionExists,
+    SessionNotFound,
+    TooLarge,
+)
+from .event import (
+    CancelRequested,
+    Draft,
+    Event,
+    Fact,
+    MessageCreated,
+    NotificationCreated,
+    NotificationResolved,
+    Offset,
+    PermissionRequested,
+    PermissionResolved,
+    RunStarted,
+    RunWithdrawn,
+    SessionCreated,
+    SessionDeleted,
+    SessionRewound,
+)
+from .execution import CANCELLED, A, Limits, expired, resolve_key, terminal
+from .json import JsonObject
+from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Subscription
+from .machine import OpenRun
+from .part import Message, as_json
+from .run import Runner
+from .transcript import Ask, asks, fold, history
+
+May = Callable[[Caller, str, str | None], bool]
+"""Decides what a caller may do, see ``caller.may``."""
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """What became of a message.
+
+    Attributes:
+        session, run, message: ids.
+        offset: of its ``message.created``; a reader that starts just before it sees the whole turn.
+        repeated: it had been sent before, under the same key; or the run was there already, see ``Sessions.retry``.
+    """
+
+    session: str
+    run: str
+    message: str
+    offset: int
+    repeated: bool
+
+
+class Question(msgspec.Struct, frozen=True):
+    """A message that is to be answered.
+
+    Attributes:
+        text: not blank.
+        agent: who answers; None: the session's agent, or the default.
+        metadata: JSON values for the agent.
+        key: the same key with the same message attaches to the same run, however often it is sent.
+        earlier: what was said before it, in order, to be stored with it; ids and runs are given here.
+    """
+
+    text: str
+    agent: str | None = None
+    metadata: JsonObject | None = None
+    key: str | None = None
+    earlier: Sequence[MessageCreated] = ()
+
+
+class _Seen(NamedTuple):
+    """A session as it was when a verb looked at it: no deltas are among the events."""
+
+    info: SessionInfo
+    events: list[Event]
+
+    @property
+    def head(self) -> Offset:
+        return self.info.head
+
+
+class Sessions:
+    """The verbs. Each takes a caller first, and raises ``SessionNotFound`` for what is not theirs.
+
+    Args:
+        store: open.
+        runner: drives what is sent.
+        may: decides what a caller may do, see ``caller.may``.
+    """
+
+    def __init__(self, store: Store, runner: Runner, *, may: May = may_what_is_theirs) -> None:
+        self._store = store
+        self._runner = runner
+        self._may = may
+
+    @property
+    def agents(self) -> Mapping[str, Agent]:
+        """By name, the default one first."""
+        return self._runner.agents
+
+    @property
+    def limits(self) -> Limits:
+        """What bounds a message and a run."""
+        return self._runner.limits
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new messages are taken."""
+        return self._runner.draining
+
+    @property
+    def running(self) -> int:
+        """How many runs this process drives now."""
+        return self._runner.running
+
+    # Looking ----------------------------------------------------------------------------------------------------------
+
+    async def info(self, caller: Caller, session: str, *, verb: str = "info") -> SessionInfo:
+        """What is known of a session without reading its log.
+
+        Raises:
+            SessionNotFound: there is none, or the caller may not do ``verb`` to it.
+        """
+        info = await self._store.info(session)
+        if not self._may(caller, verb, info.owner):
+            raise SessionNotFound(session)
+        return info
+
+    async def index(self, caller: Caller, *, limit: int = 100, after: str | None = None) -> SessionPage:
+        """A page of the caller's sessions, those last written to first.
+
+        Raises:
+            CursorInvalid: ``after`` is not the ``next`` of a page.
+        """
+        owner = None if self._may(caller, "index", None) else caller.subject
+        return await self._store.sessions(limit=limit, after=after, owner=owner)
+
+    async def history(self, caller: Caller, session: str) -> list[Message]:
+        """The conversation, see ``transcript.history``."""
+        return history(await self.events(caller, session))
+
+    async def events(self, caller: Caller, session: str) -> list[Event]:
+        """The session's events but for deltas."""
+        return (await self._look(caller, session, "history")).events
+
+    async def read(self, caller: Caller, session: str, after: Offset, *, limit: int = READ_LIMIT) -> list[Event]:
+        """A page of the log, see ``Store.read``."""
+        await self.info(caller, session, verb="read")
+        return await self._store.read(session, after, limit=limit)
+
+    async def all(
+        self, caller: Caller, session: str, after: Offset = 0, *, deltas: bool = True
+    ) -> AsyncIterator[Event]:
+        """Every event of the log that is there now, page by page."""
+        await self.info(caller, session, verb="read")
+        async for event in Log(self._store, session).all(after, deltas=deltas):
+            yield event
+
+    async def follow(
+        self, caller: Caller, session: str, after: Offset, *, heartbeat: float = 15.0, deltas: bool = True
+    ) -> Subscription:
+        """A cursor on the log, see ``Subscription``."""
+        await self.info(caller, session, verb="read")
+        return Subscription(self._store, session, after, heartbeat=heartbeat, deltas=deltas)
+
+    async def find(self, caller: Caller, session: str, run: str) -> Ask | None:
+        """The message that a run answers; None if there is no such run, or if it has been withdrawn."""
+        try:
+            events = (await self._look(caller, session, "read")).events
+        except SessionNotFound:
+            return None
+        if any(isinstance(event.fact, RunWithdrawn) and event.fact.run == run for event in events):
+            return None
+        return next((ask for ask in asks(events) if ask.run == run), None)
+
+    async def _look(self, caller: Caller, session: str, verb: str) -> _Seen:
+        info = await self.info(caller, session, verb=verb)
+        return _Seen(info, [event async for event in Log(self._store, session).all(until=info.head, deltas=False)])
+
+    # Beginning and ending sessions ------------------------------------------------------------------------------------
+
+    async def create(self, caller: Caller, session: str, begin: SessionCreated) -> SessionInfo:
+        """Begin a session under this id, which becomes the caller's.
+
+        Raises:
+            SessionExists, InvalidInput: nothing was stored.
+        """
+        self.check_agent(begin.agent)
+        await self._store.append(session, [Draft(_owned(begin, caller))])
+        return await self._store.info(session)
+
+    async def fork(
+        self, caller: Caller, source: str, session: str, *, last: int, title: str | None = None
+    ) -> SessionInfo:
+        """Begin a session with a copy of another's messages up to and with number ``last``, from 0.
+
+        Raises:
+            InvalidInput: there is no message of that number. SessionExists: there is one of the id ``session``.
+        """
+        seen = await self._look(caller, source, "fork")
+        messages = history(seen.events)
+        if last >= len(messages):
+            raise InvalidInput(
+                f"messageIndex counts from 0 and the session has {len(messages)} messages, got {last}.",
+                messages=len(messages),
+            )
+        copy = _copied(seen.info, messages[: last + 1], title)
+        await self._store.append(session, [Draft(_owned(copy[0], caller)), *map(Draft, copy[1:])])
+        return await self._store.info(session)
+
+    async def rewind(self, caller: Caller, session: str, to: str) -> None:
+        """Make history end at message ``to``. A message that crosses the request is not taken back.
+
+        Raises:
+            NotFound: there is no such message. RunInProgress: an answer is being given.
+        """
+        seen = await self._look(caller, session, "rewind")
+        if seen.info.open_runs:
+            raise RunInProgress("A session cannot be rewound while an answer is being given; cancel it first.")
+        if all(message.id != to for message in history(seen.events)):
+            raise NotFound(f"The session has no message {to[:200]!r}.")
+        await self._store.append(session, [Draft(SessionRewound(to, until=seen.head))])
+
+    async def delete(self, caller: Caller, session: str) -> None:
+        """Delete a session, its log and whatever runs in it, also what has come since the caller looked."""
+        await self.info(caller, session, verb="delete")
+        await self._store.append(session, [Draft(SessionDeleted())])
+
+    async def withdraw(self, caller: Caller, session: str, run: str) -> None:
+        """Let a run no longer be had by its id, and delete the log with the last of them.
+
+        Raises:
+            RunNotFound: it was withdrawn before, or the session has been deleted.
+        """
+        while True:
+            try:
+                seen = await self._look(caller, session, "withdraw")
+                gone = {event.fact.run for event in seen.events if isinstance(event.fact, RunWithdrawn)}
+                left = {ask.run for ask in asks(seen.events) if ask.run is not None} - gone
+                if run not in left:
+                    raise RunNotFound(run)
+                fact: Fact = SessionDeleted() if left == {run} else RunWithdrawn(run)
+                await self._store.append(session, [Draft(fact)], head=seen.head)
+            except HeadMoved:
+                continue  # whatever came has to be looked at
+            except SessionNotFound:
+                raise RunNotFound(run) from None
+            return
+
+    # Asking -----------------------------------------------------------------------------------------------------------
+
+    async def send(
+        self, caller: Caller, session: str, question: Question, *, begin: SessionCreated | None = None
+    ) -> Sent:
+        """Store a user's message and have it answered, after those that wait already.
+
+        Args:
+            caller: who asks.
+            session: its id.
+            question: the message, with what was said before.
+            begin: what begins the session if it does not exist yet.
+
+        Raises:
+            InvalidInput, TooLarge, SessionNotFound, SessionExists, KeyReused, QueueFull, Draining: nothing was stored.
+        """
+        self._check(question)
+
+        async def decide() -> tuple[str, list[Draft], SessionInfo | None]:
+            try:
+                info = await self.info(caller, session, verb="send")
+            except SessionNotFound:
+                if begin is None:
+                    raise
+                return session, [Draft(_owned(begin, caller))], None
+            if begin is not None and question.key is None:
+                raise SessionExists(f"Session {session!r} exists already.", session=session)
+            return session, [], info
+
+        return await self._ask(caller, question, decide)
+
+    async def branch(self, caller: Caller, session: str, run: str, question: Question) -> Sent:
+        """Send a message that goes on from the answer of ``run``: in its session, if it is the last there; else in a
+        copy of the session up to that answer.
+
+        Raises:
+            RunNotFound: its answer is no part of the conversation (any more).
+            RunInProgress: it is still being given, and others wait behind it.
+            InvalidInput, TooLarge, KeyReused, QueueFull, Draining: nothing was stored.
+        """
+        self._check(question)
+
+        async def decide() -> tuple[str, list[Draft], SessionInfo | None]:
+            seen = await self._look(caller, session, "send")
+            asked = [event for event in seen.events if isinstance(event.fact, MessageCreated)]
+            messages = history(seen.events)
+            if all(message.run != run for message in messages):
+                raise RunNotFound(run)
+            if asked[-1].run == run or _key_used(seen.events, caller, question.key):
+                return session, [], seen.info
+            place = next((n for n, m in enumerate(messages) if m.run == run and m.role == "assistant"), None)
+            if place is None:
+                raise RunInProgress("The answer is still being given, and others wait behind it.", run=run)
+            copy = _copied(seen.info, messages[: place + 1], seen.info.created.title)
+            drafts = [Draft(_owned(copy[0], caller)), *map(Draft, copy[1:])]
+            branched = new_session(caller, question.key)
+            try:
+                return branched, [], await self.info(caller, branched, verb="send")
+            except SessionNotFound:
+                return branched, drafts, None
+
+        return await self._ask(caller, question, decide)
+
+    async def retry(self, caller: Caller, session: str, message: str, *, run: str | None = None) -> Sent:
+        """Have the last user message of a session answered anew, because a person asked for it.
+
+        The answer so far is taken back out of the history, and the message is stored again, under its id, for a new
+        run. Of those who ask at the same time, each gets the same run.
+
+        Args:
+            caller: who asks.
+            session: its id.
+            message: the id of the message; its run has ended in whatever way, or it never had one.
+            run: the run whose end the caller has seen, which makes it safe to ask again however late; None for the
+                newest.
+
+        Raises:
+            SessionNotFound, NotFound: no such session; no such message of a user in its history, or no such run of it.
+            Conflict: it is being answered, or it is not the last one.
+            Draining: nothing was stored.
+        """
+        seen = await self._look(caller, session, "send")
+        found = _asks(seen.events, message)
+        last = found[-1]
+        going_on = last.run in seen.info.runs
+        if run is None:
+            known = last if going_on and last.fact.retries is not msgspec.UNSET else None
+        else:
+            known = next((ask for ask in found if ask.fact.retries == run), None)
+        if known is not None:
+            return _sent(session, known, repeated=True)
+        if run not in (None, last.run):
+            raise NotFound(f"Run {str(run)[:200]!r} is not one of message {message[:200]!r}.")
+        if going_on:
+            raise RunInProgress("The message is being answered; cancel its run first.", run=last.run)
+        return await self._answer_anew(seen, last)
+
+    async def answer(self, caller: Caller, session: str, message: str) -> Sent:
+        """The newest run of a user's message, begun now if it never had one: a fork copies messages without runs.
+
+        Raises:
+            SessionNotFound, NotFound: no such session; no such message of a user.
+            Conflict: it never had a run, and it is not the last message.
+            Draining: nothing was stored.
+        """
+        seen = await self._look(caller, session, "send")
+        last = _asks(seen.events, message)[-1]
+        if last.run is not None:
+            return _sent(session, last, repeated=True)
+        return await self._answer_anew(seen, last)
+
+    async def asked(self, caller: Caller, session: str, message: str) -> list[Ask]:
+        """A user's message as it was put to an agent, once or more, oldest first.
+
+        Raises:
+            SessionNotFound, NotFound: no such session; no such message of a user.
+        """
+        return _asks(await self.events(caller, session), message)
+
+    def check_agent(self, agent: str | None) -> None:
+        """Raise ``InvalidInput`` if ``agent`` is not None and there is none of that name."""
+        if agent is not None and agent not in self.agents:
+            known = ", ".join(self.agents)
+            raise InvalidInput(f"There is no agent {agent[:100]!r}; this server has: {known}.", agents=known)
+
+    def check_ready(self) -> None:
+        """Raise ``Draining`` if no new messages are taken."""
+        if self.draining:
+            raise Draining("The server is shutting down and takes no new messages; try again.")
+
+    def _check(self, question: Question) -> None:
+        text = question.text
+        if not text.strip():
+            raise InvalidInput("A message needs text, got nothing but blanks.")
+        if len(text) > self.limits.message_characters:
+            raise TooLarge(
+                f"A message may have {self.limits.message_characters} characters, got {len(text)}.",
+                limit=self.limits.message_characters,
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidInput("The text holds half of a surrogate pair, which cannot be stored as UTF-8.") from None
+        self.check_agent(question.agent)
+        self.check_ready()
+
+    async def _ask(
+        self,
+        caller: Caller,
+        question: Question,
+        decide: Callable[[], Awaitable[tuple[str, list[Draft], SessionInfo | None]]],
+    ) -> Sent:
+        """Store a question where ``decide`` says: the session, what begins it, what it looks like if it is there."""
+        metadata = as_json("metadata", question.metadata) if question.metadata else None
+        stamp = secrets.token_hex(6)
+        while True:
+            session, before, info = await decide()
+            fact = MessageCreated(
+                id=f"{session}~{stamp}~u",
+                role="user",
+                text=question.text,
+                agent=question.agent or None,
+                metadata=metadata,
+                caller=caller.subject or None,
+                key=question.key,
+            )
+            await self._check_queue(caller, info, question.key)
+            stem = f"{session}~h" if info is None else f"{session}~h{stamp}."
+            earlier = [
+                Draft(msgspec.structs.replace(each, id=f"{stem}{place}")) for place, each in enumerate(question.earlier)
+            ]
+            try:
+                appended = await self._append_question(
+                    session,
+                    [*before, *earlier],
+                    Draft(fact, f"{session}~{stamp}"),
+                    idle=info is None or not info.open_runs,
+                    agent=question.agent or _agent_of(before, info),
+                    once=_once("send", caller, question.key),
+                    head=0 if info is None else info.head,
+                )
+            except HeadMoved:
+                continue
+            except SessionExists:
+                if question.key is None:
+                    raise
+                continue  # the same request came before; if that was another one, its message will say so
+            break
+        stored = next(ask for ask in asks(appended.events) if ask.run is not None)
+        if appended.repeated and msgspec.structs.replace(stored.fact, id=fact.id) != fact:
+            raise KeyReused("This idempotency key came with another message before.", key=question.key)
+        return _sent(session, stored, repeated=appended.repeated)
+
+    async def _check_queue(self, caller: Caller, info: SessionInfo | None, key: str | None) -> None:
+        if info is None or len(info.open_runs) <= self.limits.queued_messages:
+            return
+        if key is not None and _key_used((await self._look(caller, info.session, "send")).events, caller, key):
+            return
+        raise QueueFull(
+            f"{len(info.open_runs)} messages wait in this session already.", limit=self.limits.queued_messages
+        )
+
+    async def _answer_anew(self, seen: _Seen, ask: Ask) -> Sent:
+        messages = history(seen.events)
+        place = next((n for n in reversed(range(len(messages))) if messages[n].role == "user"), None)
+        if place is None or messages[place].id != ask.fact.id:
+            if any(message.id == ask.fact.id for message in messages):
+                raise Conflict("Only the last message of a session can be answered anew.")
+            raise NotFound("The message has been taken back.")
+        self.check_ready()
+        session = seen.info.session
+        # What others store from now on comes after ``until``: a message that crosses this one is not taken back.
+        back = SessionRewound(messages[place - 1].id if place else "", until=seen.head)
+        again = msgspec.structs.replace(ask.fact, key=None, retries=ask.run)
+        appended = await self._append_question(
+            session,
+            [Draft(back)],
+            Draft(again, f"{session}~{secrets.token_hex(6)}"),
+            idle=not seen.info.open_runs,
+            agent=again.agent or seen.info.created.agent,
+            once=f"retry:{ask.run or ask.fact.id}",
+            head=None,
+        )
+        stored = next(each for each in asks(appended.events) if each.run is not None)
+        return _sent(session, stored, repeated=appended.repeated)
+
+    async def _append_question(
+        self,
+        session: str,
+        before: list[Draft],
+        question: Draft,
+        *,
+        idle: bool,
+        agent: str | None,
+        once: str | None,
+        head: Offset | None,
+    ) -> Appended:
+        """Store a question; with the lease and the beginning of its run, if there is a place for it."""
+        run = question.run
+        assert run is not None
+        name = agent or self._runner.default
+        placed = idle and name in self.agents and self._runner.reserve()
+        try:
+            if placed:
+                drafts = [*before, question, Draft(RunStarted(name, 1), run)]
+                try:
+                    appended = await self._store.append(
+                        session, drafts, once=once, head=head, take=self._runner.take(run)
+                    )
+                except LeaseHeld:  # another message came first; this one waits behind it
+                    placed = False
+                    self._runner.give_back()
+                else:
+                    if appended.lease is not None:
+                        placed = False  # it is the run's now
+                        self._runner.begin(appended.lease)
+                    return appended
+            appended = await self._store.append(session, [*before, question], once=once, head=head)
+        finally:
+            if placed:
+                self._runner.give_back()
+        self._runner.wake(session)
+        return appended
+
+    # Stopping and answering -------------------------------------------------------------------------------------------
+
+    async def cancel(self, caller: Caller, session: str, run: str | None = None) -> list[str]:
+        """Ask ``run``, or all open runs of the session, to stop; the request is in the log when this returns.
+
+        A run that nobody drives ends with that.
+
+        Returns:
+            The runs that were open.
+        """
+        info = await self.info(caller, session, verb="cancel")
+        asked = []
+        for open_run in info.open_runs:
+            if run in (None, open_run.run):
+                drafts = [Draft(CancelRequested(), open_run.run)]
+                if open_run.owner is None:
+                    drafts += await self._end_of(open_run)
+                try:
+                    await self._store.append(session, drafts, once=f"cancel:{open_run.run}")
+                except RunEnded:
+                    continue
+                asked.append(open_run.run)
+        return asked
+
+    async def _end_of(self, run: OpenRun) -> list[Draft]:
+        """How a run ends as cancelled that nobody drives: with what earlier attempts have said and asked."""
+        log = Log(self._store, run.session)
+        events = [event async for event in log.all(run.offset - 1) if event.run == run.run]
+        resolved = {event.fact.id for event in events if isinstance(event.fact, PermissionResolved)}
+        open_asks = [event.fact.id for event in events if isinstance(event.fact, PermissionRequested)]
+        return [
+            *(expired(id, run.run) for id in open_asks if id not in resolved),
+            terminal(CANCELLED, run.run, fold(events)),
+        ]
+
+    async def resolve_permission(self, caller: Caller, id: str, granted: bool, *, now: float) -> bool:
+        """Answer a permission request. The first answer wins.
+
+        Args:
+            caller: who answers.
+            id: of the request.
+            granted: the answer.
+            now: seconds since the epoch: an answer after the request's end is none.
+
+        Returns:
+            The answer that holds, which may be an earlier one.
+
+        Raises:
+            AskNotFound: no such request.
+        """
+        run, request = await self._find_ask(caller, id, PermissionRequested)
+        late = request.expires_at is not None and request.expires_at <= now
+        fact = PermissionResolved(id, granted and not late, "timeout" if late else "user")
+        try:
+            appended = await self._store.append(_session_of(id), [Draft(fact, run)], once=resolve_key(id))
+        except RunEnded:
+            raise AskNotFound(f"The run that asked {id[:200]!r} has ended.") from None
+        answer = appended.events[0].fact
+        return isinstance(answer, PermissionResolved) and answer.granted
+
+    async def resolve_notification(
+        self, caller: Caller, id: str, response: str, value: str | None = None, *, now: float
+    ) -> None:
+        """Answer a notification, once.
+
+        Raises:
+            AskNotFound: unknown, expired, or answered already.
+            InvalidInput: not an answer of the kind it asked for.
+        """
+        run, asked = await self._find_ask(caller, id, NotificationCreated)
+        if response != asked.response:
+            raise InvalidInput(f"This notification expects an answer of type {asked.response!r}, got {response!r}.")
+        if response == "choice" and value not in (asked.choices or ()):
+            raise InvalidInput(f"Expected one of {asked.choices}, got {value!r}.", choices=asked.choices)
+        if response == "text" and value is None:
+            raise InvalidInput("An answer of type 'text' needs a value.")
+        if asked.created_at + asked.timeout <= now:
+            raise AskNotFound("The notification's time to answer is over.")
+        fact = NotificationResolved(id, "user", run, response, value)
+        if (await self._store.append(_session_of(id), [Draft(fact)], once=resolve_key(id))).repeated:
+            raise AskNotFound("The notification has been answered already.")
+
+    async def _find_ask(self, caller: Caller, id: str, kind: type[A]) -> tuple[str | None, A]:
+        # An ask's id begins with its session's, so that any node can find it without an index.
+        try:
+            for event in (await self._look(caller, _session_of(id), "resolve")).events:
+                if isinstance(event.fact, kind) and event.fact.id == id:
+                    return event.run, event.fact
+        except SessionNotFound:
+            pass
+        raise AskNotFound(f"There is no {kind.type.partition('.')[0]} {id[:200]!r}.")
+
+
+def new_session(caller: Caller, key: str | None) -> str:
+    """An id that nobody can guess; under a key always the same one, since the request may come again."""
+    if key is None:
+        return f"s_{secrets.token_urlsafe(16)}"
+    scope = f"{caller.subject} {key}" if caller.subject else key
+    digest = hashlib.sha256(f"responses:{scope}".encode()).digest()[:16]
+    return f"s_{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+
+
+def _once(verb: str, caller: Caller, key: str | None) -> str | None:
+    # A key holds no blank, so nobody's keys are nobody else's.
+    return None if key is None else f"{verb}:{caller.subject} {key}" if caller.subject else f"{verb}:{key}"
+
+
+def _key_used(events: Sequence[Event], caller: Caller, key: str | None) -> bool:
+    sent = [event.fact for event in events if isinstance(event.fact, MessageCreated)]
+    return key is not None and any(fact.key == key and (fact.caller or "") == caller.subject for fact in sent)
+
+
+def _owned(begin: SessionCreated, caller: Caller) -> SessionCreated:
+    return msgspec.structs.replace(begin, owner=caller.subject or None)
+
+
+def _agent_of(drafts: Sequence[Draft], info: SessionInfo | None) -> str | None:
+    if info is not None:
+        return info.created.agent
+    return next((draft.fact.agent for draft in drafts if isinstance(draft.fact, SessionCreated)), None)
+
+
+def _copied(
+    source: SessionInfo, messages: Sequence[Message], title: str | None
+) -> tuple[SessionCreated, *tuple[Fact, ...]]:
+    """What begins a copy of a session with these of its messages."""
+    begin = msgspec.structs.replace(source.created, title=title, forked_from=source.session)
+    copies = [
+        MessageCreated(
+            id=each.id, role=each.role, text=each.text, parts=each.parts or None, metadata=each.metadata or None
+        )
+        for each in messages
+    ]
+    return begin, *copies
+
+
+def _asks(events: Sequence[Event], message: str) -> list[Ask]:
+    found = asks(events, message)
+    if not found:
+        raise NotFound(f"The session has no message {message[:200]!r} of a user.")
+    return found
+
+
+def _sent(session: str, ask: Ask, *, repeated: bool) -> Sent:
+    assert ask.run is not None
+    return Sent(session=session, run=ask.run, message=ask.fact.id, offset=ask.offset, repeated=repeated)
+
+
+def _session_of(id: str) -> str:
+    return id.partition("~")[0]
