@@ -42,7 +42,7 @@ NotificationKind = Literal["info", "warning", "error", "question"]
 ResponseType = Literal["acknowledge", "text", "choice"]
 
 
-class Reaction(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True):
     """What came of a notification.
 
     Attributes:
@@ -61,7 +61,7 @@ class Desk(Protocol):
         """Ask the user, wait for the first answer. The desk gives the request its id and its end."""
         ...
 
-    async def notify(self, notification: NotificationCreated, timeout: float | None, wait: bool) -> Reaction | None:
+    async def notify(self, notification: NotificationCreated, timeout: float | None, wait: bool) -> Answer | None:
         """Tell the user something; wait for the answer if ``wait``. The desk gives it its id and times."""
         ...
 
@@ -162,7 +162,7 @@ class Turn:
         choices: Sequence[str] | None = None,
         timeout: float | None = 600.0,
         wait: bool = False,
-    ) -> Reaction | None:
+    ) -> Answer | None:
         """Show the user a notification, and if ``wait``, wait for what they answer.
 
         Args:

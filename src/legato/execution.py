@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from .agent import Agent, Reaction, Turn
+from .agent import Agent, Answer, Turn
 from .errors import AgentError, InvalidInput, NotFound, RunEnded, StaleLease, StoreError, TooLarge
 from .event import (
     CancelRequested,
@@ -380,7 +380,7 @@ class Execution:
             answer = await self._resolve(late, run=self._lease.run)
         return isinstance(answer, PermissionResolved) and answer.granted
 
-    async def notify(self, notification: NotificationCreated, timeout: float | None, wait: bool) -> Reaction | None:
+    async def notify(self, notification: NotificationCreated, timeout: float | None, wait: bool) -> Answer | None:
         """See ``Desk``."""
         asked = self._ask(notification, timeout=86_400.0 if timeout is None else timeout, created_at=self._clock())
         if not wait:
@@ -388,7 +388,7 @@ class Execution:
         answer = await self._answer(asked.id, asked.created_at + asked.timeout)
         if answer is None:
             answer = await self._resolve(NotificationResolved(asked.id, "timeout", self._lease.run), run=None)
-        return Reaction(by=answer.by, value=answer.value if isinstance(answer, NotificationResolved) else None)
+        return Answer(by=answer.by, value=answer.value if isinstance(answer, NotificationResolved) else None)
 
     def _ask(self, request: A, **times: float | None) -> A:
         """Store the question, unless an earlier attempt asked the very same; in any case, what the log has of it."""
