@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from legato.event import Draft, Event, Offset, fact, settle
+from legato.event import Draft, Event, Offset, fact
 from legato.json import JsonObject
+from legato.part import encode
 
 
 def draft(type: str, data: JsonObject, run: str | None = None) -> Draft:
@@ -12,6 +13,5 @@ def draft(type: str, data: JsonObject, run: str | None = None) -> Draft:
 
 
 def stored(type: str, data: JsonObject, offset: Offset, at: float = 0.0, run: str | None = None) -> Event:
-    """The event that a store would give back for it."""
-    read, json = settle(fact(type, data))
-    return Event(read, offset, at, run, json)
+    """The event that a log with just this JSON in it gives."""
+    return Event(fact(type, data), offset, at, run, encode(data))
