@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from facts import stored
 from legato import Client
 from legato.client import AnswerStream, LogEvent, PermissionEvent, StreamEvent
 from legato.event import Event
@@ -95,7 +96,7 @@ class Talk:
             page = self.client.sessions.events(self.session, after=after)
             events += page.events
             after = page.next
-        log = [Event(type=e.type, data=e.data, offset=e.offset, at=e.at, run=e.run) for e in events]
+        log = [stored(e.type, e.data, e.offset, e.at, e.run) for e in events]
         check_log(log)
         return log
 

@@ -14,12 +14,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from facts import draft
 from legato.agent import Agent
+from legato.caller import NOBODY
 from legato.errors import StoreError
-from legato.event import TERMINAL, Draft, Event, RunState, advance
+from legato.event import TERMINAL, Draft, Event, Terminal
 from legato.execution import Limits
-from legato.log import Appended, Lease, Log, Subscription
-from legato.run import Runner, Sent
+from legato.json import JsonObject
+from legato.log import Appended, Log, Subscription
+from legato.machine import Lease, RunState, advance
+from legato.run import Runner
+from legato.sessions import Question, Sent, Sessions
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.transcript import fold
@@ -77,6 +82,37 @@ class Watched:
         self.before = before
 
 
+class Node(Runner):
+    """A runner with the verbs, as the one caller of an open server asks for them."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.sessions = Sessions(self.store, self)
+
+    async def send(
+        self,
+        session: str,
+        text: str,
+        *,
+        agent: str | None = None,
+        metadata: JsonObject | None = None,
+        key: str | None = None,
+    ) -> Sent:
+        return await self.sessions.send(NOBODY, session, Question(text, agent, metadata, key))
+
+    async def retry(self, session: str, message: str, *, run: str | None = None) -> Sent:
+        return await self.sessions.retry(NOBODY, session, message, run=run)
+
+    async def cancel(self, session: str, run: str | None = None) -> list[str]:
+        return await self.sessions.cancel(NOBODY, session, run)
+
+    async def resolve_permission(self, id: str, granted: bool) -> bool:
+        return await self.sessions.resolve_permission(NOBODY, id, granted, now=self._clock())
+
+    async def resolve_notification(self, id: str, response: str, value: str | None = None) -> None:
+        await self.sessions.resolve_notification(NOBODY, id, response, value, now=self._clock())
+
+
 class Gate:
     """Holds a run's first append of an event type until it is opened.
 
@@ -105,21 +141,21 @@ class Stage:
     def __init__(self, store: Watched, clock: Clock) -> None:
         self.store = store
         self.clock = clock
-        self._runners: list[Runner] = []
+        self._runners: list[Node] = []
         self._names = itertools.count(1)
         self._sessions: list[str] = []
 
-    def runner(self, *agents: Any, limits: Limits | None = None, **settings: Any) -> Runner:
+    def runner(self, *agents: Any, limits: Limits | None = None, **settings: Any) -> Node:
         """A runner with these agents (functions or ``Agent``), not started: sending works without."""
         named = [agent if isinstance(agent, Agent) else Agent(agent) for agent in agents]
         limits = limits or Limits(cancel_grace=5.0)
-        runner = Runner(self.store, {agent.name: agent for agent in named}, limits=limits, clock=self.clock, **settings)
+        runner = Node(self.store, {agent.name: agent for agent in named}, limits=limits, clock=self.clock, **settings)
         self._runners.append(runner)
         return runner
 
     async def session(self, **data: Any) -> str:
         session = f"s{next(self._names)}"
-        await self.store.append(session, [Draft(type="session.created", data=data)])
+        await self.store.append(session, [draft("session.created", data)])
         self._sessions.append(session)
         return session
 
@@ -127,7 +163,7 @@ class Stage:
         """The terminal event of one message's run in a session of its own."""
         return await self.ended(await self.runner(agent, **settings).send(await self.session(), text))
 
-    async def waiting(self, runner: Runner) -> Sent:
+    async def waiting(self, runner: Node) -> Sent:
         """A message in a session of its own whose run has its lease and waits for a place."""
         acquired = asyncio.Event()
 
@@ -168,8 +204,8 @@ class Stage:
     async def idle(self, runner: Runner) -> None:
         """Return when the runner drives nothing."""
         async with asyncio.timeout(NET):
-            while runner._workers:
-                await asyncio.wait(list(runner._workers.values()))
+            while runner._drives:
+                await asyncio.wait(list(runner._drives))
 
     async def crash(self) -> None:
         """End all runners in the middle of whatever they do, without a word, and open the store anew."""
@@ -179,7 +215,7 @@ class Stage:
         await self.store.open()
 
     async def _drop(self) -> None:
-        tasks = [task for runner in self._runners for task in (*runner._workers.values(), runner._reaper) if task]
+        tasks = [task for runner in self._runners for task in (*runner._drives, runner._worker) if task]
         self._runners = []
         for task in tasks:
             task.cancel()
@@ -206,8 +242,8 @@ def check_log(events: list[Event]) -> None:
         assert all(event.type not in TERMINAL for event in mine[:-1])
         last = mine[-1]
         if last.type in TERMINAL:
-            said = last.data["message" if last.type == "run.completed" else "partial"]
-            assert fold(mine).message(run) == said
+            assert isinstance(last.fact, Terminal)
+            assert fold(mine).message(run) == last.fact.said
 
 
 @contextlib.asynccontextmanager

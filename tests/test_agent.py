@@ -18,8 +18,10 @@ import pytest
 
 from legato.agent import Agent, Answer, Turn
 from legato.errors import AgentError, InvalidInput
-from legato.event import Message, Text
+from legato.event import NotificationCreated, PermissionRequested
+from legato.part import Message, to_builtins
 from legato.transcript import Recorder
+from legato.yields import Text
 
 GREETING = ["Good", " day"]
 
@@ -33,13 +35,13 @@ class Desk:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def ask_permission(self, request: dict[str, Any], timeout: float | None) -> bool:
+    async def ask_permission(self, request: PermissionRequested, timeout: float | None) -> bool:
         self.asked.append((request, timeout))
         self.called.set()
         await self.open.wait()
         return True
 
-    async def notify(self, notification: dict[str, Any], timeout: float | None, wait: bool) -> Answer | None:
+    async def notify(self, notification: NotificationCreated, timeout: float | None, wait: bool) -> Answer | None:
         self.asked.append((notification, timeout, wait))
         return Answer(by="user", value="yes") if wait else None
 
@@ -410,9 +412,12 @@ async def test_ask_permission_leaves_out_what_is_not_given() -> None:
     turn = make_turn(desk)
     assert await turn.ask_permission("Bash", "Run ls?")
     assert await turn.ask_permission("Write", "Write?", action="write", path="a", params={"n": 1}, timeout=None)
-    assert desk.asked == [
-        ({"tool": "Bash", "description": "Run ls?", "action": "execute"}, 600.0),
-        ({"tool": "Write", "description": "Write?", "action": "write", "path": "a", "params": {"n": 1}}, None),
+    assert [(to_builtins(request), timeout) for request, timeout in desk.asked] == [
+        ({"id": "", "tool": "Bash", "description": "Run ls?", "action": "execute"}, 600.0),
+        (
+            {"id": "", "tool": "Write", "description": "Write?", "action": "write", "path": "a", "params": {"n": 1}},
+            None,
+        ),
     ]
 
 
@@ -423,7 +428,7 @@ async def test_notify_returns_at_once_unless_told_to_wait() -> None:
     assert await turn.notify("Done", "It is done") is None
     answer = await turn.notify("Which?", "A or B", kind="question", response="choice", choices=("a", "b"), wait=True)
     assert Answer(by="user", value="yes") == answer
-    assert desk.asked[1][0]["choices"] == ["a", "b"]
+    assert desk.asked[1][0].choices == ["a", "b"]
 
 
 @pytest.mark.parametrize("about", [{"response": "choice"}, {"choices": ["a"]}, {"response": "choice", "choices": []}])
@@ -513,4 +518,4 @@ async def test_the_page_s_snippets_are_agents(snippet: str) -> None:
             except (StopAsyncIteration, AgentError):
                 pass
             await stream.aclose()
-        assert recorder.transcript.message("s~r")["parts"]
+        assert recorder.transcript.message("s~r").parts

@@ -8,7 +8,7 @@ import pytest
 
 from legato.agent import Turn
 from legato.agents.conversation import NOT_CARRIED_OUT, conversation
-from legato.event import Message
+from legato.part import Message, Part, read_part
 from test_agent import Desk
 
 Json = dict[str, Any]
@@ -25,15 +25,15 @@ def user(text: str, **metadata: Any) -> Message:
     return Message(id="u", role="user", text=text, metadata=metadata)
 
 
-def assistant(*parts: Json, text: str = "", **fields: Any) -> Message:
+def assistant(*parts: Part, text: str = "", **fields: Any) -> Message:
     return Message(id="a", role="assistant", text=text, parts=list(parts), **fields)
 
 
-def part(kind: str, step: int = 1, **fields: Any) -> Json:
-    return {"type": kind, "step": step, **fields}
+def part(kind: str, step: int = 1, **fields: Any) -> Part:
+    return read_part({"type": kind, "step": step, **fields})
 
 
-def call(id: str, arguments: str = "{}", step: int = 1, **fields: Any) -> Json:
+def call(id: str, arguments: str = "{}", step: int = 1, **fields: Any) -> Part:
     return part("tool_call", step, id=id, name="f", arguments=arguments, **fields)
 
 

@@ -14,10 +14,11 @@ from legato.agent import Turn
 from legato.agents import framework, langgraph, openai_agents, pydantic_ai
 from legato.agents.framework import Calls, arguments_of, explained, finish, jsonable, messages
 from legato.errors import AgentError, InvalidInput
-from legato.event import (
-    Event,
+from legato.event import Event
+from legato.part import Message, Part, read_part
+from legato.transcript import Recorder
+from legato.yields import (
     Finish,
-    Message,
     Refusal,
     Text,
     Thinking,
@@ -28,7 +29,6 @@ from legato.event import (
     ToolStarted,
     Usage,
 )
-from legato.transcript import Recorder
 
 
 class Nobody:
@@ -42,22 +42,19 @@ def turn(*history: Message, events: list[Any] | None = None) -> Turn:
     return Turn(desk=Nobody(), session="s", run="r", message=message, history=history, events=events or [])  # type: ignore[arg-type]
 
 
-def answer(*parts: dict[str, Any], text: str = "") -> Message:
+def answer(*parts: Part, text: str = "") -> Message:
     return Message(id="a", role="assistant", text=text, parts=list(parts))
 
 
-def called(id: str, step: int = 1, arguments: str = "{}", **result: Any) -> dict[str, Any]:
-    return {"type": "tool_call", "step": step, "id": id, "name": "add", "arguments": arguments, **result}
+def called(id: str, step: int = 1, arguments: str = "{}", **result: Any) -> Part:
+    return read_part({"type": "tool_call", "step": step, "id": id, "name": "add", "arguments": arguments, **result})
 
 
 def recorded(*items: Any) -> list[Event]:
     """What a run that yielded these has in its log."""
     recorder = Recorder("r")
     drafts = [draft for item in items for draft in recorder.record(item)]
-    return [
-        Event(type=draft.type, data=draft.data, offset=number, at=0.0, run="r")
-        for number, draft in enumerate(drafts, start=1)
-    ]
+    return [Event(draft.fact, number, 0.0, "r") for number, draft in enumerate(drafts, start=1)]
 
 
 # The conversation -----------------------------------------------------------------------------------------------------

@@ -13,16 +13,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from facts import draft, stored
 from legato.agent import Agent, Answer, Turn
 from legato.agents import library as library_module
 from legato.agents.guide import guide, own_documents, pieces
 from legato.agents.library import MAX_PASSAGE_CHARACTERS, MAX_TERMS, Library, terms
+from legato.caller import NOBODY
 from legato.errors import AgentError, InvalidInput
-from legato.event import Draft, Event, Message, Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted
+from legato.event import Event, NotificationCreated, PermissionRequested, TextDelta
 from legato.log import Subscription
+from legato.part import CallPart, Message
 from legato.run import Runner
+from legato.sessions import Question, Sessions
 from legato.store.memory import MemoryStore
 from legato.transcript import Recorder, Transcript, fold
+from legato.yields import Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted
 
 RIVERS = """\
 # Rivers
@@ -52,13 +57,13 @@ class Desk:
     def __init__(self, *, granted: bool = True, answer: Answer | None = None) -> None:
         self.granted = granted
         self.answer = answer
-        self.asked: list[dict[str, Any]] = []
+        self.asked: list[PermissionRequested | NotificationCreated] = []
 
-    async def ask_permission(self, request: dict[str, Any], timeout: float | None) -> bool:
+    async def ask_permission(self, request: PermissionRequested, timeout: float | None) -> bool:
         self.asked.append(request)
         return self.granted
 
-    async def notify(self, notification: dict[str, Any], timeout: float | None, wait: bool) -> Answer | None:
+    async def notify(self, notification: NotificationCreated, timeout: float | None, wait: bool) -> Answer | None:
         self.asked.append(notification)
         return self.answer
 
@@ -119,8 +124,8 @@ async def test_a_question_is_answered_with_thinking_then_a_tool_call_then_text(r
 async def test_the_tool_s_arguments_arrive_in_pieces_and_are_json(rivers: Path) -> None:
     """The call's arguments stream as deltas and join to what was searched for."""
     items = await ask(guide(rivers, pace=0), "Where does the Danube end?")
-    parts = transcript(items).message("s~r")["parts"]
-    arguments = next(part["arguments"] for part in parts if part["type"] == "tool_call")
+    parts = transcript(items).message("s~r").parts
+    arguments = next(part.arguments for part in parts if isinstance(part, CallPart))
     assert sum(isinstance(item, ToolArguments) for item in items) > 1
     assert json.loads(arguments) == {"query": "danube end", "limit": 4}
 
@@ -372,7 +377,7 @@ async def test_permission_asks_and_tells_the_answer(rivers: Path, granted: bool,
     """/permission makes a call that needs a permission, and says what came of it."""
     desk = Desk(granted=granted)
     items = await ask(guide(rivers, pace=0), "/permission", desk=desk)
-    assert [(asked["tool"], asked["action"]) for asked in desk.asked] == [("PretendToWrite", "write")]
+    assert [(asked.tool, asked.action) for asked in desk.asked] == [("PretendToWrite", "write")]
     assert [granted] == [item.success for item in items if isinstance(item, ToolResult)]
     assert f"Permission was {word}" in said(items)
 
@@ -384,7 +389,7 @@ async def test_notify_waits_for_the_choice_and_tells_it(rivers: Path, answer: An
     """/notify offers choices, waits, and says which it was."""
     desk = Desk(answer=answer)
     text = said(await ask(guide(rivers, pace=0), "/notify", desk=desk))
-    assert desk.asked[0]["choices"] == ["do", "re", "mi"]
+    assert desk.asked[0].choices == ["do", "re", "mi"]
     assert words in text
 
 
@@ -443,12 +448,12 @@ async def test_an_unknown_command_is_told(rivers: Path) -> None:
 def recorded(items: Sequence[object]) -> list[Event]:
     recorder = Recorder("s~r")
     drafts = [draft for item in items for draft in recorder.record(item)]
-    return [Event(type=d.type, data=d.data, run=d.run, offset=n, at=0.0) for n, d in enumerate(drafts, 2)]
+    return [Event(d.fact, n, 0.0, d.run) for n, d in enumerate(drafts, 2)]
 
 
 async def go_on(agent: Agent, question: str, left: list[Event]) -> Transcript:
     """The transcript after a second attempt, begun with the events that the first one left."""
-    started = [Event(type="run.started", data={"agent": "guide", "attempt": 1}, run="s~r", offset=1, at=0.0)]
+    started = [stored("run.started", {"agent": "guide", "attempt": 1}, 1, run="s~r")]
     recorder = Recorder("s~r", earlier=fold(left), resumed=True)
     for item in await ask(agent, question, events=started + left):
         recorder.record(item)
@@ -470,8 +475,8 @@ async def test_a_crash_between_other_deltas_leaves_no_mark_either(rivers: Path) 
     agent = guide(rivers, pace=0)
     items = await ask(agent, "hello")
     whole = transcript(items).message("s~r")
-    for length in range(0, len(whole["text"]), 17):
-        left = recorded([whole["text"][:length]])
+    for length in range(0, len(whole.text), 17):
+        left = recorded([whole.text[:length]])
         assert whole == (await go_on(agent, "hello", left)).message("s~r")
 
 
@@ -489,13 +494,13 @@ async def test_a_run_left_by_a_stopped_server_is_completed_by_the_next(rivers: P
     """Through the real runner: stopped in the middle, taken up by another, and the words follow without a gap."""
     store = MemoryStore()
     await store.open()
-    await store.append("s", [Draft(type="session.created", data={})])
+    await store.append("s", [draft("session.created", {})])
     first = Runner(store, {"guide": guide(rivers, pace=1000.0)})
     second = Runner(store, {"guide": guide(rivers, pace=0)})
     async with asyncio.timeout(30):
         with Subscription(store, "s", 0) as reader:
             await first.start()
-            await first.send("s", "/long 500")
+            await Sessions(store, first).send(NOBODY, "s", Question("/long 500"))
             said = await words_until(reader, "note-5 ")
             await first.stop()
             await store.open()  # as a new process would: the leases of the old one are forgotten
@@ -508,7 +513,7 @@ async def test_a_run_left_by_a_stopped_server_is_completed_by_the_next(rivers: P
 async def words_until(reader: Subscription, last: str) -> str:
     said = ""
     while last not in said:
-        said += "".join(event.data["text"] for event in await reader.next() if event.type == "text.delta")
+        said += "".join(event.fact.text for event in await reader.next() if isinstance(event.fact, TextDelta))
     return said
 
 

@@ -17,8 +17,9 @@ from legato.agent import Agent, Turn
 from legato.agents.model import Model
 from legato.agents.upstream import NOTE_EVERY, model_agent
 from legato.errors import AgentError, InvalidInput
-from legato.event import Draft, Event, Message
+from legato.event import Draft, Event, PermissionRequested, RunStarted, TextDelta
 from legato.execution import Limits
+from legato.part import CallPart, Message, Usage
 from legato.tool import Tool, ToolError
 from legato.transcript import Recorder, Transcript, fold
 from model_server import Keeper, asking, calls, says
@@ -55,8 +56,12 @@ async def answer(stage: Stage, agent: Agent, text: str = "Hello", **settings: An
 
 
 def kinds(event: Event) -> list[tuple[str, str]]:
-    parts = event.data["message" if event.type == "run.completed" else "partial"]["parts"]
-    return [(part["type"], part.get("text", part.get("arguments"))) for part in parts]
+    parts = event.fact.said.parts
+    return [(part.type, part.arguments if isinstance(part, CallPart) else part.text) for part in parts]
+
+
+def is_second_attempt(event: Event) -> bool:
+    return isinstance(event.fact, RunStarted) and event.fact.attempt == 2
 
 
 def add(x: int) -> int:
@@ -73,15 +78,9 @@ async def test_an_answer(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = model_agent(asking(monkeypatch, keeper), instructions="Be kind.", options={"top_p": 0.5})
     end = await answer(stage, agent, metadata={"temperature": 0.1, "tool_choice": "auto"})
 
-    assert ("run.completed", "stop", TEXT) == (end.type, end.data["finish_reason"], end.data["message"]["text"])
+    assert ("run.completed", "stop", TEXT) == (end.type, end.fact.finish_reason, end.fact.message.text)
     assert [("thinking", "Hm."), ("text", TEXT)] == kinds(end)
-    assert {
-        "input_tokens": 5,
-        "output_tokens": 7,
-        "cached_tokens": 2,
-        "reasoning_tokens": 3,
-        "model": "m-1",
-    } == end.data["usage"]
+    assert Usage(5, 7, 2, 3, model="m-1") == end.fact.usage
     asked = keeper.asked[0]
     assert ("m-1", 0.1, 0.5, True) == (asked["model"], asked["temperature"], asked["top_p"], asked["stream"])
     assert [("system", "Be kind."), ("user", "Hello")] == [(each["role"], each["content"]) for each in asked["input"]]
@@ -126,7 +125,7 @@ async def test_a_refusal(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     end = await stage.ended(await runner.send(session, "Bad?"))
     await stage.ended(await runner.send(session, "Good?"))
 
-    assert ("refusal", [("refusal", "I cannot.")]) == (end.data["finish_reason"], kinds(end))
+    assert ("refusal", [("refusal", "I cannot.")]) == (end.fact.finish_reason, kinds(end))
     assert [{"type": "output_text", "text": "I cannot."}] == keeper.asked[1]["input"][1]["content"]
 
 
@@ -147,17 +146,11 @@ async def test_tools(background: bool, stage: Stage, monkeypatch: pytest.MonkeyP
     model = asking(monkeypatch, keeper, background=background)
     end = await answer(stage, model_agent(model, tools=[Tool(wait), Tool(add)]))
 
-    message = end.data["message"]
-    assert ("run.completed", "stop", "Done.") == (end.type, end.data["finish_reason"], message["text"])
-    assert [1, 1, 1, 2] == [part["step"] for part in message["parts"]]
-    assert [{"word": "one"}, {"word": "two"}] == [part["output"] for part in message["parts"][1:3]]
-    assert {
-        "input_tokens": 10,
-        "output_tokens": 14,
-        "cached_tokens": 4,
-        "reasoning_tokens": 6,
-        "model": "m-1",
-    } == end.data["usage"]
+    message = end.fact.message
+    assert ("run.completed", "stop", "Done.") == (end.type, end.fact.finish_reason, message.text)
+    assert [1, 1, 1, 2] == [part.step for part in message.parts]
+    assert [{"word": "one"}, {"word": "two"}] == [part.output for part in message.parts[1:3]]
+    assert Usage(10, 14, 4, 6, model="m-1") == end.fact.usage
     assert ["wait", "add"] == [tool["name"] for tool in keeper.asked[0]["tools"]]
     items = keeper.asked[1]["input"]
     outputs = [(item["call_id"], item["output"]) for item in items if item["type"] == "function_call_output"]
@@ -195,8 +188,8 @@ async def test_calls_that_fail(
     keeper = Keeper(calls(("a", name, arguments)), says("Sorry."))
     end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=tools))
 
-    part = end.data["message"]["parts"][0]
-    assert ("run.completed", False, output) == (end.type, part["success"], part["output"])
+    part = end.fact.message.parts[0]
+    assert ("run.completed", False, output) == (end.type, part.success, part.output)
     told = keeper.asked[1]["input"][-1]
     assert f"Error: {output}" == told["output"]
 
@@ -217,10 +210,10 @@ async def test_an_output_beyond_what_an_event_holds(
     agent = model_agent(asking(monkeypatch, keeper), tools=[Tool(read)])
     runner = stage.runner(agent, limits=Limits(event_bytes=1_000))
     end = await stage.ended(await runner.send(await stage.session(), "Go"))
-    part = end.data["message"]["parts"][0]
+    part = end.fact.message.parts[0]
 
-    assert (end.type, part["success"]) == ("run.completed", size < 905 and not fail)
-    assert fail or part["success"] or "too long; ask it for less" in part["output"]
+    assert (end.type, part.success) == ("run.completed", size < 905 and not fail)
+    assert fail or part.success or "too long; ask it for less" in part.output
 
 
 @pytest.mark.parametrize("granted", [True, False])
@@ -233,18 +226,18 @@ async def test_a_tool_that_asks(granted: bool, stage: Stage, monkeypatch: pytest
     sent = await runner.send(await stage.session(), "Go")
     asked = await stage.seen(sent.session, "permission.requested")
     assert ("Delete 1?", "delete", {"x": 1}, []) == (
-        asked.data["description"],
-        asked.data["tool"],
-        asked.data["params"],
+        asked.fact.description,
+        asked.fact.tool,
+        asked.fact.params,
         done,
     )
-    await runner.resolve_permission(asked.data["id"], granted)
+    await runner.resolve_permission(asked.fact.id, granted)
     end = await stage.ended(sent)
 
-    part = end.data["message"]["parts"][0]
-    assert (granted, [1] if granted else []) == (part["success"], done)
+    part = end.fact.message.parts[0]
+    assert (granted, [1] if granted else []) == (part.success, done)
     assert ("tool.started" in await stage.types(sent)) is granted
-    assert granted or part["output"] == "The user did not allow it."
+    assert granted or part.output == "The user did not allow it."
 
 
 async def test_a_tool_begins_when_that_is_stored(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,15 +273,15 @@ async def test_the_client_s_own_tools(stage: Stage, monkeypatch: pytest.MonkeyPa
     theirs = {"type": "function", "name": "theirs", "parameters": {"type": "object"}}
     metadata = {"tools": [theirs, {**theirs, "name": "add"}, "odd"]}
     end = await stage.ended(await runner.send(session, "Go", metadata=metadata))
-    parts = end.data["message"]["parts"]
+    parts = end.fact.message.parts
 
-    assert ("tool_calls", False, 2) == (end.data["finish_reason"], "success" in parts[0], parts[1]["output"])
+    assert ("tool_calls", False, 2) == (end.fact.finish_reason, parts[0].done, parts[1].output)
     assert [("add", "Add one."), ("theirs", None)] == [
         (tool["name"], tool.get("description")) for tool in keeper.asked[0]["tools"]
     ]
     items = [{"type": "function_call_output", "call_id": "a", "output": "4"}]
     end = await stage.ended(await runner.send(session, "4", metadata={**metadata, "input": items}))
-    assert "Four." == end.data["message"]["text"]
+    assert "Four." == end.fact.message.text
     told = keeper.asked[1]["input"]
     assert [("a", "4"), ("b", "2")] == sorted((i["call_id"], i["output"]) for i in told if "output" in i)
 
@@ -299,14 +292,14 @@ async def test_tools_in_another_form(stage: Stage, monkeypatch: pytest.MonkeyPat
     agent = model_agent(asking(monkeypatch, keeper), tools=[Tool(add)])
     nested = {"type": "function", "function": {"name": "theirs"}}
     end = await answer(stage, agent, metadata={"tools": [nested, {"type": "web_search"}, {"type": "x", "name": []}]})
-    assert "tool_calls" == end.data["finish_reason"]
+    assert "tool_calls" == end.fact.finish_reason
     assert [("function", "add"), ("function", "theirs"), ("web_search", None), ("x", [])] == [
         (tool["type"], tool.get("name")) for tool in keeper.asked[0]["tools"]
     ]
 
     end = await answer(stage, agent, metadata={"tools": [{"name": ["theirs"]}]})
-    assert ("invalid_input", 1) == (end.data["code"], len(keeper.asked))
-    assert "A tool has a name" in end.data["message"]
+    assert ("invalid_input", 1) == (end.fact.code, len(keeper.asked))
+    assert "A tool has a name" in end.fact.message
 
 
 @pytest.mark.parametrize(
@@ -333,8 +326,8 @@ async def test_a_model_that_never_stops_calling(stage: Stage, monkeypatch: pytes
     keeper = Keeper(calls(("same", "add", '{"x":1}')))
     end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)], max_steps=3))
 
-    assert ("run.failed", "too_many_steps", 3) == (end.type, end.data["code"], len(keeper.asked))
-    ids = [part["id"] for part in end.data["partial"]["parts"]]
+    assert ("run.failed", "too_many_steps", 3) == (end.type, end.fact.code, len(keeper.asked))
+    ids = [part.id for part in end.fact.partial.parts]
     assert ("same", 3) == (ids[0], len(set(ids)))
     told = [item["call_id"] for item in keeper.asked[2]["input"] if item["type"] == "function_call_output"]
     assert ["same", "same"] == told  # the provider knows its own ids
@@ -345,7 +338,7 @@ async def test_calls_without_ids(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
     keeper = Keeper(calls(("", "add", '{"x":1}'), ("", "add", '{"x":2}')), says("Done."))
     end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)]))
 
-    assert ("run.completed", [2, 3]) == (end.type, [part["output"] for part in end.data["message"]["parts"][:2]])
+    assert ("run.completed", [2, 3]) == (end.type, [part.output for part in end.fact.message.parts[:2]])
     items = keeper.asked[1]["input"]
     told = {item["call_id"] for item in items if item["type"] == "function_call"}
     assert (2, told) == (len(told), {item["call_id"] for item in items if item["type"] == "function_call_output"})
@@ -362,8 +355,8 @@ async def test_calls_that_the_provider_makes(stage: Stage, monkeypatch: pytest.M
     keeper = Keeper(made)
     end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)]))
 
-    parts = end.data["message"]["parts"]
-    assert ("7", "Seven.", 1) == (parts[0]["output"], end.data["message"]["text"], len(keeper.asked))
+    parts = end.fact.message.parts
+    assert ("7", "Seven.", 1) == (parts[0].output, end.fact.message.text, len(keeper.asked))
 
 
 @pytest.mark.parametrize("arguments", ['{"x":', "[1]"])
@@ -381,9 +374,9 @@ async def test_arguments_that_are_no_object(arguments: str, stage: Stage, monkey
     model = asking(monkeypatch, handler, "messages")
     end = await answer(stage, model_agent(model, tools=[Tool(add)]))
 
-    assert ("run.completed", TEXT) == (end.type, end.data["message"]["text"])
+    assert ("run.completed", TEXT) == (end.type, end.fact.message.text)
     assert {} == told[1][1]["content"][0]["input"]
-    assert "The arguments do not fit add" in end.data["message"]["parts"][0]["output"]
+    assert "The arguments do not fit add" in end.fact.message.parts[0].output
 
 
 async def test_parallel_calls_over_chat(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,8 +386,8 @@ async def test_parallel_calls_over_chat(stage: Stage, monkeypatch: pytest.Monkey
     model = asking(monkeypatch, lambda _: stream_reply(replies.pop(0), None), "chat")
     end = await answer(stage, model_agent(model, tools=tools))
 
-    assert [2, 20] == [part["output"] for part in end.data["message"]["parts"][:2]]
-    assert TEXT == end.data["message"]["text"]
+    assert [2, 20] == [part.output for part in end.fact.message.parts[:2]]
+    assert TEXT == end.fact.message.text
 
 
 # Failures -------------------------------------------------------------------------------------------------------------
@@ -435,8 +428,8 @@ async def test_failures(
     """The run fails with a code, and with words that are the user's to see; what came is kept."""
     end = await answer(stage, model_agent(asking(monkeypatch, handler)))
 
-    assert ("run.failed", code, message) == (end.type, end.data["code"], end.data["message"])
-    assert end.data["partial"]["text"] in ("", "Hel")
+    assert ("run.failed", code, message) == (end.type, end.fact.code, end.fact.message)
+    assert end.fact.partial.text in ("", "Hel")
 
 
 async def test_an_answer_that_is_too_long(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,13 +437,13 @@ async def test_an_answer_that_is_too_long(stage: Stage, monkeypatch: pytest.Monk
     end = await answer(
         stage, model_agent(asking(monkeypatch, lambda _: stream_reply(sse(CHAT_LENGTH, named=False), None), "chat"))
     )
-    assert ("run.completed", "length", "Hel") == (end.type, end.data["finish_reason"], end.data["message"]["text"])
+    assert ("run.completed", "length", "Hel") == (end.type, end.fact.finish_reason, end.fact.message.text)
 
     keeper = Keeper(calls(("a", "add", '{"x":1'), text="Hm"), end="incomplete",
                     incomplete_details={"reason": "max_output_tokens"})  # fmt: skip
     end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)]))
-    part = end.data["message"]["parts"][1]
-    assert ("length", "The call was cut off.", 1) == (end.data["finish_reason"], part["output"], len(keeper.asked))
+    part = end.fact.message.parts[1]
+    assert ("length", "The call was cut off.", 1) == (end.fact.finish_reason, part.output, len(keeper.asked))
 
 
 async def test_a_provider_without_a_background(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -565,7 +558,7 @@ async def test_an_answer_beyond_a_limit_is_stopped(stage: Stage, monkeypatch: py
     await stage.idle(runner)
     await agent.on_stop()
 
-    assert ("too_large", ["resp_1"]) == (end.data["code"], keeper.cancelled)
+    assert ("too_large", ["resp_1"]) == (end.fact.code, keeper.cancelled)
 
 
 # Crashes --------------------------------------------------------------------------------------------------------------
@@ -592,7 +585,7 @@ class Run:
             message=Message(id="m", role="user", text="Go"),
         )  # fmt: skip
         recorder = Recorder("s~r", earlier=earlier, resumed=True)
-        self._store(Draft(type="run.started", data={"agent": "a", "attempt": attempt}, run="s~r"))
+        self._store(Draft(RunStarted("a", attempt), "s~r"))
         stream = self.agent.stream(turn)
         try:
             async for item in stream:
@@ -606,7 +599,7 @@ class Run:
             await stream.aclose()
 
     def _store(self, draft: Draft) -> None:
-        self.events.append(Event(type=draft.type, data=draft.data, offset=len(self.events) + 1, at=0.0, run=draft.run))
+        self.events.append(Event(draft.fact, len(self.events) + 1, 0.0, draft.run))
 
     @property
     def transcript(self) -> Transcript:
@@ -681,14 +674,14 @@ async def test_a_tool_that_was_running(on_crash: Any, monkeypatch: pytest.Monkey
     made.clear()
     await run.attempt()
 
-    parts = [part for part in run.transcript.message("s~r")["parts"] if part["type"] == "tool_call"]
+    parts = [part for part in run.transcript.message("s~r").parts if isinstance(part, CallPart)]
     if on_crash == "retry":
-        assert ([1, 2], [2, 3]) == (sorted(made), [part["output"] for part in parts])
+        assert ([1, 2], [2, 3]) == (sorted(made), [part.output for part in parts])
     else:
-        assert ([2], [False, True]) == (made, [part["success"] for part in parts])
-        assert "nobody knows whether it was done" in parts[0]["output"]
+        assert ([2], [False, True]) == (made, [part.success for part in parts])
+        assert "nobody knows whether it was done" in parts[0].output
         told = [item["output"] for item in keeper.asked[1]["input"]]
-        assert [f"Error: {parts[0]['output']}", "3"] == told
+        assert [f"Error: {parts[0].output}", "3"] == told
 
 
 async def test_a_crash_while_the_user_is_asked(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -700,15 +693,17 @@ async def test_a_crash_while_the_user_is_asked(stage: Stage, monkeypatch: pytest
     await stage.crash()
     runner = stage.runner(agent)
     await runner.start()
-    await stage.seen(sent.session, lambda event: event.type == "run.started" and event.data["attempt"] == 2)
+    await stage.seen(sent.session, is_second_attempt)
     for event in await stage.events(sent.session, sent.run):
-        if event.type == "permission.requested":
-            await runner.resolve_permission(event.data["id"], event.data["id"] == first.data["id"])
+        if isinstance(event.fact, PermissionRequested):
+            await runner.resolve_permission(event.fact.id, event.fact.id == first.fact.id)
     end = await stage.ended(sent)
 
-    asked = [e.data["params"] for e in await stage.events(sent.session) if e.type == "permission.requested"]
+    asked = [e.fact.params for e in await stage.events(sent.session) if isinstance(e.fact, PermissionRequested)]
     assert ([{"x": 1}, {"x": 2}], [1], 2) == (asked, made, len(keeper.asked))
-    assert [True, False] == [part["success"] for part in end.data["message"]["parts"] if "success" in part]
+    assert [True, False] == [
+        part.success for part in end.fact.message.parts if isinstance(part, CallPart) and part.done
+    ]
 
 
 async def test_an_answer_too_old_to_be_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -794,7 +789,7 @@ async def test_a_real_crash(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> No
     reached = asyncio.Event()
 
     async def before(session: str, drafts: Sequence[Draft]) -> None:
-        if any(WORDS[-1] in draft.data.get("text", "") for draft in drafts):
+        if any(isinstance(draft.fact, TextDelta) and WORDS[-1] in draft.fact.text for draft in drafts):
             reached.set()
             await asyncio.Event().wait()
 
@@ -809,8 +804,8 @@ async def test_a_real_crash(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> No
     await stage.runner(agent).start()
     end = await stage.ended(sent)
 
-    assert ("run.completed", "".join(WORDS), 2) == (end.type, end.data["message"]["text"], len(keeper.asked))
-    assert 10 == end.data["usage"]["input_tokens"]
+    assert ("run.completed", "".join(WORDS), 2) == (end.type, end.fact.message.text, len(keeper.asked))
+    assert 10 == end.fact.usage.input_tokens
 
 
 async def test_a_yes_to_one_call_is_none_to_the_next(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -822,16 +817,16 @@ async def test_a_yes_to_one_call_is_none_to_the_next(stage: Stage, monkeypatch: 
     runner = stage.runner(agent)
     sent = await runner.send(await stage.session(), "Go")
     first = await stage.seen(sent.session, "permission.requested")
-    await runner.resolve_permission(first.data["id"], True)
+    await runner.resolve_permission(first.fact.id, True)
     second = await stage.seen(
-        sent.session, lambda event: event.type == "permission.requested" and event.data["id"].endswith("p2")
+        sent.session, lambda event: isinstance(event.fact, PermissionRequested) and event.fact.id.endswith("p2")
     )
     await stage.crash()
     runner = stage.runner(agent)
     await runner.start()
-    await stage.seen(sent.session, lambda event: event.data.get("attempt") == 2)
-    await runner.resolve_permission(second.data["id"], False)
+    await stage.seen(sent.session, is_second_attempt)
+    await runner.resolve_permission(second.fact.id, False)
     end = await stage.ended(sent)
 
-    assert ([5], [True, False]) == (paid, [part["success"] for part in end.data["message"]["parts"][:2]])
+    assert ([5], [True, False]) == (paid, [part.success for part in end.fact.message.parts[:2]])
     assert 2 == (await stage.types(sent)).count("permission.requested")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent import Agent, Answer, Turn
+    from .caller import Caller
     from .client import (
         APIError,
         AsyncClient,
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
         RetryConfig,
     )
     from .errors import AgentError, LegatoError
-    from .event import (
+    from .event import Event
+    from .execution import Limits
+    from .part import Message, Usage
+    from .server.app import Legato
+    from .yields import (
         Checkpoint,
-        Event,
         Finish,
-        Message,
         Refusal,
         Text,
         Thinking,
@@ -34,10 +37,7 @@ if TYPE_CHECKING:
         ToolReady,
         ToolResult,
         ToolStarted,
-        Usage,
     )
-    from .execution import Limits
-    from .server.app import Legato
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "Answer",
     "AsyncClient",
     "BackoffStrategy",
+    "Caller",
     "Checkpoint",
     "Client",
     "ErrorResponse",
@@ -73,13 +74,16 @@ __all__ = [
 
 _HOMES: dict[str, tuple[str, ...]] = {
     "agent": ("Agent", "Answer", "Turn"),
+    "caller": ("Caller",),
     "client": ("APIError", "AsyncClient", "BackoffStrategy", "Client", "ErrorResponse", "Result", "RetryConfig"),
     "errors": ("AgentError", "LegatoError"),
-    "event": (
+    "event": ("Event",),
+    "execution": ("Limits",),
+    "part": ("Message", "Usage"),
+    "server.app": ("Legato",),
+    "yields": (
         "Checkpoint",
-        "Event",
         "Finish",
-        "Message",
         "Refusal",
         "Text",
         "Thinking",
@@ -88,10 +92,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "ToolReady",
         "ToolResult",
         "ToolStarted",
-        "Usage",
     ),
-    "execution": ("Limits",),
-    "server.app": ("Legato",),
 }
 
 

@@ -23,7 +23,7 @@ import msgspec
 
 from .agent import Turn
 from .errors import InvalidInput, LegatoError
-from .event import as_json
+from .part import as_json
 
 logger = logging.getLogger("legato")
 

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from ..agent import Turn
-from ..event import ToolResult, ToolStarted, as_json
+from ..part import as_json
 from ..tool import Tool, ToolError
+from ..yields import ToolResult, ToolStarted
 
 logger = logging.getLogger("legato")
 

@@ -7,20 +7,18 @@ output, since providers refuse a conversation in which a call stays open. Thinki
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import msgspec
 
 from ..agent import Turn
-from ..event import Message
-
-Json = dict[str, Any]
+from ..json import JsonObject
+from ..part import CallPart, Message, Part, RefusalPart, TextPart
 
 NOT_CARRIED_OUT = "This call was not carried out."
 """What a model is told of a call that came to nothing: its run was stopped, or the client did not answer it."""
 
 
-def conversation(turn: Turn, instructions: str = "") -> list[Json]:
+def conversation(turn: Turn, instructions: str = "") -> list[JsonObject]:
     """The messages before the turn's, and the turn's own.
 
     Args:
@@ -35,7 +33,7 @@ def conversation(turn: Turn, instructions: str = "") -> list[Json]:
     return answered(messages)
 
 
-def asked(message: Message) -> list[Json]:
+def asked(message: Message) -> list[JsonObject]:
     """What a user's message is: its text; or its items, when it came as such with images or outputs of tools."""
     given = message.metadata.get("input")
     items = [item for item in given if isinstance(item, dict)] if isinstance(given, list) else []
@@ -44,11 +42,11 @@ def asked(message: Message) -> list[Json]:
     return messages or [{"role": "user", "content": message.text}]
 
 
-def _is_said(item: Json) -> bool:
+def _is_said(item: JsonObject) -> bool:
     return item.get("role") == "assistant" or item.get("type") in ("function_call", "reasoning")
 
 
-def _item(item: Json) -> list[Json]:
+def _item(item: JsonObject) -> list[JsonObject]:
     if item.get("type") == "function_call_output":
         return [tool_output(str(item.get("call_id", "")), _words(item.get("output")))]
     if item.get("role") != "user":
@@ -59,7 +57,7 @@ def _item(item: Json) -> list[Json]:
     return [{"role": "user", "content": content}] if content else []
 
 
-def _part(part: Json) -> Json:
+def _part(part: JsonObject) -> JsonObject:
     match part:
         case {"type": "input_text" | "text", "text": str(text)}:
             return {"type": "text", "text": text}
@@ -68,7 +66,7 @@ def _part(part: Json) -> Json:
     return part  # a provider's own kind, or that of Chat Completions already
 
 
-def _words(output: Any) -> str:
+def _words(output: object) -> str:
     """A tool's output as a model reads it."""
     if isinstance(output, str):
         return output
@@ -79,35 +77,35 @@ def _words(output: Any) -> str:
     return msgspec.json.encode(output).decode()
 
 
-def tool_output(id: str, output: Any, *, success: bool = True) -> Json:
+def tool_output(id: str, output: object, *, success: bool = True) -> JsonObject:
     """The message that answers the tool call ``id``."""
     words = _words(output)
     return {"role": "tool", "tool_call_id": id, "content": words if success else f"Error: {words}"}
 
 
-def said(parts: Sequence[Json], text: str = "") -> list[Json]:
+def said(parts: Sequence[Part], text: str = "") -> list[JsonObject]:
     """What an assistant's message is: for each of its steps what it said and called, then what the tools gave."""
-    steps: dict[int, list[Json]] = {}
+    steps: dict[int, list[Part]] = {}
     for part in parts:
-        steps.setdefault(part["step"], []).append(part)
+        steps.setdefault(part.step, []).append(part)
     if not steps:
         return [{"role": "assistant", "content": text}] if text else []
     return [message for step in steps.values() for message in _step(step)]
 
 
-def _step(parts: Sequence[Json]) -> list[Json]:
-    text = "".join(part["text"] for part in parts if part["type"] in ("text", "refusal"))
-    calls = [part for part in parts if part["type"] == "tool_call" and _is_object(part["arguments"])]
+def _step(parts: Sequence[Part]) -> list[JsonObject]:
+    text = "".join(part.text for part in parts if isinstance(part, TextPart | RefusalPart))
+    calls = [part for part in parts if isinstance(part, CallPart) and _is_object(part.arguments)]
     if not text and not calls:
         return []
-    message: Json = {"role": "assistant", "content": text or None}
+    message: JsonObject = {"role": "assistant", "content": text or None}
     if calls:
-        message["tool_calls"] = [tool_call(call["id"], call["name"], call["arguments"]) for call in calls]
-    done = [call for call in calls if "success" in call]
-    return [message, *(tool_output(call["id"], call["output"], success=call["success"]) for call in done)]
+        message["tool_calls"] = [tool_call(call.id, call.name, call.arguments) for call in calls]
+    done = [call for call in calls if call.done]
+    return [message, *(tool_output(call.id, call.output, success=call.success is True) for call in done)]
 
 
-def tool_call(id: str, name: str, arguments: str) -> Json:
+def tool_call(id: str, name: str, arguments: str) -> JsonObject:
     """A call as it stands in an assistant's message; without the arguments if providers would refuse them."""
     arguments = arguments if arguments and _is_object(arguments) else "{}"
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
@@ -116,15 +114,15 @@ def tool_call(id: str, name: str, arguments: str) -> Json:
 def _is_object(arguments: str) -> bool:
     """Whether the arguments are whole: those of a call that was cut off are not, and some models write anything."""
     try:
-        msgspec.json.decode(arguments or "{}", type=dict[str, Any])
+        msgspec.json.decode(arguments or "{}", type=JsonObject)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return False
     return True
 
 
-def answered(messages: Iterable[Json]) -> list[Json]:
+def answered(messages: Iterable[JsonObject]) -> list[JsonObject]:
     """The messages, each call with one output behind it; an output without its call is the user's to say."""
-    kept: list[Json] = []
+    kept: list[JsonObject] = []
     open_calls: list[str] = []
     for message in messages:
         if message["role"] == "tool":
@@ -139,5 +137,5 @@ def answered(messages: Iterable[Json]) -> list[Json]:
     return [*kept, *map(_not_carried_out, open_calls)]
 
 
-def _not_carried_out(id: str) -> Json:
+def _not_carried_out(id: str) -> JsonObject:
     return tool_output(id, NOT_CARRIED_OUT, success=False)

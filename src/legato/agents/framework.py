@@ -23,9 +23,11 @@ import msgspec
 
 from ..agent import Agent, OnCrash, Turn
 from ..errors import AgentError, InvalidInput, LegatoError
-from ..event import Finish, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted, Yielded, as_json
+from ..json import JsonObject
+from ..part import CallPart, Part, RefusalPart, TextPart, as_json
 from ..transcript import fold
-from .conversation import Json, answered, conversation, said
+from ..yields import Finish, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted, Yielded
+from .conversation import answered, conversation, said
 
 logger = logging.getLogger("legato")
 
@@ -74,28 +76,32 @@ def adapted(
 # The conversation -----------------------------------------------------------------------------------------------------
 
 
-def messages(turn: Turn) -> list[Json]:
+def messages(turn: Turn) -> list[JsonObject]:
     """All that was said, in the form of Chat Completions; see ``conversation``.
 
     Behind the message to answer comes what an earlier attempt at the answer got done. So a further attempt asks the
     model only for what is missing, and no tool that has given its result runs twice. Ids of calls are unique in the
     conversation, and made of what the APIs of models take.
     """
-    parts = fold(turn.events).message(turn.run)["parts"] if turn.events else []
-    done = {part["step"] for part in parts if "success" in part}
+    parts = fold(turn.events).message(turn.run).parts
+    done = {part.step for part in parts if _is_done(part)}
     kept = [
-        part for part in parts if part["step"] in done and (part["type"] in ("text", "refusal") or "success" in part)
+        part for part in parts if part.step in done and (_is_done(part) or isinstance(part, TextPart | RefusalPart))
     ]
     return list(_identified(answered([*conversation(turn), *said(kept)])))
 
 
-def arguments_of(call: Json) -> dict[str, Any]:
+def _is_done(part: Part) -> bool:
+    return isinstance(part, CallPart) and part.done
+
+
+def arguments_of(call: JsonObject) -> dict[str, Any]:
     """The arguments of a call in such a message; what is no object has no meaning to a framework."""
     arguments = msgspec.json.decode(call["function"]["arguments"])
     return arguments if isinstance(arguments, dict) else {}
 
 
-def _identified(told: Iterable[Json]) -> Iterator[Json]:
+def _identified(told: Iterable[JsonObject]) -> Iterator[JsonObject]:
     taken: set[str] = set()
     ids: dict[str, str] = {}  # of the calls of the latest step: their outputs follow it
     for message in told:

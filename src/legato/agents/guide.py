@@ -16,12 +16,13 @@ import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from ..agent import Agent, Turn
 from ..errors import AgentError, InvalidInput
-from ..event import Event, Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted, Yielded
+from ..event import AnyFact, CallCompleted, CallDelta, CallStarted, Delta, Event, ToolBegun, ToolCompleted
+from ..json import JsonObject
 from ..transcript import Recorder, fold
+from ..yields import Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted, Yielded
 from .library import Hit, Library, Passage, load_apsw, terms
 
 MAX_WORDS = 20_000
@@ -56,7 +57,7 @@ def guide(docs: Path | None = None, *, pace: float = 40.0, name: str = "guide") 
     async def answer(turn: Turn) -> AsyncGenerator[Yielded, None]:
         """Answers from documentation: a full-text search, not a language model."""
         wait = _pacer(pace)
-        said = _Said(turn.run, turn.events) if turn.events else None
+        said = _Repetition(turn.run, turn.events) if turn.events else None
         async with contextlib.aclosing(_reply(turn, library)) as items:
             async for item in items:
                 for rest in [item] if said is None else said.skip(item):
@@ -196,7 +197,7 @@ def _choose(hits: list[Hit]) -> tuple[list[Hit], list[Hit]]:
     return chosen, hits[len(chosen) :]
 
 
-def _described(hit: Hit) -> dict[str, Any]:
+def _described(hit: Hit) -> JsonObject:
     found = hit.passage
     return {"file": found.file, "heading": found.heading, "passage": found.text, "score": hit.score}
 
@@ -337,7 +338,7 @@ def _pacer(pace: float) -> Callable[[], Awaitable[None]]:
     return keep_time if pace > 0 else breathe
 
 
-class _Said:
+class _Repetition:
     """What earlier attempts have stored of an answer that is now made again.
 
     A call's events are stored together with the item that made them, so an item of a call is there whole or not at
@@ -346,22 +347,22 @@ class _Said:
 
     def __init__(self, run: str, events: Iterable[Event]) -> None:
         events = list(events)
-        said = fold(events).message(run)["parts"]
-        self._texts = [part["arguments" if part["type"] == "tool_call" else "text"] for part in said]
-        self._done = {(event.type, event.data.get("id")) for event in events}
+        self._texts = [part.text for part in fold(events).parts]
+        self._done = {_of_call(event.fact) for event in events} - {None}
         self._recorder = Recorder(run)  # tells where each item would stand
 
     def skip(self, item: Yielded) -> list[Yielded]:
         """What of ``item`` has not been stored: all, the rest of its text, or nothing."""
         drafts = self._recorder.record(item)
         if not isinstance(item, str | Thinking | ToolArguments):
-            return [item] if not drafts or (drafts[-1].type, drafts[-1].data["id"]) not in self._done else []
+            return [item] if not drafts or _of_call(drafts[-1].fact) not in self._done else []
         if not drafts:
             return []
-        data = drafts[0].data
-        have = self._texts[data["part"]] if data["part"] < len(self._texts) else ""
-        text = data["arguments"] if isinstance(item, ToolArguments) else data["text"]
-        known, rest = have[data["start"] : data["start"] + len(text)], text[max(len(have) - data["start"], 0) :]
+        delta = drafts[0].fact
+        assert isinstance(delta, Delta)
+        have = self._texts[delta.part] if delta.part < len(self._texts) else ""
+        text = delta.arguments if isinstance(delta, CallDelta) else delta.text
+        known, rest = have[delta.start : delta.start + len(text)], text[max(len(have) - delta.start, 0) :]
         if not text.startswith(known):
             raise AgentError("The documents have changed while the answer was being given. Ask again.", code="changed")
         if not rest:
@@ -369,3 +370,11 @@ class _Said:
         if isinstance(item, ToolArguments):
             return [ToolArguments(item.id, rest)]
         return [Thinking(rest)] if isinstance(item, Thinking) else [rest]
+
+
+def _of_call(fact: AnyFact) -> tuple[str, str] | None:
+    """What identifies a fact that is about a call, and is no piece of its arguments."""
+    match fact:
+        case CallStarted() | CallCompleted() | ToolBegun() | ToolCompleted():
+            return fact.type, fact.id
+    return None

@@ -20,8 +20,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from typing import Any
 
 from ..agent import Agent, OnCrash, Turn
-from ..event import Refusal, Text, Thinking, ToolResult, Usage, Yielded
-from .conversation import Json
+from ..json import JsonObject
+from ..yields import Refusal, Text, Thinking, ToolResult, Usage, Yielded
 from .framework import Calls, Options, adapted, arguments_of, ask, explained, finish, json_text, load, messages
 
 EXTRA = "langgraph"
@@ -182,7 +182,7 @@ def _question(value: Any) -> str:
     return value if isinstance(value, str) and value else f"May it go on? {json_text(value)}"
 
 
-def _plain(message: Json) -> Json:
+def _plain(message: JsonObject) -> JsonObject:
     """A message as LangChain reads it: as in Chat Completions, with calls in its own form."""
     calls = [
         {"type": "tool_call", "id": call["id"], "name": call["function"]["name"], "args": arguments_of(call)}

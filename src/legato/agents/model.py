@@ -12,13 +12,13 @@ from typing import Any, Final, Literal
 
 from ..errors import InvalidInput
 from ..http.retry import BackoffStrategy, RetryConfig
+from ..json import JsonObject
 from ..provider import (
     AsyncAnthropicProvider,
     AsyncChatCompletionsProvider,
     AsyncResponsesProvider,
 )
 
-Json = dict[str, Any]
 Wire = Literal["responses", "chat", "messages"]
 Provider = AsyncResponsesProvider | AsyncChatCompletionsProvider | AsyncAnthropicProvider
 
@@ -137,9 +137,9 @@ class Model:
         """A client of its API. Close it."""
         return _PROVIDERS[self.wire](self.base_url, self.api_key, retry_config=PATIENCE)
 
-    def settings(self, metadata: Mapping[str, Any]) -> Json:
+    def settings(self, metadata: Mapping[str, Any]) -> JsonObject:
         """What of a message's metadata is meant for a model, in the words of its API. What does not fit is left out."""
-        found: Json = {}
+        found: JsonObject = {}
         for name, read in _SETTINGS[self.wire].items():
             if metadata.get(name) is not None and (setting := read(metadata[name])) is not None:
                 found |= setting
@@ -148,7 +148,7 @@ class Model:
 
 # Settings -------------------------------------------------------------------------------------------------------------
 
-Read = Callable[[Any], Json | None]
+Read = Callable[[Any], JsonObject | None]
 
 
 def _as(name: str, *types: type) -> Read:
@@ -160,7 +160,7 @@ def _flag(name: str) -> Read:
     return lambda value: {name: value} if isinstance(value, bool) else None
 
 
-def _chat_choice(choice: Any) -> Json | None:
+def _chat_choice(choice: Any) -> JsonObject | None:
     match choice:
         case str():
             return {"tool_choice": choice}
@@ -169,7 +169,7 @@ def _chat_choice(choice: Any) -> Json | None:
     return None
 
 
-def _messages_choice(choice: Any) -> Json | None:
+def _messages_choice(choice: Any) -> JsonObject | None:
     match choice:
         case "auto" | "none":
             return {"tool_choice": {"type": choice}}
@@ -180,7 +180,7 @@ def _messages_choice(choice: Any) -> Json | None:
     return None
 
 
-def _chat_format(text: Any) -> Json | None:
+def _chat_format(text: Any) -> JsonObject | None:
     match text:
         case {"format": {"type": "json_schema", **schema}}:
             return {"response_format": {"type": "json_schema", "json_schema": schema}}
@@ -189,7 +189,7 @@ def _chat_format(text: Any) -> Json | None:
     return None
 
 
-def _chat_effort(reasoning: Any) -> Json | None:
+def _chat_effort(reasoning: Any) -> JsonObject | None:
     match reasoning:
         case {"effort": str(effort)}:
             return {"reasoning_effort": effort}

@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 
 from ..agent import Agent, OnCrash, Turn
-from ..event import Refusal, Text, Thinking, Usage, Yielded
-from .conversation import Json
+from ..json import JsonObject
+from ..yields import Refusal, Text, Thinking, Usage, Yielded
 from .framework import Calls, Options, adapted, ask, explained, finish, json_text, load, messages
 
 EXTRA = "openai-agents"
@@ -109,7 +109,7 @@ def _arguments(text: str | None) -> Any:
         return {"arguments": text}
 
 
-def _items(message: Json) -> list[Json]:
+def _items(message: JsonObject) -> list[JsonObject]:
     content = message["content"]
     if message["role"] == "tool":
         return [{"type": "function_call_output", "call_id": message["tool_call_id"], "output": content}]
@@ -121,7 +121,7 @@ def _items(message: Json) -> list[Json]:
     return [*([{"role": message["role"], "content": content}] if content else []), *calls]
 
 
-def _part(part: Json) -> Json:
+def _part(part: JsonObject) -> JsonObject:
     if part.get("type") == "text":
         return {"type": "input_text", "text": part["text"]}
     if part.get("type") == "image_url":

@@ -20,8 +20,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from typing import Any
 
 from ..agent import Agent, OnCrash, Turn
-from ..event import Text, Thinking, Usage, Yielded
-from .conversation import Json
+from ..json import JsonObject
+from ..yields import Text, Thinking, Usage, Yielded
 from .framework import (
     Calls,
     Options,
@@ -132,7 +132,7 @@ def _asking(agent: Any) -> frozenset[str]:
     return frozenset(name for name, tool in tools if getattr(tool, "requires_approval", False))
 
 
-def _history(conversation: list[Json]) -> list[Any]:
+def _history(conversation: list[JsonObject]) -> list[Any]:
     parts = load("pydantic_ai.messages", EXTRA)
     names: dict[str, str] = {}
     history: list[Any] = []
@@ -165,7 +165,7 @@ def _content(content: Any) -> Any:
     return [read for part in content if (read := _part(part)) is not None]
 
 
-def _part(part: Json) -> Any:
+def _part(part: JsonObject) -> Any:
     if part.get("type") == "text":
         return part["text"]
     if part.get("type") != "image_url":

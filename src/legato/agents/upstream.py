@@ -1,7 +1,7 @@
 """Agents that ask a model: the loop of call, tools and answer, and the way back into it after a crash.
 
-``model_agent`` makes the agent, ``_Answer`` is one turn of it. A turn is a row of *steps*: in each the model is asked
-once, what it says is handed on as it comes, and the tools it calls are run; the last one calls none.
+``model_agent`` makes the agent, ``_ModelTurn`` is one turn of it. A turn is a row of *steps*: in each the model is
+asked once, what it says is handed on as it comes, and the tools it calls are run; the last one calls none.
 
 What must hold when the process dies at any moment: the model is paid once for each step, and no tool runs twice unless
 it says that it may. Two things see to it. The first is the id under which a provider that writes in the background
@@ -18,13 +18,40 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
 from ..agent import Agent, Turn
 from ..errors import AgentError, InvalidInput
 from ..event import (
+    CallCompleted,
+    CallDelta,
+    CallStarted,
+    CheckpointNoted,
+    RefusalDelta,
+    TextDelta,
+    TextPiece,
+    ThinkingDelta,
+    ToolBegun,
+    ToolCompleted,
+)
+from ..json import JsonObject
+from ..provider import (
+    AsyncResponsesProvider,
+    AsyncStream,
+    ChatResult,
+    ProviderError,
+    ProviderRefused,
+    Response,
+    ResponseFailed,
+    ResponseIncomplete,
+    StreamChunk,
+    ToolCallDelta,
+)
+from ..provider.prompt import read_tool
+from ..tool import Tool
+from ..yields import (
     Checkpoint,
     Finish,
     Refusal,
@@ -36,21 +63,8 @@ from ..event import (
     Usage,
     Yielded,
 )
-from ..provider import (
-    AsyncResponsesProvider,
-    AsyncStream,
-    ChatResult,
-    ProviderError,
-    ProviderRefused,
-    ResponseFailed,
-    ResponseIncomplete,
-    StreamChunk,
-    ToolCallDelta,
-)
-from ..provider.prompt import read_tool
-from ..tool import Tool
 from .call import Call, perform
-from .conversation import Json, conversation, tool_call, tool_output
+from .conversation import conversation, tool_call, tool_output
 from .failure import failure
 from .model import Model, Provider
 
@@ -71,7 +85,7 @@ def model_agent(
     instructions: str = "",
     name: str | None = None,
     max_steps: int = 16,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> Agent:
     """An agent that hands each turn to a model and says what the model says.
 
@@ -105,7 +119,7 @@ class _Upstream:
     """A model, what it may use, and the connection to it, which all turns share."""
 
     def __init__(
-        self, model: Model, tools: Mapping[str, Tool], instructions: str, max_steps: int, options: Json
+        self, model: Model, tools: Mapping[str, Tool], instructions: str, max_steps: int, options: JsonObject
     ) -> None:
         self.model = model
         self.tools = tools
@@ -138,7 +152,7 @@ class _Upstream:
 
     async def answer(self, turn: Turn) -> Items:
         """The agent."""
-        async with contextlib.aclosing(_Answer(self, turn).steps()) as items:
+        async with contextlib.aclosing(_ModelTurn(self, turn).steps()) as items:
             async for item in items:
                 yield item
 
@@ -197,10 +211,10 @@ class _Step:
     over: bool = False
 
 
-_KINDS = {"thinking.delta": "thinking", "text.delta": "text", "refusal.delta": "refusal"}
+_KINDS: dict[type[TextPiece], str] = {ThinkingDelta: "thinking", TextDelta: "text", RefusalDelta: "refusal"}
 
 
-class _Answer:
+class _ModelTurn:
     """One turn, step by step."""
 
     def __init__(self, upstream: _Upstream, turn: Turn) -> None:
@@ -212,7 +226,7 @@ class _Answer:
         self._usage = Usage(model=upstream.model.name)
         self._finish = "stop"
         self._text = ""  # what the model said in this step
-        self._messages: list[Json] = []  # what the model is told next
+        self._messages: list[JsonObject] = []  # what the model is told next
         self._previous: str | None = None  # the background answer that the next one continues
         self._said: Counter[str] = Counter()  # characters of the whole run, by kind and call
         self._ids: list[str] = []  # of the calls of the whole run, in order
@@ -267,7 +281,7 @@ class _Answer:
             AgentError: something was said that cannot be continued.
         """
         turn = self._turn
-        if turn.checkpoint is None and not any(event.type in _KINDS for event in turn.events):
+        if turn.checkpoint is None and not any(isinstance(event.fact, TextPiece) for event in turn.events):
             self._messages = conversation(turn, self._upstream.instructions)
             return
         note = None if turn.checkpoint is None else msgspec.convert(turn.checkpoint, _Note)
@@ -282,17 +296,17 @@ class _Answer:
         self._usage, self._finish = note.usage, note.finish
         started: set[str] = set()
         for event in turn.events:
-            data = event.data
-            if event.type == "agent.checkpoint":
-                step.had.clear()
-            elif event.type in _KINDS:
-                self._count(step, _KINDS[event.type], len(data["text"]))
-            elif event.type == "tool_call.started":
-                self._ids.append(data["id"])
-            elif event.type == "tool_call.delta":
-                self._count(step, data["id"], len(data["arguments"]))
-            elif event.type == "tool.started":
-                started.add(data["id"])
+            match event.fact:
+                case CheckpointNoted():
+                    step.had.clear()
+                case (ThinkingDelta() | TextDelta() | RefusalDelta()) as piece:
+                    self._count(step, _KINDS[type(piece)], len(piece.text))
+                case CallStarted(id=id):
+                    self._ids.append(id)
+                case CallDelta(id=id, arguments=arguments):
+                    self._count(step, id, len(arguments))
+                case ToolBegun(id=id):
+                    started.add(id)
         if note.over:
             self._take_calls(step, note.ours, started)
 
@@ -304,12 +318,11 @@ class _Answer:
         """The calls of a step in which the model has said all, with what came of them."""
         calls = {id: Call(id, given, "") for id, given in ours.items()}
         for event in self._turn.events:
-            data = event.data
-            call = calls.get(data.get("id", ""))
-            if call is not None and event.type == "tool_call.completed":
-                call.name, call.arguments = data["name"], data["arguments"]
-            elif call is not None and event.type == "tool.completed":
-                call.result = ToolResult(call.id, data["output"], data["success"])
+            match event.fact:
+                case CallCompleted(id=id, name=name, arguments=arguments) if id in calls:
+                    calls[id].name, calls[id].arguments = name, arguments
+                case ToolCompleted(id=id, output=output, success=success) if id in calls:
+                    calls[id].result = ToolResult(id, output, success)
         step.calls = dict(enumerate(calls.values()))
         self._cut_off = {id for id in started if id in calls and calls[id].result is None}
 
@@ -387,7 +400,7 @@ class _Answer:
             **settings,
         )
 
-    async def _kept(self, reason: ProviderError) -> Any:
+    async def _kept(self, reason: ProviderError) -> Response:
         """A background answer whose stream is to be had no more, once it is whole."""
         assert self._step.response is not None
         logger.info("response %s is asked for until it is whole: %s", self._step.response, reason)
@@ -469,7 +482,7 @@ class _Answer:
                 yield call.result
 
     def _has_result(self, id: str) -> bool:
-        return any(event.type == "tool.completed" and event.data["id"] == id for event in self._turn.events)
+        return any(isinstance(event.fact, ToolCompleted) and event.fact.id == id for event in self._turn.events)
 
     def _conclude(self, result: ChatResult) -> Iterator[Yielded]:
         """Take note that the model has said all of this step."""
@@ -518,13 +531,13 @@ class _Answer:
         return Counter({kind: self._said[kind] for kind in _KINDS.values()})
 
 
-def _client_tools(given: Any, own: Mapping[str, Tool]) -> dict[str, Json]:
+def _client_tools(given: object, own: Mapping[str, Tool]) -> dict[str, JsonObject]:
     """The client's tools, by name, without those that are called like one of ours.
 
     Raises:
         InvalidInput: a function without a name.
     """
-    tools: dict[str, Json] = {}
+    tools: dict[str, JsonObject] = {}
     for tool in given if isinstance(given, list) else ():
         if isinstance(tool, dict):
             read = read_tool(tool)
@@ -533,7 +546,7 @@ def _client_tools(given: Any, own: Mapping[str, Tool]) -> dict[str, Json]:
     return {name: tool for name, tool in tools.items() if name not in own}
 
 
-def _forces(choice: Any) -> bool:
+def _forces(choice: object) -> bool:
     """Whether the model has to call a tool, in the words of any API."""
     if isinstance(choice, dict):  # {"type": "allowed_tools", "mode": "auto", ...}, {"type": "function", ...}
         choice = choice.get("mode", choice.get("type"))
