@@ -647,9 +647,7 @@ class Sessions:
         answer = appended.events[0].fact
         return isinstance(answer, PermissionResolved) and answer.granted
 
-    async def resolve_notification(
-        self, caller: Caller, id: str, response: str, value: str | None = None
-    ) -> None:
+    async def resolve_notification(self, caller: Caller, id: str, response: str, value: str | None = None) -> None:
         """Answer a notification, once.
 
         Raises:
