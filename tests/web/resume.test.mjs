@@ -1,9 +1,12 @@
 // The stream that outlives its connections, against a small server that cuts them.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { test } from "node:test";
 
-import { Refused, Stream, TIMES, backoff } from "../../src/legato/web/resume.js";
+import { Refused, Stream, TIMES, backoff, worthRetrying } from "../../src/legato/web/resume.js";
+
+const LAW = JSON.parse(readFileSync(new URL("../vectors/waits.json", import.meta.url), "utf8"));
 
 /** Serve `answers` one after another; each gets (request, response). The last one is repeated. */
 async function serving(answers, use) {
@@ -274,12 +277,51 @@ test("Reconnecting by hand ends the wait.", async () => {
   });
 });
 
-test("Waits: the server's own first, then doubling, half of it random, never beyond the limit.", () => {
-  assert.equal(backoff(0, 2000), 2000);
-  assert.equal(backoff(1, 2000, () => 0), 2000);
-  assert.equal(backoff(1, 2000, () => 1), 4000);
-  assert.equal(backoff(0, null, () => 0), 500);
-  assert.equal(backoff(40, 2000, () => 1), TIMES.longest);
-  assert.equal(backoff(0, 0), 100); // a server cannot make it spin
-  assert.equal(backoff(0, 1e15), TIMES.longest);
+test("Waits are those of the law, whose table holds for the Python client, too.", () => {
+  for (const { attempt, retry, random, retry_after: retryAfter, wait } of LAW.waits) {
+    const given = { retry, retryAfter, random: () => random };
+    assert.equal(backoff(attempt, given), wait, JSON.stringify([attempt, given, random]));
+  }
+  assert.deepEqual(LAW.final.filter(worthRetrying), []);
+  assert.deepEqual(LAW.passing.filter(worthRetrying), LAW.passing);
+});
+
+/** The waits between the connections of a stream until it has made `count` of them. */
+async function waits(t, url, count) {
+  const waits = [];
+  const { setTimeout } = globalThis;
+  t.mock.method(Math, "random", () => 1);
+  const stream = new Stream(url, {
+    event: () => {},
+    state: (state) => {
+      if (state !== "waiting") return;
+      t.mock.method(globalThis, "setTimeout", (act, wait) => {
+        t.mock.restoreAll();
+        t.mock.method(Math, "random", () => 1);
+        if (waits.push(wait) === count) stream.close();
+        return setTimeout(act, 0);
+      });
+    },
+  });
+  await stream.follow();
+  return waits;
+}
+
+test("A greeting or a heartbeat alone is no progress; an event is, and a connection that is heard for long.", async (t) => {
+  const { healthy } = TIMES;
+  const beat = 'event: heartbeat\ndata: {"type":"ping"}\nid: 0\n\n';
+  await serving([plain(hello(0) + beat)], async (url) => assert.deepEqual(await waits(t, url, 3), [100, 200, 400]));
+  await serving([plain(hello(0)), plain(hello(0) + token(1, "a"))], async (url) => assert.deepEqual(await waits(t, url, 3), [100, 100, 100]));
+  const long = (_, response) => {
+    response.writeHead(200, HEAD).write(hello(0));
+    setTimeout(() => response.end(":\n"), 60);
+  };
+  TIMES.healthy = 30;
+  await serving([plain(hello(0)), long], async (url) => assert.deepEqual(await waits(t, url, 3), [100, 100, 100]));
+  TIMES.healthy = healthy;
+});
+
+test("What a server in trouble asks for is waited for, and more.", async (t) => {
+  const busy = (_, response) => response.writeHead(503, { "retry-after": "7" }).end();
+  await serving([plain(hello(0)), busy], async (url) => assert.deepEqual(await waits(t, url, 3), [100, 7200, 7400]));
 });

@@ -14,6 +14,7 @@ One round of its life, driven by a face (``sync``, ``aio``)::
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -32,12 +33,15 @@ MAX_RETRY_AFTER: Final = 60.0
 """Seconds; a server that asks for more is asked again after this long."""
 
 # `retry: 0` means at once, which is fine once and a hot loop when the server ends each connection.
-_MIN_BASE: Final = 0.1
+_MIN_RETRY: Final = 0.1
+
+_HEALTHY: Final = 30.0
+"""Seconds; a connection that is heard for longer is progress, though nothing happens in the session."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReconnectBackoff:
-    """How long to wait before a reconnect: a random part of ``base * factor ** attempts`` seconds, at most ``cap``.
+    """How long to wait before a reconnect: ``base * factor ** attempts`` seconds, at most ``cap``, half of it random.
 
     Attributes:
         base: seconds; a ``retry:`` of the server takes its place.
@@ -51,10 +55,29 @@ class ReconnectBackoff:
     cap: float = 30.0
     give_up_after: float | None = 600.0
 
+    def wait(
+        self, attempt: int, random: float, *, retry: float | None = None, retry_after: float | None = None
+    ) -> float:
+        """How many seconds to wait before a reconnect. ``tests/vectors/waits.json`` holds here and in ``resume.js``.
+
+        Args:
+            attempt: how many were made since the last progress.
+            random: from 0 to 1; all clients of a restarted server must not come back at once.
+            retry: seconds from the stream's ``retry:``, which the server has spread itself: the first attempt waits
+                exactly so long.
+            retry_after: seconds from the ``Retry-After`` of the answer before; what is waited anyway comes on top, and
+                of it no more than ``MAX_RETRY_AFTER`` counts.
+        """
+        base = min(self.base if retry is None else max(retry, _MIN_RETRY), self.cap)
+        # The exponent is bounded: 2.0 ** 1024 is an OverflowError, after some hours of an endless retry.
+        most = min(base * self.factor ** min(attempt, 32), self.cap)
+        wait = base if attempt == 0 and retry is not None else most * (1 + random) / 2
+        return wait + min(max(retry_after or 0.0, 0.0), MAX_RETRY_AFTER)
+
 
 def is_final(status: int) -> bool:
     """Whether an HTTP status says that asking again is of no use."""
-    return status < 500 and status not in (408, 429)
+    return status < 500 and status not in (408, 425, 429)
 
 
 class Resume:
@@ -64,7 +87,7 @@ class Resume:
         last_event_id: the cursor to start from; None starts where the server likes.
         heartbeat_timeout: seconds of silence after which the face should call the connection lost.
         backoff: the waiting times.
-        random: gives a float from 0 to 1; all clients of a restarted server must not come back at once.
+        random: gives a float from 0 to 1, for the jitter.
         clock: seconds of a clock that never goes back.
 
     Attributes:
@@ -89,13 +112,14 @@ class Resume:
         self.attempts = 0
         self.reset = False
         self._backoff = backoff or ReconnectBackoff()
-        self._base = self._backoff.base
+        self._retry: float | None = None
         self._random = random
         self._clock = clock
         self._decoder = Decoder()
         self._offsets = False
         self._forget = False
         self._lost_at: float | None = None
+        self._opened_at = math.inf
 
     def connect(self) -> dict[str, str]:
         """The headers of the next request. What was left of an unfinished event is forgotten."""
@@ -112,6 +136,7 @@ class Resume:
         # The ids to come are of another history, and smaller. The old cursor goes with the first message, not now: if
         # this connection dies before it, the next one must be told of the reset again.
         self._forget = self.reset
+        self._opened_at = self._clock()
 
     def receive(self, chunk: bytes) -> list[Message]:
         """The messages that this chunk completes, without those that were handed out before.
@@ -119,17 +144,22 @@ class Resume:
         Raises:
             StreamFormatError: a line or an event beyond the decoder's limits.
         """
+        if self._lost_at is not None and self._clock() - self._opened_at > _HEALTHY:
+            self._progress()
         messages = [message for message in self._decoder.feed(chunk) if self._take(message)]
         if self._decoder.retry is not None:
-            self._base = max(self._decoder.retry / 1000, _MIN_BASE)
+            self._retry = self._decoder.retry / 1000
         return messages
+
+    def _progress(self) -> None:
+        self.attempts = 0
+        self._lost_at = None
 
     def _take(self, message: Message) -> bool:
         """Move the cursor to a message; False when the caller has had it."""
-        if message.event != "connected":
+        if message.event not in CONTROL:
             # A greeting alone is no progress: a server in trouble may greet and hang up for ever.
-            self.attempts = 0
-            self._lost_at = None
+            self._progress()
         if self._forget:
             self._forget = False
             self.cursor = None
@@ -149,7 +179,7 @@ class Resume:
 
         Args:
             status: the HTTP status, when the server answered with an error.
-            retry_after: seconds from its ``Retry-After``; taken up to ``MAX_RETRY_AFTER``, with jitter added.
+            retry_after: seconds from its ``Retry-After``.
         """
         if status is not None and is_final(status):
             return None
@@ -159,12 +189,8 @@ class Resume:
         give_up_after = self._backoff.give_up_after
         if give_up_after is not None and now - self._lost_at > give_up_after:
             return None
-        # The exponent is bounded: 2.0 ** 1024 is an OverflowError, after some hours of an endless retry.
-        growth = self._backoff.factor ** min(self.attempts, 32)
+        wait = self._backoff.wait(self.attempts, self._random(), retry=self._retry, retry_after=retry_after)
         self.attempts += 1
-        wait = self._random() * min(self._backoff.cap, self._base * growth)
-        if retry_after is not None:
-            wait += min(max(retry_after, 0.0), MAX_RETRY_AFTER)
         return wait
 
 

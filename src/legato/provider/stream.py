@@ -27,7 +27,7 @@ import msgspec
 
 from ..client.call import Call
 from ..client.errors import APIError, ConnectionFailed, ConnectionLost
-from ..client.resume import MAX_RETRY_AFTER, ReconnectBackoff, is_final
+from ..client.resume import ReconnectBackoff, is_final
 from ..errors import InvalidInput, LegatoError, StreamFormatError
 from ..sse import Decoder, Message
 from .errors import ProviderError, StreamInterrupted, StreamMalformed, provider_error
@@ -120,6 +120,7 @@ class StreamState(Generic[T]):
         self._messages: deque[Message] = deque()
         self._loss: LegatoError | None = None
         self._attempts = 0
+        self._retry: float | None = None
         self._lost_at: float | None = None
 
     @property
@@ -168,6 +169,8 @@ class StreamState(Generic[T]):
             self._messages.extend(self._decoder.feed(chunk))
         except StreamFormatError as exc:
             raise self._last(StreamMalformed(exc.message, **exc.detail)) from exc
+        if self._decoder.retry is not None:
+            self._retry = self._decoder.retry / 1000
 
     def cut(self, error: LegatoError | None) -> None:
         """Take note that there is no connection any more; None: the body ended properly.
@@ -242,11 +245,10 @@ class StreamState(Generic[T]):
             self._lost_at = now
         if backoff.give_up_after is not None and now - self._lost_at > backoff.give_up_after:
             return None
-        # The exponent is bounded: 2.0 ** 1024 is an OverflowError.
-        wait = self._random() * min(backoff.cap, backoff.base * backoff.factor ** min(self._attempts, 32))
-        self._attempts += 1
         retry_after = error.retry_after if isinstance(error, APIError) else None
-        return wait + min(retry_after or 0.0, MAX_RETRY_AFTER)
+        wait = backoff.wait(self._attempts, self._random(), retry=self._retry, retry_after=retry_after)
+        self._attempts += 1
+        return wait
 
     def _interrupted(self) -> ProviderError:
         if self._loss is None:

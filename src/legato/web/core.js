@@ -101,7 +101,7 @@ export async function call(core, request) {
     if ("answer" in outcome) return outcome.answer;
     if (!repeat || attempt + 1 >= PATIENCE.attempts || outcome.error instanceof Malformed) throw outcome.error;
     if (outcome.error instanceof Refused && !worthRetrying(outcome.error.status)) throw outcome.error;
-    await pause(outcome.wait ?? backoff(attempt, null), signal);
+    await pause(backoff(attempt, { retryAfter: outcome.wait }), signal);
   }
 }
 

@@ -75,14 +75,14 @@ export async function refusal(response) {
 }
 
 /**
- * `Retry-After` in milliseconds, at most five minutes; null if there is none to understand.
+ * `Retry-After` in milliseconds; null if there is none to understand.
  * @param {Response} response
  */
 export function retryAfter(response) {
   const value = response.headers.get("retry-after");
   if (value === null) return null;
   const wait = /^\d+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();
-  return Number.isNaN(wait) ? null : Math.min(Math.max(wait, 0), 5 * 60_000);
+  return Number.isNaN(wait) ? null : Math.max(wait, 0);
 }
 
 /** @param {number} status */

@@ -60,7 +60,7 @@ export class Poll {
       wait = await this.#once();
     } catch (error) {
       if (this.#over || generation !== this.#generation) return;
-      wait = backoff(this.#failures++, null);
+      wait = backoff(this.#failures++);
       this.#on.trouble(/** @type {Error} */ (error));
     }
     if (this.#over || generation !== this.#generation || document.hidden) return;
@@ -81,7 +81,7 @@ export class Poll {
         return 0;
       }
       this.#on.trouble(error);
-      return retryAfter(response) ?? backoff(this.#failures++, null);
+      return backoff(this.#failures++, { retryAfter: retryAfter(response) });
     }
     const answer = await response.json();
     if (signal.aborted) return 0;

@@ -14,24 +14,28 @@ import { Decoder } from "./sse.js";
 
 export { Refused, refusal, retryAfter, worthRetrying };
 
-/** Milliseconds. The server beats every 15 s, so 45 s of silence is a dead connection that nobody has noticed. */
-export const TIMES = { silence: 45_000, first: 1_000, longest: 30_000, healthy: 30_000, hidden: 60_000 };
+/**
+ * Milliseconds. The server beats every 15 s, so 45 s of silence is a dead connection that nobody has noticed. A connection
+ * that is heard for longer than `healthy` is progress, though nothing happens in the session.
+ */
+export const TIMES = { silence: 45_000, first: 1_000, longest: 30_000, asked: 60_000, healthy: 30_000, hidden: 60_000 };
 
 /** An event that cannot be read may have been spoilt on its way; one that comes spoilt this often is so in the log. */
 const SPOILT = 3;
 
 /**
- * Milliseconds to wait before the given attempt (0 = the first after a good connection). The server's `retry` is
- * jittered by the server; beyond it the wait doubles, with half of it random, so that a thousand pages do not return
- * at the same instant.
- * @param {number} attempt
- * @param {number | null} retry
- * @param {() => number} random
+ * Milliseconds to wait before coming back, by the law of docs/concepts.md; `tests/vectors/waits.json` holds here and in
+ * `legato/client/resume.py`. Half of a wait is random, so that a thousand pages do not return at the same instant.
+ * @param {number} attempt how many were made since the last progress
+ * @param {{retry?: number | null, retryAfter?: number | null, random?: () => number}} given `retry`: the stream's, which
+ *   the server has spread itself, so the first attempt waits exactly so long; `retryAfter`: of the answer before, which is
+ *   waited for besides, up to a minute
  */
-export function backoff(attempt, retry, random = Math.random) {
-  const base = Math.min(Math.max(retry ?? TIMES.first, 100), TIMES.longest);
-  if (attempt === 0) return retry === null ? base * (0.5 + random() / 2) : base;
-  return Math.min(base * 2 ** attempt, TIMES.longest) * (0.5 + random() / 2);
+export function backoff(attempt, { retry = null, retryAfter = null, random = Math.random } = {}) {
+  const base = Math.min(retry === null ? TIMES.first : Math.max(retry, 100), TIMES.longest);
+  const most = Math.min(base * 2 ** attempt, TIMES.longest);
+  const wait = attempt === 0 && retry !== null ? base : (most * (1 + random())) / 2;
+  return wait + Math.min(retryAfter ?? 0, TIMES.asked);
 }
 
 /**
@@ -98,7 +102,7 @@ export class Stream {
       }
       if (signal.aborted) break;
       this.#set("waiting");
-      if (!this.#hurry) await this.#sleep(wait ?? backoff(this.#attempt, this.#retry));
+      if (!this.#hurry) await this.#sleep(backoff(this.#attempt, { retry: this.#retry, retryAfter: wait }));
       this.#attempt = this.#hurry ? 0 : this.#attempt + 1;
       this.#hurry = false;
     }
@@ -176,6 +180,7 @@ export class Stream {
       const { done, value } = await reader.read();
       if (done || signal.aborted) return;
       this.#heard = Date.now();
+      if (this.#heard - begun > TIMES.healthy) this.#attempt = 0;
       const messages = decoder.feed(value);
       this.#retry = decoder.retry ?? this.#retry;
       for (const message of messages) {
@@ -183,7 +188,6 @@ export class Stream {
         if (signal.aborted) return; // the rest of this chunk comes again, after the cursor
       }
       this.cursor = decoder.lastEventId || this.cursor;
-      if (Date.now() - begun > TIMES.healthy) this.#attempt = 0;
     }
   }
 

@@ -32,7 +32,7 @@ export class Server extends LegatoCore {
       } catch (error) {
         if (error instanceof Refused) throw error; // anything else is the network: the answer may yet come
       }
-      await this.#sleep(wait ?? backoff(attempt, null));
+      await this.#sleep(backoff(attempt, { retryAfter: wait }));
     }
   }
 

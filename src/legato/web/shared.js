@@ -269,7 +269,7 @@ export class SharedStream {
         if (signal.aborted) return;
         if (error instanceof Malformed) return this.#refused(error);
         console.warn(error);
-        await sleep(backoff(failures++, null), signal); // and then again: it has not been handled
+        await sleep(backoff(failures++), signal); // and then again: it has not been handled
         continue;
       }
       this.#inbox.shift();
