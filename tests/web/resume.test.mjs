@@ -149,6 +149,19 @@ test("It is told, too, if the stream was closed meanwhile; not if it is only the
   });
 });
 
+test("A listener may be an object of a class.", async () => {
+  class Reader {
+    told = [];
+    event(name) { this.told.push(name); }
+    state(state) { this.told.push(state); }
+    open({ status }) { this.told.push(status); }
+    refused({ status }) { this.told.push(status); }
+  }
+  const reader = new Reader();
+  await serving([plain(hello(0)), (_, response) => response.writeHead(404).end()], (url) => new Stream(url, reader).follow());
+  assert.deepEqual(reader.told, ["connecting", 200, "open", "connected", "waiting", "connecting", "closed", 404]);
+});
+
 test("What the other listeners throw is an uncaught error, and nothing else.", async (t) => {
   const seen = uncaught(t);
   const beat = 'event: heartbeat\ndata: {}\nid: 1\n\n';

@@ -43,6 +43,8 @@ _HEALTHY: Final = 30.0
 class ReconnectBackoff:
     """How long to wait before a reconnect: ``base * factor ** attempts`` seconds, at most ``cap``, half of it random.
 
+    The law is that of all clients, see "Coming back" in ``docs/concepts.md``.
+
     Attributes:
         base: seconds; a ``retry:`` of the server takes its place.
         factor: growth from one attempt to the next.

@@ -87,7 +87,8 @@ export function draw() {
  * The answer's JSON (undefined if it has none). Repeats what may be repeated, with growing waits or as long as the
  * server says, at once when the network is back.
  *
- * Rejects with `Refused`, `ConnectionLost`, `Malformed`, or the signal's reason; with a `TypeError` if it can never be sent.
+ * Rejects with `Refused`, `ConnectionLost`, `Malformed`, or the signal's reason; with a `TypeError` if it can never be
+ * sent.
  *
  * @param {LegatoCore} core
  * @param {Call} request

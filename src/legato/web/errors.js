@@ -96,11 +96,10 @@ export function lost(cause) {
 /**
  * Tell a listener of something that has happened anyway. What it throws, at once or later, is its own: it is uncaught,
  * where all such errors are seen, and changes nothing here.
- * @template {any[]} A
- * @param {((...given: A) => unknown) | undefined} listener @param {A} given
+ * @param {() => unknown} act
  */
-export function tell(listener, ...given) {
-  void (async () => listener?.(...given))().catch(uncaught);
+export function tell(act) {
+  void (async () => act())().catch(uncaught);
 }
 
 /** @param {unknown} error */

@@ -62,7 +62,7 @@ export class Poll {
     } catch (error) {
       if (this.#over || generation !== this.#generation) return;
       wait = backoff(this.#failures++);
-      tell(this.#on.trouble, /** @type {Error} */ (error));
+      tell(() => this.#on.trouble(/** @type {Error} */ (error)));
     }
     if (this.#over || generation !== this.#generation || document.hidden) return;
     this.#timer = setTimeout(() => this.now(), wait);
@@ -78,15 +78,15 @@ export class Poll {
       const error = await refusal(response);
       if (!worthRetrying(response.status)) {
         this.close();
-        tell(this.#on.refused, error);
+        tell(() => this.#on.refused(error));
         return 0;
       }
-      tell(this.#on.trouble, error);
+      tell(() => this.#on.trouble(error));
       return backoff(this.#failures++, { retryAfter: retryAfter(response) });
     }
     const answer = await response.json();
     if (signal.aborted) return 0;
-    tell(this.#on.trouble, null);
+    tell(() => this.#on.trouble(null));
     try {
       await this.#on.on(answer);
       this.#failures = 0;

@@ -9,7 +9,8 @@
  *
  * It runs in pages, workers, Node.js 20 and newer, and Deno.
  */
-import { ConnectionLost, LegatoError, Malformed, Refused, lost, refusal, retryAfter, tell, worthRetrying } from "./errors.js";
+import { ConnectionLost, LegatoError, Malformed, Refused } from "./errors.js";
+import { lost, refusal, retryAfter, tell, worthRetrying } from "./errors.js";
 import { send } from "./request.js";
 import { Decoder } from "./sse.js";
 
@@ -119,7 +120,7 @@ export class Stream {
       this.#hurry = false;
     }
     this.#set("closed");
-    if (refused !== null) tell(this.#on.refused, refused);
+    if (refused !== null) tell(() => this.#on.refused?.(refused));
     if (this.#fault !== null) throw this.#fault.error;
   }
 
@@ -164,7 +165,7 @@ export class Stream {
       if (!type.startsWith("text/event-stream") || response.body === null) {
         throw new Refused(response.status, `Expected an event stream, got ${type || "nothing"}.`);
       }
-      tell(this.#on.open, response);
+      tell(() => this.#on.open?.(response));
       this.#set("open");
       await this.#read(response.body.getReader(), signal);
     } finally {
@@ -232,7 +233,7 @@ export class Stream {
       if (event !== "connected") this.#attempt = this.#spoilt = 0; // a greeting alone is no progress
     }
     this.cursor = id || this.cursor;
-    if (event === "heartbeat") tell(this.#on.beat, this.cursor);
+    if (event === "heartbeat") tell(() => this.#on.beat?.(this.cursor));
   }
 
   /** Whether coming back is of no use. @param {unknown} error */
@@ -287,7 +288,7 @@ export class Stream {
   #set(state) {
     if (state === this.state) return;
     this.state = state;
-    tell(this.#on.state, state);
+    tell(() => this.#on.state?.(state));
   }
 }
 

@@ -305,7 +305,7 @@ export class SharedStream {
     const refused = error instanceof LegatoError;
     if (!refused) this.#fault = { error };
     this.close();
-    if (refused) tell(this.#on.refused, error);
+    if (refused) tell(() => this.#on.refused?.(error));
   }
 
   // Leading -----------------------------------------------------------------------------------------------------------
@@ -519,7 +519,7 @@ export class SharedStream {
     if (this.#leads) this.#tell("state");
     if (state === this.state || (this.#life.signal.aborted && state !== "closed")) return;
     this.state = state;
-    tell(this.#on.state, state);
+    tell(() => this.#on.state?.(state));
   }
 }
 

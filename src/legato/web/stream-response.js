@@ -201,7 +201,7 @@ export class StreamResponse {
     this.#stream = null;
     this.#move(how, data);
     stream?.close();
-    if (how === "response_message") tell(this.#onMessage, data);
+    if (how === "response_message") tell(() => this.#onMessage?.(data));
   }
 
   /** @param {Frame | Turn} what @param {any} [data] */
