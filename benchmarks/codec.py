@@ -8,25 +8,26 @@ something is waited for:
   each of 50 who follow a run live;
 - a log of 5,000 deltas that was closed, opened again, read from the disk and encoded.
 
-Each round of each side is a process of its own; they take turns, and the best round counts: what else the machine does
-only slows.
+Each side has a process of its own; they take turns at each measurement, and the best round counts: what else the
+machine does only slows.
 
-    python benchmarks/codec.py [--against CHECKOUT] [--rounds 3] [--save]
+    python benchmarks/codec.py [--against CHECKOUT] [--rounds 9] [--save]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from support.sides import Report, Side, check_sources, parser, sides
+from support.sides import Report, Side, check_sources, in_turn, parser, sides
 
 SESSION = "s"
 RUN = "s~0a"
@@ -251,38 +252,60 @@ def bytes_of_nothing(event: Any) -> bytes:
     return b""
 
 
-async def all_of_it() -> Figures:
-    found: Figures = {}
-    for kind in ("memory", "sqlite"):
-        for sessions, each in ((1, 1_000), (10, 300), (100, 60)):
-            found |= await appends(kind, sessions, each)
+Measurement = Callable[[], Coroutine[Any, Any, Figures]]
+
+
+def measurements() -> list[Measurement]:
+    """All of them, in the order of the tables."""
     dialects = list(codec().encoders)
-    for kind in ("memory", "sqlite"):
-        for dialect in dialects:
-            found |= await replays(kind, dialect)
-    for dialect in dialects:
-        found |= await follows("memory", dialect)
-    for name in (None, *dialects):
-        found |= await cold(name)
-    return found
+    kinds = ("memory", "sqlite")
+    made: list[Measurement] = []
+    for kind in kinds:
+        made += [functools.partial(appends, kind, *size) for size in ((1, 500), (10, 100), (100, 30))]
+    for kind in kinds:
+        made += [functools.partial(replays, kind, dialect) for dialect in dialects]
+    made += [functools.partial(follows, "memory", dialect) for dialect in dialects]
+    return made + [functools.partial(cold, dialect) for dialect in (None, *dialects)]
 
 
-def measure() -> None:
+def serve() -> None:
+    """Answer each line of standard input, the number of a measurement, with its figures."""
     import uvloop
 
     check_sources()
-    print(json.dumps(uvloop.run(all_of_it())))
+    made = measurements()
+    print(len(made), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(uvloop.run(made[int(line)]())), flush=True)
 
 
 # Printing -------------------------------------------------------------------------------------------------------------
 
 
-def one_round(side: Side) -> Figures:
-    process = side.start(Path(__file__).resolve(), "--measure")
-    out, _ = process.communicate(timeout=300)
-    if process.returncode:
-        raise SystemExit(f"The measurement of {side.name} failed.")
-    return dict(json.loads(out))
+class Worker:
+    """A process of one side that measures when it is told to. ``best`` is the least of each figure so far."""
+
+    def __init__(self, side: Side) -> None:
+        self.best: Figures = {}
+        self._process = side.start(Path(__file__).resolve(), "--measure")
+        self.count = int(self._read())
+
+    def measure(self, number: int) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{number}\n")
+        self._process.stdin.flush()
+        for label, figure in json.loads(self._read()).items():
+            self.best[label] = min(figure, self.best.get(label, figure))
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            raise SystemExit("A measuring process ended; see above.")
+        return line
 
 
 TITLES = {
@@ -295,25 +318,28 @@ TITLES = {
 
 def main() -> None:
     if sys.argv[1:] == ["--measure"]:
-        measure()
+        serve()
         return
     options_of = parser(__doc__)
-    options_of.add_argument("--rounds", type=int, default=3)
+    options_of.add_argument("--rounds", type=int, default=9)
     options: argparse.Namespace = options_of.parse_args()
     both = sides(options)
     report = Report("codec", both)
     report.line(f"best of {options.rounds}")
-    rounds: dict[str, list[Figures]] = {side.name: [] for side in both}
-    for _ in range(options.rounds):
-        for side in both:
-            rounds[side.name].append(one_round(side))
-    labels = list(rounds[both[0].name][0])
+    workers = [Worker(side) for side in both]
+    try:
+        for round_ in range(options.rounds):
+            for number in range(workers[0].count):
+                for worker in in_turn(workers, round_):
+                    worker.measure(number)
+    finally:
+        for worker in workers:
+            worker.stop()
     for kind, title in TITLES.items():
         report.head(title)
-        for label in labels:
+        for label in workers[0].best:
             if label.startswith(f"{kind},"):
-                best = [min(each[label] for each in rounds[side.name]) for side in both]
-                report.row(label.removeprefix(f"{kind}, "), best)
+                report.row(label.removeprefix(f"{kind}, "), [worker.best[label] for worker in workers])
     if options.save:
         report.save()
 

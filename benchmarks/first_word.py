@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import uvloop
 from support.load import Post, Reader, Server, request, serving
-from support.sides import Report, parser, sides
+from support.sides import Report, in_turn, parser, sides
 
 WORD = b'"word"'
 PLACES = 30
@@ -206,10 +206,10 @@ async def times(servers: dict[str, Server], kind: type[Talk], messages: int) -> 
             await talk.say()
         await servers[name].bench("times/reset")
         before[name] = await servers[name].bench("cpu")
-    for _ in range(messages):
-        for name, talk in talks.items():
+    for number in range(messages):
+        for name in in_turn(list(talks), number):
             await asyncio.sleep(REST)
-            words[name].append(await talk.say() * 1e3)
+            words[name].append(await talks[name].say() * 1e3)
     found = {}
     for name, server in servers.items():
         spent = await server.bench("cpu") - before[name]

@@ -148,6 +148,8 @@ class Reader(asyncio.Protocol):
         self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
+        if not self._pieces and b" 200 " not in data[:20]:
+            self._fail(f"The stream was refused: {data[:500]!r}")
         self._pieces.append(data)
         seen = self._rest + data
         if not self.marked.done() and self._mark in seen:
@@ -163,10 +165,12 @@ class Reader(asyncio.Protocol):
         self._rest = seen[-64:]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        lost = RuntimeError(f"The stream was cut off: {b''.join(self._pieces)[:300]!r}")
+        self._fail(f"The stream was cut off: {b''.join(self._pieces)[:300]!r}")
+
+    def _fail(self, why: str) -> None:
         for future in (self.marked, self.over):
             if not future.done():
-                future.set_exception(lost)
+                future.set_exception(RuntimeError(why))
                 future.exception()  # whoever waits for it hears of it; nobody need
 
     @property

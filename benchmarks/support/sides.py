@@ -14,11 +14,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 HERE = Path(__file__).resolve().parent.parent
 """The folder of the benchmarks."""
 CHECKOUT = "LEGATO_BENCH_CHECKOUT"
+
+T = TypeVar("T")
 
 
 class Side(NamedTuple):
@@ -59,6 +61,11 @@ def sides(options: argparse.Namespace) -> list[Side]:
             raise SystemExit(f"{options.against} has no src/legato, so it is no checkout of Legato.")
         paths["against"] = options.against.resolve()
     return [Side(name, path, _revision(path)) for name, path in paths.items()]
+
+
+def in_turn(sides: Sequence[T], number: int) -> Sequence[T]:
+    """The order in a round: who was last is first in the next one, so that nobody always comes after the other."""
+    return sides[::-1] if number % 2 else sides
 
 
 def _revision(path: Path) -> str:
