@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ class Hold:
         self.waiting = 0
         self._wanted = wanted
         self._skip = skip
+        self._skipped: Counter[asyncio.Task[Any] | None] = Counter()
         self._times = times
         self._come = asyncio.Event()
         self._go = asyncio.Event()
@@ -51,8 +53,9 @@ class Hold:
         """Called by the store: wait if this call is one of those that are meant."""
         if self._go.is_set() or not self._times or not self._wanted(drafts):
             return
-        if self._skip:
-            self._skip -= 1
+        task = asyncio.current_task()
+        if self._skipped[task] < self._skip:
+            self._skipped[task] += 1
             return
         self._times -= 1
         self.waiting += 1
@@ -93,13 +96,13 @@ class HeldStore:
         return getattr(self.inner, name)
 
     def hold(self, wanted: Wanted = anything, *, skip: int = 0, times: int = 1) -> Hold:
-        """Hold appends of this kind: ``times`` of them, after the first ``skip``."""
+        """Hold appends of this kind: ``times`` of them, after the first ``skip`` of each task."""
         hold = Hold(wanted, skip, times)
         self._appends.append(hold)
         return hold
 
     def hold_reads(self, *, skip: int = 0, times: int = 1_000_000) -> Hold:
-        """Hold what asks the store (``read``, ``info``) after the first ``skip`` calls."""
+        """Hold what asks the store (``read``, ``info``) after the first ``skip`` calls of each task."""
         hold = Hold(anything, skip, times)
         self._reads.append(hold)
         return hold
