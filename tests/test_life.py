@@ -81,6 +81,28 @@ class Living(HeldStore):
         return await self.inner.open_runs()
 
 
+class Closing(Living):
+    """One in memory that gives and takes nothing while it is closed, as one on a disk."""
+
+    def _check(self) -> None:
+        if self.opens == self.closes:
+            raise StoreError("The store is closed.")
+
+    async def append(self, *args: Any, **kwargs: Any) -> Any:
+        self._check()
+        return await super().append(*args, **kwargs)
+
+    async def _asked(self, ask: Any, args: Any, kwargs: Any) -> Any:
+        async def checked(*args: Any, **kwargs: Any) -> Any:
+            self._check()
+            return await ask(*args, **kwargs)
+
+        return await super()._asked(checked, args, kwargs)
+
+    async def sessions(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._asked(self.inner.sessions, args, kwargs)
+
+
 async def begun(driver: Driver, prefix: str = "") -> str:
     """A new session."""
     created = await driver.request("POST", f"{prefix}/api/sessions", json={})
@@ -685,13 +707,14 @@ async def test_a_request_while_the_store_is_closed_is_refused_in_its_dialects_wo
 
 
 @pytest.mark.parametrize("case", REQUESTS)
-async def test_a_request_that_the_end_overtakes_is_answered_or_refused(case: str, tmp_path: Path) -> None:
+async def test_a_request_that_the_end_overtakes_is_answered_or_refused(case: str) -> None:
     """It asks the store before the end and gets to hear of the end: an answer or an error, and no exception."""
-    store = HeldStore(SQLiteStore(tmp_path / "life.db"))
+    store = Closing()
     app = application(store)
     await app.start()
     driver = Driver(app, lifespan=False)
     names = await in_use(driver)
+    await quiet()
     hold = store.hold_reads(times=1)
     stream = late(driver, case, names)
     opening = asyncio.create_task(stream.__aenter__())
