@@ -6,19 +6,9 @@ import asyncio
 
 import pytest
 
-from legato.errors import RunEnded, SessionExists, SessionNotFound, StaleLease
+from facts import draft
 from legato.event import Draft, Event, Offset
-from legato.log import (
-    READ_LIMIT,
-    Bell,
-    Doorbell,
-    Lease,
-    Log,
-    OpenRun,
-    Subscription,
-    check_drafts,
-    lease_target,
-)
+from legato.log import READ_LIMIT, Bell, Doorbell, Log, Subscription
 from legato.store.memory import MemoryStore
 
 NEVER = 3_600.0
@@ -28,14 +18,14 @@ NET = 10.0
 
 async def filled(count: int = 3) -> Log:
     log = Log(MemoryStore(), "s")
-    await log.append(Draft("session.created", {}), Draft("message.created", {}, "r"))
+    await log.append(draft("session.created", {}), draft("message.created", {}, "r"))
     for number in range(count - 2):
         await log.append(text(number))
     return log
 
 
 def text(number: int) -> Draft:
-    return Draft("text.delta", {"part": 0, "step": 0, "start": number, "text": "x"}, "r")
+    return draft("text.delta", {"part": 0, "step": 0, "start": number, "text": "x"}, "r")
 
 
 def offsets(events: list[Event]) -> list[Offset]:
@@ -201,7 +191,7 @@ async def test_subscription_without_deltas() -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         assert not following.done()
-        await log.append(Draft("run.cancel_requested", {}, "r"))
+        await log.append(draft("run.cancel_requested", {}, "r"))
 
         assert [5] == offsets(await asyncio.wait_for(following, NET))
 
@@ -247,7 +237,7 @@ class ClearsTooLate(Subscription):
 
 async def next_in_race(kind: type[Subscription], heartbeat: float) -> list[Offset]:
     store = AppendsDuringRead()
-    await store.append("s", [Draft("session.created", {}), Draft("message.created", {}, "r")])
+    await store.append("s", [draft("session.created", {}), draft("message.created", {}, "r")])
     store.armed = True
     with kind(store, "s", 2, heartbeat=heartbeat) as subscription:
         return offsets(await asyncio.wait_for(subscription.next(), NET))
@@ -273,57 +263,3 @@ async def test_log_reads_all_pages() -> None:
     assert list(range(1, READ_LIMIT + 11)) == offsets([event async for event in log.all()])
     assert [3, 4, 5] == offsets([event async for event in log.all(2, until=5)])
     assert [1, 2] == offsets([event async for event in log.all(deltas=False)])
-
-
-# The rules that stores share
-
-
-def open_run(run: str = "r", **fields: object) -> dict[str, OpenRun]:
-    return {run: OpenRun(session="s", run=run, offset=2, **fields)}  # type: ignore[arg-type]
-
-
-def check(*drafts: Draft, exists: bool = True, runs: dict[str, OpenRun] | None = None, lease: Lease | None = None):
-    check_drafts(drafts, exists=exists, open_runs=runs or {}, session="s", lease=lease)
-
-
-def test_check_drafts_accepts() -> None:
-    """A message opens its run, so that the same append may go on with it and end it."""
-    check(
-        Draft("session.created", {}), Draft("message.created", {}, "r"), Draft("run.completed", {}, "r"), exists=False
-    )
-    check(text(0), runs=open_run())
-    check(Draft("session.deleted", {}))
-
-
-@pytest.mark.parametrize(
-    ("error", "drafts", "exists"),
-    [
-        (ValueError, [], True),
-        (ValueError, [Draft("session.deleted", {})] * 2, True),
-        (SessionExists, [Draft("session.created", {})], True),
-        (SessionNotFound, [Draft("session.rewound", {})], False),
-        (RunEnded, [text(0)], True),
-        (RunEnded, [Draft("message.created", {}, "r"), Draft("run.failed", {}, "r"), text(0)], True),
-    ],
-)
-def test_check_drafts_refuses(error: type[Exception], drafts: list[Draft], exists: bool) -> None:
-    """What breaks a rule of the log is refused."""
-    with pytest.raises(error):
-        check(*drafts, exists=exists)
-
-
-def test_check_drafts_refuses_old_leases() -> None:
-    """A lease counts only with its run's present epoch, and only while the run is open."""
-    lease = Lease(session="s", run="r", owner="me", epoch=1, expires_at=0.0)
-    check(text(0), runs=open_run(epoch=1), lease=lease)
-    with pytest.raises(StaleLease):
-        check(text(0), runs=open_run(epoch=2), lease=lease)
-    with pytest.raises(RunEnded):
-        check(Draft("session.rewound", {}), runs=open_run("other"), lease=lease)
-
-
-def test_lease_target() -> None:
-    """A run that nobody holds, or that the same owner holds, can be taken."""
-    assert "r" == lease_target(open_run(), "r", owner="me", now=5.0).run
-    assert "r" == lease_target(open_run(owner="me", expires_at=9.0), "r", owner="me", now=5.0).run
-    assert "r" == lease_target(open_run(owner="you", expires_at=5.0), "r", owner="me", now=5.0).run

@@ -439,7 +439,7 @@ def answer(run: str, text: str, type: str = "run.completed") -> Draft:
     field = "message" if type == "run.completed" else "partial"
     said = {"id": f"{run}~a1", "text": text, "parts": [{"type": "text", "step": 1, "text": text}]}
     failure = {"code": "broken", "message": "It broke."} if type == "run.failed" else {}
-    return draft(type, {field: said, "usage": {"input_tokens": 3}, **failure}, run)
+    return facts.draft(type, {field: said, "usage": {"input_tokens": 3}, **failure}, run)
 
 
 def conversation(*drafts: Draft) -> list[str]:
