@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from legato.event import Draft
+from facts import draft
 
 
 async def append_raw(store: Any, session: str, type: str, data: dict[str, Any], run: str | None = None) -> int:
     """Store one event of any type, known or not; its offset."""
-    appended = await store.append(session, [Draft(type=type, data=data, run=run)])
+    appended = await store.append(session, [draft(type, data, run)])
     return int(appended.events[-1].offset)
 
 
