@@ -15,7 +15,11 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 # The first prefix that fits decides. A file may import from lower layers, and from its own one.
 LAYERS: list[tuple[str, int]] = [
     ("errors", 0),
+    ("part", 0),
     ("event", 0),
+    ("machine", 0),
+    ("yields", 0),
+    ("caller", 0),
     ("json", 0),
     ("sse", 0),
     ("transcript", 0),
@@ -28,6 +32,7 @@ LAYERS: list[tuple[str, int]] = [
     ("tool", 2),
     ("execution", 2),
     ("run", 2),
+    ("sessions", 2),
     ("provider", 2),
     ("agents", 3),
     ("server", 3),

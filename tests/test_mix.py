@@ -14,7 +14,7 @@ import pytest
 from facts import stored as event_of
 from legato.dialect import mix
 from legato.errors import CursorInvalid, InvalidInput
-from legato.event import EVENTS, Event
+from legato.event import EVENTS, Event, SessionCreated
 from legato.log import SessionInfo
 from legato.machine import OpenRun
 from legato.sse import Decoder
@@ -159,7 +159,9 @@ def known(client: str) -> set[str]:
 
 def info(head: int, *open_runs: int) -> SessionInfo:
     runs = [OpenRun(session=SESSION, run=f"r{offset}", offset=offset) for offset in open_runs]
-    return SessionInfo(session=SESSION, head=head, created_at=0.0, updated_at=0.0, data={}, open_runs=runs)
+    return SessionInfo(
+        session=SESSION, head=head, created_at=0.0, updated_at=0.0, created=SessionCreated(), open_runs=runs
+    )
 
 
 def check(name: str, data: dict[str, Any]) -> None:
@@ -209,7 +211,7 @@ def test_every_message_is_what_strict_clients_demand(client: str) -> None:
 def test_every_frame_is_one_that_every_decoder_survives(client: str) -> None:
     """LF only, one line of data, the id last, and what is decoded is what was meant."""
     for event in events():
-        frame = mix.encode(event, SESSION, mix.profile(client))
+        frame = mix.frame(event, SESSION, mix.profile(client))
         meant = mix.messages(event, SESSION, mix.profile(client))
         if not meant:
             assert frame == b""
@@ -226,16 +228,16 @@ def test_an_event_is_the_same_bytes_for_ever() -> None:
     for client in CLIENTS:
         profile = mix.profile(client)
         first, second = events(), events()
-        frames = [mix.encode(event, SESSION, profile) for event in first]
-        assert frames == [mix.encode(event, SESSION, profile) for event in first]
-        assert frames == [mix.encode(event, SESSION, profile) for event in second]
+        frames = [mix.frame(event, SESSION, profile) for event in first]
+        assert frames == [mix.frame(event, SESSION, profile) for event in first]
+        assert frames == [mix.frame(event, SESSION, profile) for event in second]
 
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_the_dialect_keeps_the_rules_of_frames(client: str) -> None:
     """The published check, on each profile."""
     profile = mix.profile(client)
-    check_dialect(lambda: lambda event: mix.encode(event, SESSION, profile), events())
+    check_dialect(lambda: lambda event: mix.frame(event, SESSION, profile), events())
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,17 @@ import pytest
 
 from facts import stored as event_of
 from legato import errors
-from legato.dialect import mix_api
+from legato.agent import Agent
+from legato.caller import NOBODY
+from legato.dialect import common, mix_api
 from legato.errors import InvalidInput, LegatoError, SessionNotFound
-from legato.event import Event
+from legato.event import Draft, Event, RunStarted, SessionCreated, fact
 from legato.log import SessionInfo
 from legato.machine import OpenRun
 from legato.part import Message
+from legato.run import Runner
+from legato.sessions import Sessions
+from legato.store.memory import MemoryStore
 from legato.transcript import history
 
 AT = 1767225600.0  # 2026-01-01T00:00:00Z
@@ -50,7 +55,12 @@ MESSAGES = history(LOG)
 
 def info(*open_runs: OpenRun, **data: Any) -> SessionInfo:
     return SessionInfo(
-        session="s", head=5, created_at=AT, updated_at=AT + 5, data=data or LOG[0].data, open_runs=list(open_runs)
+        session="s",
+        head=5,
+        created_at=AT,
+        updated_at=AT + 5,
+        created=fact("session.created", data or LOG[0].data),
+        open_runs=list(open_runs),
     )
 
 
@@ -68,8 +78,8 @@ def every_error() -> list[type[LegatoError]]:
 def test_every_error_has_a_body_that_strict_clients_take(kind: type[LegatoError]) -> None:
     """The type is one of five words, the reason our own."""
     error = kind("m", limit=1) if kind is not SessionNotFound else SessionNotFound("s")
-    body = wire(mix_api.describe(error))["error"]
-    assert msgspec.json.decode(msgspec.json.encode(mix_api.describe(error)), type=mix_api.ErrorResponse)
+    body = wire(common.describe(error))["error"]
+    assert msgspec.json.decode(msgspec.json.encode(common.describe(error)), type=common.ErrorResponse)
     assert (body["code"], body["reason"]) == (kind.status, kind.code)
     assert body["detail"]
 
@@ -81,7 +91,7 @@ def test_every_error_has_a_body_that_strict_clients_take(kind: type[LegatoError]
 )  # fmt: skip
 def test_each_status_has_its_type(status: int, type: str) -> None:
     """As the document says; an empty detail is left out."""
-    body = wire(mix_api.error_response(status, "m", "r"))
+    body = wire(common.error_response(status, "m", "r"))
     assert body == {"error": {"code": status, "message": "m", "type": type, "reason": "r"}}
 
 
@@ -120,7 +130,7 @@ def test_a_session_is_the_sum_of_its_messages() -> None:
 
 def test_an_empty_session_has_all_required_fields() -> None:
     """Zeros and empty text, never null; cost is a float."""
-    data = mix_api.session_data(SessionInfo("s", 1, AT, AT, {}, [OpenRun("s", "r", 1)]), [])
+    data = mix_api.session_data(SessionInfo("s", 1, AT, AT, SessionCreated(), [OpenRun("s", "r", 1)]), [])
     assert (data.title, data.cost, data.running) == ("", 0.0, True)
     assert isinstance(data.cost, float)
     assert None not in wire(data).values()
@@ -181,15 +191,15 @@ def test_a_page_says_where_the_next_begins(events: list[Event], head: int, next:
 def test_a_created_session_keeps_what_it_was_given() -> None:
     """Unknown fields are ignored, known ones kept, defaults filled in."""
     raw = b'{"title":"T","promptMode":"append","customSystemPrompt":"p","agent":"a","cdpUrl":"x","unknown":{}}'
-    draft = mix_api.created(msgspec.json.decode(raw, type=mix_api.CreateSession))
-    assert (draft.type, draft.data["title"], draft.data["agent"]) == ("session.created", "T", "a")
-    assert draft.data["metadata"] == {
+    created = mix_api.created(msgspec.json.decode(raw, type=mix_api.CreateSession))
+    assert (created.type, created.title, created.agent) == ("session.created", "T", "a")
+    assert created.metadata == {
         "promptMode": "append",
         "sessionType": "main",
         "browserMode": "electron-embedded-browser",
         "customSystemPrompt": "p",
     }
-    assert mix_api.created(mix_api.CreateSession()).data["title"] == ""
+    assert mix_api.created(mix_api.CreateSession()).title == ""
 
 
 @pytest.mark.parametrize(
@@ -203,12 +213,23 @@ def test_a_session_that_does_not_fit_is_refused(raw: bytes) -> None:
         msgspec.json.decode(raw, type=mix_api.CreateSession)
 
 
+async def forked(index: int) -> tuple[MemoryStore, SessionInfo]:
+    """A store with the log, and a fork of it."""
+    store = MemoryStore(clock=lambda: AT)
+    drafts = [Draft(event.fact, event.run) for event in LOG]
+    for place, run in ((4, "r2"), (2, "r1")):
+        drafts.insert(place, Draft(RunStarted("a", 1), run))
+    await store.append("s", drafts)
+    sessions = Sessions(store, Runner(store, {"a": Agent(lambda turn: "", name="a")}))
+    return store, await sessions.fork(NOBODY, "s", "f", last=index, title="F")
+
+
 @pytest.mark.parametrize("index", range(4))
-def test_a_fork_is_a_history_that_can_be_read_again(index: int) -> None:
+async def test_a_fork_is_a_history_that_can_be_read_again(index: int) -> None:
     """The messages up to and with the one asked for, with their parts, belonging to no run."""
-    drafts = mix_api.forked(mix_api.Fork(message_index=index, title="F"), info(), MESSAGES)
-    assert (drafts[0].data["title"], drafts[0].data["forked_from"], drafts[0].data["agent"]) == ("F", "s", "a")
-    events = [Event(draft.type, draft.data, number, AT, draft.run) for number, draft in enumerate(drafts, start=1)]
+    store, fork = await forked(index)
+    assert (fork.created.title, fork.created.forked_from, fork.created.agent) == ("F", "s", "a")
+    events = await store.read("f", 0)
 
     def shown(message: Message) -> tuple[Any, ...]:
         return message.id, message.role, message.text, message.parts
@@ -218,10 +239,10 @@ def test_a_fork_is_a_history_that_can_be_read_again(index: int) -> None:
     assert {message.run for message in copied} == {None}
 
 
-def test_a_fork_beyond_the_end_is_refused() -> None:
+async def test_a_fork_beyond_the_end_is_refused() -> None:
     """With how many there are."""
     with pytest.raises(InvalidInput, match="4 messages"):
-        mix_api.forked(mix_api.Fork(message_index=4), info(), MESSAGES)
+        await forked(4)
 
 
 @pytest.mark.parametrize(
@@ -249,11 +270,11 @@ def test_content_is_json_text_only_if_it_is_a_whole_object_with_text(
 @pytest.mark.parametrize("key", ["a", "x" * 255, "!~", "a:b/c=", None])
 def test_a_key_is_visible_ascii(key: str | None) -> None:
     """Up to 255 characters; none is none."""
-    assert key == mix_api.idempotency_key(key)
+    assert key == common.idempotency_key(key)
 
 
 @pytest.mark.parametrize("key", ["", " ", "a b", "é", "\x7f", "x" * 256, "a\n"])
 def test_another_key_is_refused(key: str) -> None:
     """Rather than taken for none, which would let the message be stored twice."""
     with pytest.raises(InvalidInput):
-        mix_api.idempotency_key(key)
+        common.idempotency_key(key)

@@ -22,7 +22,7 @@ import pytest
 
 from facts import stored
 from legato.dialect import mix
-from legato.event import EVENTS
+from legato.event import EVENTS, SessionCreated
 from legato.log import SessionInfo
 from venvs import MIX_VERSIONS, mix_python
 
@@ -254,10 +254,10 @@ def test_the_version_reads_every_event_that_the_dialect_writes_for_it(sdk: Sdk) 
     events = [
         stored(type, data, offset, 1767225600.5, run="r_1") for offset, (type, data) in enumerate(EVERY_EVENT, start=1)
     ]
-    info = SessionInfo(session="s_1", head=len(events), created_at=0.0, updated_at=0.0, data={})
+    info = SessionInfo(session="s_1", head=len(events), created_at=0.0, updated_at=0.0, created=SessionCreated())
     frames = [
         mix.connected("s_1", 0, exact=False, info=info, retry=1000),
-        *(mix.encode(event, "s_1", profile) for event in events),
+        *(mix.frame(event, "s_1", profile) for event in events),
         mix.heartbeat(len(events)),
     ]
     sent = [frame for frame in frames if frame]

@@ -21,10 +21,10 @@ from facts import draft, stored
 from legato.agent import Turn
 from legato.dialect import responses_api, responses_schema
 from legato.dialect.chat import ChatEncoder
-from legato.dialect.responses import DONE, Fold, ResponseEncoder, parse_id, response_id
+from legato.dialect.responses import DONE, ResponseEncoder, ResponseFold, parse_id, response_id
 from legato.dialect.responses_api import BadRequest, Create, CreateChat
 from legato.errors import AgentError
-from legato.event import Draft, Event
+from legato.event import Draft, Event, MessageCreated
 from legato.part import Usage
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
@@ -71,7 +71,7 @@ def recorded(
 
 
 def told(events: Sequence[Event]) -> list[dict[str, Any]]:
-    fold = Fold(SESSION, RUN, agent="a")
+    fold = ResponseFold(SESSION, RUN, agent="a")
     return [payload for event in events for payload in fold.feed(event)]
 
 
@@ -125,12 +125,12 @@ def test_events_are_numbered_from_0_without_gaps(log: list[Event]) -> None:
 @pytest.mark.parametrize("log", LOGS.values(), ids=LOGS)
 def test_live_equals_replay_after_every_event(log: list[Event]) -> None:
     """Whatever number a reader comes back with, it gets exactly the bytes that follow."""
-    whole = [ResponseEncoder(Fold(SESSION, RUN, agent="a"))]
+    whole = [ResponseEncoder(ResponseFold(SESSION, RUN, agent="a"))]
     frames = b"".join(whole[0].encode(event) for event in log).split(b"\n\n")
     for after in range(len(frames) - 3):  # the last two are [DONE] and what follows it
-        again = ResponseEncoder(Fold(SESSION, RUN, agent="a"), after=after)
+        again = ResponseEncoder(ResponseFold(SESSION, RUN, agent="a"), after=after)
         assert b"".join(map(again.encode, log)) == b"\n\n".join(frames[after + 1 :])
-    past = ResponseEncoder(Fold(SESSION, RUN, agent="a"), after=len(frames) - 3)
+    past = ResponseEncoder(ResponseFold(SESSION, RUN, agent="a"), after=len(frames) - 3)
     assert b"".join(map(past.encode, log)) == b""
     assert past.over
 
@@ -164,7 +164,7 @@ def test_items_are_told_by_the_rules_of_the_sdk(log: list[Event]) -> None:
 @pytest.mark.parametrize("log", LOGS.values(), ids=LOGS)
 def test_frames_have_no_id_and_done_comes_last(log: list[Event]) -> None:
     """After an id, decoders of the SDKs take a heartbeat for an event; the event's name is its type."""
-    encoder = ResponseEncoder(Fold(SESSION, RUN, agent="a"))
+    encoder = ResponseEncoder(ResponseFold(SESSION, RUN, agent="a"))
     body = b"".join(encoder.encode(event) for event in log)
     assert body.endswith(DONE)
     assert b"\nid:" not in body
@@ -372,9 +372,9 @@ def test_metadata_of_another_dialect_does_no_harm() -> None:
 def test_events_of_other_runs_make_none() -> None:
     """Nor those of the session, nor what follows the end."""
     log = recorded("a")
-    fold = Fold(SESSION, "s_1~0b", agent="a")
+    fold = ResponseFold(SESSION, "s_1~0b", agent="a")
     assert [fold.feed(event) for event in log] == [[]] * len(log)
-    fold = Fold(SESSION, RUN, agent="a")
+    fold = ResponseFold(SESSION, RUN, agent="a")
     for event in log:
         fold.feed(event)
     assert fold.feed(log[-1]) == []
@@ -382,7 +382,7 @@ def test_events_of_other_runs_make_none() -> None:
 
 def test_a_deleted_session_is_an_error_for_its_reader() -> None:
     """An end without a terminal event would look like the end of the answer."""
-    encoder = ResponseEncoder(Fold(SESSION, RUN, agent="a"))
+    encoder = ResponseEncoder(ResponseFold(SESSION, RUN, agent="a"))
     for event in recorded("a", end=""):
         encoder.encode(event)
     frame = encoder.encode(stored("session.deleted", {}, 99, 0.0))
@@ -585,8 +585,13 @@ def test_odd_items_are_taken_or_refused(items: list[dict[str, Any]]) -> None:
         except BadRequest:
             continue
         assert asked.text.strip()
-        history([Event(d.type, d.data, 1, 0.0) for d in responses_api.earlier(asked, "s~h")])
-        json.dumps([asked.metadata, responses_api.input_items(RUN, {"text": asked.text, "metadata": asked.metadata})])
+        history([Event(fact, 1, 0.0) for fact in asked.earlier])
+        json.dumps(
+            [
+                asked.metadata,
+                responses_api.input_items(RUN, MessageCreated("m", "user", asked.text, metadata=asked.metadata)),
+            ]
+        )
 
 
 # Routes ---------------------------------------------------------------------------------------------------------------

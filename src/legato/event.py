@@ -310,15 +310,31 @@ class CancelRequested(Fact, frozen=True):
     reason: str | None = None
 
 
-class RunCompleted(Fact, frozen=True):
+class Ended(Fact, frozen=True):
+    """What the facts have in common that end a run. ``usage`` is as the log has it, ``used`` as far as it is known."""
+
+    terminal = True
+    open = True
+
+    @property
+    def said(self) -> Said:
+        """The whole message, as far as it came."""
+        raise NotImplementedError
+
+    @property
+    def used(self) -> Usage | None:
+        """What it cost, if the agent told."""
+        usage: JsonObject | None = getattr(self, "usage", None)
+        return None if usage is None else read_usage(usage)
+
+
+class RunCompleted(Ended, frozen=True):
     """The run ended well. ``finish_reason`` says why: ``stop``, ``length`` ..."""
 
     type = "run.completed"
-    terminal = True
-    open = True
     finish_reason: str
     message: Said
-    usage: Usage | None = None
+    usage: JsonObject | None = None
 
     @property
     def said(self) -> Said:
@@ -326,16 +342,14 @@ class RunCompleted(Fact, frozen=True):
         return self.message
 
 
-class RunFailed(Fact, frozen=True):
+class RunFailed(Ended, frozen=True):
     """The run failed. ``code`` is for programs, ``message`` for people."""
 
     type = "run.failed"
-    terminal = True
-    open = True
     code: str
     message: str
     partial: Said
-    usage: Usage | None = None
+    usage: JsonObject | None = None
     detail: JsonObject | None = None
 
     @property
@@ -344,14 +358,12 @@ class RunFailed(Fact, frozen=True):
         return self.partial
 
 
-class RunCancelled(Fact, frozen=True):
+class RunCancelled(Ended, frozen=True):
     """The run was stopped because somebody wanted it."""
 
     type = "run.cancelled"
-    terminal = True
-    open = True
     partial: Said
-    usage: Usage | None = None
+    usage: JsonObject | None = None
     reason: str | None = None
 
     @property
@@ -423,6 +435,14 @@ def fact(type: str, data: JsonObject) -> AnyFact:
         return convert(data, known)
     except msgspec.ValidationError:
         return _mended(known, data)
+
+
+def read_usage(usage: JsonObject) -> Usage:
+    """What of a run's usage is known."""
+    try:
+        return convert(usage, Usage)
+    except msgspec.ValidationError:
+        return _mended(Usage, usage)
 
 
 F = TypeVar("F", bound=msgspec.Struct)

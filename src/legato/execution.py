@@ -39,7 +39,7 @@ from .event import (
 from .json import JsonObject
 from .log import Log, Store, Subscription
 from .machine import Lease
-from .part import Usage, encode
+from .part import Usage, encode, to_builtins
 from .transcript import Recorder, Transcript, fold, merge
 
 logger = logging.getLogger("legato")
@@ -478,13 +478,14 @@ def resolve_key(id: str) -> str:
 def terminal(ending: Ending, run: str, transcript: Transcript, usage: Usage | None = None) -> Draft:
     """The terminal event's draft: how it ended, and the whole message as far as it came."""
     said = transcript.message(run)
+    used = None if usage is None else to_builtins(usage)
     fact: Fact
     if ending.kind == "completed":
-        fact = RunCompleted(ending.reason, said, usage)
+        fact = RunCompleted(ending.reason, said, used)
     elif ending.kind == "failed":
-        fact = RunFailed(ending.code, ending.message, said, usage, ending.detail)
+        fact = RunFailed(ending.code, ending.message, said, used, ending.detail)
     else:
-        fact = RunCancelled(said, usage)
+        fact = RunCancelled(said, used)
     return Draft(fact, run)
 
 

@@ -462,7 +462,7 @@ def _answer(event: Event, fact: Terminal) -> Message:
         offset=event.offset,
         at=event.at,
         status=fact.type.partition(".")[2],
-        usage=fact.usage,
+        usage=fact.used,
         error=RunError(fact.code, fact.message) if isinstance(fact, RunFailed) else None,
     )
 

@@ -192,7 +192,7 @@ class ChatEncoder:
 
     def _terminal(self, fact: Terminal, at: float) -> list[JsonObject]:
         self.over = True
-        self._usage = _usage(fact.usage or Usage())
+        self._usage = _usage(fact.used or Usage())
         if isinstance(fact, RunFailed):
             self.failure = {"code": fact.code, "message": fact.message}
             return [_failure(**self.failure)]

@@ -475,7 +475,7 @@ class ResponseFold:
             cut = not completed or (reason is not None and item is self._items[-1])
             item.status = "incomplete" if cut else "completed"
         self._tell()
-        self._usage = _usage(fact.usage)
+        self._usage = _usage(fact.used)
         self._completed = at
         self.ended = True
         if reason is not None:

@@ -13,35 +13,13 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import LegatoError, NotFound
+from ..errors import LegatoError
 from .life import Life
-from .operation import RETRY_AFTER, Dialect, Operation, refuse
+from .operation import RETRY_AFTER, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
 from .reply import Body, Follow, Request
 from .stream import ASGISink, Pump
 
 logger = logging.getLogger("legato")
-
-
-class NoSuchRoute(NotFound):
-    """No operation has this path."""
-
-    code = "no_such_route"
-
-    def __init__(self, scope: Scope) -> None:
-        super().__init__(
-            f"{scope['method']} {path_within(scope)[:200]} is not part of this API; GET /openapi.json lists what is."
-        )
-
-
-class WrongMethod(LegatoError):
-    """The path has operations, and none of this method."""
-
-    code = "method_not_allowed"
-    status = 405
-
-    def __init__(self, scope: Scope, allowed: str) -> None:
-        super().__init__(f"{scope['method']} {path_within(scope)[:200]} is not part of this API; use {allowed} here.")
-        self.allowed = allowed
 
 
 class Internal(LegatoError):
@@ -197,12 +175,6 @@ def respond_error(error: LegatoError) -> Response:
     body = refuse(error)
     after = {"retry-after": RETRY_AFTER[error.status]} if error.status in RETRY_AFTER else {}
     return respond(msgspec.structs.replace(body, headers={**body.headers, **after}))
-
-
-def path_within(scope: Scope) -> str:
-    """The path within this application, also where it is mounted."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _segments(path: str) -> list[str]:

@@ -39,12 +39,12 @@ from ..sessions import May, Sessions
 from ..store import open_store
 from ..tool import Tool
 from . import markdown
-from .adaptor import Adaptor, Internal, NoSuchRoute, WrongMethod, respond, respond_error
+from .adaptor import Adaptor, Internal, respond, respond_error
 from .dialects import DIALECTS
 from .inspect import Inspector
 from .life import Life, Settings, nobody
 from .openapi import document
-from .operation import Dialect, Operation
+from .operation import Dialect, NoSuchRoute, Operation, WrongMethod
 from .reply import Body, Request
 from .stream import Streams
 

@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
+from starlette.types import Scope
 
 from ..dialect.common import ErrorResponse, describe
 from ..dialect.fold import Fold
-from ..errors import InvalidInput, LegatoError, SessionNotFound
+from ..errors import InvalidInput, LegatoError, NotFound, SessionNotFound
 from ..event import Event
 from ..json import JsonObject
 from ..sessions import Located
@@ -126,6 +127,34 @@ class Dialect(msgspec.Struct, frozen=True):
     view: Callable[[str], View | None] = no_view
     views: Sequence[str] = ()
     roots: Sequence[str] = ()
+
+
+def path_within(scope: Scope) -> str:
+    """The path within this application, also where it is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+class NoSuchRoute(NotFound):
+    """No operation has this path."""
+
+    code = "no_such_route"
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(
+            f"{scope['method']} {path_within(scope)[:200]} is not part of this API; GET /openapi.json lists what is."
+        )
+
+
+class WrongMethod(LegatoError):
+    """The path has operations, and none of this method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+    def __init__(self, scope: Scope, allowed: str) -> None:
+        super().__init__(f"{scope['method']} {path_within(scope)[:200]} is not part of this API; use {allowed} here.")
+        self.allowed = allowed
 
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)

@@ -19,7 +19,7 @@ from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFoun
 from ..errors import InvalidInput, LegatoError, NotFound, RunInProgress, RunNotFound, SessionNotFound
 from ..event import Offset
 from ..sessions import Located, Question, Sent, new_session
-from .operation import View
+from .operation import NoSuchRoute, View
 from .reply import Body, Reply, Request
 
 CANCEL_SECONDS = 5.0
@@ -70,11 +70,13 @@ async def retrieve(request: Request) -> Reply:
 
 def _place(fold: ResponseFold, after: int) -> tuple[Offset, int]:
     """Where the event of this number stands; behind all of them, if there are not so many and there will be no more."""
+    last = fold.sequence - 1
+    if fold.ended and after >= last:
+        offset, count = fold.place(last)
+        return offset, count + 1  # with the frame that says that it is over
     try:
         return fold.place(after)
     except IndexError:
-        if fold.ended:
-            return fold.place(fold.sequence - 1)
         # What is ahead of a running response was never sent by it; its reader would wait in vain, then miss events.
         raise BadRequest(
             f"The response is at sequence_number {fold.sequence - 1}; nothing has been sent up to {after}.",
@@ -286,6 +288,8 @@ def _begun() -> Iterator[None]:
 def refuse(error: LegatoError) -> Body:
     """An error in the shape that the SDKs of this dialect know."""
     final = responses_api.is_final(error) or "begun" in error.detail
+    if isinstance(error, NoSuchRoute):
+        error.code = "not_found"
     return Body(error.status, responses_api.describe(error), {"x-should-retry": "false"} if final else {})
 
 
