@@ -10,6 +10,7 @@ import pytest
 
 from asking import ask, items
 from driving import Chat, chatting, echo
+from legato.part import to_builtins
 from legato.testing import Response
 from raw_log import canonical
 
@@ -88,7 +89,7 @@ async def test_a_session_of_another_dialect_stores_nothing_of_mix(begin: Begin) 
         assert fields_in(await canonical(chat.driver, session)) == set()
         first = (await canonical(chat.driver, session))[0]
         assert first["type"] == "session.created"
-        assert fields_in((await chat.app.store.info(session)).data) == set()
+        assert fields_in(to_builtins((await chat.app.store.info(session)).created)) == set()
         wire = await chat.driver.request("GET", f"/api/inspect/sessions/{session}/wire?dialects=mix/legato,deva")
         assert fields_in([row["data"] for row in wire.json()["rows"]]) == set()
 

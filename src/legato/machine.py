@@ -146,7 +146,7 @@ def moved(state: SessionState, drafts: Sequence[Draft], *, lease: Lease | None =
     Raises:
         ValueError: there are none, or a session would begin or end in the middle of them.
         SessionExists, SessionNotFound: it does (or did), or does not exist.
-        RunEnded: a run of theirs is not open; or one is to be opened that is, or was.
+        RunEnded: a run of theirs is not open, or one is to be opened that is.
         IllegalTransition: a run's state forbids it.
         StaleLease: somebody else has taken the run since.
     """

@@ -225,7 +225,7 @@ class Sessions:
             events = (await self._look(caller, session, "read")).events
         except SessionNotFound:
             return None
-        if not withdrawn and any(isinstance(event.fact, RunWithdrawn) and event.fact.run == run for event in events):
+        if not withdrawn and run in _withdrawn(events):
             return None
         asked = next((ask for ask in asks(events) if ask.run == run), None)
         if asked is None:
@@ -252,7 +252,10 @@ class Sessions:
 
     async def _look(self, caller: Caller, session: str, verb: str) -> _Seen:
         info = await self.info(caller, session, verb=verb)
-        return _Seen(info, [event async for event in Log(self._store, session).all(until=info.head, deltas=False)])
+        events = [event async for event in Log(self._store, session).all(until=info.head, deltas=False)]
+        if not events:  # nothing but a tombstone, beyond the head
+            raise SessionNotFound(session)
+        return _Seen(info, events)
 
     # Beginning and ending sessions ------------------------------------------------------------------------------------
 
@@ -291,12 +294,19 @@ class Sessions:
         Raises:
             NotFound: there is no such message. RunInProgress: an answer is being given.
         """
-        seen = await self._look(caller, session, "rewind")
-        if seen.info.open_runs:
-            raise RunInProgress("A session cannot be rewound while an answer is being given; cancel it first.")
-        if all(message.id != to for message in history(seen.events)):
-            raise NotFound(f"The session has no message {to[:200]!r}.")
-        await self._store.append(session, [Draft(SessionRewound(to, until=seen.head))])
+        until: Offset | None = None
+        while True:
+            seen = await self._look(caller, session, "rewind")
+            until = seen.head if until is None else until  # what has come since the first look stays
+            if seen.info.open_runs:
+                raise RunInProgress("A session cannot be rewound while an answer is being given; cancel it first.")
+            if all(message.id != to for message in history(seen.events)):
+                raise NotFound(f"The session has no message {to[:200]!r}.")
+            try:
+                await self._store.append(session, [Draft(SessionRewound(to, until=until))], head=seen.head)
+            except HeadMoved:
+                continue
+            return
 
     async def delete(self, caller: Caller, session: str) -> None:
         """Delete a session, its log and whatever runs in it, also what has come since the caller looked."""
@@ -312,8 +322,7 @@ class Sessions:
         while True:
             try:
                 seen = await self._look(caller, session, "withdraw")
-                gone = {event.fact.run for event in seen.events if isinstance(event.fact, RunWithdrawn)}
-                left = {ask.run for ask in asks(seen.events) if ask.run is not None} - gone
+                left = {ask.run for ask in asks(seen.events) if ask.run is not None} - _withdrawn(seen.events)
                 if run not in left:
                     raise RunNotFound(run)
                 fact: Fact = SessionDeleted() if left == {run} else RunWithdrawn(run)
@@ -370,7 +379,7 @@ class Sessions:
             seen = await self._look(caller, session, "send")
             asked = [event for event in seen.events if isinstance(event.fact, MessageCreated)]
             messages = history(seen.events)
-            if all(message.run != run for message in messages):
+            if run in _withdrawn(seen.events) or all(message.run != run for message in messages):
                 raise RunNotFound(run)
             if asked[-1].run == run or _key_used(seen.events, caller, question.key):
                 return session, [], seen.info
@@ -419,7 +428,7 @@ class Sessions:
             raise NotFound(f"Run {str(run)[:200]!r} is not one of message {message[:200]!r}.")
         if going_on:
             raise RunInProgress("The message is being answered; cancel its run first.", run=last.run)
-        return await self._answer_anew(seen, last)
+        return await self._answer_anew(caller, seen, last)
 
     async def answer(self, caller: Caller, session: str, message: str) -> Sent:
         """The newest run of a user's message, begun now if it never had one: a fork copies messages without runs.
@@ -433,7 +442,7 @@ class Sessions:
         last = _asks(seen.events, message)[-1]
         if last.run is not None:
             return _sent(session, last, repeated=True)
-        return await self._answer_anew(seen, last)
+        return await self._answer_anew(caller, seen, last)
 
     async def asked(self, caller: Caller, session: str, message: str) -> list[Ask]:
         """A user's message as it was put to an agent, once or more, oldest first.
@@ -526,29 +535,35 @@ class Sessions:
             f"{len(info.open_runs)} messages wait in this session already.", limit=self.limits.queued_messages
         )
 
-    async def _answer_anew(self, seen: _Seen, ask: Ask) -> Sent:
-        messages = history(seen.events)
-        place = next((n for n in reversed(range(len(messages))) if messages[n].role == "user"), None)
-        if place is None or messages[place].id != ask.fact.id:
-            if any(message.id == ask.fact.id for message in messages):
-                raise Conflict("Only the last message of a session can be answered anew.")
-            raise NotFound("The message has been taken back.")
-        self.check_ready()
-        session = seen.info.session
-        # What others store from now on comes after ``until``: a message that crosses this one is not taken back.
-        back = SessionRewound(messages[place - 1].id if place else "", until=seen.head)
-        again = msgspec.structs.replace(ask.fact, key=None, retries=ask.run)
-        appended = await self._append_question(
-            session,
-            [Draft(back)],
-            Draft(again, f"{session}~{secrets.token_hex(6)}"),
-            idle=not seen.info.open_runs,
-            agent=again.agent or seen.info.created.agent,
-            once=f"retry:{ask.run or ask.fact.id}",
-            head=None,
-        )
-        stored = next(each for each in asks(appended.events) if each.run is not None)
-        return _sent(session, stored, repeated=appended.repeated)
+    async def _answer_anew(self, caller: Caller, seen: _Seen, ask: Ask) -> Sent:
+        session, until = seen.info.session, seen.head
+        while True:
+            # What others have stored since the first look comes after ``until``: it is not taken back, and it does not
+            # matter that this message is no longer the last.
+            messages = [message for message in history(seen.events) if message.offset <= until]
+            place = next((n for n in reversed(range(len(messages))) if messages[n].role == "user"), None)
+            if place is None or messages[place].id != ask.fact.id:
+                if any(message.id == ask.fact.id for message in messages):
+                    raise Conflict("Only the last message of a session can be answered anew.")
+                raise NotFound("The message has been taken back.")
+            self.check_ready()
+            back = SessionRewound(messages[place - 1].id if place else "", until=until)
+            again = msgspec.structs.replace(ask.fact, caller=caller.subject or None, key=None, retries=ask.run)
+            try:
+                appended = await self._append_question(
+                    session,
+                    [Draft(back)],
+                    Draft(again, f"{session}~{secrets.token_hex(6)}"),
+                    idle=not seen.info.open_runs,
+                    agent=again.agent or seen.info.created.agent,
+                    once=f"retry:{ask.run or ask.fact.id}",
+                    head=seen.head,
+                )
+            except HeadMoved:
+                seen = await self._look(caller, session, "send")
+                continue
+            stored = next(each for each in asks(appended.events) if each.run is not None)
+            return _sent(session, stored, repeated=appended.repeated)
 
     async def _append_question(
         self,
@@ -695,6 +710,10 @@ def _once(verb: str, caller: Caller, key: str | None) -> str | None:
 def _key_used(events: Sequence[Event], caller: Caller, key: str | None) -> bool:
     sent = [event.fact for event in events if isinstance(event.fact, MessageCreated)]
     return key is not None and any(fact.key == key and (fact.caller or "") == caller.subject for fact in sent)
+
+
+def _withdrawn(events: Sequence[Event]) -> set[str]:
+    return {event.fact.run for event in events if isinstance(event.fact, RunWithdrawn)}
 
 
 def _owned(begin: SessionCreated, caller: Caller) -> SessionCreated:

@@ -13,7 +13,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import LegatoError
+from ..errors import Draining, LegatoError, StoreError
 from .life import Life
 from .operation import RETRY_AFTER, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
 from .reply import Body, Follow, Request
@@ -29,6 +29,13 @@ class Internal(LegatoError):
 
     def __init__(self) -> None:
         super().__init__("The server failed; its log has the details.")
+
+
+class Stopped(Draining):
+    """The application has been stopped, and may be started again."""
+
+    def __init__(self) -> None:
+        super().__init__("The server has been stopped; try again.")
 
 
 class Routes:
@@ -79,10 +86,10 @@ class Adaptor:
 
     Args:
         dialects: the table.
-        life: of the application.
+        life: of the application; None when it has been stopped.
     """
 
-    def __init__(self, dialects: Sequence[Dialect], life: Life) -> None:
+    def __init__(self, dialects: Sequence[Dialect], life: Life | None) -> None:
         self._routes = Routes(dialects)
         self._life = life
 
@@ -96,23 +103,28 @@ class Adaptor:
         if found is None:
             return False
         operation, dialect, names = found
-        await self._carry_out(operation, dialect, HTTPRequest({**scope, "path_params": names}, receive), receive, send)
+        if self._life is None or self._life.over:
+            await send_body(dialect.refuse(Stopped()), Stopped(), scope, receive, send)
+            return True
+        http = HTTPRequest({**scope, "path_params": names}, receive)
+        await self._carry_out(self._life, operation, dialect, http, receive, send)
         return True
 
     async def _carry_out(
-        self, operation: Operation, dialect: Dialect, http: HTTPRequest, receive: Receive, send: Send
+        self, life: Life, operation: Operation, dialect: Dialect, http: HTTPRequest, receive: Receive, send: Send
     ) -> None:
         scope = http.scope
         request: Request | None = None
         error: LegatoError | None = None
         try:
             try:
-                caller = self._life.settings.identify(scope)
-                request = Request(http, self._life, await caller if inspect.isawaitable(caller) else caller)
+                caller = life.settings.identify(scope)
+                request = Request(http, life, await caller if inspect.isawaitable(caller) else caller)
                 reply = await operation.handler(request)
                 made = await self._pump(reply, request) if isinstance(reply, Follow) else reply
             except LegatoError as exc:
-                error, made = exc, dialect.refuse(exc)
+                error = Stopped() if isinstance(exc, StoreError) and life.over else exc
+                made = dialect.refuse(error)
             except Exception:
                 await send_body(dialect.refuse(Internal()), None, scope, receive, send)
                 raise  # for the server's log
@@ -122,7 +134,7 @@ class Adaptor:
             pump, head = made
             if scope["method"] == "HEAD":
                 pump.end()
-            await self._life.streams.run(pump, ASGISink(receive, send), head)
+            await life.streams.run(pump, ASGISink(receive, send), head)
         finally:
             if request is not None and request.reserved is not None:
                 request.reserved.give_back()
@@ -134,7 +146,7 @@ class Adaptor:
         elif request.reserved.session != reply.session:
             request.reserved.move(reply.session)
         subscription = await request.sessions.follow(
-            request.caller, reply.session, reply.after, heartbeat=self._life.settings.heartbeat
+            request.caller, reply.session, reply.after, heartbeat=request.life.settings.heartbeat
         )
         pump = Pump(
             subscription,

@@ -31,7 +31,7 @@ from ..agent import Agent, AgentFunction, OnCrash
 from ..caller import Caller
 from ..caller import may as may_what_is_theirs
 from ..dialect import mix
-from ..errors import Draining, InvalidInput, LegatoError
+from ..errors import InvalidInput, LegatoError
 from ..execution import Limits
 from ..log import Store
 from ..run import Runner
@@ -39,7 +39,7 @@ from ..sessions import May, Sessions
 from ..store import open_store
 from ..tool import Tool
 from . import markdown
-from .adaptor import Adaptor, Internal, respond, respond_error
+from .adaptor import Adaptor, Internal, Stopped, respond, respond_error
 from .dialects import DIALECTS
 from .inspect import Inspector
 from .life import Life, Settings, nobody
@@ -211,7 +211,7 @@ class Legato:
         if self._life is not None:
             return self._life
         if self._stopped:
-            raise Draining("The application has been stopped.")
+            raise Stopped
         raise InvalidInput(
             "Legato has not been started. Under an ASGI server this happens by itself; when it is mounted in "
             "another application, give that one lifespan=app.lifespan."
@@ -234,8 +234,8 @@ class Legato:
 
     @property
     def streams(self) -> Streams:
-        """The open streams, once started."""
-        return self.life.streams
+        """The open streams; none between two lives."""
+        return Streams() if self._life is None else self._life.streams
 
     async def start(self) -> None:
         """Open the store, take up what was left, be ready for requests. Idempotent, and possible again after ``stop``.
@@ -266,8 +266,8 @@ class Legato:
             try:
                 await life.end(self.grace)
             finally:
-                self._life = self._app = None
-                self._stopped = True
+                self._life, self._stopped = None, True
+                self._app = self._build_stopped()
                 for agent in self.agents.values():
                     if agent.on_stop is not None:
                         try:
@@ -330,13 +330,10 @@ class Legato:
             await send({"type": "websocket.close"})  # the server makes it a 403: the caller's doing, not a failure
         elif scope["type"] != "http":
             raise InvalidInput(f"Legato speaks HTTP, got a {scope['type']} connection.")
-        elif self._app is not None:
-            await self._app(scope, receive, send)
+        elif self._app is None:
+            self.life  # noqa: B018  # for its error
         else:
-            try:
-                self.life  # noqa: B018  # for its error
-            except Draining as exc:
-                await respond_error(exc)(scope, receive, send)
+            await self._app(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -377,6 +374,16 @@ class Legato:
             expose_headers=["Legato-Cursor", "Legato-Next", "Legato-Repeated", "Retry-After", "Location"],
         )
         return _Guard(cors, self._cors, self.hosts)  # outermost: it looks at preflights, too
+
+    def _build_stopped(self) -> ASGIApp:
+        """What answers between two lives: that there is none, in the words of each dialect."""
+        adaptor = Adaptor(self._dialects, None)
+
+        async def route(scope: Scope, receive: Receive, send: Send) -> None:
+            if not await adaptor.answer(scope, receive, send):
+                await respond_error(Stopped())(scope, receive, send)
+
+        return route
 
     def _pages(self, operations: Sequence[Operation], life: Life) -> list[BaseRoute]:
         described = document(operations)

@@ -67,6 +67,7 @@ class Life:
         runner: drives the runs.
         streams: the open streams.
         began_at: seconds since the epoch.
+        over: the store is being closed; nothing can be asked of it any more.
     """
 
     def __init__(self, store: Store, agents: Mapping[str, Agent], settings: Settings) -> None:
@@ -77,6 +78,7 @@ class Life:
         self.streams = Streams(total=settings.max_streams, per_session=settings.max_streams_per_session)
         self.memory = Memory(store)
         self.began_at = time.time()
+        self.over = False
         self._kept: dict[type, object] = {}
 
     @classmethod
@@ -104,6 +106,7 @@ class Life:
             try:
                 await self.streams.close()
             finally:
+                self.over = True
                 await self.store.close()
 
     def kept(self, kind: type[T]) -> T:
