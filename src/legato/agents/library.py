@@ -79,7 +79,7 @@ class Hit(NamedTuple):
     score: float
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """Hits, best first; ``near`` if none holds a word of the question, only words that begin like it."""
 
     hits: list[Hit]
@@ -116,7 +116,7 @@ class Library:
             titles.setdefault(passage.file, passage.headings[0])
         return titles
 
-    def search(self, terms: Iterable[str], limit: int = 12) -> Found:
+    def search(self, terms: Iterable[str], limit: int = 12) -> SearchResult:
         """The passages that hold any of ``terms``, best first, headings counting more than text.
 
         One whose own heading is just what was asked for counts up to twice.
@@ -130,8 +130,8 @@ class Library:
             connection = self._read()
             for attempt, query in enumerate(_queries([phrase for phrase in phrases if phrase])):
                 if hits := self._match(connection, query, asked)[:limit]:
-                    return Found(hits, near=attempt > 0)
-        return Found([])
+                    return SearchResult(hits, near=attempt > 0)
+        return SearchResult([])
 
     def _match(self, connection: Connection, query: str, asked: set[str]) -> list[Hit]:
         rows = connection.execute(
