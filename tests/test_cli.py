@@ -33,7 +33,7 @@ SAFETY = 60.0
 AGENTS = '''
 from legato.agent import Agent, Turn
 from legato.errors import AgentError
-from legato.event import Refusal, Thinking, ToolCall, ToolResult, ToolStarted
+from legato.yields import Refusal, Thinking, ToolCall, ToolResult, ToolStarted
 
 
 async def agent(turn: Turn):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from legato.agent import Turn
-from legato.event import Text, Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted
+from legato.yields import Text, Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted
 
 # Seconds between two words: slow enough that readers come and go in between, whatever the machine.
 PACE = 0.02
