@@ -31,7 +31,7 @@ import apsw
 import msgspec
 import uvloop
 
-from legato.event import Draft, Event
+from legato.event import Event
 from legato.store import sqlite, sqlite_file, sqlite_writer
 from legato.store.sqlite import SQLiteStore
 from legato.store.sqlite_file import EVENT, GROWN, STATEMENT_ROWS, WIDTH
@@ -111,7 +111,7 @@ async def measure(folder: Path, appenders: int, durability: str, seconds: float,
     with tempfile.TemporaryDirectory(dir=folder) as place:
         store = SQLiteStore(Path(place) / "log.db", durability=durability)
         await store.open()
-        begin = [Draft("session.created", {}), Draft("message.created", {}, "r")]
+        begin = [draft("session.created", {}), draft("message.created", {}, "r")]
         await asyncio.gather(*[store.append(f"s{number}", begin) for number in range(appenders)])
         times: list[float] = []
         end = time.perf_counter() + seconds
@@ -120,7 +120,7 @@ async def measure(folder: Path, appenders: int, durability: str, seconds: float,
             start = 0
             now = time.perf_counter()
             while now < end:
-                draft = Draft("text.delta", {"part": 0, "step": 0, "start": start, "text": TEXT}, "r")
+                draft = draft("text.delta", {"part": 0, "step": 0, "start": start, "text": TEXT}, "r")
                 await store.append(session, [draft])
                 start += len(TEXT)
                 before, now = now, time.perf_counter()
@@ -201,10 +201,10 @@ def reads(folder: Path, rounds: int) -> None:
         async def fill() -> None:
             store = SQLiteStore(path, durability="normal")
             await store.open()
-            await store.append("s", [Draft("session.created", {}), Draft("message.created", {}, "r")])
+            await store.append("s", [draft("session.created", {}), draft("message.created", {}, "r")])
             for start in range(0, 10_000, 500):
                 deltas = [{"part": 0, "step": 0, "start": start + n, "text": TEXT} for n in range(500)]
-                await store.append("s", [Draft("text.delta", data, "r") for data in deltas])
+                await store.append("s", [draft("text.delta", data, "r") for data in deltas])
             await store.close()
 
         asyncio.run(fill())

@@ -107,10 +107,10 @@ class Node(Runner):
         return await self.sessions.cancel(NOBODY, session, run)
 
     async def resolve_permission(self, id: str, granted: bool) -> bool:
-        return await self.sessions.resolve_permission(NOBODY, id, granted, now=self._clock())
+        return await self.sessions.resolve_permission(NOBODY, id, granted)
 
     async def resolve_notification(self, id: str, response: str, value: str | None = None) -> None:
-        await self.sessions.resolve_notification(NOBODY, id, response, value, now=self._clock())
+        await self.sessions.resolve_notification(NOBODY, id, response, value)
 
 
 class Gate:

@@ -180,8 +180,8 @@ def test_a_stream_waits_as_the_server_asked_and_says_so(face: str) -> None:
         on_reconnect=lambda attempt, wait, error: heard.append((attempt, wait, type(error))),
     )
 
-    assert [(1, 1.0, ConnectionLost), (2, 9.0, ErrorResponse), (3, 4.0, APIError)] == heard
-    assert [1.0, 9.0, 4.0] == waits
+    assert [(1, 2.0, ConnectionLost), (2, 10.0, ErrorResponse), (3, 6.0, APIError)] == heard
+    assert [2.0, 10.0, 6.0] == waits
 
 
 def test_a_session_that_is_gone_ends_a_reconnect_with_its_error(face: str) -> None:

@@ -56,9 +56,9 @@ def health(replies: list[Reply], **options: Any) -> Any:
 
 def test_waits_are_as_documented(clock: Clock) -> None:
     """The initial interval times the exponent to the n-th, and up to a second at random."""
-    health([Reply(500), Reply(502), Reply(408), json_reply(HEALTH)], retries=config())
+    health([Reply(500), Reply(502), Reply(408), Reply(425), json_reply(HEALTH)], retries=config())
 
-    assert [0.5 + 0.5, 0.75 + 0.5, 1.125 + 0.5] == clock.waits
+    assert [0.5 + 0.5, 0.75 + 0.5, 1.125 + 0.5, 1.6875 + 0.5] == clock.waits
 
 
 def test_waits_have_a_maximum(clock: Clock) -> None:

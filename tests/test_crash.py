@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx2
 
+from facts import stored
 from legato import sse
 from legato.dialect import mix
 from legato.event import TERMINAL, Event
@@ -179,7 +180,7 @@ async def read_log(client: httpx2.AsyncClient, url: str, session: str) -> list[E
         response = await client.get(f"{url}/api/sessions/{session}/events", params={"after": after})
         page = response.json()
         events += [
-            Event(type=each["type"], data=each["data"], offset=each["offset"], at=each["at"], run=each.get("run"))
+            stored(type=each["type"], data=each["data"], offset=each["offset"], at=each["at"], run=each.get("run"))
             for each in page["events"]
         ]
         after = page.get("next")

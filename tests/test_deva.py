@@ -11,15 +11,18 @@ import httpx2
 import pytest
 
 from driving import Chat, Gate, chatting, decoded, reason
+from facts import draft, stored
 from legato.agent import Turn
 from legato.dialect import deva, deva_api
 from legato.dialect.deva import AnswerEncoder, parse_cursor
 from legato.errors import AgentError, CursorInvalid
-from legato.event import EVENTS, Draft, Event, Finish, Text, Thinking, ToolCall, ToolResult, Usage
+from legato.event import EVENTS, Event
+from legato.part import Usage
 from legato.server.app import Legato
 from legato.sse import Message
 from legato.testing import Response, Stream, check_dialect
 from legato.transcript import Recorder
+from legato.yields import Finish, Text, Thinking, ToolCall, ToolResult
 from live_server import serving
 
 SESSION, RUN = "s_1", "s_1~0a"
@@ -35,16 +38,16 @@ def recorded(*items: Any, end: str = "run.completed", **fields: Any) -> list[Eve
     """The log of a run whose agent yields ``items`` (``"restart"``: its process dies); ``fields`` are of its end."""
     recorder = Recorder(RUN)
     asked = {"id": f"{RUN}~u", "role": "user", "text": "hi", "agent": "b"}
-    drafts = [Draft("message.created", asked, RUN), Draft("run.started", {"agent": "a", "attempt": 1}, RUN)]
+    drafts = [draft("message.created", asked, RUN), draft("run.started", {"agent": "a", "attempt": 1}, RUN)]
     for item in items:
         if item == "restart":
-            drafts.append(Draft("run.started", {"agent": "a", "attempt": 2}, RUN))
+            drafts.append(draft("run.started", {"agent": "a", "attempt": 2}, RUN))
             recorder = Recorder(RUN, earlier=recorder.transcript)
         else:
             drafts += recorder.record(item)
     whole = {"message" if end == "run.completed" else "partial": recorder.transcript.message(RUN)}
-    drafts.append(Draft(end, {**ENDINGS[end], **whole, **fields}, RUN))
-    return [Event(d.type, d.data, place, 1000.5 + place, d.run) for place, d in enumerate(drafts, 1)]
+    drafts.append(draft(end, {**ENDINGS[end], **whole, **fields}, RUN))
+    return [Event(d.fact, place, 1000.5 + place, d.run) for place, d in enumerate(drafts, 1)]
 
 
 THOROUGH = (
@@ -65,7 +68,7 @@ LOGS = {
     "restarted": recorded("a", "restart", "b"),
     "tools first": recorded(ToolCall("a", "Read", "{}"), ToolResult("a"), "b"),
     "nothing": recorded(),
-    "deleted": [*recorded("a")[:-1], Event("session.deleted", {}, 5, 1005.0)],
+    "deleted": [*recorded("a")[:-1], stored("session.deleted", {}, 5, 1005.0)],
 }
 
 
@@ -88,7 +91,7 @@ def last(messages: Sequence[Message]) -> Any:
 @pytest.mark.parametrize("log", LOGS.values(), ids=LOGS)
 def test_the_rules_of_frames_are_kept(log: list[Event]) -> None:
     """For all kinds of events: pure, LF only, one line of data, the id last and never twice."""
-    others = [Event(type, {}, 100 + place, 0.0, "other") for place, type in enumerate(EVENTS)]
+    others = [stored(type, {}, 100 + place, 0.0, "other") for place, type in enumerate(EVENTS)]
     check_dialect(lambda: AnswerEncoder(SESSION, RUN).encode, [*others[:-1], *log, *others[:-1]])
 
 
@@ -113,11 +116,11 @@ def test_a_refusal_is_what_the_answer_says() -> None:
     """Among text of the same step, in order."""
     asked, started, end = recorded()
     about = {"part": 0, "step": 1, "start": 0}
-    said = Event("text.delta", {**about, "text": "I "}, 3, 0.0, RUN)
-    refused = Event("refusal.delta", {**about, "part": 1, "text": "will not."}, 4, 0.0, RUN)
+    said = stored("text.delta", {**about, "text": "I "}, 3, 0.0, RUN)
+    refused = stored("refusal.delta", {**about, "part": 1, "text": "will not."}, 4, 0.0, RUN)
     parts = [{"type": "text", "step": 1, "text": "I "}, {"type": "refusal", "step": 1, "text": "will not."}]
     whole = {**end.data, "message": {**end.data["message"], "parts": parts}}
-    messages = told([asked, started, said, refused, Event(end.type, whole, 5, 0.0, RUN)])
+    messages = told([asked, started, said, refused, stored(end.type, whole, 5, 0.0, RUN)])
     assert text(messages) == last(messages)["text"] == "I will not."
 
 
@@ -528,8 +531,8 @@ async def test_agents_are_personas() -> None:
 def test_messages_that_are_no_runs_have_a_persona() -> None:
     """A fork's answers say nothing of who gave them."""
     data = [{"role": "user", "text": "q"}, {"role": "assistant", "text": "a"}]
-    events = [Event("session.created", {"agent": "g"}, 1, 0.0)]
-    events += [Event("message.created", {"id": str(n), **each}, n, 0.0) for n, each in enumerate(data, 2)]
+    events = [stored("session.created", {"agent": "g"}, 1, 0.0)]
+    events += [stored("message.created", {"id": str(n), **each}, n, 0.0) for n, each in enumerate(data, 2)]
     found = deva_api.messages("s", events, default="d")
     assert [(message.persona_id, message.text) for message in found] == [("user", "q"), ("g", "a")]
 

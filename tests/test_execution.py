@@ -15,22 +15,13 @@ import pytest
 from legato import execution
 from legato.agent import Agent, Answer, Turn
 from legato.errors import AgentError, AskNotFound, InvalidInput, RunEnded, StoreError
-from legato.event import (
-    TRANSITIONS,
-    Draft,
-    Event,
-    Finish,
-    RunState,
-    Text,
-    Thinking,
-    ToolCall,
-    ToolResult,
-    ToolStarted,
-    Usage,
-    advance,
-)
+from legato.event import Draft, Event
 from legato.execution import Limits
-from legato.run import Runner, Sent
+from legato.machine import TRANSITIONS, RunState, advance
+from legato.part import Usage
+from legato.run import Runner
+from legato.sessions import Sent
+from legato.yields import Finish, Text, Thinking, ToolCall, ToolResult, ToolStarted
 from running import NET, STORES, Gate, Stage, staged
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from driving import Chat, Gate, chatting, ends, named, reason
+from facts import draft
 from legato import Text, Thinking, ToolCall, ToolResult, ToolStarted
-from legato.event import Draft
 from legato.server import inspect
 from legato.server.app import Legato
 
@@ -389,7 +389,7 @@ async def test_bad_input(query: str, word: str) -> None:
 async def test_an_unknown_session() -> None:
     """404, as everywhere; a deleted one too."""
     async with chatting() as chat:
-        await chat.app.store.append(chat.session, [Draft(type="session.deleted", data={})])
+        await chat.app.store.append(chat.session, [draft("session.deleted", {})])
         for session in ("nobody", chat.session, "%2e%2e", "%00", "%ff"):
             for path in ("", "/wire?dialects=responses"):
                 answer = await chat.driver.request("GET", f"/api/inspect/sessions/{session}{path}")

@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from browser import Server, browsing, serving
-from legato.event import Draft
+from facts import draft
 from legato.store.sqlite import SQLiteStore
 from node_packages import package
 
@@ -402,19 +402,19 @@ def fill(path: Path) -> None:
         run = "long~abc123"
         message = {"id": f"{run}~u", "role": "user", "text": "Talk"}
         await store.append(
-            "long", [Draft("session.created", {"title": "Long"}), Draft("message.created", message, run)]
+            "long", [draft("session.created", {"title": "Long"}), draft("message.created", message, run)]
         )
         lease = await store.acquire("long", run, owner="test", ttl=1000.0)
-        await store.append("long", [Draft("run.started", {"agent": "talk", "attempt": 1}, run)], lease=lease)
+        await store.append("long", [draft("run.started", {"agent": "talk", "attempt": 1}, run)], lease=lease)
         for start in range(0, LONG, 2_000):
             pieces = [
-                Draft("text.delta", {"part": 0, "step": 1, "start": 5 * at, "text": "word "}, run)
+                draft("text.delta", {"part": 0, "step": 1, "start": 5 * at, "text": "word "}, run)
                 for at in range(start, start + 2_000)
             ]
             await store.append("long", pieces, lease=lease)
         whole = {"id": f"{run}~a1", "text": "word", "parts": [{"type": "text", "step": 1, "text": "word " * LONG}]}
         ended = {"message": whole, "finish_reason": "stop"}
-        await store.append("long", [Draft("run.completed", ended, run)], lease=lease)
+        await store.append("long", [draft("run.completed", ended, run)], lease=lease)
         await store.close()
 
     # In a thread: Playwright keeps an event loop in this one.

@@ -17,24 +17,15 @@ import pytest
 from driving import Chat, Gate, data, decoded, ends, logged
 from legato.agent import Turn
 from legato.errors import AgentError
-from legato.event import (
-    EVENTS,
-    Checkpoint,
-    Refusal,
-    Text,
-    Thinking,
-    ToolArguments,
-    ToolCall,
-    ToolResult,
-    ToolStarted,
-    Usage,
-)
+from legato.event import EVENTS
 from legato.log import Store, Subscription
+from legato.part import Usage
 from legato.server.app import Legato
 from legato.sse import Decoder, Message
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.testing import Driver
+from legato.yields import Checkpoint, Refusal, Text, Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted
 
 CLIENTS = ("legato", "python-0.8.1", "python-0.6.4")
 STORES = ("memory", "sqlite")

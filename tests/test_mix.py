@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from facts import stored as event_of
 from legato.dialect import mix
 from legato.errors import CursorInvalid, InvalidInput
 from legato.event import EVENTS, Event
-from legato.log import OpenRun, SessionInfo
+from legato.log import SessionInfo
+from legato.machine import OpenRun
 from legato.sse import Decoder
 from legato.testing import check_dialect
 
@@ -144,7 +146,7 @@ RUNLESS = ("session.", "notification.resolved")
 
 def stored(number: int, type: str, data: dict[str, Any]) -> Event:
     run = None if type.startswith(RUNLESS) else "r"
-    return Event(type=type, data=data, offset=number, at=1767225600.75, run=run)
+    return event_of(type, data, offset=number, at=1767225600.75, run=run)
 
 
 def events() -> list[Event]:

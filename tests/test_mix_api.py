@@ -8,11 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from facts import stored as event_of
 from legato import errors
 from legato.dialect import mix_api
 from legato.errors import InvalidInput, LegatoError, SessionNotFound
-from legato.event import Event, Message
-from legato.log import OpenRun, SessionInfo
+from legato.event import Event
+from legato.log import SessionInfo
+from legato.machine import OpenRun
+from legato.part import Message
 from legato.transcript import history
 
 AT = 1767225600.0  # 2026-01-01T00:00:00Z
@@ -23,7 +26,7 @@ def wire(body: Any) -> Any:
 
 
 def stored(*events: tuple[str, dict[str, Any], str | None]) -> list[Event]:
-    return [Event(type, data, number, AT + number, run) for number, (type, data, run) in enumerate(events, start=1)]
+    return [event_of(type, data, number, AT + number, run) for number, (type, data, run) in enumerate(events, start=1)]
 
 
 CALL = {"type": "tool_call", "step": 1, "id": "c", "name": "Bash", "arguments": "{}"}

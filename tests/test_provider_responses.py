@@ -400,9 +400,14 @@ def test_a_stream_that_cannot_be_continued_is_an_error(face: str, reply: Reply, 
 
 @both
 def test_a_stream_is_continued_when_the_provider_is_back(face: str) -> None:
-    """Errors that pass are waited out, as long as Retry-After says."""
+    """Errors that pass are waited out, as long as Retry-After and the stream's `retry` say, within the cap."""
     waits: list[float] = []
-    replies = [Reply(503, headers={"retry-after": "9"}), Reply(die=True), stream_reply(sse(TEXT_EVENTS[4:]), None)]
+    replies = [
+        Reply(503, headers={"retry-after": "9"}),
+        Reply(die=True),
+        cut_reply(b"retry: 1500\n\n"),
+        stream_reply(sse(TEXT_EVENTS[4:]), None),
+    ]
 
     seen = use(
         face,
@@ -414,7 +419,7 @@ def test_a_stream_is_continued_when_the_provider_is_back(face: str) -> None:
     )
 
     assert (None, TEXT) == (seen.error, seen.partial.text)
-    assert [0.5, 10.0, 2.0] == waits
+    assert [0.5, 10.0, 2.0, 10.0] == waits
 
 
 @both

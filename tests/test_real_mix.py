@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
+from facts import stored
 from legato.dialect import mix
-from legato.event import EVENTS, Event
+from legato.event import EVENTS
 from legato.log import SessionInfo
 from venvs import MIX_VERSIONS, mix_python
 
@@ -251,7 +252,7 @@ def test_the_version_reads_every_event_that_the_dialect_writes_for_it(sdk: Sdk) 
     assert set(EVENTS) == {type for type, _ in EVERY_EVENT}
     profile = mix.profile(f"python-{sdk.version}")
     events = [
-        Event(type, data, offset, 1767225600.5, run="r_1") for offset, (type, data) in enumerate(EVERY_EVENT, start=1)
+        stored(type, data, offset, 1767225600.5, run="r_1") for offset, (type, data) in enumerate(EVERY_EVENT, start=1)
     ]
     info = SessionInfo(session="s_1", head=len(events), created_at=0.0, updated_at=0.0, data={})
     frames = [

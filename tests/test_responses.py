@@ -17,29 +17,20 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from driving import Chat, Gate, chatting, decoded, echo
+from facts import draft, stored
 from legato.agent import Turn
 from legato.dialect import responses_api, responses_schema
 from legato.dialect.chat import ChatEncoder
 from legato.dialect.responses import DONE, Fold, ResponseEncoder, parse_id, response_id
 from legato.dialect.responses_api import BadRequest, Create, CreateChat
 from legato.errors import AgentError
-from legato.event import (
-    Draft,
-    Event,
-    Finish,
-    Refusal,
-    Thinking,
-    ToolArguments,
-    ToolCall,
-    ToolReady,
-    ToolResult,
-    ToolStarted,
-    Usage,
-)
+from legato.event import Draft, Event
+from legato.part import Usage
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.testing import Response
 from legato.transcript import Recorder, history
+from legato.yields import Finish, Refusal, Thinking, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted
 
 SESSION, RUN = "s_1", "s_1~0a"
 WORDS = st.sampled_from(
@@ -62,10 +53,10 @@ def recorded(
     """The log of a run whose agent yields ``items``; ``end`` is its terminal type, or empty if it has none yet."""
     recorder = Recorder(RUN)
     asked = {"id": f"{RUN}~u", "role": "user", "text": "hi", "agent": "a", "metadata": metadata or {}}
-    drafts = [*before, Draft("message.created", asked, RUN), Draft("run.started", {"agent": "a", "attempt": 1}, RUN)]
+    drafts = [*before, draft("message.created", asked, RUN), draft("run.started", {"agent": "a", "attempt": 1}, RUN)]
     for item in items:
         if item == "restart":
-            drafts.append(Draft("run.started", {"agent": "a", "attempt": 2}, RUN))
+            drafts.append(draft("run.started", {"agent": "a", "attempt": 2}, RUN))
             recorder = Recorder(RUN, earlier=recorder.transcript)
         else:
             drafts += recorder.record(item)
@@ -75,8 +66,8 @@ def recorded(
             data["finish_reason"] = recorder.finish_reason
         if recorder.usage is not None:
             data["usage"] = {"input_tokens": 3, "output_tokens": 4, "cached_tokens": 1}
-        drafts.append(Draft(end, data, RUN))
-    return [Event(d.type, d.data, place, 1000.0 + place, d.run) for place, d in enumerate(drafts, 1)]
+        drafts.append(draft(end, data, RUN))
+    return [Event(d.fact, place, 1000.0 + place, d.run) for place, d in enumerate(drafts, 1)]
 
 
 def told(events: Sequence[Event]) -> list[dict[str, Any]]:
@@ -282,7 +273,7 @@ def test_a_delta_that_comes_twice_is_told_once() -> None:
     begin = recorded(end="")
     pieces = [(0, "ab"), (1, "bc"), (0, "abc"), (3, "d")]
     data = [{"part": 0, "step": 1, "start": start, "text": text} for start, text in pieces]
-    log = [*begin, *(Event("text.delta", each, 9, 0.0, RUN) for each in data), recorded()[-1]]
+    log = [*begin, *(stored("text.delta", each, 9, 0.0, RUN) for each in data), recorded()[-1]]
     assert deltas(told(log)) == [(0, "ab"), (0, "c"), (0, "d")]
     contents = [chunk["choices"][0]["delta"].get("content") for chunk in chunks(log)]
     assert contents == ["", "ab", "c", "d", None]
@@ -299,7 +290,7 @@ def test_arguments_that_end_otherwise_than_they_began(held: bool, wanted: list[t
         ("tool_call.completed", {**about[part], "arguments": "[1]"}),
         *([("tool_call.completed", {**about[0], "arguments": "{}"})] if held else []),
     ]
-    log = [*recorded(end=""), *(Event(type, data, 9, 0.0, RUN) for type, data in events), recorded()[-1]]
+    log = [*recorded(end=""), *(stored(type, data, 9, 0.0, RUN) for type, data in events), recorded()[-1]]
     payloads = told(log)
     assert deltas(payloads) == wanted
     assert payloads[-1]["response"]["output"][part]["arguments"] == "[1]"
@@ -394,7 +385,7 @@ def test_a_deleted_session_is_an_error_for_its_reader() -> None:
     encoder = ResponseEncoder(Fold(SESSION, RUN, agent="a"))
     for event in recorded("a", end=""):
         encoder.encode(event)
-    frame = encoder.encode(Event("session.deleted", {}, 99, 0.0))
+    frame = encoder.encode(stored("session.deleted", {}, 99, 0.0))
     (message,) = decoded(frame)
     assert (message.event, json.loads(message.data)["code"], encoder.over) == ("error", "response_deleted", True)
 

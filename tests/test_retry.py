@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from driving import Gate, chatting, data, ends, reason
+from facts import draft
 from legato.agent import Turn
 from legato.errors import AgentError, Conflict, Draining, NotFound, SessionNotFound
 from legato.event import Draft
 from legato.log import Appended
-from legato.run import Runner, Sent
+from legato.run import Runner
+from legato.sessions import Sent
 from legato.transcript import history
 from running import STORES, Stage, staged
 
@@ -229,7 +231,7 @@ async def test_a_message_that_was_taken_back_is_not_answered_anew(stage: Stage) 
     session = await stage.session()
     first = await answered(stage, runner, session, "first")
     second = await answered(stage, runner, session, "second")
-    await stage.store.append(session, [Draft("session.rewound", {"to": f"{first.run}~a1"})])
+    await stage.store.append(session, [draft("session.rewound", {"to": f"{first.run}~a1"})])
     with pytest.raises(NotFound):
         await runner.retry(session, second.message)
     await stage.ended(await runner.retry(session, first.message))
@@ -251,7 +253,7 @@ async def test_nothing_is_answered_anew_while_the_server_stops(stage: Stage) -> 
 async def copied(stage: Stage, *texts: str) -> str:
     """A session as a fork leaves it: its messages have no runs."""
     session = await stage.session()
-    drafts = [Draft("message.created", {"id": text, "role": "user", "text": text}) for text in texts]
+    drafts = [draft("message.created", {"id": text, "role": "user", "text": text}) for text in texts]
     await stage.store.append(session, drafts)
     return session
 

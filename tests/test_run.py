@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from facts import draft
 from legato.agent import Agent, OnCrash, Turn
 from legato.errors import (
     AskNotFound,
@@ -23,10 +24,12 @@ from legato.errors import (
     StoreError,
     TooLarge,
 )
-from legato.event import TERMINAL, Checkpoint, Draft, Event, Thinking, ToolCall, ToolResult
+from legato.event import TERMINAL, Draft, Event
 from legato.execution import Limits
-from legato.run import Runner, Sent
+from legato.run import Runner
+from legato.sessions import Sent
 from legato.transcript import Transcript
+from legato.yields import Checkpoint, Thinking, ToolCall, ToolResult
 from running import NET, STORES, Gate, Stage, staged
 
 
@@ -403,7 +406,7 @@ async def test_a_message_that_was_taken_back(stage: Stage) -> None:
 
     async def rewind(inner: Any, *args: Any, **settings: Any) -> Any:
         lease = await inner.acquire(*args, **settings)
-        await stage.store.append(session, [Draft(type="session.rewound", data={"to": first.message})])
+        await stage.store.append(session, [draft("session.rewound", {"to": first.message})])
         return lease
 
     stage.store.acquire = lambda *args, **settings: rewind(stage.store.inner, *args, **settings)
@@ -418,7 +421,7 @@ async def test_a_session_deleted_while_it_runs(stage: Stage) -> None:
     """The agent is stopped and nothing is appended after the deletion."""
     held = Held()
     runner, sent = await begun(stage, held)
-    await stage.store.append(sent.session, [Draft(type="session.deleted", data={})])
+    await stage.store.append(sent.session, [draft("session.deleted", {})])
     async with asyncio.timeout(NET):
         await held.stopped.wait()
     await stage.idle(runner)
@@ -432,7 +435,7 @@ async def test_a_session_deleted_while_it_waits_for_a_place(stage: Stage) -> Non
     held = Held()
     runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, cancel_grace=5.0))
     second = await stage.waiting(runner)
-    await stage.store.append(second.session, [Draft(type="session.deleted", data={})])
+    await stage.store.append(second.session, [draft("session.deleted", {})])
     held.go.set()
     await stage.ended(first)
     await stage.idle(runner)
@@ -575,7 +578,7 @@ async def test_an_agent_knows_whether_it_will_be_called_again(stage: Stage, how:
     if how == "cancelled":
         await runner.cancel(sent.session)
     elif how == "deleted":
-        await stage.store.append(sent.session, [Draft(type="session.deleted", data={})])
+        await stage.store.append(sent.session, [draft("session.deleted", {})])
     else:
         await runner.stop()
     async with asyncio.timeout(NET):
@@ -801,7 +804,7 @@ async def test_an_answer_for_a_run_that_ended_without_it(stage: Stage) -> None:
         ("permission.requested", {"id": f"{session}~r~p1", "tool": "t", "description": "d", "action": "execute"}),
         ("run.failed", {"code": "c", "message": "m", "partial": partial}),
     ]:
-        await stage.store.append(session, [Draft(type=type, data=data, run="r")])
+        await stage.store.append(session, [draft(type, data, "r")])
     with pytest.raises(AskNotFound):
         await stage.runner(echo).resolve_permission(f"{session}~r~p1", True)
 
@@ -946,7 +949,7 @@ async def test_the_runner_keeps_nothing_of_a_session_it_has_left(stage: Stage) -
     """A session that is deleted while messages come in leaves no trace in the runner."""
     runner, sent = await begun(stage, Held())
     await runner.send(sent.session, "another")
-    await stage.store.append(sent.session, [Draft(type="session.deleted", data={})])
+    await stage.store.append(sent.session, [draft("session.deleted", {})])
     await stage.idle(runner)
     assert set() == runner._kicked
 
@@ -1001,7 +1004,7 @@ async def test_a_run_does_not_hold_its_session_s_past(stage: Stage) -> None:
 async def test_a_log_that_cannot_be_understood(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """A message whose session's past cannot be read ends as failed; it is not tried again for ever."""
     runner, session = stage.runner(echo), await stage.session()
-    odd = [Draft("message.created", {"id": "m", "role": "user", "text": "?"}, "odd"), Draft("run.completed", {}, "odd")]
+    odd = [draft("message.created", {"id": "m", "role": "user", "text": "?"}, "odd"), draft("run.completed", {}, "odd")]
     await stage.store.append(session, odd)
     stage._sessions.remove(session)  # its log breaks the rules
     sent = await runner.send(session, "hello")

@@ -12,12 +12,13 @@ import pytest
 from driving import Chat, Gate, chatting, data, decoded, echo, ends, logged, named, reason
 from legato.agent import Turn
 from legato.errors import AgentError, InvalidInput, StoreFull
-from legato.event import Text, Thinking, ToolCall, ToolResult, Usage
 from legato.execution import Limits
+from legato.part import Usage
 from legato.server.app import Legato
 from legato.sse import Message
 from legato.store.memory import MemoryStore
 from legato.testing import Driver
+from legato.yields import Text, Thinking, ToolCall, ToolResult
 
 OLD = {"user-agent": "speakeasy-sdk/python 0.6.4 2.730.0 1.0.0 mix-python-sdk"}
 LOST = (404, "not_found", "session_not_found")

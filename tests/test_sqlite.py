@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from facts import draft
 from legato.errors import (
     InvalidInput,
     RunEnded,
@@ -39,17 +40,17 @@ from legato.store.sqlite import SQLiteStore
 from legato.testing import EMBEDDED_STORE_CHECKS, STORE_CHECKS, FakeClock, StoreCheck, check_store
 
 CHECKS = [*STORE_CHECKS, *EMBEDDED_STORE_CHECKS]
-CREATED = Draft("session.created", {"title": "t"})
-DELETED = Draft("session.deleted", {})
+CREATED = draft("session.created", {"title": "t"})
+DELETED = draft("session.deleted", {})
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def message(run: str = "r") -> Draft:
-    return Draft("message.created", {"text": "hello"}, run)
+    return draft("message.created", {"text": "hello"}, run)
 
 
 def text(text: str = "x", run: str = "r") -> Draft:
-    return Draft("text.delta", {"part": 0, "step": 0, "start": 0, "text": text}, run)
+    return draft("text.delta", {"part": 0, "step": 0, "start": 0, "text": text}, run)
 
 
 @contextlib.asynccontextmanager
@@ -290,7 +291,7 @@ async def test_times_are_a_strict_order(tmp_path: Path) -> None:
 async def test_data_that_is_no_json(store: SQLiteStore, data: Any) -> None:
     """Data that JSON cannot hold is refused to its caller, and stores nothing."""
     log = await begin(store)
-    appending, refused = log.append(text("good")), log.append(text(), Draft("tool.completed", data, "r"))
+    appending, refused = log.append(text("good")), log.append(text(), draft("tool.completed", data, "r"))
     done = await asyncio.gather(appending, refused, return_exceptions=True)
 
     assert InvalidInput is type(done[1])
@@ -303,7 +304,7 @@ async def test_circular_data(store: SQLiteStore) -> None:
     data: dict[str, Any] = {}
     data["self"] = data
     with pytest.raises(InvalidInput):
-        await log.append(Draft("tool.completed", data, "r"))
+        await log.append(draft("tool.completed", data, "r"))
 
 
 async def test_data_that_is_too_large(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +320,7 @@ async def test_all_readers_get_what_json_makes_of_data(tmp_path: Path) -> None:
     data = {"tuple": (1, 2), "nan": float("nan")}
     async with opened(tmp_path / "log.db") as store:
         log = await begin(store)
-        await log.append(Draft("tool.completed", data, "r"))
+        await log.append(draft("tool.completed", data, "r"))
         data["later"] = True
         cached = await log.read()
     async with opened(tmp_path / "log.db") as store:
@@ -335,7 +336,7 @@ async def test_ids_that_are_no_text(store: SQLiteStore, odd: str) -> None:
         store.append(odd, [CREATED]),
         log.append(message(odd)),
         log.append(text(), once=odd),
-        log.append(Draft(odd, {})),
+        log.append(draft(odd, {})),
         store.acquire("s", "r", owner=odd, ttl=1),
     ):
         with pytest.raises(InvalidInput):
@@ -582,10 +583,10 @@ from legato.store.sqlite import SQLiteStore
 async def main():
     store = SQLiteStore(sys.argv[1])
     await store.open()
-    await store.append("s", [Draft("session.created", {}), Draft("message.created", {}, "r")])
+    await store.append("s", [draft("session.created", {}), draft("message.created", {}, "r")])
     await store.acquire("s", "r", owner="killed", ttl=3600)
     while True:
-        event = (await store.append("s", [Draft("text.delta", {"text": "x"}, "r")])).events[0]
+        event = (await store.append("s", [draft("text.delta", {"text": "x"}, "r")])).events[0]
         print(event.offset, flush=True)
 
 asyncio.run(main())

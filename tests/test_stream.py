@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from driving import chatting, decoded, logged
+from facts import draft
 from legato.errors import StoreError, TooMany
-from legato.event import Draft, Event
+from legato.event import Event
 from legato.log import Store
 from legato.server import stream as module
 from legato.server.stream import WRITE_BYTES, Pump, Streams
@@ -55,14 +56,14 @@ class Wire:
 
 async def stored(*texts: str) -> MemoryStore:
     store = MemoryStore()
-    await store.append("s", [Draft("session.created", {})])
+    await store.append("s", [draft("session.created", {})])
     await say(store, *texts)
     return store
 
 
 async def say(store: Store, *texts: str) -> None:
     if texts:
-        await store.append("s", [Draft("session.rewound", {"to": text}) for text in texts])
+        await store.append("s", [draft("session.rewound", {"to": text}) for text in texts])
 
 
 def encode(event: Event) -> bytes:
@@ -162,7 +163,7 @@ async def test_a_deleted_session_ends_the_stream() -> None:
     wire = Wire()
     task = started(pump(store, 2), wire)
     await wire.until(1)
-    await store.append("s", [Draft("session.deleted", {})])
+    await store.append("s", [draft("session.deleted", {})])
     await over(task)
     assert wire.ended
 
@@ -224,7 +225,7 @@ class Failing(MemoryStore):
 async def test_a_log_that_cannot_be_read_ends_the_stream_uncleanly(error: Exception) -> None:
     """The head is out, so nothing can be answered; without a proper end the reader comes back."""
     store = Failing()
-    await store.append("s", [Draft("session.created", {}), Draft("session.rewound", {"to": "a"})])
+    await store.append("s", [draft("session.created", {}), draft("session.rewound", {"to": "a"})])
     store.error = error
     wire = Wire()
     with pytest.raises(type(error)):

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from facts import stored
 from legato.event import DELTAS, Event
 from legato.store.tail import EVENT_BYTES, TailCache
 
 
 def events(*offsets: int, type: str = "text.delta") -> list[Event]:
-    return [Event(type=type, data={}, offset=offset, at=0.0) for offset in offsets]
+    return [stored(type, {}, offset=offset, at=0.0) for offset in offsets]
 
 
 def put(tail: TailCache, session: str, new: list[Event], size: int = 100) -> None:

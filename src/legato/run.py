@@ -68,8 +68,8 @@ class Runner:
         self.limits = limits or Limits()
         self.draining = False
         self.owner = secrets.token_hex(8)
+        self.clock = clock
         self._lease_ttl = lease_ttl
-        self._clock = clock
         self._taken = 0  # places
         self._bell = Bell()
         self._idle = asyncio.Event()
@@ -217,7 +217,7 @@ class Runner:
         for session in [session for session, until in self._waits.items() if until <= now]:
             del self._waits[session]
             try:
-                run = free((await self.store.info(session)).runs, self._clock())
+                run = free((await self.store.info(session)).runs, self.clock())
                 if run is not None:
                     lease = await self.store.acquire(session, run.run, owner=self.owner, ttl=self._lease_ttl)
                     await self._drive(lease, begun=False, ending=OVERLOADED)
@@ -302,7 +302,7 @@ class Runner:
             limits=self.limits,
             recorder=recorder,
             earlier=mine,
-            clock=self._clock,
+            clock=self.clock,
         )
         turn = Turn(
             desk=execution,

@@ -62,7 +62,10 @@ from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Sub
 from .machine import OpenRun
 from .part import Message, as_json
 from .run import Runner
-from .transcript import Ask, asks, fold, history
+from .transcript import Ask, asks, default_agent, fold, history
+
+WAIT_HEARTBEAT = 2.0
+"""Seconds after which who waits for an answer looks whether the server is about to stop."""
 
 May = Callable[[Caller, str, str | None], bool]
 """Decides what a caller may do, see ``caller.may``."""
@@ -100,6 +103,25 @@ class Question(msgspec.Struct, frozen=True):
     metadata: JsonObject | None = None
     key: str | None = None
     earlier: Sequence[MessageCreated] = ()
+
+
+class Located(msgspec.Struct, frozen=True):
+    """A run as it lies in its log.
+
+    Attributes:
+        asked: the message that it answers.
+        agent: who answers, as far as the log said when it was asked.
+    """
+
+    session: str
+    run: str
+    asked: Ask
+    agent: str
+
+    @property
+    def before(self) -> Offset:
+        """The offset after which the run's events begin."""
+        return self.asked.offset - 1
 
 
 class _Seen(NamedTuple):
@@ -197,15 +219,36 @@ class Sessions:
         await self.info(caller, session, verb="read")
         return Subscription(self._store, session, after, heartbeat=heartbeat, deltas=deltas)
 
-    async def find(self, caller: Caller, session: str, run: str) -> Ask | None:
-        """The message that a run answers; None if there is no such run, or if it has been withdrawn."""
+    async def find(self, caller: Caller, session: str, run: str, *, withdrawn: bool = False) -> Located | None:
+        """A run; None if there is no such run, or if it has been withdrawn and that is not wanted."""
         try:
             events = (await self._look(caller, session, "read")).events
         except SessionNotFound:
             return None
-        if any(isinstance(event.fact, RunWithdrawn) and event.fact.run == run for event in events):
+        if not withdrawn and any(isinstance(event.fact, RunWithdrawn) and event.fact.run == run for event in events):
             return None
-        return next((ask for ask in asks(events) if ask.run == run), None)
+        asked = next((ask for ask in asks(events) if ask.run == run), None)
+        if asked is None:
+            return None
+        return Located(session, run, asked, asked.fact.agent or default_agent(events, "default"))
+
+    async def until_ended(self, caller: Caller, run: Located) -> None:
+        """Wait until a run has ended.
+
+        Raises:
+            RunNotFound: its session was deleted meanwhile.
+            Draining: the server is about to stop.
+        """
+        subscription = await self.follow(caller, run.session, run.before, heartbeat=WAIT_HEARTBEAT, deltas=False)
+        with subscription:
+            while True:
+                events = await subscription.next()
+                if any(event.run == run.run and event.fact.terminal for event in events):
+                    return
+                if any(isinstance(event.fact, SessionDeleted) for event in events):
+                    raise RunNotFound(run.run)
+                if not events and self.draining:
+                    raise Draining("The server is shutting down; the answer is kept.")
 
     async def _look(self, caller: Caller, session: str, verb: str) -> _Seen:
         info = await self.info(caller, session, verb=verb)
@@ -580,14 +623,13 @@ class Sessions:
             terminal(CANCELLED, run.run, fold(events)),
         ]
 
-    async def resolve_permission(self, caller: Caller, id: str, granted: bool, *, now: float) -> bool:
+    async def resolve_permission(self, caller: Caller, id: str, granted: bool) -> bool:
         """Answer a permission request. The first answer wins.
 
         Args:
             caller: who answers.
             id: of the request.
-            granted: the answer.
-            now: seconds since the epoch: an answer after the request's end is none.
+            granted: the answer; after the request's end it is none.
 
         Returns:
             The answer that holds, which may be an earlier one.
@@ -596,7 +638,7 @@ class Sessions:
             AskNotFound: no such request.
         """
         run, request = await self._find_ask(caller, id, PermissionRequested)
-        late = request.expires_at is not None and request.expires_at <= now
+        late = request.expires_at is not None and request.expires_at <= self._runner.clock()
         fact = PermissionResolved(id, granted and not late, "timeout" if late else "user")
         try:
             appended = await self._store.append(_session_of(id), [Draft(fact, run)], once=resolve_key(id))
@@ -605,9 +647,7 @@ class Sessions:
         answer = appended.events[0].fact
         return isinstance(answer, PermissionResolved) and answer.granted
 
-    async def resolve_notification(
-        self, caller: Caller, id: str, response: str, value: str | None = None, *, now: float
-    ) -> None:
+    async def resolve_notification(self, caller: Caller, id: str, response: str, value: str | None = None) -> None:
         """Answer a notification, once.
 
         Raises:
@@ -621,7 +661,7 @@ class Sessions:
             raise InvalidInput(f"Expected one of {asked.choices}, got {value!r}.", choices=asked.choices)
         if response == "text" and value is None:
             raise InvalidInput("An answer of type 'text' needs a value.")
-        if asked.created_at + asked.timeout <= now:
+        if asked.created_at + asked.timeout <= self._runner.clock():
             raise AskNotFound("The notification's time to answer is over.")
         fact = NotificationResolved(id, "user", run, response, value)
         if (await self._store.append(_session_of(id), [Draft(fact)], once=resolve_key(id))).repeated:

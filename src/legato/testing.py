@@ -17,9 +17,41 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .errors import HeadMoved, LeaseHeld, LegatoError, RunEnded, SessionExists, SessionNotFound, StaleLease
-from .event import DELTAS, TERMINAL, Draft, Event
-from .log import Bell, Lease, Log, Store, Subscription
+from .errors import (
+    CursorInvalid,
+    HeadMoved,
+    IllegalTransition,
+    LeaseHeld,
+    LegatoError,
+    RunEnded,
+    SessionExists,
+    SessionNotFound,
+    StaleLease,
+)
+from .event import (
+    CallDelta,
+    CancelRequested,
+    Delta,
+    Draft,
+    Event,
+    MessageCreated,
+    OtherFact,
+    RefusalDelta,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    Said,
+    SessionCreated,
+    SessionDeleted,
+    TextDelta,
+    ThinkingDelta,
+    ToolBegun,
+    ToolCompleted,
+)
+from .json import JsonObject
+from .log import Bell, Log, SessionPage, Store, Subscription, Take
+from .machine import Lease, OpenRun, RunState
 from .sse import Decoder
 from .testing_asgi import Driver as Driver
 from .testing_asgi import Response as Response
@@ -78,7 +110,7 @@ class Place:
     async def begin(self, session: str = "s", *runs: str) -> Log:
         """A new session with these runs open."""
         log = Log(self.store, session)
-        await log.append(Draft("session.created", {"title": session}), *[_message(run) for run in runs])
+        await log.append(Draft(SessionCreated(session)), *[_message(run) for run in runs])
         return log
 
     async def lease(self, session: str, run: str, *, owner: str = "owner", ttl: float = 30.0) -> Lease:
@@ -145,23 +177,37 @@ async def _refused(error: type[LegatoError] | tuple[type[LegatoError], ...], doi
 
 
 def _message(run: str, text: str = "Hello") -> Draft:
-    return Draft("message.created", {"id": f"m-{run}", "role": "user", "text": text}, run)
+    return Draft(MessageCreated(f"m-{run}", "user", text), run)
 
 
 def _text(run: str, text: str = "x", start: int = 0) -> Draft:
-    return Draft("text.delta", {"part": 0, "step": 0, "start": start, "text": text}, run)
+    return Draft(TextDelta(0, 0, start, text), run)
 
 
 def _started(run: str) -> Draft:
-    return Draft("run.started", {"agent": "a", "attempt": 1}, run)
+    return Draft(RunStarted("a", 1), run)
+
+
+_SAID = Said("m", "", [])
 
 
 def _completed(run: str) -> Draft:
-    return Draft("run.completed", {"message": {}, "finish_reason": "stop"}, run)
+    return Draft(RunCompleted("stop", _SAID), run)
 
 
-def _facts(events: list[Event]) -> list[tuple[str, dict[str, Any], str | None]]:
-    return [(event.type, event.data, event.run) for event in events]
+def _cancel(run: str) -> Draft:
+    return Draft(CancelRequested(), run)
+
+
+_DELETED = Draft(SessionDeleted())
+
+
+def _texts(events: Sequence[Event]) -> list[str]:
+    return [event.fact.text for event in events if isinstance(event.fact, TextDelta)]
+
+
+def _titles(events: Sequence[Event]) -> list[str | None]:
+    return [event.fact.title for event in events if isinstance(event.fact, SessionCreated)]
 
 
 async def _all(log: Log, *, deltas: bool = True) -> list[Event]:
@@ -178,7 +224,7 @@ async def append_gives_what_read_gives(place: Place) -> None:
 
     _same(False, appended.repeated)
     _same([2, 3, 4], [event.offset for event in appended.events])
-    _same([(draft.type, draft.data, draft.run) for draft in drafts], _facts(appended.events))
+    _same([(draft.fact, draft.run) for draft in drafts], [(event.fact, event.run) for event in appended.events])
     _same(True, all(abs(event.at - place.clock.now) < 0.01 for event in appended.events))
     _same(appended.events, (await log.read())[1:])
 
@@ -189,7 +235,7 @@ async def sessions_count_alone(place: Place) -> None:
     for name in ("a", "b"):
         log = await place.begin(name, f"run of {name}")
         _same([1, 2], [event.offset for event in await log.read()])
-        _same({"title": name}, (await log.read())[0].data)
+        _same([name], _titles(await log.read()))
 
 
 @_rule(STORE_CHECKS)
@@ -201,7 +247,7 @@ async def offsets_are_dense(place: Place) -> None:
         for number in range(10):
             drafts = [_text("r", f"{name} {number} {part}") for part in range(1 + name % 3)]
             stored = (await log.append(*drafts)).events
-            _same([draft.data for draft in drafts], [event.data for event in stored])
+            _same([draft.fact for draft in drafts], [event.fact for event in stored])
             _same([stored[0].offset + step for step in range(len(stored))], [event.offset for event in stored])
 
     await asyncio.gather(*[appender(name) for name in range(20)])
@@ -209,7 +255,7 @@ async def offsets_are_dense(place: Place) -> None:
     _same(list(range(1, len(events) + 1)), [event.offset for event in events])
     _same(2 + sum(10 * (1 + name % 3) for name in range(20)), len(events))
     for name in range(20):
-        mine = [event.data["text"] for event in events[2:] if event.data["text"].startswith(f"{name} ")]
+        mine = [text for text in _texts(events) if text.startswith(f"{name} ")]
         _same([f"{name} {number} {part}" for number in range(10) for part in range(1 + name % 3)], mine)
 
 
@@ -217,7 +263,7 @@ async def offsets_are_dense(place: Place) -> None:
 async def refused_appends_leave_no_trace(place: Place) -> None:
     """An append of which one draft is refused is refused whole, and no offset is lost with it."""
     log = await place.begin("s", "r")
-    await _refused(RunEnded, log.append(_text("r"), _completed("r"), _text("unknown")))
+    await _refused(RunEnded, log.append(_started("r"), _completed("r"), _text("unknown")))
 
     _same(2, (await place.store.info("s")).head)
     _same(2, len(await log.read()))
@@ -233,7 +279,7 @@ async def refusals_do_not_spread(place: Place) -> None:
     done = await asyncio.gather(*doings, return_exceptions=True)
 
     _same([number % 2 == 0 for number in range(20)], [isinstance(result, RunEnded) for result in done])
-    _same([str(number) for number in range(1, 20, 2)], [event.data["text"] for event in await log.read(2)])
+    _same([str(number) for number in range(1, 20, 2)], _texts(await log.read(2)))
 
 
 @_rule(STORE_CHECKS)
@@ -303,11 +349,29 @@ async def appends_at_a_head(place: Place) -> None:
     stored = await log.append(_message("r"), once="key", head=1)
     await _refused(HeadMoved, log.append(_started("r"), head=1))
     await _refused(HeadMoved, log.append(_started("r"), head=3))
-    await _refused(HeadMoved, log.append(Draft("session.deleted", {}), head=1))
+    await _refused(HeadMoved, log.append(_DELETED, head=1))
 
     _same(2, (await place.store.info("s")).head)
     _same(stored.events, (await log.append(_message("r"), once="key", head=1)).events)
     _same([3], [event.offset for event in (await log.append(_started("r"), head=2)).events])
+
+
+@_rule(STORE_CHECKS)
+async def deltas_do_not_move_a_head(place: Place) -> None:
+    """What was decided at a head holds as long as nothing but deltas has come since."""
+    log = await place.begin("s", "r")
+    await log.append(_started("r"))
+    await log.append(_text("r"))
+    await log.append(_text("r", start=1), head=3)
+    await log.append(_cancel("r"), head=3)
+    await _refused(HeadMoved, log.append(_cancel("r"), head=5))
+
+    _same(6, (await place.store.info("s")).head)
+    await log.append(_text("r", start=2))
+    await place.reopen()
+    log = Log(place.store, "s")
+    await _refused(HeadMoved, log.append(_cancel("r"), head=5))
+    await log.append(_cancel("r"), head=6)
 
 
 @_rule(STORE_CHECKS)
@@ -326,7 +390,7 @@ async def once_keys_of_refused_appends(place: Place) -> None:
     """A refused append does not use up its key; a stored one answers also when it would now be refused."""
     log = await place.begin()
     await _refused(RunEnded, log.append(_started("r"), once="key"))
-    stored = await log.append(_message("r"), _completed("r"), once="key")
+    stored = await log.append(_message("r"), _started("r"), _completed("r"), once="key")
 
     _same(False, stored.repeated)
     _same(stored.events, (await log.append(_text("r"), once="key")).events)
@@ -336,13 +400,15 @@ async def once_keys_of_refused_appends(place: Place) -> None:
 async def runs_end_once(place: Place) -> None:
     """Of many terminal events for a run one is stored, and nothing of the run after it."""
     log = await place.begin("s", "r")
-    kinds = itertools.islice(itertools.cycle(sorted(TERMINAL)), 12)
-    done = await asyncio.gather(*[log.append(Draft(kind, {}, "r")) for kind in kinds], return_exceptions=True)
+    await log.append(_started("r"), _cancel("r"))
+    ends = itertools.cycle([RunCompleted("stop", _SAID), RunFailed("c", "m", _SAID), RunCancelled(_SAID)])
+    done = await asyncio.gather(*[log.append(Draft(end, "r")) for end in itertools.islice(ends, 12)],
+                                return_exceptions=True)  # fmt: skip
 
     _same(11, sum(isinstance(result, RunEnded) for result in done))
-    for draft in (_text("r"), _started("r"), Draft("run.cancel_requested", {}, "r"), _completed("r")):
+    for draft in (_text("r"), _started("r"), _cancel("r"), _completed("r")):
         await _refused(RunEnded, log.append(draft))
-    _same(1, sum(event.type in TERMINAL for event in await log.read()))
+    _same(1, sum(event.fact.terminal for event in await log.read()))
     _same([], (await place.store.info("s")).open_runs)
 
 
@@ -350,12 +416,43 @@ async def runs_end_once(place: Place) -> None:
 async def runs_within_one_append(place: Place) -> None:
     """A run may be opened and ended by one append; in it, too, nothing may follow the end."""
     log = await place.begin()
-    await log.append(_message("r"), _text("r"), _completed("r"))
-    await _refused(RunEnded, log.append(_message("q"), _completed("q"), _text("q")))
+    await log.append(_message("r"), _started("r"), _text("r"), _completed("r"))
+    await _refused(RunEnded, log.append(_message("q"), _started("q"), _completed("q"), _text("q")))
     await _refused(RunEnded, log.append(_text("q"), _message("q")))
+    await _refused(RunEnded, log.append(_message("q"), _message("q")))
 
     _same([], await place.store.open_runs())
-    _same(4, (await place.store.info("s")).head)
+    _same(5, (await place.store.info("s")).head)
+
+
+@_rule(STORE_CHECKS)
+async def runs_move_by_the_table(place: Place) -> None:
+    """What a run's state forbids is refused, and its state is told, also after reopening."""
+    log = await place.begin("s", "r")
+    for early in (_completed("r"), Draft(RunCancelled(_SAID), "r")):
+        await _refused(IllegalTransition, log.append(early))
+    states = [RunState.QUEUED]
+    for draft in (_started("r"), _cancel("r")):
+        await log.append(draft)
+        await place.reopen()
+        log = Log(place.store, "s")
+        states += [run.state for run in await place.store.open_runs()]
+    _same([RunState.QUEUED, RunState.RUNNING, RunState.CANCELLING], states)
+    await log.append(Draft(RunCancelled(_SAID), "r"))
+
+
+@_rule(STORE_CHECKS)
+async def facts_of_the_future(place: Place) -> None:
+    """Types that nobody knows, and fields that nobody knows, are kept as they came, and move no state."""
+    log = await place.begin("s", "r")
+    new = OtherFact("weather.changed", {"sky": ["blue", None, {"a": 0.5}]})
+    stored = await log.append(Draft(new), Draft(new, "r"))
+    await _refused(RunEnded, log.append(Draft(new, "unknown")))
+    _same([new, new], [event.fact for event in stored.events])
+    _same(["r"], [run.run for run in await place.store.open_runs()])
+    await place.reopen()
+    _same([(new, None), (new, "r")], [(event.fact, event.run) for event in await Log(place.store, "s").read(2)])
+    _same([new.data] * 2, [event.data for event in await Log(place.store, "s").read(2, deltas=False)])
 
 
 @_rule(STORE_CHECKS)
@@ -370,9 +467,103 @@ async def leases_fence(place: Place) -> None:
 
     _same(("s", "r", "owner", True), (new.session, new.run, new.owner, new.epoch > old.epoch))
     _same({"run": "r", "epoch": new.epoch, "owner": "owner"}, error.detail)
-    _same(["new"], [event.data["text"] for event in await log.read(3)])
+    _same(["new"], _texts(await log.read(3)))
     await log.append(_completed("r"), lease=new)
     await _refused(RunEnded, log.append(_text("r"), lease=new))
+
+
+@_rule(STORE_CHECKS)
+async def leases_come_with_appends(place: Place) -> None:
+    """An append can take the lease of a run along, also of one that it opens; else it is refused whole."""
+    log = await place.begin()
+    begun = await log.append(_message("r"), _started("r"), once="key", head=1, take=Take("r", "me", 10))
+    lease = begun.lease
+    assert lease is not None
+    _same(("s", "r", "me"), (lease.session, lease.run, lease.owner))
+    _same([lease], [run.lease() for run in await place.store.open_runs()])
+    again = await log.append(_message("q"), once="key", take=Take("q", "you", 10))
+    _same((True, None, begun.events), (again.repeated, again.lease, again.events))
+    await _refused(LeaseHeld, log.append(_message("q"), _started("q"), take=Take("q", "me", 10)))
+    await _refused(RunEnded, log.append(_message("q"), take=Take("unknown", "me", 10)))
+    await _refused(LeaseHeld, log.append(_text("r"), take=Take("r", "you", 10)))
+
+    _same(3, (await place.store.info("s")).head)
+    await log.append(_text("r"), lease=lease)
+    place.clock.advance(11)
+    taken = (await log.append(_text("r"), take=Take("r", "you", 10))).lease
+    assert taken is not None
+    _same(True, taken.epoch > lease.epoch)
+    await _refused(StaleLease, log.append(_text("r"), lease=lease))
+
+
+@_rule(STORE_CHECKS)
+async def runs_are_claimed(place: Place) -> None:
+    """A claim takes as many runs as are wanted of those that nobody holds, one of each session."""
+    for name in ("a", "b", "c"):
+        await place.begin(name, f"{name}1", f"{name}2")
+    held = await place.lease("a", "a1", owner="you", ttl=10)
+    _same([], await place.store.claim(owner="me", ttl=10, limit=0))
+    first = await place.store.claim(owner="me", ttl=30, limit=1)
+    rest = await place.store.claim(owner="me", ttl=30, limit=5)
+
+    _same(["b1", "c1"], sorted(lease.run for lease in first + rest))
+    _same((1, 1), (len(first), len(rest)))
+    _same([], await place.store.claim(owner="other", ttl=10, limit=5))
+    for lease in first + rest:
+        await place.store.append(lease.session, [_started(lease.run), _completed(lease.run)], lease=lease)
+    place.clock.advance(11)
+    late = await place.store.claim(owner="me", ttl=10, limit=5)
+    _same(["a1", "b2", "c2"], sorted(lease.run for lease in late))
+    _same(True, next(lease for lease in late if lease.run == "a1").epoch > held.epoch)
+
+
+@_rule(STORE_CHECKS)
+async def runs_are_claimed_once(place: Place) -> None:
+    """Of many who claim at once each run goes to one."""
+    for number in range(10):
+        await place.begin(f"s{number}", "r")
+    claims = await asyncio.gather(*[place.store.claim(owner=f"o{n}", ttl=10, limit=3) for n in range(10)])
+
+    taken = [lease.session for leases in claims for lease in leases]
+    _same(sorted({f"s{number}" for number in range(10)}), sorted(taken))
+
+
+@_rule(STORE_CHECKS)
+async def leases_are_given_back(place: Place) -> None:
+    """Who gives a lease back writes no more under its next one; others can take the run at once, and hear of it."""
+    log = await place.begin("s", "r")
+    lease = await place.lease("s", "r", owner="me", ttl=1_000)
+    bell = Bell()
+    place.store.doorbell.hang_work(bell)
+    await place.store.release(lease)
+    _same(True, await bell.wait(PATIENCE))
+    place.store.doorbell.take_work(bell)
+    (taken,) = await place.store.claim(owner="you", ttl=10, limit=1)
+
+    _same(True, taken.epoch > lease.epoch)
+    await _refused(StaleLease, log.append(_text("r"), lease=lease))
+    await place.store.release(lease)  # too late: it is somebody else's
+    _same([("you", taken.epoch)], [(run.owner, run.epoch) for run in await place.store.open_runs()])
+    await log.append(_started("r"), _completed("r"), lease=taken)
+    await place.store.release(taken)  # of a run that has ended
+
+
+@_rule(STORE_CHECKS)
+async def the_doorbell_rings_for_work(place: Place) -> None:
+    """Whoever looks for runs is woken when one may be free, and not by what a run says."""
+    log = await place.begin()
+    bell = Bell()
+    place.store.doorbell.hang_work(bell)
+    await log.append(_message("r"))
+    _same(True, await bell.wait(PATIENCE))
+    bell.clear()
+    lease = await place.lease("s", "r")
+    await log.append(_message("q"))
+    await log.append(_started("r"), _text("r"), lease=lease)
+    _same(False, await bell.wait(0.0))
+    await log.append(_completed("r"), lease=lease)
+    _same(True, await bell.wait(PATIENCE))
+    place.store.doorbell.take_work(bell)
 
 
 @_rule(STORE_CHECKS)
@@ -420,7 +611,7 @@ async def runs_take_turns(place: Place) -> None:
     await _refused(LeaseHeld, place.lease("s", "r2"))
     lease = await place.lease("s", "r1")
     await _refused(LeaseHeld, place.lease("s", "r2"))
-    await log.append(_completed("r1"), lease=lease)
+    await log.append(_started("r1"), _completed("r1"), lease=lease)
 
     _same("r2", (await place.lease("s", "r2")).run)
     await _refused(RunEnded, place.lease("s", "r1"))
@@ -434,7 +625,7 @@ async def open_runs_are_listed(place: Place) -> None:
     await place.begin("t", "r")
     lease = await place.lease("s", "z", owner="me")
     await log.append(_started("z"), lease=lease)
-    await log.append(_completed("y"))
+    await log.append(_started("y"), _completed("y"))
 
     runs = await place.store.open_runs()
     _same([("t", "r", 2)], [(run.session, run.run, run.offset) for run in runs if run.session == "t"])
@@ -444,7 +635,7 @@ async def open_runs_are_listed(place: Place) -> None:
     _same(mine, (await place.store.info("s")).open_runs)
 
 
-def _held(run: Any) -> tuple[str | None, int, float]:
+def _held(run: OpenRun) -> tuple[str | None, int, float]:
     return run.owner, run.epoch, run.expires_at
 
 
@@ -456,7 +647,7 @@ async def info_tells(place: Place) -> None:
     last = (await log.append(_message("r"), _text("r"))).events[-1]
     info = await place.store.info("s")
 
-    _same(("s", 3, {"title": "s"}), (info.session, info.head, info.data))
+    _same(("s", 3, SessionCreated("s")), (info.session, info.head, info.created))
     _same(((await log.read())[0].at, last.at), (info.created_at, info.updated_at))
     place.clock.advance(5)
     await log.append(_text("r"))
@@ -469,7 +660,7 @@ async def deletion(place: Place) -> None:
     log = await place.begin("s", "r1", "r2")
     lease = await place.lease("s", "r1")
     await log.append(_text("r1"), _text("r1"), lease=lease, once="key")
-    tombstone = (await log.append(Draft("session.deleted", {}))).events
+    tombstone = (await log.append(_DELETED)).events
 
     _same([(6, "session.deleted")], [(event.offset, event.type) for event in tombstone])
     for after in (0, 1, 5):
@@ -477,12 +668,12 @@ async def deletion(place: Place) -> None:
         _same(tombstone, await log.read(after, deltas=False))
     _same([], await log.read(6))
     _same([], await place.store.open_runs())
-    _same([], await place.store.sessions())
+    _same(SessionPage([]), await place.store.sessions())
     for doing in (
         log.append(_message("r3")),
         log.append(_text("r1"), lease=lease),
         log.append(_message("r3"), once="key"),
-        log.append(Draft("session.deleted", {})),
+        log.append(_DELETED),
         place.store.info("s"),
     ):
         await _refused(SessionNotFound, doing)
@@ -511,11 +702,13 @@ async def reads_are_pages(place: Place) -> None:
 async def reads_without_deltas(place: Place) -> None:
     """With ``deltas=False`` just these types are left out, and a page is filled with others."""
     log = await place.begin("s", "r")
+    deltas: list[Delta] = [kind(0, 0, 0, "x") for kind in (ThinkingDelta, TextDelta, RefusalDelta)]
+    deltas.append(CallDelta(0, 0, "c", 0, "x"))
     for number in range(20):
-        drafts = [Draft(kind, {"part": 0, "step": 0, "start": 0, "text": "x"}, "r") for kind in sorted(DELTAS)]
-        await log.append(*drafts, Draft("tool.started", {"id": str(number), "name": "n", "progress": ""}, "r"))
+        drafts = [Draft(delta, "r") for delta in deltas]
+        await log.append(*drafts, Draft(ToolBegun(str(number), "n", ""), "r"))
 
-    kept = list(range(3 + len(DELTAS), 3 + 20 * (len(DELTAS) + 1), len(DELTAS) + 1))
+    kept = list(range(3 + len(deltas), 3 + 20 * (len(deltas) + 1), len(deltas) + 1))
     _same([1, 2, *kept], [event.offset for event in await _all(log, deltas=False)])
     _same(kept[:3], [event.offset for event in await log.read(2, limit=3, deltas=False)])
     _same(kept[:3], [event.offset for event in await log.read(kept[0] - 1, limit=3, deltas=False)])
@@ -552,7 +745,7 @@ async def the_doorbell_rings_after_the_append(place: Place) -> None:
         bell.clear()
         appending = asyncio.create_task(log.append(_text("r", str(number))))
         _same(True, await bell.wait(PATIENCE))
-        _same([str(number)], [event.data["text"] for event in await log.read(2 + number)])
+        _same([str(number)], _texts(await log.read(2 + number)))
         await appending
     _same(False, await other.wait(0.0))
 
@@ -567,7 +760,7 @@ async def the_doorbell_knows_outside(place: Place) -> None:
     place.store.doorbell.hang("s", outside, outside=True)
     await log.append(_text("r"), lease=lease)
     _same((True, False), (await every.wait(PATIENCE), await outside.wait(0.0)))
-    await log.append(Draft("run.cancel_requested", {}, "r"))
+    await log.append(_cancel("r"))
     _same(True, await outside.wait(PATIENCE))
 
 
@@ -605,7 +798,7 @@ async def cancelled_appends_are_whole(place: Place) -> None:
 
     events = await _all(log)
     _same(list(range(1, last.offset + 1)), [event.offset for event in events])
-    texts = [event.data["text"] for event in events[2:-1]]
+    texts = _texts(events)[:-1]
     _same([text[:-1] + "b" for text in texts[::2]], texts[1::2])
 
 
@@ -618,15 +811,37 @@ async def sessions_are_listed(place: Place) -> None:
     await place.store.append("s2", [_message("r")])
 
     order = ["s2", "s6", "s5", "s4", "s3", "s1", "s0"]
-    infos = await place.store.sessions()
+    infos = (await place.store.sessions()).infos
     _same(order, [info.session for info in infos])
     _same([await place.store.info(name) for name in order], infos)
     seen: list[str] = []
-    before: float | None = None
-    while page := await place.store.sessions(limit=3, before=before):
-        seen += [info.session for info in page]
-        before = page[-1].updated_at
+    page = await place.store.sessions(limit=3)
+    while page.infos:
+        seen += [info.session for info in page.infos]
+        page = await place.store.sessions(limit=3, after=page.next) if page.next else SessionPage([])
     _same(order, seen)
+    await _refused(CursorInvalid, place.store.sessions(after="no such token"))
+
+
+@_rule(STORE_CHECKS)
+async def sessions_have_owners(place: Place) -> None:
+    """Lists can be of one owner's sessions; those that are nobody's have the owner ""."""
+    for name, owner in [("a", "ann"), ("b", None), ("c", "ann"), ("d", "bob")]:
+        await place.store.append(name, [Draft(SessionCreated(name, owner=owner))])
+    await place.reopen()
+
+    for owner, names in [
+        ("ann", ["c", "a"]),
+        ("bob", ["d"]),
+        ("", ["b"]),
+        ("nobody", []),
+        (None, ["d", "c", "b", "a"]),
+    ]:
+        _same(names, [info.session for info in (await place.store.sessions(owner=owner)).infos])
+    page = await place.store.sessions(owner="ann", limit=1)
+    _same(["c"], [info.session for info in page.infos])
+    _same(["a"], [info.session for info in (await place.store.sessions(owner="ann", after=page.next)).infos])
+    _same(("ann", ""), ((await place.store.info("a")).owner, (await place.store.info("b")).owner))
 
 
 @_rule(STORE_CHECKS)
@@ -639,8 +854,9 @@ async def large_appends(place: Place) -> None:
 
     events = await _all(log)
     _same(list(range(1, 3_007)), [event.offset for event in events])
-    _same(list(range(3_000)), [event.data["start"] for event in events[2:-4]])
-    _same(True, all(event.data["text"] == large for event in events[-4:]))
+    texts = [event.fact for event in events if isinstance(event.fact, TextDelta)]
+    _same(list(range(3_000)), [fact.start for fact in texts[:-4]])
+    _same([large] * 4, [fact.text for fact in texts[-4:]])
 
 
 @_rule(STORE_CHECKS)
@@ -649,18 +865,20 @@ async def any_text_is_kept(place: Place) -> None:
     odd = (
         'quote " backslash \\ slash / tab \t NUL \0 line \u2028 e\u0301 \U0001f9d1\u200d\U0001f680 \u05d0\u202e \ufffe'
     )
-    data = {
+    data: JsonObject = {
         odd: odd,
         "numbers": [0, -1, 2**53, 2**63 - 1, -(2**63), 0.1, 1e300, 5e-324, -0.5],
         "others": [None, True, False, "", [], {}, [[["deep"]]]],
     }
     session, run, key = "S/ü:\u2028'\"", "r\U0001f680;--", "ключ ' \" ?"
     log = await place.begin(session, run)
-    stored = await log.append(Draft("tool.completed", data, run), once=key)
+    done = ToolCompleted("c", odd, odd, True, data)
+    stored = await log.append(Draft(done, run), Draft(OtherFact("x", data), run), once=key)
     place.store = await place.reopen()
 
     log = Log(place.store, session)
-    _same(data, (await log.read(2))[0].data)
+    _same([done, OtherFact("x", data)], [event.fact for event in await log.read(2)])
+    _same(data, (await log.read(3))[0].data)
     _same(stored.events, (await log.append(_message("q"), once=key)).events)
     _same((session, [run]), ((info := await place.store.info(session)).session, [r.run for r in info.open_runs]))
     _same(run, (await place.lease(session, run)).run)
@@ -673,7 +891,7 @@ async def everything_is_there_after_reopening(place: Place) -> None:
     await log.append(_started("r1"), *[_text("r1", str(number)) for number in range(700)], once="key")
     await log.append(_completed("r1"))
     await place.begin("gone", "r")
-    await place.store.append("gone", [Draft("session.deleted", {})])
+    await place.store.append("gone", [_DELETED])
     events, info = await _all(log), await place.store.info("s")
     whole, gone = await _all(log, deltas=False), await place.store.read("gone", 0)
     await place.reopen()
@@ -682,7 +900,7 @@ async def everything_is_there_after_reopening(place: Place) -> None:
     _same(events, await _all(log))
     _same(whole, await _all(log, deltas=False))
     _same(info, await place.store.info("s"))
-    _same([info], await place.store.sessions())
+    _same(SessionPage([info]), await place.store.sessions())
     _same(["r2", "r3"], [run.run for run in await place.store.open_runs()])
     _same(events[4:705], (await log.append(_message("q"), once="key")).events)
     await _refused(RunEnded, log.append(_text("r1")))

@@ -8,7 +8,8 @@ from typing import Any
 
 from legato.agent import Turn
 from legato.errors import AgentError
-from legato.yields import Finish, Refusal, Thinking, ToolArguments, ToolCall, ToolReady, ToolResult, Usage
+from legato.part import Usage
+from legato.yields import Finish, Refusal, Thinking, ToolArguments, ToolCall, ToolReady, ToolResult
 
 # Seconds between two words: slow enough that readers come and go in between, whatever the machine.
 PACE = 0.02

@@ -140,6 +140,28 @@ test("A token is asked for with each request, and once more when it is not accep
   }, { headers });
 });
 
+test("What can never be sent is not sent again and again, and is no lost connection.", async () => {
+  const loop = {};
+  loop.loop = loop;
+  await serving([json(202, SENT)], async (core, requests) => {
+    await assert.rejects(client.sendMessage(core, { sessionId: "s", text: "hi", metadata: loop }), TypeError);
+    assert.equal((await funcs.sendMessage(core, { sessionId: "s", text: "hi", metadata: loop })).error.code, "invalid_input");
+    const mistaken = new LegatoCore({ baseUrl: core.baseUrl, headers: { "no name": "x" } });
+    await assert.rejects(client.messages(mistaken, { sessionId: "s" }), TypeError);
+    await assert.rejects(client.streamEvents(mistaken, { sessionId: "s" }).next(), TypeError);
+    assert.equal(requests.length, 0);
+  });
+});
+
+test("What a function for headers throws is the cause of the lost connection.", async (t) => {
+  const told = t.mock.method(console, "warn", () => {}).mock;
+  const error = new TypeError("undefined.x");
+  await serving([json(200, [])], async (core) => {
+    await assert.rejects(client.cancel(core, { sessionId: "s" }), (thrown) => thrown instanceof ConnectionLost && thrown.cause === error);
+    assert.equal(told.callCount(), 1);
+  }, { headers: () => { throw error; } });
+});
+
 test("Ids cannot lead elsewhere.", () => {
   assert.equal(at`a/${"b c"}/d/${"e/f"}`, "a/b%20c/d/e%2Ff");
   for (const id of ["", ".", "..", undefined]) assert.throws(() => at`a/${id}`, TypeError);

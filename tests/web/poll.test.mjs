@@ -87,11 +87,28 @@ test("a server that does not answer is asked again, later and later, and then as
     assert.equal(seen.asked, 4);
   }));
 
+test("what the page does with an answer is not the server's fault", async (t) => {
+  const uncaught = [];
+  t.mock.method(globalThis, "queueMicrotask", (act) => {
+    try {
+      act();
+    } catch (error) {
+      uncaught.push(error.message);
+    }
+  });
+  await polling([1, 2], async (seen, _, pass) => {
+    seen.answers.push = (answer) => { throw new TypeError(`mistaken ${answer}`); };
+    await pass(1000);
+    await pass(1000);
+    assert.deepEqual([seen.asked, seen.troubles, uncaught], [3, [], ["mistaken 2", "mistaken 2"]]);
+  });
+});
+
 test("a busy server says when", () =>
   polling([status(503, { "retry-after": "5" }), 7], async (seen, _, pass) => {
-    await pass(4999);
+    await pass(5499);
     assert.equal(seen.asked, 1);
-    await pass(1);
+    await pass(501);
     assert.deepEqual(seen.answers, [7]);
   }));
 

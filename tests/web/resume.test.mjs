@@ -1,9 +1,13 @@
 // The stream that outlives its connections, against a small server that cuts them.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { test } from "node:test";
 
-import { Refused, Stream, TIMES, backoff } from "../../src/legato/web/resume.js";
+import { ConnectionLost, Malformed } from "../../src/legato/web/errors.js";
+import { Refused, Stream, TIMES, backoff, worthRetrying } from "../../src/legato/web/resume.js";
+
+const LAW = JSON.parse(readFileSync(new URL("../vectors/waits.json", import.meta.url), "utf8"));
 
 /** Serve `answers` one after another; each gets (request, response). The last one is repeated. */
 async function serving(answers, use) {
@@ -94,18 +98,86 @@ test("Cut at every single byte, it loses nothing and doubles nothing.", async ()
   });
 });
 
-test("An event whose handling failed comes again.", async () => {
-  const answers = [plain(hello(0) + token(1, "a") + token(2, "b")), plain(hello(1) + token(2, "b"))];
-  let failures = 1;
-  const warn = console.warn;
-  console.warn = () => {};
-  await serving(answers, async (url, requests) => {
-    const on = { event: (name, data, id) => { if (id === "2" && failures-- > 0) throw new Error("not now"); } };
-    const { seen } = await follow(url, 2, on);
-    assert.deepEqual(seen, ["a", "b"]);
-    assert.deepEqual(requests, ["", "1"]);
+/** What becomes of a listener's error: each is thrown where all uncaught ones are. */
+function uncaught(t) {
+  const seen = [];
+  t.mock.method(globalThis, "queueMicrotask", (act) => {
+    try {
+      act();
+    } catch (error) {
+      seen.push(error);
+    }
   });
-  console.warn = warn;
+  return seen;
+}
+
+test("What the handler of an event throws is told once, whatever it is, and another stream goes on with that event.", async () => {
+  const errors = [new TypeError("undefined.x"), new RangeError("too deep"), new DOMException("", "AbortError"), new Refused(404, "another server's"),
+    new ConnectionLost("another request's"), new Malformed("another answer's"), "no error at all", undefined];
+  for (const error of errors) for (const late of [false, true]) {
+    await serving([endless(hello(0) + token(1, "a") + token(2, "b"))], async (url, requests) => {
+      const states = [];
+      let refused = false;
+      const on = {
+        event: (name, data, id) => {
+          if (id !== "2") return;
+          if (late) return Promise.reject(error);
+          throw error;
+        },
+        state: (state) => states.push(state),
+        refused: () => (refused = true),
+      };
+      const stream = new Stream(url, on);
+      const thrown = await stream.follow().then(() => assert.fail("no error"), (thrown) => ({ thrown }));
+      assert.equal(thrown.thrown, error);
+      assert.deepEqual([stream.cursor, states, refused, requests.length], ["1", ["connecting", "open", "closed"], false, 1]);
+      const { seen } = await follow(url, 2, {}, { lastEventId: stream.cursor });
+      assert.deepEqual([seen, requests], [["a", "b"], ["", "1"]]);
+    });
+  }
+});
+
+test("It is told, too, if the stream was closed meanwhile; not if it is only the reason of that.", async () => {
+  await serving([endless(hello(0) + token(1, "a"))], async (url) => {
+    const error = new TypeError("undefined.x");
+    const closed = new Stream(url, { event: () => { closed.close(); throw error; } });
+    await assert.rejects(closed.follow(), error);
+    const leaving = new AbortController();
+    const left = new Stream(url, { event: () => { leaving.abort(); leaving.signal.throwIfAborted(); } }, { signal: leaving.signal });
+    await left.follow();
+    assert.deepEqual([closed.cursor, left.cursor, left.state], ["", "", "closed"]);
+  });
+});
+
+test("A listener may be an object of a class.", async () => {
+  class Reader {
+    told = [];
+    event(name) { this.told.push(name); }
+    state(state) { this.told.push(state); }
+    open({ status }) { this.told.push(status); }
+    refused({ status }) { this.told.push(status); }
+  }
+  const reader = new Reader();
+  await serving([plain(hello(0)), (_, response) => response.writeHead(404).end()], (url) => new Stream(url, reader).follow());
+  assert.deepEqual(reader.told, ["connecting", 200, "open", "connected", "waiting", "connecting", "closed", 404]);
+});
+
+test("What the other listeners throw is an uncaught error, and nothing else.", async (t) => {
+  const seen = uncaught(t);
+  const beat = 'event: heartbeat\ndata: {}\nid: 1\n\n';
+  for (const fail of [(word) => { throw new TypeError(word); }, (word) => Promise.reject(new TypeError(word))]) {
+    await serving([plain(hello(0) + token(1, "a") + beat), (_, response) => response.writeHead(404).end()], async (url, requests) => {
+      const contents = [];
+      const event = (name, data) => void (name === "content" && contents.push(data.content));
+      const on = { event, state: fail, open: () => fail("open"), beat: () => fail("beat"), refused: () => fail("refused") };
+      const stream = new Stream(url, on);
+      await stream.follow();
+      await new Promise((resolve) => setTimeout(resolve));
+      assert.deepEqual([contents, requests, stream.state], [["a"], ["", "1"], "closed"]);
+      const told = ["connecting", "open", "open", "beat", "waiting", "connecting", "closed", "refused"];
+      assert.deepEqual(seen.splice(0).map(({ message }) => message), told);
+    });
+  }
 });
 
 test("A slow reader holds the connection back; events never overtake each other.", async () => {
@@ -174,17 +246,51 @@ test("A token that is refused twice, or cannot be asked for anew, ends the strea
   });
 });
 
-test("A failure to get headers is waited out; a Refused from there ends the stream.", async () => {
+test("A failure to get headers is waited out, and told once until they come; a Refused from there ends the stream.", async (t) => {
+  const told = t.mock.method(console, "warn", () => {}).mock;
   await serving([endless(hello(0) + token(1, "a"))], async (url) => {
-    let failures = 1;
+    let failures = 2;
     const headers = () => {
       if (failures-- > 0) throw new TypeError("no network");
       return {};
     };
-    assert.deepEqual((await follow(url, 1, {}, { headers })).seen, ["a"]);
+    for (const count of [1, 2]) {
+      assert.deepEqual((await follow(url, 1, {}, { headers })).seen, ["a"]);
+      assert.deepEqual([told.callCount(), told.calls.at(-1).arguments.at(-1).message], [count, "no network"]);
+      failures = 2;
+    }
     const gone = () => { throw new Refused(401, "Logged out.", "logged_out"); };
     assert.equal((await follow(url, 1, {}, { headers: gone })).refused.code, "logged_out");
+    assert.equal(told.callCount(), 2);
   });
+});
+
+test("So is a failure of a fetch of one's own.", async (t) => {
+  const told = t.mock.method(console, "warn", () => {}).mock;
+  await serving([endless(hello(0) + token(1, "a"))], async (url, requests) => {
+    const failures = [() => undefined.x, async () => undefined.x];
+    const fetch = (...given) => (failures.shift() ?? globalThis.fetch)(...given);
+    assert.deepEqual((await follow(url, 1, {}, { fetch })).seen, ["a"]);
+    assert.deepEqual([told.callCount(), requests.length], [1, 1]);
+  });
+});
+
+test("What can never be sent is no lost connection: it is told at once.", async () => {
+  await serving([endless(hello(0))], async (url, requests) => {
+    const mistakes = [{ headers: { "no name": "x" } }, { headers: async () => ({ authorization: "Bearer ☕" }) }, { lastEventId: "a\nb" },
+      { fetch: async () => {} }];
+    for (const options of mistakes) await assert.rejects(follow(url, 1, {}, options), TypeError, JSON.stringify(options));
+    assert.equal(requests.length, 0);
+  });
+  await assert.rejects(follow("/stream", 1), TypeError); // of which page?
+});
+
+test("An error in whatever form ends it.", async () => {
+  for (const body of ["null", "[]", "<p>", '{"error":null}']) {
+    await serving([(_, response) => response.writeHead(404).end(body)], async (url) => {
+      assert.equal((await follow(url, 1)).refused.code, "http_404", body);
+    });
+  }
 });
 
 test("A signal closes the stream, also while its headers never come; an aborted one sends nothing.", async () => {
@@ -229,9 +335,7 @@ test("A reader that takes its time is no silent server.", async () => {
   TIMES.silence = silence;
 });
 
-test("An event that is not JSON is asked for again; one that stays so ends the stream.", async () => {
-  const warn = console.warn;
-  console.warn = () => {};
+test("An event that cannot be read is asked for again; one that stays so ends the stream.", async () => {
   const spoilt = "event: content\ndata: {oops\nid: 1\n\n";
   await serving([plain(hello(0) + spoilt), endless(hello(0) + token(1, "a"))], async (url) => {
     assert.deepEqual((await follow(url, 1)).seen, ["a"]);
@@ -240,7 +344,13 @@ test("An event that is not JSON is asked for again; one that stays so ends the s
     const { refused } = await follow(url, 1);
     assert.deepEqual([refused.code, requests.length], ["malformed", 3]);
   });
-  console.warn = warn;
+  await serving([plain(hello(0))], async (url, requests) => {
+    const error = new TypeError("undefined.x");
+    const names = [];
+    const parse = (text, name) => { names.push(name); throw error; };
+    const { refused } = await follow(url, 1, {}, { parse });
+    assert.deepEqual([refused.code, refused.cause, requests.length, names], ["malformed", error, 3, Array(3).fill("connected")]);
+  });
 });
 
 test("A silent connection is given up, and heartbeats keep one alive.", async () => {
@@ -274,12 +384,51 @@ test("Reconnecting by hand ends the wait.", async () => {
   });
 });
 
-test("Waits: the server's own first, then doubling, half of it random, never beyond the limit.", () => {
-  assert.equal(backoff(0, 2000), 2000);
-  assert.equal(backoff(1, 2000, () => 0), 2000);
-  assert.equal(backoff(1, 2000, () => 1), 4000);
-  assert.equal(backoff(0, null, () => 0), 500);
-  assert.equal(backoff(40, 2000, () => 1), TIMES.longest);
-  assert.equal(backoff(0, 0), 100); // a server cannot make it spin
-  assert.equal(backoff(0, 1e15), TIMES.longest);
+test("Waits are those of the law, whose table holds for the Python client, too.", () => {
+  for (const { attempt, retry, random, retry_after: retryAfter, wait } of LAW.waits) {
+    const given = { retry, retryAfter, random: () => random };
+    assert.equal(backoff(attempt, given), wait, JSON.stringify([attempt, given, random]));
+  }
+  assert.deepEqual(LAW.final.filter(worthRetrying), []);
+  assert.deepEqual(LAW.passing.filter(worthRetrying), LAW.passing);
+});
+
+/** The waits between the connections of a stream until it has made `count` of them. */
+async function waits(t, url, count) {
+  const waits = [];
+  const { setTimeout } = globalThis;
+  t.mock.method(Math, "random", () => 1);
+  const stream = new Stream(url, {
+    event: () => {},
+    state: (state) => {
+      if (state !== "waiting") return;
+      t.mock.method(globalThis, "setTimeout", (act, wait) => {
+        t.mock.restoreAll();
+        t.mock.method(Math, "random", () => 1);
+        if (waits.push(wait) === count) stream.close();
+        return setTimeout(act, 0);
+      });
+    },
+  });
+  await stream.follow();
+  return waits;
+}
+
+test("A greeting or a heartbeat alone is no progress; an event is, and a connection that is heard for long.", async (t) => {
+  const { healthy } = TIMES;
+  const beat = 'event: heartbeat\ndata: {"type":"ping"}\nid: 0\n\n';
+  await serving([plain(hello(0) + beat)], async (url) => assert.deepEqual(await waits(t, url, 3), [100, 200, 400]));
+  await serving([plain(hello(0)), plain(hello(0) + token(1, "a"))], async (url) => assert.deepEqual(await waits(t, url, 3), [100, 100, 100]));
+  const long = (_, response) => {
+    response.writeHead(200, HEAD).write(hello(0));
+    setTimeout(() => response.end(":\n"), 60);
+  };
+  TIMES.healthy = 30;
+  await serving([plain(hello(0)), long], async (url) => assert.deepEqual(await waits(t, url, 3), [100, 100, 100]));
+  TIMES.healthy = healthy;
+});
+
+test("What a server in trouble asks for is waited for, and more.", async (t) => {
+  const busy = (_, response) => response.writeHead(503, { "retry-after": "7" }).end();
+  await serving([plain(hello(0)), busy], async (url) => assert.deepEqual(await waits(t, url, 3), [100, 7200, 7400]));
 });

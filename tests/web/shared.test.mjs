@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, test } from "node:test";
 
+import { SharedStream } from "../../src/legato/web/shared.js";
 import { BOUNDS } from "../../src/legato/web/tail.js";
 import { World, settle } from "./tabs.mjs";
 
@@ -246,17 +247,62 @@ test("A leader that is slow lets another lead.", async () => {
   inStep();
 });
 
-test("An event whose handling failed comes again, in that tab only.", async () => {
-  const warn = console.warn;
-  console.warn = () => {};
-  const [, clumsy] = await tabs(3);
-  clumsy.failing = 2;
+test("What the handler of an event throws is told once, and ends the stream of that tab only, whoever leads.", async () => {
+  for (const clumsy of await tabs(3)) {
+    clumsy.failing = true;
+    world.server.append(2);
+    await world.flow();
+    await assert.rejects(clumsy.over, { name: "TypeError", message: "not now" });
+    assert.deepEqual([clumsy.stream.state, clumsy.refused, clumsy.stream.cursor], ["closed", null, String(clumsy.seen.at(-1) ?? 0)]);
+    await world.flow();
+    if (clumsy !== world.tabs[2]) inStep();
+  }
+  assert.deepEqual(world.tabs.map(({ seen }) => seen), [[], [1, 2], [1, 2, 3, 4]]);
+  const { cursor } = world.tabs[0].stream;
+  const back = world.tab({ lastEventId: cursor });
+  await world.flow();
+  assert.deepEqual(back.seen, [1, 2, 3, 4, 5, 6]);
+});
+
+test("What the other listeners throw is an uncaught error, and no tab falls out of step.", async (t) => {
+  const uncaught = [];
+  t.mock.method(globalThis, "queueMicrotask", (act) => {
+    try {
+      act();
+    } catch (error) {
+      uncaught.push(error.message);
+    }
+  });
+  for (const tab of [world.tab(), world.tab()]) tab.states.push = (state) => { throw new TypeError(state); };
+  await world.flow();
   world.server.append(2);
   await world.flow();
-  assert.deepEqual(clumsy.seen, []);
-  await world.pass(6000);
+  world.server.cut();
+  await world.pass(3000);
   inStep();
-  console.warn = warn;
+  assert.deepEqual(uncaught.sort(), ["connecting", "connecting", "open", "open", "open", "open", "waiting", "waiting"]);
+});
+
+test("An event that cannot be read, or that has no id of its own, ends the stream; so does what can never be sent.", async () => {
+  const error = new TypeError("undefined.x");
+  const spoilt = world.tab({ parse: () => { throw error; } });
+  await world.flow();
+  await spoilt.over;
+  assert.deepEqual([spoilt.refused.code, spoilt.refused.cause, spoilt.stream.state], ["malformed", error, "closed"]);
+  const twin = world.tab();
+  await world.flow();
+  world.server.append(1);
+  for (const connection of world.server.connections) connection.controller.enqueue(new TextEncoder().encode(world.server.frame(1)));
+  await world.flow();
+  await twin.over;
+  assert.deepEqual([twin.refused.code, twin.seen], ["malformed", [1]]);
+  const mistaken = world.tab({ headers: { "no name": "x" } });
+  await world.flow();
+  await assert.rejects(mistaken.over, TypeError);
+  assert.equal(mistaken.stream.state, "closed");
+  const nowhere = new SharedStream("/stream", { event: () => {} }, { locks: null });
+  await assert.rejects(nowhere.follow(), TypeError);
+  assert.equal(nowhere.state, "closed");
 });
 
 test("A log that is not the one they read: every tab is told, and reads the new one.", async () => {

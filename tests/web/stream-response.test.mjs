@@ -170,6 +170,21 @@ test("What is not an event stream is an error.", async () => {
   assert.match(response.getSnapshot().error.message, /text\/html/);
 });
 
+test("A frame that nobody can read is asked for again; one that stays so is an error, and so is what can never be sent.", async () => {
+  const { server, response, state } = begun();
+  for (const count of [1, 2, 3]) {
+    assert.equal(state()[3], null);
+    await (await server.connection(count)).send(frame("content", { no: "text" }, "1.0"));
+  }
+  assert.equal(response.getSnapshot().error.code, "malformed");
+  assert.match(response.getSnapshot().error.cause.message, /JSON string/);
+  const other = new Server();
+  other.core.headers = { "no name": "x" };
+  const mistaken = begun({}, other).response;
+  await quiet();
+  assert.equal(mistaken.getSnapshot().error.name, "TypeError");
+});
+
 test("A retry that the server does not allow is an error again; one that it does not know, or that came first, attaches.", async () => {
   for (const [status, after] of [[400, "done"], [404, "streaming"], [405, "streaming"], [409, "streaming"]]) {
     const { server, response, state } = begun();
@@ -273,9 +288,10 @@ test("A listener that fails is reported, and the text is whole.", async (t) => {
     }
   });
   response.subscribe(() => { throw new Error("my own fault"); });
+  response.subscribe(async () => { throw new Error("and mine"); });
   const first = await server.connection(1);
   await first.send(frame("content", "a", "1.0"), frame("response_message", MESSAGE, "2.0"));
-  assert.deepEqual([state(), uncaught], [["Hello.", "done", false, null], ["my own fault"]]);
+  assert.deepEqual([state(), uncaught], [["Hello.", "done", false, null], ["my own fault", "and mine"]]);
   assert.equal(server.connections.length, 1);
 });
 

@@ -14,6 +14,7 @@ One round of its life, driven by a face (``sync``, ``aio``)::
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -28,8 +29,8 @@ __all__ = ["CONTROL", "MAX_RETRY_AFTER", "ReconnectBackoff", "Resume", "is_final
 CONTROL: Final = frozenset({"connected", "heartbeat"})
 """Events that are about the connection; their id repeats where the reader stands."""
 
-# `retry: 0` means at once, which is fine once and a hot loop when the server ends each connection.
-_MIN_BASE: Final = 0.1
+_HEALTHY: Final = 30.0
+"""Seconds; a connection that is heard for longer is progress, though nothing happens in the session."""
 
 
 class Resume:
@@ -39,7 +40,7 @@ class Resume:
         last_event_id: the cursor to start from; None starts where the server likes.
         heartbeat_timeout: seconds of silence after which the face should call the connection lost.
         backoff: the waiting times.
-        random: gives a float from 0 to 1; all clients of a restarted server must not come back at once.
+        random: gives a float from 0 to 1, for the jitter.
         clock: seconds of a clock that never goes back.
 
     Attributes:
@@ -65,6 +66,8 @@ class Resume:
         self._decoder = Decoder()
         self._offsets = False
         self._forget = False
+        self._clock = clock
+        self._opened_at = math.inf
 
     @property
     def attempts(self) -> int:
@@ -86,6 +89,7 @@ class Resume:
         # The ids to come are of another history, and smaller. The old cursor goes with the first message, not now: if
         # this connection dies before it, the next one must be told of the reset again.
         self._forget = self.reset
+        self._opened_at = self._clock()
 
     def receive(self, chunk: bytes) -> list[Message]:
         """The messages that this chunk completes, without those that were handed out before.
@@ -93,14 +97,16 @@ class Resume:
         Raises:
             StreamFormatError: a line or an event beyond the decoder's limits.
         """
+        if self._waits.troubled and self._clock() - self._opened_at > _HEALTHY:
+            self._waits.progress()
         messages = [message for message in self._decoder.feed(chunk) if self._take(message)]
         if self._decoder.retry is not None:
-            self._waits.base = max(self._decoder.retry / 1000, _MIN_BASE)
+            self._waits.retry = self._decoder.retry / 1000
         return messages
 
     def _take(self, message: Message) -> bool:
         """Move the cursor to a message; False when the caller has had it."""
-        if message.event != "connected":
+        if message.event not in CONTROL:
             # A greeting alone is no progress: a server in trouble may greet and hang up for ever.
             self._waits.progress()
         if self._forget:
@@ -122,7 +128,7 @@ class Resume:
 
         Args:
             status: the HTTP status, when the server answered with an error.
-            retry_after: seconds from its ``Retry-After``; taken up to ``MAX_RETRY_AFTER``, with jitter added.
+            retry_after: seconds from its ``Retry-After``.
         """
         if status is not None and is_final(status):
             return None

@@ -12,17 +12,55 @@ from typing import Any
 import msgspec
 
 from .. import sse
-from ..event import TERMINAL, Event
+from ..event import (
+    AnyFact,
+    CallCompleted,
+    CallDelta,
+    CallStarted,
+    Event,
+    MessageCreated,
+    Offset,
+    RefusalDelta,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    SessionDeleted,
+    Terminal,
+    TextDelta,
+    TextPiece,
+    ThinkingDelta,
+    ToolCompleted,
+)
+from ..json import JsonObject
+from ..part import Usage
 from .responses import DONE, HEARTBEAT
+from .trail import Trail
 
 _FINISH = {"length": "length", "max_output_tokens": "length", "content_filter": "content_filter"}
 
-_FIELDS = {"text.delta": "content", "refusal.delta": "refusal", "thinking.delta": "reasoning_content"}
+_FIELDS: dict[type[TextPiece], str] = {
+    TextDelta: "content",
+    RefusalDelta: "refusal",
+    ThinkingDelta: "reasoning_content",
+}
 
 
 def completion_id(run: str) -> str:
     """The id of the completion that ``run`` is."""
     return f"chatcmpl-{run}"
+
+
+class _Call:
+    """What a completion has of a tool call."""
+
+    __slots__ = ("answered", "arguments", "index", "name")
+
+    def __init__(self, index: int, name: str, arguments: Trail[str], *, answered: bool = False) -> None:
+        self.index, self.name, self.arguments, self.answered = index, name, arguments, answered
+
+    def copy(self) -> _Call:
+        return _Call(self.index, self.name, self.arguments.copy(), answered=self.answered)
 
 
 class ChatEncoder:
@@ -45,100 +83,104 @@ class ChatEncoder:
         self._agent = agent
         self._include_usage = include_usage
         self._created = 0
-        self._calls: dict[str, dict[str, Any]] = {}  # by id: what the completion has of it
-        self._unanswered: set[str] = set()
-        self._texts: dict[str, list[str]] = {field: [] for field in _FIELDS.values()}
+        self._calls: dict[str, _Call] = {}
+        self._texts: dict[str, Trail[str]] = {field: Trail([]) for field in _FIELDS.values()}
         self._lengths: dict[int, int] = {}
-        self._usage: dict[str, Any] | None = None
+        self._usage: JsonObject | None = None
         self._finish: str | None = None
+
+    def copy(self) -> ChatEncoder:
+        """See ``Fold``."""
+        copy = ChatEncoder(self._run, agent=self._agent, include_usage=self._include_usage)
+        copy.over, copy.failure, copy._created = self.over, self.failure, self._created
+        copy._calls = {id: call.copy() for id, call in self._calls.items()}
+        copy._texts = {field: texts.copy() for field, texts in self._texts.items()}
+        copy._lengths = dict(self._lengths)
+        copy._usage, copy._finish = self._usage, self._finish
+        return copy
 
     def encode(self, event: Event) -> bytes:
         """What a reader is sent for ``event``: whole frames, or nothing."""
         if self.over:
             return b""
-        if event.type == "session.deleted":
+        if isinstance(event.fact, SessionDeleted):
             self.over = True
             return _frame(_failure("response_deleted", "The answer was deleted while it was being read."))
         return b"".join(_frame(chunk) for chunk in self.feed(event)) + (DONE if self.over else b"")
 
-    def heartbeat(self, cursor: int) -> bytes:
+    def heartbeat(self, cursor: Offset) -> bytes:
         """The frame for a silence."""
         return HEARTBEAT
 
-    def feed(self, event: Event) -> list[dict[str, Any]]:
+    def feed(self, event: Event) -> list[JsonObject]:
         """The chunks that ``event`` makes; those of other runs make none."""
         if event.run != self._run or self.over:
             return []
-        if event.type in TERMINAL:
-            return self._terminal(event)
-        handler = _HANDLERS.get(event.type)
-        return handler(self, event) if handler else []
+        handler = _HANDLERS.get(type(event.fact))
+        return handler(self, event.fact, event.at) if handler else []
 
-    def completion(self) -> dict[str, Any]:
+    def completion(self) -> JsonObject:
         """The whole answer, as far as it came."""
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._texts["content"]) or None}
-        message["refusal"] = "".join(self._texts["refusal"]) or None
-        if self._texts["reasoning_content"]:
-            message["reasoning_content"] = "".join(self._texts["reasoning_content"])
+        texts = {field: "".join(texts) for field, texts in self._texts.items()}
+        message: JsonObject = {"role": "assistant", "content": texts["content"] or None}
+        message["refusal"] = texts["refusal"] or None
+        if texts["reasoning_content"]:
+            message["reasoning_content"] = texts["reasoning_content"]
         if self._calls:
             message["tool_calls"] = [
-                {"id": id, "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+                {"id": id, "type": "function", "function": {"name": call.name, "arguments": "".join(call.arguments)}}
                 for id, call in self._calls.items()
             ]
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._finish}
         return {**self._about("chat.completion"), "choices": [choice], "usage": self._usage}
 
-    def _about(self, kind: str) -> dict[str, Any]:
+    def _about(self, kind: str) -> JsonObject:
         return {"id": completion_id(self._run), "object": kind, "created": self._created, "model": self._agent}
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    def _chunk(self, delta: JsonObject, finish: str | None = None) -> JsonObject:
         usage = {"usage": None} if self._include_usage else {}
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         return {**self._about("chat.completion.chunk"), "choices": [choice], **usage}
 
-    def _message(self, event: Event) -> list[dict[str, Any]]:
-        self._created = int(event.at)
-        self._agent = event.data.get("agent") or self._agent
+    def _message(self, fact: MessageCreated, at: float) -> list[JsonObject]:
+        self._created = int(at)
+        self._agent = fact.agent or self._agent
         return [self._chunk({"role": "assistant", "content": ""})]
 
-    def _started(self, event: Event) -> list[dict[str, Any]]:
-        self._agent = event.data["agent"]
+    def _started(self, fact: RunStarted, at: float) -> list[JsonObject]:
+        self._agent = fact.agent
         return []
 
-    def _text(self, event: Event) -> list[dict[str, Any]]:
-        data = event.data
-        field = _FIELDS[event.type]
-        text = self._new(data["part"], data["start"], data["text"])
+    def _text(self, fact: TextPiece, at: float) -> list[JsonObject]:
+        field = _FIELDS[type(fact)]
+        text = self._new(fact.part, fact.start, fact.text)
         self._texts[field].append(text)
         return [self._chunk({field: text})] if text else []
 
-    def _call_started(self, event: Event) -> list[dict[str, Any]]:
-        data = event.data
-        if data["id"] in self._calls:
+    def _call_started(self, fact: CallStarted, at: float) -> list[JsonObject]:
+        if fact.id in self._calls:
             return []
-        self._calls[data["id"]] = {"index": len(self._calls), "name": data["name"], "arguments": ""}
-        self._unanswered.add(data["id"])
-        about = {"id": data["id"], "type": "function", "function": {"name": data["name"], "arguments": ""}}
-        return [self._chunk({"tool_calls": [{"index": len(self._calls) - 1, **about}]})]
+        self._calls[fact.id] = call = _Call(len(self._calls), fact.name, Trail([]))
+        about = {"id": fact.id, "type": "function", "function": {"name": fact.name, "arguments": ""}}
+        return [self._chunk({"tool_calls": [{"index": call.index, **about}]})]
 
-    def _call_delta(self, event: Event) -> list[dict[str, Any]]:
-        data = event.data
-        return self._arguments(data["id"], self._new(data["part"], data["start"], data["arguments"]))
+    def _call_delta(self, fact: CallDelta, at: float) -> list[JsonObject]:
+        return self._arguments(fact.id, self._new(fact.part, fact.start, fact.arguments))
 
-    def _call_completed(self, event: Event) -> list[dict[str, Any]]:
-        data = event.data
-        chunks = self._arguments(data["id"], self._new(data["part"], 0, data["arguments"]))
-        self._calls[data["id"]]["arguments"] = data["arguments"]
+    def _call_completed(self, fact: CallCompleted, at: float) -> list[JsonObject]:
+        chunks = self._arguments(fact.id, self._new(fact.part, 0, fact.arguments))
+        self._calls[fact.id].arguments = Trail([fact.arguments])
         return chunks
 
-    def _arguments(self, id: str, text: str) -> list[dict[str, Any]]:
+    def _arguments(self, id: str, text: str) -> list[JsonObject]:
         call = self._calls[id]
-        call["arguments"] += text
-        delta = {"tool_calls": [{"index": call["index"], "function": {"arguments": text}}]}
+        call.arguments.append(text)
+        delta = {"tool_calls": [{"index": call.index, "function": {"arguments": text}}]}
         return [self._chunk(delta)] if text else []
 
-    def _tool_completed(self, event: Event) -> list[dict[str, Any]]:
-        self._unanswered.discard(event.data["id"])
+    def _tool_completed(self, fact: ToolCompleted, at: float) -> list[JsonObject]:
+        if fact.id in self._calls:
+            self._calls[fact.id].answered = True
         return []
 
     def _new(self, part: int, start: int, text: str) -> str:
@@ -148,45 +190,48 @@ class ChatEncoder:
         self._lengths[part] = have + len(text)
         return text
 
-    def _terminal(self, event: Event) -> list[dict[str, Any]]:
+    def _terminal(self, fact: Terminal, at: float) -> list[JsonObject]:
         self.over = True
-        self._usage = _usage(event.data.get("usage"))
-        if event.type == "run.failed":
-            self.failure = {"code": event.data["code"], "message": event.data["message"]}
+        self._usage = _usage(fact.usage or Usage())
+        if isinstance(fact, RunFailed):
+            self.failure = {"code": fact.code, "message": fact.message}
             return [_failure(**self.failure)]
-        stop = "tool_calls" if self._unanswered else "stop"
-        self._finish = _FINISH.get(event.data.get("finish_reason", ""), stop)
+        stop = "stop" if all(call.answered for call in self._calls.values()) else "tool_calls"
+        reason = fact.finish_reason if isinstance(fact, RunCompleted) else ""
+        self._finish = _FINISH.get(reason, stop)
         chunks = [self._chunk({}, self._finish)]
         if self._include_usage:
             chunks.append({**self._about("chat.completion.chunk"), "choices": [], "usage": self._usage})
         return chunks
 
 
-_HANDLERS: dict[str, Callable[[ChatEncoder, Event], list[dict[str, Any]]]] = {
-    "message.created": ChatEncoder._message,
-    "run.started": ChatEncoder._started,
-    "text.delta": ChatEncoder._text,
-    "refusal.delta": ChatEncoder._text,
-    "thinking.delta": ChatEncoder._text,
-    "tool_call.started": ChatEncoder._call_started,
-    "tool_call.delta": ChatEncoder._call_delta,
-    "tool_call.completed": ChatEncoder._call_completed,
-    "tool.completed": ChatEncoder._tool_completed,
+_HANDLERS: dict[type[AnyFact], Callable[[ChatEncoder, Any, float], list[JsonObject]]] = {
+    MessageCreated: ChatEncoder._message,
+    RunStarted: ChatEncoder._started,
+    TextDelta: ChatEncoder._text,
+    RefusalDelta: ChatEncoder._text,
+    ThinkingDelta: ChatEncoder._text,
+    CallStarted: ChatEncoder._call_started,
+    CallDelta: ChatEncoder._call_delta,
+    CallCompleted: ChatEncoder._call_completed,
+    ToolCompleted: ChatEncoder._tool_completed,
+    RunCompleted: ChatEncoder._terminal,
+    RunFailed: ChatEncoder._terminal,
+    RunCancelled: ChatEncoder._terminal,
 }
 
 
-def _failure(code: str, message: str) -> dict[str, Any]:
+def _failure(code: str, message: str) -> JsonObject:
     return {"error": {"message": message, "type": "server_error", "code": code, "param": None}}
 
 
-def _usage(usage: dict[str, Any] | None) -> dict[str, Any]:
-    usage = usage or {}
-    given, made = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
-    cached = {"cached_tokens": usage.get("cached_tokens", 0)}
-    thought = {"reasoning_tokens": usage.get("reasoning_tokens", 0)}
+def _usage(usage: Usage) -> JsonObject:
+    given, made = usage.input_tokens, usage.output_tokens
+    cached = {"cached_tokens": usage.cached_tokens}
+    thought = {"reasoning_tokens": usage.reasoning_tokens}
     return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made,
             "prompt_tokens_details": cached, "completion_tokens_details": thought}  # fmt: skip
 
 
-def _frame(chunk: dict[str, Any]) -> bytes:
+def _frame(chunk: JsonObject) -> bytes:
     return sse.encode(sse.Message(data=msgspec.json.encode(chunk).decode()))

@@ -21,7 +21,19 @@ import msgspec
 
 from .. import sse
 from ..errors import CursorInvalid
-from ..event import TERMINAL, Event, Offset
+from ..event import (
+    AnyFact,
+    Event,
+    MessageCreated,
+    Offset,
+    RefusalDelta,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    SessionDeleted,
+    TextDelta,
+)
 from . import deva_api
 
 Cursor = tuple[Offset, int]
@@ -60,11 +72,6 @@ def opening(retry: int) -> bytes:
     return sse.HEARTBEAT + b"retry: %d\n" % retry
 
 
-def heartbeat(cursor: int) -> bytes:
-    """The bytes for a silence: a line without a blank one, which reaches no client's handlers."""
-    return sse.HEARTBEAT
-
-
 class AnswerEncoder:
     """The bytes of one reader's stream, event by event.
 
@@ -83,79 +90,90 @@ class AnswerEncoder:
         self._run = run
         self._after = after
         self._iso = iso
-        self._asked: deva_api.Message | None = None
+        self._asked: deva_api.ThreadMessage | None = None
         self._agent = ""
         self._lengths: dict[int, int] = {}  # of each part
         self._step: int | None = None  # the last one that had text
 
+    def copy(self) -> AnswerEncoder:
+        """See ``Fold``."""
+        copy = AnswerEncoder(self._session, self._run, after=self._after, iso=self._iso)
+        copy.over, copy._asked, copy._agent = self.over, self._asked, self._agent
+        copy._lengths, copy._step = dict(self._lengths), self._step
+        return copy
+
     def encode(self, event: Event) -> bytes:
         """What the reader is sent for ``event``: whole frames, or nothing."""
-        if self.over or not (event.run == self._run or event.type == "session.deleted"):
+        deleted = isinstance(event.fact, SessionDeleted)
+        if self.over or not (event.run == self._run or deleted):
             return b""
-        handler = _HANDLERS.get(event.type)
-        named = handler(self, event) if handler else []
-        self.over = event.type in TERMINAL or event.type == "session.deleted"
+        handler = _HANDLERS.get(type(event.fact))
+        named = handler(self, event.fact, event.at) if handler else []
+        self.over = event.fact.terminal or deleted
         return b"".join(
             _frame(name, data, f"{event.offset}.{number}")
             for number, (name, data) in enumerate(named)
             if (event.offset, number) > self._after
         )
 
-    def _message(self, event: Event) -> list[tuple[str, Any]]:
-        self._agent = event.data.get("agent", "")
-        self._asked = deva_api.question(self._session, event.data, event.at, iso=self._iso)
+    def heartbeat(self, cursor: Offset) -> bytes:
+        """The bytes for a silence: a line without a blank one, which reaches no client's handlers."""
+        return sse.HEARTBEAT
+
+    def _message(self, fact: MessageCreated, at: float) -> list[Named]:
+        self._agent = fact.agent or ""
+        self._asked = deva_api.question(self._session, fact, at, iso=self._iso)
         return []
 
-    def _started(self, event: Event) -> list[tuple[str, Any]]:
-        self._agent = event.data["agent"]
+    def _started(self, fact: RunStarted, at: float) -> list[Named]:
+        self._agent = fact.agent
         return []
 
-    def _text(self, event: Event) -> list[tuple[str, Any]]:
-        data = event.data
-        have = self._lengths.get(data["part"], 0)
-        text = data["text"][max(have - data["start"], 0) :]
+    def _text(self, fact: TextDelta | RefusalDelta, at: float) -> list[Named]:
+        have = self._lengths.get(fact.part, 0)
+        text = fact.text[max(have - fact.start, 0) :]
         if not text:
             return []
-        self._lengths[data["part"]] = have + len(text)
-        between = deva_api.PARAGRAPH if self._step not in (None, data["step"]) else ""
-        self._step = data["step"]
+        self._lengths[fact.part] = have + len(text)
+        between = deva_api.PARAGRAPH if self._step not in (None, fact.step) else ""
+        self._step = fact.step
         return [("content", between + text)]
 
-    def _completed(self, event: Event) -> list[tuple[str, Any]]:
-        data = event.data
-        about = {"finish_reason": data["finish_reason"], **({"usage": data["usage"]} if "usage" in data else {})}
-        answer = deva_api.answer(
-            self._session, data["message"], event.at, agent=self._agent, asked=self._asked, iso=self._iso
-        )
+    def _completed(self, fact: RunCompleted, at: float) -> list[Named]:
+        about = {"finish_reason": fact.finish_reason, **({"usage": fact.usage} if fact.usage else {})}
+        answer = deva_api.answer(self._session, fact.message, at, agent=self._agent, asked=self._asked, iso=self._iso)
         return [("completion", about), ("response_message", answer)]
 
-    def _failed(self, event: Event) -> list[tuple[str, Any]]:
-        data = event.data
-        retryable = data.get("detail", {}).get("retryable", data["code"] not in FINAL)
-        return [_error(data["code"], data["message"], retryable=bool(retryable))]
+    def _failed(self, fact: RunFailed, at: float) -> list[Named]:
+        retryable = (fact.detail or {}).get("retryable", fact.code not in FINAL)
+        return [_error(fact.code, fact.message, retryable=bool(retryable))]
 
-    def _cancelled(self, event: Event) -> list[tuple[str, Any]]:
+    def _cancelled(self, fact: RunCancelled, at: float) -> list[Named]:
         return [_error("cancelled", "The answer was stopped.", retryable=True)]
 
-    def _deleted(self, event: Event) -> list[tuple[str, Any]]:
+    def _deleted(self, fact: SessionDeleted, at: float) -> list[Named]:
         return [_error("session_not_found", "The thread has been deleted.", retryable=False)]
 
 
-def _error(code: str, message: str, *, retryable: bool) -> tuple[str, Any]:
+Named = tuple[str, object]
+"""A frame's name and data."""
+
+
+def _error(code: str, message: str, *, retryable: bool) -> Named:
     return "error", {"code": code, "message": message, "retryable": retryable}
 
 
-def _frame(name: str, data: Any, id: str) -> bytes:
+def _frame(name: str, data: object, id: str) -> bytes:
     return sse.encode(sse.Message(data=msgspec.json.encode(data).decode(), event=name, id=id))
 
 
-_HANDLERS: dict[str, Callable[[AnswerEncoder, Event], list[tuple[str, Any]]]] = {
-    "message.created": AnswerEncoder._message,
-    "run.started": AnswerEncoder._started,
-    "text.delta": AnswerEncoder._text,
-    "refusal.delta": AnswerEncoder._text,  # to the user it is what the answer says
-    "run.completed": AnswerEncoder._completed,
-    "run.failed": AnswerEncoder._failed,
-    "run.cancelled": AnswerEncoder._cancelled,
-    "session.deleted": AnswerEncoder._deleted,
+_HANDLERS: dict[type[AnyFact], Callable[[AnswerEncoder, Any, float], list[Named]]] = {
+    MessageCreated: AnswerEncoder._message,
+    RunStarted: AnswerEncoder._started,
+    TextDelta: AnswerEncoder._text,
+    RefusalDelta: AnswerEncoder._text,  # to the user it is what the answer says
+    RunCompleted: AnswerEncoder._completed,
+    RunFailed: AnswerEncoder._failed,
+    RunCancelled: AnswerEncoder._cancelled,
+    SessionDeleted: AnswerEncoder._deleted,
 }

@@ -8,16 +8,17 @@ the text that its types have.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from ..errors import CursorInvalid
-from ..event import Event
+from ..event import Event, MessageCreated, RunStarted, Said
 from ..log import SessionInfo
-from ..transcript import history
-from .mix_api import SessionId, Text, Title, rfc3339
+from ..part import Part, RefusalPart, TextPart
+from ..transcript import default_agent, history
+from .common import SessionId, Text, Title, rfc3339
 
 PARAGRAPH = "\n\n"
 """Between the texts of two steps: the user sees no tools, and two sentences would run into each other."""
@@ -34,7 +35,7 @@ class Persona(msgspec.Struct, frozen=True):
     avatar: str | None = None
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class ThreadMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One message of a thread.
 
     Attributes:
@@ -50,14 +51,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int | str
     author_type: Literal["USER", "BOT"]
     persona: Persona
-    in_reply_to: Message | None = None
+    in_reply_to: ThreadMessage | None = None
     status: Literal["completed", "failed", "cancelled"] | UnsetType = UNSET
 
 
 class MessagePage(msgspec.Struct):
     """Messages of a thread, the newest first. ``next_cursor`` leads to older ones, null if there are none."""
 
-    items: list[Message]
+    items: list[ThreadMessage]
     next_cursor: str | None = None
 
 
@@ -125,13 +126,13 @@ def moment(at: float, *, iso: bool) -> int | str:
     return rfc3339(at) if iso else int(at)
 
 
-def question(session: str, data: dict[str, Any], at: float, *, iso: bool = False) -> Message:
-    """A user's message, from the data of its ``message.created``."""
-    return _asked(session, data["id"], data["text"], at, iso)
+def question(session: str, fact: MessageCreated, at: float, *, iso: bool = False) -> ThreadMessage:
+    """A user's message."""
+    return _asked(session, fact.id, fact.text, at, iso)
 
 
-def _asked(session: str, id: str, text: str, at: float, iso: bool) -> Message:
-    return Message(
+def _asked(session: str, id: str, text: str, at: float, iso: bool) -> ThreadMessage:
+    return ThreadMessage(
         id=id,
         text=text,
         persona_id=USER,
@@ -143,16 +144,19 @@ def _asked(session: str, id: str, text: str, at: float, iso: bool) -> Message:
 
 
 def answer(
-    session: str, said: dict[str, Any], at: float, *, agent: str, asked: Message | None, iso: bool = False
-) -> Message:
-    """A whole answer, from the message in its run's terminal event."""
-    return _answered(session, said["id"], shown(said["parts"]), at, agent, asked, iso, "completed")
+    session: str, said: Said, at: float, *, agent: str, asked: ThreadMessage | None, iso: bool = False
+) -> ThreadMessage:
+    """A whole answer, from what its run's terminal event says."""
+    return _answered(session, said.id, shown(said.parts), at, agent, asked, iso, "completed")
+
+
+Status = Literal["completed", "failed", "cancelled"]
 
 
 def _answered(
-    session: str, id: str, text: str, at: float, agent: str, asked: Message | None, iso: bool, status: Any
-) -> Message:
-    return Message(
+    session: str, id: str, text: str, at: float, agent: str, asked: ThreadMessage | None, iso: bool, status: Status
+) -> ThreadMessage:
+    return ThreadMessage(
         id=id,
         text=text,
         persona_id=agent,
@@ -165,29 +169,28 @@ def _answered(
     )
 
 
-def shown(parts: Iterable[dict[str, Any]]) -> str:
+def shown(parts: Iterable[Part]) -> str:
     """What the user sees of an answer: the text of all its steps."""
     texts: dict[int, str] = {}
     for part in parts:
-        if part["type"] in ("text", "refusal") and part["text"]:
-            texts[part["step"]] = texts.get(part["step"], "") + part["text"]
+        if isinstance(part, TextPart | RefusalPart) and part.text:
+            texts[part.step] = texts.get(part.step, "") + part.text
     return PARAGRAPH.join(texts.values())
 
 
-def messages(session: str, events: list[Event], *, default: str, iso: bool = False) -> list[Message]:
+def messages(session: str, events: list[Event], *, default: str, iso: bool = False) -> list[ThreadMessage]:
     """The thread's messages in the order of the conversation, from its events without deltas.
 
     Args:
         session: its id.
         events: from the first on.
         default: the agent that answered where the log does not say which.
-        iso: see ``Message.created_at``.
+        iso: see ``ThreadMessage.created_at``.
     """
-    agents = {event.run: event.data["agent"] for event in events if event.type == "run.started"}
-    if events and events[0].type == "session.created":
-        default = events[0].data.get("agent") or default
-    found: list[Message] = []
-    asked: Message | None = None
+    agents = {event.run: event.fact.agent for event in events if isinstance(event.fact, RunStarted)}
+    default = default_agent(events, default)
+    found: list[ThreadMessage] = []
+    asked: ThreadMessage | None = None
     for each in history(events):
         if each.role == "user":
             asked = _asked(session, each.id, each.text, each.at, iso)
@@ -195,11 +198,12 @@ def messages(session: str, events: list[Event], *, default: str, iso: bool = Fal
         else:
             agent = agents.get(each.run, default)
             text = shown(each.parts) or each.text
-            found.append(_answered(session, each.id, text, each.at, agent, asked, iso, each.status))
+            status = msgspec.convert(each.status, Status)
+            found.append(_answered(session, each.id, text, each.at, agent, asked, iso, status))
     return found
 
 
-def page(found: list[Message], *, limit: int, cursor: str | None) -> MessagePage:
+def page(found: list[ThreadMessage], *, limit: int, cursor: str | None) -> MessagePage:
     """The ``limit`` newest of ``found``, or those before the message that ``cursor`` names.
 
     Raises:
@@ -216,10 +220,10 @@ def page(found: list[Message], *, limit: int, cursor: str | None) -> MessagePage
 
 def thread(info: SessionInfo, *, default: str) -> Thread:
     """A session as a thread; ``default`` is the agent of sessions that name none."""
-    agent = info.data.get("agent") or default
+    agent = info.created.agent or default
     return Thread(
         id=info.session,
-        title=info.data.get("title") or agent,
+        title=info.created.title or agent,
         members=[_USER, persona(agent)],
         is_direct_message=True,
         created_at=rfc3339(info.created_at),

@@ -6,62 +6,22 @@ optional fields of an answer are left out rather than null (strict clients refus
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from ..errors import InvalidInput, LegatoError
-from ..event import Draft, Event, Message, Offset
+from ..event import Event, Offset, SessionCreated
+from ..json import JsonObject
 from ..log import SessionInfo
+from ..part import CallPart, Message, Part, ThinkingPart, Usage, encode, to_builtins
 from ..transcript import history
-
-Text = Annotated[str, Meta(max_length=1_000_000)]
-Title = Annotated[str, Meta(max_length=1_000)]
-# Without a dot in front, since clients resolve "/api/sessions/.." before they send it.
-SessionId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
+from .common import SessionId, Text, Title, rfc3339
 
 
 class _Wire(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
     """camelCase on the wire; what has its default is left out."""
-
-
-# Errors ---------------------------------------------------------------------------------------------------------------
-
-ErrorType = Literal["bad_request", "not_found", "internal_error", "unauthorized", "validation_error"]
-
-
-class ErrorBody(msgspec.Struct, omit_defaults=True):
-    """What went wrong: ``code`` is the HTTP status, ``reason`` the machine's word for it."""
-
-    code: int
-    message: str
-    type: ErrorType
-    reason: str = ""
-    detail: dict[str, Any] = {}
-
-
-class ErrorResponse(msgspec.Struct):
-    """The body of every answer that is not a success."""
-
-    error: ErrorBody
-
-
-_TYPES: dict[int, ErrorType] = {400: "bad_request", 401: "unauthorized", 404: "not_found", 413: "validation_error"}
-
-
-def error_response(status: int, message: str, reason: str, detail: dict[str, Any] | None = None) -> ErrorResponse:
-    """The body for an answer with ``status``."""
-    kind = _TYPES.get(status, "internal_error" if status >= 500 else "bad_request")
-    return ErrorResponse(ErrorBody(code=status, message=message, type=kind, reason=reason, detail=detail or {}))
-
-
-def describe(error: LegatoError) -> ErrorResponse:
-    """The body for ``error``."""
-    return error_response(error.status, error.message, error.code, error.detail)
 
 
 # Requests -------------------------------------------------------------------------------------------------------------
@@ -185,9 +145,9 @@ class BackendMessage(_Wire):
     assistant_response: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[ToolCallData] | UnsetType = UNSET
-    parts: list[dict[str, Any]] | UnsetType = UNSET
+    parts: list[JsonObject] | UnsetType = UNSET
     status: str | UnsetType = UNSET
-    error: dict[str, Any] | UnsetType = UNSET
+    error: JsonObject | UnsetType = UNSET
     run_id: str | UnsetType = UNSET
     created_at: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
@@ -270,7 +230,7 @@ class LoggedEvent(msgspec.Struct):
     type: str
     run: str | None
     at: float
-    data: dict[str, Any]
+    data: JsonObject
 
 
 class EventPage(msgspec.Struct):
@@ -319,35 +279,30 @@ class SystemInfo(_Wire, omit_defaults=False):
 # Folds ----------------------------------------------------------------------------------------------------------------
 
 
-def rfc3339(at: float, *, exact: bool = False) -> str:
-    """``at``, seconds since the epoch, as UTC with milliseconds and Z; with microseconds if ``exact``."""
-    precision = "microseconds" if exact else "milliseconds"
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
-
-
 def session_data(info: SessionInfo, events: Iterable[Event]) -> SessionData:
     """The session's summary, from its events without deltas."""
     messages = history(events)
     users = [message for message in messages if message.role == "user"]
     answers = [message for message in messages if message.role == "assistant"]
-    meta = info.data.get("metadata", {})
+    used = [answer.usage for answer in answers if answer.usage is not None]
+    given = settings(info.created)
     return SessionData(
         id=info.session,
-        title=info.data.get("title", ""),
+        title=info.created.title or "",
         created_at=rfc3339(info.created_at),
         updated_at=rfc3339(info.updated_at, exact=True),  # pages of sessions go on from it
         user_message_count=len(users),
         assistant_message_count=len(answers),
-        tool_call_count=sum(part["type"] == "tool_call" for answer in answers for part in answer.parts),
-        prompt_tokens=sum(answer.usage.get("input_tokens", 0) for answer in answers),
-        completion_tokens=sum(answer.usage.get("output_tokens", 0) for answer in answers),
-        cost=float(sum(answer.usage.get("cost", 0.0) for answer in answers)),
-        session_type=meta.get("sessionType", "main"),
-        browser_mode=meta.get("browserMode", "electron-embedded-browser"),
+        tool_call_count=sum(isinstance(part, CallPart) for answer in answers for part in answer.parts),
+        prompt_tokens=sum(usage.input_tokens for usage in used),
+        completion_tokens=sum(usage.output_tokens for usage in used),
+        cost=float(sum(usage.cost for usage in used)),
+        session_type=given.session_type,
+        browser_mode=given.browser_mode,
         running=bool(info.open_runs),
         first_user_message=users[0].text if users else UNSET,
-        parent_session_id=info.data.get("forked_from", UNSET),
-        agent=info.data.get("agent", UNSET),
+        parent_session_id=info.created.forked_from or UNSET,
+        agent=info.created.agent or UNSET,
     )
 
 
@@ -363,41 +318,45 @@ def backend_message(session: str, message: Message) -> BackendMessage:
     )
     if message.role == "user":
         return common
-    usage = message.usage
+    usage = message.usage or Usage()
     return msgspec.structs.replace(
         common,
         assistant_response=message.text,
         reasoning=_reasoning(message) or UNSET,
-        tool_calls=[_tool_call(part) for part in message.parts if part["type"] == "tool_call"] or UNSET,
-        parts=message.parts or UNSET,
+        tool_calls=[_tool_call(part) for part in message.parts if isinstance(part, CallPart)] or UNSET,
+        parts=_plain(message.parts) or UNSET,
         status=message.status,
-        error=message.error or UNSET,
-        model=usage.get("model", UNSET),
-        cost=usage.get("cost", UNSET),
-        input_tokens=usage.get("input_tokens", UNSET),
-        output_tokens=usage.get("output_tokens", UNSET),
+        error=to_builtins(message.error) if message.error else UNSET,
+        model=usage.model or UNSET,
+        cost=usage.cost or UNSET,
+        input_tokens=usage.input_tokens or UNSET,
+        output_tokens=usage.output_tokens or UNSET,
     )
+
+
+def _plain(parts: list[Part]) -> list[JsonObject]:
+    plain: list[JsonObject] = to_builtins(parts)
+    return plain
 
 
 def _reasoning(message: Message) -> str:
-    return "".join(part["text"] for part in message.parts if part["type"] == "thinking")
+    return "".join(part.text for part in message.parts if isinstance(part, ThinkingPart))
 
 
-def _tool_call(part: dict[str, Any]) -> ToolCallData:
-    done = "success" in part
+def _tool_call(part: CallPart) -> ToolCallData:
     return ToolCallData(
-        id=part["id"],
-        name=part["name"],
-        input=part["arguments"],
+        id=part.id,
+        name=part.name,
+        input=part.arguments,
         type="function",
-        finished=done,
-        result=_as_text(part["output"]) if done else UNSET,
-        is_error=not part["success"] if done else UNSET,
+        finished=part.done,
+        result=_as_text(part.output) if part.done else UNSET,
+        is_error=not part.success if part.done else UNSET,
     )
 
 
-def _as_text(output: Any) -> str:
-    return output if isinstance(output, str) else msgspec.json.encode(output).decode()
+def _as_text(output: object) -> str:
+    return output if isinstance(output, str) else encode(output).decode()
 
 
 def export(data: SessionData, messages: Iterable[Message]) -> ExportSession:
@@ -406,7 +365,7 @@ def export(data: SessionData, messages: Iterable[Message]) -> ExportSession:
 
 
 def _exported(message: Message) -> ExportedMessage:
-    calls = [_tool_call(part) for part in message.parts if part["type"] == "tool_call"]
+    calls = [_tool_call(part) for part in message.parts if isinstance(part, CallPart)]
     exported = [
         ExportedCall(id=c.id, name=c.name, input=c.input, type=c.type, finished=c.finished, result=c.result)
         for c in calls
@@ -430,45 +389,35 @@ def event_page(events: list[Event], head: Offset) -> EventPage:
     return EventPage(events=logged, head=head, next=last if last < head else None)
 
 
-# Requests to drafts ---------------------------------------------------------------------------------------------------
+# Requests to facts ----------------------------------------------------------------------------------------------------
 
 
-def created(request: CreateSession) -> Draft:
-    """The event that begins a session."""
-    kept: dict[str, Any] = {
-        "promptMode": request.prompt_mode,
-        "sessionType": request.session_type,
-        "browserMode": request.browser_mode,
-    }
-    if request.custom_system_prompt:
-        kept["customSystemPrompt"] = request.custom_system_prompt
-    data: dict[str, Any] = {"title": request.title, "metadata": kept}
-    if request.agent:
-        data["agent"] = request.agent
-    return Draft(type="session.created", data=data)
+class MixSettings(_Wire, omit_defaults=False):
+    """What a session keeps for this dialect, in the ``metadata`` of its ``session.created``. Others do not look."""
+
+    prompt_mode: str = "default"
+    session_type: str = "main"
+    browser_mode: str = "electron-embedded-browser"
+    custom_system_prompt: str | UnsetType = UNSET
 
 
-def forked(request: Fork, source: SessionInfo, messages: list[Message]) -> list[Draft]:
-    """The events of a copy of a session, up to and with the message asked for.
-
-    Raises:
-        InvalidInput: there is no message of that index.
-    """
-    if request.message_index >= len(messages):
-        raise InvalidInput(
-            f"messageIndex counts from 0 and the session has {len(messages)} messages, got {request.message_index}.",
-            messages=len(messages),
-        )
-    begin = {**source.data, "title": request.title, "forked_from": source.session}
-    drafts = [Draft(type="session.created", data=begin)]
-    for message in messages[: request.message_index + 1]:
-        data: dict[str, Any] = {"id": message.id, "role": message.role, "text": message.text}
-        data |= {k: v for k, v in (("parts", message.parts), ("metadata", message.metadata)) if v}
-        drafts.append(Draft(type="message.created", data=data))
-    return drafts
+def settings(begin: SessionCreated) -> MixSettings:
+    """What a session keeps for this dialect; the defaults, if it was begun in another one."""
+    try:
+        return msgspec.convert(begin.metadata or {}, MixSettings)
+    except msgspec.ValidationError:
+        return MixSettings()
 
 
-def stream_message(request: StreamMessage) -> tuple[str, dict[str, Any]]:
+def created(request: CreateSession) -> SessionCreated:
+    """What begins a session."""
+    kept = MixSettings(
+        request.prompt_mode, request.session_type, request.browser_mode, request.custom_system_prompt or UNSET
+    )
+    return SessionCreated(request.title, request.agent or None, metadata=msgspec.to_builtins(kept))
+
+
+def stream_message(request: StreamMessage) -> tuple[str, JsonObject]:
     """The text of a streaming message and what else it carries: its content may be JSON text of an object."""
     text = request.content
     if text.lstrip().startswith("{"):
@@ -479,19 +428,3 @@ def stream_message(request: StreamMessage) -> tuple[str, dict[str, Any]]:
         if isinstance(parsed, dict) and isinstance(parsed.get("text"), str):
             return parsed.pop("text"), parsed
     return text, {}
-
-
-_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
-
-
-def idempotency_key(text: str | None, name: str = "Idempotency-Key") -> str | None:
-    """The key in an ``Idempotency-Key`` header, or in what else is called ``name``.
-
-    Raises:
-        InvalidInput: not 1 to 255 visible ASCII characters.
-    """
-    if text is None:
-        return None
-    if _KEY.fullmatch(text) is None:
-        raise InvalidInput(f"{name} is 1 to 255 visible ASCII characters.")
-    return text

@@ -16,13 +16,36 @@ a client sees.
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from .. import sse
-from ..event import TERMINAL, Event
+from ..event import (
+    AnyFact,
+    CallCompleted,
+    CallDelta,
+    CallStarted,
+    Event,
+    MessageCreated,
+    Offset,
+    RefusalDelta,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    SessionDeleted,
+    Terminal,
+    TextDelta,
+    TextPiece,
+    ThinkingDelta,
+    ToolCompleted,
+)
+from ..json import JsonObject
+from ..part import Usage
+from .trail import Trail
 
 DONE = b"data: [DONE]\n\n"
 """The last frame of a stream whose response has ended."""
@@ -53,15 +76,15 @@ Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Settings(msgspec.Struct, kw_only=True, omit_defaults=True):
+class ResponseSettings(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What a request sets besides its input: the agent finds it in ``turn.message.metadata``, by these names.
 
     The response says it again. None is the same as not given.
     """
 
     instructions: str | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[JsonObject] | None = None
+    tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     max_output_tokens: Count | None = None
     max_tool_calls: Count | None = None
@@ -70,8 +93,8 @@ class Settings(msgspec.Struct, kw_only=True, omit_defaults=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
-    reasoning: dict[str, Any] | None = None
-    text: dict[str, Any] | None = None
+    reasoning: JsonObject | None = None
+    text: JsonObject | None = None
     truncation: Literal["auto", "disabled"] | None = None
     metadata: dict[str, str] | None = None
     background: bool | None = None
@@ -82,7 +105,7 @@ class Settings(msgspec.Struct, kw_only=True, omit_defaults=True):
     previous_response_id: str | None = None
 
 
-_DEFAULTS: dict[str, Any] = {
+_DEFAULTS: JsonObject = {
     "instructions": None,
     "tools": [],
     "tool_choice": "auto",
@@ -108,20 +131,20 @@ _DEFAULTS: dict[str, Any] = {
 """What a response says of what was not set. Strict clients want every field, and numbers where there are numbers."""
 
 
-def settings(metadata: dict[str, Any]) -> Settings:
+def settings(metadata: JsonObject) -> ResponseSettings:
     """What was set, from a message's metadata; nothing if that came from another dialect and does not fit."""
     try:
-        return msgspec.convert(metadata, Settings)
+        return msgspec.convert(metadata, ResponseSettings)
     except msgspec.ValidationError:
-        return Settings()
+        return ResponseSettings()
 
 
-def _echo(metadata: dict[str, Any]) -> dict[str, Any]:
+def _echo(metadata: JsonObject) -> JsonObject:
     given = {name: value for name, value in msgspec.structs.asdict(settings(metadata)).items() if value is not None}
     echo = {**_DEFAULTS, **given}
     for field in ("reasoning", "text"):
         echo[field] = {**_DEFAULTS[field], **echo[field]}
-    whole: dict[str, Any] = {"description": None, "parameters": None, "strict": None}
+    whole: JsonObject = {"description": None, "parameters": None, "strict": None}
     echo["tools"] = [{**(whole if tool.get("type") == "function" else {}), **tool} for tool in echo["tools"]]
     return echo
 
@@ -130,7 +153,7 @@ def _echo(metadata: dict[str, Any]) -> dict[str, Any]:
 
 ItemKind = Literal["message", "refusal", "reasoning", "function_call", "function_call_output"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
-Payload = dict[str, Any]
+Payload = JsonObject
 
 _PREFIX: dict[ItemKind, str] = {
     "message": "msg",
@@ -139,15 +162,19 @@ _PREFIX: dict[ItemKind, str] = {
     "function_call": "fc",
     "function_call_output": "fco",
 }
-_KINDS: dict[str, ItemKind] = {"text.delta": "message", "refusal.delta": "refusal", "thinking.delta": "reasoning"}
-_CONTENT: dict[ItemKind, Callable[[str], dict[str, Any]]] = {
+_KINDS: dict[type[TextPiece], ItemKind] = {
+    TextDelta: "message",
+    RefusalDelta: "refusal",
+    ThinkingDelta: "reasoning",
+}
+_CONTENT: dict[ItemKind, Callable[[str], JsonObject]] = {
     "message": lambda text: {"type": "output_text", "text": text, "annotations": [], "logprobs": []},
     "refusal": lambda text: {"type": "refusal", "refusal": text},
 }
 """The one part of a message, by kind."""
 
 
-class _Item:
+class _OutputItem:
     """One output item: what has come of it, and what of that has been told."""
 
     def __init__(self, kind: ItemKind, run: str, index: int, *, call: str = "", name: str = "") -> None:
@@ -159,8 +186,15 @@ class _Item:
         self.status: ItemStatus = "in_progress"
         self.begun = False
         self.length = 0
-        self._pieces: list[str] = []
+        self._pieces: Trail[str] = Trail([])
         self._untold: list[str] = []
+
+    def copy(self) -> _OutputItem:
+        """The same item as far as it has come."""
+        copy = _OutputItem(self.kind, "", self.index, call=self.call, name=self.name)
+        copy.id, copy.status, copy.begun, copy.length = self.id, self.status, self.begun, self.length
+        copy._pieces, copy._untold = self._pieces.copy(), list(self._untold)
+        return copy
 
     @property
     def text(self) -> str:
@@ -180,7 +214,7 @@ class _Item:
         if text.startswith(self.text):
             self.extend(0, text)
         else:
-            self._pieces, self.length = [text], len(text)
+            self._pieces, self.length = Trail([text]), len(text)
             self._untold = [] if self.begun else [text]
 
     def take(self) -> str:
@@ -189,7 +223,7 @@ class _Item:
         self._untold.clear()
         return text
 
-    def data(self, *, empty: bool = False) -> dict[str, Any]:
+    def data(self, *, empty: bool = False) -> JsonObject:
         """The item as the wire has it; as it was when it began, if ``empty``."""
         text = "" if empty else self.text
         status = "in_progress" if empty else self.status
@@ -205,11 +239,11 @@ class _Item:
         return {**about, "call_id": self.call, "output": text}
 
 
-def _summary_part(text: str) -> dict[str, Any]:
+def _summary_part(text: str) -> JsonObject:
     return {"type": "summary_text", "text": text}
 
 
-def _begin(item: _Item) -> list[Payload]:
+def _begin(item: _OutputItem) -> list[Payload]:
     if item.kind == "function_call_output":
         return []  # it comes whole
     place = _place(item)
@@ -220,7 +254,7 @@ def _begin(item: _Item) -> list[Payload]:
     return []
 
 
-def _delta(item: _Item, text: str) -> list[Payload]:
+def _delta(item: _OutputItem, text: str) -> list[Payload]:
     place = {**_place(item), "delta": text}
     if item.kind == "message":
         return [{"type": "response.output_text.delta", **place, "logprobs": []}]
@@ -233,7 +267,7 @@ def _delta(item: _Item, text: str) -> list[Payload]:
     return []
 
 
-def _end(item: _Item) -> list[Payload]:
+def _end(item: _OutputItem) -> list[Payload]:
     place, text = _place(item), item.text
     if item.kind in _CONTENT:
         whole = {"refusal": text} if item.kind == "refusal" else {"text": text, "logprobs": []}
@@ -251,7 +285,7 @@ def _end(item: _Item) -> list[Payload]:
     return []
 
 
-def _place(item: _Item) -> dict[str, Any]:
+def _place(item: _OutputItem) -> JsonObject:
     inner = {"summary_index": 0} if item.kind == "reasoning" else {"content_index": 0} if item.kind in _CONTENT else {}
     return {"item_id": item.id, "output_index": item.index, **inner}
 
@@ -263,7 +297,7 @@ _INCOMPLETE = {"length": "max_output_tokens", "max_output_tokens": "max_output_t
 """Why an answer that was not failed is not complete, by the run's ``finish_reason``."""
 
 
-class Fold:
+class ResponseFold:
     """What the events of one run are in this dialect.
 
     Args:
@@ -283,29 +317,53 @@ class Fold:
         self._agent = agent
         self._status = "queued"
         self._created = self._completed = 0.0
-        self._error: dict[str, Any] | None = None
-        self._incomplete: dict[str, Any] | None = None
-        self._usage: dict[str, Any] | None = None
+        self._error: JsonObject | None = None
+        self._incomplete: JsonObject | None = None
+        self._usage: JsonObject | None = None
         self._echo = _DEFAULTS
-        self._items: list[_Item] = []
+        self._items: list[_OutputItem] = []
         self._told = 0  # items that are done; all before the one that is being told
-        self._parts: dict[int, _Item] = {}
+        self._parts: dict[int, int] = {}  # of parts the places of their items
         self._restarted = False
         self._out: list[Payload] = []
+        self._places: Trail[int] = Trail(array("q"))  # of each number the offset of the event that it comes from
+
+    def copy(self) -> ResponseFold:
+        """The same fold as far as it has come. Items that are done are shared: nothing changes them any more."""
+        copy = ResponseFold(self._session, self._run, agent=self._agent)
+        copy.ended, copy.sequence, copy._status = self.ended, self.sequence, self._status
+        copy._created, copy._completed, copy._error = self._created, self._completed, self._error
+        copy._incomplete, copy._usage, copy._echo = self._incomplete, self._usage, self._echo
+        copy._items = [*self._items[: self._told], *(item.copy() for item in self._items[self._told :])]
+        copy._told, copy._parts, copy._restarted = self._told, dict(self._parts), self._restarted
+        copy._places = self._places.copy()
+        return copy
 
     def feed(self, event: Event) -> list[Payload]:
         """The events of the response that ``event`` makes, each with its number. Those of other runs make none."""
         if event.run != self._run or self.ended:
             return []
         self._out = []
-        handler = _HANDLERS.get(event.type)
+        handler = _HANDLERS.get(type(event.fact))
         if handler is not None:
-            handler(self, event)
-        elif event.type in TERMINAL:
-            self._terminal(event)
+            handler(self, event.fact, event.at)
+        for _ in self._out:
+            self._places.append(event.offset)
         return self._out
 
-    def response(self) -> dict[str, Any]:
+    def place(self, number: int) -> tuple[Offset, int]:
+        """Where the event of this number stands: the offset that it comes from, and how many up to it come from there.
+
+        Raises:
+            IndexError: there is no event of that number yet.
+        """
+        offset = self._places[number]
+        first = number
+        while first and self._places[first - 1] == offset:
+            first -= 1
+        return offset, number - first + 1
+
+    def response(self) -> JsonObject:
         """The response as it is now."""
         return {
             "id": response_id(self._run),
@@ -330,11 +388,10 @@ class Fold:
     def _lifecycle(self, name: str) -> None:
         self._emit({"type": f"response.{name}", "response": self.response()})
 
-    def _message(self, event: Event) -> None:
-        metadata = event.data.get("metadata", {})
-        self._created = event.at
-        self._agent = event.data.get("agent") or self._agent
-        self._echo = _echo(metadata)
+    def _message(self, fact: MessageCreated, at: float) -> None:
+        self._created = at
+        self._agent = fact.agent or self._agent
+        self._echo = _echo(fact.metadata or {})
         if self._echo["background"]:
             self._lifecycle("created")
             self._lifecycle("queued")
@@ -342,56 +399,56 @@ class Fold:
             self._status = "in_progress"
             self._lifecycle("created")
 
-    def _started(self, event: Event) -> None:
-        self._agent = event.data["agent"]
+    def _started(self, fact: RunStarted, at: float) -> None:
+        self._agent = fact.agent
         self._status = "in_progress"
-        self._restarted = event.data["attempt"] > 1
+        self._restarted = fact.attempt > 1
         self._lifecycle("in_progress")
 
-    def _text(self, event: Event) -> None:
-        data = event.data
-        if data["part"] not in self._parts:
-            self._open(_KINDS[event.type], data["part"])
-        self._extend(data["part"], data["start"], data["text"])
+    def _text(self, fact: TextPiece, at: float) -> None:
+        if fact.part not in self._parts:
+            self._open(_KINDS[type(fact)], fact.part)
+        self._extend(fact.part, fact.start, fact.text)
 
-    def _call_started(self, event: Event) -> None:
-        data = event.data
-        if data["part"] not in self._parts:
-            self._open("function_call", data["part"], call=data["id"], name=data["name"])
+    def _call_started(self, fact: CallStarted, at: float) -> None:
+        if fact.part not in self._parts:
+            self._open("function_call", fact.part, call=fact.id, name=fact.name)
             self._tell()
 
-    def _call_delta(self, event: Event) -> None:
-        self._extend(event.data["part"], event.data["start"], event.data["arguments"])
+    def _call_delta(self, fact: CallDelta, at: float) -> None:
+        self._extend(fact.part, fact.start, fact.arguments)
 
-    def _call_completed(self, event: Event) -> None:
-        item = self._parts[event.data["part"]]
-        item.replace(event.data["arguments"])
-        item.status = "completed"
+    def _call_completed(self, fact: CallCompleted, at: float) -> None:
+        place = self._parts[fact.part]
+        if place >= self._told:  # else it has been told, and a copy may share it
+            self._items[place].replace(fact.arguments)
+            self._items[place].status = "completed"
         self._tell()
 
-    def _tool_completed(self, event: Event) -> None:
-        output = event.data["output"]
-        item = self._open("function_call_output", None, call=event.data["id"])
-        item.extend(0, output if isinstance(output, str) else msgspec.json.encode(output).decode())
-        item.status = "completed" if event.data["success"] else "incomplete"
+    def _tool_completed(self, fact: ToolCompleted, at: float) -> None:
+        item = self._open("function_call_output", None, call=fact.id)
+        item.extend(0, fact.output if isinstance(fact.output, str) else msgspec.json.encode(fact.output).decode())
+        item.status = "completed" if fact.success else "incomplete"
         self._tell()
 
-    def _open(self, kind: ItemKind, part: int | None, *, call: str = "", name: str = "") -> _Item:
+    def _open(self, kind: ItemKind, part: int | None, *, call: str = "", name: str = "") -> _OutputItem:
         for other in self._items[self._told :]:
             if other.status == "in_progress" and self._restarted:
                 other.status = "incomplete"  # its attempt died, and the next one begins anew
             elif other.status == "in_progress" and other.kind != "function_call":
                 other.status = "completed"
         self._restarted = False
-        item = _Item(kind, self._run, len(self._items), call=call, name=name)
+        item = _OutputItem(kind, self._run, len(self._items), call=call, name=name)
         self._items.append(item)
         if part is not None:
-            self._parts[part] = item
+            self._parts[part] = item.index
         return item
 
     def _extend(self, part: int, start: int, text: str) -> None:
         self._restarted = False
-        self._parts[part].extend(start, text)
+        place = self._parts[part]
+        if place >= self._told:
+            self._items[place].extend(start, text)
         self._tell()
 
     def _tell(self) -> None:
@@ -410,44 +467,46 @@ class Fold:
             self._emit(*_end(item), {"type": "response.output_item.done", **about, "item": item.data()})
             self._told += 1
 
-    def _terminal(self, event: Event) -> None:
-        data = event.data
-        completed = event.type == "run.completed"
-        reason = _INCOMPLETE.get(data["finish_reason"]) if completed else None
+    def _terminal(self, fact: Terminal, at: float) -> None:
+        completed = isinstance(fact, RunCompleted)
+        reason = _INCOMPLETE.get(fact.finish_reason) if isinstance(fact, RunCompleted) else None
         unfinished = [item for item in self._items[self._told :] if item.status == "in_progress"]
         for item in unfinished:
             cut = not completed or (reason is not None and item is self._items[-1])
             item.status = "incomplete" if cut else "completed"
         self._tell()
-        self._usage = _usage(data.get("usage"))
-        self._completed = event.at
+        self._usage = _usage(fact.usage)
+        self._completed = at
         self.ended = True
         if reason is not None:
             self._status, self._incomplete = "incomplete", {"reason": reason}
             self._lifecycle("incomplete")
+        elif isinstance(fact, RunFailed):
+            self._status = "failed"
+            self._error = {"code": fact.code, "message": fact.message}
+            self._emit(error_payload(fact.code, fact.message))
+            self._lifecycle("failed")
         elif completed:
             self._status = "completed"
             self._lifecycle("completed")
-        elif event.type == "run.cancelled":  # this dialect has no event of that name
+        else:  # cancelled; this dialect has no event of that name
             self._status = "cancelled"
             self._lifecycle("failed")
-        else:
-            self._status = "failed"
-            self._error = {"code": data["code"], "message": data["message"]}
-            self._emit(error_payload(data["code"], data["message"]))
-            self._lifecycle("failed")
 
 
-_HANDLERS: dict[str, Callable[[Fold, Event], None]] = {
-    "message.created": Fold._message,
-    "run.started": Fold._started,
-    "text.delta": Fold._text,
-    "refusal.delta": Fold._text,
-    "thinking.delta": Fold._text,
-    "tool_call.started": Fold._call_started,
-    "tool_call.delta": Fold._call_delta,
-    "tool_call.completed": Fold._call_completed,
-    "tool.completed": Fold._tool_completed,
+_HANDLERS: dict[type[AnyFact], Callable[[ResponseFold, Any, float], None]] = {
+    MessageCreated: ResponseFold._message,
+    RunStarted: ResponseFold._started,
+    TextDelta: ResponseFold._text,
+    RefusalDelta: ResponseFold._text,
+    ThinkingDelta: ResponseFold._text,
+    CallStarted: ResponseFold._call_started,
+    CallDelta: ResponseFold._call_delta,
+    CallCompleted: ResponseFold._call_completed,
+    ToolCompleted: ResponseFold._tool_completed,
+    RunCompleted: ResponseFold._terminal,
+    RunFailed: ResponseFold._terminal,
+    RunCancelled: ResponseFold._terminal,
 }
 
 
@@ -457,16 +516,15 @@ def error_payload(code: str, message: str) -> Payload:
     return {"type": "error", **about, "error": {"type": "server_error", **about}}
 
 
-def _usage(usage: dict[str, Any] | None) -> dict[str, Any] | None:
+def _usage(usage: Usage | None) -> JsonObject | None:
     if usage is None:
         return None
-    given, made = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
     return {
-        "input_tokens": given,
-        "input_tokens_details": {"cached_tokens": usage.get("cached_tokens", 0), "cache_write_tokens": 0},
-        "output_tokens": made,
-        "output_tokens_details": {"reasoning_tokens": usage.get("reasoning_tokens", 0)},
-        "total_tokens": given + made,
+        "input_tokens": usage.input_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.input_tokens + usage.output_tokens,
     }
 
 
@@ -486,27 +544,34 @@ class ResponseEncoder:
         after: leave out events up to and with this number; None for all.
 
     Attributes:
+        fold: as far as it has come.
         over: nothing can follow.
     """
 
-    def __init__(self, fold: Fold, *, after: int | None = None) -> None:
+    def __init__(self, fold: ResponseFold, *, after: int | None = None) -> None:
         self.over = False
-        self._fold = fold
+        self.fold = fold
         self._after = -1 if after is None else after
+
+    def copy(self) -> ResponseEncoder:
+        """See ``Fold``."""
+        copy = ResponseEncoder(self.fold.copy(), after=self._after)
+        copy.over = self.over
+        return copy
 
     def encode(self, event: Event) -> bytes:
         """What the reader is sent for ``event``: whole frames, or nothing."""
         if self.over:
             return b""
-        if event.type == "session.deleted":
+        if isinstance(event.fact, SessionDeleted):
             self.over = True
             gone = error_payload("response_deleted", "The response was deleted while it was being read.")
-            return frame({"type": "error", "sequence_number": self._fold.sequence, **gone})
-        payloads = [each for each in self._fold.feed(event) if each["sequence_number"] > self._after]
-        self.over = self._fold.ended
+            return frame({"type": "error", "sequence_number": self.fold.sequence, **gone})
+        payloads = [each for each in self.fold.feed(event) if each["sequence_number"] > self._after]
+        self.over = self.fold.ended
         frames = b"".join(frame(each) for each in payloads)
         return frames + DONE if self.over and frames else frames
 
-    def heartbeat(self, cursor: int) -> bytes:
+    def heartbeat(self, cursor: Offset) -> bytes:
         """The frame for a silence."""
         return HEARTBEAT

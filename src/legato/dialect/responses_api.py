@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from ..errors import Conflict, InvalidInput, LegatoError, NotFound, QueueFull
-from ..event import Draft
-from .responses import Count, Penalty, Settings, Share, Temperature
+from ..event import MessageCreated, SessionCreated
+from ..json import JsonObject
+from ..part import CallPart, Part, RefusalPart, TextPart, ThinkingPart
+from .responses import Count, Penalty, ResponseSettings, Share, Temperature
+
+T = TypeVar("T")
 
 # Errors ---------------------------------------------------------------------------------------------------------------
 
@@ -49,13 +53,13 @@ class ModelNotFound(NotFound):
 _TYPES = {401: "authentication_error", 403: "permission_error", 409: "conflict_error", 429: "too_many_requests"}
 
 
-def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
+def error_body(status: int, message: str, code: str, param: str | None = None) -> JsonObject:
     """The body of an answer that is not a success."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "code": code, "param": param}}
 
 
-def describe(error: LegatoError) -> dict[str, Any]:
+def describe(error: LegatoError) -> JsonObject:
     """The body for ``error``."""
     return error_body(error.status, error.message, error.code, error.detail.get("param"))
 
@@ -67,10 +71,10 @@ def is_final(error: LegatoError) -> bool:
 
 # Requests -------------------------------------------------------------------------------------------------------------
 
-Item = dict[str, Any]
+Item = JsonObject
 
 
-class Create(Settings, kw_only=True):
+class Create(ResponseSettings, kw_only=True):
     """A request for a response. Fields that are not named here are ignored.
 
     Attributes:
@@ -82,7 +86,7 @@ class Create(Settings, kw_only=True):
     model: str | None = None
     input: str | list[Item]
     stream: bool | None = None
-    conversation: str | dict[str, Any] | None = None
+    conversation: str | JsonObject | None = None
 
 
 def conversation(body: Create) -> str | None:
@@ -104,8 +108,8 @@ class CreateChat(msgspec.Struct, kw_only=True):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[JsonObject] | None = None
+    tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
@@ -115,11 +119,11 @@ class CreateChat(msgspec.Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
     metadata: dict[str, str] | None = None
     reasoning_effort: str | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: JsonObject | None = None
     n: int | None = None
 
 
-def decode(raw: bytes, type: Any) -> Any:
+def decode(raw: bytes, type: type[T]) -> T:
     """The JSON body, checked.
 
     Raises:
@@ -159,13 +163,13 @@ class Prompt(msgspec.Struct, frozen=True):
 
     Attributes:
         text: what the user wrote last, or what the client's own tools gave.
-        earlier: what was said before, as data of ``message.created`` but for the id.
+        earlier: what was said before; without ids.
         metadata: for the agent: the settings, and the ``input`` as it came unless it was text.
     """
 
     text: str
-    earlier: list[dict[str, Any]]
-    metadata: dict[str, Any]
+    earlier: list[MessageCreated]
+    metadata: JsonObject
 
 
 def prompt(body: Create) -> Prompt:
@@ -181,7 +185,7 @@ def prompt(body: Create) -> Prompt:
     text = _present_text(rest[begin:])
     if not text.strip():
         raise BadRequest("input ends with nothing to be answered: no text, no output of a tool.", param="input")
-    metadata: dict[str, Any] = msgspec.to_builtins(Settings(**_settings(body)))
+    metadata: JsonObject = msgspec.to_builtins(ResponseSettings(**_settings(body)))
     if system:
         metadata["instructions"] = "\n\n".join([*([body.instructions] if body.instructions else []), *system])
     if not isinstance(given, str):
@@ -189,14 +193,14 @@ def prompt(body: Create) -> Prompt:
     return Prompt(text=text, earlier=_earlier(rest[:begin]), metadata=metadata)
 
 
-def _settings(body: Create) -> dict[str, Any]:
-    values = {name: getattr(body, name) for name in Settings.__struct_fields__}
+def _settings(body: Create) -> JsonObject:
+    values = {name: getattr(body, name) for name in ResponseSettings.__struct_fields__}
     if body.tools is not None:
         values["tools"] = [_flat_tool(tool) for tool in body.tools]
     return values
 
 
-def _flat_tool(tool: dict[str, Any]) -> dict[str, Any]:
+def _flat_tool(tool: JsonObject) -> JsonObject:
     function = tool.get("function")
     return {"type": "function", **function} if isinstance(function, dict) else tool
 
@@ -247,50 +251,67 @@ def _present_text(items: Sequence[Item]) -> str:
     return "\n\n".join(texts)
 
 
-def _earlier(items: Iterable[Item]) -> list[dict[str, Any]]:
+class _Turn:
+    """What the assistant said between two messages of the user."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+
+    def say(self, item: Item) -> None:
+        """Add an item of the assistant's."""
+        if item.get("type") == "function_call":
+            name, arguments = str(item.get("name", "")), str(item.get("arguments", ""))
+            self.parts.append(CallPart(1, str(item.get("call_id", "")), name, arguments))
+            return
+        reasoning = item.get("type") == "reasoning"
+        for kind, text in _said(item.get("summary" if reasoning else "content")):
+            self.parts.append(ThinkingPart(1, text) if reasoning else kind(1, text))
+
+    def answer(self, item: Item) -> None:
+        """Add what came of a call, if it is one of these."""
+        for place, part in enumerate(self.parts):
+            if isinstance(part, CallPart) and part.id == item.get("call_id"):
+                output = _text(item.get("output"))
+                self.parts[place] = msgspec.structs.replace(part, output=output, success=True)
+
+    def message(self) -> MessageCreated:
+        """All of it as one message."""
+        text = "".join(part.text for part in self.parts if isinstance(part, TextPart | RefusalPart))
+        return MessageCreated("", "assistant", text, self.parts or None)
+
+
+def _earlier(items: Iterable[Item]) -> list[MessageCreated]:
     """What was said before, as messages: neighbouring items of the assistant are one."""
-    messages: list[dict[str, Any]] = []
+    said: list[MessageCreated | _Turn] = []
     for item in items:
-        last = messages[-1] if messages else None
+        last = said[-1] if said else None
         if _is_output(item):
-            for part in (last or {}).get("parts", ()):
-                if part["type"] == "tool_call" and part["id"] == item.get("call_id"):
-                    part["output"], part["success"] = _text(item.get("output")), True
+            if isinstance(last, _Turn):
+                last.answer(item)
         elif _is_said(item):
-            if last is None or last["role"] != "assistant":
-                last = {"role": "assistant", "text": "", "parts": []}
-                messages.append(last)
-            _say(last, item)
+            if not isinstance(last, _Turn):
+                last = _Turn()
+                said.append(last)
+            last.say(item)
         elif item.get("role") == "user":
             content = item.get("content")
-            plain = {} if isinstance(content, str) else {"metadata": {"input": [item]}}
-            messages.append({"role": "user", "text": _text(content), **plain})
-    return messages
+            given = None if isinstance(content, str) else {"input": [item]}
+            said.append(MessageCreated("", "user", _text(content), metadata=given))
+    return [each.message() if isinstance(each, _Turn) else each for each in said]
 
 
-def _say(message: dict[str, Any], item: Item) -> None:
-    parts = message["parts"]
-    if item.get("type") == "function_call":
-        name, arguments = str(item.get("name", "")), str(item.get("arguments", ""))
-        parts.append({"type": "tool_call", "step": 1, "id": str(item.get("call_id", "")), "name": name,
-                      "arguments": arguments})  # fmt: skip
-        return
-    reasoning = item.get("type") == "reasoning"
-    for kind, text in _said(item.get("summary" if reasoning else "content")):
-        parts.append({"type": "thinking" if reasoning else kind, "step": 1, "text": text})
-        if not reasoning:
-            message["text"] += text
+_SAID: dict[str, type[TextPart | RefusalPart]] = {"text": TextPart, "refusal": RefusalPart}
 
 
-def _said(content: Any) -> Iterator[tuple[str, str]]:
+def _said(content: Any) -> Iterator[tuple[type[TextPart | RefusalPart], str]]:
     """What the assistant said, as kinds of parts with their texts; neighbours of one kind are one."""
     parts = [{"text": content}] if isinstance(content, str) else content if isinstance(content, list) else []
     said = [
-        (kind, str(part[kind]))
+        (kind, part[field])
         for part in parts
         if isinstance(part, dict)
-        for kind in ("text", "refusal")
-        if isinstance(part.get(kind), str)
+        for field, kind in _SAID.items()
+        if isinstance(part.get(field), str)
     ]
     for kind, group in groupby(said, key=lambda each: each[0]):
         if text := "".join(text for _, text in group):
@@ -316,7 +337,7 @@ def from_chat(body: CreateChat) -> Create:
     )
 
 
-def _flat_format(given: dict[str, Any]) -> dict[str, Any]:
+def _flat_format(given: JsonObject) -> JsonObject:
     """The form of an answer as the Responses API has it: the schema's fields are not nested."""
     schema = given.get("json_schema")
     return {"type": "json_schema", **schema} if isinstance(schema, dict) else given
@@ -342,30 +363,23 @@ def _chat_items(message: Item) -> list[Item]:
     return items
 
 
-# Requests to drafts ---------------------------------------------------------------------------------------------------
+# Requests to facts ----------------------------------------------------------------------------------------------------
 
 
-def created(asked: Prompt, agent: str) -> Draft:
-    """The event that begins a session for a response that continues none."""
+def created(asked: Prompt, agent: str) -> SessionCreated:
+    """What begins a session for a response that continues none."""
     title = asked.text.strip().partition("\n")[0][:80]
-    return Draft(type="session.created", data={"title": title, "agent": agent})
-
-
-def earlier(asked: Prompt, stem: str) -> list[Draft]:
-    """What was said before as messages of a session, with ids that begin with ``stem``."""
-    return [
-        Draft(type="message.created", data={"id": f"{stem}{place}", **data}) for place, data in enumerate(asked.earlier)
-    ]
+    return SessionCreated(title, agent)
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
 
 
-def input_items(run: str, data: dict[str, Any]) -> list[Item]:
-    """The items of a request, each with an id, from its ``message.created``."""
-    given = data.get("metadata", {}).get("input")
+def input_items(run: str, asked: MessageCreated) -> list[Item]:
+    """The items of a request, each with an id."""
+    given = (asked.metadata or {}).get("input")
     if not isinstance(given, list):
-        given = [{"type": "message", "role": "user", "content": data["text"]}]
+        given = [{"type": "message", "role": "user", "content": asked.text}]
     return [{"id": f"in_{run}_{place}", "status": "completed", **_whole_item(item)} for place, item in enumerate(given)]
 
 
@@ -378,7 +392,7 @@ def _whole_item(item: Item) -> Item:
     return whole
 
 
-def page(items: list[Item], *, limit: int, order: str, after: str | None) -> dict[str, Any]:
+def page(items: list[Item], *, limit: int, order: str, after: str | None) -> JsonObject:
     """One page of ``items``, which are oldest first.
 
     Raises:
@@ -403,6 +417,6 @@ def page(items: list[Item], *, limit: int, order: str, after: str | None) -> dic
     }
 
 
-def model(name: str) -> dict[str, Any]:
+def model(name: str) -> JsonObject:
     """An agent as the list of models shows it. Agents have no date, so ``created`` is 0."""
     return {"id": name, "object": "model", "created": 0, "owned_by": "legato"}

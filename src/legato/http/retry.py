@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import stamina
 
-from .backoff import MAX_RETRY_AFTER
+from .backoff import MAX_RETRY_AFTER, is_final
 from .errors import APIError, ConnectionFailed, ConnectionLost
 
 __all__ = ["DEFAULT_RETRIES", "UNSET", "Attempts", "BackoffStrategy", "RetryConfig", "Unset", "retrying"]
@@ -57,8 +57,8 @@ class BackoffStrategy:
 class RetryConfig:
     """Whether and how failed requests are repeated.
 
-    Repeated are the statuses 408, 429 and 5XX and, if wanted, connection errors. A ``Retry-After`` of the server is
-    honoured, up to a minute.
+    Repeated are the statuses 408, 425, 429 and 5XX and, if wanted, connection errors. A ``Retry-After`` of the server
+    is honoured, up to a minute.
 
     Attributes:
         strategy: ``"backoff"``; ``"none"`` turns it off, as ``retries=None`` does.
@@ -119,8 +119,7 @@ def _again(error: Exception, config: RetryConfig, repeatable: bool) -> bool | fl
     if not isinstance(error, APIError):
         return False
     refused = error.status_code == 429 or error.code == "draining"
-    passing = error.status_code >= 500 or error.status_code in (408, 429)
-    if not (passing and (repeatable or refused)):
+    if is_final(error.status_code) or not (repeatable or refused):
         return False
     # "Retry-After: 0" and none at all are the same here: a pause never harms.
     return min(error.retry_after, MAX_RETRY_AFTER) if error.retry_after else True

@@ -164,6 +164,8 @@ class StreamState(Generic[T]):
             self._messages.extend(self._decoder.feed(chunk))
         except StreamFormatError as exc:
             raise self._last(StreamMalformed(exc.message, **exc.detail)) from exc
+        if self._waits is not None and self._decoder.retry is not None:
+            self._waits.retry = self._decoder.retry / 1000
 
     def cut(self, error: LegatoError | None) -> None:
         """Take note that there is no connection any more; None: the body ended properly.

@@ -1,22 +1,20 @@
-"""``Legato``, the ASGI application: agents, a store, a runner, the routes and the streams.
+"""``Legato``, the ASGI application: agents, a store, a table of dialects, and the pages.
 
-The streams are answered by plain ASGI code; everything else goes through a Starlette router. The application owns the
-runner, and the runner outlives every request.
+What it holds while it runs is its ``Life``, made in ``start`` and dropped in ``stop``; so it can be started again, also
+on another event loop. The runner of a life outlives every request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
-from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.applications import Starlette
@@ -30,21 +28,25 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..agent import Agent, AgentFunction, OnCrash
-from ..dialect import mix, mix_api
-from ..errors import InvalidInput, LegatoError
+from ..caller import Caller
+from ..caller import may as may_what_is_theirs
+from ..dialect import mix
+from ..errors import Draining, InvalidInput, LegatoError
 from ..execution import Limits
 from ..log import Store
 from ..run import Runner
+from ..sessions import May, Sessions
 from ..store import open_store
 from ..tool import Tool
 from . import markdown
-from .deva import DevaRoutes, DevaStream
-from .inspect import InspectRoutes
-from .mix import MixRoutes
+from .adaptor import Adaptor, Internal, NoSuchRoute, WrongMethod, respond, respond_error
+from .dialects import DIALECTS
+from .inspect import Inspector
+from .life import Life, Settings, nobody
 from .openapi import document
-from .operation import Answer, Operation, Request, error_answer, path_within, respond, respond_error
-from .responses import ResponsesRoutes
-from .stream import Pump, Streams
+from .operation import Dialect, Operation
+from .reply import Body, Request
+from .stream import Streams
 
 logger = logging.getLogger("legato")
 
@@ -80,6 +82,10 @@ class Legato:
         max_body: bytes of a request's body.
         grace: seconds that runs have to finish when the application is shut down.
         page: whether to serve the chat page at ``/``, the inspector with its API, and the API's pages.
+        dialects: rows for the table of dialects, besides those that every application speaks.
+        identify: who asks, from the ASGI scope of a request, as a ``Caller`` or an awaitable of one. What a caller
+            creates is theirs. By default everybody is the same caller.
+        may: what a caller may do to what is whose, see ``legato.caller.may``.
     """
 
     def __init__(
@@ -97,25 +103,36 @@ class Legato:
         max_body: int = 4_194_304,
         grace: float = 25.0,
         page: bool = True,
+        dialects: Sequence[Dialect] = (),
+        identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody,
+        may: May = may_what_is_theirs,
     ) -> None:
         self.agents: dict[str, Agent] = {}
         self.tools: dict[str, Tool] = {}
-        self.streams = Streams(total=max_streams, per_session=max_streams_per_session)
         self.grace = grace
         self.drain_on_signal = True
         """Whether SIGTERM and SIGINT end the streams; the server that runs the application may do it itself."""
         self.source = store
         """The store, or its URL; may be changed until ``start``, as ``hosts`` and ``grace`` may."""
-        self._limits = limits or Limits()
-        self._heartbeat = heartbeat
-        self._default = mix.profile(client)
+        mix.profile(client)  # for its error
+        self._settings = Settings(
+            heartbeat=heartbeat,
+            client=client,
+            max_body=max_body,
+            max_streams=max_streams,
+            max_streams_per_session=max_streams_per_session,
+            limits=limits or Limits(),
+            identify=identify,
+            may=may,
+        )
         self._cors = _names(cors) or ()
         self.hosts = _names(hosts)
-        self._max_body = max_body
         self._page = page
-        self._store: Store | None = None
-        self._runner: Runner | None = None
+        self._dialects = (*DIALECTS, *dialects)
+        self._life: Life | None = None
         self._app: ASGIApp | None = None
+        self._changing: asyncio.Future[None] | None = None  # while it starts or stops
+        self._stopped = False
         self._restore_signals: Callable[[], None] = lambda: None
         for agent in agents:
             self._add(agent if isinstance(agent, Agent) else Agent(agent))
@@ -185,54 +202,90 @@ class Legato:
     # Life -------------------------------------------------------------------------------------------------------------
 
     @property
+    def life(self) -> Life:
+        """What the application holds, once started.
+
+        Raises:
+            Draining: it has been stopped. InvalidInput: it has never been started.
+        """
+        if self._life is not None:
+            return self._life
+        if self._stopped:
+            raise Draining("The application has been stopped.")
+        raise InvalidInput(
+            "Legato has not been started. Under an ASGI server this happens by itself; when it is mounted in "
+            "another application, give that one lifespan=app.lifespan."
+        )
+
+    @property
     def store(self) -> Store:
         """The open store."""
-        if self._store is None:
-            raise InvalidInput(
-                "Legato has not been started. Under an ASGI server this happens by itself; when it is mounted in "
-                "another application, give that one lifespan=app.lifespan."
-            )
-        return self._store
+        return self.life.store
 
     @property
     def runner(self) -> Runner:
         """The runner, once started."""
-        self.store  # noqa: B018  # for its error
-        assert self._runner is not None
-        return self._runner
+        return self.life.runner
+
+    @property
+    def sessions(self) -> Sessions:
+        """What callers can do, for code beside the application, once started."""
+        return self.life.sessions
+
+    @property
+    def streams(self) -> Streams:
+        """The open streams, once started."""
+        return self.life.streams
 
     async def start(self) -> None:
-        """Open the store, take up what was left, be ready for requests. Idempotent."""
-        if self._store is not None:
-            return
-        if not self.agents:
-            raise InvalidInput("Legato needs an agent: decorate a function with @app.agent, or name an app.model(...).")
-        store = open_store(self.source) if isinstance(self.source, str) else self.source
-        await store.open()
-        self._store = store
-        self._runner = Runner(store, self.agents, limits=self._limits)
-        operations = [
-            *MixRoutes(store, self._runner, self._default).operations(),
-            *DevaRoutes(store, self._runner).operations(),
-        ]
-        if self._page:
-            operations += InspectRoutes(store, self._runner, self.streams).operations()
-        self._app = self._build(operations)
-        await self._runner.start()
-        self._listen_for_shutdown()
+        """Open the store, take up what was left, be ready for requests. Idempotent, and possible again after ``stop``.
+
+        Raises:
+            InvalidInput, StoreError: it could not; nothing is held, and it can be tried again.
+        """
+        async with self._change():
+            if self._life is not None:
+                return
+            if not self.agents:
+                raise InvalidInput(
+                    "Legato needs an agent: decorate a function with @app.agent, or name an app.model(...)."
+                )
+            store = open_store(self.source) if isinstance(self.source, str) else self.source
+            life = await Life.begin(store, self.agents, self._settings)
+            self._app = self._build(life)
+            self._life = life
+            self._listen_for_shutdown(life)
 
     async def stop(self) -> None:
         """End all streams, let runs finish for ``grace`` seconds, close the store. Idempotent."""
-        if self._store is None or self._runner is None:
-            return
-        self._restore_signals()
-        await self._runner.stop(self.grace)
-        await self.streams.close()
-        await self._store.close()
-        self._store = None
-        for agent in self.agents.values():
-            if agent.on_stop is not None:
-                await agent.on_stop()
+        async with self._change():
+            life = self._life
+            if life is None:
+                return
+            self._restore_signals()
+            try:
+                await life.end(self.grace)
+            finally:
+                self._life = self._app = None
+                self._stopped = True
+                for agent in self.agents.values():
+                    if agent.on_stop is not None:
+                        try:
+                            await agent.on_stop()
+                        except Exception:  # what one agent cannot let go of is no reason for the others to keep theirs
+                            logger.exception("agent %s failed to stop", agent.name)
+
+    @asynccontextmanager
+    async def _change(self) -> AsyncIterator[None]:
+        """One start or stop at a time. No lock, which would belong to one event loop for ever."""
+        while self._changing is not None:
+            await asyncio.wait([self._changing])
+        self._changing = changed = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            self._changing = None
+            changed.set_result(None)
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
@@ -243,7 +296,7 @@ class Legato:
         finally:
             await self.stop()
 
-    def _listen_for_shutdown(self) -> None:
+    def _listen_for_shutdown(self, life: Life) -> None:
         # An ASGI server that is told to stop waits for open streams to end, and tells nobody: it would wait for ever.
         # So the streams end at the signal, before the server's own handler sees it.
         if not self.drain_on_signal or threading.current_thread() is not threading.main_thread():
@@ -252,7 +305,7 @@ class Legato:
         previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
         def on_signal(number: int, frame: Any) -> None:
-            loop.call_soon_threadsafe(self.streams.drain)
+            loop.call_soon_threadsafe(life.streams.drain)
             handler = previous[signal.Signals(number)]
             if callable(handler):
                 handler(number, frame)
@@ -277,10 +330,13 @@ class Legato:
             await send({"type": "websocket.close"})  # the server makes it a 403: the caller's doing, not a failure
         elif scope["type"] != "http":
             raise InvalidInput(f"Legato speaks HTTP, got a {scope['type']} connection.")
-        elif self._app is None:
-            self.store  # noqa: B018  # for its error
-        else:
+        elif self._app is not None:
             await self._app(scope, receive, send)
+        else:
+            try:
+                self.life  # noqa: B018  # for its error
+            except Draining as exc:
+                await respond_error(exc)(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -294,35 +350,23 @@ class Legato:
         await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
-    def _build(self, operations: Sequence[Operation]) -> ASGIApp:
-        # One route for each path, so that a 405 names all of its methods.
-        by_path: dict[str, dict[str, Operation]] = {}
-        for operation in operations:
-            by_path.setdefault(operation.path, {})[operation.method] = operation
-        routes: list[BaseRoute] = [Route(path, self._endpoint(o), methods=list(o)) for path, o in by_path.items()]
-        responses = ResponsesRoutes(
-            self.store, self.runner, self.streams, heartbeat=self._heartbeat, max_body=self._max_body
-        )
+    def _build(self, life: Life) -> ASGIApp:
+        dialects = list(self._dialects)
+        operations = [operation for dialect in dialects for operation in dialect.operations]
+        pages: list[BaseRoute] = []
         if self._page:
-            routes += self._pages([*operations, *responses.operations()])
-        inner = Starlette(
-            routes=routes,
+            inspector = Dialect("inspector", Inspector(dialects).operations())
+            dialects.append(inspector)
+            pages = self._pages([*operations, *inspector.operations], life)
+        adaptor = Adaptor(dialects, life)
+        beside = Starlette(
+            routes=pages,
             exception_handlers={LegatoError: _on_error, HTTPException: _on_http_error, Exception: _on_crash},
         )
 
-        answers = DevaStream(self.store, self.runner, self.streams, heartbeat=self._heartbeat)
-
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
-            # Streams go past the router: each of its layers would cost a call for every event of every reader.
-            path = path_within(scope)
-            if path == "/stream":
-                await self._stream(scope, receive, send)
-            elif answers.serves(path):
-                await answers(scope, receive, send)
-            elif responses.serves(path):
-                await responses(scope, receive, send)
-            else:
-                await inner(scope, receive, send)
+            if not await adaptor.answer(scope, receive, send):
+                await beside(scope, receive, send)
 
         cors = CORSMiddleware(
             route,
@@ -330,19 +374,11 @@ class Legato:
             allow_origin_regex=LOCAL_ORIGINS,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],  # Last-Event-ID, Idempotency-Key, what SDKs add of their own; the origin decides
-            expose_headers=["Legato-Cursor", "Legato-Repeated", "Retry-After", "Location"],
+            expose_headers=["Legato-Cursor", "Legato-Next", "Legato-Repeated", "Retry-After", "Location"],
         )
         return _Guard(cors, self._cors, self.hosts)  # outermost: it looks at preflights, too
 
-    def _endpoint(self, operations: Mapping[str, Operation]) -> Callable[[HTTPRequest], Any]:
-        async def endpoint(http: HTTPRequest) -> Response:
-            operation = operations["GET" if http.method == "HEAD" else http.method]
-            answer: Answer = await operation.handler(Request(http, self._max_body))
-            return respond(answer)
-
-        return endpoint
-
-    def _pages(self, operations: Sequence[Operation]) -> list[BaseRoute]:
+    def _pages(self, operations: Sequence[Operation], life: Life) -> list[BaseRoute]:
         described = document(operations)
 
         def page(name: str) -> Callable[[HTTPRequest], Any]:
@@ -355,8 +391,8 @@ class Legato:
             return Response(msgspec.json.encode(described), media_type="application/json")
 
         async def rendering(http: HTTPRequest) -> Response:
-            body = await Request(http, self._max_body).body(markdown.RenderRequest)
-            return respond(Answer(200, await markdown.answer(body)))
+            body = await Request(http, life, nobody(http.scope)).body(markdown.RenderRequest)
+            return respond(Body(200, await markdown.answer(body)))
 
         return [
             Route("/", page("index.html")),
@@ -366,50 +402,6 @@ class Legato:
             Route("/web/markdown", rendering, methods=["POST"]),
             Mount("/web", StaticFiles(directory=WEB)),
         ]
-
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        query = dict(parse_qsl(scope["query_string"].decode("ascii", "replace"), keep_blank_values=True))
-        http = HTTPRequest(scope)
-        try:
-            if scope["method"] not in ("GET", "HEAD"):
-                raise HTTPException(405, headers={"allow": "GET, HEAD"})
-            pump, first, head = await self._open_stream(query, headers)
-        except HTTPException as exc:
-            await (await _on_http_error(http, exc))(scope, receive, send)
-            return
-        except LegatoError as exc:
-            await (await _on_error(http, exc))(scope, receive, send)
-            return
-        except Exception as exc:
-            await (await _on_crash(http, exc))(scope, receive, send)
-            raise  # for the server's log
-        if scope["method"] == "HEAD":
-            pump.end()
-        await self.streams.run(pump, first, head, receive, send)
-
-    async def _open_stream(
-        self, query: Mapping[str, str], headers: Headers
-    ) -> tuple[Pump, bytes, list[tuple[bytes, bytes]]]:
-        opening = mix.open_stream(query, headers.get("last-event-id"))
-        profile = mix.negotiate(headers.get("user-agent", ""), query.get("client"), self._default)
-        store, session = self.store, opening.session
-        info = await store.info(session)
-        after, exact = mix.position(opening, info)
-        self.streams.admit(session)
-        pump = Pump(
-            store,
-            session,
-            after,
-            encode=lambda event: mix.encode(event, session, profile),
-            heartbeat=mix.heartbeat,
-            interval=self._heartbeat,
-            dialect=f"mix/{profile.name}",
-        )
-        # A delay of its own for each reader, so that after a restart they do not all come back at once.
-        retry = random.randint(1000, 3000)  # noqa: S311
-        first = mix.connected(session, after, exact=exact, info=info, retry=retry)
-        return pump, first, [(b"legato-cursor", b"exact" if exact else b"reset")]
 
 
 def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -435,24 +427,34 @@ class _Guard:
     def _refusal(self, headers: Headers) -> Response | None:
         host = headers.get("host", "").lower()
         if self._hosts is not None and re.sub(r":\d+$", "", host) not in self._hosts:
-            return error_answer(
-                421,
-                mix_api.error_response(
-                    421, f"This server is not {host[:200]!r}; see --allow-host.", "host_not_allowed"
-                ),
-            )
+            return respond_error(HostRefused(host))
         origin = headers.get("origin")
         if origin is None or "*" in self._origins or origin in self._origins or re.fullmatch(LOCAL_ORIGINS, origin):
             return None
         own = {host, headers.get("x-forwarded-host", "").lower()} - {""}
         if re.sub(r"^https?://", "", origin.lower()) in own:
             return None
-        return error_answer(
-            403,
-            mix_api.error_response(
-                403, f"Pages of {origin[:200]!r} may not use this server; see cors.", "origin_not_allowed"
-            ),
-        )
+        return respond_error(OriginRefused(origin))
+
+
+class HostRefused(LegatoError):
+    """The request is for a name that this server does not go by."""
+
+    code = "host_not_allowed"
+    status = 421
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"This server is not {host[:200]!r}; see --allow-host.")
+
+
+class OriginRefused(LegatoError):
+    """The request is of another site's page."""
+
+    code = "origin_not_allowed"
+    status = 403
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(f"Pages of {origin[:200]!r} may not use this server; see cors.")
 
 
 async def _on_error(http: HTTPRequest, exc: Exception) -> Response:
@@ -464,12 +466,15 @@ async def _on_error(http: HTTPRequest, exc: Exception) -> Response:
 
 async def _on_http_error(http: HTTPRequest, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
-    reason = {404: "no_such_route", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
-    message = f"{http.method} {http.url.path[:200]} is not part of this API; GET /openapi.json lists what is."
-    answer = error_answer(exc.status_code, mix_api.error_response(exc.status_code, message, reason))
-    answer.headers.update(exc.headers or {})
+    headers = exc.headers or {}
+    error: LegatoError = NoSuchRoute(http.scope)
+    if exc.status_code == 405:
+        error = WrongMethod(http.scope, headers.get("Allow", "another method"))
+    answer = respond_error(error)
+    answer.status_code = exc.status_code
+    answer.headers.update(headers)
     return answer
 
 
 async def _on_crash(http: HTTPRequest, exc: Exception) -> Response:
-    return error_answer(500, mix_api.error_response(500, "The server failed; its log has the details.", "internal"))
+    return respond_error(Internal())

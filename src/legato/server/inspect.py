@@ -9,24 +9,22 @@ The page is ``web/inspect.html``; ``docs/inspect.md`` says what it shows.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from ..dialect import chat, deva, mix
-from ..dialect.responses import ResponseEncoder
-from ..errors import InvalidInput, SessionNotFound
-from ..event import DELTAS, Event
-from ..log import Log, OpenRun, SessionInfo, Store
-from ..run import Runner
-from .operation import Answer, Operation, Param, Request
-from .stored import Found
-from .stream import Pump, Streams
+from ..errors import InvalidInput
+from ..event import CallDelta, Event, TextPiece
+from ..json import JsonObject
+from ..log import SessionInfo, Store
+from ..machine import OpenRun
+from .life import Life
+from .operation import Dialect, Operation, Param, View
+from .reply import Body, Request
+from .stream import Pump
 
 READERS = 200
 """Readers in one answer; those that are furthest behind come first."""
@@ -38,12 +36,8 @@ PAGE_BYTES = 2 * 1024 * 1024
 """A page of wire forms ends when it holds so much: the last event of a long answer says all of it again, four times."""
 COLUMNS = 8
 """Dialects in one page of wire forms."""
-FOLDS = 32
-"""Folds that are kept between pages; each holds the text of a run as far as it has come."""
 STALLED = 2.0
 """Seconds that a write may wait before its reader is told to be stalled."""
-
-Encode = Callable[[Event], bytes]
 
 
 @runtime_checkable
@@ -58,11 +52,11 @@ class Describes(Protocol):
 # What is answered -----------------------------------------------------------------------------------------------------
 
 
-class _Facts(msgspec.Struct, rename="camel", kw_only=True):
+class _Inspected(msgspec.Struct, rename="camel", kw_only=True):
     """camelCase on the wire. Times are seconds since the epoch, by this server's clock."""
 
 
-class Reader(_Facts):
+class ReaderFacts(_Inspected):
     """One open stream of this process.
 
     Attributes:
@@ -83,7 +77,7 @@ class Reader(_Facts):
     waiting: float
 
 
-class OpenRunFacts(_Facts):
+class OpenRunFacts(_Inspected):
     """A run without its terminal event.
 
     Attributes:
@@ -102,7 +96,7 @@ class OpenRunFacts(_Facts):
     lease: float | None
 
 
-class SessionFacts(_Facts):
+class SessionFacts(_Inspected):
     """A session, without reading its log.
 
     Attributes:
@@ -122,7 +116,7 @@ class SessionFacts(_Facts):
     listening: int
 
 
-class Inspected(_Facts):
+class Inspected(_Inspected):
     """This process and its store.
 
     Attributes:
@@ -143,11 +137,11 @@ class Inspected(_Facts):
     max_streams: int
     running: int
     open_runs: list[OpenRunFacts]
-    stalled: list[Reader]
+    stalled: list[ReaderFacts]
     sessions: list[SessionFacts]
 
 
-class Outline(_Facts):
+class Outline(_Inspected):
     """A stretch of a log in columns, one entry for each event, offsets being dense from ``after`` + 1.
 
     Attributes:
@@ -167,29 +161,29 @@ class Outline(_Facts):
     size: list[int]
 
 
-class InspectedSession(_Facts):
+class InspectedSession(_Inspected):
     """A session: its facts, who reads it, and a page of its outline. ``reading`` is the number of all its readers."""
 
     now: float
     session: SessionFacts
     runs: list[OpenRunFacts]
-    readers: list[Reader]
+    readers: list[ReaderFacts]
     reading: int
     outline: Outline
 
 
-class WireRow(_Facts):
+class WireRow(_Inspected):
     """A stored event, and the text of the frames that it is, by dialect; those in which it is silent are left out."""
 
     offset: int
     type: str
     run: str | None
     at: float
-    data: dict[str, Any]
+    data: JsonObject
     wire: dict[str, str]
 
 
-class WirePage(_Facts):
+class WirePage(_Inspected):
     """Events with their wire forms. ``next`` is the ``after`` of the next page, null when this one ends at ``head``."""
 
     rows: list[WireRow]
@@ -200,222 +194,125 @@ class WirePage(_Facts):
 # Wire forms -----------------------------------------------------------------------------------------------------------
 
 
-def _responses(found: Found) -> Encode:
-    return ResponseEncoder(found.fold()).encode
-
-
-def _chat(found: Found) -> Encode:
-    return chat.ChatEncoder(found.run, agent=found.agent).encode
-
-
-def _deva(found: Found) -> Encode:
-    return deva.AnswerEncoder(found.session, found.run).encode
-
-
-FOLDED: dict[str, Callable[[Found], Encode]] = {"responses": _responses, "chat": _chat, "deva": _deva}
-"""Dialects in which what an event is depends on what came before it in its run."""
-
-
-def _mix(session: str, profile: mix.Profile) -> Encode:
-    def encode(event: Event) -> bytes:
-        # On a copy: what the inspector looks at must not stay in the tail cache for nobody.
-        return mix.encode(msgspec.structs.replace(event, wire=dict(event.wire)), session, profile)
-
-    return encode
-
-
 class Column:
     """One dialect's view of a page.
 
     Args:
-        store, session: the log.
-        name: a key of ``FOLDED``, or ``mix/PROFILE``.
-        paused: folds of earlier pages, by dialect and run; taken from here and put back with the place they are at.
+        request: of the page.
+        session: whose log.
+        name: for example ``mix/legato``.
+        view: what that name is.
     """
 
-    def __init__(self, store: Store, session: str, name: str, paused: Paused) -> None:
+    def __init__(self, request: Request, session: str, name: str, view: View) -> None:
         self.name = name
-        self._store = store
+        self._request = request
         self._session = session
-        self._paused = paused
-        kind, _, client = name.partition("/")
-        if kind != "mix" and name not in FOLDED:
-            known = ", ".join(["mix/CLIENT", *FOLDED])
-            raise InvalidInput(f"dialects are of {known}, got {name[:60]!r}.", dialect=name[:60])
-        self._mix = _mix(session, mix.profile(client)) if kind == "mix" else None
-        self._open: dict[str, Encode] = {}
+        self._view = view
 
-    async def frames(self, event: Event) -> str:
-        """What ``event`` is to a reader, as text. To be called for each event of the page, in order."""
-        if self._mix is not None:
-            return self._mix(event).decode()
-        if event.run is None:
-            return ""
-        encode = self._open.get(event.run)
-        if encode is None:
-            encode = self._open[event.run] = await self._fold(event.run, event.offset)
-        return encode(event).decode()
+    async def prepare(self, events: Sequence[Event]) -> None:
+        """Work out what these events, a page in order, are. Folds are those that serve the readers."""
+        for run in dict.fromkeys(event.run for event in events if event.run is not None):
+            located = await self._request.sessions.find(self._request.caller, self._session, run, withdrawn=True)
+            if self._view.fold is not None and located is not None:
+                await self._request.life.memory.of(located, self._view).ready(events)
 
-    def pause(self, at: int) -> None:
-        """The page is over, at this offset: keep what has been folded for the next."""
-        for run, encode in self._open.items():
-            self._paused.put((self.name, run), at, encode)
-
-    async def _fold(self, run: str, offset: int) -> Encode:
-        """The run's fold as it is just before ``offset``."""
-        done, encode = self._paused.take((self.name, run), before=offset)
-        if encode is None:
-            found = await _found(self._store, self._session, run)
-            if found is None:
-                raise SessionNotFound(self._session)  # deleted meanwhile
-            done, encode = found.before, FOLDED[self.name](found)
-        async for event in Log(self._store, self._session).all(done, until=offset - 1):
-            if event.run == run:
-                encode(event)
-        return encode
+    def frames(self, event: Event) -> str:
+        """What ``event`` is to a reader, as text."""
+        if self._view.event is None:
+            return event.wire.get(self._view.key, b"").decode()
+        # On a copy: what the inspector looks at must not stay in the tail cache for nobody.
+        return self._view.event(msgspec.structs.replace(event, wire=dict(event.wire)), self._session).decode()
 
 
-class Paused:
-    """Folds between two pages, so that a page costs what is in it and not what came before; the oldest are let go."""
+def _column(dialects: Sequence[Dialect], request: Request, session: str, name: str) -> Column:
+    view = next((view for dialect in dialects if (view := dialect.view(name)) is not None), None)
+    if view is None:
+        raise InvalidInput(f"dialects are of {', '.join(_views(dialects))}, got {name[:60]!r}.", dialect=name[:60])
+    return Column(request, session, name, view)
 
-    def __init__(self, limit: int = FOLDS) -> None:
-        self._limit = limit
-        self._folds: OrderedDict[tuple[str, str], tuple[int, Encode]] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._folds)
-
-    def take(self, key: tuple[str, str], *, before: int) -> tuple[int, Encode | None]:
-        """The fold and the offset it is at, if that lies before ``before``; it is no longer here then."""
-        at, _ = self._folds.get(key, (before, None))
-        return self._folds.pop(key) if at < before else (0, None)
-
-    def put(self, key: tuple[str, str], at: int, encode: Encode) -> None:
-        """Keep a fold that has been given everything up to and with ``at``."""
-        self._folds[key] = (at, encode)
-        self._folds.move_to_end(key)
-        if len(self._folds) > self._limit:
-            self._folds.popitem(last=False)
+def _views(dialects: Sequence[Dialect]) -> list[str]:
+    return [name for dialect in dialects for name in dialect.views]
 
 
 # Operations -----------------------------------------------------------------------------------------------------------
 
 
-class InspectRoutes:
+class Inspector:
     """The operations under ``/api/inspect``.
 
     Args:
-        store, runner, streams: of the application.
+        dialects: those whose forms can be shown.
     """
 
-    def __init__(self, store: Store, runner: Runner, streams: Streams) -> None:
-        self._store = store
-        self._runner = runner
-        self._streams = streams
-        self._started_at = time.time()
-        self._paused = Paused()
-        self._folding = asyncio.Lock()
+    def __init__(self, dialects: Sequence[Dialect]) -> None:
+        self._dialects = dialects
 
-    async def server(self, request: Request) -> Answer:
+    async def server(self, request: Request) -> Body:
         """What this process does: its runs, its readers in trouble, its sessions."""
         limit = request.number("limit", default=40, least=1, most=200)
-        now = time.time()
-        stalled = [pump for pump in self._streams.readers() if pump.stalled(STALLED)]
+        now, life = time.time(), request.life
+        stalled = [pump for pump in life.streams.readers() if pump.stalled(STALLED)]
         inspected = Inspected(
             version=version("legato"),
             now=now,
-            started_at=self._started_at,
-            draining=self._runner.draining or self._streams.draining,
-            agents=list(self._runner.agents),
-            store=_described(self._store),
-            streams=len(self._streams),
-            max_streams=self._streams.total,
-            running=self._runner.running,
-            open_runs=self._runs(await self._store.open_runs(), now),
+            started_at=life.began_at,
+            draining=life.runner.draining or life.streams.draining,
+            agents=list(life.runner.agents),
+            store=_described(life.store),
+            streams=len(life.streams),
+            max_streams=life.streams.total,
+            running=life.runner.running,
+            open_runs=_runs(life, await life.store.open_runs(limit=RUNS), now),
             stalled=_readers(stalled),
-            sessions=[self._facts(info) for info in await self._store.sessions(limit=limit)],
+            sessions=[_facts(life, info) for info in (await life.store.sessions(limit=limit)).infos],
         )
-        return Answer(200, inspected)
+        return Body(200, inspected)
 
-    async def session(self, request: Request) -> Answer:
+    async def session(self, request: Request) -> Body:
         """One session: who reads it and how far they are, its open runs, and an outline of its log."""
         after = request.number("after", default=0, least=0, most=10**15 - 1)
         limit = request.number("limit", default=2_000, least=1, most=OUTLINE)
-        session = request.path["id"]
+        session, life = request.path["id"], request.life
         # In this order, so that no reader seems to be ahead of the log.
-        pumps = self._streams.readers(session)
+        pumps = life.streams.readers(session)
         readers, reading = _readers(pumps), len(pumps)
-        info = await self._store.info(session)
-        outline = await self._outline(info, after, limit)
+        info = await life.store.info(session)
+        outline = await _outline(life.store, info, after, limit)
         inspected = InspectedSession(
             now=time.time(),
-            session=self._facts(info),
-            runs=self._runs(info.open_runs, time.time()),
+            session=_facts(life, info),
+            runs=_runs(life, info.open_runs, time.time()),
             readers=readers,
             reading=reading,
             outline=outline,
         )
-        return Answer(200, inspected)
+        return Body(200, inspected)
 
-    async def wire(self, request: Request) -> Answer:
+    async def wire(self, request: Request) -> Body:
         """Events of a session beside the bytes that they are in each of some dialects."""
         after = request.number("after", default=0, least=0, most=10**15 - 1)
         limit = request.number("limit", default=100, least=1, most=500)
         session = request.path["id"]
-        info = await self._store.info(session)
+        info = await request.life.store.info(session)
         names = list(dict.fromkeys(filter(None, request.query.get("dialects", "").split(","))))
         if len(names) > COLUMNS:
             raise InvalidInput(f"At most {COLUMNS} dialects, got {len(names)}.", limit=COLUMNS)
-        columns = [Column(self._store, session, name, self._paused) for name in names]
-        events = await self._store.read(session, after, limit=limit)
-        async with self._folding:  # one at a time: the process has readers to serve
-            rows = await _rows(events, columns)
+        columns = [_column(self._dialects, request, session, name) for name in names]
+        events = await request.life.store.read(session, after, limit=limit)
+        for column in columns:
+            await column.prepare(events)
+        rows = _rows(events, columns)
         last = rows[-1].offset if rows else info.head
-        return Answer(200, WirePage(rows=rows, head=info.head, next=last if last < info.head else None))
-
-    async def _outline(self, info: SessionInfo, after: int, limit: int) -> Outline:
-        outline = _Columns(info)
-        at = after
-        while outline.room(limit) and at < info.head:
-            events = await self._store.read(info.session, at, limit=min(outline.room(limit), 500))
-            if not events:
-                break
-            outline.add(events)
-            at = events[-1].offset
-        return outline.page(after, None if at >= info.head else at)
-
-    def _facts(self, info: SessionInfo) -> SessionFacts:
-        return SessionFacts(
-            id=info.session,
-            title=info.data.get("title", ""),
-            head=info.head,
-            created_at=info.created_at,
-            updated_at=info.updated_at,
-            runs=len(info.open_runs),
-            readers=self._streams.count(info.session),
-            listening=self._store.doorbell.listening(info.session),
-        )
-
-    def _runs(self, runs: Sequence[OpenRun], now: float) -> list[OpenRunFacts]:
-        return [
-            OpenRunFacts(
-                session=run.session,
-                run=run.run,
-                offset=run.offset,
-                started=run.started,
-                here=run.owner == self._runner.owner,
-                epoch=run.epoch,
-                lease=None if run.owner is None else run.expires_at - now,
-            )
-            for run in runs[:RUNS]
-        ]
+        return Body(200, WirePage(rows=rows, head=info.head, next=last if last < info.head else None))
 
     def operations(self) -> list[Operation]:
         """All of them, as the router and the document need them."""
         session = Param("id", "path", "The session's id.", required=True)
         after = Param("after", "query", "Events after this offset.", {"type": "integer", "minimum": 0})
         dialects = Param(
-            "dialects", "query", f"Up to {COLUMNS} of `{'`, `'.join(FOLDED)}`, `mix/CLIENT`, with commas between."
+            "dialects", "query", f"Up to {COLUMNS} of `{'`, `'.join(_views(self._dialects))}`, with commas between."
         )
         return [
             Operation("inspectServer", "GET", "/api/inspect", "inspector", "What the server does now", self.server,
@@ -429,32 +326,58 @@ class InspectRoutes:
         ]  # fmt: skip
 
 
-async def _found(store: Store, session: str, run: str) -> Found | None:
-    """The run as it lies in the log, also if it has been withdrawn: its events are there, and were sent."""
-    agent = "default"
-    async for event in Log(store, session).all(deltas=False):
-        if event.type == "session.created":
-            agent = event.data.get("agent") or agent
-        elif event.type == "message.created" and event.run == run:
-            return Found(session=session, run=run, message=event, agent=event.data.get("agent") or agent)
-    return None
-
-
-async def _rows(events: Sequence[Event], columns: Sequence[Column]) -> list[WireRow]:
+def _rows(events: Sequence[Event], columns: Sequence[Column]) -> list[WireRow]:
     rows: list[WireRow] = []
     room = PAGE_BYTES
     for event in events:
-        frames = {column.name: text for column in columns if (text := await column.frames(event))}
+        frames = {column.name: text for column in columns if (text := column.frames(event))}
         rows.append(
             WireRow(offset=event.offset, type=event.type, run=event.run, at=event.at, data=event.data, wire=frames)
         )
         room -= sum(map(len, frames.values()))
         if room <= 0:
             break
-    if rows:
-        for column in columns:
-            column.pause(rows[-1].offset)
     return rows
+
+
+async def _outline(store: Store, info: SessionInfo, after: int, limit: int) -> Outline:
+    outline = _Columns(info)
+    at = after
+    while outline.room(limit) and at < info.head:
+        events = await store.read(info.session, at, limit=min(outline.room(limit), 500))
+        if not events:
+            break
+        outline.add(events)
+        at = events[-1].offset
+    return outline.page(after, None if at >= info.head else at)
+
+
+def _facts(life: Life, info: SessionInfo) -> SessionFacts:
+    return SessionFacts(
+        id=info.session,
+        title=info.created.title or "",
+        head=info.head,
+        created_at=info.created_at,
+        updated_at=info.updated_at,
+        runs=len(info.open_runs),
+        readers=len(life.streams.readers(info.session)),
+        listening=life.store.doorbell.listening(info.session),
+    )
+
+
+def _runs(life: Life, runs: Sequence[OpenRun], now: float) -> list[OpenRunFacts]:
+    return [
+        OpenRunFacts(
+            session=run.session,
+            run=run.run,
+            offset=run.offset,
+            started=run.started,
+            here=run.owner == life.runner.owner,
+            epoch=run.epoch,
+            lease=None if run.owner is None else run.expires_at - now,
+        )
+        for run in runs[:RUNS]
+    ]
 
 
 class _Columns:
@@ -492,13 +415,13 @@ class _Columns:
 
 
 def _size(event: Event) -> int:
-    if event.type not in DELTAS:
-        return 0
-    return len(event.data["arguments" if event.type == "tool_call.delta" else "text"])
+    if isinstance(event.fact, TextPiece):
+        return len(event.fact.text)
+    return len(event.fact.arguments) if isinstance(event.fact, CallDelta) else 0
 
 
-def _reader(pump: Pump) -> Reader:
-    return Reader(
+def _reader(pump: Pump) -> ReaderFacts:
+    return ReaderFacts(
         number=pump.number,
         session=pump.session,
         dialect=pump.dialect,
@@ -509,11 +432,11 @@ def _reader(pump: Pump) -> Reader:
     )
 
 
-def _readers(pumps: Sequence[Pump]) -> list[Reader]:
+def _readers(pumps: Sequence[Pump]) -> list[ReaderFacts]:
     return sorted(map(_reader, pumps), key=_place)[:READERS]
 
 
-def _place(reader: Reader) -> tuple[int, int]:
+def _place(reader: ReaderFacts) -> tuple[int, int]:
     return reader.cursor, reader.number
 
 

@@ -1,339 +1,366 @@
-"""The routes of the Mix dialect: what is asked of the log and the runner, and what is answered."""
+"""The routes of the Mix dialect: what is asked of sessions, and what is answered."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
 from datetime import datetime
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from ..dialect import mix, mix_api
-from ..errors import Conflict, InvalidInput, NotFound, SessionNotFound
-from ..event import TERMINAL, Draft, Event, Message
-from ..log import Log, SessionInfo, Store, Subscription
-from ..run import Runner, Sent
-from ..transcript import history
-from .operation import RETRY_AFTER, Answer, Operation, Param, Request, new_session, session_id
-
-logger = logging.getLogger("legato")
+from ..dialect.common import idempotency_key, rfc3339
+from ..errors import Conflict, InvalidInput, SessionNotFound
+from ..event import Event, Offset, SessionDeleted
+from ..json import JsonObject
+from ..log import MICRO, SessionInfo
+from ..part import Message
+from ..sessions import Question, Sent
+from .operation import RETRY_AFTER, Dialect, Frames, Operation, Param, View, new_session_id, session_id
+from .reply import Body, Follow, Request, come_back
 
 SUMMARIES = 10_000
 """Session summaries kept; each is made anew when its log has grown."""
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+T = TypeVar("T")
 
 
-class MixRoutes:
-    """The operations of the Mix dialect but for ``GET /stream``.
+class Summaries:
+    """What lists show of sessions, kept as long as nothing comes to their logs."""
 
-    Args:
-        store, runner: of the application.
-        default: the profile for clients that do not tell their version.
-    """
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, tuple[Offset, mix_api.SessionData]] = OrderedDict()
 
-    def __init__(self, store: Store, runner: Runner, default: mix.Profile) -> None:
-        self._store = store
-        self._runner = runner
-        self._default = default
-        self._summaries: OrderedDict[str, tuple[int, mix_api.SessionData]] = OrderedDict()
-
-    # Sessions ---------------------------------------------------------------------------------------------------------
-
-    async def create(self, request: Request) -> Answer:
-        """Begin a session."""
-        body = await request.body(mix_api.CreateSession)
-        self._runner.check_agent(body.agent)
-        session = new_session(body.id)
-        await self._store.append(session, [mix_api.created(body)])
-        return Answer(201, await self._summary(session), {"location": f"{request.prefix}/api/sessions/{session}"})
-
-    async def index(self, request: Request) -> Answer:
-        """Sessions, those last written to first."""
-        limit = request.number("limit", default=1000, least=1, most=1000)
-        before = request.query.get("before")
-        infos = await self._store.sessions(limit=limit, before=_seconds(before) if before else None)
-        return Answer(200, [await self._data(info) for info in infos])
-
-    async def get(self, request: Request) -> Answer:
-        """One session."""
-        return Answer(200, await self._summary(_session(request)))
-
-    async def delete(self, request: Request) -> Answer:
-        """Delete a session, its log and whatever runs in it."""
-        session = _session(request)
-        await self._store.append(session, [Draft(type="session.deleted", data={})])
-        return Answer(204)
-
-    async def rewind(self, request: Request) -> Answer:
-        """Make history end at a message. The log keeps what it has; offsets go on."""
-        session = _session(request)
-        body = await request.body(mix_api.Rewind)
-        messages = await self._messages(session)
-        info = await self._store.info(session)
-        if info.open_runs:
-            raise Conflict("A session cannot be rewound while an answer is being given; cancel it first.")
-        if all(message.id != body.message_id for message in messages):
-            raise NotFound(f"The session has no message {body.message_id[:200]!r}.")
-        await self._store.append(session, [Draft(type="session.rewound", data={"to": body.message_id})])
-        return Answer(200, await self._summary(session))
-
-    async def fork(self, request: Request) -> Answer:
-        """Begin a session with a copy of another's first messages."""
-        source = await self._store.info(_session(request))
-        body = await request.body(mix_api.Fork)
-        session = new_session(body.id)
-        await self._store.append(session, mix_api.forked(body, source, await self._messages(source.session)))
-        return Answer(201, await self._summary(session))
-
-    async def export(self, request: Request) -> Answer:
-        """A session with all its messages, as a file."""
-        session = _session(request)
-        data = mix_api.export(await self._summary(session), await self._messages(session))
-        return Answer(200, data, {"content-disposition": f'attachment; filename="{session}.json"'})
-
-    async def events(self, request: Request) -> Answer:
-        """A page of the canonical log."""
-        info = await self._store.info(_session(request))
-        after = request.number("after", default=0, least=0, most=10**15 - 1)
-        limit = request.number("limit", default=500, least=1, most=1000)
-        events = await self._store.read(info.session, after, limit=limit)
-        return Answer(200, mix_api.event_page(events, info.head))
-
-    async def _summary(self, session: str) -> mix_api.SessionData:
-        return await self._data(await self._store.info(session))
-
-    async def _data(self, info: SessionInfo) -> mix_api.SessionData:
-        known = self._summaries.get(info.session)
+    async def of(self, request: Request, info: SessionInfo) -> mix_api.SessionData:
+        """The summary of a session."""
+        known = self._known.get(info.session)
         if known is not None and known[0] == info.head:
             return known[1]
-        data = mix_api.session_data(info, await self._events(info.session))
-        self._summaries[info.session] = (info.head, data)
-        self._summaries.move_to_end(info.session)
-        if len(self._summaries) > SUMMARIES:
-            self._summaries.popitem(last=False)
+        data = mix_api.session_data(info, await request.sessions.events(request.caller, info.session))
+        self._known[info.session] = (info.head, data)
+        self._known.move_to_end(info.session)
+        if len(self._known) > SUMMARIES:
+            self._known.popitem(last=False)
         return data
 
-    async def _events(self, session: str) -> list[Event]:
-        return [event async for event in Log(self._store, session).all(deltas=False)]
 
-    async def _messages(self, session: str) -> list[Message]:
-        return history(await self._events(session))
+async def _summary(request: Request, info: SessionInfo) -> mix_api.SessionData:
+    return await request.life.kept(Summaries).of(request, info)
 
-    # Messages ---------------------------------------------------------------------------------------------------------
 
-    async def send_streaming(self, request: Request) -> Answer:
-        """Store a message and have it answered; the answer comes on the stream."""
-        session = _session(request)
-        await self._store.info(session)  # an unknown session is 404 also with a body that does not fit
-        body = await request.body(mix_api.StreamMessage)
-        text, metadata = mix_api.stream_message(body)
-        sent = await self._send(request, session, text, metadata.pop("agent", None), metadata)
-        return Answer(200, mix_api.Broadcasted(status="broadcasted", **_fields(sent)), _repeated(sent))
+class MixEncoder:
+    """One reader of a session.
 
-    async def send(self, request: Request) -> Answer:
-        """Store a message and have it answered; old clients are answered when the turn is over."""
-        session = _session(request)
-        await self._store.info(session)
-        profile = self._profile(request)  # before anything is stored: a bad ``client`` is 400
-        raw = await request.body(dict[str, Any])
-        body = _convert(raw, mix_api.SendMessage)
-        metadata = {name: value for name, value in raw.items() if name not in ("text", "agent")}
-        sent = await self._send(request, session, body.text, body.agent, metadata)
-        if profile.answer_at_once:
-            return Answer(202, mix_api.Processing(status="processing", **_fields(sent)), _repeated(sent))
-        return Answer(200, await self._answered(request, sent), _repeated(sent))
+    Args:
+        session: its id.
+        profile: what the reader understands.
+    """
 
-    async def _send(self, request: Request, session: str, text: str, agent: Any, metadata: dict[str, Any]) -> Sent:
-        if agent is not None and not isinstance(agent, str):
-            raise InvalidInput("agent is the name of an agent.")
-        key = mix_api.idempotency_key(request.headers.get("idempotency-key"))
-        return await self._runner.send(session, text, agent=agent, metadata=metadata, key=key)
+    def __init__(self, session: str, profile: mix.Profile) -> None:
+        self.over = False
+        self._session = session
+        self._profile = profile
 
-    def _profile(self, request: Request) -> mix.Profile:
-        return mix.negotiate(request.headers.get("user-agent", ""), request.query.get("client"), self._default)
+    def encode(self, event: Event) -> bytes:
+        """See ``Encoder``."""
+        if isinstance(event.fact, SessionDeleted):
+            self.over = True
+        return mix.frame(event, self._session, self._profile)
 
-    async def _answered(self, request: Request, sent: Sent) -> mix_api.BackendMessage:
-        with Subscription(self._store, sent.session, sent.offset, deltas=False, heartbeat=1.0) as subscription:
-            watcher = asyncio.create_task(request.left())
-            watcher.add_done_callback(lambda _: subscription.stop())
-            try:
-                while True:
-                    events = await subscription.next()
-                    for event in events:
-                        if event.type == "session.deleted":
-                            raise SessionNotFound(sent.session)
-                        if event.run == sent.run and event.type in TERMINAL:
-                            answer = next(m for m in await self._messages(sent.session) if m.offset == event.offset)
-                            return mix_api.backend_message(sent.session, answer)
-                    if not events and subscription.stopped:  # the run goes on; only nobody waits here any more
-                        raise InvalidInput("The connection ended before the answer.")
-                    if not events and self._runner.draining and not self._runner.running:
-                        # Not a 5xx: whoever gets one sends the message again, and it has been stored.
-                        raise Conflict("The server is stopping; the message is stored and answered at the next start.")
-            finally:
-                watcher.cancel()
+    def heartbeat(self, cursor: Offset) -> bytes:
+        """See ``Encoder``."""
+        return mix.heartbeat(cursor)
 
-    async def retry(self, request: Request) -> Answer:
-        """Have the last user message answered anew, under its id, by a new run; the answer so far is taken back.
 
-        The body may be left out.
-        """
-        body = await request.body(mix_api.Retry, default=mix_api.Retry())
-        sent = await self._runner.retry(_session(request), request.path["messageId"], run=body.run_id)
-        return Answer(202, mix_api.Processing(status="processing", **_fields(sent)), _repeated(sent))
+async def stream(request: Request) -> Follow:
+    """Stays open over many messages. Each frame has `event`, one line of JSON as `data`, and as `id` the cursor to come
+    back with. Starts with `connected`; `heartbeat` comes after silence. The end of the connection is not the end of the
+    stream: come back with `Last-Event-ID`."""
+    opening = mix.open_stream(request.query, request.headers.get("last-event-id"))
+    profile = _profile(request)
+    info = await request.sessions.info(request.caller, opening.session)
+    after, exact = mix.position(opening, info)
+    first = mix.connected(opening.session, after, exact=exact, info=info, retry=come_back())
+    encoder = MixEncoder(opening.session, profile)
+    return Follow(opening.session, after, encoder, f"mix/{profile.name}", first, exact)
 
-    async def messages(self, request: Request) -> Answer:
-        """A session's messages, oldest first."""
-        session = _session(request)
-        await self._store.info(session)
-        return Answer(200, [mix_api.backend_message(session, m) for m in await self._messages(session)])
 
-    async def history(self, request: Request) -> Answer:
-        """Messages of all sessions, newest first."""
-        limit = request.number("limit", default=50, least=1, most=1000)
-        skip = request.number("offset", default=0, least=0, most=100_000)
-        newest: list[tuple[Message, str]] = []
-        before: float | None = None
-        # Sessions come by their last event, so once enough messages are younger than a session, it and all that
-        # follow have nothing to add.
-        while infos := await self._store.sessions(limit=100, before=before):
-            for info in infos:
-                if len(newest) >= skip + limit and newest[skip + limit - 1][0].at >= info.updated_at:
-                    infos = []
-                    break
-                mine = [(message, info.session) for message in await self._messages(info.session)]
+# Sessions -------------------------------------------------------------------------------------------------------------
+
+
+async def create(request: Request) -> Body:
+    """Begin a session."""
+    body = await request.body(mix_api.CreateSession)
+    session = new_session_id(body.id)
+    info = await request.sessions.create(request.caller, session, mix_api.created(body))
+    return Body(201, await _summary(request, info), {"location": f"{request.prefix}/api/sessions/{session}"})
+
+
+async def index(request: Request) -> Body:
+    """Sessions, those last written to first. The header `Legato-Next` leads to more, if there are more."""
+    limit = request.number("limit", default=1000, least=1, most=1000)
+    before, cursor = request.query.get("before"), request.query.get("cursor")
+    if before and cursor is None:
+        infos, next = await _written_before(request, _seconds(before), limit), None
+    else:
+        infos, next = await request.sessions.index(request.caller, limit=limit, after=cursor)
+    return Body(200, [await _summary(request, info) for info in infos], {"legato-next": next} if next else {})
+
+
+async def _written_before(request: Request, moment: float, limit: int) -> list[SessionInfo]:
+    """For clients that page by times: what was last written to before one."""
+    found: list[SessionInfo] = []
+    page = await request.sessions.index(request.caller, limit=1000)
+    while True:
+        found += [info for info in page.infos if round(info.updated_at * MICRO) < round(moment * MICRO)]
+        if len(found) >= limit or page.next is None:
+            return found[:limit]
+        page = await request.sessions.index(request.caller, limit=1000, after=page.next)
+
+
+async def get(request: Request) -> Body:
+    """One session."""
+    return Body(200, await _summary(request, await _info(request)))
+
+
+async def delete(request: Request) -> Body:
+    """Delete a session, its log and whatever runs in it."""
+    await request.sessions.delete(request.caller, _session(request))
+    return Body(204)
+
+
+async def rewind(request: Request) -> Body:
+    """Make history end at a message. The log keeps what it has; offsets go on."""
+    session = _session(request)
+    body = await request.body(mix_api.Rewind)
+    await request.sessions.rewind(request.caller, session, body.message_id)
+    return Body(200, await _summary(request, await _info(request)))
+
+
+async def fork(request: Request) -> Body:
+    """Begin a session with a copy of another's first messages."""
+    source = await _info(request)
+    body = await request.body(mix_api.Fork)
+    session = new_session_id(body.id)
+    info = await request.sessions.fork(
+        request.caller, source.session, session, last=body.message_index, title=body.title
+    )
+    return Body(201, await _summary(request, info))
+
+
+async def export(request: Request) -> Body:
+    """A session with all its messages, as a file."""
+    info = await _info(request)
+    messages = await request.sessions.history(request.caller, info.session)
+    disposition = f'attachment; filename="{info.session}.json"'
+    return Body(200, mix_api.export(await _summary(request, info), messages), {"content-disposition": disposition})
+
+
+async def events(request: Request) -> Body:
+    """A page of the canonical log."""
+    info = await _info(request)
+    after = request.number("after", default=0, least=0, most=10**15 - 1)
+    limit = request.number("limit", default=500, least=1, most=1000)
+    page = await request.sessions.read(request.caller, info.session, after, limit=limit)
+    return Body(200, mix_api.event_page(page, info.head))
+
+
+# Messages -------------------------------------------------------------------------------------------------------------
+
+
+async def send_streaming(request: Request) -> Body:
+    """Store a message and have it answered; the answer comes on the stream."""
+    session = (await _info(request)).session  # an unknown session is 404 also with a body that does not fit
+    body = await request.body(mix_api.StreamMessage)
+    text, metadata = mix_api.stream_message(body)
+    sent = await _send(request, session, text, metadata.pop("agent", None), metadata)
+    return Body(200, mix_api.Broadcasted(status="broadcasted", **_fields(sent)), _repeated(sent))
+
+
+async def send(request: Request) -> Body:
+    """Store a message and have it answered; old clients are answered when the turn is over."""
+    session = (await _info(request)).session
+    profile = _profile(request)  # before anything is stored: a bad ``client`` is 400
+    raw = await request.body(JsonObject)
+    body = _convert(raw, mix_api.SendMessage)
+    metadata = {name: value for name, value in raw.items() if name not in ("text", "agent")}
+    sent = await _send(request, session, body.text, body.agent, metadata)
+    if profile.answer_at_once:
+        return Body(202, mix_api.Processing(status="processing", **_fields(sent)), _repeated(sent))
+    return Body(200, await _answered(request, sent), _repeated(sent))
+
+
+async def _send(request: Request, session: str, text: str, agent: object, metadata: JsonObject) -> Sent:
+    if agent is not None and not isinstance(agent, str):
+        raise InvalidInput("agent is the name of an agent.")
+    key = idempotency_key(request.headers.get("idempotency-key"))
+    return await request.sessions.send(request.caller, session, Question(text, agent, metadata, key))
+
+
+def _profile(request: Request) -> mix.Profile:
+    default = mix.profile(request.life.settings.client)
+    return mix.negotiate(request.headers.get("user-agent", ""), request.query.get("client"), default)
+
+
+async def _answered(request: Request, sent: Sent) -> mix_api.BackendMessage:
+    sessions, caller = request.sessions, request.caller
+    subscription = await sessions.follow(caller, sent.session, sent.offset, deltas=False, heartbeat=1.0)
+    with subscription:
+        watcher = asyncio.create_task(request.left())
+        watcher.add_done_callback(lambda _: subscription.stop())
+        try:
+            while True:
+                events = await subscription.next()
+                for event in events:
+                    if isinstance(event.fact, SessionDeleted):
+                        raise SessionNotFound(sent.session)
+                    if event.run == sent.run and event.fact.terminal:
+                        messages = await sessions.history(caller, sent.session)
+                        return mix_api.backend_message(sent.session, _stored_at(messages, event.offset))
+                if not events and subscription.stopped:  # the run goes on; only nobody waits here any more
+                    raise InvalidInput("The connection ended before the answer.")
+                if not events and sessions.draining and not sessions.running:
+                    # Not a 5xx: whoever gets one sends the message again, and it has been stored.
+                    raise Conflict("The server is stopping; the message is stored and answered at the next start.")
+        finally:
+            watcher.cancel()
+
+
+def _stored_at(messages: list[Message], offset: Offset) -> Message:
+    return next(message for message in messages if message.offset == offset)
+
+
+async def retry(request: Request) -> Body:
+    """Have the last user message answered anew, under its id, by a new run; the answer so far is taken back.
+
+    The body may be left out.
+    """
+    body = await request.body(mix_api.Retry, default=mix_api.Retry())
+    sent = await request.sessions.retry(request.caller, _session(request), request.path["messageId"], run=body.run_id)
+    return Body(202, mix_api.Processing(status="processing", **_fields(sent)), _repeated(sent))
+
+
+async def messages(request: Request) -> Body:
+    """A session's messages, oldest first."""
+    session = _session(request)
+    found = await request.sessions.history(request.caller, session)
+    return Body(200, [mix_api.backend_message(session, message) for message in found])
+
+
+async def history(request: Request) -> Body:
+    """Messages of all sessions, newest first."""
+    limit = request.number("limit", default=50, least=1, most=1000)
+    skip = request.number("offset", default=0, least=0, most=100_000)
+    sessions, caller = request.sessions, request.caller
+    newest: list[tuple[Message, str]] = []
+    after: str | None = None
+    while True:
+        page = await sessions.index(caller, limit=100, after=after)
+        for info in page.infos:
+            # Sessions come by their last event, so once enough messages are younger than one, it adds nothing.
+            if len(newest) < skip + limit or newest[-1][0].at < info.updated_at:
+                mine = [(message, info.session) for message in await sessions.history(caller, info.session)]
                 newest = sorted([*newest, *mine], key=lambda pair: pair[0].at, reverse=True)[: skip + limit]
-            if not infos:
-                break
-            before = infos[-1].updated_at
-        return Answer(200, [mix_api.backend_message(session, m) for m, session in newest[skip : skip + limit]])
-
-    async def cancel(self, request: Request) -> Answer:
-        """Ask one run, or all that is running or waiting in the session, to stop. The body may be left out."""
-        session = _session(request)
-        body = await request.body(mix_api.Cancel, default=mix_api.Cancel())
-        return Answer(200, mix_api.Cancelled(cancelled=bool(await self._runner.cancel(session, body.run_id))))
-
-    # Questions --------------------------------------------------------------------------------------------------------
-
-    async def grant(self, request: Request) -> Answer:
-        """Allow what a permission event asks for."""
-        return Answer(200, mix_api.Granted(granted=await self._runner.resolve_permission(request.path["id"], True)))
-
-    async def deny(self, request: Request) -> Answer:
-        """Refuse what a permission event asks for."""
-        granted = await self._runner.resolve_permission(request.path["id"], False)
-        return Answer(200, mix_api.Denied(denied=not granted))
-
-    async def answer_notification(self, request: Request) -> Answer:
-        """Answer a notification event."""
-        body = await request.body(mix_api.Respond)
-        await self._runner.resolve_notification(request.path["id"], body.type, body.value)
-        return Answer(204)
-
-    # The server -------------------------------------------------------------------------------------------------------
-
-    async def health(self, request: Request) -> Answer:
-        """Whether the server is up."""
-        now, agents = mix_api.rfc3339(time.time()), list(self._runner.agents)
-        return Answer(200, mix_api.Health(status="ok", timestamp=now, version=version("legato"), agents=agents))
-
-    async def ready(self, request: Request) -> Answer:
-        """Whether the server takes new messages."""
-        status: Literal["ready", "draining"] = "draining" if self._runner.draining else "ready"
-        if status == "draining":
-            return Answer(503, mix_api.Ready(status=status), {"retry-after": RETRY_AFTER[503]})
-        return Answer(200, mix_api.Ready(status=status))
-
-    async def api_key(self, request: Request) -> Answer:
-        """The examples of Mix begin with this call. Legato's agents hold their own keys, so nothing is kept."""
-        body = await request.body(mix_api.ApiKey)
-        message = "Not stored: the agents of this server hold their own keys."
-        return Answer(200, mix_api.ApiKeyAnswer(status="ignored", provider=body.provider, message=message))
-
-    async def system_info(self, request: Request) -> Answer:
-        """The examples of Mix ask for this. Legato tells nobody where its files are."""
-        return Answer(200, mix_api.SystemInfo(storage_base_path=""))
-
-    async def nothing(self, request: Request) -> Answer:
-        """Slash commands and MCP servers belong to agents here, not to the server."""
-        return Answer(200, [])
-
-    def operations(self) -> list[Operation]:
-        """All of them, as the router and the document need them."""
-        session = Param("id", "path", "The session's id.", required=True)
-        key = Param("Idempotency-Key", "header", "The same key and message, the same run: safe to send again.")
-        client = Param("client", "query", "Which client's names to use, instead of what User-Agent tells.")
-        before = Param("before", "query", "Only sessions last written to before this RFC 3339 time.")
-        data, errors = mix_api.SessionData, (404,)
-        return [
-            Operation("createSession", "POST", "/api/sessions", "sessions", "Begin a session", self.create,
-                      {201: data}, body=mix_api.CreateSession, errors=(409,)),
-            Operation("listSessions", "GET", "/api/sessions", "sessions", "List sessions", self.index,
-                      {200: list[mix_api.SessionData]}, params=[_limit(1000), before]),
-            Operation("getSession", "GET", "/api/sessions/{id}", "sessions", "Get a session", self.get,
-                      {200: data}, params=[session], errors=errors),
-            Operation("deleteSession", "DELETE", "/api/sessions/{id}", "sessions", "Delete a session", self.delete,
-                      {204: None}, params=[session], errors=errors),
-            Operation("rewindSession", "POST", "/api/sessions/{id}/rewind", "sessions", "Rewind a session",
-                      self.rewind, {200: data}, params=[session], body=mix_api.Rewind, errors=(404, 409)),
-            Operation("forkSession", "POST", "/api/sessions/{id}/fork", "sessions", "Fork a session", self.fork,
-                      {201: data}, params=[session], body=mix_api.Fork, errors=errors),
-            Operation("exportSession", "GET", "/api/sessions/{id}/export", "sessions", "Export a session",
-                      self.export, {200: mix_api.ExportSession}, params=[session], errors=errors),
-            Operation("listEvents", "GET", "/api/sessions/{id}/events", "sessions", "Read the canonical log",
-                      self.events, {200: mix_api.EventPage},
-                      params=[session, Param("after", "query", "Events after this offset.", _INTEGER), _limit(1000)],
-                      errors=errors),
-            Operation("sendStreamingMessage", "POST", "/stream/{id}/message", "streaming",
-                      "Send a message; the answer comes on the stream", self.send_streaming,
-                      {200: mix_api.Broadcasted}, params=[session, key], body=mix_api.StreamMessage,
-                      errors=(404, 409)),
-            Operation("sendMessage", "POST", "/api/sessions/{id}/messages", "messages", "Send a message", self.send,
-                      {202: mix_api.Processing, 200: mix_api.BackendMessage}, params=[session, key, client],
-                      body=mix_api.SendMessage, errors=(404, 409),
-                      description="Clients before Python 0.6.5 and TypeScript 0.7.4 get 200 when the turn is over."),
-            Operation("listMessages", "GET", "/api/sessions/{id}/messages", "messages", "List a session's messages",
-                      self.messages, {200: list[mix_api.BackendMessage]}, params=[session], errors=errors),
-            Operation("retryMessage", "POST", "/api/sessions/{id}/messages/{messageId}/retry", "messages",
-                      "Answer the last message anew", self.retry, {202: mix_api.Processing},
-                      params=[session, Param("messageId", "path", "The last user message's id.", required=True)],
-                      body=mix_api.Retry, body_required=False, errors=(404, 409)),
-            Operation("messageHistory", "GET", "/api/messages/history", "messages",
-                      "Messages of all sessions, newest first", self.history,
-                      {200: list[mix_api.BackendMessage]},
-                      params=[_limit(1000), Param("offset", "query", "How many to skip.", _INTEGER)]),
-            Operation("cancelSession", "POST", "/api/sessions/{id}/cancel", "sessions", "Stop what runs",
-                      self.cancel, {200: mix_api.Cancelled}, params=[session], body=mix_api.Cancel,
-                      body_required=False, errors=errors),
-            Operation("grantPermission", "POST", "/api/permissions/{id}/grant", "permissions", "Grant a permission",
-                      self.grant, {200: mix_api.Granted}, params=[_ask("permission")], errors=errors),
-            Operation("denyPermission", "POST", "/api/permissions/{id}/deny", "permissions", "Deny a permission",
-                      self.deny, {200: mix_api.Denied}, params=[_ask("permission")], errors=errors),
-            Operation("respondToNotification", "POST", "/api/notifications/{id}/respond", "notifications",
-                      "Answer a notification", self.answer_notification, {204: None},
-                      params=[_ask("notification")], body=mix_api.Respond, errors=errors),
-            Operation("getHealth", "GET", "/health", "system", "Is the server up?", self.health,
-                      {200: mix_api.Health}),
-            Operation("getReady", "GET", "/ready", "system", "Does the server take messages?", self.ready,
-                      {200: mix_api.Ready, 503: mix_api.Ready}),
-            Operation("storeApiKey", "POST", "/api/auth/api-key", "system", "Accepted for Mix clients; keeps nothing",
-                      self.api_key, {200: mix_api.ApiKeyAnswer}, body=mix_api.ApiKey),
-            Operation("getSystemInfo", "GET", "/api/system/info", "system", "Answered for Mix clients",
-                      self.system_info, {200: mix_api.SystemInfo}),
-            Operation("listCommands", "GET", "/api/commands", "system", "Answered for Mix clients: none", self.nothing,
-                      {200: list[Any]}),
-            Operation("listMcpServers", "GET", "/api/mcp", "system", "Answered for Mix clients: none", self.nothing,
-                      {200: list[Any]}),
-        ]  # fmt: skip
+        after = page.next
+        if after is None or (len(newest) == skip + limit and newest[-1][0].at >= page.infos[-1].updated_at):
+            break
+    return Body(200, [mix_api.backend_message(session, m) for m, session in newest[skip : skip + limit]])
 
 
-_INTEGER: dict[str, Any] = {"type": "integer", "minimum": 0}
+async def cancel(request: Request) -> Body:
+    """Ask one run, or all that is running or waiting in the session, to stop. The body may be left out."""
+    session = _session(request)
+    body = await request.body(mix_api.Cancel, default=mix_api.Cancel())
+    cancelled = await request.sessions.cancel(request.caller, session, body.run_id)
+    return Body(200, mix_api.Cancelled(cancelled=bool(cancelled)))
+
+
+# Questions ------------------------------------------------------------------------------------------------------------
+
+
+async def grant(request: Request) -> Body:
+    """Allow what a permission event asks for."""
+    granted = await request.sessions.resolve_permission(request.caller, request.path["id"], True)
+    return Body(200, mix_api.Granted(granted=granted))
+
+
+async def deny(request: Request) -> Body:
+    """Refuse what a permission event asks for."""
+    granted = await request.sessions.resolve_permission(request.caller, request.path["id"], False)
+    return Body(200, mix_api.Denied(denied=not granted))
+
+
+async def answer_notification(request: Request) -> Body:
+    """Answer a notification event."""
+    body = await request.body(mix_api.Respond)
+    await request.sessions.resolve_notification(request.caller, request.path["id"], body.type, body.value)
+    return Body(204)
+
+
+# The server -----------------------------------------------------------------------------------------------------------
+
+
+async def health(request: Request) -> Body:
+    """Whether the server is up."""
+    now, agents = rfc3339(time.time()), list(request.sessions.agents)
+    return Body(200, mix_api.Health(status="ok", timestamp=now, version=version("legato"), agents=agents))
+
+
+async def ready(request: Request) -> Body:
+    """Whether the server takes new messages."""
+    status: Literal["ready", "draining"] = "draining" if request.sessions.draining else "ready"
+    if status == "draining":
+        return Body(503, mix_api.Ready(status=status), {"retry-after": RETRY_AFTER[503]})
+    return Body(200, mix_api.Ready(status=status))
+
+
+async def api_key(request: Request) -> Body:
+    """The examples of Mix begin with this call. Legato's agents hold their own keys, so nothing is kept."""
+    body = await request.body(mix_api.ApiKey)
+    message = "Not stored: the agents of this server hold their own keys."
+    return Body(200, mix_api.ApiKeyAnswer(status="ignored", provider=body.provider, message=message))
+
+
+async def system_info(request: Request) -> Body:
+    """The examples of Mix ask for this. Legato tells nobody where its files are."""
+    return Body(200, mix_api.SystemInfo(storage_base_path=""))
+
+
+async def nothing(request: Request) -> Body:
+    """Slash commands and MCP servers belong to agents here, not to the server."""
+    return Body(200, [])
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+STREAM_PARAMS = [
+    Param("sessionId", "query", "The session to follow.", required=True),
+    Param("from", "query", "Where a reader without a cursor begins: `start`, `tail`, or an offset. Without it, at the "
+          "running turn, or at the tail if nothing runs."),
+    Param("client", "query", "Which client's event names to use, instead of what User-Agent tells: `legato`, "
+          "`python-0.8.1`, `typescript-0.11.4` ..."),
+    Param("Last-Event-ID", "header", "The id of the last event you have; the stream goes on exactly after it.",
+          {"type": "string", "pattern": "^[0-9]{1,15}$"}),
+]  # fmt: skip
+
+
+_FRAME: JsonObject = {
+    "type": "object",
+    "required": ["event", "data", "id"],
+    "properties": {
+        "event": {"type": "string", "enum": sorted(mix.LEGATO.events)},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {"type": "object"}},
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "retry": {"type": "integer", "description": "Milliseconds, in the first frame."},
+    },
+}
+
+
+_INTEGER: JsonObject = {"type": "integer", "minimum": 0}
 
 
 def _limit(most: int) -> Param:
@@ -348,7 +375,11 @@ def _session(request: Request) -> str:
     return session_id(request.path["id"])
 
 
-def _convert(raw: dict[str, Any], type: Any) -> Any:
+async def _info(request: Request) -> SessionInfo:
+    return await request.sessions.info(request.caller, _session(request))
+
+
+def _convert(raw: JsonObject, type: type[T]) -> T:
     try:
         return msgspec.convert(raw, type)
     except msgspec.ValidationError as exc:
@@ -362,10 +393,93 @@ def _seconds(text: str) -> float:
         raise InvalidInput(f"before is a time such as 2026-11-21T12:00:00Z, got {text[:60]!r}.") from None
 
 
-def _fields(sent: Sent) -> dict[str, Any]:
+def _fields(sent: Sent) -> dict[str, str]:
     cursor = str(sent.offset - 1)
     return {"session_id": sent.session, "run_id": sent.run, "message_id": sent.message, "cursor": cursor}
 
 
 def _repeated(sent: Sent) -> dict[str, str]:
     return {"legato-repeated": "true"} if sent.repeated else {}
+
+
+def _operations() -> list[Operation]:
+    session = Param("id", "path", "The session's id.", required=True)
+    key = Param("Idempotency-Key", "header", "The same key and message, the same run: safe to send again.")
+    client = Param("client", "query", "Which client's names to use, instead of what User-Agent tells.")
+    before = Param("before", "query", "Only sessions last written to before this RFC 3339 time; for old clients.")
+    cursor = Param("cursor", "query", "The `Legato-Next` of the page before.")
+    data, errors = mix_api.SessionData, (404,)
+    return [
+        Operation("streamEvents", "GET", "/stream", "streaming", "Follow a session", stream, {}, params=STREAM_PARAMS,
+                  errors=(404, 429), stream=Frames(frame=_FRAME, reset="when the cursor lies beyond the log's end"),
+                  description=f"{stream.__doc__} Names: {', '.join(sorted(mix.LEGATO.events))}."),
+        Operation("createSession", "POST", "/api/sessions", "sessions", "Begin a session", create,
+                  {201: data}, body=mix_api.CreateSession, errors=(409,)),
+        Operation("listSessions", "GET", "/api/sessions", "sessions", "List sessions", index,
+                  {200: list[mix_api.SessionData]}, params=[_limit(1000), cursor, before]),
+        Operation("getSession", "GET", "/api/sessions/{id}", "sessions", "Get a session", get,
+                  {200: data}, params=[session], errors=errors),
+        Operation("deleteSession", "DELETE", "/api/sessions/{id}", "sessions", "Delete a session", delete,
+                  {204: None}, params=[session], errors=errors),
+        Operation("rewindSession", "POST", "/api/sessions/{id}/rewind", "sessions", "Rewind a session",
+                  rewind, {200: data}, params=[session], body=mix_api.Rewind, errors=(404, 409)),
+        Operation("forkSession", "POST", "/api/sessions/{id}/fork", "sessions", "Fork a session", fork,
+                  {201: data}, params=[session], body=mix_api.Fork, errors=errors),
+        Operation("exportSession", "GET", "/api/sessions/{id}/export", "sessions", "Export a session",
+                  export, {200: mix_api.ExportSession}, params=[session], errors=errors),
+        Operation("listEvents", "GET", "/api/sessions/{id}/events", "sessions", "Read the canonical log",
+                  events, {200: mix_api.EventPage},
+                  params=[session, Param("after", "query", "Events after this offset.", _INTEGER), _limit(1000)],
+                  errors=errors),
+        Operation("sendStreamingMessage", "POST", "/stream/{id}/message", "streaming",
+                  "Send a message; the answer comes on the stream", send_streaming,
+                  {200: mix_api.Broadcasted}, params=[session, key], body=mix_api.StreamMessage,
+                  errors=(404, 409)),
+        Operation("sendMessage", "POST", "/api/sessions/{id}/messages", "messages", "Send a message", send,
+                  {202: mix_api.Processing, 200: mix_api.BackendMessage}, params=[session, key, client],
+                  body=mix_api.SendMessage, errors=(404, 409),
+                  description="Clients before Python 0.6.5 and TypeScript 0.7.4 get 200 when the turn is over."),
+        Operation("listMessages", "GET", "/api/sessions/{id}/messages", "messages", "List a session's messages",
+                  messages, {200: list[mix_api.BackendMessage]}, params=[session], errors=errors),
+        Operation("retryMessage", "POST", "/api/sessions/{id}/messages/{messageId}/retry", "messages",
+                  "Answer the last message anew", retry, {202: mix_api.Processing},
+                  params=[session, Param("messageId", "path", "The last user message's id.", required=True)],
+                  body=mix_api.Retry, body_required=False, errors=(404, 409)),
+        Operation("messageHistory", "GET", "/api/messages/history", "messages",
+                  "Messages of all sessions, newest first", history,
+                  {200: list[mix_api.BackendMessage]},
+                  params=[_limit(1000), Param("offset", "query", "How many to skip.", _INTEGER)]),
+        Operation("cancelSession", "POST", "/api/sessions/{id}/cancel", "sessions", "Stop what runs",
+                  cancel, {200: mix_api.Cancelled}, params=[session], body=mix_api.Cancel,
+                  body_required=False, errors=errors),
+        Operation("grantPermission", "POST", "/api/permissions/{id}/grant", "permissions", "Grant a permission",
+                  grant, {200: mix_api.Granted}, params=[_ask("permission")], errors=errors),
+        Operation("denyPermission", "POST", "/api/permissions/{id}/deny", "permissions", "Deny a permission",
+                  deny, {200: mix_api.Denied}, params=[_ask("permission")], errors=errors),
+        Operation("respondToNotification", "POST", "/api/notifications/{id}/respond", "notifications",
+                  "Answer a notification", answer_notification, {204: None},
+                  params=[_ask("notification")], body=mix_api.Respond, errors=errors),
+        Operation("getHealth", "GET", "/health", "system", "Is the server up?", health,
+                  {200: mix_api.Health}),
+        Operation("getReady", "GET", "/ready", "system", "Does the server take messages?", ready,
+                  {200: mix_api.Ready, 503: mix_api.Ready}),
+        Operation("storeApiKey", "POST", "/api/auth/api-key", "system", "Accepted for Mix clients; keeps nothing",
+                  api_key, {200: mix_api.ApiKeyAnswer}, body=mix_api.ApiKey),
+        Operation("getSystemInfo", "GET", "/api/system/info", "system", "Answered for Mix clients",
+                  system_info, {200: mix_api.SystemInfo}),
+        Operation("listCommands", "GET", "/api/commands", "system", "Answered for Mix clients: none", nothing,
+                  {200: list[Any]}),
+        Operation("listMcpServers", "GET", "/api/mcp", "system", "Answered for Mix clients: none", nothing,
+                  {200: list[Any]}),
+    ]  # fmt: skip
+
+
+def _view(name: str) -> View | None:
+    kind, _, client = name.partition("/")
+    if kind != "mix":
+        return None
+    profile = mix.profile(client)
+    return View(profile.name, event=lambda event, session: mix.frame(event, session, profile))
+
+
+MIX = Dialect("mix", _operations(), view=_view, views=("mix/CLIENT",))

@@ -1,55 +1,56 @@
-"""The operations of the Responses dialect and of Chat Completions, as the routes and the document need them."""
+"""The tables of the Responses dialect and of Chat Completions."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import msgspec
 
 from ..dialect import responses_schema as schema
 from ..dialect.responses_api import Create, CreateChat
-from .operation import EventStream, Handler, Operation, Param
+from ..json import JsonObject
+from . import responses as routes
+from .operation import Dialect, Frames, Handler, Operation, Param
 
-if TYPE_CHECKING:
-    from .responses import ResponsesRoutes
-
-RESPONSE_EVENTS = EventStream("ResponseStreamEvent", schema.RESPONSE_EVENTS, done=True)
-CHAT_EVENTS = EventStream("ChatStreamEvent", schema.CHAT_EVENTS, named=False, done=True)
+RESPONSE_EVENTS = Frames("ResponseStreamEvent", schema.RESPONSE_EVENTS, done=True)
+CHAT_EVENTS = Frames("ChatStreamEvent", schema.CHAT_EVENTS, named=False, done=True)
 
 _EVERYWHERE = "Also without `/v1`."
 _ID = Param("response_id", "path", "The response's id.", required=True)
 _KEY = Param("Idempotency-Key", "header", "The same key and request, the same response: safe to send again. For a "
              "request that names no conversation, keys are common to the whole server.")  # fmt: skip
-_BOOLEAN: dict[str, Any] = {"type": "boolean", "default": False}
+_BOOLEAN: JsonObject = {"type": "boolean", "default": False}
 
 
-def operations(routes: ResponsesRoutes) -> list[Operation]:
-    """All of them, answered by ``routes``."""
+def _operation(id: str, method: str, path: str, summary: str, handler: Handler, answer: Any,
+               description: str = "", **options: Any) -> list[Operation]:  # fmt: skip
+    tag = "chat completions" if "chat" in path else "models" if "models" in path else "responses"
+    described = " ".join(filter(None, [handler.__doc__, description, _EVERYWHERE]))
+    operation = Operation(id, method, f"/v1{path}", tag, summary, handler, {200: answer}, description=described,
+                          error=schema.APIErrorResponse, **options)  # fmt: skip
+    return [operation, msgspec.structs.replace(operation, path=path, documented=False)]
+
+
+def _responses() -> list[Operation]:
     response = schema.ResponseObject
-
-    def operation(id: str, method: str, path: str, summary: str, handler: Handler, answer: Any,
-                  description: str = "", **options: Any) -> Operation:  # fmt: skip
-        tag = "chat completions" if "chat" in path else "models" if "models" in path else "responses"
-        described = " ".join(filter(None, [handler.__doc__, description, _EVERYWHERE]))
-        return Operation(id, method, f"/v1{path}", tag, summary, handler, {200: answer}, description=described,
-                         error=schema.APIErrorResponse, **options)  # fmt: skip
-
     return [
-        operation("createResponse", "POST", "/responses", "Ask for a response", routes.create, response,
+        *_operation("createResponse", "POST", "/responses", "Ask for a response", routes.create, response,
                   "A client that leaves ends nothing. `previous_response_id` or `conversation` go on with a session; "
                   "without them a new one begins.",
                   params=[_KEY], body=Create, errors=(404, 409, 429), stream=RESPONSE_EVENTS),
-        operation("getResponse", "GET", "/responses/{response_id}", "Get a response, or its stream",
+        *_operation("getResponse", "GET", "/responses/{response_id}", "Get a response, or its stream",
                   routes.retrieve, response, "Any number of times, for as long as its session is kept.",
                   params=[_ID, Param("stream", "query", "Whether to answer with the events.", _BOOLEAN),
                           Param("starting_after", "query", "The `sequence_number` of the last event you have; the "
                                 "stream goes on exactly after it.",
                                 {"type": "integer", "minimum": 0, "maximum": 10**15 - 1})],
                   errors=(404, 429), stream=RESPONSE_EVENTS),
-        operation("deleteResponse", "DELETE", "/responses/{response_id}", "Delete a response", routes.delete,
+        *_operation("deleteResponse", "DELETE", "/responses/{response_id}", "Delete a response", routes.delete,
                   schema.DeletedResponse, "`DELETE /api/sessions/{id}` deletes a conversation as a whole.",
                   params=[_ID], errors=(404,)),
-        operation("cancelResponse", "POST", "/responses/{response_id}/cancel", "Stop a response", routes.cancel,
+        *_operation("cancelResponse", "POST", "/responses/{response_id}/cancel", "Stop a response", routes.cancel,
                   response, params=[_ID], errors=(404, 503)),
-        operation("listInputItems", "GET", "/responses/{response_id}/input_items", "List what was asked",
+        *_operation("listInputItems", "GET", "/responses/{response_id}/input_items", "List what was asked",
                   routes.input_items, schema.ItemList,
                   params=[_ID, Param("limit", "query", "How many at most; 20 if it is not given.",
                                      {"type": "integer", "minimum": 1, "maximum": 100}),
@@ -57,10 +58,32 @@ def operations(routes: ResponsesRoutes) -> list[Operation]:
                                 {"type": "string", "enum": ["asc", "desc"]}),
                           Param("after", "query", "The id of the item after which the page begins.")],
                   errors=(404,)),
-        operation("listModels", "GET", "/models", "List the agents", routes.models, schema.ModelList),
-        operation("getModel", "GET", "/models/{model}", "Get an agent", routes.model, schema.Model,
+        *_operation("listModels", "GET", "/models", "List the agents", routes.models, schema.ModelList),
+        *_operation("getModel", "GET", "/models/{model}", "Get an agent", routes.model, schema.Model,
                   params=[Param("model", "path", "The agent's name.", required=True)], errors=(404,)),
-        operation("createChatCompletion", "POST", "/chat/completions", "Ask for a chat completion", routes.chat,
+    ]  # fmt: skip
+
+
+def _chat() -> list[Operation]:
+    return [
+        *_operation("createChatCompletion", "POST", "/chat/completions", "Ask for a chat completion", routes.complete,
                   schema.ChatCompletion, "For clients that know nothing else; the same run can be read as a response.",
                   params=[_KEY], body=CreateChat, errors=(404, 409, 429), stream=CHAT_EVENTS),
     ]  # fmt: skip
+
+
+RESPONSES = Dialect(
+    "responses",
+    _responses(),
+    refuse=routes.refuse,
+    view=lambda name: routes.RESPONSES_VIEW if name == "responses" else None,
+    views=("responses",),
+    roots=("v1", "responses", "models"),
+)
+CHAT = Dialect(
+    "chat",
+    _chat(),
+    refuse=routes.refuse,
+    view=lambda name: routes.CHAT_VIEWS[False] if name == "chat" else None,
+    views=("chat",),
+)

@@ -14,12 +14,15 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
+from starlette.types import Receive, Send
+
+from ..dialect.fold import Encoder
 from ..errors import StoreError, TooMany
 from ..event import Event
-from ..log import Store, Subscription
+from ..log import Subscription
 
 logger = logging.getLogger("legato")
 
@@ -28,12 +31,86 @@ SEND_TIMEOUT = 60.0
 WRITE_BYTES = 16_384
 """A backlog goes out in writes of about this size: one reader's replay does not hold the loop, and a reader that has
 stopped reading holds no more than this in memory (benchmarks/stalled.py)."""
+BEHIND = 100
+"""Events in one batch from which on a reader is taken to be behind."""
+TURN_SECONDS = 0.005
+"""After so long in one go, a reader who is far behind lets the others have their turn."""
 HEADERS: list[tuple[bytes, bytes]] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-store, no-transform"),  # no-transform: proxies that compress also buffer
     (b"x-accel-buffering", b"no"),  # nginx and others switch buffering off for this answer
     (b"vary", b"Origin, Authorization, Cookie"),
 ]
+
+
+class Sink(Protocol):
+    """What a stream is written to. HTTP by ASGI is one; another transport is another."""
+
+    async def start(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Begin the stream."""
+        ...
+
+    async def write(self, body: bytes) -> None:
+        """Hand over bytes; waits while the reader is too far behind. Raises ``OSError`` if the reader has left."""
+        ...
+
+    async def finish(self) -> None:
+        """End the stream properly."""
+        ...
+
+    async def gone(self) -> None:
+        """Return when the reader has left."""
+        ...
+
+
+class ASGISink:
+    """A stream as the answer to an HTTP request.
+
+    No server raises from ``send`` after a disconnect, so ``gone`` waits on ``receive``.
+    """
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+
+    async def start(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """See ``Sink``."""
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
+
+    async def write(self, body: bytes) -> None:
+        """See ``Sink``."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def finish(self) -> None:
+        """See ``Sink``."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def gone(self) -> None:
+        """See ``Sink``."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+class Reserved:
+    """A place among the streams, taken until it is given back."""
+
+    def __init__(self, streams: Streams, session: str) -> None:
+        self.session = session
+        self._streams = streams
+        self._held = True
+
+    def give_back(self) -> None:
+        """Let others have it. Idempotent."""
+        if self._held:
+            self._held = False
+            self._streams.count_out(self.session)
+
+    def move(self, session: str) -> None:
+        """Count it for another session: that it would be for this one was not known before."""
+        if self._held and session != self.session:
+            self._streams.count_out(self.session)
+            self.session = session
+            self._streams.count_in(session)
 
 
 class Streams:
@@ -48,6 +125,7 @@ class Streams:
         self.total = total
         self.per_session = per_session
         self._pumps: set[Pump] = set()
+        self._places = 0
         self._sessions: dict[str, int] = {}
         self._numbers = itertools.count(1)
         self._sweeper: asyncio.Task[None] | None = None
@@ -63,48 +141,52 @@ class Streams:
         return [pump for pump in self._pumps if session in (None, pump.session)]
 
     def count(self, session: str) -> int:
-        """How many streams of ``session`` are open."""
+        """How many streams of ``session`` are open, or about to be."""
         return self._sessions.get(session, 0)
 
-    def admit(self, session: str) -> None:
-        """Raise ``TooMany`` if another stream of ``session`` would pass a bound."""
-        if len(self._pumps) >= self.total:
+    def reserve(self, session: str) -> Reserved:
+        """A place for a stream of ``session`` ("": of one that does not exist yet).
+
+        Raises:
+            TooMany: another stream would pass a bound.
+        """
+        if self._places >= self.total:
             raise TooMany(f"This server has {self.total} open streams and takes no more.", limit=self.total)
-        if self._sessions.get(session, 0) >= self.per_session:
+        if session and self._sessions.get(session, 0) >= self.per_session:
             raise TooMany(
                 f"This session has {self.per_session} open streams and takes no more.", limit=self.per_session
             )
+        self.count_in(session)
+        return Reserved(self, session)
 
-    def add(self, pump: Pump) -> None:
-        """Count ``pump`` in."""
+    def count_in(self, session: str) -> None:
+        """Count a place in, see ``Reserved``."""
+        self._places += 1
+        self._sessions[session] = self._sessions.get(session, 0) + 1
+
+    def count_out(self, session: str) -> None:
+        """Count a place out, see ``Reserved``."""
+        self._places -= 1
+        self._sessions[session] -= 1
+        if not self._sessions[session]:
+            del self._sessions[session]
+
+    async def run(self, pump: Pump, sink: Sink, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Answer with ``pump``, counted in while it lasts; see ``Pump.run``. Its place has been reserved."""
         pump.number = next(self._numbers)
         pump.opened_at = time.time()
         self._pumps.add(pump)
         self._empty.clear()
-        self._sessions[pump.session] = self._sessions.get(pump.session, 0) + 1
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep(), name="legato-streams")
         if self.draining:
             pump.end()
-
-    def remove(self, pump: Pump) -> None:
-        """Count ``pump`` out."""
-        self._pumps.discard(pump)
-        self._sessions[pump.session] -= 1
-        if not self._sessions[pump.session]:
-            del self._sessions[pump.session]
-        if not self._pumps:
-            self._empty.set()
-
-    async def run(
-        self, pump: Pump, first: bytes, headers: Sequence[tuple[bytes, bytes]], receive: Any, send: Any
-    ) -> None:
-        """Answer with ``pump``, counted in while it lasts; see ``Pump.run``."""
-        self.add(pump)
         try:
-            await pump.run(first, headers, receive, send)
+            await pump.run(sink, headers)
         finally:
-            self.remove(pump)
+            self._pumps.discard(pump)
+            if not self._pumps:
+                self._empty.set()
 
     async def _sweep(self) -> None:
         # One timer for all streams instead of one for each write.
@@ -137,33 +219,16 @@ class Streams:
             self._sweeper = None
 
 
-def unless_cut(send: Any, over: Callable[[], bool]) -> Any:
-    """``send``, but without the clean end of a stream that is not ``over``.
-
-    For clients that take a clean end for the end of the answer, whatever came before: where a stream ends early, at the
-    server's shutdown, they are left without one, notice, and come back.
-    """
-
-    async def send_unless_cut(message: Any) -> None:
-        if message.get("more_body", True) or over():
-            await send(message)
-
-    return send_unless_cut
-
-
-def _is_deletion(event: Event) -> bool:
-    return event.type == "session.deleted"
-
-
 class Pump:
     """One reader's stream.
 
     Args:
-        store, session, after: the log, and where the reader begins.
-        encode: the bytes of an event in the reader's dialect, empty if it has none there.
-        heartbeat: the bytes for a silence, given the reader's cursor.
-        interval: seconds of silence before a heartbeat.
-        over: whether nothing can follow an event that has been encoded; asked of the last one read.
+        subscription: the log, from where the reader begins.
+        session: whose it is.
+        encoder: what the reader is sent.
+        first: what it is sent before anything else.
+        ready: awaited with events before they are encoded.
+        resets: do not end properly before the encoder is over, see ``Follow``.
         dialect: what it is called in the inspector.
 
     Attributes:
@@ -176,29 +241,30 @@ class Pump:
 
     def __init__(
         self,
-        store: Store,
+        subscription: Subscription,
         session: str,
-        after: int,
+        encoder: Encoder,
         *,
-        encode: Callable[[Event], bytes],
-        heartbeat: Callable[[int], bytes],
-        interval: float,
-        over: Callable[[Event], bool] = _is_deletion,
+        first: bytes = b"",
+        ready: Callable[[Sequence[Event]], Awaitable[None]] | None = None,
+        resets: bool = False,
         dialect: str = "",
     ) -> None:
         self.session = session
         self.dialect = dialect
         self.number = 0
         self.opened_at = 0.0
-        self.cursor = after
+        self.cursor = subscription.after
         self.bytes = 0
-        self._over = over
-        self._encode = encode
-        self._heartbeat = heartbeat
-        self._subscription = Subscription(store, session, after, heartbeat=interval)
+        self._subscription = subscription
+        self._encoder = encoder
+        self._first = first
+        self._ready = ready
+        self._resets = resets
         self._sending_since = 0.0
         self._sent_at = 0.0
-        self._task: asyncio.Task[Any] | None = None
+        self._turn_since = 0.0
+        self._task: asyncio.Task[None] | None = None
         self._aborted = False
 
     @property
@@ -220,16 +286,17 @@ class Pump:
         if self._task is not None:
             self._task.cancel()
 
-    async def run(self, first: bytes, headers: Sequence[tuple[bytes, bytes]], receive: Any, send: Any) -> None:
-        """Answer with the stream: head and first frame at once, then the log as it grows."""
+    async def run(self, sink: Sink, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Write the stream: head and first frame at once, then the log as it grows."""
         self._task = asyncio.current_task()
         with self._subscription:
-            watcher = asyncio.create_task(self._watch(receive))
+            watcher = asyncio.create_task(self._watch(sink))
             try:
-                await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
-                await self._send(send, first)
-                await self._pump(send)
-                await self._send(send, b"", more=False)
+                await sink.start(headers)
+                await self._write(sink, self._first)
+                await self._pump(sink)
+                if self._encoder.over or not self._resets:
+                    await sink.finish()
             except asyncio.CancelledError:
                 if not self._aborted:
                     raise
@@ -242,43 +309,54 @@ class Pump:
             finally:
                 watcher.cancel()
 
-    async def _pump(self, send: Any) -> None:
-        subscription = self._subscription
+    async def _pump(self, sink: Sink) -> None:
+        subscription, encoder = self._subscription, self._encoder
+        encode = encoder.encode
         while True:
             events = await subscription.next()
             if events:
+                if self._ready is not None:
+                    await self._ready(events)
                 chunk: list[bytes] = []
                 size = 0
                 for event in events:
-                    frame = self._encode(event)
+                    frame = encode(event)
                     if frame:
                         chunk.append(frame)
                         size += len(frame)
                         if size >= WRITE_BYTES:
-                            await self._send(send, b"".join(chunk))
+                            await self._write(sink, b"".join(chunk))
                             chunk, size = [], 0
                             self.cursor = event.offset
                 if chunk:
-                    await self._send(send, b"".join(chunk))
+                    await self._write(sink, b"".join(chunk))
                 self.cursor = subscription.after
-                if self._over(events[-1]):
+                if encoder.over:
                     return
                 # What has no name in the reader's dialect is silence to it, and to the proxies on the way.
                 if time.monotonic() - self._sent_at >= subscription.heartbeat:
-                    await self._send(send, self._heartbeat(subscription.after))
+                    await self._write(sink, encoder.heartbeat(subscription.after))
+                if len(events) >= BEHIND:
+                    await self._give_way()
             elif subscription.stopped:
                 return
             else:
-                await self._send(send, self._heartbeat(subscription.after))
+                await self._write(sink, encoder.heartbeat(subscription.after))
 
-    async def _send(self, send: Any, body: bytes, *, more: bool = True) -> None:
+    async def _give_way(self) -> None:
+        # Reads from memory and writes to an empty buffer wait for nothing, so nobody else would have a turn.
+        now = time.monotonic()
+        if now - self._turn_since >= TURN_SECONDS:
+            await asyncio.sleep(0)
+            self._turn_since = time.monotonic()
+
+    async def _write(self, sink: Sink, body: bytes) -> None:
         self._sending_since = time.monotonic()
-        await send({"type": "http.response.body", "body": body, "more_body": more})
+        await sink.write(body)
         self._sending_since = 0.0
         self._sent_at = time.monotonic()
         self.bytes += len(body)
 
-    async def _watch(self, receive: Any) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+    async def _watch(self, sink: Sink) -> None:
+        await sink.gone()
         self.abort()

@@ -155,7 +155,7 @@ export async function respondToNotification(core, { id, type = "acknowledge", va
  * then does the cursor move.
  *
  * `connected` comes first on each connection; `heartbeat` never comes. Throws `Refused` when the server does not let
- * it go on, for example 404 after the session was deleted.
+ * it go on, for example 404 after the session was deleted, and a `TypeError` if the request can never be sent.
  *
  * @param {LegatoCore} core
  * @param {StreamRequest} request
@@ -229,7 +229,7 @@ export class EventStream {
 
   /** @returns {Promise<IteratorResult<import("./types.js").StreamEvent, undefined>>} */
   async next() {
-    if (!this.#over) this.#following ??= this.#stream.follow().then(() => this.close());
+    if (!this.#over) this.#following ??= this.#follow();
     if (this.#next === null) this.#done(); // with the one before
     while (this.#next === null && !this.#over) {
       await new Promise((resolve) => (this.#offer = () => resolve(undefined)));
@@ -248,6 +248,15 @@ export class EventStream {
     this.close();
     await this.#following; // so that the cursor stands where it will stay
     return { done: true, value: undefined };
+  }
+
+  async #follow() {
+    try {
+      await this.#stream.follow();
+    } catch (error) {
+      if (!this.#over) this.#error = /** @type {Error} */ (error); // else it is only our own, of `#drop`
+    }
+    this.close();
   }
 
   /** Offer an event; resolves when it is done with. @param {import("./types.js").StreamEvent} value */

@@ -4,7 +4,7 @@
  *
  * The rule: nothing is repeated that could be carried out twice.
  */
-import { ConnectionLost, Malformed, Refused, refusal, retryAfter, worthRetrying } from "./errors.js";
+import { ConnectionLost, Malformed, Refused, lost, refusal, retryAfter, worthRetrying } from "./errors.js";
 import { send } from "./request.js";
 import { backoff } from "./resume.js";
 
@@ -87,7 +87,8 @@ export function draw() {
  * The answer's JSON (undefined if it has none). Repeats what may be repeated, with growing waits or as long as the
  * server says, at once when the network is back.
  *
- * Rejects with `Refused`, `ConnectionLost`, `Malformed`, or the signal's reason.
+ * Rejects with `Refused`, `ConnectionLost`, `Malformed`, or the signal's reason; with a `TypeError` if it can never be
+ * sent.
  *
  * @param {LegatoCore} core
  * @param {Call} request
@@ -101,7 +102,7 @@ export async function call(core, request) {
     if ("answer" in outcome) return outcome.answer;
     if (!repeat || attempt + 1 >= PATIENCE.attempts || outcome.error instanceof Malformed) throw outcome.error;
     if (outcome.error instanceof Refused && !worthRetrying(outcome.error.status)) throw outcome.error;
-    await pause(outcome.wait ?? backoff(attempt, null), signal);
+    await pause(backoff(attempt, { retryAfter: outcome.wait }), signal);
   }
 }
 
@@ -116,19 +117,20 @@ async function once(core, { method, path, query, body, key, signal, ...request }
   if (method === "POST") headers["content-type"] = "application/json";
   if (key !== undefined) headers["idempotency-key"] = key;
   const url = core.url(path, query);
+  const sent = body === undefined ? null : JSON.stringify(body);
   const attempt = new AbortController();
   const leave = () => attempt.abort(signal?.reason);
   if (signal?.aborted) leave();
   signal?.addEventListener("abort", leave);
   const timer = setTimeout(() => attempt.abort(), PATIENCE.attempt);
   try {
-    const sent = body === undefined ? null : JSON.stringify(body);
     const response = await send(url, { method, headers, body: sent, signal: attempt.signal }, core);
     if (!response.ok) return { wait: retryAfter(response), error: await refusal(response) };
-    return read(await response.text(), url);
+    return read(await response.text().catch(lost), url);
   } catch (error) {
     if (error instanceof Refused) return { error };
-    return { error: new ConnectionLost(`No whole answer came from ${url.origin}.`, { cause: error }) };
+    if (!(error instanceof ConnectionLost)) throw error;
+    return { error: new ConnectionLost(`No whole answer came from ${url.origin}.`, { cause: error.cause }) };
   } finally {
     clearTimeout(timer);
     signal?.removeEventListener("abort", leave);

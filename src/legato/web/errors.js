@@ -70,19 +70,43 @@ export class AnswerFailed extends LegatoError {
  * @param {Response} response
  */
 export async function refusal(response) {
-  const { error } = await response.json().catch(() => ({}));
+  const error = (await response.json().catch(() => null))?.error;
   return new Refused(response.status, error?.message ?? `The server answered ${response.status}.`, error?.reason);
 }
 
 /**
- * `Retry-After` in milliseconds, at most five minutes; null if there is none to understand.
+ * `Retry-After` in milliseconds; null if there is none to understand.
  * @param {Response} response
  */
 export function retryAfter(response) {
   const value = response.headers.get("retry-after");
   if (value === null) return null;
   const wait = /^\d+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();
-  return Number.isNaN(wait) ? null : Math.min(Math.max(wait, 0), 5 * 60_000);
+  return Number.isNaN(wait) ? null : Math.max(wait, 0);
+}
+
+/**
+ * For `catch` of what reads from the network: an error is the network's if it was thrown there, whatever it is called.
+ * @param {unknown} cause @returns {never}
+ */
+export function lost(cause) {
+  throw new ConnectionLost("The connection was lost.", { cause });
+}
+
+/**
+ * Tell a listener of something that has happened anyway. What it throws, at once or later, is its own: it is uncaught,
+ * where all such errors are seen, and changes nothing here.
+ * @param {() => unknown} act
+ */
+export function tell(act) {
+  void (async () => act())().catch(uncaught);
+}
+
+/** @param {unknown} error */
+export function uncaught(error) {
+  queueMicrotask(() => {
+    throw error;
+  });
 }
 
 /** @param {number} status */

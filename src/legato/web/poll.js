@@ -2,7 +2,8 @@
  * Asks the server again and again, politely: one request at a time, none while nobody looks at the page, and longer
  * waits while it does not answer. What has been seen is not asked for again: whoever asks says where it stands.
  */
-import { backoff, refusal, retryAfter, worthRetrying } from "./resume.js";
+import { refusal, retryAfter, tell, uncaught, worthRetrying } from "./errors.js";
+import { backoff } from "./resume.js";
 
 /** Milliseconds after which an answer is no longer waited for. */
 const PATIENCE = 15_000;
@@ -60,8 +61,8 @@ export class Poll {
       wait = await this.#once();
     } catch (error) {
       if (this.#over || generation !== this.#generation) return;
-      wait = backoff(this.#failures++, null);
-      this.#on.trouble(/** @type {Error} */ (error));
+      wait = backoff(this.#failures++);
+      tell(() => this.#on.trouble(/** @type {Error} */ (error)));
     }
     if (this.#over || generation !== this.#generation || document.hidden) return;
     this.#timer = setTimeout(() => this.now(), wait);
@@ -77,17 +78,22 @@ export class Poll {
       const error = await refusal(response);
       if (!worthRetrying(response.status)) {
         this.close();
-        this.#on.refused(error);
+        tell(() => this.#on.refused(error));
         return 0;
       }
-      this.#on.trouble(error);
-      return retryAfter(response) ?? backoff(this.#failures++, null);
+      tell(() => this.#on.trouble(error));
+      return backoff(this.#failures++, { retryAfter: retryAfter(response) });
     }
     const answer = await response.json();
     if (signal.aborted) return 0;
-    this.#failures = 0;
-    this.#on.trouble(null);
-    await this.#on.on(answer);
-    return this.#every();
+    tell(() => this.#on.trouble(null));
+    try {
+      await this.#on.on(answer);
+      this.#failures = 0;
+      return this.#every();
+    } catch (error) {
+      uncaught(error); // the page's, and not the server's
+      return backoff(this.#failures++);
+    }
   }
 }

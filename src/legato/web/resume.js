@@ -4,34 +4,40 @@
  *
  * It knows when to connect, when to give a connection up and what the cursor is; it knows no event but `connected`
  * and `heartbeat`. The rule: the cursor moves when the event has been handled, and only then, so nothing is skipped
- * and nothing comes twice.
+ * and nothing comes twice. An error is the network's if it was thrown by reading from it, and the reader's own if the
+ * reader's function threw it; what it is called says nothing.
  *
  * It runs in pages, workers, Node.js 20 and newer, and Deno.
  */
-import { LegatoError, Malformed, Refused, refusal, retryAfter, worthRetrying } from "./errors.js";
-import { send, until } from "./request.js";
+import { ConnectionLost, LegatoError, Malformed, Refused } from "./errors.js";
+import { lost, refusal, retryAfter, tell, worthRetrying } from "./errors.js";
+import { send } from "./request.js";
 import { Decoder } from "./sse.js";
 
 export { Refused, refusal, retryAfter, worthRetrying };
 
-/** Milliseconds. The server beats every 15 s, so 45 s of silence is a dead connection that nobody has noticed. */
-export const TIMES = { silence: 45_000, first: 1_000, longest: 30_000, healthy: 30_000, hidden: 60_000 };
+/**
+ * Milliseconds. The server beats every 15 s, so 45 s of silence is a dead connection that nobody has noticed. A connection
+ * that is heard for longer than `healthy` is progress, though nothing happens in the session.
+ */
+export const TIMES = { silence: 45_000, first: 1_000, longest: 30_000, asked: 60_000, healthy: 30_000, hidden: 60_000 };
 
 /** An event that cannot be read may have been spoilt on its way; one that comes spoilt this often is so in the log. */
 const SPOILT = 3;
 
 /**
- * Milliseconds to wait before the given attempt (0 = the first after a good connection). The server's `retry` is
- * jittered by the server; beyond it the wait doubles, with half of it random, so that a thousand pages do not return
- * at the same instant.
- * @param {number} attempt
- * @param {number | null} retry
- * @param {() => number} random
+ * Milliseconds to wait before coming back, by the law of docs/concepts.md; `tests/vectors/waits.json` holds here and in
+ * `legato/client/resume.py`. Half of a wait is random, so that a thousand pages do not return at the same instant.
+ * @param {number} attempt how many were made since the last progress
+ * @param {{retry?: number | null, retryAfter?: number | null, random?: () => number}} given `retry`: the stream's, which
+ *   the server has spread itself, so the first attempt waits exactly so long; `retryAfter`: of the answer before, which is
+ *   waited for besides, up to a minute
  */
-export function backoff(attempt, retry, random = Math.random) {
-  const base = Math.min(Math.max(retry ?? TIMES.first, 100), TIMES.longest);
-  if (attempt === 0) return retry === null ? base * (0.5 + random() / 2) : base;
-  return Math.min(base * 2 ** attempt, TIMES.longest) * (0.5 + random() / 2);
+export function backoff(attempt, { retry = null, retryAfter = null, random = Math.random } = {}) {
+  const base = Math.min(retry === null ? TIMES.first : Math.max(retry, 100), TIMES.longest);
+  const most = Math.min(base * 2 ** attempt, TIMES.longest);
+  const wait = attempt === 0 && retry !== null ? base : (most * (1 + random())) / 2;
+  return wait + Math.min(retryAfter ?? 0, TIMES.asked);
 }
 
 /**
@@ -39,9 +45,10 @@ export function backoff(attempt, retry, random = Math.random) {
  *
  * @typedef {object} Listener
  * @property {(name: string, data: any, id: string) => void | Promise<void>} event awaited, so a slow reader holds the
- *   connection back instead of piling up events; what it throws ends the connection, and the event comes again
+ *   connection back instead of piling up events; what it throws ends the stream, with the cursor before the event. (What
+ *   the others throw is uncaught, and changes nothing.)
  * @property {(state: State) => void} [state]
- * @property {(error: Error) => void} [refused] the stream is over
+ * @property {(error: LegatoError) => void} [refused] the stream is over
  * @property {(response: Response) => void} [open] the head of each good answer; its body is not yours
  * @property {(id: string) => void} [beat] after each heartbeat, with the cursor
  *
@@ -50,7 +57,8 @@ export function backoff(attempt, retry, random = Math.random) {
  * @property {string} [lastEventId] the cursor to begin after; without one the server decides
  * @property {AbortSignal} [signal] closes the stream
  * @property {boolean} [stay] keep the connection while the page is hidden; otherwise it is left after a minute
- * @property {(text: string) => any} [parse] of an event's data; JSON by default
+ * @property {(text: string, name: string) => any} [parse] of an event's data; JSON by default. What it throws says that
+ *   the event cannot be read
  *
  * @typedef {import("./request.js").Access & StreamSettings} StreamOptions
  */
@@ -69,6 +77,7 @@ export class Stream {
   #heard = 0;
   #handling = false;
   #spoilt = 0;
+  /** @type {{error: unknown} | null} */ #fault = null; // what the reader threw
   #hurry = false;
   /** @type {() => void} */ #wake = () => {};
 
@@ -84,25 +93,35 @@ export class Stream {
     this.cursor = options.lastEventId ?? "";
   }
 
-  /** Follow the stream until `close()`, or until it is refused. Never rejects; call it once. */
+  /**
+   * Follow the stream until `close()`, or until it is refused; call it once. Rejects with what `event` threw (a new
+   * stream may go on from the cursor, with that event), or with a `TypeError` if the request can never be sent.
+   */
   async follow() {
     const { signal } = this.#life;
+    /** @type {LegatoError | null} */
+    let refused = null;
     this.#listen(signal);
     while (!signal.aborted) {
       let wait = null;
       try {
         wait = await this.#connect();
       } catch (error) {
-        if (signal.aborted) break;
-        if (this.#final(error)) return this.#refuse(/** @type {Error} */ (error));
+        if (!signal.aborted && this.#final(error)) {
+          if (error instanceof LegatoError) refused = error;
+          else this.#fault = { error };
+          this.close();
+        }
       }
       if (signal.aborted) break;
       this.#set("waiting");
-      if (!this.#hurry) await this.#sleep(wait ?? backoff(this.#attempt, this.#retry));
+      if (!this.#hurry) await this.#sleep(backoff(this.#attempt, { retry: this.#retry, retryAfter: wait }));
       this.#attempt = this.#hurry ? 0 : this.#attempt + 1;
       this.#hurry = false;
     }
     this.#set("closed");
+    if (refused !== null) tell(() => this.#on.refused?.(refused));
+    if (this.#fault !== null) throw this.#fault.error;
   }
 
   /** Leave. The run goes on without us. */
@@ -135,8 +154,8 @@ export class Stream {
     // A timer of the page, not of the request: it is checked again on every wake-up, since timers sleep with the tab.
     const watchdog = setInterval(() => this.#silent(TIMES.silence) && this.#connection.abort(), TIMES.silence / 45);
     try {
-      // Whatever fetch may be: an abort ends the wait for it.
-      const response = await until(signal, send(this.#url, this.#request(signal), this.#options));
+      const response = await send(this.#url, this.#request(signal), this.#options);
+      if (signal.aborted) return null; // at the last moment
       this.#heard = Date.now();
       if (!response.ok) {
         if (worthRetrying(response.status)) return retryAfter(response);
@@ -146,7 +165,7 @@ export class Stream {
       if (!type.startsWith("text/event-stream") || response.body === null) {
         throw new Refused(response.status, `Expected an event stream, got ${type || "nothing"}.`);
       }
-      this.#on.open?.(response);
+      tell(() => this.#on.open?.(response));
       this.#set("open");
       await this.#read(response.body.getReader(), signal);
     } finally {
@@ -173,27 +192,40 @@ export class Stream {
     signal.addEventListener("abort", () => void reader.cancel().catch(() => {}));
     const decoder = new Decoder();
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch(lost);
       if (done || signal.aborted) return;
       this.#heard = Date.now();
-      const messages = decoder.feed(value);
+      if (this.#heard - begun > TIMES.healthy) this.#attempt = 0;
+      const messages = this.#decode(decoder, value);
       this.#retry = decoder.retry ?? this.#retry;
       for (const message of messages) {
         await this.#handle(message);
         if (signal.aborted) return; // the rest of this chunk comes again, after the cursor
       }
       this.cursor = decoder.lastEventId || this.cursor;
-      if (Date.now() - begun > TIMES.healthy) this.#attempt = 0;
+    }
+  }
+
+  /** @param {Decoder} decoder @param {Uint8Array} chunk */
+  #decode(decoder, chunk) {
+    try {
+      return decoder.feed(chunk);
+    } catch (cause) {
+      this.#spoilt = SPOILT; // beyond all bounds: it is not asked for again
+      throw new Malformed(/** @type {Error} */ (cause).message, { cause });
     }
   }
 
   /** @param {import("./sse.js").Message} message */
   async #handle({ event, data, id }) {
     if (event !== "heartbeat") {
-      const value = this.#parse(data);
+      const value = parsed(data, event, this.#options.parse);
       this.#handling = true; // a silence that we make ourselves
       try {
         await this.#on.event(event, value, id);
+      } catch (error) {
+        this.#fault = fault(error, this.#options.signal);
+        return this.close();
       } finally {
         this.#handling = false;
         this.#heard = Date.now();
@@ -201,34 +233,13 @@ export class Stream {
       if (event !== "connected") this.#attempt = this.#spoilt = 0; // a greeting alone is no progress
     }
     this.cursor = id || this.cursor;
-    if (event === "heartbeat") this.#on.beat?.(this.cursor);
-  }
-
-  /** @param {string} data */
-  #parse(data) {
-    try {
-      return (this.#options.parse ?? JSON.parse)(data);
-    } catch (error) {
-      throw new Malformed(`An event's data is not JSON: ${data.slice(0, 60)}`, { cause: error });
-    }
+    if (event === "heartbeat") tell(() => this.#on.beat?.(this.cursor));
   }
 
   /** Whether coming back is of no use. @param {unknown} error */
   #final(error) {
-    if (error instanceof Refused || error instanceof RangeError) return true;
     if (error instanceof Malformed) return (this.#spoilt += 1) >= SPOILT;
-    // Everything else is the network's, or the reader's own error about an event: it comes again.
-    const { name } = /** @type {Error} */ (error ?? {});
-    if (name !== "TypeError" && name !== "AbortError") console.warn(error);
-    return false;
-  }
-
-  /** @param {Error} error */
-  #refuse(error) {
-    this.#set("closed");
-    this.#life.abort();
-    const known = error instanceof LegatoError ? error : new Malformed(error.message, { cause: error });
-    this.#on.refused?.(known);
+    return !(error instanceof ConnectionLost);
   }
 
   /** @param {number} limit */
@@ -277,6 +288,26 @@ export class Stream {
   #set(state) {
     if (state === this.state) return;
     this.state = state;
-    this.#on.state?.(state);
+    tell(() => this.#on.state?.(state));
   }
+}
+
+/**
+ * An event's data, read.
+ * @param {string} text @param {string} name @param {StreamOptions["parse"]} parse
+ */
+export function parsed(text, name, parse = (text) => JSON.parse(text)) {
+  try {
+    return parse(text, name);
+  } catch (cause) {
+    throw new Malformed(`An event's data cannot be read: ${text.slice(0, 60)}`, { cause });
+  }
+}
+
+/**
+ * What a reader threw, which is its fault unless it is only the reason of the signal by which the reader has left.
+ * @param {unknown} error @param {AbortSignal | undefined} signal
+ */
+export function fault(error, signal) {
+  return signal?.aborted && error === signal.reason ? null : { error };
 }

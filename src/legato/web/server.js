@@ -1,6 +1,6 @@
 /** Requests to the server that are repeated until it has answered, and the memory of what it has not confirmed yet. */
 import { LegatoCore } from "./core.js";
-import { Refused, refusal, retryAfter, worthRetrying } from "./errors.js";
+import { ConnectionLost, lost, refusal, retryAfter, worthRetrying } from "./errors.js";
 import { send } from "./request.js";
 import { backoff } from "./resume.js";
 
@@ -26,13 +26,13 @@ export class Server extends LegatoCore {
       let wait = null;
       try {
         const response = await this.once(method, path, body, key);
-        if (response.ok) return response.status === 204 ? null : await response.json();
+        if (response.ok) return response.status === 204 ? null : await response.json().catch(lost);
         if (!worthRetrying(response.status) || attempt > PATIENCE) throw await refusal(response);
         wait = retryAfter(response);
       } catch (error) {
-        if (error instanceof Refused) throw error; // anything else is the network: the answer may yet come
+        if (!(error instanceof ConnectionLost)) throw error; // after that, the answer may yet come
       }
-      await this.#sleep(wait ?? backoff(attempt, null));
+      await this.#sleep(backoff(attempt, { retryAfter: wait }));
     }
   }
 

@@ -14,9 +14,9 @@
  * A leader that has gone is replaced by the browser, through the lock; one that does not answer is robbed of it.
  */
 import { Election } from "./election.js";
-import { LegatoError, Malformed } from "./errors.js";
+import { LegatoError, Malformed, tell } from "./errors.js";
 import { draw } from "./core.js";
-import { Stream, TIMES as STREAM_TIMES, backoff } from "./resume.js";
+import { Stream, TIMES as STREAM_TIMES, fault, parsed } from "./resume.js";
 import { Tail, full } from "./tail.js";
 
 /**
@@ -61,6 +61,7 @@ export class SharedStream {
   #options;
   #me = draw();
   #life = new AbortController();
+  /** @type {{error: unknown} | null} */ #fault = null; // what the reader threw
   /** @type {Channel | null} */ #channel = null;
   /** @type {Election | null} */ #election = null; // null: we are alone
   /** @type {Stream | null} */ #own = null; // the leader's connection, or that of one who catches up
@@ -99,15 +100,20 @@ export class SharedStream {
     this.cursor = this.#position = options.lastEventId ?? "";
   }
 
-  /** Follow the stream until `close()`, or until it is refused. Never rejects; call it once. */
+  /** Follow the stream until `close()`, or until it is refused; call it once. Rejects as that of `Stream` does. */
   async follow() {
     const { signal } = this.#life;
     this.#options.signal?.addEventListener("abort", () => this.close(), { signal });
     if (this.#options.signal?.aborted) return;
     this.#listen(signal);
     this.#set("connecting");
-    this.#enter();
+    try {
+      this.#enter();
+    } catch (error) {
+      this.#over(error); // no such address
+    }
     await this.#consume(signal);
+    if (this.#fault !== null) throw this.#fault.error;
   }
 
   /** Leave. The run goes on without us, and so do the other tabs. */
@@ -194,12 +200,12 @@ export class SharedStream {
         event: (name, text, id) => this.#receive(stream, name, text, id),
         beat: (id) => this.#own === stream && this.#beat(id),
         state: (state) => this.#own === stream && this.#set(state),
-        refused: (error) => this.#own === stream && this.#refused(error),
+        refused: (error) => this.#own === stream && this.#over(error),
       },
       { fetch, headers, lastEventId: this.#position, stay: this.#election !== null, parse: String },
     );
     this.#own = stream;
-    void stream.follow();
+    stream.follow().catch((error) => this.#own === stream && this.#over(error));
   }
 
   /** @param {Stream} stream @param {string} name @param {string} text @param {string} id */
@@ -208,7 +214,7 @@ export class SharedStream {
     while (full(this.#inbox, this.#size) && this.#own === stream) {
       await new Promise((resolve) => (this.#room = () => resolve(undefined)));
     }
-    if (this.#own !== stream) throw new DOMException("This connection has been left.", "AbortError");
+    if (this.#own !== stream) return;
     // From here to the end without a pause: what is taken is taken, and told, before anything else can happen.
     if (name === "connected") this.#greet(text, id);
     else if (id === this.#position) throw new Malformed("A stream that is shared needs an id for each event.");
@@ -254,7 +260,6 @@ export class SharedStream {
 
   /** @param {AbortSignal} signal */
   async #consume(signal) {
-    let failures = 0;
     while (!signal.aborted) {
       const entry = this.#inbox[0];
       if (entry === undefined) {
@@ -262,16 +267,7 @@ export class SharedStream {
         await new Promise((resolve) => (this.#arrival = () => resolve(undefined)));
         continue;
       }
-      try {
-        await this.#handle(entry);
-        failures = 0;
-      } catch (error) {
-        if (signal.aborted) return;
-        if (error instanceof Malformed) return this.#refused(error);
-        console.warn(error);
-        await sleep(backoff(failures++, null), signal); // and then again: it has not been handled
-        continue;
-      }
+      if (entry.name !== null && !(await this.#handle(entry.name, entry))) return;
       this.#inbox.shift();
       this.#size -= entry.text.length;
       this.cursor = entry.id;
@@ -279,16 +275,23 @@ export class SharedStream {
     }
   }
 
-  /** @param {Entry} entry */
-  async #handle({ name, text, id }) {
-    if (name === null) return;
+  /** Whether it has been handled; if not, the stream is over. @param {string} name @param {Entry} entry */
+  async #handle(name, { text, id }) {
     let data;
     try {
-      data = (this.#options.parse ?? JSON.parse)(text);
-    } catch (cause) {
-      throw new Malformed(`An event's data is not JSON: ${text.slice(0, 60)}`, { cause });
+      data = parsed(text, name, this.#options.parse);
+    } catch (error) {
+      this.#over(error);
+      return false;
     }
-    await this.#on.event(name, data, id);
+    try {
+      await this.#on.event(name, data, id);
+      return true;
+    } catch (error) {
+      this.#fault = fault(error, this.#options.signal);
+      this.close();
+      return false;
+    }
   }
 
   #caughtUp() {
@@ -296,11 +299,13 @@ export class SharedStream {
     this.#seek();
   }
 
-  /** @param {Error} error */
-  #refused(error) {
+  /** It cannot go on. @param {unknown} error */
+  #over(error) {
     if (this.#life.signal.aborted) return;
+    const refused = error instanceof LegatoError;
+    if (!refused) this.#fault = { error };
     this.close();
-    this.#on.refused?.(error instanceof LegatoError ? error : new Malformed(error.message, { cause: error }));
+    if (refused) tell(() => this.#on.refused?.(error));
   }
 
   // Leading -----------------------------------------------------------------------------------------------------------
@@ -514,7 +519,7 @@ export class SharedStream {
     if (this.#leads) this.#tell("state");
     if (state === this.state || (this.#life.signal.aborted && state !== "closed")) return;
     this.state = state;
-    this.#on.state?.(state);
+    tell(() => this.#on.state?.(state));
   }
 }
 

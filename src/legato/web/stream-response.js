@@ -7,7 +7,7 @@
  * no end: the stream comes back, and goes on where it was.
  */
 import { LegatoCore, at, call } from "./core.js";
-import { AnswerFailed, Malformed, Refused } from "./errors.js";
+import { AnswerFailed, Malformed, Refused, tell } from "./errors.js";
 import { Stream } from "./resume.js";
 
 /**
@@ -173,10 +173,10 @@ export class StreamResponse {
         state: mine((state) => state === "waiting" && this.#move("lost")),
         refused: mine((error) => this.#end("refused", error)),
       },
-      { method: "POST", fetch, headers, lastEventId: this.#cursor, parse: lenient },
+      { method: "POST", fetch, headers, lastEventId: this.#cursor, parse: checked },
     );
     this.#stream = stream;
-    void stream.follow();
+    stream.follow().catch(mine((error) => this.#end("refused", error)));
   }
 
   /** @param {Response} response @param {string} cursor what was asked for */
@@ -190,7 +190,6 @@ export class StreamResponse {
   #receive(name, data, id) {
     if (!FRAMES.has(name)) return;
     const frame = /** @type {Frame} */ (name);
-    CHECKS[frame]?.(data);
     this.#cursor = id || this.#cursor; // with the text, in one go: neither is ever ahead of the other
     if (frame === "response_message" || frame === "error") this.#end(frame, data);
     else this.#move(frame, data);
@@ -202,7 +201,7 @@ export class StreamResponse {
     this.#stream = null;
     this.#move(how, data);
     stream?.close();
-    if (how === "response_message") safely(() => this.#onMessage?.(data));
+    if (how === "response_message") tell(() => this.#onMessage?.(data));
   }
 
   /** @param {Frame | Turn} what @param {any} [data] */
@@ -225,7 +224,7 @@ export class StreamResponse {
   #tell = () => {
     clearTimeout(this.#telling);
     this.#telling = undefined;
-    for (const listener of [...this.#listeners]) safely(listener);
+    for (const listener of [...this.#listeners]) tell(listener);
   };
 }
 
@@ -254,17 +253,6 @@ const CHECKS = {
   },
 };
 
-/** A listener's error is its own: it must not look like an event that could not be handled. @param {() => void} act */
-function safely(act) {
-  try {
-    act();
-  } catch (error) {
-    queueMicrotask(() => {
-      throw error; // uncaught, where all such errors are seen
-    });
-  }
-}
-
 /** @param {any} data */
 const show = (data) => (data instanceof Malformed ? data.message : JSON.stringify(data).slice(0, 60));
 
@@ -275,6 +263,13 @@ function lenient(text) {
   } catch (cause) {
     return new Malformed(`not JSON: ${text.slice(0, 60)}`, { cause });
   }
+}
+
+/** @param {string} text @param {string} name */
+function checked(text, name) {
+  const data = lenient(text);
+  CHECKS[/** @type {Frame} */ (name)]?.(data);
+  return data;
 }
 
 /** @param {any} data */

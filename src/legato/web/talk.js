@@ -10,6 +10,7 @@
  * and its message ids: `Conversation` takes nothing twice.
  */
 import { at, draw } from "./core.js";
+import { LegatoError, Refused, uncaught, worthRetrying } from "./errors.js";
 import { SharedStream } from "./shared.js";
 import { Conversation, Gap } from "./turn.js";
 
@@ -113,14 +114,22 @@ export class Talk {
         if (state === "open") this.#server.wake();
         this.#on.connection(state);
       },
-      refused: (/** @type {any} */ error) => stream === this.#stream && this.#on.problem(error.status !== 404 ? error.message : this.loaded ? "deleted" : "gone"),
+      refused: (error) => stream === this.#stream && this.#over(error),
     }, { fetch, headers });
     this.#stream = stream;
     this.loaded = false;
-    void stream.follow();
+    stream.follow().catch((error) => {
+      if (!(error instanceof LegatoError)) uncaught(error); // a mistake, which is to be seen where all are
+      if (stream === this.#stream && !this.#closed) this.#over(error);
+    });
   }
 
-  /** One event of the stream. What it throws ends the connection, and the event comes again. @param {string} name @param {any} data */
+  /** The stream will not go on. @param {any} error */
+  #over(error) {
+    this.#on.problem(error?.status !== 404 ? String(error?.message ?? error) : this.loaded ? "deleted" : "gone");
+  }
+
+  /** One event of the stream. What it throws ends the stream. @param {string} name @param {any} data */
   async #heard(name, data) {
     if (this.#closed) return;
     if (name === "connected") {
@@ -140,8 +149,12 @@ export class Talk {
 
   async #load() {
     const stream = this.#stream;
-    const rows = await this.#server.request("GET", `${this.#path}/messages?client=legato`);
+    const rows = await this.#server.request("GET", `${this.#path}/messages?client=legato`).catch((/** @type {unknown} */ error) => {
+      if (!(error instanceof Refused && worthRetrying(error.status))) throw error;
+      return null; // the server is busy, and for long
+    });
     if (this.#closed || stream !== this.#stream) return;
+    if (rows === null) return this.#follow();
     const next = new Conversation();
     next.load(rows);
     const before = this.conversation.turns;

@@ -1,0 +1,77 @@
+"""What dialects have in common: types of fields, times, keys, and the form of an error where one has no other."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from ..errors import InvalidInput, LegatoError
+from ..json import JsonObject
+
+Text = Annotated[str, Meta(max_length=1_000_000)]
+Title = Annotated[str, Meta(max_length=1_000)]
+# Without a dot in front, since clients resolve "/api/sessions/.." before they send it.
+SessionId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+ErrorType = Literal["bad_request", "not_found", "internal_error", "unauthorized", "validation_error"]
+
+
+class ErrorBody(msgspec.Struct, omit_defaults=True):
+    """What went wrong: ``code`` is the HTTP status, ``reason`` the machine's word for it."""
+
+    code: int
+    message: str
+    type: ErrorType
+    reason: str = ""
+    detail: JsonObject = {}
+
+
+class ErrorResponse(msgspec.Struct):
+    """The body of every answer that is not a success."""
+
+    error: ErrorBody
+
+
+_TYPES: dict[int, ErrorType] = {400: "bad_request", 401: "unauthorized", 404: "not_found", 413: "validation_error"}
+
+
+def error_response(status: int, message: str, reason: str, detail: JsonObject | None = None) -> ErrorResponse:
+    """The body for an answer with ``status``."""
+    kind = _TYPES.get(status, "internal_error" if status >= 500 else "bad_request")
+    return ErrorResponse(ErrorBody(code=status, message=message, type=kind, reason=reason, detail=detail or {}))
+
+
+def describe(error: LegatoError) -> ErrorResponse:
+    """The body for ``error``."""
+    return error_response(error.status, error.message, error.code, error.detail)
+
+
+# Fields -------------------------------------------------------------------------------------------------------------
+
+
+def rfc3339(at: float, *, exact: bool = False) -> str:
+    """``at``, seconds since the epoch, as UTC with milliseconds and Z; with microseconds if ``exact``."""
+    precision = "microseconds" if exact else "milliseconds"
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
+
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+
+
+def idempotency_key(text: str | None, name: str = "Idempotency-Key") -> str | None:
+    """The key in an ``Idempotency-Key`` header, or in what else is called ``name``.
+
+    Raises:
+        InvalidInput: not 1 to 255 visible ASCII characters.
+    """
+    if text is None:
+        return None
+    if _KEY.fullmatch(text) is None:
+        raise InvalidInput(f"{name} is 1 to 255 visible ASCII characters.")
+    return text

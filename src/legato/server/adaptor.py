@@ -1,0 +1,217 @@
+"""The adaptor: the one place where operations become HTTP. It finds the route, lets its handler reply, and makes of the
+reply, or of the error in its place, what ASGI sends; for every dialect in that dialect's own form.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+
+import msgspec
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..errors import LegatoError, NotFound
+from .life import Life
+from .operation import RETRY_AFTER, Dialect, Operation, refuse
+from .reply import Body, Follow, Request
+from .stream import ASGISink, Pump
+
+logger = logging.getLogger("legato")
+
+
+class NoSuchRoute(NotFound):
+    """No operation has this path."""
+
+    code = "no_such_route"
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(
+            f"{scope['method']} {path_within(scope)[:200]} is not part of this API; GET /openapi.json lists what is."
+        )
+
+
+class WrongMethod(LegatoError):
+    """The path has operations, and none of this method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+    def __init__(self, scope: Scope, allowed: str) -> None:
+        super().__init__(f"{scope['method']} {path_within(scope)[:200]} is not part of this API; use {allowed} here.")
+        self.allowed = allowed
+
+
+class Internal(LegatoError):
+    """The server failed; what happened is in its log."""
+
+    code = "internal"
+
+    def __init__(self) -> None:
+        super().__init__("The server failed; its log has the details.")
+
+
+class Routes:
+    """The operations of all dialects, found by their paths."""
+
+    def __init__(self, dialects: Sequence[Dialect]) -> None:
+        self._roots = {root: dialect for dialect in dialects for root in dialect.roots}
+        self._routes: dict[tuple[str, ...], list[tuple[list[str], Operation, Dialect]]] = {}
+        for dialect in dialects:
+            for operation in dialect.operations:
+                pattern = _segments(operation.path)
+                key = (str(len(pattern)), pattern[0])
+                self._routes.setdefault(key, []).append((pattern, operation, dialect))
+
+    def find(self, scope: Scope) -> tuple[Operation, Dialect, dict[str, str]] | None:
+        """The operation for a request, and what its path names; None where no dialect has anything to say.
+
+        Raises:
+            _Refused: the path, or its method, is not there; it has the dialect in whose form that is said.
+        """
+        method, segments = scope["method"], _segments(path_within(scope))
+        allowed: dict[str, Dialect] = {}
+        for pattern, operation, dialect in self._routes.get((str(len(segments)), segments[0]), ()):
+            names = _names(pattern, segments)
+            if names is None:
+                continue
+            if operation.method == method or (operation.method == "GET" and method == "HEAD"):
+                return operation, dialect, names
+            allowed[operation.method] = dialect
+        if allowed:
+            if "GET" in allowed:
+                allowed["HEAD"] = allowed["GET"]
+            raise _Refused(WrongMethod(scope, ", ".join(allowed)), next(iter(allowed.values())))
+        if segments[0] in self._roots:
+            raise _Refused(NoSuchRoute(scope), self._roots[segments[0]])
+        return None
+
+
+class _Refused(Exception):
+    def __init__(self, error: LegatoError, dialect: Dialect) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.dialect = dialect
+
+
+class Adaptor:
+    """An ASGI application of the operations of some dialects.
+
+    Args:
+        dialects: the table.
+        life: of the application.
+    """
+
+    def __init__(self, dialects: Sequence[Dialect], life: Life) -> None:
+        self._routes = Routes(dialects)
+        self._life = life
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer a request; False, and nothing done, if it is for no dialect."""
+        try:
+            found = self._routes.find(scope)
+        except _Refused as exc:
+            await send_body(exc.dialect.refuse(exc.error), exc.error, scope, receive, send)
+            return True
+        if found is None:
+            return False
+        operation, dialect, names = found
+        await self._carry_out(operation, dialect, HTTPRequest({**scope, "path_params": names}, receive), receive, send)
+        return True
+
+    async def _carry_out(
+        self, operation: Operation, dialect: Dialect, http: HTTPRequest, receive: Receive, send: Send
+    ) -> None:
+        scope = http.scope
+        request: Request | None = None
+        error: LegatoError | None = None
+        try:
+            try:
+                caller = self._life.settings.identify(scope)
+                request = Request(http, self._life, await caller if inspect.isawaitable(caller) else caller)
+                reply = await operation.handler(request)
+                made = await self._pump(reply, request) if isinstance(reply, Follow) else reply
+            except LegatoError as exc:
+                error, made = exc, dialect.refuse(exc)
+            except Exception:
+                await send_body(dialect.refuse(Internal()), None, scope, receive, send)
+                raise  # for the server's log
+            if isinstance(made, Body):
+                await send_body(made, error, scope, receive, send)
+                return
+            pump, head = made
+            if scope["method"] == "HEAD":
+                pump.end()
+            await self._life.streams.run(pump, ASGISink(receive, send), head)
+        finally:
+            if request is not None and request.reserved is not None:
+                request.reserved.give_back()
+
+    async def _pump(self, reply: Follow, request: Request) -> tuple[Pump, list[tuple[bytes, bytes]]]:
+        """What writes a stream, its place reserved, and the head's own fields."""
+        if request.reserved is None:
+            request.reserve(reply.session)
+        elif request.reserved.session != reply.session:
+            request.reserved.move(reply.session)
+        subscription = await request.sessions.follow(
+            request.caller, reply.session, reply.after, heartbeat=self._life.settings.heartbeat
+        )
+        pump = Pump(
+            subscription,
+            reply.session,
+            reply.encoder,
+            first=reply.first,
+            ready=reply.ready,
+            resets=reply.resets,
+            dialect=reply.name,
+        )
+        return pump, [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
+
+
+async def send_body(body: Body, error: LegatoError | None, scope: Scope, receive: Receive, send: Send) -> None:
+    """A body as a response; it says when to try again where that may help."""
+    headers = dict(body.headers)
+    if error is not None:
+        if isinstance(error, WrongMethod):
+            headers["allow"] = error.allowed
+        if error.status in RETRY_AFTER:
+            headers.setdefault("retry-after", RETRY_AFTER[error.status])
+        if error.status >= 500:
+            logger.error("%s %s: %s", scope["method"], scope["path"], error)
+    await respond(msgspec.structs.replace(body, headers=headers))(scope, receive, send)
+
+
+def respond(body: Body) -> Response:
+    """``body`` as a response."""
+    if body.body is None:
+        return Response(status_code=body.status, headers=dict(body.headers))
+    content = msgspec.json.encode(body.body)
+    headers = {"cache-control": "no-store", **body.headers}
+    return Response(content, status_code=body.status, headers=headers, media_type="application/json")
+
+
+def respond_error(error: LegatoError) -> Response:
+    """An error as a response, where it is no dialect's."""
+    body = refuse(error)
+    after = {"retry-after": RETRY_AFTER[error.status]} if error.status in RETRY_AFTER else {}
+    return respond(msgspec.structs.replace(body, headers={**body.headers, **after}))
+
+
+def path_within(scope: Scope) -> str:
+    """The path within this application, also where it is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _segments(path: str) -> list[str]:
+    return path.strip("/").split("/")
+
+
+def _names(pattern: list[str], segments: list[str]) -> dict[str, str] | None:
+    """The path's parameters, if it has the form of ``pattern``."""
+    pairs = list(zip(pattern, segments, strict=True))
+    if any(part != segment for part, segment in pairs if not part.startswith("{")):
+        return None
+    return {part.strip("{}"): segment for part, segment in pairs if part.startswith("{")}

@@ -1,0 +1,131 @@
+"""A life of an application: what it holds between its start and its stop. Made in one place, dropped in one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import msgspec
+from starlette.types import Scope
+
+from ..agent import Agent
+from ..caller import NOBODY, Caller
+from ..caller import may as may_what_is_theirs
+from ..dialect.fold import Encoder
+from ..event import Offset
+from ..execution import Limits
+from ..log import Store
+from ..run import Runner
+from ..sessions import Located, May, Sessions
+from .memory import Memory, SharedEncoder
+from .operation import View
+from .reply import Follow
+from .stream import Streams
+
+T = TypeVar("T")
+
+
+def nobody(scope: Scope) -> Caller:
+    """Who asks at an open server."""
+    return NOBODY
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What an application was made with.
+
+    Attributes:
+        heartbeat: seconds of silence after which a stream says that it is alive.
+        client: what to take a Mix client for that does not tell its version.
+        max_body: bytes of a request's body.
+        max_streams, max_streams_per_session: bounds of open streams.
+        limits: of runs and messages.
+        identify: who asks, from the ASGI scope of a request.
+        may: what they may do, see ``caller.may``.
+    """
+
+    heartbeat: float = 15.0
+    client: str = "python-0.8.1"
+    max_body: int = 4_194_304
+    max_streams: int = 10_000
+    max_streams_per_session: int = 2_000
+    limits: Limits = Limits()
+    identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody
+    may: May = may_what_is_theirs
+
+
+class Life:
+    """Everything that an application holds while it runs.
+
+    Args:
+        store: open; closed in the end.
+        agents: by name, the default one first.
+        settings: of the application.
+
+    Attributes:
+        sessions: what callers can do.
+        runner: drives the runs.
+        streams: the open streams.
+        began_at: seconds since the epoch.
+    """
+
+    def __init__(self, store: Store, agents: Mapping[str, Agent], settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+        self.runner = Runner(store, agents, limits=settings.limits)
+        self.sessions = Sessions(store, self.runner, may=settings.may)
+        self.streams = Streams(total=settings.max_streams, per_session=settings.max_streams_per_session)
+        self.memory = Memory(store)
+        self.began_at = time.time()
+        self._kept: dict[type, object] = {}
+
+    @classmethod
+    async def begin(cls, store: Store, agents: Mapping[str, Agent], settings: Settings) -> Life:
+        """Open the store, and take up what was left.
+
+        Raises:
+            StoreError: nothing was begun, and nothing is held.
+        """
+        await store.open()
+        life = cls(store, agents, settings)
+        try:
+            await life.runner.start()
+        except BaseException:
+            await life.runner.stop()
+            await store.close()
+            raise
+        return life
+
+    async def end(self, grace: float) -> None:
+        """Let runs finish for ``grace`` seconds, end all streams, close the store."""
+        try:
+            await self.runner.stop(grace)
+        finally:
+            try:
+                await self.streams.close()
+            finally:
+                await self.store.close()
+
+    def kept(self, kind: type[T]) -> T:
+        """The one object of this kind that the life keeps; made when it is first asked for."""
+        made = self._kept.setdefault(kind, kind())
+        assert isinstance(made, kind)
+        return made
+
+    def follow_run(
+        self, run: Located, view: View, name: str, *, after: tuple[Offset, int] = (0, 0), first: bytes = b"",
+        exact: bool | None = None,
+    ) -> Follow:  # fmt: skip
+        """A run as a stream that ends with it, out of the memory that all its readers share.
+
+        Args:
+            run: the run.
+            view: of the dialect; has ``fold``.
+            name: of the dialect, for the inspector.
+            after: an event and how many of its frames the reader has; the run is read from there.
+            first, exact: see ``Follow``.
+        """
+        memory = self.memory.of(run, view)
+        encoder: Encoder = SharedEncoder(memory, after=after)
+        begin = max(run.before, after[0] - 1)
+        return Follow(run.session, begin, encoder, name, first, exact, resets=True, ready=memory.ready)
