@@ -26,7 +26,7 @@ from .text import line, typed
 
 if TYPE_CHECKING:
     from ..client import Client, ClientError, EventStream, NotificationEvent, PermissionEvent, SendResult, StreamEvent
-    from .terminal import View
+    from .terminal import TerminalView
 
     Item: TypeAlias = "StreamEvent | _Line | _Cut | _Ended | _Trouble"
 
@@ -59,9 +59,9 @@ def chat(session: str | None, url: str, agent: str | None, thinking: bool) -> No
     """
     from rich.console import Console
 
-    from .terminal import View
+    from .terminal import TerminalView
 
-    view = View(Console(highlight=False), thinking=thinking)
+    view = TerminalView(Console(highlight=False), thinking=thinking)
     with connected(url) as client:
         Chat(client, view, url=url, session=session, agent=agent).run()
 
@@ -103,7 +103,7 @@ class Chat:
         agent: who answers; None for the default.
     """
 
-    def __init__(self, client: Client, view: View, *, url: str, session: str | None, agent: str | None) -> None:
+    def __init__(self, client: Client, view: TerminalView, *, url: str, session: str | None, agent: str | None) -> None:
         from .keyboard import Keyboard
 
         self._client = client

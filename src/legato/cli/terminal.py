@@ -65,7 +65,7 @@ _ERASE = Control((ControlType.CURSOR_MOVE_TO_COLUMN, 0), (ControlType.ERASE_IN_L
 LEVELS = {"info": "quiet", "warning": "warning", "error": "bad", "question": "prompt"}
 
 
-class View:
+class TerminalView:
     """Writes events to ``console``.
 
     Args:
