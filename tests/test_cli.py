@@ -19,7 +19,7 @@ from rich.console import Console
 
 from legato.cli.failure import Failure, Misuse
 from legato.cli.target import Target, load
-from legato.cli.terminal import View
+from legato.cli.terminal import TerminalView
 from legato.cli.text import escaped, line, safe, typed
 from legato.client import BackendMessage, Client
 from legato.client.events import decode_event
@@ -913,7 +913,7 @@ class Screen:
     def __init__(self, *, terminal: bool = False, thinking: bool = False) -> None:
         self.file = io.StringIO()
         console = Console(file=self.file, force_terminal=terminal, color_system=None, width=60)
-        self.view = View(console, thinking=thinking)
+        self.view = TerminalView(console, thinking=thinking)
 
     def show(self, name: str, /, **data: Any) -> None:
         event = decode_event(Message(data=json.dumps({"type": name, **data}), event=name, id="1"))

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json as jsonlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import msgspec
 
 from .sse import Decoder, Message
 
-__all__ = ["Driver", "Response", "Stream"]
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Scope
+    from starlette.types import Message as ASGIMessage
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Any, Any, Any], Awaitable[None]]
+__all__ = ["Driver", "Response", "Stream"]
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -57,7 +56,7 @@ class Driver:
         lifespan: whether entering starts the application and leaving stops it.
     """
 
-    def __init__(self, app: Application, *, headers: Mapping[str, str] | None = None, lifespan: bool = True) -> None:
+    def __init__(self, app: ASGIApp, *, headers: Mapping[str, str] | None = None, lifespan: bool = True) -> None:
         self._app = app
         self._headers = {"host": "localhost", **{name.lower(): value for name, value in (headers or {}).items()}}
         self._lifespan = _Lifespan(app) if lifespan else None
@@ -78,7 +77,7 @@ class Driver:
         method: str,
         target: str,
         *,
-        json: Any = msgspec.UNSET,
+        json: object = msgspec.UNSET,
         body: bytes | Iterable[bytes] = b"",
         headers: Mapping[str, str] | None = None,
     ) -> Response:
@@ -146,7 +145,7 @@ class Stream:
         error: what the application raised after its head was out; the body has then no proper end.
     """
 
-    def __init__(self, app: Application, scope: Scope, body: list[bytes], cut_after: int | None, buffer: int) -> None:
+    def __init__(self, app: ASGIApp, scope: Scope, body: list[bytes], cut_after: int | None, buffer: int) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.cut = False
@@ -241,14 +240,14 @@ class Stream:
             self._ended = True
             self._changed.set()
 
-    async def _receive(self) -> MutableMapping[str, Any]:
+    async def _receive(self) -> ASGIMessage:
         if self._request:
             chunk = self._request.pop(0)
             return {"type": "http.request", "body": chunk, "more_body": bool(self._request)}
         await self._gone.wait()
         return {"type": "http.disconnect"}
 
-    async def _send(self, message: MutableMapping[str, Any]) -> None:
+    async def _send(self, message: ASGIMessage) -> None:
         if message["type"] == "http.response.start":
             self.headers = _joined(message.get("headers", ()))
             self.status = message["status"]
@@ -275,11 +274,11 @@ def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 class _Lifespan:
     """An application's life: one task from startup to shutdown."""
 
-    def __init__(self, app: Application) -> None:
-        self.state: dict[str, Any] = {}
+    def __init__(self, app: ASGIApp) -> None:
+        self.state: dict[str, object] = {}
         self._app = app
         self._asked: asyncio.Queue[str] = asyncio.Queue()
-        self._told: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+        self._told: asyncio.Queue[ASGIMessage] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -310,8 +309,8 @@ class _Lifespan:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
         await self._app(scope, self._receive, self._send)
 
-    async def _receive(self) -> MutableMapping[str, Any]:
+    async def _receive(self) -> ASGIMessage:
         return {"type": await self._asked.get()}
 
-    async def _send(self, message: MutableMapping[str, Any]) -> None:
+    async def _send(self, message: ASGIMessage) -> None:
         self._told.put_nowait(message)

@@ -17,17 +17,18 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from string import Formatter
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, Unpack, get_args, get_origin, get_type_hints, overload
 
 import msgspec
 
 from .agent import Turn
 from .errors import InvalidInput, LegatoError
+from .json import JsonObject
 from .part import as_json
 
 logger = logging.getLogger("legato")
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 Approval = bool | str | Callable[..., bool | str]
 """Whether the user is asked before a tool runs; text is the question, with the arguments in braces."""
@@ -44,6 +45,16 @@ class ToolError(LegatoError):
 
     code = "tool_failed"
     status = 502
+
+
+class ToolOptions(TypedDict, total=False):
+    """What may be said of a tool, see ``Tool``."""
+
+    name: str | None
+    description: str | None
+    approval: Approval
+    timeout: float | None
+    on_crash: Literal["fail", "retry"]
 
 
 class Tool:
@@ -70,7 +81,7 @@ class Tool:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Callable[..., object],
         *,
         name: str | None = None,
         description: str | None = None,
@@ -90,19 +101,19 @@ class Tool:
         text, about = _docstring(function)
         self.description = text if description is None else description
         self._turn, self._arguments = _signature(function, self.name, about)
-        self.parameters: dict[str, Any] = _schema(self._arguments, self.name)
+        self.parameters: JsonObject = _schema(self._arguments, self.name)
         _check_approval(approval, self._arguments, self.name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         """The function itself."""
         return self.function(*args, **kwargs)
 
     @property
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> JsonObject:
         """What a model is told: ``name``, ``description``, ``parameters`` (a JSON schema)."""
         return {"name": self.name, "description": self.description, "parameters": self.parameters}
 
-    def arguments(self, text: str) -> dict[str, Any]:
+    def arguments(self, text: str) -> dict[str, object]:
         """The arguments in the JSON text that a model wrote, of the declared types; "" stands for none.
 
         Raises:
@@ -114,14 +125,14 @@ class Tool:
             raise ToolError(f"The arguments do not fit {self.name}: {exc}.") from exc
         return {name: getattr(read, name) for name in self._arguments.__struct_fields__}
 
-    def question(self, arguments: Mapping[str, Any]) -> str | None:
+    def question(self, arguments: Mapping[str, object]) -> str | None:
         """What the user is to be asked before the tool runs with ``arguments``; None: nothing."""
         wanted = self.approval(**arguments) if callable(self.approval) else self.approval
         if isinstance(wanted, str) and wanted:
             return wanted if callable(self.approval) else wanted.format_map(arguments)
         return f"Run {self.name}?" if wanted else None
 
-    async def run(self, arguments: Mapping[str, Any], turn: Turn) -> Any:
+    async def run(self, arguments: Mapping[str, object], turn: Turn) -> Any:
         """Call the function; what it returns, as JSON values.
 
         Raises:
@@ -134,11 +145,11 @@ class Tool:
                 if inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(
                     getattr(self.function, "__call__", None)  # noqa: B004  # an object that is a function by its __call__
                 ):
-                    output = await self.function(**given)
+                    output = self.function(**given)
                 else:
                     output = await _in_thread(self.name, functools.partial(self.function, **given))
-                    if inspect.isawaitable(output):  # a lambda around an async function
-                        output = await output
+                if inspect.isawaitable(output):  # also of a lambda around an async function
+                    output = await output
             return as_json(f"The output of {self.name}", output)
         except ToolError:
             raise
@@ -150,12 +161,12 @@ class Tool:
             raise ToolError(f"{self.name} failed. {words}") from exc
 
 
-async def _in_thread(name: str, call: Callable[[], Any]) -> Any:
+async def _in_thread(name: str, call: Callable[[], object]) -> object:
     """What ``call`` returns, from a thread of its own. Not of a pool: one that hangs would keep the process alive."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
+    done: asyncio.Future[object] = loop.create_future()
 
-    def tell(error: BaseException | None, value: Any) -> None:
+    def tell(error: BaseException | None, value: object) -> None:
         if done.done():  # nobody waits any more
             return
         if error is None:
@@ -165,7 +176,7 @@ async def _in_thread(name: str, call: Callable[[], Any]) -> Any:
 
     def work() -> None:
         error: BaseException | None = None
-        value: Any = None
+        value: object = None
         try:
             value = call()
         except (SystemExit, KeyboardInterrupt, StopIteration) as exc:  # those that a future does not carry
@@ -185,17 +196,10 @@ async def _in_thread(name: str, call: Callable[[], Any]) -> Any:
 @overload
 def tool(function: F, /) -> Tool: ...
 @overload
-def tool(
-    *,
-    name: str | None = None,
-    description: str | None = None,
-    approval: Approval = False,
-    timeout: float | None = None,
-    on_crash: Literal["fail", "retry"] = "fail",
-) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(**options: Unpack[ToolOptions]) -> Callable[[F], Tool]: ...
 
 
-def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool | Callable[[Callable[..., Any]], Tool]:
+def tool(function: F | None = None, /, **options: Unpack[ToolOptions]) -> Tool | Callable[[F], Tool]:
     """Make a ``Tool`` of a function; a decorator, with or without arguments (those of ``Tool``)."""
     if function is not None:
         return Tool(function)
@@ -207,7 +211,7 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool 
 _SECTION = re.compile(r"(args|arguments|parameters|returns|yields|raises|examples?|notes?|attributes)\s*:?", re.I)
 
 
-def _docstring(function: Any) -> tuple[str, dict[str, str]]:
+def _docstring(function: Callable[..., object]) -> tuple[str, dict[str, str]]:
     """What the docstring says of the function, and of each parameter (the lines ``name: text`` under ``Args:``)."""
     text: list[str] = []
     about: dict[str, str] = {}
@@ -228,11 +232,13 @@ def _docstring(function: Any) -> tuple[str, dict[str, str]]:
     return "\n".join(text).strip(), about
 
 
-def _signature(function: Any, name: str, about: Mapping[str, str]) -> tuple[str | None, Any]:
+def _signature(
+    function: Callable[..., object], name: str, about: Mapping[str, str]
+) -> tuple[str | None, type[msgspec.Struct]]:
     """The parameter that takes the turn, if there is one, and a struct of the others."""
     try:
         parameters = inspect.signature(function).parameters.values()
-        hints = get_type_hints(function if inspect.isroutine(function) else function.__call__, include_extras=True)
+        hints = get_type_hints(_routine(function), include_extras=True)
     except (TypeError, ValueError, NameError, AttributeError) as exc:
         raise InvalidInput(f"The parameters of tool {name!r} cannot be read: {exc}.") from exc
     turn, fields = None, []
@@ -250,7 +256,12 @@ def _signature(function: Any, name: str, about: Mapping[str, str]) -> tuple[str 
         raise InvalidInput(f"The parameters of tool {name!r} cannot be read: {exc}.") from exc
 
 
-def _check_approval(approval: Approval, arguments: Any, name: str) -> None:
+def _routine(function: Callable[..., object]) -> Callable[..., object]:
+    """What has the types of the parameters: the function, or the ``__call__`` of an object that is one."""
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
+def _check_approval(approval: Approval, arguments: type[msgspec.Struct], name: str) -> None:
     """A question that cannot be asked would fail each call, long after it was written."""
     if inspect.iscoroutinefunction(approval):
         raise InvalidInput(f"The approval of tool {name!r} is a plain function; this one is async.")
@@ -265,7 +276,7 @@ def _check_approval(approval: Approval, arguments: Any, name: str) -> None:
             raise InvalidInput(f"The question of tool {name!r} names {sorted(unknown)}, which are no arguments of it.")
 
 
-def _field(parameter: inspect.Parameter, hint: Any, about: str | None) -> tuple[str, Any] | tuple[str, Any, Any]:
+def _field(parameter: inspect.Parameter, hint: Any, about: str | None) -> tuple[str, type] | tuple[str, type, object]:
     described = get_origin(hint) is Annotated and any(
         isinstance(each, msgspec.Meta) and each.description for each in get_args(hint)[1:]
     )
@@ -279,7 +290,7 @@ def _field(parameter: inspect.Parameter, hint: Any, about: str | None) -> tuple[
     return parameter.name, hint, default
 
 
-def _schema(arguments: Any, name: str) -> dict[str, Any]:
+def _schema(arguments: type[msgspec.Struct], name: str) -> JsonObject:
     try:
         schema = msgspec.json.schema(arguments)
         # Also what can be described but not decoded is to be found now, not at the model's first call.

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -47,7 +46,7 @@ class Call:
     result: ToolResult | None = None
 
 
-_Said = asyncio.Queue[tuple[ToolStarted | ToolResult, asyncio.Event | None]]
+_Words = asyncio.Queue[tuple[ToolStarted | ToolResult, asyncio.Event | None]]
 
 
 async def perform(
@@ -61,7 +60,7 @@ async def perform(
         turn: asks the user where a tool wants it.
         interrupted: ids of those that had begun when an earlier attempt of the run died.
     """
-    said: _Said = asyncio.Queue()
+    said: _Words = asyncio.Queue()
     tasks = [asyncio.create_task(_perform(call, tools, turn, call.id in interrupted, said)) for call in calls]
     running = len(tasks)
     try:
@@ -78,7 +77,7 @@ async def perform(
             task.cancel()
 
 
-async def _perform(call: Call, tools: Mapping[str, Tool], turn: Turn, interrupted: bool, said: _Said) -> None:
+async def _perform(call: Call, tools: Mapping[str, Tool], turn: Turn, interrupted: bool, said: _Words) -> None:
     result = ToolResult(call.id, f"{call.name} was stopped.", success=False)
     try:
         result = ToolResult(call.id, _fitting(call, await _run(call, tools, turn, interrupted, said), turn))
@@ -93,7 +92,7 @@ async def _perform(call: Call, tools: Mapping[str, Tool], turn: Turn, interrupte
         said.put_nowait((result, None))
 
 
-def _fitting(call: Call, output: Any, turn: Turn) -> Any:
+def _fitting(call: Call, output: object, turn: Turn) -> object:
     """The output, if an event holds it: else the run would fail, after all that has been paid for it.
 
     Raises:
@@ -105,7 +104,7 @@ def _fitting(call: Call, output: Any, turn: Turn) -> Any:
     return output
 
 
-async def _run(call: Call, tools: Mapping[str, Tool], turn: Turn, interrupted: bool, said: _Said) -> Any:
+async def _run(call: Call, tools: Mapping[str, Tool], turn: Turn, interrupted: bool, said: _Words) -> object:
     tool = tools.get(call.name)
     if tool is None:
         raise ToolError(f"There is no tool {call.name[:100]!r}; there are: {', '.join(tools) or 'none'}.")

@@ -17,11 +17,12 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import msgspec
 
-from ..agent import Agent, OnCrash, Turn
+from ..agent import Agent, AgentFunction, OnCrash, Turn
 from ..errors import AgentError, InvalidInput, LegatoError
 from ..json import JsonObject
 from ..part import CallPart, Part, RefusalPart, TextPart, as_json
@@ -31,14 +32,14 @@ from .conversation import answered, conversation, said
 
 logger = logging.getLogger("legato")
 
-Options = Callable[[Turn], Mapping[str, Any]]
+Options = Callable[[Turn], Mapping[str, object]]
 """Further arguments for the framework's own run, made for each turn."""
 
 SHOWN_CHARACTERS = 1_000
 """Of a call's arguments, in a question to the user; all of them are in the question's ``params``."""
 
 
-def load(module: str, extra: str, name: str = "__name__") -> Any:
+def load(module: str, extra: str, name: str = "__name__") -> ModuleType:
     """The framework's ``module``, which has ``name``, or an error that says which extra to install."""
     try:
         found = importlib.import_module(module)
@@ -55,7 +56,7 @@ def load(module: str, extra: str, name: str = "__name__") -> Any:
 
 
 def adapted(
-    function: Callable[[Turn], Any], *, name: str | None, on_crash: OnCrash, description: str | None, found: object
+    function: AgentFunction, *, name: str | None, on_crash: OnCrash, description: str | None, found: object
 ) -> Agent:
     """The agent that an adapter gives back.
 
@@ -95,7 +96,7 @@ def _is_done(part: Part) -> bool:
     return isinstance(part, CallPart) and part.done
 
 
-def arguments_of(call: JsonObject) -> dict[str, Any]:
+def arguments_of(call: JsonObject) -> JsonObject:
     """The arguments of a call in such a message; what is no object has no meaning to a framework."""
     arguments = msgspec.json.decode(call["function"]["arguments"])
     return arguments if isinstance(arguments, dict) else {}
@@ -127,7 +128,7 @@ def _identify(id: str, taken: set[str]) -> str:
 # The calls of a run ---------------------------------------------------------------------------------------------------
 
 
-class _State:
+class _CallState:
     def __init__(self, id: str) -> None:
         self.id = id
         self.sent = ""
@@ -141,7 +142,7 @@ class Calls:
     """
 
     def __init__(self) -> None:
-        self._states: dict[str, _State] = {}  # by the framework's id: its latest call
+        self._states: dict[str, _CallState] = {}  # by the framework's id: its latest call
         self._taken: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
@@ -154,7 +155,7 @@ class Calls:
             number += 1
             id = f"{key}-{number}"
         self._taken.add(id)
-        self._states[key] = _State(id)
+        self._states[key] = _CallState(id)
         return [ToolCall(id, name)]
 
     def arguments(self, key: str, text: str) -> list[Yielded]:
@@ -183,7 +184,7 @@ class Calls:
         state.started = True
         return [*self.complete(key, state.sent), ToolStarted(state.id)]
 
-    def finish(self, key: str, output: Any, success: bool = True) -> list[Yielded]:
+    def finish(self, key: str, output: object, success: bool = True) -> list[Yielded]:
         """The tool is done; ``output`` may be any value."""
         state = self._states.get(key)
         if state is None or state.done:
@@ -192,7 +193,7 @@ class Calls:
         return [*self.complete(key, state.sent), ToolResult(state.id, jsonable(output), success)]
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: object) -> Any:
     """``value`` in JSON values, whatever it is: models and dataclasses as objects, what has no such form as text."""
     try:
         return as_json("A value", value)
@@ -205,7 +206,7 @@ def jsonable(value: Any) -> Any:
         return str(value)
 
 
-def json_text(value: Any) -> str:
+def json_text(value: object) -> str:
     """``value`` as JSON text; a text is taken for JSON already, and None for no arguments at all."""
     if isinstance(value, str):
         return value
@@ -215,7 +216,7 @@ def json_text(value: Any) -> str:
 # Asking ---------------------------------------------------------------------------------------------------------------
 
 
-async def ask(turn: Turn, tool: str, arguments: Any, about: str = "") -> bool:
+async def ask(turn: Turn, tool: str, arguments: object, about: str = "") -> bool:
     """Ask the user whether ``tool`` may run with ``arguments``; ``about`` is the framework's own question, if any."""
     arguments = jsonable(arguments)
     shown = json_text(arguments)

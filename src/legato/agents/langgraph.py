@@ -16,8 +16,8 @@ Legato's log. Set ``thread`` when the graph keeps more than messages from one tu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from ..agent import Agent, OnCrash, Turn
 from ..json import JsonObject
@@ -29,11 +29,52 @@ EXTRA = "langgraph"
 MODES = ("messages", "updates", "tasks", "custom")
 """The ``stream_mode`` that ``translate`` makes the most of; ``messages`` alone is enough for text and calls."""
 
-OnInterrupt = Callable[[Turn, Any], Awaitable[Any]]
+OnInterrupt = Callable[[Turn, Any], Awaitable[object]]
 """Given the turn and the value of an interrupt, what to resume the graph with."""
 
 
-async def permitted(turn: Turn, value: Any) -> Any:
+# What is looked at of LangGraph's and LangChain's objects. Which of it a message has depends on its type.
+
+
+class _ChatMessage(Protocol):
+    id: str | None
+    type: str
+    content: str | list[str | JsonObject]
+    content_blocks: Iterable[JsonObject]
+    tool_calls: Sequence[JsonObject]
+    tool_call_chunks: Iterable[JsonObject]
+    usage_metadata: JsonObject | None
+    response_metadata: JsonObject | None
+    tool_call_id: str
+    status: str
+
+
+class _Interrupt(Protocol):
+    id: str
+    value: object
+
+
+class _Task(Protocol):
+    interrupts: Sequence[_Interrupt]
+
+
+class _GraphState(Protocol):
+    next: Sequence[str]
+    tasks: Sequence[_Task]
+    values: object
+
+
+class _Checkpointer(Protocol):
+    async def adelete_thread(self, thread: str) -> None: ...
+
+
+class _Graph(Protocol):
+    def astream(self, given: object, config: JsonObject, **options: Any) -> AsyncGenerator[object, None]: ...
+
+    async def aget_state(self, config: JsonObject) -> _GraphState: ...
+
+
+async def permitted(turn: Turn, value: object) -> object:
     """What to resume an interrupt with, by asking the user for permission.
 
     An interrupt of LangChain's ``HumanInTheLoopMiddleware`` is asked for call by call, and its decisions are to approve
@@ -81,7 +122,7 @@ def adapt(
     load("langgraph", EXTRA)  # now rather than at the first question
 
     async def answer(turn: Turn) -> AsyncGenerator[Yielded, None]:
-        passage = _Passage(graph, turn, dict(options(turn)) if options else {}, thread)
+        passage = _GraphRun(graph, turn, dict(options(turn)) if options else {}, thread)
         with explained(turn.run):
             async with contextlib.aclosing(passage.go(on_interrupt)) as items:
                 async for item in items:
@@ -92,14 +133,14 @@ def adapt(
     return adapted(answer, name=name, on_crash=on_crash, description=description, found=found)
 
 
-async def translate(parts: AsyncIterable[Any]) -> AsyncGenerator[Yielded, None]:
+async def translate(parts: AsyncIterable[object]) -> AsyncGenerator[Yielded, None]:
     """Legato's events for the parts of ``graph.astream``, with any ``stream_mode`` that has ``"messages"`` in it.
 
     Of ``custom`` parts, texts and Legato's own events are told. Also takes the bare messages of a chat model's
     ``astream``. A call's beginning, its arguments as they stream, and its result are told; of parts that mean nothing
     to a reader, nothing is.
     """
-    translator = _Translator()
+    translator = _GraphTranslator()
     async for part in parts:
         for item in translator.take(part):
             yield item
@@ -107,10 +148,12 @@ async def translate(parts: AsyncIterable[Any]) -> AsyncGenerator[Yielded, None]:
         yield item
 
 
-class _Passage:
+class _GraphRun:
     """A run of a graph, from its input to its end, through its interrupts."""
 
-    def __init__(self, graph: Any, turn: Turn, options: dict[str, Any], thread: Callable[[Turn], str] | None) -> None:
+    def __init__(
+        self, graph: _Graph, turn: Turn, options: dict[str, Any], thread: Callable[[Turn], str] | None
+    ) -> None:
         config = dict(options.pop("config", None) or {})
         configurable = dict(config.get("configurable") or {})
         if thread is not None:
@@ -120,15 +163,15 @@ class _Passage:
         self._graph, self._turn, self._options, self._config = graph, turn, options, config
         # True is a subgraph's way to say: my parent's.
         checkpointer = getattr(graph, "checkpointer", None)
-        self._checkpointer = None if isinstance(checkpointer, bool) else checkpointer
+        self._checkpointer: _Checkpointer | None = None if isinstance(checkpointer, bool) else checkpointer
 
     async def go(self, on_interrupt: OnInterrupt) -> AsyncGenerator[Yielded, None]:
-        translator = _Translator()
+        translator = _GraphTranslator()
         options = {"stream_mode": list(MODES), "subgraphs": True, **self._options}
         try:
             given = await self._input()
-            if given is None:
-                for item in translator.remember(await self._state()):
+            if given is None and (kept := await self._state()) is not None:
+                for item in translator.remember(kept):
                     yield item
             while True:
                 async with contextlib.aclosing(self._graph.astream(given, self._config, **options)) as parts:
@@ -146,7 +189,7 @@ class _Passage:
         finally:
             await self._forget()
 
-    async def _input(self) -> Any:
+    async def _input(self) -> object:
         if self._turn.attempt > 1:
             state = await self._state()
             if state is not None and state.next:
@@ -158,10 +201,10 @@ class _Passage:
         convert = load("langchain_core.messages", EXTRA).convert_to_messages
         return {"messages": convert([_plain(message) for message in told])}
 
-    async def _state(self) -> Any:
+    async def _state(self) -> _GraphState | None:
         return None if self._checkpointer is None else await self._graph.aget_state(self._config)
 
-    async def _answers(self, state: Any, on_interrupt: OnInterrupt) -> Any:
+    async def _answers(self, state: _GraphState, on_interrupt: OnInterrupt) -> object:
         """What a graph that has stopped before its end goes on with; False when the user does not want it to."""
         interrupts = [interrupt for task in state.tasks for interrupt in task.interrupts]
         if not interrupts:  # a breakpoint: there is nothing to answer, the graph just waits
@@ -175,7 +218,7 @@ class _Passage:
                 await self._checkpointer.adelete_thread(self._turn.run)
 
 
-def _question(value: Any) -> str:
+def _question(value: object) -> str:
     if isinstance(value, Mapping):
         named = (value.get(key) for key in ("question", "message", "description", "prompt"))
         value = next((text for text in named if isinstance(text, str) and text), value)
@@ -192,7 +235,7 @@ def _plain(message: JsonObject) -> JsonObject:
     return {**plain, "tool_calls": calls} if calls else plain
 
 
-class _Translator:
+class _GraphTranslator:
     """From one part of a stream to what it means, over all of a run.
 
     Nodes that run beside each other may have models that speak at the same time. They are told one after the other:
@@ -202,7 +245,7 @@ class _Translator:
     def __init__(self) -> None:
         self._calls = Calls()
         self._streamed: set[str] = set()  # messages of which pieces came; the whole is no news then
-        self._places: dict[tuple[str, Any], str] = {}  # calls by message and index
+        self._places: dict[tuple[str, object], str] = {}  # calls by message and index
         self._latest: dict[str, str] = {}  # the call of each message that was begun last
         self._used = Usage()
         self._speaker = ""  # the message that is being told
@@ -210,7 +253,7 @@ class _Translator:
         self._over: set[str] = set()  # those of them that are whole
         self._texted = ""  # the message that has had text since the last result of a tool
 
-    def take(self, part: Any) -> list[Yielded]:
+    def take(self, part: object) -> list[Yielded]:
         mode, data = _mode(part)
         handler = _MODES.get(mode)
         return handler(self, data) if handler else []
@@ -220,7 +263,7 @@ class _Translator:
         self._over |= self._waiting.keys()
         return self._pass_on()
 
-    def remember(self, state: Any) -> list[Yielded]:
+    def remember(self, state: _GraphState) -> list[Yielded]:
         """The calls without a result in the state that a run is resumed from: their results will come."""
         kept = _messages_of(state.values)
         done = {message.tool_call_id for message in kept if message.type == "tool"}
@@ -271,7 +314,7 @@ class _Translator:
     # The modes --------------------------------------------------------------------------------------------------------
 
     def _message(self, data: Any) -> list[Yielded]:
-        message = data[0] if isinstance(data, tuple | list) else data
+        message: _ChatMessage = data[0] if isinstance(data, tuple | list) else data
         about = message.id or ""
         if message.type == "tool":
             finished = self._calls.finish(message.tool_call_id, _output(message), message.status != "error")
@@ -285,7 +328,7 @@ class _Translator:
         self._streamed.add(about)
         return self._tell(about, [*self._content(message), *self._whole(message), *self._end(message)], over=True)
 
-    def _content(self, message: Any) -> list[Yielded]:
+    def _content(self, message: _ChatMessage) -> list[Yielded]:
         items: list[Yielded] = []
         for block in message.content_blocks:
             if block["type"] == "text":
@@ -296,7 +339,7 @@ class _Translator:
                 items += [Refusal(refusal)] if refusal else []
         return items
 
-    def _pieces(self, message: Any) -> list[Yielded]:
+    def _pieces(self, message: _ChatMessage) -> list[Yielded]:
         items: list[Yielded] = []
         about = message.id or ""
         for piece in message.tool_call_chunks:
@@ -309,7 +352,7 @@ class _Translator:
             items += self._calls.arguments(key, piece.get("args") or "")
         return items
 
-    def _whole(self, message: Any, without: Collection[str] = ()) -> list[Yielded]:
+    def _whole(self, message: _ChatMessage, without: Collection[str] = ()) -> list[Yielded]:
         items: list[Yielded] = []
         for call in [*message.tool_calls, *getattr(message, "invalid_tool_calls", ())]:
             key = call.get("id") or f"{message.id}-{call['name']}"
@@ -317,7 +360,7 @@ class _Translator:
                 items += [*self._calls.begin(key, call["name"]), *self._calls.complete(key, json_text(call["args"]))]
         return items
 
-    def _end(self, message: Any) -> list[Yielded]:
+    def _end(self, message: _ChatMessage) -> list[Yielded]:
         """What a message, or the last piece of one, says of tokens and of why it ended."""
         items: list[Yielded] = []
         about = message.response_metadata or {}
@@ -336,7 +379,7 @@ class _Translator:
         reason = about.get("finish_reason") or about.get("stop_reason") or about.get("done_reason")
         return items + finish(reason if isinstance(reason, str) else None)
 
-    def _update(self, data: Any) -> list[Yielded]:
+    def _update(self, data: object) -> list[Yielded]:
         """A node is done: so are its messages, and their calls are complete."""
         items: list[Yielded] = []
         updates = data.values() if isinstance(data, Mapping) else ()
@@ -356,7 +399,7 @@ class _Translator:
     def _unfinished(self) -> set[str]:
         return ({self._speaker, *self._waiting} - self._over) - {""}
 
-    def _task(self, data: Any) -> list[Yielded]:
+    def _task(self, data: object) -> list[Yielded]:
         """A task begins; when it is a tool's, it has its calls as input."""
         given = data.get("input") if isinstance(data, Mapping) else None
         if isinstance(given, Mapping) and "tool_call" in given:
@@ -365,11 +408,11 @@ class _Translator:
         ids = [call["id"] for call in calls if isinstance(call, Mapping) and call.get("type") == "tool_call"]
         return self._behind([item for id in ids if isinstance(id, str) for item in self._calls.start(id)])
 
-    def _custom(self, data: Any) -> list[Yielded]:
+    def _custom(self, data: object) -> list[Yielded]:
         return self._behind([data]) if isinstance(data, Yielded) else []
 
 
-def _mode(part: Any) -> tuple[str, Any]:
+def _mode(part: object) -> tuple[str, object]:
     """What a part of a stream is, in all the forms in which LangGraph and LangChain give them."""
     if isinstance(part, Mapping):
         return (part["type"], part["data"]) if {"type", "data"} <= part.keys() else ("updates", part)
@@ -381,23 +424,24 @@ def _mode(part: Any) -> tuple[str, Any]:
     return "messages", part
 
 
-def _messages_of(update: Any) -> list[Any]:
+def _messages_of(update: object) -> list[_ChatMessage]:
     given = update.get("messages") if isinstance(update, Mapping) else None
-    listed = given if isinstance(given, list | tuple) else [given]
+    listed: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
     return [message for message in listed if hasattr(message, "type")]
 
 
-def _output(message: Any) -> Any:
+def _output(message: _ChatMessage) -> object:
     content = message.content
     if isinstance(content, str):
         return content
-    texts = [block if isinstance(block, str) else block.get("text") for block in content]
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else content
+    given = [block if isinstance(block, str) else block.get("text") for block in content]
+    texts = [text for text in given if isinstance(text, str)]
+    return "".join(texts) if len(texts) == len(given) else content
 
 
-_MODES: dict[str, Callable[[_Translator, Any], list[Yielded]]] = {
-    "messages": _Translator._message,
-    "updates": _Translator._update,
-    "tasks": _Translator._task,
-    "custom": _Translator._custom,
+_MODES: dict[str, Callable[[_GraphTranslator, object], list[Yielded]]] = {
+    "messages": _GraphTranslator._message,
+    "updates": _GraphTranslator._update,
+    "tasks": _GraphTranslator._task,
+    "custom": _GraphTranslator._custom,
 }

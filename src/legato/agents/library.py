@@ -15,9 +15,13 @@ import threading
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import InvalidInput
+
+if TYPE_CHECKING:
+    from apsw import Connection
 
 logger = logging.getLogger("legato")
 
@@ -75,7 +79,7 @@ class Hit(NamedTuple):
     score: float
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """Hits, best first; ``near`` if none holds a word of the question, only words that begin like it."""
 
     hits: list[Hit]
@@ -96,7 +100,7 @@ class Library:
             raise InvalidInput(f"The guide needs a folder of documents; {str(folder)!r} is none.")
         self.folder = folder.resolve()
         self._lock = threading.Lock()  # apsw refuses to be used by two threads at the same time
-        self._connection: Any = None
+        self._connection: Connection | None = None
         self._passages: list[Passage] = []
 
     def passages(self) -> list[Passage]:
@@ -112,7 +116,7 @@ class Library:
             titles.setdefault(passage.file, passage.headings[0])
         return titles
 
-    def search(self, terms: Iterable[str], limit: int = 12) -> Found:
+    def search(self, terms: Iterable[str], limit: int = 12) -> SearchResult:
         """The passages that hold any of ``terms``, best first, headings counting more than text.
 
         One whose own heading is just what was asked for counts up to twice.
@@ -123,14 +127,14 @@ class Library:
         asked = _beginnings(terms)
         phrases = [_phrase(term) for term in terms]
         with self._lock:
-            self._read()
+            connection = self._read()
             for attempt, query in enumerate(_queries([phrase for phrase in phrases if phrase])):
-                if hits := self._match(query, asked)[:limit]:
-                    return Found(hits, near=attempt > 0)
-        return Found([])
+                if hits := self._match(connection, query, asked)[:limit]:
+                    return SearchResult(hits, near=attempt > 0)
+        return SearchResult([])
 
-    def _match(self, query: str, asked: set[str]) -> list[Hit]:
-        rows = self._connection.execute(
+    def _match(self, connection: Connection, query: str, asked: set[str]) -> list[Hit]:
+        rows = connection.execute(
             "SELECT rowid, bm25(passage, 2.0, 1.0, 5.0, 1.0) AS rank FROM passage WHERE passage MATCH ? "
             "ORDER BY rank, rowid LIMIT ?",
             (query, MAX_CONSIDERED),
@@ -139,12 +143,12 @@ class Library:
         found.sort(key=lambda hit: (-hit[0], hit[1].place))
         return [Hit(passage, round(score, 3)) for score, passage in found]
 
-    def _read(self) -> None:
+    def _read(self) -> Connection:
         if self._connection is not None:
-            return
+            return self._connection
         found = (stretch for path in _documents(self.folder) for stretch in _split(self.folder, path))
         passages = [Passage(place, *stretch) for place, stretch in enumerate(found)]
-        connection = load_apsw().Connection(":memory:")
+        connection: Connection = load_apsw().Connection(":memory:")
         connection.execute(
             "CREATE VIRTUAL TABLE passage USING fts5"
             "(file, above, heading, body, content='', tokenize='porter unicode61 remove_diacritics 2')"
@@ -155,6 +159,7 @@ class Library:
                 ((p.place, p.file, *map(_spaced, (*_parted(p.headings), p.text))) for p in passages),
             )
         self._passages, self._connection = passages, connection
+        return connection
 
 
 def _likeness(asked: set[str], passage: Passage) -> float:
@@ -322,7 +327,7 @@ def _cut(block: str) -> Iterator[str]:
         yield block
 
 
-def load_apsw() -> Any:
+def load_apsw() -> ModuleType:
     """The module ``apsw``, or an error that says how to install it."""
     try:
         import apsw

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from ..errors import InvalidInput
 from ..http.retry import BackoffStrategy, RetryConfig
@@ -137,7 +137,7 @@ class Model:
         """A client of its API. Close it."""
         return _PROVIDERS[self.wire](self.base_url, self.api_key, retry_config=PATIENCE)
 
-    def settings(self, metadata: Mapping[str, Any]) -> JsonObject:
+    def settings(self, metadata: Mapping[str, object]) -> JsonObject:
         """What of a message's metadata is meant for a model, in the words of its API. What does not fit is left out."""
         found: JsonObject = {}
         for name, read in _SETTINGS[self.wire].items():
@@ -148,7 +148,7 @@ class Model:
 
 # Settings -------------------------------------------------------------------------------------------------------------
 
-Read = Callable[[Any], JsonObject | None]
+Read = Callable[[object], JsonObject | None]
 
 
 def _as(name: str, *types: type) -> Read:
@@ -160,7 +160,7 @@ def _flag(name: str) -> Read:
     return lambda value: {name: value} if isinstance(value, bool) else None
 
 
-def _chat_choice(choice: Any) -> JsonObject | None:
+def _chat_choice(choice: object) -> JsonObject | None:
     match choice:
         case str():
             return {"tool_choice": choice}
@@ -169,7 +169,7 @@ def _chat_choice(choice: Any) -> JsonObject | None:
     return None
 
 
-def _messages_choice(choice: Any) -> JsonObject | None:
+def _messages_choice(choice: object) -> JsonObject | None:
     match choice:
         case "auto" | "none":
             return {"tool_choice": {"type": choice}}
@@ -180,7 +180,7 @@ def _messages_choice(choice: Any) -> JsonObject | None:
     return None
 
 
-def _chat_format(text: Any) -> JsonObject | None:
+def _chat_format(text: object) -> JsonObject | None:
     match text:
         case {"format": {"type": "json_schema", **schema}}:
             return {"response_format": {"type": "json_schema", "json_schema": schema}}
@@ -189,7 +189,7 @@ def _chat_format(text: Any) -> JsonObject | None:
     return None
 
 
-def _chat_effort(reasoning: Any) -> JsonObject | None:
+def _chat_effort(reasoning: object) -> JsonObject | None:
     match reasoning:
         case {"effort": str(effort)}:
             return {"reasoning_effort": effort}

@@ -14,8 +14,8 @@ Tools with ``needs_approval`` ask the user by ``turn.ask_permission``; the SDK's
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -25,6 +25,67 @@ from ..yields import Refusal, Text, Thinking, Usage, Yielded
 from .framework import Calls, Options, adapted, ask, explained, finish, json_text, load, messages
 
 EXTRA = "openai-agents"
+
+
+# What is looked at of the SDK's objects. Which of it is there depends on their type.
+
+
+class _TokenUsage(Protocol):
+    input_tokens: int
+    output_tokens: int
+
+
+class _EndedResponse(Protocol):
+    usage: _TokenUsage | None
+    model: str | None
+
+
+class _RawEvent(Protocol):
+    type: str
+    delta: str
+    summary_index: int
+    output_index: int
+    item: object
+    response: _EndedResponse
+
+
+class _RunItem(Protocol):
+    agent: object
+    raw_item: Any  # a model of the OpenAI SDK, or a dict
+
+
+class _SdkEvent(Protocol):
+    type: str
+    data: _RawEvent
+    name: str
+    item: _RunItem
+
+
+class _Interruption(Protocol):
+    name: str | None
+    arguments: str | None
+    call_id: str
+
+
+class _HaltedRun(Protocol):
+    def approve(self, call: _Interruption) -> None: ...
+
+    def reject(self, call: _Interruption) -> None: ...
+
+
+class _StreamedRun(Protocol):
+    interruptions: Sequence[_Interruption]
+
+    def stream_events(self) -> AsyncGenerator[_SdkEvent, None]: ...
+
+    def cancel(self) -> None: ...
+
+    def to_state(self) -> _HaltedRun: ...
+
+
+class _SdkRunner(Protocol):
+    def run_streamed(self, agent: object, given: list[JsonObject] | _HaltedRun, **options: Any) -> _StreamedRun: ...
+
 
 _TOOL_FAILED = "An error occurred while running the tool"
 """How the SDK's own text for the model begins when a tool has raised; nothing else tells the two kinds apart."""
@@ -70,17 +131,19 @@ async def translate(events: AsyncIterable[Any]) -> AsyncGenerator[Yielded, None]
     A call's beginning, its arguments as they stream, and its result are told; of events that mean nothing to a reader,
     nothing is. Nothing is closed here: ``result.cancel()`` when you stop before the end.
     """
-    translator = _Translator()
+    translator = _SdkTranslator()
     async for event in events:
         for item in translator.take(event):
             yield item
 
 
-async def _answer(runner: Any, agent: Any, turn: Turn, options: dict[str, Any]) -> AsyncGenerator[Yielded, None]:
-    translator = _Translator()
-    state: Any = [item for message in messages(turn) for item in _items(message)]
+async def _answer(
+    runner: _SdkRunner, agent: object, turn: Turn, options: dict[str, Any]
+) -> AsyncGenerator[Yielded, None]:
+    translator = _SdkTranslator()
+    given: list[JsonObject] | _HaltedRun = [item for message in messages(turn) for item in _items(message)]
     while True:
-        result = runner.run_streamed(agent, state, **options)
+        result = runner.run_streamed(agent, given, **options)
         async with contextlib.aclosing(result.stream_events()) as events:
             try:
                 async for event in events:
@@ -91,7 +154,7 @@ async def _answer(runner: Any, agent: Any, turn: Turn, options: dict[str, Any]) 
                 raise
         if not result.interruptions:
             return
-        state = result.to_state()
+        given = state = result.to_state()
         for call in result.interruptions:
             if await ask(turn, call.name or "tool", _arguments(call.arguments)):
                 state.approve(call)
@@ -102,7 +165,7 @@ async def _answer(runner: Any, agent: Any, turn: Turn, options: dict[str, Any]) 
                 translator.reject(call.call_id)
 
 
-def _arguments(text: str | None) -> Any:
+def _arguments(text: str | None) -> object:
     try:
         return msgspec.json.decode(text or "{}")
     except msgspec.DecodeError:
@@ -130,7 +193,7 @@ def _part(part: JsonObject) -> JsonObject:
     return part
 
 
-class _Translator:
+class _SdkTranslator:
     """From one event to what it means, over all of a run, also when it is resumed."""
 
     def __init__(self) -> None:
@@ -146,7 +209,7 @@ class _Translator:
     def reject(self, call: str) -> None:
         self._rejected.add(call)
 
-    def take(self, event: Any) -> list[Yielded]:
+    def take(self, event: _SdkEvent) -> list[Yielded]:
         if event.type == "raw_response_event":
             raw = _RAW.get(event.data.type)
             return raw(self, event.data) if raw else []
@@ -157,35 +220,35 @@ class _Translator:
 
     # What the model says ----------------------------------------------------------------------------------------------
 
-    def _created(self, data: Any) -> list[Yielded]:
+    def _created(self, data: _RawEvent) -> list[Yielded]:
         self._places, self._spoken = {}, False
         return []
 
-    def _text(self, data: Any) -> list[Yielded]:
+    def _text(self, data: _RawEvent) -> list[Yielded]:
         self._spoken = True
         return [Text(data.delta)]
 
-    def _refusal(self, data: Any) -> list[Yielded]:
+    def _refusal(self, data: _RawEvent) -> list[Yielded]:
         self._spoken = True
         return [Refusal(data.delta)]
 
-    def _thinking(self, data: Any) -> list[Yielded]:
+    def _thinking(self, data: _RawEvent) -> list[Yielded]:
         return [Thinking(data.delta)]
 
-    def _summary_part(self, data: Any) -> list[Yielded]:
+    def _summary_part(self, data: _RawEvent) -> list[Yielded]:
         return [Thinking("\n\n")] if data.summary_index else []
 
-    def _item_added(self, data: Any) -> list[Yielded]:
+    def _item_added(self, data: _RawEvent) -> list[Yielded]:
         call = _Called.of(data.item)
         if call is None:
             return []
         self._places[data.output_index] = call.id
         return self._calls.begin(call.id, call.name)
 
-    def _arguments_delta(self, data: Any) -> list[Yielded]:
+    def _arguments_delta(self, data: _RawEvent) -> list[Yielded]:
         return self._calls.arguments(self._places.get(data.output_index, ""), data.delta)
 
-    def _item_done(self, data: Any) -> list[Yielded]:
+    def _item_done(self, data: _RawEvent) -> list[Yielded]:
         call = _Called.of(data.item)
         if call is None:
             return []
@@ -194,7 +257,7 @@ class _Translator:
         # What the model's provider executes itself is over when its item is.
         return begun + (self._calls.finish(call.id, call.output, call.success) if call.hosted else [])
 
-    def _response_end(self, data: Any) -> list[Yielded]:
+    def _response_end(self, data: _RawEvent) -> list[Yielded]:
         response, used = data.response, self._used
         usage = response.usage
         if usage is not None:
@@ -212,7 +275,7 @@ class _Translator:
 
     # What the SDK does ------------------------------------------------------------------------------------------------
 
-    def _message(self, item: Any) -> list[Yielded]:
+    def _message(self, item: _RunItem) -> list[Yielded]:
         if self._spoken:
             return []
         # A model that does not stream: all that comes is the whole.
@@ -222,7 +285,7 @@ class _Translator:
             items += [Refusal(text)] if (text := getattr(part, "refusal", None)) else []
         return items
 
-    def _called(self, item: Any) -> list[Yielded]:
+    def _called(self, item: _RunItem) -> list[Yielded]:
         call = _Called.of(item.raw_item)
         if call is None or call.hosted:
             return []
@@ -230,7 +293,7 @@ class _Translator:
         begun += self._calls.complete(call.id, call.arguments)
         return begun if _asks(item.agent, call.name) else begun + self._calls.start(call.id)
 
-    def _output(self, item: Any) -> list[Yielded]:
+    def _output(self, item: _RunItem) -> list[Yielded]:
         id = _field(item.raw_item, "call_id") or ""
         output = getattr(item, "output", None)
         output = _field(item.raw_item, "output") if output is None else output
@@ -269,36 +332,36 @@ class _Called(msgspec.Struct, frozen=True):
         )
 
 
-def _field(item: Any, name: str) -> Any:
+def _field(item: object, name: str) -> Any:
     return item.get(name) if isinstance(item, dict) else getattr(item, name, None)
 
 
-def _asks(agent: Any, tool: str) -> bool:
+def _asks(agent: object, tool: str) -> bool:
     """Whether ``tool`` may ask before it begins."""
     tools = getattr(agent, "tools", None) or ()
     return any(each.name == tool and getattr(each, "needs_approval", False) for each in tools)
 
 
-_RAW: dict[str, Callable[[_Translator, Any], list[Yielded]]] = {
-    "response.created": _Translator._created,
-    "response.output_text.delta": _Translator._text,
-    "response.refusal.delta": _Translator._refusal,
-    "response.reasoning_text.delta": _Translator._thinking,
-    "response.reasoning_summary_text.delta": _Translator._thinking,
-    "response.reasoning_summary_part.added": _Translator._summary_part,
-    "response.output_item.added": _Translator._item_added,
-    "response.function_call_arguments.delta": _Translator._arguments_delta,
-    "response.output_item.done": _Translator._item_done,
-    "response.completed": _Translator._response_end,
-    "response.incomplete": _Translator._response_end,
-    "response.failed": _Translator._response_end,
+_RAW: dict[str, Callable[[_SdkTranslator, _RawEvent], list[Yielded]]] = {
+    "response.created": _SdkTranslator._created,
+    "response.output_text.delta": _SdkTranslator._text,
+    "response.refusal.delta": _SdkTranslator._refusal,
+    "response.reasoning_text.delta": _SdkTranslator._thinking,
+    "response.reasoning_summary_text.delta": _SdkTranslator._thinking,
+    "response.reasoning_summary_part.added": _SdkTranslator._summary_part,
+    "response.output_item.added": _SdkTranslator._item_added,
+    "response.function_call_arguments.delta": _SdkTranslator._arguments_delta,
+    "response.output_item.done": _SdkTranslator._item_done,
+    "response.completed": _SdkTranslator._response_end,
+    "response.incomplete": _SdkTranslator._response_end,
+    "response.failed": _SdkTranslator._response_end,
 }
 
-_ITEMS: dict[str, Callable[[_Translator, Any], list[Yielded]]] = {
-    "message_output_created": _Translator._message,
-    "tool_called": _Translator._called,
-    "tool_output": _Translator._output,
-    "handoff_requested": _Translator._called,
-    "handoff_occured": _Translator._output,  # the SDK's own spelling
-    "handoff_occurred": _Translator._output,
+_ITEMS: dict[str, Callable[[_SdkTranslator, _RunItem], list[Yielded]]] = {
+    "message_output_created": _SdkTranslator._message,
+    "tool_called": _SdkTranslator._called,
+    "tool_output": _SdkTranslator._output,
+    "handoff_requested": _SdkTranslator._called,
+    "handoff_occured": _SdkTranslator._output,  # the SDK's own spelling
+    "handoff_occurred": _SdkTranslator._output,
 }

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from ..agent import Agent, OnCrash, Turn
 from ..json import JsonObject
@@ -36,6 +36,99 @@ from .framework import (
 )
 
 EXTRA = "pydantic-ai"
+
+
+# What is looked at of pydantic-ai's objects. Which of it is there depends on their kind.
+
+
+class _MessagePart(Protocol):
+    part_kind: str
+    content: Any
+    tool_call_id: str
+    tool_name: str
+    args: str | JsonObject | None
+
+
+class _PartDelta(Protocol):
+    part_delta_kind: str
+    content_delta: str
+    args_delta: str | JsonObject | None
+
+
+class _PartEvent(Protocol):
+    index: int
+    part: _MessagePart
+
+
+class _DeltaEvent(Protocol):
+    index: int
+    delta: _PartDelta
+
+
+class _CallEvent(Protocol):
+    part: _MessagePart
+
+
+class _ResultEvent(Protocol):
+    part: _MessagePart
+    result: _MessagePart
+
+
+class _FinalEvent(Protocol):
+    tool_name: str | None
+
+
+class _TokenCounts(Protocol):
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+
+
+class _LastResponse(Protocol):
+    model_name: str | None
+    finish_reason: str | None
+
+
+class _RunResult(Protocol):
+    output: object
+    usage: Any  # a property, or once a method
+    response: _LastResponse
+
+
+class _EndEvent(Protocol):
+    result: _RunResult
+
+
+class _Approvals(Protocol):
+    approvals: Mapping[str, object]
+
+
+class _ApprovalEvent(Protocol):
+    results: _Approvals
+
+
+class _AskedCall(Protocol):
+    tool_call_id: str
+    tool_name: str
+
+    def args_as_dict(self) -> JsonObject: ...
+
+
+class _Requests(Protocol):
+    approvals: Sequence[_AskedCall]
+
+    def build_results(self, *, approvals: Mapping[str, bool]) -> object: ...
+
+
+class _RequestEvent(Protocol):
+    event_kind: str
+    requests: _Requests
+
+
+class _StreamingAgent(Protocol):
+    def run_stream_events(
+        self, prompt: object, **options: Any
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterable[_RequestEvent]]: ...
 
 
 def adapt(
@@ -72,19 +165,19 @@ def adapt(
     return adapted(answer, name=name, on_crash=on_crash, description=description, found=getattr(agent, "name", None))
 
 
-async def translate(events: AsyncIterable[Any]) -> AsyncGenerator[Yielded, None]:
+async def translate(events: AsyncIterable[object]) -> AsyncGenerator[Yielded, None]:
     """Legato's events for those of ``run_stream_events``, or of an ``event_stream_handler``.
 
     A call's beginning, its arguments as they stream, and its result are told; of events that mean nothing to a reader,
     nothing is. Nothing is closed here: leave the block in which ``events`` was opened.
     """
-    translator = _Translator()
+    translator = _PydanticTranslator()
     async for event in events:
         for item in translator.take(event):
             yield item
 
 
-async def _answer(agent: Any, turn: Turn, options: dict[str, Any]) -> AsyncGenerator[Yielded, None]:
+async def _answer(agent: _StreamingAgent, turn: Turn, options: dict[str, Any]) -> AsyncGenerator[Yielded, None]:
     conversation = messages(turn)
     # Not among the messages, where a system prompt would take the place of the agent's own.
     options["instructions"] = [
@@ -98,7 +191,7 @@ async def _answer(agent: Any, turn: Turn, options: dict[str, Any]) -> AsyncGener
     told_of: set[str] = set()
     told = asyncio.Event()
 
-    async def approve(context: Any, requests: Any) -> Any:
+    async def approve(context: object, requests: _Requests) -> object:
         # What was said before the question may still be on its way through the stream: the question comes after it.
         while not told_of.issuperset(call.tool_call_id for call in requests.approvals):
             told.clear()
@@ -109,7 +202,7 @@ async def _answer(agent: Any, turn: Turn, options: dict[str, Any]) -> AsyncGener
 
     options["capabilities"] = [*options.get("capabilities", ()), *_capabilities(approve)]
     options["message_history"] = [*options.get("message_history", ()), *history]
-    translator = _Translator(_asking(agent))
+    translator = _PydanticTranslator(_asking(agent))
     async with agent.run_stream_events(prompt, **options) as events:
         async for event in events:
             for item in translator.take(event):
@@ -119,23 +212,23 @@ async def _answer(agent: Any, turn: Turn, options: dict[str, Any]) -> AsyncGener
                 told.set()
 
 
-def _capabilities(approve: Callable[[Any, Any], Any]) -> list[Any]:
+def _capabilities(approve: Callable[[object, _Requests], Awaitable[object]]) -> list[object]:
     capabilities = load("pydantic_ai.capabilities", EXTRA)
     # An agent's system prompt is otherwise left out as soon as there is a history.
     return [capabilities.ReinjectSystemPrompt(), capabilities.HandleDeferredToolCalls(handler=approve)]
 
 
-def _asking(agent: Any) -> frozenset[str]:
+def _asking(agent: object) -> frozenset[str]:
     """The tools that are known to ask before they begin."""
     named = (getattr(toolset, "tools", None) for toolset in getattr(agent, "toolsets", ()))
     tools = [item for tools in named if isinstance(tools, Mapping) for item in tools.items()]
     return frozenset(name for name, tool in tools if getattr(tool, "requires_approval", False))
 
 
-def _history(conversation: list[JsonObject]) -> list[Any]:
+def _history(conversation: list[JsonObject]) -> list[object]:
     parts = load("pydantic_ai.messages", EXTRA)
     names: dict[str, str] = {}
-    history: list[Any] = []
+    history: list[object] = []
     for message in conversation:
         content = message["content"]
         if message["role"] == "assistant":
@@ -152,20 +245,20 @@ def _history(conversation: list[JsonObject]) -> list[Any]:
     return history
 
 
-def _listed(instructions: Any) -> list[Any]:
+def _listed(instructions: object) -> list[object]:
     if instructions is None:
         return []
     return [*instructions] if isinstance(instructions, list | tuple) else [instructions]
 
 
-def _content(content: Any) -> Any:
+def _content(content: str | list[JsonObject]) -> str | list[object]:
     """A user's text, or texts and images."""
     if isinstance(content, str):
         return content
     return [read for part in content if (read := _part(part)) is not None]
 
 
-def _part(part: JsonObject) -> Any:
+def _part(part: JsonObject) -> object:
     if part.get("type") == "text":
         return part["text"]
     if part.get("type") != "image_url":
@@ -174,7 +267,7 @@ def _part(part: JsonObject) -> Any:
     return parts.BinaryContent.from_data_uri(url) if url.startswith("data:") else parts.ImageUrl(url)
 
 
-class _Translator:
+class _PydanticTranslator:
     """From one event to what it means; ``asking`` are tools whose call does not mean yet that they begin."""
 
     def __init__(self, asking: frozenset[str] = frozenset()) -> None:
@@ -184,11 +277,11 @@ class _Translator:
         self._spoken = False  # whether the present response has text
         self._by_tool = False  # whether its output came as the arguments of a tool
 
-    def take(self, event: Any) -> list[Yielded]:
+    def take(self, event: object) -> list[Yielded]:
         handler = _HANDLERS.get(getattr(event, "event_kind", ""))
         return handler(self, event) if handler else []
 
-    def _part_start(self, event: Any) -> list[Yielded]:
+    def _part_start(self, event: _PartEvent) -> list[Yielded]:
         part = event.part
         if event.index == 0:
             self._spoken = self._by_tool = False
@@ -197,14 +290,14 @@ class _Translator:
         if part.part_kind == "thinking":
             return [Thinking(part.content)] if part.content else []
         if part.part_kind == "builtin-tool-return":
-            return self._result(event)
+            return self._returned(part)
         if part.part_kind not in ("tool-call", "builtin-tool-call"):
             return []
         self._parts[event.index] = part.tool_call_id
         begun = self._calls.begin(part.tool_call_id, part.tool_name)
         return begun + self._calls.arguments(part.tool_call_id, part.args if isinstance(part.args, str) else "")
 
-    def _part_delta(self, event: Any) -> list[Yielded]:
+    def _part_delta(self, event: _DeltaEvent) -> list[Yielded]:
         delta = event.delta
         if delta.part_delta_kind == "text":
             return self._text(delta.content_delta)
@@ -214,34 +307,36 @@ class _Translator:
             return self._calls.arguments(self._parts.get(event.index, ""), delta.args_delta)
         return []
 
-    def _part_end(self, event: Any) -> list[Yielded]:
+    def _part_end(self, event: _PartEvent) -> list[Yielded]:
         part = event.part
         if part.part_kind in ("tool-call", "builtin-tool-call"):
             return self._calls.complete(part.tool_call_id, json_text(part.args))
         return []
 
-    def _call(self, event: Any) -> list[Yielded]:
+    def _call(self, event: _CallEvent) -> list[Yielded]:
         part = event.part
         begun = [] if part.tool_call_id in self._calls else self._calls.begin(part.tool_call_id, part.tool_name)
         begun += self._calls.complete(part.tool_call_id, json_text(part.args))
         executed = getattr(event, "args_valid", True) and part.tool_name not in self._asking
         return begun + (self._calls.start(part.tool_call_id) if executed else [])
 
-    def _approved(self, event: Any) -> list[Yielded]:
+    def _approved(self, event: _ApprovalEvent) -> list[Yielded]:
         # An answer is a mere bool or an object; of these only a denial has a message.
         granted = [id for id, answer in event.results.approvals.items() if answer and not hasattr(answer, "message")]
         return [item for id in granted for item in self._calls.start(id)]
 
-    def _result(self, event: Any) -> list[Yielded]:
-        part = event.part if hasattr(event, "part") else event.result  # 1.x called it the result
+    def _result(self, event: _ResultEvent) -> list[Yielded]:
+        return self._returned(event.part if hasattr(event, "part") else event.result)  # 1.x called it the result
+
+    def _returned(self, part: _MessagePart) -> list[Yielded]:
         success = getattr(part, "outcome", "success") == "success" and part.part_kind != "retry-prompt"
         return self._calls.finish(part.tool_call_id, part.content, success)
 
-    def _end(self, event: Any) -> list[Yielded]:
+    def _end(self, event: _EndEvent) -> list[Yielded]:
         result = event.result
         unsaid = result.output is not None and (self._by_tool or not self._spoken)
         said = self._text(json_text(result.output)) if unsaid else []
-        usage = result.usage if hasattr(result.usage, "input_tokens") else result.usage()
+        usage: _TokenCounts = result.usage if hasattr(result.usage, "input_tokens") else result.usage()
         response = result.response
         used = Usage(
             input_tokens=usage.input_tokens,
@@ -253,7 +348,7 @@ class _Translator:
         )
         return [*said, used, *finish(response.finish_reason)]
 
-    def _final(self, event: Any) -> list[Yielded]:
+    def _final(self, event: _FinalEvent) -> list[Yielded]:
         self._by_tool = event.tool_name is not None
         return []
 
@@ -262,15 +357,15 @@ class _Translator:
         return [Text(text)] if text else []
 
 
-_HANDLERS: dict[str, Callable[[_Translator, Any], list[Yielded]]] = {
-    "part_start": _Translator._part_start,
-    "part_delta": _Translator._part_delta,
-    "part_end": _Translator._part_end,
-    "final_result": _Translator._final,
-    "function_tool_call": _Translator._call,
-    "function_tool_result": _Translator._result,
-    "output_tool_call": _Translator._call,
-    "output_tool_result": _Translator._result,
-    "deferred_tool_results": _Translator._approved,
-    "agent_run_result": _Translator._end,
+_HANDLERS: dict[str, Callable[[_PydanticTranslator, Any], list[Yielded]]] = {
+    "part_start": _PydanticTranslator._part_start,
+    "part_delta": _PydanticTranslator._part_delta,
+    "part_end": _PydanticTranslator._part_end,
+    "final_result": _PydanticTranslator._final,
+    "function_tool_call": _PydanticTranslator._call,
+    "function_tool_result": _PydanticTranslator._result,
+    "output_tool_call": _PydanticTranslator._call,
+    "output_tool_result": _PydanticTranslator._result,
+    "deferred_tool_results": _PydanticTranslator._approved,
+    "agent_run_result": _PydanticTranslator._end,
 }

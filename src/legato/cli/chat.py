@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
@@ -26,7 +26,9 @@ from .text import line, typed
 
 if TYPE_CHECKING:
     from ..client import Client, ClientError, EventStream, NotificationEvent, PermissionEvent, SendResult, StreamEvent
-    from .terminal import View
+    from .terminal import TerminalView
+
+    Item: TypeAlias = "StreamEvent | _Line | _Cut | _Ended | _Trouble"
 
 QUIET = 0.15
 """Seconds without an event after which a question is asked: one that was answered long ago is answered by then."""
@@ -57,9 +59,9 @@ def chat(session: str | None, url: str, agent: str | None, thinking: bool) -> No
     """
     from rich.console import Console
 
-    from .terminal import View
+    from .terminal import TerminalView
 
-    view = View(Console(highlight=False), thinking=thinking)
+    view = TerminalView(Console(highlight=False), thinking=thinking)
     with connected(url) as client:
         Chat(client, view, url=url, session=session, agent=agent).run()
 
@@ -70,7 +72,7 @@ class _Line:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lost:
+class _Cut:
     attempt: int
     wait: float
     error: ClientError | None
@@ -101,7 +103,7 @@ class Chat:
         agent: who answers; None for the default.
     """
 
-    def __init__(self, client: Client, view: View, *, url: str, session: str | None, agent: str | None) -> None:
+    def __init__(self, client: Client, view: TerminalView, *, url: str, session: str | None, agent: str | None) -> None:
         from .keyboard import Keyboard
 
         self._client = client
@@ -109,7 +111,7 @@ class Chat:
         self._url = url
         self._session = session
         self._agent = agent
-        self._items: queue.Queue[Any] = queue.Queue(WAITING)
+        self._items: queue.Queue[Item] = queue.Queue(WAITING)
         self._keyboard = Keyboard(lambda text: self._items.put(_Line(text)))
         self._interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self._typed: list[str | None] = []  # lines that came when nothing was asked any more
@@ -196,7 +198,7 @@ class Chat:
         self._items.put(_Ended(error))
 
     def _on_reconnect(self, attempt: int, wait: float, error: ClientError | None) -> None:
-        self._items.put(_Lost(attempt, wait, error))
+        self._items.put(_Cut(attempt, wait, error))
 
     def _cancel(self, session: str, run: str) -> None:
         try:
@@ -242,11 +244,11 @@ class Chat:
         except queue.Empty:
             self._ask(next(iter(self._asks.values())))
 
-    def _handle(self, item: Any) -> None:
+    def _handle(self, item: Item) -> None:
         match item:
             case _Line(text):
                 self._answer(text)
-            case _Lost():
+            case _Cut():
                 self._show_lost(item)
             case _Trouble(text):
                 self._view.say(text, "bad")
@@ -257,7 +259,7 @@ class Chat:
             case event:
                 self._show(event)
 
-    def _show_lost(self, lost: _Lost) -> None:
+    def _show_lost(self, lost: _Cut) -> None:
         if not self._runs:
             return  # nobody waits for anything
         text = f"{why(lost.error)}, retrying in {lost.wait:.1f} s…"

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec
 
 import click
 
@@ -15,6 +15,8 @@ from .failure import INTERRUPTED, Failure, Misuse
 
 if TYPE_CHECKING:
     from ..client import Client, ClientError
+
+P = ParamSpec("P")
 
 DEFAULT_URL = "http://localhost:8088"
 
@@ -75,13 +77,13 @@ def come_back(session: str, url: str) -> str:
     return f"legato chat {session}" + ("" if url == DEFAULT_URL else f" --url {url}")
 
 
-def quiet_interrupt(command: Callable[..., Any]) -> Callable[..., Any]:
+def quiet_interrupt(command: Callable[P, None]) -> Callable[P, None]:
     """Make a command that follows something for ever leave on Ctrl-C without a word."""
 
     @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            return command(*args, **kwargs)
+            command(*args, **kwargs)
         except KeyboardInterrupt:
             click.get_current_context().exit(INTERRUPTED)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from typing import IO
 
 import click
 
@@ -24,7 +24,7 @@ class Failure(click.ClickException):
     def __init__(self, message: str) -> None:
         super().__init__(line(message, None))
 
-    def show(self, file: Any = None) -> None:
+    def show(self, file: IO[str] | None = None) -> None:
         """Write the line."""
         click.echo(f"legato: {self.message}", file=file, err=file is None)
 
@@ -38,7 +38,7 @@ class Misuse(Failure):
 class Commands(click.Group):
     """The group: it turns our errors into one line, unless ``--debug`` asks for the traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run the command that was chosen."""
         try:
             return super().invoke(ctx)

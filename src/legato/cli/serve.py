@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
@@ -26,6 +26,23 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
 _MODEL_OPTIONS = ("base_url", "instructions", "background")
+
+
+class ServeOptions(TypedDict):
+    """The options of ``legato serve``, but for those of its process."""
+
+    store: str | None
+    models: tuple[str, ...]
+    base_url: str | None
+    instructions: str
+    background: bool | None
+    docs: Path | None
+    pace: float
+    grace: float
+    heartbeat: float
+    client: str
+    cors: tuple[str, ...]
+    allow_host: tuple[str, ...]
 
 
 @click.command(short_help="Serve agents: yours, or the guide.")
@@ -128,7 +145,9 @@ _MODEL_OPTIONS = ("base_url", "instructions", "background")
 )
 @debug_option
 @click.pass_context
-def serve(ctx: click.Context, /, target: str | None, host: str, port: int, log_level: str, **options: Any) -> None:
+def serve(
+    ctx: click.Context, /, target: str | None, host: str, port: int, log_level: str, **options: Unpack[ServeOptions]
+) -> None:
     """Serve the agents of TARGET until Ctrl-C.
 
     TARGET is a module, a file, or an object in one of them (module:agent, file.py:agent): an agent function, an Agent
@@ -181,7 +200,7 @@ def _in_words(record: logging.LogRecord) -> bool:
     return True
 
 
-def _application(target: str | None, host: str, given: set[str], options: dict[str, Any]) -> Legato:
+def _application(target: str | None, host: str, given: set[str], options: ServeOptions) -> Legato:
     from ..server.app import Legato
 
     if not options["models"] and (alone := given.intersection(_MODEL_OPTIONS)):
@@ -204,7 +223,7 @@ def _application(target: str | None, host: str, given: set[str], options: dict[s
         if own := given.intersection(_APP_OPTIONS):
             named = ", ".join(sorted("--" + name.replace("_", "-") for name in own))
             raise Misuse(f"{target} is a whole app; it sets {named} itself, in Legato(...).")
-        if "store" in given:
+        if "store" in given and options["store"] is not None:
             app.source = options["store"]
         if "grace" in given:
             app.grace = options["grace"]
@@ -227,7 +246,7 @@ def _application(target: str | None, host: str, given: set[str], options: dict[s
     return app
 
 
-def _target(target: str | None, given: set[str], options: dict[str, Any]) -> Target:
+def _target(target: str | None, given: set[str], options: ServeOptions) -> Target:
     """What TARGET is; without it, the guide, unless a model answers."""
     from .target import Target, load
 
@@ -240,7 +259,7 @@ def _target(target: str | None, given: set[str], options: dict[str, Any]) -> Tar
     return Target(None, [] if models else _guide(options), [])
 
 
-def _guide(options: dict[str, Any]) -> list[Agent]:
+def _guide(options: ServeOptions) -> list[Agent]:
     from ..agents.guide import guide
 
     return [guide(options["docs"], pace=options["pace"])]

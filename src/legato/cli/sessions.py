@@ -6,16 +6,17 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from ..json import JsonObject
 from .connect import agent_option, come_back, connected, quiet_interrupt, url_option, why
 from .failure import Failure, Misuse, debug_option
 from .text import escaped, line, safe, typed
 
 if TYPE_CHECKING:
-    from ..client import Client, ClientError, LogEvent, StreamEvent
+    from ..client import Client, ClientError, LogEvent, NotificationEvent, PermissionEvent, StreamEvent
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object per line, nothing left out.")
 
@@ -69,7 +70,7 @@ def _print_answer(
 ) -> None:
     from ..client import CompleteEvent, ContentEvent, ErrorEvent, NotificationEvent, PermissionEvent
 
-    lost = _Lost()
+    lost = _Outage()
     written = _Written()
     answer = client.ask(message, session_id=session, agent=agent, idempotency_key=key, on_reconnect=lost)
     for event in answer:
@@ -91,9 +92,10 @@ def _print_answer(
             raise Failure("the run was cancelled")
 
 
-def _question(event: Any) -> str:
-    data = event.data
-    return f"{data.tool_name}: {data.description}" if event.event == "permission" else f"{data.title}: {data.message}"
+def _question(event: PermissionEvent | NotificationEvent) -> str:
+    if event.event == "permission":
+        return f"{event.data.tool_name}: {event.data.description}"
+    return f"{event.data.title}: {event.data.message}"
 
 
 class _Written:
@@ -116,7 +118,7 @@ class _Written:
             self._fresh = True
 
 
-class _Lost:
+class _Outage:
     """Tells on standard error of a connection that was lost, and that it is back."""
 
     def __init__(self) -> None:
@@ -170,7 +172,7 @@ def tail(session: str, url: str, start: str | int, as_json: bool) -> None:
       legato tail s_4Rk2c0pT --from start --json | jq .data
       legato tail s_4Rk2c0pT --from 120
     """
-    lost = _Lost()
+    lost = _Outage()
     width = _width()
     with connected(url, give_up_after=None) as client:
         stream = client.streaming.stream_events(
@@ -203,7 +205,7 @@ def _event_line(event: StreamEvent, width: int) -> str:
     return _row(event.id, event.event, data, width)
 
 
-def _row(offset: str | int, name: str, data: dict[str, Any], width: int, before: str = "") -> str:
+def _row(offset: str | int, name: str, data: JsonObject, width: int, before: str = "") -> str:
     head = f"{line(str(offset), 16):>6}  {before}{line(name, 40):<24} "
     return head + line("  ".join(_fields(data)), max(width - len(head), 20))
 
@@ -211,7 +213,7 @@ def _row(offset: str | int, name: str, data: dict[str, Any], width: int, before:
 _FIRST = ("content", "text", "name", "toolName", "error", "message")
 
 
-def _fields(data: dict[str, Any]) -> Iterator[str]:
+def _fields(data: JsonObject) -> Iterator[str]:
     """The fields as words, those that a person looks for first."""
     names = [name for name in _FIRST if name in data] + [name for name in data if name not in _FIRST]
     for name in names:

@@ -9,9 +9,10 @@ import re
 import sys
 import sysconfig
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from ..agent import Agent
 from ..tool import Tool
@@ -138,7 +139,7 @@ def _advice(exc: ModuleNotFoundError) -> str:
 
 
 def _named(module: ModuleType, place: str, name: str) -> Legato | list[Agent]:
-    found: Any = module
+    found: object = module
     for part in name.split("."):
         try:
             found = getattr(found, part)
@@ -146,7 +147,7 @@ def _named(module: ModuleType, place: str, name: str) -> Legato | list[Agent]:
             known = ", ".join(_names(module)) or "no agent at all"
             raise Misuse(f"There is no {name!r} in {place}; it has {known}.") from None
     if _is_app(found):
-        return found  # type: ignore[no-any-return]
+        return found
     return [_agent(found, f"{place}:{name}")]
 
 
@@ -158,7 +159,7 @@ def _whole(module: ModuleType, place: str, expected: str) -> Legato | list[Agent
         names = ", ".join(name for name, value in vars(module).items() if _is_app(value))
         raise Misuse(f"There are several apps in {place} ({names}); name one, as in {place}:app")
     if apps:
-        return apps[0]  # type: ignore[no-any-return]
+        return apps[0]
     found = {name: getattr(module, name) for name in _names(module)}
     # An Agent and the function it was made of, or two names of one thing, are one agent.
     wrapped = {id(value.function) for value in found.values() if isinstance(value, Agent)}
@@ -194,7 +195,7 @@ def _looks(value: object, module: ModuleType) -> bool:
     return parameters[0].name == "turn" or named.rpartition(".")[2] == "Turn"
 
 
-def _required(function: Any) -> list[inspect.Parameter] | None:
+def _required(function: Callable[..., object]) -> list[inspect.Parameter] | None:
     """The parameters that a caller must give; None when nobody knows."""
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -204,7 +205,7 @@ def _required(function: Any) -> list[inspect.Parameter] | None:
     return [p for p in parameters if p.default is p.empty and p.kind not in variable]
 
 
-def _agent(found: Any, where: str) -> Agent:
+def _agent(found: object, where: str) -> Agent:
     if isinstance(found, Agent):
         return found
     if not callable(found):
@@ -219,7 +220,7 @@ def _agent(found: Any, where: str) -> Agent:
     return Agent(found)
 
 
-def _is_app(value: object) -> bool:
+def _is_app(value: object) -> TypeGuard[Legato]:
     from ..server.app import Legato
 
     return isinstance(value, Legato)

@@ -7,16 +7,47 @@ line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.control import Control
 from rich.segment import ControlType, Segment, Segments
 from rich.style import Style
 
-from ..client import BackendMessage, NotificationEvent, PermissionEvent, StreamEvent
-from ..client.events import DeltaData
+from ..client.events import (
+    CancelRequestedEvent,
+    CompleteData,
+    CompleteEvent,
+    ContentEvent,
+    DeltaData,
+    ErrorData,
+    ErrorEvent,
+    HeartbeatEvent,
+    NotificationData,
+    NotificationEvent,
+    NotificationResolvedData,
+    NotificationResolvedEvent,
+    PermissionData,
+    PermissionEvent,
+    PermissionResolvedData,
+    PermissionResolvedEvent,
+    RunStartedEvent,
+    SessionDeletedEvent,
+    SessionRewoundEvent,
+    StreamEvent,
+    ThinkingEvent,
+    ToolExecutionCompleteData,
+    ToolExecutionCompleteEvent,
+    ToolExecutionStartData,
+    ToolExecutionStartEvent,
+    ToolUseParameterStreamingCompleteData,
+    ToolUseParameterStreamingCompleteEvent,
+    ToolUseStartData,
+    ToolUseStartEvent,
+    UserMessageCreatedData,
+    UserMessageCreatedEvent,
+)
+from ..client.models import BackendMessage
 from .text import cells, line, safe
 
 STYLES: Mapping[str, Style] = {
@@ -34,7 +65,7 @@ _ERASE = Control((ControlType.CURSOR_MOVE_TO_COLUMN, 0), (ControlType.ERASE_IN_L
 LEVELS = {"info": "quiet", "warning": "warning", "error": "bad", "question": "prompt"}
 
 
-class View:
+class TerminalView:
     """Writes events to ``console``.
 
     Args:
@@ -56,7 +87,7 @@ class View:
         self._status = ""
         self._place: tuple[object, ...] | None = None  # message and part that the last text belonged to
         self._thought = 0  # characters of the thought that is being thought
-        self._tools: dict[str, _Tool] = {}
+        self._tools: dict[str, _ToolLine] = {}
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
@@ -118,20 +149,48 @@ class View:
 
     def show(self, event: StreamEvent) -> None:
         """Write what an event says. Questions are written, not asked."""
-        if event.event != "thinking" and event.event != "heartbeat":
+        if not isinstance(event, ThinkingEvent | HeartbeatEvent):
             self._end_thought()
-        shower = _SHOWERS.get(event.event)
-        if shower is not None:
-            shower(self, event.data)
+        match event:
+            case UserMessageCreatedEvent(data=data):
+                self._user_message(data)
+            case RunStartedEvent(data=data) if data.attempt > 1:
+                self.say(f"the server was interrupted; attempt {data.attempt}", "warning")
+            case ThinkingEvent(data=data):
+                self._think(data)
+            case ContentEvent(data=data):
+                self._delta(data)
+            case ToolUseStartEvent(data=data):
+                self._tool_called(data)
+            case ToolUseParameterStreamingCompleteEvent(data=data):
+                self._tool_ready(data)
+            case ToolExecutionStartEvent(data=data):
+                self._tool_started(data)
+            case ToolExecutionCompleteEvent(data=data):
+                self._tool_completed(data)
+            case PermissionEvent(data=data):
+                self._asked(data)
+            case PermissionResolvedEvent(data=data):
+                self._permission_resolved(data)
+            case NotificationEvent(data=data):
+                self._notified(data)
+            case NotificationResolvedEvent(data=data):
+                self._notification_resolved(data)
+            case CancelRequestedEvent():
+                self.say("stopping…", "warning")
+            case CompleteEvent(data=data):
+                self._completed(data)
+            case ErrorEvent(data=data):
+                self._failed(data)
+            case SessionDeletedEvent():
+                self.say("the session has been deleted", "warning")
+            case SessionRewoundEvent():
+                self.say("the end of the conversation has been taken back", "warning")
 
-    def _user_message(self, data: Any) -> None:
+    def _user_message(self, data: UserMessageCreatedData) -> None:
         if data.message_id not in self.mine:
             self._end_line()
             self.write(f"> {data.content}\n", "user")
-
-    def _run_started(self, data: Any) -> None:
-        if data.attempt > 1:
-            self.say(f"the server was interrupted; attempt {data.attempt}", "warning")
 
     def _delta(self, data: DeltaData) -> None:
         if data.parent_tool_call_id is not None:
@@ -159,21 +218,21 @@ class View:
             self.say(f"thought, {self._thought} characters")
             self._thought = 0
 
-    def _tool_called(self, data: Any) -> None:
-        self._tools[data.id] = _Tool(data.name)
+    def _tool_called(self, data: ToolUseStartData) -> None:
+        self._tools[data.id] = _ToolLine(data.name)
         self._show_tools()
 
-    def _tool_ready(self, data: Any) -> None:
-        self._tools.setdefault(data.id, _Tool(data.name)).arguments = data.input
+    def _tool_ready(self, data: ToolUseParameterStreamingCompleteData) -> None:
+        self._tools.setdefault(data.id, _ToolLine(data.name)).arguments = data.input
         self._show_tools()
 
-    def _tool_started(self, data: Any) -> None:
-        tool = self._tools.setdefault(data.tool_call_id, _Tool(data.tool_name))
+    def _tool_started(self, data: ToolExecutionStartData) -> None:
+        tool = self._tools.setdefault(data.tool_call_id, _ToolLine(data.tool_name))
         tool.progress = data.progress
         self._show_tools()
 
-    def _tool_completed(self, data: Any) -> None:
-        tool = self._tools.pop(data.tool_call_id, _Tool(data.tool_name))
+    def _tool_completed(self, data: ToolExecutionCompleteData) -> None:
+        tool = self._tools.pop(data.tool_call_id, _ToolLine(data.tool_name))
         tool.progress = data.progress or tool.progress
         mark, style = ("✓", "good") if data.success else ("✗", "bad")
         self.say(tool.describe(mark, self._console.width), style)
@@ -184,37 +243,34 @@ class View:
             running = [tool.describe("…", self._console.width) for tool in self._tools.values()]
             self.status("  ".join(running))
 
-    def _asked(self, data: Any) -> None:
+    def _asked(self, data: PermissionData) -> None:
         self.say(f"{data.tool_name} asks for permission: {data.description}", "warning")
         about = [data.action, data.path or "", "" if data.params is None else str(data.params)]
         self.say(line(" ".join(filter(None, about)), 400), indent="  ")
 
-    def _permission_resolved(self, data: Any) -> None:
+    def _permission_resolved(self, data: PermissionResolvedData) -> None:
         by = {"timeout": ": nobody answered in time", "run_ended": ": the run has ended"}.get(data.by or "", "")
         self.say(f"permission {'granted' if data.granted else 'denied'}{by}", "good" if data.granted else "bad")
 
-    def _notified(self, data: Any) -> None:
+    def _notified(self, data: NotificationData) -> None:
         self.say(f"{data.title}: {data.message}", LEVELS.get(data.notification_type, "quiet"))
         for number, choice in enumerate(data.choices or (), 1):
             self.say(f"{number} {line(choice)}", indent="  ")
 
-    def _notification_resolved(self, data: Any) -> None:
+    def _notification_resolved(self, data: NotificationResolvedData) -> None:
         if data.by == "timeout":
             self.say("nobody answered in time")
         else:
             self.say(f"answered: {data.value}" if data.value else "acknowledged")
 
-    def _cancel_requested(self, data: Any) -> None:
-        self.say("stopping…", "warning")
-
-    def _completed(self, data: Any) -> None:
+    def _completed(self, data: CompleteData) -> None:
         self._end_run()
         if data.finish_reason == "cancelled":
             self.say("cancelled", "warning")
         elif data.finish_reason not in (None, "stop"):
             self.say(f"ended: {data.finish_reason}", "warning")
 
-    def _failed(self, data: Any) -> None:
+    def _failed(self, data: ErrorData) -> None:
         self._end_run()
         self.say(f"failed: {data.error} ({data.type})", "bad")
 
@@ -224,12 +280,6 @@ class View:
         self._tools.clear()
         self._place = None
         self._end_line()
-
-    def _deleted(self, data: Any) -> None:
-        self.say("the session has been deleted", "warning")
-
-    def _rewound(self, data: Any) -> None:
-        self.say("the end of the conversation has been taken back", "warning")
 
     # What was said before ---------------------------------------------------------------------------------------------
 
@@ -248,7 +298,7 @@ SHOWN = 6
 """Messages of the history that are shown."""
 
 
-class _Tool:
+class _ToolLine:
     def __init__(self, name: str) -> None:
         self.name = name
         self.arguments = ""
@@ -280,26 +330,3 @@ def question(event: PermissionEvent | NotificationEvent) -> str:
             return "answer: "
         case _:
             return "[Enter] to acknowledge "
-
-
-_Shower = Callable[[View, Any], None]
-
-_SHOWERS: dict[str, _Shower] = {
-    "user_message_created": View._user_message,
-    "run_started": View._run_started,
-    "thinking": View._think,
-    "content": View._delta,
-    "tool_use_start": View._tool_called,
-    "tool_use_parameter_streaming_complete": View._tool_ready,
-    "tool_execution_start": View._tool_started,
-    "tool_execution_complete": View._tool_completed,
-    "permission": View._asked,
-    "permission_resolved": View._permission_resolved,
-    "notification": View._notified,
-    "notification_resolved": View._notification_resolved,
-    "cancel_requested": View._cancel_requested,
-    "complete": View._completed,
-    "error": View._failed,
-    "session_deleted": View._deleted,
-    "session_rewound": View._rewound,
-}

@@ -65,14 +65,14 @@ def _stream_method(
     return method
 
 
-class AsyncStreaming(_AsyncMethods):
+class AsyncStreamingMethods(_AsyncMethods):
     """Events as they happen."""
 
     stream_events = _stream_method(stream_events)
     send_streaming_message = _method(operations.send_streaming_message)
 
 
-class AsyncSessions(_AsyncMethods):
+class AsyncSessionMethods(_AsyncMethods):
     """Conversations."""
 
     create = _method(operations.create_session)
@@ -87,7 +87,7 @@ class AsyncSessions(_AsyncMethods):
     cancel = cancel_processing = _method(operations.cancel_session)
 
 
-class AsyncMessages(_AsyncMethods):
+class AsyncMessageMethods(_AsyncMethods):
     """What was said in them."""
 
     send = _method(operations.send_message)
@@ -95,20 +95,20 @@ class AsyncMessages(_AsyncMethods):
     history = _method(operations.list_history)
 
 
-class AsyncPermissions(_AsyncMethods):
+class AsyncPermissionMethods(_AsyncMethods):
     """Answers to an agent that asks whether it may."""
 
     grant = _method(operations.grant_permission)
     deny = _method(operations.deny_permission)
 
 
-class AsyncNotifications(_AsyncMethods):
+class AsyncNotificationMethods(_AsyncMethods):
     """Answers to an agent that tells or asks something."""
 
     respond = _method(operations.respond_notification)
 
 
-class AsyncSystem(_AsyncMethods):
+class AsyncSystemMethods(_AsyncMethods):
     """The server itself."""
 
     get_health = _method(operations.get_health)
@@ -157,12 +157,12 @@ class AsyncClient:
         self.http = httpx2.AsyncClient(limits=LIMITS) if http_client is None else http_client
         self._owns_http = http_client is None
         self._sleep = sleep
-        self.streaming = AsyncStreaming(self)
-        self.sessions = AsyncSessions(self)
-        self.messages = AsyncMessages(self)
-        self.permissions = AsyncPermissions(self)
-        self.notifications = AsyncNotifications(self)
-        self.system = AsyncSystem(self)
+        self.streaming = AsyncStreamingMethods(self)
+        self.sessions = AsyncSessionMethods(self)
+        self.messages = AsyncMessageMethods(self)
+        self.permissions = AsyncPermissionMethods(self)
+        self.notifications = AsyncNotificationMethods(self)
+        self.system = AsyncSystemMethods(self)
 
     async def __aenter__(self) -> Self:
         return self

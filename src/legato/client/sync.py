@@ -66,14 +66,14 @@ def _stream_method(
     return method
 
 
-class Streaming(_Methods):
+class StreamingMethods(_Methods):
     """Events as they happen."""
 
     stream_events = _stream_method(stream_events)
     send_streaming_message = _method(operations.send_streaming_message)
 
 
-class Sessions(_Methods):
+class SessionMethods(_Methods):
     """Conversations."""
 
     create = _method(operations.create_session)
@@ -88,7 +88,7 @@ class Sessions(_Methods):
     cancel = cancel_processing = _method(operations.cancel_session)
 
 
-class Messages(_Methods):
+class MessageMethods(_Methods):
     """What was said in them."""
 
     send = _method(operations.send_message)
@@ -96,20 +96,20 @@ class Messages(_Methods):
     history = _method(operations.list_history)
 
 
-class Permissions(_Methods):
+class PermissionMethods(_Methods):
     """Answers to an agent that asks whether it may."""
 
     grant = _method(operations.grant_permission)
     deny = _method(operations.deny_permission)
 
 
-class Notifications(_Methods):
+class NotificationMethods(_Methods):
     """Answers to an agent that tells or asks something."""
 
     respond = _method(operations.respond_notification)
 
 
-class System(_Methods):
+class SystemMethods(_Methods):
     """The server itself."""
 
     get_health = _method(operations.get_health)
@@ -158,12 +158,12 @@ class Client:
         self.http = httpx2.Client(limits=LIMITS) if http_client is None else http_client
         self._owns_http = http_client is None
         self._sleep = sleep
-        self.streaming = Streaming(self)
-        self.sessions = Sessions(self)
-        self.messages = Messages(self)
-        self.permissions = Permissions(self)
-        self.notifications = Notifications(self)
-        self.system = System(self)
+        self.streaming = StreamingMethods(self)
+        self.sessions = SessionMethods(self)
+        self.messages = MessageMethods(self)
+        self.permissions = PermissionMethods(self)
+        self.notifications = NotificationMethods(self)
+        self.system = SystemMethods(self)
 
     def __enter__(self) -> Self:
         return self
