@@ -13,6 +13,8 @@ import pytest
 from driving import Chat, Gate, chatting, ends, named, reason
 from facts import draft
 from legato import Text, Thinking, ToolCall, ToolResult, ToolStarted
+from legato.dialect.responses import ResponseEncoder
+from legato.event import Event
 from legato.server import inspect
 from legato.server.app import Legato
 
@@ -166,36 +168,24 @@ async def test_looking_leaves_nothing_in_the_cache() -> None:
         assert all("typescript-0.7.7" not in event.wire for event in events)
 
 
-async def test_a_page_goes_on_where_the_last_one_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fold of an earlier page is taken up again: no event is folded twice, and none is read again."""
+async def test_a_page_costs_no_reader_s_work_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folds are those of the readers: no event is folded twice, whoever asks for it, and as often as they ask."""
     folded: list[int] = []
-    real = inspect.FOLDED["responses"]
+    encode = ResponseEncoder.encode
 
-    def counting(found: Any) -> Any:
-        encode = real(found)
-        return lambda event: folded.append(event.offset) or encode(event)
+    def counting(self: ResponseEncoder, event: Event) -> bytes:
+        folded.append(event.offset)
+        return encode(self, event)
 
-    monkeypatch.setitem(inspect.FOLDED, "responses", counting)
+    monkeypatch.setattr(ResponseEncoder, "encode", counting)
     async with chatting(None, busy) as chat:
         run = (await chat.said()).json()["runId"]
         rows = await wire(chat, "responses", limit=2)
 
         assert folded == [row["offset"] for row in rows if row["run"] == run]
         await wire(chat, "responses", limit=2)  # from the beginning again
-        assert folded == [row["offset"] for row in rows if row["run"] == run] * 2
-
-
-async def test_paused_folds_are_few() -> None:
-    """The oldest are let go."""
-    paused = inspect.Paused(limit=2)
-    for run in ("a", "b", "c"):
-        paused.put(("responses", run), 5, lambda event: b"")
-
-    assert len(paused) == 2
-    assert paused.take(("responses", "a"), before=9) == (0, None)
-    assert paused.take(("responses", "b"), before=5) == (0, None)  # it is past that place
-    assert paused.take(("responses", "b"), before=6)[0] == 5
-    assert len(paused) == 1
+        await sent(chat, "GET", f"/v1/responses/resp_{run}?stream=true")
+        assert folded == [row["offset"] for row in rows if row["run"] == run]
 
 
 async def test_a_page_of_long_answers_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,8 @@ from legato.dialect import mix
 from legato.dialect.responses_schema import RESPONSE_EVENTS
 from legato.server import openapi
 from legato.server.app import Legato
-from legato.server.deva import DevaRoutes
-from legato.server.inspect import InspectRoutes
-from legato.server.mix import MixRoutes
-from legato.server.responses import ResponsesRoutes
+from legato.server.dialects import DIALECTS
+from legato.server.inspect import Inspector
 from live_server import serving
 
 BOUNDED = settings(
@@ -49,13 +47,8 @@ def document(client: httpx2.Client) -> dict[str, Any]:
 
 
 # The same document as the server's, made without one: tests are collected from it.
-NOTHING: Any = None
-OPERATIONS = [
-    *MixRoutes(NOTHING, NOTHING, mix.LEGATO).operations(),
-    *DevaRoutes(NOTHING, NOTHING).operations(),
-    *InspectRoutes(NOTHING, NOTHING, NOTHING).operations(),
-    *ResponsesRoutes(NOTHING, NOTHING, NOTHING, heartbeat=15.0, max_body=1_000_000).operations(),
-]
+OPERATIONS = [operation for dialect in DIALECTS for operation in dialect.operations]
+OPERATIONS += Inspector(DIALECTS).operations()
 generated = schemathesis.openapi.from_dict(openapi.document(OPERATIONS))
 
 

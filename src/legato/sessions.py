@@ -292,14 +292,14 @@ class Sessions:
         """Make history end at message ``to``. A message that crosses the request is not taken back.
 
         Raises:
-            NotFound: there is no such message. RunInProgress: an answer is being given.
+            NotFound: there is no such message. Conflict: an answer is being given.
         """
         until: Offset | None = None
         while True:
             seen = await self._look(caller, session, "rewind")
             until = seen.head if until is None else until  # what has come since the first look stays
             if seen.info.open_runs:
-                raise RunInProgress("A session cannot be rewound while an answer is being given; cancel it first.")
+                raise Conflict("A session cannot be rewound while an answer is being given; cancel it first.")
             if all(message.id != to for message in history(seen.events)):
                 raise NotFound(f"The session has no message {to[:200]!r}.")
             try:
@@ -427,7 +427,7 @@ class Sessions:
         if run not in (None, last.run):
             raise NotFound(f"Run {str(run)[:200]!r} is not one of message {message[:200]!r}.")
         if going_on:
-            raise RunInProgress("The message is being answered; cancel its run first.", run=last.run)
+            raise Conflict("The message is being answered; cancel its run first.", run=last.run)
         return await self._answer_anew(caller, seen, last)
 
     async def answer(self, caller: Caller, session: str, message: str) -> Sent:
@@ -608,7 +608,7 @@ class Sessions:
     async def cancel(self, caller: Caller, session: str, run: str | None = None) -> list[str]:
         """Ask ``run``, or all open runs of the session, to stop; the request is in the log when this returns.
 
-        A run that nobody drives ends with that.
+        A run that waits for a place ends with that; one that waits behind another ends when its turn comes.
 
         Returns:
             The runs that were open.
@@ -618,7 +618,7 @@ class Sessions:
         for open_run in info.open_runs:
             if run in (None, open_run.run):
                 drafts = [Draft(CancelRequested(), open_run.run)]
-                if open_run.owner is None:
+                if open_run.owner is None and open_run is info.open_runs[0]:
                     drafts += await self._end_of(open_run)
                 try:
                     await self._store.append(session, drafts, once=f"cancel:{open_run.run}")
