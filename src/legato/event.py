@@ -53,7 +53,7 @@ class Fact(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         type: the name under which it stands in a log, a key of ``EVENTS``.
         delta: whether what it says stands again, whole, in a later event of the same run.
         terminal: whether it ends its run; each run has exactly one such.
-        open: whether it holds JSON of others, which is to be copied before it is kept.
+        open: whether it holds lists or JSON of others, which are to be copied before they are kept.
     """
 
     type: ClassVar[str]
@@ -269,6 +269,7 @@ class NotificationCreated(Fact, frozen=True):
     """
 
     type = "notification.created"
+    open = True
     id: str
     kind: str
     title: str
@@ -499,10 +500,15 @@ def settle(fact: AnyFact) -> tuple[AnyFact, bytes]:
     Raises:
         InvalidInput: it is not.
     """
-    if isinstance(fact, OtherFact) and not isinstance(fact.data, dict):
-        raise InvalidInput(f"The data of {fact.type} must be a dict, not {type(fact.data).__name__}.")
+    said: object = fact
+    if isinstance(fact, OtherFact):
+        said = fact.data
+        if not isinstance(said, dict):
+            raise InvalidInput(f"The data of {fact.type} must be a dict, not {type(said).__name__}.")
+        if fact.type in EVENTS:
+            raise InvalidInput(f"{fact.type} is no unknown type; it is a {EVENTS[fact.type].__name__}.")
     try:
-        json = encode(fact.data if isinstance(fact, OtherFact) else fact)
+        json = encode(said)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
         raise InvalidInput(f"The data of {fact.type} cannot be stored as JSON: {exc}.", type=fact.type) from exc
     return (read_fact(fact.type, json) if fact.open else fact), json

@@ -34,6 +34,7 @@ class _Log:
         self.events: list[Event] = []
         self.once: dict[str, tuple[Offset, Offset]] = {}
         self.updated_at = 0.0
+        self.waits_since = 0  # when the first of its open runs became the first, in microseconds
 
     @property
     def first(self) -> Offset:
@@ -94,15 +95,18 @@ class MemoryStore:
         ]
         if once is not None:
             log.once[once] = (events[0].offset, events[-1].offset)
-        if not all(event.fact.delta for event in events):
+        whole = not all(event.fact.delta for event in events)
+        if whole:
             log.updated_at = at
+        if next(iter(state.runs), None) != next(iter(log.state.runs), None):
+            log.waits_since = self._last_at
         log.state = state
         log.events += events
         if state.deleted:
             log.events, log.once = events[-1:], {}
         self._logs[session] = log
         self.doorbell.ring(session, outside=lease is None)
-        if free(state.runs, self._clock()) is not None:
+        if whole and free(state.runs, self._clock()) is not None:  # no delta sets a run free
             self.doorbell.ring_work()
         return Appended(events, lease=None if take is None else state.runs[take.run].lease())
 
@@ -157,13 +161,13 @@ class MemoryStore:
 
     async def claim(self, *, owner: str, ttl: float, limit: int) -> list[Lease]:
         """See ``Leaser.claim``."""
-        waiting = sorted(self._free(), key=lambda pair: pair[0].between(pair[1].offset, pair[1].offset)[0].at)
+        waiting = sorted(self._free(), key=lambda pair: pair[0])
         return [await self.acquire(run.session, run.run, owner=owner, ttl=ttl) for _, run in waiting[:limit]]
 
-    def _free(self) -> Iterator[tuple[_Log, OpenRun]]:
+    def _free(self) -> Iterator[tuple[int, OpenRun]]:
         for log in self._logs.values():
             if (run := free(log.state.runs, self._clock())) is not None:
-                yield log, run
+                yield log.waits_since, run
 
     async def renew(self, *, owner: str, ttl: float) -> None:
         """See ``Leaser.renew``."""

@@ -201,7 +201,6 @@ class SQLiteStore:
     async def release(self, lease: Lease) -> None:
         """See ``Leaser.release``."""
         await self._submit(Release(self._future(), lease))
-        self.doorbell.ring_work()
 
     def _future(self) -> asyncio.Future[Any]:
         self._check_open()
@@ -235,6 +234,7 @@ class SQLiteStore:
                 self._tail.put(request.session, request.stored, [len(event.json) for event in request.stored])
                 self.doorbell.ring(request.session, outside=request.lease is None)
                 free = free or request.free
+            free = free or isinstance(request, Release)
             request.settle()
         if free:
             self.doorbell.ring_work()
@@ -267,9 +267,13 @@ class SQLiteStore:
     async def info(self, session: str) -> SessionInfo:
         """See ``Store.info``. Without a query for sessions that were written to, or asked for, of late."""
         self._check_open()
-        if session not in self._looks and is_text(session):
-            await self._submit(Inform(session, self._future()))
         look = self._looks.get(session)
+        if look is not None:
+            self._looks.move_to_end(session)
+        elif is_text(session):
+            found = await self._submit(Inform(session, self._future()))
+            # Something newer may have been delivered meanwhile, and so much else that this has been let go again.
+            look = self._looks.get(session, found)
         if look is None or look.state.deleted:
             raise SessionNotFound(session)
         return SessionInfo(
@@ -285,6 +289,8 @@ class SQLiteStore:
         """See ``Store.sessions``."""
         if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
             raise CursorInvalid(f"The next page is named by the page before, got {after[:60]!r}.")
+        if owner is not None and not is_text(owner):
+            return SessionPage([])
         until = MAX_INTEGER if after is None else int(after)
         limit = max(limit, 0)
         infos = await self._ask(lambda connection: read_sessions(connection, limit + 1, until, owner))

@@ -155,6 +155,10 @@ _OPEN_RUNS = """
     SELECT s.name, r.run, r."offset", r.state, r.owner, r.epoch, r.expires_at
     FROM open_run r JOIN session s ON s.id = r.session ORDER BY r.session, r."offset" LIMIT ?
 """
+_WAITING = """
+    SELECT s.name FROM open_run r JOIN session s ON s.id = r.session
+    LEFT JOIN event e ON e.session = r.session AND e."offset" = r."offset" GROUP BY r.session ORDER BY min(e.at)
+"""
 _LAST = f"SELECT {_HEAD.format(id='session.id')} FROM session WHERE name = ?"
 _HEADS = f"""
     SELECT s.id, s.name, {_HEAD.format(id="s.id")},
@@ -235,6 +239,11 @@ def _infos(rows: Iterable[Any]) -> list[SessionInfo]:
 def read_open_runs(connection: apsw.Connection, limit: int = -1) -> list[OpenRun]:
     """Open runs (all, if ``limit`` is negative), oldest first in their sessions."""
     return [_run(*row) for row in connection.execute(_OPEN_RUNS, (limit,))]
+
+
+def read_waiting(connection: apsw.Connection) -> list[str]:
+    """Sessions with open runs; those whose oldest open message has waited longest come first."""
+    return [name for (name,) in connection.execute(_WAITING)]
 
 
 def _run(session: Any, run: Any, offset: Any, state: Any, owner: Any, epoch: Any, expires_at: Any) -> OpenRun:

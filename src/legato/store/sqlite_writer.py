@@ -15,8 +15,10 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import msgspec
 
 from ..errors import InvalidInput, LegatoError, RunEnded, StoreCorrupt, TooLarge
 from ..event import AnyFact, Draft, Event, Offset, OtherFact, SessionCreated, settle
@@ -38,6 +40,7 @@ from .sqlite_file import (
     read_open_runs,
     read_page,
     read_used,
+    read_waiting,
     store_error,
     value,
 )
@@ -54,6 +57,8 @@ MAX_DATA_BYTES = 256 * 1024 * 1024
 """An event's data, as JSON. SQLite's own limit is 1 GB a row, and one row beyond it would fail its whole group."""
 KNOWN_SESSIONS = 10_000
 """Sessions whose head the writer remembers; others cost a look-up."""
+DAMAGE = (apsw.Error, msgspec.MsgspecError)
+"""What reading a damaged session raises."""
 
 # Requests -------------------------------------------------------------------------------------------------------------
 
@@ -110,7 +115,7 @@ class Append(Request):
         super().__init__(session, future)
         self.session: str = session
         self.drafts = list(drafts)
-        self.settled = [_settle(draft) for draft in drafts]
+        self.settled = [_settle(draft) for draft in self.drafts]
         self.lease = lease
         self.once = once
         self.head = head
@@ -124,13 +129,17 @@ class Append(Request):
 
 
 class Inform(Request):
-    """A look at a session; whoever asks finds it among the looks of its group."""
+    """A look at a session, which is kept with those of its group. It changes nothing, so it fails with nobody."""
 
     __slots__ = ()
 
-    def plan(self, group: _Group) -> None:
+    def __init__(self, session: str, future: asyncio.Future[Any]) -> None:
+        super().__init__(session, future)
+        self.session: str = session
+
+    def plan(self, group: _Group) -> Look | None:
         """See ``Request.plan``."""
-        group.look(str(self.session))
+        return group.look(self.session)
 
 
 class Acquire(Request):
@@ -256,32 +265,43 @@ class _Memory:
 
     Attributes:
         sessions: the most recently written ones.
-        runs: all open runs, by session and run, in the order of their messages.
+        runs: all open runs, by session and run, in the order of their messages. The sessions whose first run has been
+            the first for longest come first.
         next_id: for the next new session.
         last_at: the time of the last append, in microseconds.
     """
 
     def __init__(self, connection: apsw.Connection) -> None:
         self.sessions: OrderedDict[str, _Session] = OrderedDict()
-        self.runs: dict[str, dict[str, OpenRun]] = {}
+        runs: dict[str, dict[str, OpenRun]] = {name: {} for name in read_waiting(connection)}
         for run in read_open_runs(connection):
-            self.runs.setdefault(run.session, {})[run.run] = run
+            runs[run.session][run.run] = run
+        self.runs: dict[str, Mapping[str, OpenRun]] = {**runs}
         self.next_id = 1 + (value(connection, "SELECT max(id) FROM session") or 0)
         self.last_at = int(value(connection, "SELECT max(updated_at) FROM session WHERE NOT deleted") or 0)
 
-    def load(self, connection: apsw.Connection, names: Iterable[str]) -> None:
-        """Make sure that ``sessions`` has all of these that exist."""
+    def load(self, connection: apsw.Connection, names: Iterable[str]) -> dict[str, Exception]:
+        """Make sure that ``sessions`` has all of these that exist; gives what is wrong with those that are damaged."""
         missing = []
         for name in names:
             if name in self.sessions:
                 self.sessions.move_to_end(name)
             else:
                 missing.append(name)
-        if missing:
-            for id, name, head, whole, deleted, begun, updated_at in read_heads(connection, missing):
-                state = SessionState(name, head, whole or 0, deleted, self.runs.get(name, {}))
-                fact, created_at = begun
-                self.sessions[name] = _Session(id, state, created(fact), created_at, updated_at)
+        if not missing:
+            return {}
+        try:
+            heads = read_heads(connection, missing)
+        except DAMAGE as exc:
+            if len(missing) == 1:
+                return {missing[0]: exc}
+            # One by one, so that a damaged session harms nobody else.
+            return {name: error for each in missing for name, error in self.load(connection, [each]).items()}
+        for id, name, head, whole, deleted, begun, updated_at in heads:
+            state = SessionState(name, head, whole, deleted, self.runs.get(name, {}))
+            fact, created_at = begun
+            self.sessions[name] = _Session(id, state, created(fact), created_at, updated_at)
+        return {}
 
     def shrink(self) -> None:
         """Forget sessions beyond ``KNOWN_SESSIONS``. Between groups only: a group's heads are not on the disk yet."""
@@ -295,16 +315,21 @@ class _Memory:
 
 
 class _Group:
-    """The requests of one transaction: what they change, as rows for the view ``change``."""
+    """The requests of one transaction: what they change, as rows for the view ``change``.
 
-    def __init__(self, memory: _Memory, connection: apsw.Connection, clock: Callable[[], float]) -> None:
+    Attributes:
+        touched: the sessions that they change or ask for; what those look like at the end is for everybody to know.
+    """
+
+    def __init__(self, memory: _Memory, connection: apsw.Connection, clock: Callable[[], float], path: str) -> None:
+        self.touched: dict[str, _Session] = {}
         self._memory = memory
         self._connection = connection
         self._clock = clock
+        self._path = path
         self._rows: list[Any] = []
         self._updated: dict[int, int] = {}
-        self._changed: dict[tuple[int, str, str], OpenRun | None] = {}
-        self.looks: dict[str, _Session] = {}
+        self._changed: dict[tuple[int, str], OpenRun | None] = {}
         self._used: dict[tuple[int, str], tuple[Offset, Offset]] = {}
         self._fresh: dict[tuple[int, str], list[Event]] = {}
 
@@ -312,13 +337,18 @@ class _Group:
         """Decide each request, in order; one that is refused leaves no trace."""
         self._memory.shrink()
         names = dict.fromkeys(request.session for request in requests if request.session is not None)
-        self._memory.load(self._connection, names)
+        damaged = self._memory.load(self._connection, names)
         self._load_used(requests)
         for request in requests:
             try:
-                request.outcome = request.plan(self)
+                if request.session in damaged:
+                    raise damaged[request.session]
+                request.outcome, request.error = request.plan(self), None
             except (LegatoError, ValueError) as exc:
                 request.error = exc
+            except DAMAGE as exc:
+                request.error = store_error(exc, self._path)
+                request.error.__cause__ = exc
 
     def _load_used(self, requests: Sequence[Request]) -> None:
         sessions = self._memory.sessions
@@ -358,11 +388,13 @@ class _Group:
                 zip(request.drafts, request.settled, strict=True), before.head + 1
             )
         ]
+        whole = False
         for event in events:
-            delta = event.fact.delta
-            self._rows += (EVENT, known.id, event.offset, at, event.type, event.run, delta, event.json)
-            if not delta:
-                self._updated[known.id] = known.updated_at = at
+            fact = event.fact
+            self._rows += (EVENT, known.id, event.offset, at, fact.type, event.run, fact.delta, event.json)
+            whole = whole or not fact.delta
+        if whole:
+            self._updated[known.id] = known.updated_at = at
         if request.once is not None:
             self._rows += (ONCE, known.id, request.once, before.head + 1, state.head, None, None, None)
             self._fresh[known.id, request.once] = events
@@ -370,23 +402,23 @@ class _Group:
         if state.deleted:
             self._rows += (DELETED, known.id, state.head, None, None, None, None, None)
         request.stored = events
-        request.free = free(state.runs, now) is not None
+        request.free = whole and free(state.runs, now) is not None  # no delta sets a run free
         return Appended(events, lease=None if take is None else state.runs[take.run].lease())
 
     def _move(self, known: _Session, state: SessionState) -> None:
         """Take over the new state, and note what of its runs has changed."""
         before, name = known.state.runs, state.session
         known.state = state
-        self.looks[name] = known
+        self.touched[name] = known
         if before is state.runs:
             return
         for run in before.keys() | state.runs.keys():
             if before.get(run) is not state.runs.get(run):
-                self._changed[known.id, name, run] = state.runs.get(run)
+                self._changed[known.id, run] = state.runs.get(run)
+        if next(iter(before), None) != next(iter(state.runs), None):
+            self._memory.runs.pop(name, None)  # another run is the first: the session goes to the end of the line
         if state.runs:
-            self._memory.runs[name] = dict(state.runs)
-        else:
-            self._memory.runs.pop(name, None)
+            self._memory.runs[name] = state.runs
 
     def _before(self, name: str, session: _Session, once: str) -> list[Event] | None:
         """The events stored earlier under this key."""
@@ -416,10 +448,16 @@ class _Group:
     def claim(self, request: Claim) -> list[Lease]:
         """Leases of runs that nobody held."""
         now = self._clock()
-        found = (run for runs in self._memory.runs.values() if (run := free(runs, now)) is not None)
-        waiting = list(itertools.islice(found, request.limit))
-        self._memory.load(self._connection, [run.session for run in waiting])
-        return [self.acquire(run.session, Take(run.run, request.owner, request.ttl)) for run in waiting]
+        waiting = iter([run for runs in self._memory.runs.values() if (run := free(runs, now)) is not None])
+        leases: list[Lease] = []
+        while some := list(itertools.islice(waiting, max(request.limit - len(leases), 0))):
+            damaged = self._memory.load(self._connection, [run.session for run in some])
+            leases += [
+                self.acquire(run.session, Take(run.run, request.owner, request.ttl))
+                for run in some
+                if run.session not in damaged
+            ]
+        return leases
 
     def renew(self, request: Renew) -> None:
         """Extend the leases of an owner."""
@@ -427,15 +465,19 @@ class _Group:
         held = [
             name for name, runs in self._memory.runs.items() if any(r.owner == request.owner for r in runs.values())
         ]
-        self._memory.load(self._connection, held)
+        damaged = self._memory.load(self._connection, held)
         for name in held:
-            known = self._memory.sessions[name]
-            self._move(known, renewed(known.state, owner=request.owner, until=until))
+            if name not in damaged:
+                known = self._memory.sessions[name]
+                self._move(known, renewed(known.state, owner=request.owner, until=until))
 
-    def look(self, name: str) -> None:
-        """Note that somebody wants to know what the session looks like."""
-        if (known := self._memory.sessions.get(name)) is not None:
-            self.looks[name] = known
+    def look(self, name: str) -> Look | None:
+        """What the session looks like; None if it never was."""
+        known = self._memory.sessions.get(name)
+        if known is None:
+            return None
+        self.touched[name] = known
+        return known.look()
 
     def release(self, lease: Lease) -> None:
         """Give a lease back."""
@@ -448,7 +490,7 @@ class _Group:
         rows = self._rows
         for id, at in self._updated.items():
             rows += (UPDATED, id, at, None, None, None, None, None)
-        for (id, _, name), run in self._changed.items():
+        for (id, name), run in self._changed.items():
             if run is None:
                 rows += (RUN_ENDED, id, name, None, None, None, None, None)
             else:
@@ -527,9 +569,15 @@ class Writer:
     def _do(self, requests: list[Request]) -> None:
         # Before the commit, so that whoever reads its effects from the disk can know that it is being delivered.
         self.begun += 1
-        looks: dict[str, Look] = {}
+        looks = self._try(requests)
+        if looks is None and (asking := [request for request in requests if isinstance(request, Inform)]):
+            looks = self._try(asking)
+        self._deliver(requests, looks or {})
+
+    def _try(self, requests: Sequence[Request]) -> dict[str, Look] | None:
+        """Commit a group; None if it could not be, which each of its requests has been told."""
         try:
-            looks = self._commit(requests)
+            return self._commit(requests)
         except Exception as exc:  # whatever it is, this thread goes on for the other sessions
             self._undo()
             for request in requests:
@@ -537,15 +585,15 @@ class Writer:
                 request.error.__cause__ = exc
                 if isinstance(request, Append):
                     request.stored = []
-        self._deliver(requests, looks)
+            return None
 
-    def _commit(self, requests: list[Request]) -> dict[str, Look]:
+    def _commit(self, requests: Sequence[Request]) -> dict[str, Look]:
         if self._memory is None:
             self._memory = _Memory(self._connection)
-        group = _Group(self._memory, self._connection, self._clock)
+        group = _Group(self._memory, self._connection, self._clock, self._path)
         group.plan(requests)
         self._write_all(group.rows())
-        return {name: known.look() for name, known in group.looks.items()}
+        return {name: known.look() for name, known in group.touched.items()}
 
     def _write_all(self, rows: list[Any]) -> None:
         size = STATEMENT_ROWS * WIDTH
