@@ -26,6 +26,7 @@ from legato.event import (
     NotificationCreated,
     OtherFact,
     PermissionRequested,
+    RunCancelled,
     RunCompleted,
     RunFailed,
     Said,
@@ -100,10 +101,12 @@ def test_tables_agree() -> None:
 
 
 def test_what_holds_json_of_others_is_open() -> None:
-    """A fact with any JSON or with parts in it has to be copied before it is kept."""
+    """A fact with any JSON, a list or parts in it has to be copied before it is kept."""
     for kind in EVENTS.values():
         hints = [str(field.type) for field in msgspec.structs.fields(kind)]
-        assert any(word in hint for hint in hints for word in ("dict", "Any", "Part", "Said")) is kind.open, kind
+        assert any(word in hint for hint in hints for word in ("dict", "list", "Any", "Part", "Said")) is kind.open, (
+            kind
+        )
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -127,7 +130,7 @@ def test_a_whole_message_is_read_with_its_parts() -> None:
         CallPart(1, "c", "add", "{}", True, {"x": 1}),
         CallPart(1, "d", "add", "{"),
     ]
-    whole = RunCompleted("stop", Said("m", "a", parts), Usage(3))
+    whole = RunCompleted("stop", Said("m", "a", parts), {"input_tokens": 3})
     json = {
         "finish_reason": "stop",
         "message": {
@@ -146,6 +149,7 @@ def test_a_whole_message_is_read_with_its_parts() -> None:
     }  # fmt: skip
 
     assert whole == fact("run.completed", json)
+    assert (whole.message, Usage(3)) == (whole.said, whole.used)
     assert json == msgspec.json.decode(encode(whole)) == to_builtins(whole)
     assert [False, True] == [part.done for part in reversed(parts) if isinstance(part, CallPart)]
 
@@ -197,7 +201,9 @@ def test_unknown_fields_are_kept_in_the_event() -> None:
         ("run.completed", {"finish_reason": 5, "message": {"id": "m", "text": 7, "parts": [{"type": "text"}]}},
          RunCompleted("", Said("m", "", [OtherPart({"type": "text"})]))),
         ("run.failed", {"code": "x", "message": "y", "partial": {"text": "z"}, "usage": {"input_tokens": "3"}},
-         RunFailed("x", "y", Said("", "z", []), Usage())),
+         RunFailed("x", "y", Said("", "z", []), {"input_tokens": "3"})),
+        ("run.failed", {"code": "x", "message": "y", "partial": {"text": "z"}, "usage": [3]},
+         RunFailed("x", "y", Said("", "z", []))),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_mended(type: str, data: dict[str, Any], expected: Fact) -> None:
@@ -206,6 +212,25 @@ def test_what_does_not_fit_is_mended(type: str, data: dict[str, Any], expected: 
 
     assert expected == fact(type, data) == read_fact(type, encode(data))
     assert before == data == stored(type, data, 1).data
+
+
+@pytest.mark.parametrize(
+    ("usage", "used"),
+    [
+        (None, None),
+        ({}, Usage()),
+        ({"input_tokens": 3, "images": 1, "model": "m"}, Usage(3, model="m")),
+        ({"input_tokens": "3", "output_tokens": 2, "cost": "free"}, Usage(output_tokens=2)),
+    ],
+)
+def test_usage_is_kept_as_it_came(usage: dict[str, Any] | None, used: Usage | None) -> None:
+    """In the fact it is what was written; what of that is known, and fits, can be had."""
+    for type, whole in (("run.completed", "message"), ("run.failed", "partial"), ("run.cancelled", "partial")):
+        read = fact(type, {whole: {}} if usage is None else {whole: {}, "usage": usage})
+
+        assert isinstance(read, RunCompleted | RunFailed | RunCancelled)
+        assert (usage, used) == (read.usage, read.used)
+        assert usage == settle(read)[0].usage  # type: ignore[union-attr]
 
 
 def test_mending_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -302,6 +327,16 @@ def test_a_settled_fact_is_nobody_s_to_change() -> None:
     assert OtherFact("tool.dreamt", {"a": [1]}) == settled
 
 
+def test_a_list_of_choices_is_nobody_s_to_change() -> None:
+    """It is copied, too."""
+    choices = ["a"]
+    settled, _ = settle(NotificationCreated("n", "k", "t", "m", "choice", 1.0, 2.0, choices))
+    choices.append("b")
+
+    assert isinstance(settled, NotificationCreated)
+    assert ["a"] == settled.choices
+
+
 def test_a_fact_of_its_own_values_is_settled_as_it_is() -> None:
     """It has nothing that could be changed; no copy is made for each delta."""
     delta = TextDelta(0, 1, 0, "x")
@@ -330,7 +365,17 @@ def deep() -> list[Any]:
     return nested
 
 
-@pytest.mark.parametrize("value", [object(), {1, object()}, {"a": 1 + 2j}, deep(), "\ud800"])
+def circle() -> list[Any]:
+    circle: list[Any] = []
+    circle.append({"again": circle})
+    return circle
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), {1, object()}, {"a": 1 + 2j}, deep(), circle(), "\ud800", {"\ud800": 1}, {("a",): 1}, iter([1])],
+    ids=["object", "set", "complex", "deep", "circle", "surrogate", "surrogate in a key", "key", "iterator"],
+)
 def test_what_is_no_json_cannot_be_stored(value: Any) -> None:
     """It is refused where it is to be written, in words that name the type; a checkpoint, an output, an unknown."""
     for wrong in (CheckpointNoted(value), ToolCompleted("c", "f", "", True, value), OtherFact("odd", {"a": value})):
@@ -344,6 +389,13 @@ def test_the_data_of_an_unknown_type_is_an_object() -> None:
     """Whatever reads it may rely on that."""
     with pytest.raises(InvalidInput, match="must be a dict, not list"):
         settle(OtherFact("odd", []))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("type", EVENTS)
+def test_a_known_type_is_no_unknown_fact(type: str) -> None:
+    """Else it would be one thing to the machine that moves a session, and another to whoever reads it."""
+    with pytest.raises(InvalidInput, match=f"{type} is no unknown type; it is a {EVENTS[type].__name__}"):
+        settle(OtherFact(type, {}))
 
 
 def test_facts_cannot_be_changed() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -22,8 +23,11 @@ from hypothesis import strategies as st
 
 from facts import draft
 from legato.errors import (
+    IllegalTransition,
     InvalidInput,
+    LeaseHeld,
     RunEnded,
+    SessionExists,
     SessionNotFound,
     StoreCorrupt,
     StoreError,
@@ -33,11 +37,24 @@ from legato.errors import (
     StoreVersion,
     TooLarge,
 )
-from legato.event import Draft
-from legato.log import Bell, Log, Store
+from legato.event import (
+    TERMINAL,
+    Draft,
+    OtherFact,
+    RunCancelled,
+    RunCompleted,
+    RunStarted,
+    Said,
+    SessionCreated,
+    SessionDeleted,
+    ToolCompleted,
+)
+from legato.log import Bell, Log, SessionInfo, Store, Take
+from legato.machine import Lease, RunState
+from legato.server.app import Legato
 from legato.store import lock, open_store, sqlite, sqlite_file, sqlite_writer
 from legato.store.sqlite import SQLiteStore
-from legato.testing import EMBEDDED_STORE_CHECKS, STORE_CHECKS, FakeClock, StoreCheck, check_store
+from legato.testing import EMBEDDED_STORE_CHECKS, STORE_CHECKS, Driver, FakeClock, StoreCheck, check_store
 
 CHECKS = [*STORE_CHECKS, *EMBEDDED_STORE_CHECKS]
 CREATED = draft("session.created", {"title": "t"})
@@ -109,6 +126,7 @@ async def test_contract_when_cramped(check: StoreCheck, tmp_path: Path, monkeypa
     """It does so too with caches that hold nothing and groups of two, that is, mostly from the disk."""
     monkeypatch.setattr(sqlite_writer, "KNOWN_SESSIONS", 0)
     monkeypatch.setattr(sqlite_writer, "GROUP_REQUESTS", 2)
+    monkeypatch.setattr(sqlite, "LOOKS", 0)
     await check(
         lambda name, clock: SQLiteStore(tmp_path / name, durability="normal", clock=clock, tail_events=1, tail_bytes=1)
     )
@@ -154,18 +172,22 @@ async def test_the_disk_never_runs_ahead_of_the_cache(store: SQLiteStore, monkey
     log = await begin(store)
     deliver, held, committed = store._deliver, [], asyncio.Event()
 
-    def hold(requests: list[Any]) -> None:
-        held.append(requests)
+    def hold(*group: Any) -> None:
+        held.append(group)
         committed.set()
 
     monkeypatch.setattr(store, "_deliver", hold)
     appending = asyncio.create_task(log.append(text()))
     await committed.wait()
     # Time enough for the disk to answer. If that were too short, a fault would stay hidden, but no test would fail.
-    asyncio.get_running_loop().call_later(0.1, lambda: deliver(held[0]))
+    asyncio.get_running_loop().call_later(0.1, lambda: deliver(*held[0]))
 
-    head = (await store.info("s")).head
-    assert [3] == [event.offset for event in await log.read(head - 1)]
+    assert 2 == (await store.info("s")).head  # it asks nobody, so it is told nothing
+    assert 2 == len(await log.read())
+    (info,) = (await store.sessions()).infos
+    assert 3 == info.head
+    assert [3] == [event.offset for event in await log.read(info.head - 1)]
+    assert info == await store.info("s")
     await appending
 
 
@@ -273,7 +295,7 @@ async def test_times_are_a_strict_order(tmp_path: Path) -> None:
     clock = FakeClock(1000.0)
     async with opened(tmp_path / "log.db", clock=clock) as store:
         await asyncio.gather(*[begin(store, f"s{number}") for number in range(20)])
-        times = [info.updated_at for info in await store.sessions()]
+        times = [info.updated_at for info in (await store.sessions()).infos]
 
         assert sorted(set(times), reverse=True) == times
         clock.now = 500.0
@@ -283,28 +305,36 @@ async def test_times_are_a_strict_order(tmp_path: Path) -> None:
 # Data
 
 
+def circular() -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    data["self"] = [data]
+    return data
+
+
 @pytest.mark.parametrize(
-    "data",
-    [{"a": object()}, {"a": "\ud800"}, {("a", "b"): 1}, {"a": {1, 2}.__iter__()}, ["no dict"], None],
-    ids=["object", "surrogate", "key", "iterator", "list", "None"],
-)
-async def test_data_that_is_no_json(store: SQLiteStore, data: Any) -> None:
+    "fact",
+    [OtherFact("x", ["no dict"]), OtherFact("x", None)]  # type: ignore[arg-type]
+    + [
+        fact
+        for data in (
+            {"a": object()}, {"a": "\ud800"}, {"\ud800": 1}, {("a", "b"): 1}, {"a": {1, 2}.__iter__()}, circular(),
+        )
+        for fact in (OtherFact("x", data), ToolCompleted("c", "f", "", True, data))
+    ],
+    ids=["list", "None"] + [
+        f"{name}, {kind}"
+        for name in ("object", "surrogate", "surrogate in a key", "key", "iterator", "circle")
+        for kind in ("unknown", "known")
+    ],
+)  # fmt: skip
+async def test_data_that_is_no_json(store: SQLiteStore, fact: OtherFact | ToolCompleted) -> None:
     """Data that JSON cannot hold is refused to its caller, and stores nothing."""
     log = await begin(store)
-    appending, refused = log.append(text("good")), log.append(text(), draft("tool.completed", data, "r"))
+    appending, refused = log.append(text("good")), log.append(text(), Draft(fact, "r"))
     done = await asyncio.gather(appending, refused, return_exceptions=True)
 
     assert InvalidInput is type(done[1])
     assert ["good"] == [event.data["text"] for event in await log.read(2)]
-
-
-async def test_circular_data(store: SQLiteStore) -> None:
-    """Data that contains itself is refused."""
-    log = await begin(store)
-    data: dict[str, Any] = {}
-    data["self"] = data
-    with pytest.raises(InvalidInput):
-        await log.append(draft("tool.completed", data, "r"))
 
 
 async def test_data_that_is_too_large(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,12 +350,17 @@ async def test_all_readers_get_what_json_makes_of_data(tmp_path: Path) -> None:
     data = {"tuple": (1, 2), "nan": float("nan")}
     async with opened(tmp_path / "log.db") as store:
         log = await begin(store)
-        await log.append(draft("tool.completed", data, "r"))
+        await log.append(Draft(OtherFact("x", data), "r"), Draft(ToolCompleted("c", "f", "", True, data), "r"))
         data["later"] = True
         cached = await log.read()
     async with opened(tmp_path / "log.db") as store:
-        assert cached == await Log(store, "s").read()
-        assert {"tuple": [1, 2], "nan": None} == cached[2].data
+        read = await Log(store, "s").read()
+        assert cached == read
+        assert [event.fact for event in cached] == [event.fact for event in read]
+        whole = {"tuple": [1, 2], "nan": None}
+        assert (whole, OtherFact("x", whole)) == (cached[2].data, cached[2].fact)
+        assert ToolCompleted("c", "f", "", True, whole) == cached[3].fact
+        assert whole == cached[3].data["output"]
 
 
 @pytest.mark.parametrize("odd", ["a\0b", "\0", "\udc00"])
@@ -338,11 +373,17 @@ async def test_ids_that_are_no_text(store: SQLiteStore, odd: str) -> None:
         log.append(text(), once=odd),
         log.append(draft(odd, {})),
         store.acquire("s", "r", owner=odd, ttl=1),
+        store.claim(owner=odd, ttl=1, limit=1),
+        log.append(text(), take=Take("r", odd, 1)),
+        log.append(text(), take=Take(odd, "me", 1)),
+        store.append("t", [Draft(SessionCreated(owner=odd))]),
     ):
         with pytest.raises(InvalidInput):
             await doing
 
+    await store.renew(owner=odd, ttl=1)
     assert [] == await store.read(odd, 0)
+    assert [] == (await store.sessions(owner=odd)).infos
     with pytest.raises(SessionNotFound):
         await store.info(odd)
     assert 2 == (await store.info("s")).head
@@ -363,7 +404,7 @@ def test_any_id_comes_back(tmp_path: Path, name: str, data: str) -> None:
             assert stored.events == await store.read(name, 0)
             assert stored.events == (await store.append(name, drafts, once=name)).events
             assert [(name, [name])] == [
-                (info.session, [run.run for run in info.open_runs]) for info in await store.sessions()
+                (info.session, [run.run for run in info.open_runs]) for info in (await store.sessions()).infos
             ]
 
     asyncio.run(go(tmp_path / "any.db"))
@@ -427,8 +468,10 @@ async def test_sessions_that_are_not_there_take_no_room(store: SQLiteStore) -> N
         (sqlite_file._PAGES[True], ("s", 0, 10), "PRIMARY KEY (session=? AND offset>?)"),
         (sqlite_file._PAGES[False], ("s", 0, 10), "event_whole (session=? AND offset>?)"),
         (sqlite_file._NEWEST, (10, 10), "session_updated (updated_at<?)"),
+        (sqlite_file._NEWEST_OWNED, (10, 10, "me"), "session_owned (owner=? AND updated_at<?)"),
+        (sqlite_file._HEADS, ('["s"]',), "event_whole (session=?)"),
     ],
-    ids=["page", "history", "sessions"],
+    ids=["page", "history", "sessions", "sessions of one", "looks"],
 )
 async def test_reads_use_an_index(store: SQLiteStore, sql: str, bindings: tuple[Any, ...], index: str) -> None:
     """A page costs the same in a long log as in a short one, also without deltas; no query sorts a log."""
@@ -436,6 +479,285 @@ async def test_reads_use_an_index(store: SQLiteStore, sql: str, bindings: tuple[
 
     assert any(index in step for step in plan), plan
     assert not any("SCAN event" in step or "SCAN session" in step for step in plan), plan
+
+
+# Looks
+
+
+class Watched:
+    """Counts what a store asks the disk, from its readers and from its writer."""
+
+    def __init__(self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        ask, submit = store._ask, store._submit
+
+        async def asking(query: Any) -> Any:
+            self.asked.append("reader")
+            return await ask(query)
+
+        def submitting(request: Any) -> Any:
+            if isinstance(request, sqlite_writer.Inform):
+                self.asked.append("writer")
+            return submit(request)
+
+        monkeypatch.setattr(store, "_ask", asking)
+        monkeypatch.setattr(store, "_submit", submitting)
+
+
+async def on_disk(store: SQLiteStore, session: str) -> SessionInfo | None:
+    """What the file says of a session; None if it is not there."""
+    infos = [info for info in (await store.sessions()).infos if info.session == session]
+    return infos[0] if infos else None
+
+
+async def told(store: SQLiteStore, session: str) -> SessionInfo | None:
+    """What ``info`` says of a session; None if it is not there."""
+    try:
+        return await store.info(session)
+    except SessionNotFound:
+        return None
+
+
+async def test_what_is_known_of_a_session_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``info`` asks the disk once for a session that was not written to since the start, and else never."""
+    async with opened(tmp_path / "log.db") as store:
+        await begin(store)
+    async with opened(tmp_path / "log.db") as store:
+        watched = Watched(store, monkeypatch)
+        for _ in range(3):
+            await store.info("s")
+        assert ["writer"] == watched.asked
+        log = await begin(store, "new")
+        await log.append(text())
+        assert 3 == (await store.info("new")).head
+        lease = await store.acquire("new", "r", owner="me", ttl=10)
+        await store.renew(owner="me", ttl=20)
+        await store.release(lease)
+        await log.append(DELETED)
+        assert None is await told(store, "new")
+        assert ["writer"] == watched.asked
+        for _ in range(2):
+            assert None is await told(store, "nowhere")
+        assert ["writer"] * 3 == watched.asked
+        assert {"s", "new"} == set(store._looks)
+
+
+def completed(run: str) -> Draft:
+    return Draft(RunCompleted("stop", Said("m", "", [])), run)
+
+
+Change = Callable[[SQLiteStore], Any]
+CHANGES: dict[str, Change] = {
+    "a message": lambda store: store.append("s", [message("q")]),
+    "a delta": lambda store: store.append("s", [text()]),
+    "many deltas": lambda store: store.append("s", [text()] * 1_000),
+    "a message with its lease": lambda store: store.append(
+        "t", [CREATED, message(), Draft(RunStarted("a", 1), "r")], take=Take("r", "me", 12.3456789)
+    ),
+    "a new session of somebody": lambda store: store.append("t", [Draft(SessionCreated(owner="me"))]),
+    "acquire": lambda store: store.acquire("s", "r", owner="me", ttl=10),
+    "claim": lambda store: store.claim(owner="me", ttl=10.00000049, limit=5),
+    "renew": lambda store: store.renew(owner="you", ttl=77),
+    "release": lambda store: store.release(Lease("held", "r", "you", 1, 0.0)),
+    "a release that is late": lambda store: store.release(Lease("held", "r", "you", 7, 0.0)),
+    "a beginning": lambda store: store.append("s", [Draft(RunStarted("a", 1), "r")]),
+    "a cancel": lambda store: store.append("s", [draft("run.cancel_requested", {}, "r")]),
+    "an end": lambda store: store.append("s", [Draft(RunStarted("a", 1), "r"), completed("r")]),
+    "an end and the next message": lambda store: store.append(
+        "s", [message("q"), Draft(RunStarted("a", 1), "r"), completed("r"), text(run="q")]
+    ),
+    "a deletion": lambda store: store.append("held", [DELETED]),
+    "a session of one moment": lambda store: store.append("t", [CREATED, message(), DELETED]),
+    "a refusal": lambda store: store.append("s", [text(run="unknown")]),
+    "a key that was used": lambda store: store.append("s", [text()], once="used"),
+}
+
+
+async def changing(store: SQLiteStore) -> None:
+    log = await begin(store)
+    await log.append(draft("session.rewound", {"to": ""}), once="used")
+    await begin(store, "held")
+    await store.acquire("held", "r", owner="you", ttl=50)
+
+
+@pytest.mark.parametrize("known", [10_000, 0], ids=["known", "forgotten"])
+@pytest.mark.parametrize("change", CHANGES)
+async def test_info_is_right_after_each_change(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch, change: str, known: int
+) -> None:
+    """What is known of a session is what the disk has, whatever was done to it, and as the log says."""
+    monkeypatch.setattr(sqlite, "LOOKS", known)
+    monkeypatch.setattr(sqlite_writer, "KNOWN_SESSIONS", known)
+    await changing(store)
+    with contextlib.suppress(RunEnded):
+        await CHANGES[change](store)
+    for name in ("s", "held", "t"):
+        info = await told(store, name)
+        assert await on_disk(store, name) == info
+        events = [event async for event in Log(store, name).all()]
+        if info is not None:
+            assert (events[0].at, events[-1].offset) == (info.created_at, info.head)
+            assert [event.at for event in events if not event.fact.delta][-1] == info.updated_at
+        else:
+            assert not events or [SessionDeleted()] == [event.fact for event in events]
+    infos = [await told(store, name) for name in ("s", "held", "t")]
+    assert await store.open_runs() == [run for info in infos if info is not None for run in info.open_runs]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_what_was_not_committed_was_never_there(store: SQLiteStore, change: str) -> None:
+    """Neither before a commit that fails nor after it does ``info`` tell of what was not stored; then all goes on."""
+    await changing(store)
+    before = {name: await told(store, name) for name in ("s", "held", "t")}
+    commits = HeldCommits(store)
+    commits.fail = True
+    doing = asyncio.ensure_future(CHANGES[change](store))
+    if change not in ("a refusal", "a key that was used", "a release that is late"):
+        await commits.wait()
+    # Not asked of "t": nobody knows it yet, so the answer waits for the commit.
+    assert [before["s"], before["held"]] == [await told(store, "s"), await told(store, "held")]
+    asked = asyncio.create_task(told(store, "t"))
+    await asyncio.sleep(0)
+    commits.go_on.set()
+    (done,) = await asyncio.gather(doing, return_exceptions=True)
+    assert (StoreError is type(done)) == bool(commits.count)
+    assert None is await asked
+    assert before == {name: await told(store, name) for name in before}
+    assert before == {name: await on_disk(store, name) for name in before}
+    commits.fail = False
+    with contextlib.suppress(RunEnded):
+        await CHANGES[change](store)
+    assert [await told(store, name) for name in before] == [await on_disk(store, name) for name in before]
+
+
+async def test_who_asks_fails_with_nobody(tmp_path: Path) -> None:
+    """A look at a session is told also when the group that it came with cannot be stored."""
+    async with opened(tmp_path / "log.db") as store:
+        await begin(store)
+        await begin(store, "quiet")
+    async with opened(tmp_path / "log.db") as store:
+        commits = HeldCommits(store)
+        commits.fail = True
+        first = asyncio.create_task(store.append("s", [text()]))
+        await commits.wait()
+        others = [store.append("s", [text()]), store.info("quiet"), store.append("s", [text()]), store.info("nowhere")]
+        waiting = asyncio.gather(first, *others, return_exceptions=True)
+        await asyncio.sleep(0)
+        commits.go_on.set()
+        done = await waiting
+
+        assert 2 == commits.count
+        assert [StoreError, StoreError, SessionInfo, StoreError, SessionNotFound] == [type(each) for each in done]
+        assert await on_disk(store, "quiet") == done[2]
+
+
+@pytest.mark.parametrize("looks", [0, 1, 3])
+async def test_few_sessions_are_known(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
+    """However many are asked for at once, each is found, and a bounded number is remembered."""
+    monkeypatch.setattr(sqlite, "LOOKS", looks)
+    names = [f"s{number}" for number in range(20)]
+    for name in names:
+        await begin(store, name)
+    infos = await asyncio.gather(*[store.info(name) for name in names], *[told(store, name) for name in names])
+
+    assert names * 2 == [info.session for info in infos if info is not None]
+    assert len(store._looks) <= looks
+
+
+async def test_who_is_asked_for_stays_known(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that nobody asks for or writes to are let go of first."""
+    monkeypatch.setattr(sqlite, "LOOKS", 3)
+    await begin(store, "asked")
+    watched = Watched(store, monkeypatch)
+    for number in range(10):
+        await begin(store, f"s{number}")
+        await store.info("asked")
+
+    assert [] == watched.asked
+
+
+# Runs and leases
+
+
+@pytest.mark.parametrize("runs", [3, 1_500])
+async def test_leases_are_renewed_in_one_commit(store: SQLiteStore, runs: int) -> None:
+    """However many; each as the disk has it, and nobody else's."""
+    for start in range(0, runs, 500):
+        await asyncio.gather(*[begin(store, f"s{number}") for number in range(start, min(start + 500, runs))])
+    await begin(store, "other")
+    await store.acquire("other", "r", owner="you", ttl=10)
+    leases = await store.claim(owner="me", ttl=10, limit=runs)
+    commits = HeldCommits(store)
+    commits.go_on.set()
+    await store.renew(owner="me", ttl=100)
+
+    assert (runs, 1) == (len(leases), commits.count)
+    found = await store.open_runs(limit=runs + 1)
+    assert {lease.session: lease.epoch for lease in leases} | {"other": 1} == {run.session: run.epoch for run in found}
+    assert {"me": runs, "you": 1} == {owner: sum(run.owner == owner for run in found) for owner in ("me", "you")}
+    (until,) = {run.expires_at for run in found if run.owner == "me"}
+    assert until > max(run.expires_at for run in found if run.owner == "you") + 50
+    assert [run for run in found if run.session == "s1"] == (await store.info("s1")).open_runs
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_sessions_take_turns(tmp_path: Path, kind: str) -> None:
+    """Whose turn came goes to the end of the line: one long queue does not keep the others waiting."""
+    store: Any = open_store("memory:") if kind == "memory" else SQLiteStore(tmp_path / "log.db")
+    await store.open()
+    await store.append("long", [CREATED, *(message(f"r{number}") for number in range(3))])
+    for name in ("b", "a"):
+        await store.append(name, [CREATED, message("r")])
+    order = []
+    while leases := await store.claim(owner="me", ttl=10, limit=1):
+        order.append((leases[0].session, leases[0].run))
+        drafts = [Draft(RunStarted("a", 1), leases[0].run), completed(leases[0].run)]
+        await store.append(leases[0].session, drafts, lease=leases[0])
+    await store.close()
+
+    assert [("long", "r0"), ("b", "r"), ("a", "r"), ("long", "r1"), ("long", "r2")] == order
+
+
+async def test_the_line_after_a_restart(tmp_path: Path) -> None:
+    """Who has waited longest for an answer comes first; the names and the ages of the sessions do not matter."""
+    async with opened(tmp_path / "log.db") as store:
+        for name in ("a", "b", "c"):
+            await store.append(name, [CREATED])
+        for name in ("b", "c", "a"):
+            await store.append(name, [message("r1"), message("r0")])
+    async with opened(tmp_path / "log.db") as store:
+        leases = await store.claim(owner="me", ttl=10, limit=2)
+        leases += await store.claim(owner="me", ttl=10, limit=2)
+
+        assert [("b", "r1"), ("c", "r1"), ("a", "r1")] == [(lease.session, lease.run) for lease in leases]
+
+
+async def test_a_cancelled_release_is_still_heard(store: SQLiteStore) -> None:
+    """Who looks for work is woken also when the one who gave the lease back has left."""
+    await begin(store)
+    lease = await store.acquire("s", "r", owner="me", ttl=1_000)
+    bell = Bell()
+    store.doorbell.hang_work(bell)
+    commits = HeldCommits(store)
+    releasing = asyncio.create_task(store.release(lease))
+    await commits.wait()
+    releasing.cancel()
+    await asyncio.gather(releasing, return_exceptions=True)
+    commits.go_on.set()
+
+    assert await bell.wait(30)
+    assert [None] == [run.owner for run in await store.open_runs()]
+
+
+async def test_deltas_set_nobody_to_work(store: SQLiteStore) -> None:
+    """Only what can set a run free rings for those who look for one."""
+    log = await begin(store)
+    bell = Bell()
+    store.doorbell.hang_work(bell)
+    await log.append(text())
+    assert not await bell.wait(0.0)
+    await log.append(message("q"))
+    assert await bell.wait(0.0)
 
 
 # Opening and closing
@@ -453,7 +775,9 @@ async def test_not_open(tmp_path: Path) -> None:
             store.sessions(),
             store.open_runs(),
             store.acquire("s", "r", owner="me", ttl=1),
+            store.claim(owner="me", ttl=1, limit=1),
             store.renew(owner="me", ttl=1),
+            store.release(Lease("s", "r", "me", 1, 0.0)),
         ):
             with pytest.raises(StoreError, match="not open"):
                 await doing
@@ -577,16 +901,16 @@ async def test_the_lock_is_let_go(tmp_path: Path) -> None:
 
 HOLDER = """
 import asyncio, sys
-from legato.event import Draft
+from legato.event import Draft, MessageCreated, SessionCreated, TextDelta
 from legato.store.sqlite import SQLiteStore
 
 async def main():
     store = SQLiteStore(sys.argv[1])
     await store.open()
-    await store.append("s", [draft("session.created", {}), draft("message.created", {}, "r")])
+    await store.append("s", [Draft(SessionCreated()), Draft(MessageCreated("m", "user", "hello"), "r")])
     await store.acquire("s", "r", owner="killed", ttl=3600)
     while True:
-        event = (await store.append("s", [draft("text.delta", {"text": "x"}, "r")])).events[0]
+        event = (await store.append("s", [Draft(TextDelta(0, 1, 0, "x"), "r")])).events[0]
         print(event.offset, flush=True)
 
 asyncio.run(main())
@@ -781,6 +1105,54 @@ async def test_damaged_data(store: SQLiteStore) -> None:
         await store.read("s", 0)
 
 
+async def hurt_session(path: Path) -> None:
+    """A file whose session ``bad`` is damaged where it begins; it and ``good`` have an open run."""
+    async with opened(path) as store:
+        await begin(store, "bad")
+        await begin(store, "good")
+    connection = apsw.Connection(str(path))
+    connection.execute("""UPDATE event SET data = '{"title": ' WHERE session = 1 AND "offset" = 1""")
+    connection.close()
+
+
+async def test_a_damaged_session_harms_no_other(tmp_path: Path) -> None:
+    """Whoever comes in one group with it is served, and a claim goes past it."""
+    await hurt_session(tmp_path / "log.db")
+    async with opened(tmp_path / "log.db") as store:
+        first = asyncio.create_task(store.append("good", [text()]))
+        await asyncio.sleep(0)
+        done = await asyncio.gather(
+            first,
+            store.append("bad", [text()]),
+            store.append("good", [text()]),
+            store.info("bad"),
+            store.info("good"),
+            store.acquire("bad", "r", owner="me", ttl=1),
+            return_exceptions=True,
+        )
+        assert [StoreCorrupt] * 3 == [type(each) for each in done if isinstance(each, Exception)]
+        assert [True, False, True, False, True, False] == [not isinstance(each, Exception) for each in done]
+        assert 4 == (await store.info("good")).head
+        assert ["good"] == [lease.session for lease in await store.claim(owner="me", ttl=10, limit=1)]
+        assert [] == await store.claim(owner="me", ttl=10, limit=1)
+        await store.renew(owner="me", ttl=100)
+        await begin(store, "new")
+
+
+async def test_a_damaged_answer_to_a_key(store: SQLiteStore) -> None:
+    """What was stored under a key and is damaged is told of to who repeats it; the group is stored."""
+    log = await begin(store)
+    await log.append(message("q"), once="key")
+    store._connection.execute("""UPDATE event SET data = '{"text": ' WHERE "offset" = 3""")
+    store._tail.forget("s")
+    done = await asyncio.gather(
+        log.append(text("a")), log.append(message("q"), once="key"), log.append(text("b")), return_exceptions=True
+    )
+
+    assert StoreCorrupt is type(done[1])
+    assert ["a", "b"] == [event.data["text"] for event in await log.read(3)]
+
+
 # Schema
 
 
@@ -865,6 +1237,244 @@ async def test_deletion_removes_the_words(store: SQLiteStore) -> None:
     for table in ("once", "open_run"):
         counts = list(store._connection.execute(f"SELECT session, count(*) FROM {table} GROUP BY session"))
         assert 1 not in dict(counts)
+
+
+# Files of old versions
+
+# A file of schema version 1, row by row as the version of that time wrote it before it was killed; only the times, the
+# ids of runs and the name of the owner are made up.
+SCHEMA_1 = """
+    CREATE TABLE session (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        updated_at INTEGER NOT NULL,
+        deleted INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE INDEX session_updated ON session (updated_at) WHERE NOT deleted;
+
+    CREATE TABLE event (
+        session INTEGER NOT NULL,
+        "offset" INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        type TEXT NOT NULL,
+        run TEXT,
+        delta INTEGER NOT NULL,
+        data TEXT NOT NULL,
+        PRIMARY KEY (session, "offset")
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX event_whole ON event (session, "offset") WHERE NOT delta;
+
+    CREATE TABLE once (
+        session INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        PRIMARY KEY (session, key)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE open_run (
+        session INTEGER NOT NULL,
+        run TEXT NOT NULL,
+        "offset" INTEGER NOT NULL,
+        started INTEGER NOT NULL,
+        owner TEXT,
+        epoch INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL,
+        PRIMARY KEY (session, run)
+    ) STRICT, WITHOUT ROWID;
+"""
+OLD_AT = 1_750_000_000_000_000
+MIX_BEGIN = '"metadata":{"promptMode":"default","sessionType":"main","browserMode":"electron-embedded-browser"}'
+OLD_SESSIONS = [(1, "done", 7, 0), (2, "running", 13, 0), (3, "stopping", 20, 0), (4, "gone", 22, 1)]
+OLD_EVENTS = [
+    (1, 1, 1, "session.created", None, 0, f'{{"title":"Done",{MIX_BEGIN}}}'),
+    (1, 2, 2, "message.created", "done~0a", 0,
+     '{"id":"done~0a~u","role":"user","text":"Hello?","agent":"speaker","metadata":{"metadata":{"a":1}},"key":"k1"}'),
+    (1, 3, 3, "run.started", "done~0a", 0, '{"agent":"speaker","attempt":1}'),
+    (1, 4, 4, "thinking.delta", "done~0a", 1, '{"part":0,"step":1,"start":0,"text":"Hm. "}'),
+    (1, 5, 5, "text.delta", "done~0a", 1, '{"part":1,"step":1,"start":0,"text":"Good "}'),
+    (1, 6, 6, "text.delta", "done~0a", 1, '{"part":1,"step":1,"start":5,"text":"day"}'),
+    (1, 7, 7, "run.completed", "done~0a", 0,
+     '{"finish_reason":"stop","message":{"id":"done~0a~a1","text":"Good day","parts":[{"type":"thinking","step":1,'
+     '"text":"Hm. "},{"type":"text","step":1,"text":"Good day"}]},"usage":{"input_tokens":3,"output_tokens":2}}'),
+    (2, 1, 8, "session.created", None, 0, f'{{"title":"Running",{MIX_BEGIN}}}'),
+    (2, 2, 9, "message.created", "running~0b", 0,
+     '{"id":"running~0b~u","role":"user","text":"Count.","agent":"endless","key":"k2"}'),
+    (2, 3, 10, "run.started", "running~0b", 0, '{"agent":"endless","attempt":1}'),
+    (2, 4, 13, "message.created", "running~0a", 0, '{"id":"running~0a~u","role":"user","text":"And then?"}'),
+    (2, 5, 14, "text.delta", "running~0b", 1, '{"part":0,"step":1,"start":0,"text":"One, "}'),
+    (2, 6, 15, "text.delta", "running~0b", 1, '{"part":0,"step":1,"start":5,"text":"two, "}'),
+    (3, 1, 16, "session.created", None, 0, f'{{"title":"",{MIX_BEGIN}}}'),
+    (3, 2, 17, "message.created", "stopping~0a", 0,
+     '{"id":"stopping~0a~u","role":"user","text":"Stop.","agent":"stubborn"}'),
+    (3, 3, 18, "run.started", "stopping~0a", 0, '{"agent":"stubborn","attempt":1}'),
+    (3, 4, 19, "text.delta", "stopping~0a", 1, '{"part":0,"step":1,"start":0,"text":"I go on"}'),
+    (3, 5, 20, "run.cancel_requested", "stopping~0a", 0, "{}"),
+    (4, 2, 22, "session.deleted", None, 0, "{}"),
+]  # fmt: skip
+OLD_ONCE = [(1, "send:k1", 2, 2), (2, "send:k2", 2, 2), (3, "cancel:stopping~0a", 5, 5)]
+OLD_RUNS = [
+    (2, "running~0a", 4, 0, None, 0, 0),
+    (2, "running~0b", 2, 1, "25a76c14a5e4bf8a", 1, 2_000_000_000_000_000),
+    (3, "stopping~0a", 2, 1, "25a76c14a5e4bf8a", 3, 2_000_000_000_000_000),
+]
+
+
+@pytest.fixture
+def old_file(tmp_path: Path) -> Path:
+    """A file of schema version 1 whose process was killed."""
+    path = tmp_path / "old.db"
+    connection = apsw.Connection(str(path))
+    connection.pragma("journal_mode", "wal")
+    connection.execute(SCHEMA_1)
+    connection.pragma("application_id", 0x4C656761)
+    connection.pragma("user_version", 1)
+    insert = connection.executemany
+    insert("INSERT INTO session VALUES (?,?,?,?)", [(i, name, OLD_AT + at, d) for i, name, at, d in OLD_SESSIONS])
+    insert("INSERT INTO event VALUES (?,?,?,?,?,?,?)", [(s, o, OLD_AT + at, *rest) for s, o, at, *rest in OLD_EVENTS])
+    insert("INSERT INTO once VALUES (?,?,?,?)", OLD_ONCE)
+    insert("INSERT INTO open_run VALUES (?,?,?,?,?,?,?)", OLD_RUNS)
+    connection.close()
+    return path
+
+
+def old_log(session: int) -> list[tuple[int, str, str | None, float, Any]]:
+    return [
+        (offset, type, run, (OLD_AT + at) / 1e6, json.loads(data))
+        for id, offset, at, type, run, _, data in OLD_EVENTS
+        if id == session
+    ]
+
+
+def test_the_first_schema_is_never_touched() -> None:
+    """Files of the first version have been made by it, so it stays as it is."""
+    words = [sql.split() for sql in (SCHEMA_1, sqlite_file.MIGRATIONS[0])]
+
+    assert words[0] == words[1]
+
+
+async def test_an_old_file_reads_as_before(old_file: Path) -> None:
+    """All events, of each session, at their offsets and times, with and without deltas; what was deleted is."""
+    for _ in range(2):  # the second time it has been brought to the present schema
+        async with opened(old_file) as store:
+            for id, name, at, deleted in OLD_SESSIONS:
+                events = await store.read(name, 0)
+                assert old_log(id) == [(e.offset, e.type, e.run, e.at, e.data) for e in events]
+                whole = [event for event in events if not event.fact.delta]
+                assert whole == await store.read(name, 0, deltas=False)
+                assert not any(isinstance(event.fact, OtherFact) for event in events)
+                info = await told(store, name)
+                if deleted:
+                    assert None is info
+                    with pytest.raises(SessionExists):
+                        await store.append(name, [CREATED])
+                else:
+                    assert info == await on_disk(store, name)
+                    assert info is not None
+                    assert (events[-1].offset, (OLD_AT + at) / 1e6, "") == (info.head, info.updated_at, info.owner)
+                    assert (events[0].at, events[0].fact) == (info.created_at, info.created)
+            assert ["stopping", "running", "done"] == [info.session for info in (await store.sessions()).infos]
+            assert 3 == len((await store.sessions(owner="")).infos)
+            assert [] == (await store.sessions(owner="me")).infos
+
+
+async def test_runs_of_an_old_file_are_in_their_states(old_file: Path) -> None:
+    """Waiting, running, and asked to stop; nobody holds them, and their epochs go on."""
+    async with opened(old_file) as store:
+        runs = {run.run: (run.offset, run.state, run.owner, run.epoch) for run in await store.open_runs()}
+        assert {
+            "running~0b": (2, RunState.RUNNING, None, 1),
+            "running~0a": (4, RunState.QUEUED, None, 0),
+            "stopping~0a": (2, RunState.CANCELLING, None, 3),
+        } == runs
+        assert ["running~0b", "running~0a"] == [run.run for run in (await store.info("running")).open_runs]
+        with pytest.raises(LeaseHeld):
+            await store.acquire("running", "running~0a", owner="me", ttl=1)
+        leases = await store.claim(owner="me", ttl=10, limit=5)
+        assert {("running~0b", 2), ("stopping~0a", 4)} == {(lease.run, lease.epoch) for lease in leases}
+
+
+async def test_runs_of_an_old_file_can_be_ended(old_file: Path) -> None:
+    """Each as its state allows; offsets go on after what there was, also over a restart."""
+    said = Said("m", "", [])
+    async with opened(old_file) as store:
+        with pytest.raises(IllegalTransition):
+            await store.append("running", [Draft(RunCancelled(said), "running~0b")])
+        with pytest.raises(IllegalTransition):
+            await store.append("running", [completed("running~0a")])
+        offsets = []
+        for name, drafts in (
+            ("stopping", [Draft(RunCancelled(said), "stopping~0a")]),
+            ("running", [text(run="running~0b"), completed("running~0b")]),
+            ("running", [Draft(RunStarted("a", 1), "running~0a"), completed("running~0a")]),
+        ):
+            offsets += [event.offset for event in (await store.append(name, drafts)).events]
+        assert [6, 7, 8, 9, 10] == offsets
+    async with opened(old_file) as store:
+        assert [] == await store.open_runs()
+        assert list(range(1, 11)) == [event.offset for event in await store.read("running", 0)]
+
+
+async def test_keys_of_an_old_file_hold(old_file: Path) -> None:
+    """What was stored under a key is found under it, and nothing is stored again."""
+    async with opened(old_file) as store:
+        for name, key, offset in (
+            ("done", "send:k1", 2),
+            ("running", "send:k2", 2),
+            ("stopping", "cancel:stopping~0a", 5),
+        ):
+            again = await store.append(name, [message("new")], once=key)
+            assert (True, [offset]) == (again.repeated, [event.offset for event in again.events])
+            assert again.events == await store.read(name, offset - 1, limit=1)
+        assert not (await store.append("done", [message("new")], once="send:k2")).repeated
+
+
+async def test_an_application_goes_on_with_an_old_file(old_file: Path) -> None:
+    """What was interrupted ends, what waited is answered, what was to stop is stopped; and it can be talked to."""
+
+    async def speaker(turn: Any) -> AsyncIterator[str]:
+        yield f"{len(turn.history)} before"
+
+    async def endless(turn: Any) -> AsyncIterator[str]:
+        yield "never"
+
+    async def stubborn(turn: Any) -> AsyncIterator[str]:
+        yield "never"
+
+    app = Legato(f"sqlite:///{old_file}", agents=[speaker, endless, stubborn], page=False)
+    app.drain_on_signal = False
+    async with Driver(app) as driver, asyncio.timeout(30):
+
+        async def messages(session: str) -> list[str]:
+            answer = await driver.request("GET", f"/api/sessions/{session}/messages?client=legato")
+            assert 200 == answer.status
+            return [message["userInput"] for message in answer.json()]
+
+        async def ended(session: str) -> None:
+            while (await driver.request("GET", f"/api/sessions/{session}")).json()["running"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+        for session in ("running", "stopping"):
+            await ended(session)
+        assert ["Hello?", "Good day"] == await messages("done")
+        again = await driver.request("POST", "/api/sessions/done/messages", headers={"idempotency-key": "k1"},
+                                     json={"text": "Hello?", "agent": "speaker", "metadata": {"a": 1}})  # fmt: skip
+        assert (202, "done~0a") == (again.status, again.json()["runId"])
+        sent = await driver.request("POST", "/api/sessions/done/messages", json={"text": "Again", "agent": "speaker"})
+        assert 202 == sent.status
+        await ended("done")
+        assert ["Hello?", "Good day", "Again", "2 before"] == await messages("done")
+        assert ["Count.", "One, two, ", "And then?", "2 before"] == await messages("running")
+        assert ["Stop.", "I go on"] == await messages("stopping")
+        assert 404 == (await driver.request("GET", "/api/sessions/gone")).status
+        ends: dict[str, str] = {}
+        for session in ("done", "running", "stopping"):
+            page = (await driver.request("GET", f"/api/sessions/{session}/events?limit=1000")).json()["events"]
+            assert list(range(1, len(page) + 1)) == [event["offset"] for event in page]
+            ends |= {event["run"]: event["type"] for event in page if event["type"] in TERMINAL}
+        assert "run.failed" == ends["running~0b"]
+        assert "run.completed" == ends["running~0a"]
+        assert "run.cancelled" == ends["stopping~0a"]
 
 
 # URLs

@@ -178,6 +178,8 @@ class SQLiteStore:
             InvalidInput: the data is not JSON.
         """
         check_text(session, once)
+        if take is not None:
+            check_text(take.run, take.owner)
         append = Append(session, self._future(), drafts, lease=lease, once=once, head=head, take=take)
         appended: Appended = await self._submit(append)
         return appended

@@ -204,6 +204,8 @@ def _settle(draft: Draft) -> tuple[AnyFact, bytes]:
         check_text(draft.fact.type)
     check_text(draft.run)
     fact, json = settle(draft.fact)
+    if isinstance(fact, SessionCreated):
+        check_text(fact.owner)
     if len(json) > MAX_DATA_BYTES:
         raise TooLarge(f"The data of {draft.type} is beyond {MAX_DATA_BYTES} bytes.", limit=MAX_DATA_BYTES)
     return fact, json
@@ -344,11 +346,11 @@ class _Group:
                 if request.session in damaged:
                     raise damaged[request.session]
                 request.outcome, request.error = request.plan(self), None
-            except (LegatoError, ValueError) as exc:
-                request.error = exc
             except DAMAGE as exc:
                 request.error = store_error(exc, self._path)
                 request.error.__cause__ = exc
+            except (LegatoError, ValueError) as exc:
+                request.error = exc
 
     def _load_used(self, requests: Sequence[Request]) -> None:
         sessions = self._memory.sessions
