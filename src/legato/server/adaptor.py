@@ -156,6 +156,7 @@ class Adaptor:
             ready=reply.ready,
             resets=reply.resets,
             dialect=reply.name,
+            turns=request.life.turns,
         )
         return pump, [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
 

@@ -333,6 +333,8 @@ class Legato:
         elif self._app is None:
             self.life  # noqa: B018  # for its error
         else:
+            if self._life is not None:
+                await self._life.turns.take()
             await self._app(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:

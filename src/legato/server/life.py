@@ -22,6 +22,7 @@ from .memory import Memory, SharedEncoder
 from .operation import View
 from .reply import Follow
 from .stream import Streams
+from .turns import Turns
 
 T = TypeVar("T")
 
@@ -66,6 +67,8 @@ class Life:
         sessions: what callers can do.
         runner: drives the runs.
         streams: the open streams.
+        turns: of requests and of readers who are behind.
+        memory: of the runs that are read.
         began_at: seconds since the epoch.
         over: the store is being closed; nothing can be asked of it any more.
     """
@@ -76,7 +79,8 @@ class Life:
         self.runner = Runner(store, agents, limits=settings.limits)
         self.sessions = Sessions(store, self.runner, may=settings.may)
         self.streams = Streams(total=settings.max_streams, per_session=settings.max_streams_per_session)
-        self.memory = Memory(store)
+        self.turns = Turns()
+        self.memory = Memory(store, self.turns)
         self.began_at = time.time()
         self.over = False
         self._kept: dict[type, object] = {}

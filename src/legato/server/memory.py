@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
@@ -20,14 +21,19 @@ from ..event import Event, Offset, SessionDeleted
 from ..log import Log, Store
 from ..sessions import Located
 from .operation import View
+from .turns import Turns
 
 MARK_EVERY = 256
-"""Events of a run between two marks."""
+"""Events of a run between two marks of the live fold."""
+MARK_GAP = 64
+"""Offsets that a mark is behind the one before it at least."""
+PAGES = 16
+"""Batches of events, read anew from a log, whose bytes are kept for the next reader who comes by."""
 RUNS = 1_000
 """Runs that are remembered, each in each view."""
 BYTES = 64 * 1024 * 1024
 """Of the events that the remembered folds have been given; the oldest of them are let go beyond."""
-TURN_SECONDS = 0.005
+GO_SECONDS = 0.002
 """After so long in one go, folding lets others have their turn."""
 
 
@@ -38,6 +44,7 @@ class RunMemory:
         store: where its log is.
         run: the run.
         view: has ``fold``.
+        turns: shared with others.
 
     Attributes:
         fold: the live one; not to be fed by others.
@@ -45,7 +52,7 @@ class RunMemory:
         bytes: of the events that it was given.
     """
 
-    def __init__(self, store: Store, run: Located, view: View) -> None:
+    def __init__(self, store: Store, run: Located, view: View, turns: Turns) -> None:
         assert view.fold is not None
         self.run = run
         self.key = view.key
@@ -53,13 +60,16 @@ class RunMemory:
         self.at: Offset = run.before
         self.bytes = 0
         self._log = Log(store, run.session)
-        self._marks: list[tuple[Offset, Fold]] = [(self.at, self.fold.copy())]
+        self._marks: list[Fold] = [self.fold.copy()]
+        self._marked: list[Offset] = [self.at]  # where each of them stands
         self._since = 0  # events since the last mark
-        self._turn = asyncio.Lock()
+        self._pages: OrderedDict[tuple[Offset, Offset], list[bytes]] = OrderedDict()
+        self._one_at_a_time = asyncio.Lock()
+        self._turns = turns
 
     async def catch_up(self) -> Fold:
         """The live fold, as far as the log has come or the run has gone. Look, and do not feed it."""
-        async with self._turn:
+        async with self._one_at_a_time:
             await self._read(self.fold, self.at, None, live=True)
         return self.fold
 
@@ -67,20 +77,42 @@ class RunMemory:
         """See to it that each of these events, a batch from the log in order, has its bytes for this view."""
         if all(self.key in event.wire for event in events if self._is_mine(event)):
             return
-        async with self._turn:
+        async with self._one_at_a_time:
             missing = next((e for e in events if self._is_mine(e) and self.key not in e.wire), None)
             if missing is None:
                 return
-            live = self.at < missing.offset
-            if live:
-                at, fold = self.at, self.fold
-            else:
-                at, mark = max(
-                    ((at, mark) for at, mark in self._marks if at < missing.offset), key=lambda each: each[0]
-                )
-                fold = mark.copy()
-            at = await self._read(fold, at, events[0].offset - 1, live=live)
-            await self._feed(fold, [event for event in events if event.offset > at], live=live)
+            if self.at < missing.offset:
+                at = await self._read(self.fold, self.at, events[0].offset - 1, live=True)
+                await self._feed(self.fold, [event for event in events if event.offset > at], live=True)
+            elif not self._turn_to(events):
+                place = bisect_left(self._marked, missing.offset) - 1
+                fold = self._marks[place].copy()
+                at = await self._read(fold, self._marked[place], events[0].offset - 1, live=False)
+                await self._feed(fold, [event for event in events if event.offset > at], live=False)
+                self._mark(events[-1].offset, fold)
+                self._keep(events)
+
+    def _turn_to(self, events: Sequence[Event]) -> bool:
+        """Give these events the bytes that another reader's had, who came by of late; False if none did."""
+        page = self._pages.get((events[0].offset, events[-1].offset))
+        if page is None:
+            return False
+        mine = [event for event in events if self._is_mine(event)]
+        for event, frames in zip(mine, page, strict=True):
+            event.wire.setdefault(self.key, frames)
+        return True
+
+    def _keep(self, events: Sequence[Event]) -> None:
+        page = [event.wire[self.key] for event in events if self._is_mine(event)]
+        self._pages[events[0].offset, events[-1].offset] = page
+        if len(self._pages) > PAGES:
+            self._pages.popitem(last=False)
+
+    def _mark(self, at: Offset, fold: Fold) -> None:
+        place = bisect_left(self._marked, at)
+        if at - self._marked[place - 1] >= MARK_GAP and (place == len(self._marked) or self._marked[place] != at):
+            self._marks.insert(place, fold.copy())
+            self._marked.insert(place, at)
 
     def gone(self, event: Event) -> bytes:
         """What a reader is told when the session is deleted: no event of the run, and so kept with none."""
@@ -113,10 +145,10 @@ class RunMemory:
             if live:
                 self.at = event.offset
                 if self._since >= MARK_EVERY:
-                    self._marks.append((self.at, fold.copy()))
+                    self._mark(self.at, fold)
                     self._since = 0
-            if time.monotonic() - began > TURN_SECONDS:
-                await asyncio.sleep(0)
+            if time.monotonic() - began > GO_SECONDS:
+                await self._turns.take()
                 began = time.monotonic()
 
 
@@ -125,17 +157,19 @@ class Memory:
 
     Args:
         store: open.
+        turns: for folding, shared with others.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, turns: Turns) -> None:
         self._store = store
+        self._turns = turns
         self._runs: OrderedDict[tuple[str, str], RunMemory] = OrderedDict()
 
     def of(self, run: Located, view: View) -> RunMemory:
         """The memory of a run in a view."""
         memory = self._runs.get((view.key, run.run))
         if memory is None:
-            memory = self._runs[view.key, run.run] = RunMemory(self._store, run, view)
+            memory = self._runs[view.key, run.run] = RunMemory(self._store, run, view, self._turns)
         self._runs.move_to_end((view.key, run.run))
         while len(self._runs) > 1 and (
             len(self._runs) > RUNS or sum(memory.bytes for memory in self._runs.values()) > BYTES

@@ -23,6 +23,7 @@ from ..dialect.fold import Encoder
 from ..errors import StoreError, TooMany
 from ..event import Event
 from ..log import Subscription
+from .turns import Turns
 
 logger = logging.getLogger("legato")
 
@@ -33,8 +34,6 @@ WRITE_BYTES = 16_384
 stopped reading holds no more than this in memory (benchmarks/stalled.py)."""
 BEHIND = 100
 """Events in one batch from which on a reader is taken to be behind."""
-TURN_SECONDS = 0.005
-"""After so long in one go, a reader who is far behind lets the others have their turn."""
 HEADERS: list[tuple[bytes, bytes]] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-store, no-transform"),  # no-transform: proxies that compress also buffer
@@ -230,6 +229,7 @@ class Pump:
         ready: awaited with events before they are encoded.
         resets: do not end properly before the encoder is over, see ``Follow``.
         dialect: what it is called in the inspector.
+        turns: shared with others, so that all who are behind do not hold the loop together.
 
     Attributes:
         number: which stream of the application this is, from 1; 0 until it is counted in.
@@ -249,6 +249,7 @@ class Pump:
         ready: Callable[[Sequence[Event]], Awaitable[None]] | None = None,
         resets: bool = False,
         dialect: str = "",
+        turns: Turns | None = None,
     ) -> None:
         self.session = session
         self.dialect = dialect
@@ -261,9 +262,9 @@ class Pump:
         self._first = first
         self._ready = ready
         self._resets = resets
+        self._turns = turns
         self._sending_since = 0.0
         self._sent_at = 0.0
-        self._turn_since = 0.0
         self._task: asyncio.Task[None] | None = None
         self._aborted = False
 
@@ -315,6 +316,8 @@ class Pump:
         while True:
             events = await subscription.next()
             if events:
+                if len(events) >= BEHIND:
+                    await self._take_turn()
                 if self._ready is not None:
                     await self._ready(events)
                 chunk: list[bytes] = []
@@ -325,6 +328,7 @@ class Pump:
                         chunk.append(frame)
                         size += len(frame)
                         if size >= WRITE_BYTES:
+                            await self._take_turn()
                             await self._write(sink, b"".join(chunk))
                             chunk, size = [], 0
                             self.cursor = event.offset
@@ -336,19 +340,15 @@ class Pump:
                 # What has no name in the reader's dialect is silence to it, and to the proxies on the way.
                 if time.monotonic() - self._sent_at >= subscription.heartbeat:
                     await self._write(sink, encoder.heartbeat(subscription.after))
-                if len(events) >= BEHIND:
-                    await self._give_way()
             elif subscription.stopped:
                 return
             else:
                 await self._write(sink, encoder.heartbeat(subscription.after))
 
-    async def _give_way(self) -> None:
+    async def _take_turn(self) -> None:
         # Reads from memory and writes to an empty buffer wait for nothing, so nobody else would have a turn.
-        now = time.monotonic()
-        if now - self._turn_since >= TURN_SECONDS:
-            await asyncio.sleep(0)
-            self._turn_since = time.monotonic()
+        if self._turns is not None:
+            await self._turns.take()
 
     async def _write(self, sink: Sink, body: bytes) -> None:
         self._sending_since = time.monotonic()
