@@ -13,7 +13,7 @@ from legato import errors
 from legato.agent import Agent
 from legato.caller import NOBODY
 from legato.dialect import common, mix_api
-from legato.errors import InvalidInput, LegatoError, SessionNotFound
+from legato.errors import InvalidInput, LegatoError, RunNotFound, SessionNotFound
 from legato.event import Draft, Event, RunStarted, SessionCreated, fact
 from legato.log import SessionInfo
 from legato.machine import OpenRun
@@ -77,7 +77,7 @@ def every_error() -> list[type[LegatoError]]:
 @pytest.mark.parametrize("kind", every_error())
 def test_every_error_has_a_body_that_strict_clients_take(kind: type[LegatoError]) -> None:
     """The type is one of five words, the reason our own."""
-    error = kind("m", limit=1) if kind is not SessionNotFound else SessionNotFound("s")
+    error = kind("s") if kind in (SessionNotFound, RunNotFound) else kind("m", limit=1)
     body = wire(common.describe(error))["error"]
     assert msgspec.json.decode(msgspec.json.encode(common.describe(error)), type=common.ErrorResponse)
     assert (body["code"], body["reason"]) == (kind.status, kind.code)

@@ -25,7 +25,7 @@ from legato.dialect.responses import DONE, ResponseEncoder, ResponseFold, parse_
 from legato.dialect.responses_api import BadRequest, Create, CreateChat
 from legato.errors import AgentError
 from legato.event import Draft, Event, MessageCreated
-from legato.part import Usage
+from legato.part import CallPart, RefusalPart, TextPart, Usage
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.testing import Response
@@ -488,9 +488,12 @@ def test_earlier_items_are_history() -> None:
         )
     )
     user, assistant = asked.earlier
-    assert (asked.text, user["text"], assistant["text"]) == ("two", "one", "It is 3.")
-    assert [part["type"] for part in assistant["parts"]] == ["thinking", "tool_call", "text"]
-    assert assistant["parts"][1]["output"] == "3"
+    assert (asked.text, user.text, assistant.text) == ("two", "one", "It is 3.")
+    assert (user.role, assistant.role) == ("user", "assistant")
+    assert assistant.parts is not None
+    assert [part.type for part in assistant.parts] == ["thinking", "tool_call", "text"]
+    assert isinstance(assistant.parts[1], CallPart)
+    assert assistant.parts[1].output == "3"
     assert asked.metadata["instructions"] == "Be kind.\n\nBe brief."
 
 
@@ -502,8 +505,8 @@ def test_a_refusal_in_earlier_items_is_a_refusal_in_history() -> None:
     items = [{"role": "assistant", "content": refusal}, {"role": "user", "content": "Why?"}]
     for body in (Create(input=items), responses_api.from_chat(chat)):
         (message,) = responses_api.prompt(body).earlier
-        assert message["text"] == "I cannot."
-        assert [(part["type"], part["text"]) for part in message["parts"]] == [("text", "I "), ("refusal", "cannot.")]
+        assert message.text == "I cannot."
+        assert message.parts == [TextPart(1, "I "), RefusalPart(1, "cannot.")]
 
 
 def test_what_tools_gave_can_be_all_there_is() -> None:
@@ -562,7 +565,7 @@ def test_chat_messages_are_items() -> None:
     )
     asked = responses_api.prompt(responses_api.from_chat(body))
     assert asked.text == "3"
-    assert asked.earlier[1]["parts"][0]["name"] == "f"
+    assert asked.earlier[1].parts == [CallPart(1, "c", "f", "{}")]
     assert asked.metadata["tools"] == [{"type": "function", "name": "f"}]
     assert asked.metadata["reasoning"] == {"effort": "low"}
     assert asked.metadata["text"] == {"format": {"type": "json_schema", "name": "n", "schema": {}}}
@@ -920,7 +923,7 @@ class Paused(MemoryStore):
     first: tuple[str, Callable[[], Awaitable[Any]]] | None = None
 
     async def append(self, session: str, drafts: Sequence[Draft], **options: Any) -> Any:
-        if self.first is not None and drafts[-1].type == self.first[0]:
+        if self.first is not None and self.first[0] in [draft.type for draft in drafts]:
             act, self.first = self.first[1], None
             await act()
         return await super().append(session, drafts, **options)
@@ -939,10 +942,11 @@ async def test_of_two_deletes_at_once_one_succeeds(alone: bool) -> None:
         async def other() -> None:
             statuses.append((await delete(chat, id)).status)
 
-        store.first = ("session.run_withdrawn", other)
+        store.first = ("session.deleted" if alone else "session.run_withdrawn", other)
         statuses.append((await delete(chat, id)).status)
         assert statuses == [200, 404]
-        assert (await session_of(chat, id)).count("session.run_withdrawn") == (0 if alone else 1)
+        types = await session_of(chat, id)
+        assert types == ["session.deleted"] if alone else types.count("session.run_withdrawn") == 1
 
 
 async def test_a_delete_takes_no_message_along_that_comes_meanwhile() -> None:
@@ -974,17 +978,18 @@ async def test_the_last_two_deleted_at_once_take_the_log_along() -> None:
 
 
 async def test_a_session_that_is_deleted_while_its_last_response_is() -> None:
-    """Both have what they wanted."""
+    """Whoever comes too late is told that there is no such response, as if it had come after."""
     store = Paused()
     async with chatting(None, store=store) as chat:
-        first = (await ask(chat)).json()
-        session = first["conversation"]["id"]
-        store.first = ("session.deleted", lambda: chat.driver.request("DELETE", f"/api/sessions/{session}"))
-        assert (await delete(chat, first["id"])).status == 200
-        second = (await ask(chat)).json()
-        session = second["conversation"]["id"]
-        store.first = ("session.run_withdrawn", lambda: chat.driver.request("DELETE", f"/api/sessions/{session}"))
-        assert (await delete(chat, second["id"])).status == 404
+        for others, type in ((0, "session.deleted"), (1, "session.run_withdrawn")):
+            first = (await ask(chat)).json()
+            session = first["conversation"]["id"]
+            for _ in range(others):
+                await ask(chat, previous_response_id=first["id"])
+            store.first = (type, lambda session=session: chat.driver.request("DELETE", f"/api/sessions/{session}"))
+            assert refused(await delete(chat, first["id"])) == (404, "response_not_found", "response_id")
+            assert store.first is None
+            assert await session_of(chat, first["id"]) == ["session.deleted"]
 
 
 async def test_a_response_stays_deleted_when_the_server_starts_again(tmp_path: Path) -> None:
