@@ -29,7 +29,6 @@ from .errors import (
     HeadMoved,
     InvalidInput,
     KeyReused,
-    LeaseHeld,
     NotFound,
     QueueFull,
     RunEnded,
@@ -50,19 +49,18 @@ from .event import (
     Offset,
     PermissionRequested,
     PermissionResolved,
-    RunStarted,
     RunWithdrawn,
     SessionCreated,
     SessionDeleted,
     SessionRewound,
 )
-from .execution import CANCELLED, A, Limits, expired, resolve_key, terminal
+from .execution import CANCELLED, A, Limits, ended, resolve_key
 from .json import JsonObject
 from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Subscription
 from .machine import OpenRun
 from .part import Message, as_json
 from .run import Runner
-from .transcript import Ask, asks, default_agent, fold, history
+from .transcript import Ask, asks, default_agent, history
 
 WAIT_HEARTBEAT = 2.0
 """Seconds after which who waits for an answer looks whether the server is about to stop."""
@@ -122,6 +120,14 @@ class Located(msgspec.Struct, frozen=True):
     def before(self) -> Offset:
         """The offset after which the run's events begin."""
         return self.asked.offset - 1
+
+
+class _Place(NamedTuple):
+    """Where a question is to be stored: what begins its session, or what that looks like if it is there."""
+
+    session: str
+    begin: list[Draft]
+    info: SessionInfo | None
 
 
 class _Seen(NamedTuple):
@@ -351,16 +357,10 @@ class Sessions:
         """
         self._check(question)
 
-        async def decide() -> tuple[str, list[Draft], SessionInfo | None]:
-            try:
-                info = await self.info(caller, session, verb="send")
-            except SessionNotFound:
-                if begin is None:
-                    raise
-                return session, [Draft(_owned(begin, caller))], None
-            if begin is not None and question.key is None:
-                raise SessionExists(f"Session {session!r} exists already.", session=session)
-            return session, [], info
+        async def decide(exists: bool) -> _Place:
+            if begin is None or exists:
+                return _Place(session, [], await self.info(caller, session, verb="send"))
+            return _Place(session, [Draft(_owned(begin, caller))], None)
 
         return await self._ask(caller, question, decide)
 
@@ -375,24 +375,23 @@ class Sessions:
         """
         self._check(question)
 
-        async def decide() -> tuple[str, list[Draft], SessionInfo | None]:
+        async def decide(exists: bool) -> _Place:
             seen = await self._look(caller, session, "send")
             asked = [event for event in seen.events if isinstance(event.fact, MessageCreated)]
             messages = history(seen.events)
             if run in _withdrawn(seen.events) or all(message.run != run for message in messages):
                 raise RunNotFound(run)
             if asked[-1].run == run or _key_used(seen.events, caller, question.key):
-                return session, [], seen.info
+                return _Place(session, [], seen.info)
             place = next((n for n, m in enumerate(messages) if m.run == run and m.role == "assistant"), None)
             if place is None:
                 raise RunInProgress("The answer is still being given, and others wait behind it.", run=run)
             copy = _copied(seen.info, messages[: place + 1], seen.info.created.title)
             drafts = [Draft(_owned(copy[0], caller)), *map(Draft, copy[1:])]
             branched = new_session(caller, question.key)
-            try:
-                return branched, [], await self.info(caller, branched, verb="send")
-            except SessionNotFound:
-                return branched, drafts, None
+            if exists:
+                return _Place(branched, [], await self.info(caller, branched, verb="send"))
+            return _Place(branched, drafts, None)
 
         return await self._ask(caller, question, decide)
 
@@ -483,13 +482,14 @@ class Sessions:
         self,
         caller: Caller,
         question: Question,
-        decide: Callable[[], Awaitable[tuple[str, list[Draft], SessionInfo | None]]],
+        decide: Callable[[bool], Awaitable[_Place]],
     ) -> Sent:
-        """Store a question where ``decide`` says: the session, what begins it, what it looks like if it is there."""
+        """Store a question where ``decide`` says, told whether what it would begin has turned out to exist."""
         metadata = as_json("metadata", question.metadata) if question.metadata else None
         stamp = secrets.token_hex(6)
+        exists = False
         while True:
-            session, before, info = await decide()
+            session, before, info = await decide(exists)
             fact = MessageCreated(
                 id=f"{session}~{stamp}~u",
                 role="user",
@@ -517,9 +517,10 @@ class Sessions:
             except HeadMoved:
                 continue
             except SessionExists:
-                if question.key is None:
+                if question.key is None or exists:
                     raise
-                continue  # the same request came before; if that was another one, its message will say so
+                exists = True  # the same request came before; if that was another one, its message will say so
+                continue
             break
         stored = next(ask for ask in asks(appended.events) if ask.run is not None)
         if appended.repeated and msgspec.structs.replace(stored.fact, id=fact.id) != fact:
@@ -579,28 +580,13 @@ class Sessions:
         """Store a question; with the lease and the beginning of its run, if there is a place for it."""
         run = question.run
         assert run is not None
-        name = agent or self._runner.default
-        placed = idle and name in self.agents and self._runner.reserve()
-        try:
-            if placed:
-                drafts = [*before, question, Draft(RunStarted(name, 1), run)]
-                try:
-                    appended = await self._store.append(
-                        session, drafts, once=once, head=head, take=self._runner.take(run)
-                    )
-                except LeaseHeld:  # another message came first; this one waits behind it
-                    placed = False
-                    self._runner.give_back()
-                else:
-                    if appended.lease is not None:
-                        placed = False  # it is the run's now
-                        self._runner.begin(appended.lease)
-                    return appended
-            appended = await self._store.append(session, [*before, question], once=once, head=head)
-        finally:
-            if placed:
-                self._runner.give_back()
-        self._runner.wake(session)
+        drafts = [*before, question]
+        appended = None
+        if idle:
+            appended = await self._runner.begin(session, drafts, run, agent=agent, once=once, head=head)
+        if appended is None:
+            appended = await self._store.append(session, drafts, once=once, head=head)
+            self._runner.wake(session)
         return appended
 
     # Stopping and answering -------------------------------------------------------------------------------------------
@@ -614,29 +600,24 @@ class Sessions:
             The runs that were open.
         """
         info = await self.info(caller, session, verb="cancel")
-        asked = []
-        for open_run in info.open_runs:
-            if run in (None, open_run.run):
-                drafts = [Draft(CancelRequested(), open_run.run)]
-                if open_run.owner is None and open_run is info.open_runs[0]:
-                    drafts += await self._end_of(open_run)
-                try:
-                    await self._store.append(session, drafts, once=f"cancel:{open_run.run}")
-                except RunEnded:
-                    continue
-                asked.append(open_run.run)
-        return asked
+        return [each.run for each in info.open_runs if run in (None, each.run) and await self._cancel(each)]
 
-    async def _end_of(self, run: OpenRun) -> list[Draft]:
-        """How a run ends as cancelled that nobody drives: with what earlier attempts have said and asked."""
-        log = Log(self._store, run.session)
-        events = [event async for event in log.all(run.offset - 1) if event.run == run.run]
-        resolved = {event.fact.id for event in events if isinstance(event.fact, PermissionResolved)}
-        open_asks = [event.fact.id for event in events if isinstance(event.fact, PermissionRequested)]
-        return [
-            *(expired(id, run.run) for id in open_asks if id not in resolved),
-            terminal(CANCELLED, run.run, fold(events)),
-        ]
+    async def _cancel(self, run: OpenRun) -> bool:
+        """Whether it was still open. Only at the head that was seen a run can be ended from outside: it has said no
+        more than what was read."""
+        while True:
+            info = await self._store.info(run.session)
+            drafts, head = [Draft(CancelRequested(), run.run)], None
+            if info.open_runs and info.open_runs[0].run == run.run and info.open_runs[0].owner is None:
+                drafts += await ended(self._store, info.open_runs[0], CANCELLED)
+                head = info.head
+            try:
+                await self._store.append(run.session, drafts, once=f"cancel:{run.run}", head=head)
+            except HeadMoved:
+                continue
+            except RunEnded:
+                return False
+            return True
 
     async def resolve_permission(self, caller: Caller, id: str, granted: bool) -> bool:
         """Answer a permission request. The first answer wins.
