@@ -1,4 +1,4 @@
-"""The pump: what goes out in which writes, and everything that ends a stream."""
+"""The pump: what goes out in which writes, and everything that ends a stream; places among streams; sinks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 
 from driving import chatting, decoded, logged
 from facts import draft
+from legato.dialect.fold import Encoder
 from legato.errors import StoreError, TooMany
-from legato.event import Event
-from legato.log import Store
+from legato.event import Event, SessionDeleted, SessionRewound
+from legato.log import Store, Subscription
 from legato.server import stream as module
-from legato.server.stream import WRITE_BYTES, Pump, Streams
+from legato.server.stream import BEHIND, WRITE_BYTES, ASGISink, Pump, Streams
+from legato.server.turns import Turns
 from legato.store.memory import MemoryStore
 
 FIRST = b"first\n"
@@ -66,17 +68,36 @@ async def say(store: Store, *texts: str) -> None:
         await store.append("s", [draft("session.rewound", {"to": text}) for text in texts])
 
 
-def encode(event: Event) -> bytes:
-    return f"{event.data['to']}\n".encode() if "to" in event.data else b""
+class Plain:
+    """An encoder that says where a session was rewound to."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def encode(self, event: Event) -> bytes:
+        self.over = isinstance(event.fact, SessionDeleted) or event.data.get("to") == "end"
+        return f"{event.fact.to}\n".encode() if isinstance(event.fact, SessionRewound) else b""
+
+    def heartbeat(self, cursor: int) -> bytes:
+        return f"beat {cursor}\n".encode()
 
 
-def pump(store: Store, after: int = 0, *, interval: float = 3600.0) -> Pump:
-    beat = lambda cursor: f"beat {cursor}\n".encode()  # noqa: E731
-    return Pump(store, "s", after, encode=encode, heartbeat=beat, interval=interval)
+class Silent(Plain):
+    """An encoder that has no name for anything."""
+
+    def encode(self, event: Event) -> bytes:
+        return b""
+
+
+def pump(
+    store: Store, after: int = 0, *, interval: float = 3600.0, encoder: Encoder | None = None, **options: Any
+) -> Pump:
+    subscription = Subscription(store, "s", after, heartbeat=interval)
+    return Pump(subscription, "s", encoder or Plain(), first=FIRST, **options)
 
 
 def started(one: Pump, wire: Wire, headers: Sequence[tuple[bytes, bytes]] = ()) -> asyncio.Task[None]:
-    return asyncio.create_task(one.run(FIRST, headers, wire.receive, wire.send))
+    return asyncio.create_task(one.run(ASGISink(wire.receive, wire.send), headers))
 
 
 async def over(task: asyncio.Task[None]) -> None:
@@ -136,7 +157,7 @@ async def test_what_the_reader_has_no_name_for_is_silence(monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     store = await stored()
     wire = Wire()
-    one = Pump(store, "s", 1, encode=lambda event: b"", heartbeat=lambda cursor: b"beat %d" % cursor, interval=3600.0)
+    one = pump(store, 1, encoder=Silent())
     task = started(one, wire)
     await wire.until(1)
     now[0] = 3600.0
@@ -145,7 +166,7 @@ async def test_what_the_reader_has_no_name_for_is_silence(monkeypatch: pytest.Mo
     await say(store, "b")
     one.end()
     await over(task)
-    assert [FIRST, b"beat 2"] == wire.writes
+    assert [FIRST, b"beat 2\n"] == wire.writes
 
 
 async def test_an_ended_stream_has_what_is_in_the_log_and_a_proper_end() -> None:
@@ -166,6 +187,121 @@ async def test_a_deleted_session_ends_the_stream() -> None:
     await store.append("s", [draft("session.deleted", {})])
     await over(task)
     assert wire.ended
+
+
+@pytest.mark.parametrize(("last", "proper"), [("b", False), ("end", True)])
+async def test_a_stream_that_resets_ends_properly_only_with_its_answer(last: str, proper: bool) -> None:
+    """To clients who take a clean end for the end of the answer, any other end is a cut."""
+    wire, one = Wire(), pump(await stored("a", last), resets=True)
+    one.end()
+    await over(started(one, wire))
+    assert (wire.writes, wire.ended) == ([FIRST, f"a\n{last}\n".encode()], proper)
+
+
+async def test_nothing_follows_when_the_encoder_is_over() -> None:
+    """The stream ends by itself, whatever else comes."""
+    store = await stored("a", "end")
+    wire = Wire()
+    await over(started(pump(store), wire))
+    assert (wire.writes, wire.ended) == ([FIRST, b"a\nend\n"], True)
+
+
+async def test_events_are_made_ready_before_they_are_encoded() -> None:
+    """Each batch, once, in order; one that cannot be made ready is not sent."""
+    store = await stored("a")
+    wire = Wire()
+    batches: list[list[int]] = []
+
+    async def ready(events: Sequence[Event]) -> None:
+        assert len(wire.writes) == 1 + len(batches)
+        await asyncio.sleep(0)
+        batches.append([event.offset for event in events])
+        if len(batches) == 3:
+            raise StoreError("The disk is gone.")
+
+    task = started(pump(store, ready=ready), wire)
+    for text in ("b", "c"):
+        await wire.until(1 + len(batches) + 1)
+        await say(store, text)
+    with pytest.raises(StoreError):
+        await over(task)
+    assert (batches, wire.writes, wire.ended) == ([[1, 2], [3], [4]], [FIRST, b"a\n", b"b\n"], False)
+
+
+async def test_who_is_far_behind_waits_for_a_turn() -> None:
+    """Before a large batch, and before each further write of it; who keeps up waits for nobody."""
+
+    class Counted(Turns):
+        taken = 0
+
+        async def take(self) -> None:
+            self.taken += 1
+            await super().take()
+
+    store = await stored(*["x" * 1_000] * BEHIND)
+    for after, writes, taken in ((0, 7, 6), (BEHIND - 10, 2, 0)):
+        turns = Counted()
+        wire, one = Wire(), pump(store, after, turns=turns)
+        one.end()
+        await over(started(one, wire))
+        assert (len(wire.writes), turns.taken) == (writes, taken)
+
+
+async def test_the_cursor_is_what_was_handed_over() -> None:
+    """While a write of a backlog waits, only what stood in those before it counts; so do the bytes."""
+    text = "x" * (WRITE_BYTES - 1)
+    held = asyncio.Event()
+
+    async def write(body: bytes) -> None:
+        if body.startswith(b"c"):
+            await held.wait()
+
+    store = await stored(text, text, "c" + text, "d")
+    wire, one = Wire(write), pump(store)
+    assert (one.cursor, one.waiting) == (0, 0.0)
+    task = started(one, wire)
+    await wire.until(3)
+    await asyncio.sleep(0)
+    assert (one.cursor, one.bytes) == (3, len(FIRST) + 2 * WRITE_BYTES)
+    assert one.waiting > 0
+    held.set()
+    await wire.until(5)
+    one.end()
+    await over(task)
+    assert (one.cursor, one.bytes, one.waiting) == (5, sum(map(len, wire.writes)), 0.0)
+
+
+async def test_a_sink_is_all_that_a_transport_is() -> None:
+    """A stream needs no more of what it is written to than four words."""
+
+    class Words:
+        def __init__(self) -> None:
+            self.said: list[Any] = []
+            self.left = asyncio.Event()
+
+        async def start(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+            self.said.append(("start", *headers))
+
+        async def write(self, body: bytes) -> None:
+            self.said.append(body)
+
+        async def finish(self) -> None:
+            self.said.append("finish")
+
+        async def gone(self) -> None:
+            await self.left.wait()
+
+    sink, store = Words(), await stored("a")
+    one = pump(store)
+    one.end()
+    await one.run(sink, [(b"x-own", b"1")])
+    assert sink.said == [("start", (b"x-own", b"1")), FIRST, b"a\n", "finish"]
+    sink, one = Words(), pump(store, 2)
+    task = asyncio.create_task(one.run(sink, ()))
+    await asyncio.sleep(0)
+    sink.left.set()
+    await over(task)
+    assert sink.said == [("start",), FIRST]
 
 
 async def test_a_reader_that_leaves_ends_the_stream_and_leaves_no_task() -> None:
@@ -239,17 +375,48 @@ async def test_a_log_that_cannot_be_read_ends_the_stream_uncleanly(error: Except
 
 
 async def test_bounds_are_for_each_session_and_for_all() -> None:
-    """Counted out again when a reader leaves."""
-    store, streams = await stored(), Streams(total=2, per_session=1)
-    one = pump(store)
-    streams.admit("s")
-    streams.add(one)
-    with pytest.raises(TooMany, match="session"):
-        streams.admit("s")
-    streams.admit("other")
-    streams.remove(one)
-    streams.admit("s")
+    """A place is taken before there is a stream, and free again when it is given back, once."""
+    streams = Streams(total=3, per_session=1)
+    one = streams.reserve("s")
+    with pytest.raises(TooMany, match="session") as caught:
+        streams.reserve("s")
+    assert caught.value.detail == {"limit": 1}
+    other = streams.reserve("other")
+    streams.reserve("third")
+    with pytest.raises(TooMany, match="server") as caught:
+        streams.reserve("fourth")
+    assert caught.value.detail == {"limit": 3}
+    assert [streams.count(name) for name in ("s", "other", "third", "fourth")] == [1, 1, 1, 0]
+    for _ in range(2):
+        one.give_back()
+    assert streams.count("s") == 0
+    again = streams.reserve("s")
+    with pytest.raises(TooMany, match="server"):
+        streams.reserve("fourth")
+    for place in (again, other):
+        place.give_back()
+    assert len(streams) == 0
     await streams.close()
+
+
+async def test_a_place_can_move_to_the_session_that_it_turns_out_to_be_for() -> None:
+    """Places for sessions that do not exist yet count among all, and not against each other."""
+    streams = Streams(total=3, per_session=1)
+    places = [streams.reserve("") for _ in range(3)]
+    with pytest.raises(TooMany, match="server"):
+        streams.reserve("")
+    places[0].move("s")
+    places[0].move("s")
+    assert (streams.count("s"), streams.count("")) == (1, 2)
+    places[1].give_back()
+    places[1].move("t")  # it is nobody's any more
+    with pytest.raises(TooMany, match="session"):
+        streams.reserve("s")
+    for place in places:
+        place.give_back()
+    assert [streams.count(name) for name in ("s", "t", "")] == [0, 0, 0]
+    for number in range(3):
+        streams.reserve(f"s{number}")
 
 
 async def test_closing_ends_all_and_cuts_off_who_does_not_take_it() -> None:
@@ -259,16 +426,13 @@ async def test_closing_ends_all_and_cuts_off_who_does_not_take_it() -> None:
     async def forever(body: bytes) -> None:
         await asyncio.Event().wait()
 
-    async def counted(one: Pump, wire: Wire) -> None:
-        streams.add(one)
-        try:
-            await one.run(FIRST, (), wire.receive, wire.send)
-        finally:
-            streams.remove(one)
-
     reading, stalled = Wire(), Wire(forever)
-    tasks = [asyncio.create_task(counted(pump(store), wire)) for wire in (reading, stalled)]
+    tasks = [
+        asyncio.create_task(streams.run(pump(store), ASGISink(wire.receive, wire.send))) for wire in (reading, stalled)
+    ]
     await reading.until(2)
+    assert ([1, 2], 2) == (sorted(one.number for one in streams.readers("s")), len(streams.readers()))
+    assert [] == streams.readers("other")
     await streams.close(timeout=0.01)
     for task in tasks:
         await over(task)
@@ -280,10 +444,10 @@ async def test_a_stream_that_comes_while_draining_ends_at_once() -> None:
     store, streams = await stored("a"), Streams()
     streams.drain()
     wire, one = Wire(), pump(store)
-    streams.add(one)
-    await over(started(one, wire))
+    await over(asyncio.create_task(streams.run(one, ASGISink(wire.receive, wire.send), [(b"x-own", b"1")])))
     assert (wire.writes, wire.ended) == ([FIRST, b"a\n"], True)
-    streams.remove(one)
+    assert (b"x-own", b"1") in wire.head["headers"]
+    assert len(streams) == 0
     await streams.close()
 
 
