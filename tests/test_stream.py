@@ -16,8 +16,8 @@ from legato.errors import StoreError, TooMany
 from legato.event import Event, SessionDeleted, SessionRewound
 from legato.log import Store, Subscription
 from legato.server import stream as module
+from legato.server.pace import Pace
 from legato.server.stream import BEHIND, WRITE_BYTES, ASGISink, Pump, Streams
-from legato.server.turns import Turns
 from legato.store.memory import MemoryStore
 
 FIRST = b"first\n"
@@ -228,23 +228,23 @@ async def test_events_are_made_ready_before_they_are_encoded() -> None:
     assert (batches, wire.writes, wire.ended) == ([[1, 2], [3], [4]], [FIRST, b"a\n", b"b\n"], False)
 
 
-async def test_who_is_far_behind_waits_for_a_turn() -> None:
+async def test_who_is_far_behind_waits_in_a_group() -> None:
     """Before a large batch, and before each further write of it; who keeps up waits for nobody."""
 
-    class Counted(Turns):
+    class Counted(Pace):
         taken = 0
 
-        async def take(self) -> None:
+        async def keep(self) -> None:
             self.taken += 1
-            await super().take()
+            await super().keep()
 
     store = await stored(*["x" * 1_000] * BEHIND)
     for after, writes, taken in ((0, 7, 6), (BEHIND - 10, 2, 0)):
-        turns = Counted()
-        wire, one = Wire(), pump(store, after, turns=turns)
+        pace = Counted()
+        wire, one = Wire(), pump(store, after, pace=pace)
         one.end()
         await over(started(one, wire))
-        assert (len(wire.writes), turns.taken) == (writes, taken)
+        assert (len(wire.writes), pace.taken) == (writes, taken)
 
 
 async def test_the_cursor_is_what_was_handed_over() -> None:

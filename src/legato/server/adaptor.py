@@ -31,7 +31,7 @@ class Internal(LegatoError):
         super().__init__("The server failed; its log has the details.")
 
 
-class Stopped(Draining):
+class ApplicationStopped(Draining):
     """The application has been stopped, and may be started again."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Adaptor:
             return False
         operation, dialect, names = found
         if self._life is None or self._life.over:
-            await send_body(dialect.refuse(Stopped()), Stopped(), scope, receive, send)
+            await send_body(dialect.refuse(ApplicationStopped()), ApplicationStopped(), scope, receive, send)
             return True
         http = HTTPRequest({**scope, "path_params": names}, receive)
         await self._carry_out(self._life, operation, dialect, http, receive, send)
@@ -123,7 +123,7 @@ class Adaptor:
                 reply = await operation.handler(request)
                 made = await self._pump(reply, request) if isinstance(reply, Follow) else reply
             except LegatoError as exc:
-                error = Stopped() if isinstance(exc, StoreError) and life.over else exc
+                error = ApplicationStopped() if isinstance(exc, StoreError) and life.over else exc
                 made = dialect.refuse(error)
             except Exception:
                 await send_body(dialect.refuse(Internal()), None, scope, receive, send)
@@ -156,7 +156,7 @@ class Adaptor:
             ready=reply.ready,
             resets=reply.resets,
             dialect=reply.name,
-            turns=request.life.turns,
+            pace=request.life.pace,
         )
         return pump, [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
 

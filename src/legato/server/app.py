@@ -39,7 +39,7 @@ from ..sessions import May, Sessions
 from ..store import open_store
 from ..tool import Tool
 from . import markdown
-from .adaptor import Adaptor, Internal, Stopped, respond, respond_error
+from .adaptor import Adaptor, ApplicationStopped, Internal, respond, respond_error
 from .dialects import DIALECTS
 from .inspect import Inspector
 from .life import Life, Settings, nobody
@@ -211,7 +211,7 @@ class Legato:
         if self._life is not None:
             return self._life
         if self._stopped:
-            raise Stopped
+            raise ApplicationStopped
         raise InvalidInput(
             "Legato has not been started. Under an ASGI server this happens by itself; when it is mounted in "
             "another application, give that one lifespan=app.lifespan."
@@ -334,7 +334,7 @@ class Legato:
             self.life  # noqa: B018  # for its error
         else:
             if self._life is not None:
-                await self._life.turns.take()
+                await self._life.pace.keep()
             await self._app(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -383,7 +383,7 @@ class Legato:
 
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
             if not await adaptor.answer(scope, receive, send):
-                await respond_error(Stopped())(scope, receive, send)
+                await respond_error(ApplicationStopped())(scope, receive, send)
 
         return route
 

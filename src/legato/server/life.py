@@ -20,9 +20,9 @@ from ..run import Runner
 from ..sessions import Located, May, Sessions
 from .memory import Memory, SharedEncoder
 from .operation import View
+from .pace import Pace
 from .reply import Follow
 from .stream import Streams
-from .turns import Turns
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class Life:
         sessions: what callers can do.
         runner: drives the runs.
         streams: the open streams.
-        turns: of requests and of readers who are behind.
+        pace: of requests and of readers who are behind.
         memory: of the runs that are read.
         began_at: seconds since the epoch.
         over: the store is being closed; nothing can be asked of it any more.
@@ -79,8 +79,8 @@ class Life:
         self.runner = Runner(store, agents, limits=settings.limits)
         self.sessions = Sessions(store, self.runner, may=settings.may)
         self.streams = Streams(total=settings.max_streams, per_session=settings.max_streams_per_session)
-        self.turns = Turns()
-        self.memory = Memory(store, self.turns)
+        self.pace = Pace()
+        self.memory = Memory(store, self.pace)
         self.began_at = time.time()
         self.over = False
         self._kept: dict[type, object] = {}

@@ -21,7 +21,7 @@ from ..event import Event, Offset, SessionDeleted
 from ..log import Log, Store
 from ..sessions import Located
 from .operation import View
-from .turns import Turns
+from .pace import Pace
 
 MARK_EVERY = 256
 """Events of a run between two marks of the live fold."""
@@ -34,7 +34,7 @@ RUNS = 1_000
 BYTES = 64 * 1024 * 1024
 """Of the events that the remembered folds have been given; the oldest of them are let go beyond."""
 GO_SECONDS = 0.002
-"""After so long in one go, folding lets others have their turn."""
+"""After so long in one go, folding lets others go on."""
 
 
 class RunMemory:
@@ -44,7 +44,7 @@ class RunMemory:
         store: where its log is.
         run: the run.
         view: has ``fold``.
-        turns: shared with others.
+        pace: shared with others.
 
     Attributes:
         fold: the live one; not to be fed by others.
@@ -52,7 +52,7 @@ class RunMemory:
         bytes: of the events that it was given.
     """
 
-    def __init__(self, store: Store, run: Located, view: View, turns: Turns) -> None:
+    def __init__(self, store: Store, run: Located, view: View, pace: Pace) -> None:
         assert view.fold is not None
         self.run = run
         self.key = view.key
@@ -65,7 +65,7 @@ class RunMemory:
         self._since = 0  # events since the last mark
         self._pages: OrderedDict[tuple[Offset, Offset], list[bytes]] = OrderedDict()
         self._one_at_a_time = asyncio.Lock()
-        self._turns = turns
+        self._pace = pace
 
     async def catch_up(self) -> Fold:
         """The live fold, as far as the log has come or the run has gone. Look, and do not feed it."""
@@ -148,7 +148,7 @@ class RunMemory:
                     self._mark(self.at, fold)
                     self._since = 0
             if time.monotonic() - began > GO_SECONDS:
-                await self._turns.take()
+                await self._pace.keep()
                 began = time.monotonic()
 
 
@@ -157,19 +157,19 @@ class Memory:
 
     Args:
         store: open.
-        turns: for folding, shared with others.
+        pace: for folding, shared with others.
     """
 
-    def __init__(self, store: Store, turns: Turns) -> None:
+    def __init__(self, store: Store, pace: Pace) -> None:
         self._store = store
-        self._turns = turns
+        self._pace = pace
         self._runs: OrderedDict[tuple[str, str], RunMemory] = OrderedDict()
 
     def of(self, run: Located, view: View) -> RunMemory:
         """The memory of a run in a view."""
         memory = self._runs.get((view.key, run.run))
         if memory is None:
-            memory = self._runs[view.key, run.run] = RunMemory(self._store, run, view, self._turns)
+            memory = self._runs[view.key, run.run] = RunMemory(self._store, run, view, self._pace)
         self._runs.move_to_end((view.key, run.run))
         while len(self._runs) > 1 and (
             len(self._runs) > RUNS or sum(memory.bytes for memory in self._runs.values()) > BYTES

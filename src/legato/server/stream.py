@@ -23,7 +23,7 @@ from ..dialect.fold import Encoder
 from ..errors import StoreError, TooMany
 from ..event import Event
 from ..log import Subscription
-from .turns import Turns
+from .pace import Pace
 
 logger = logging.getLogger("legato")
 
@@ -229,7 +229,7 @@ class Pump:
         ready: awaited with events before they are encoded.
         resets: do not end properly before the encoder is over, see ``Follow``.
         dialect: what it is called in the inspector.
-        turns: shared with others, so that all who are behind do not hold the loop together.
+        pace: shared with others, so that all who are behind do not hold the loop together.
 
     Attributes:
         number: which stream of the application this is, from 1; 0 until it is counted in.
@@ -249,7 +249,7 @@ class Pump:
         ready: Callable[[Sequence[Event]], Awaitable[None]] | None = None,
         resets: bool = False,
         dialect: str = "",
-        turns: Turns | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.session = session
         self.dialect = dialect
@@ -262,7 +262,7 @@ class Pump:
         self._first = first
         self._ready = ready
         self._resets = resets
-        self._turns = turns
+        self._pace = pace
         self._sending_since = 0.0
         self._sent_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -317,7 +317,7 @@ class Pump:
             events = await subscription.next()
             if events:
                 if len(events) >= BEHIND:
-                    await self._take_turn()
+                    await self._keep_pace()
                 if self._ready is not None:
                     await self._ready(events)
                 chunk: list[bytes] = []
@@ -328,7 +328,7 @@ class Pump:
                         chunk.append(frame)
                         size += len(frame)
                         if size >= WRITE_BYTES:
-                            await self._take_turn()
+                            await self._keep_pace()
                             await self._write(sink, b"".join(chunk))
                             chunk, size = [], 0
                             self.cursor = event.offset
@@ -345,10 +345,10 @@ class Pump:
             else:
                 await self._write(sink, encoder.heartbeat(subscription.after))
 
-    async def _take_turn(self) -> None:
+    async def _keep_pace(self) -> None:
         # Reads from memory and writes to an empty buffer wait for nothing, so nobody else would have a turn.
-        if self._turns is not None:
-            await self._turns.take()
+        if self._pace is not None:
+            await self._pace.keep()
 
     async def _write(self, sink: Sink, body: bytes) -> None:
         self._sending_since = time.monotonic()

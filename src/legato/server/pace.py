@@ -1,4 +1,4 @@
-"""Turns: how many tasks go on between two looks of the event loop at its sockets, so that a crowd does not hold it.
+"""Pace: how many tasks go on between two looks of the event loop at its sockets, so that a crowd does not hold it.
 
 A thousand readers who come back at the same moment are a thousand tasks that can go on at the same moment, and the loop
 would run them all before it does anything else. Here they go on in groups; a group grows while it is done quickly.
@@ -10,13 +10,13 @@ import asyncio
 import time
 from collections import deque
 
-TURN_SECONDS = 0.005
-"""How long one go of the loop is to take at most, while others wait."""
+GROUP_SECONDS = 0.005
+"""How long one group is to take at most, while others wait."""
 FIRST, MOST = 8, 256
 """Tasks in a group, at first and at most."""
 
 
-class Turns:
+class Pace:
     """Lets tasks go on in groups. For one event loop."""
 
     def __init__(self) -> None:
@@ -26,8 +26,8 @@ class Turns:
         self._began = 0.0
         self._ticking = False
 
-    async def take(self) -> None:
-        """Go on when it is this task's turn: at once, unless many want to."""
+    async def keep(self) -> None:
+        """Go on in one of the next groups: at once, unless many want to."""
         loop = asyncio.get_running_loop()
         if not self._ticking:
             self._ticking = True
@@ -36,22 +36,22 @@ class Turns:
         if self._taken < self._share and not self._waiting:
             self._taken += 1
             return
-        turn = loop.create_future()
-        self._waiting.append(turn)
-        await turn
+        waiter = loop.create_future()
+        self._waiting.append(waiter)
+        await waiter
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         now = time.monotonic()
         spent = now - self._began
-        if spent > TURN_SECONDS:
+        if spent > GROUP_SECONDS:
             self._share = max(self._share // 2, 1)
-        elif spent < TURN_SECONDS / 2 and self._waiting:
+        elif spent < GROUP_SECONDS / 2 and self._waiting:
             self._share = min(self._share * 2, MOST)
         self._began, self._taken = now, 0
         while self._waiting and self._taken < self._share:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
                 self._taken += 1
         if self._taken:
             loop.call_soon(self._tick, loop)
