@@ -33,7 +33,7 @@ class APIErrorResponse(msgspec.Struct):
 # Items ----------------------------------------------------------------------------------------------------------------
 
 
-class OutputTextPart(msgspec.Struct, tag="output_text", tag_field="type"):
+class OutputTextContent(msgspec.Struct, tag="output_text", tag_field="type"):
     """Text of the answer."""
 
     text: str
@@ -41,13 +41,13 @@ class OutputTextPart(msgspec.Struct, tag="output_text", tag_field="type"):
     logprobs: list[Any]
 
 
-class RefusalPart(msgspec.Struct, tag="refusal", tag_field="type"):
+class RefusalContent(msgspec.Struct, tag="refusal", tag_field="type"):
     """The model's words why it does not answer."""
 
     refusal: str
 
 
-class SummaryTextPart(msgspec.Struct, tag="summary_text", tag_field="type"):
+class SummaryTextContent(msgspec.Struct, tag="summary_text", tag_field="type"):
     """Text of the model's reasoning."""
 
     text: str
@@ -59,14 +59,14 @@ class OutputMessage(msgspec.Struct, tag="message", tag_field="type"):
     id: str
     status: ItemStatus
     role: Literal["assistant"]
-    content: list[OutputTextPart | RefusalPart]
+    content: list[OutputTextContent | RefusalContent]
 
 
 class ReasoningItem(msgspec.Struct, tag="reasoning", tag_field="type"):
     """A part of the model's reasoning."""
 
     id: str
-    summary: list[SummaryTextPart]
+    summary: list[SummaryTextContent]
 
 
 class FunctionCallItem(msgspec.Struct, tag="function_call", tag_field="type"):
@@ -187,7 +187,7 @@ class ItemList(msgspec.Struct, tag="list", tag_field="object"):
     has_more: bool
 
 
-class Model(msgspec.Struct, tag="model", tag_field="object"):
+class ModelObject(msgspec.Struct, tag="model", tag_field="object"):
     """An agent."""
 
     id: str
@@ -198,58 +198,58 @@ class Model(msgspec.Struct, tag="model", tag_field="object"):
 class ModelList(msgspec.Struct, tag="list", tag_field="object"):
     """The agents."""
 
-    data: list[Model]
+    data: list[ModelObject]
 
 
 # Events of a response -------------------------------------------------------------------------------------------------
 
 
-class _Event(msgspec.Struct, tag_field="type"):
+class _Frame(msgspec.Struct, tag_field="type"):
     sequence_number: int
 
 
-class _Lifecycle(_Event):
+class _Lifecycle(_Frame):
     response: ResponseObject
 
 
-class ResponseCreated(_Lifecycle, tag="response.created"):
+class ResponseCreatedFrame(_Lifecycle, tag="response.created"):
     """The request has been stored. The first event."""
 
 
-class ResponseQueued(_Lifecycle, tag="response.queued"):
+class ResponseQueuedFrame(_Lifecycle, tag="response.queued"):
     """It waits; of a response in the background."""
 
 
-class ResponseInProgress(_Lifecycle, tag="response.in_progress"):
+class ResponseInProgressFrame(_Lifecycle, tag="response.in_progress"):
     """The agent begins; once more for each further attempt after a crash."""
 
 
-class ResponseCompleted(_Lifecycle, tag="response.completed"):
+class ResponseCompletedFrame(_Lifecycle, tag="response.completed"):
     """The answer is there. Nothing follows."""
 
 
-class ResponseIncomplete(_Lifecycle, tag="response.incomplete"):
+class ResponseIncompleteFrame(_Lifecycle, tag="response.incomplete"):
     """The answer was cut. Nothing follows."""
 
 
-class ResponseFailed(_Lifecycle, tag="response.failed"):
+class ResponseFailedFrame(_Lifecycle, tag="response.failed"):
     """The run failed, or was cancelled (``status``). Nothing follows."""
 
 
-class _OfItem(_Event):
+class _OfItem(_Frame):
     output_index: int
     item: OutputItem
 
 
-class OutputItemAdded(_OfItem, tag="response.output_item.added"):
+class OutputItemAddedFrame(_OfItem, tag="response.output_item.added"):
     """An item begins."""
 
 
-class OutputItemDone(_OfItem, tag="response.output_item.done"):
+class OutputItemDoneFrame(_OfItem, tag="response.output_item.done"):
     """An item is whole."""
 
 
-class _InItem(_Event):
+class _InItem(_Frame):
     item_id: str
     output_index: int
 
@@ -258,39 +258,39 @@ class _InContent(_InItem):
     content_index: int
 
 
-class ContentPartAdded(_InContent, tag="response.content_part.added"):
+class ContentPartAddedFrame(_InContent, tag="response.content_part.added"):
     """A message's part begins."""
 
-    part: OutputTextPart | RefusalPart
+    part: OutputTextContent | RefusalContent
 
 
-class ContentPartDone(_InContent, tag="response.content_part.done"):
+class ContentPartDoneFrame(_InContent, tag="response.content_part.done"):
     """A message's part is whole."""
 
-    part: OutputTextPart | RefusalPart
+    part: OutputTextContent | RefusalContent
 
 
-class OutputTextDelta(_InContent, tag="response.output_text.delta"):
+class OutputTextDeltaFrame(_InContent, tag="response.output_text.delta"):
     """A piece of the answer."""
 
     delta: str
     logprobs: list[Any]
 
 
-class OutputTextDone(_InContent, tag="response.output_text.done"):
+class OutputTextDoneFrame(_InContent, tag="response.output_text.done"):
     """The whole text of a part."""
 
     text: str
     logprobs: list[Any]
 
 
-class RefusalDelta(_InContent, tag="response.refusal.delta"):
+class RefusalDeltaFrame(_InContent, tag="response.refusal.delta"):
     """A piece of a refusal."""
 
     delta: str
 
 
-class RefusalDone(_InContent, tag="response.refusal.done"):
+class RefusalDoneFrame(_InContent, tag="response.refusal.done"):
     """The whole refusal."""
 
     refusal: str
@@ -300,44 +300,44 @@ class _InSummary(_InItem):
     summary_index: int
 
 
-class ReasoningSummaryPartAdded(_InSummary, tag="response.reasoning_summary_part.added"):
+class ReasoningSummaryPartAddedFrame(_InSummary, tag="response.reasoning_summary_part.added"):
     """A part of the reasoning begins."""
 
-    part: SummaryTextPart
+    part: SummaryTextContent
 
 
-class ReasoningSummaryPartDone(_InSummary, tag="response.reasoning_summary_part.done"):
+class ReasoningSummaryPartDoneFrame(_InSummary, tag="response.reasoning_summary_part.done"):
     """A part of the reasoning is whole."""
 
-    part: SummaryTextPart
+    part: SummaryTextContent
 
 
-class ReasoningSummaryTextDelta(_InSummary, tag="response.reasoning_summary_text.delta"):
+class ReasoningSummaryTextDeltaFrame(_InSummary, tag="response.reasoning_summary_text.delta"):
     """A piece of the reasoning."""
 
     delta: str
 
 
-class ReasoningSummaryTextDone(_InSummary, tag="response.reasoning_summary_text.done"):
+class ReasoningSummaryTextDoneFrame(_InSummary, tag="response.reasoning_summary_text.done"):
     """The whole text of a part of the reasoning."""
 
     text: str
 
 
-class FunctionCallArgumentsDelta(_InItem, tag="response.function_call_arguments.delta"):
+class FunctionCallArgumentsDeltaFrame(_InItem, tag="response.function_call_arguments.delta"):
     """A piece of a call's arguments."""
 
     delta: str
 
 
-class FunctionCallArgumentsDone(_InItem, tag="response.function_call_arguments.done"):
+class FunctionCallArgumentsDoneFrame(_InItem, tag="response.function_call_arguments.done"):
     """The whole arguments of a call."""
 
     name: str
     arguments: str
 
 
-class ErrorEvent(_Event, tag="error"):
+class ErrorFrame(_Frame, tag="error"):
     """What went wrong; ``response.failed`` follows, unless the response was deleted. It says it in both of the shapes
     that clients know."""
 
@@ -348,27 +348,27 @@ class ErrorEvent(_Event, tag="error"):
 
 
 RESPONSE_EVENTS: tuple[type[msgspec.Struct], ...] = (
-    ResponseCreated,
-    ResponseQueued,
-    ResponseInProgress,
-    OutputItemAdded,
-    ContentPartAdded,
-    OutputTextDelta,
-    OutputTextDone,
-    RefusalDelta,
-    RefusalDone,
-    ContentPartDone,
-    ReasoningSummaryPartAdded,
-    ReasoningSummaryTextDelta,
-    ReasoningSummaryTextDone,
-    ReasoningSummaryPartDone,
-    FunctionCallArgumentsDelta,
-    FunctionCallArgumentsDone,
-    OutputItemDone,
-    ErrorEvent,
-    ResponseCompleted,
-    ResponseIncomplete,
-    ResponseFailed,
+    ResponseCreatedFrame,
+    ResponseQueuedFrame,
+    ResponseInProgressFrame,
+    OutputItemAddedFrame,
+    ContentPartAddedFrame,
+    OutputTextDeltaFrame,
+    OutputTextDoneFrame,
+    RefusalDeltaFrame,
+    RefusalDoneFrame,
+    ContentPartDoneFrame,
+    ReasoningSummaryPartAddedFrame,
+    ReasoningSummaryTextDeltaFrame,
+    ReasoningSummaryTextDoneFrame,
+    ReasoningSummaryPartDoneFrame,
+    FunctionCallArgumentsDeltaFrame,
+    FunctionCallArgumentsDoneFrame,
+    OutputItemDoneFrame,
+    ErrorFrame,
+    ResponseCompletedFrame,
+    ResponseIncompleteFrame,
+    ResponseFailedFrame,
 )
 """All events of a response's stream, in the order in which they can come."""
 

@@ -59,7 +59,7 @@ def _responses() -> list[Operation]:
                           Param("after", "query", "The id of the item after which the page begins.")],
                   errors=(404,)),
         *_operation("listModels", "GET", "/models", "List the agents", routes.models, schema.ModelList),
-        *_operation("getModel", "GET", "/models/{model}", "Get an agent", routes.model, schema.Model,
+        *_operation("getModel", "GET", "/models/{model}", "Get an agent", routes.model, schema.ModelObject,
                   params=[Param("model", "path", "The agent's name.", required=True)], errors=(404,)),
     ]  # fmt: skip
 
