@@ -79,7 +79,7 @@ def test_every_error_has_a_body_that_strict_clients_take(kind: type[LegatoError]
     """The type is one of five words, the reason our own."""
     error = kind("s") if kind in (SessionNotFound, RunNotFound) else kind("m", limit=1)
     body = wire(common.describe(error))["error"]
-    assert msgspec.json.decode(msgspec.json.encode(common.describe(error)), type=common.ErrorResponse)
+    assert msgspec.json.decode(msgspec.json.encode(common.describe(error)), type=common.ErrorBody)
     assert (body["code"], body["reason"]) == (kind.status, kind.code)
     assert body["detail"]
 
@@ -91,7 +91,7 @@ def test_every_error_has_a_body_that_strict_clients_take(kind: type[LegatoError]
 )  # fmt: skip
 def test_each_status_has_its_type(status: int, type: str) -> None:
     """As the document says; an empty detail is left out."""
-    body = wire(common.error_response(status, "m", "r"))
+    body = wire(common.error_body(status, "m", "r"))
     assert body == {"error": {"code": status, "message": "m", "type": type, "reason": "r"}}
 
 

@@ -22,7 +22,7 @@ SessionId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
 ErrorType = Literal["bad_request", "not_found", "internal_error", "unauthorized", "validation_error"]
 
 
-class ErrorBody(msgspec.Struct, omit_defaults=True):
+class ErrorDetail(msgspec.Struct, omit_defaults=True):
     """What went wrong: ``code`` is the HTTP status, ``reason`` the machine's word for it."""
 
     code: int
@@ -32,24 +32,24 @@ class ErrorBody(msgspec.Struct, omit_defaults=True):
     detail: JsonObject = {}
 
 
-class ErrorResponse(msgspec.Struct):
+class ErrorBody(msgspec.Struct):
     """The body of every answer that is not a success."""
 
-    error: ErrorBody
+    error: ErrorDetail
 
 
 _TYPES: dict[int, ErrorType] = {400: "bad_request", 401: "unauthorized", 404: "not_found", 413: "validation_error"}
 
 
-def error_response(status: int, message: str, reason: str, detail: JsonObject | None = None) -> ErrorResponse:
+def error_body(status: int, message: str, reason: str, detail: JsonObject | None = None) -> ErrorBody:
     """The body for an answer with ``status``."""
     kind = _TYPES.get(status, "internal_error" if status >= 500 else "bad_request")
-    return ErrorResponse(ErrorBody(code=status, message=message, type=kind, reason=reason, detail=detail or {}))
+    return ErrorBody(ErrorDetail(code=status, message=message, type=kind, reason=reason, detail=detail or {}))
 
 
-def describe(error: LegatoError) -> ErrorResponse:
+def describe(error: LegatoError) -> ErrorBody:
     """The body for ``error``."""
-    return error_response(error.status, error.message, error.code, error.detail)
+    return error_body(error.status, error.message, error.code, error.detail)
 
 
 # Fields -------------------------------------------------------------------------------------------------------------

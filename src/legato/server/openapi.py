@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ..dialect.common import ErrorResponse
+from ..dialect.common import ErrorBody
 from ..json import JsonObject
 from .operation import Frames, Operation, Param
 
@@ -19,7 +19,7 @@ _REF = "#/components/schemas/{name}"
 def document(operations: Sequence[Operation]) -> JsonObject:
     """The document for ``operations``."""
     operations = [operation for operation in operations if operation.documented]
-    types: list[Any] = [ErrorResponse]
+    types: list[Any] = [ErrorBody]
     for operation in operations:
         types += [type for type in (operation.body, operation.error, *operation.answers.values()) if type is not None]
         types += operation.stream.events if operation.stream is not None else ()
@@ -38,7 +38,7 @@ def document(operations: Sequence[Operation]) -> JsonObject:
             "version": version("legato"),
             "summary": "Durable, resumable answers from AI agents over Server-Sent Events.",
             "description": "What an agent says is stored before anyone sees it; every reader follows live and goes on "
-            "exactly where it was. Answers that are not a success have the body `ErrorResponse`; those of the OpenAI "
+            "exactly where it was. Answers that are not a success have the body `ErrorBody`; those of the OpenAI "
             "dialects, below `/v1`, have `APIErrorResponse`.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 from starlette.types import Scope
 
-from ..dialect.common import ErrorResponse, describe
+from ..dialect.common import ErrorBody, describe
 from ..dialect.fold import Fold
 from ..errors import InvalidInput, LegatoError, NotFound, SessionNotFound
 from ..event import Event
@@ -80,7 +80,7 @@ class Operation(msgspec.Struct, frozen=True):
     body_required: bool = True
     errors: tuple[int, ...] = ()
     description: str = ""
-    error: Any = ErrorResponse
+    error: Any = ErrorBody
     stream: Frames | None = None
     documented: bool = True
 
