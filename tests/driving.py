@@ -11,8 +11,8 @@ from typing import Any
 from msgspec import UNSET
 
 from legato.server.app import Legato
-from legato.sse import Decoder, Message
-from legato.testing import Driver, Response, Stream
+from legato.sse import Decoder, SSEMessage
+from legato.testing import ASGIResponse, ASGIStream, Driver
 
 OWN_FRAMES = ("connected", "heartbeat")
 """Frames that are not in the log: they carry the reader's own cursor."""
@@ -50,24 +50,24 @@ class Chat:
         self.driver = driver
         self.session = session
 
-    async def send(self, text: str = "hello", *, headers: dict[str, str] | None = None, **fields: Any) -> Response:
+    async def send(self, text: str = "hello", *, headers: dict[str, str] | None = None, **fields: Any) -> ASGIResponse:
         target = f"/api/sessions/{self.session}/messages"
         return await self.driver.request("POST", target, json={"text": text, **fields}, headers=headers)
 
-    async def said(self, text: str = "hello", **fields: Any) -> Response:
+    async def said(self, text: str = "hello", **fields: Any) -> ASGIResponse:
         """Send, and wait until the answer is over."""
         answer = await self.send(text, **fields)
         await self.follow(answer.json()["cursor"], until=ends(answer.json()["runId"]))
         return answer
 
-    def stream(self, query: str = "", *, last: str | None = None, **options: Any) -> Stream:
+    def stream(self, query: str = "", *, last: str | None = None, **options: Any) -> ASGIStream:
         headers = options.pop("headers", {}) | ({} if last is None else {"last-event-id": last})
         query = f"&{query}" if query else ""
         return self.driver.stream(f"/stream?sessionId={self.session}{query}", headers=headers, **options)
 
     async def follow(
-        self, last: str | None = None, query: str = "client=legato", *, until: Callable[[Message], bool]
-    ) -> list[Message]:
+        self, last: str | None = None, query: str = "client=legato", *, until: Callable[[SSEMessage], bool]
+    ) -> list[SSEMessage]:
         """The messages from a cursor (or as a fresh reader) to the first that is wanted."""
         seen = []
         async with asyncio.timeout(30), self.stream(query, last=last) as stream:
@@ -80,35 +80,35 @@ class Chat:
                 raise AssertionError(f"The stream ended before: {seen[-1:]}")
         return seen
 
-    async def get(self, path: str = "") -> Response:
+    async def get(self, path: str = "") -> ASGIResponse:
         return await self.driver.request("GET", f"/api/sessions/{self.session}{path}")
 
-    async def post(self, path: str, json: Any = UNSET) -> Response:
+    async def post(self, path: str, json: Any = UNSET) -> ASGIResponse:
         return await self.driver.request("POST", f"/api/sessions/{self.session}{path}", json=json)
 
 
-def data(message: Message) -> dict[str, Any]:
+def data(message: SSEMessage) -> dict[str, Any]:
     return dict(json.loads(message.data))
 
 
-def ends(run: str) -> Callable[[Message], bool]:
+def ends(run: str) -> Callable[[SSEMessage], bool]:
     return lambda message: message.event in ("complete", "error") and data(message)["runId"] == run
 
 
-def named(name: str) -> Callable[[Message], bool]:
+def named(name: str) -> Callable[[SSEMessage], bool]:
     return lambda message: message.event == name
 
 
-def logged(messages: list[Message]) -> list[Message]:
+def logged(messages: list[SSEMessage]) -> list[SSEMessage]:
     """Those of the log, without the reader's own."""
     return [message for message in messages if message.event not in OWN_FRAMES]
 
 
-def decoded(body: bytes) -> list[Message]:
+def decoded(body: bytes) -> list[SSEMessage]:
     return Decoder().feed(body)
 
 
-def reason(response: Response) -> tuple[int, str, str]:
+def reason(response: ASGIResponse) -> tuple[int, str, str]:
     """Status, type and reason of an error, its form checked."""
     body = response.json()
     assert set(body) == {"error"}

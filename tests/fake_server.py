@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import httpx2
 
-from legato.sse import Message, encode
+from legato.sse import SSEMessage, encode
 
 
 @dataclass
@@ -66,7 +66,7 @@ def stream_reply(body: bytes, cursor: str | None = "exact", **more: Any) -> Repl
 
 
 def frame(event: str, id: int | str, retry: int | None = None, **data: Any) -> bytes:
-    return encode(Message(json.dumps({"type": event, **data}, ensure_ascii=False), event, str(id), retry))
+    return encode(SSEMessage(json.dumps({"type": event, **data}, ensure_ascii=False), event, str(id), retry))
 
 
 class FakeLog:
@@ -78,7 +78,7 @@ class FakeLog:
     def after(self, cursor: str | None) -> bytes:
         after = int(cursor or 0)
         state = {"sessionId": "s", "cursor": "exact"}
-        head = encode(Message(json.dumps(state), "connected", str(after), 1000))
+        head = encode(SSEMessage(json.dumps(state), "connected", str(after), 1000))
         return head + b"".join(self.frames[after:])
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from driving import Chat, chatting, reason
-from legato.testing import Response
+from legato.testing import ASGIResponse
 
 BAD = "bad_request"
 MAX_BODY = 1_048_576
@@ -285,7 +285,7 @@ def deva_rows() -> Iterator[Row]:
 ROWS = list(rows())
 
 
-async def answer(chat: Chat, row: Row) -> Response:
+async def answer(chat: Chat, row: Row) -> ASGIResponse:
     method, _, target = row.request.partition(" ")
     target = target.replace("{s}", chat.session)
     body = row.body
@@ -294,7 +294,7 @@ async def answer(chat: Chat, row: Row) -> Response:
     async with asyncio.timeout(30), chat.driver.stream(target, method=method, body=body, headers=row.headers) as stream:
         while await stream.read() and stream.status != 200:  # a stream that should not be would have no end
             pass
-        return Response(stream.status, stream.headers, stream.body, stream.error)
+        return ASGIResponse(stream.status, stream.headers, stream.body, stream.error)
 
 
 HOSTS = ["localhost", "127.0.0.1", "[::1]"]
@@ -312,7 +312,7 @@ async def test_what_cannot_be_used_is_refused_with_a_reason() -> None:
         assert [run, run] == [message["runId"] for message in (await chat.get("/messages")).json()]
 
 
-def answered(response: Response) -> Any:
+def answered(response: ASGIResponse) -> Any:
     try:
         return reason(response)
     except (AssertionError, ValueError, KeyError, TypeError) as exc:

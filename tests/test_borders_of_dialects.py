@@ -11,7 +11,7 @@ import pytest
 from asking import ask, items
 from driving import Chat, chatting, echo
 from legato.part import to_builtins
-from legato.testing import Response
+from legato.testing import ASGIResponse
 from raw_log import canonical
 
 MIX_FIELDS = ("promptMode", "sessionType", "browserMode", "customSystemPrompt", "prompt_mode", "session_type",
@@ -123,7 +123,7 @@ async def answers(chat: Chat, session: str) -> dict[str, Any]:
     driver = chat.driver
     told: dict[str, Any] = {}
 
-    def keep(name: str, answer: Response) -> Any:
+    def keep(name: str, answer: ASGIResponse) -> Any:
         assert answer.status < 300, name
         told[name] = answer.text
         return answer.json() if answer.headers["content-type"].startswith("application/json") else None

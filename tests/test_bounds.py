@@ -16,7 +16,7 @@ from driving import Chat, chatting
 from held_store import HeldStore, anything, having, quiet
 from legato.execution import Limits
 from legato.store.sqlite import SQLiteStore
-from legato.testing import Response, Stream
+from legato.testing import ASGIResponse, ASGIStream
 from raw_log import canonical, heads
 
 STORES = ["memory", "sqlite"]
@@ -35,33 +35,33 @@ def statuses(answers: list[Any]) -> dict[int, int]:
 # Queues ---------------------------------------------------------------------------------------------------------------
 
 
-async def mix(chat: Chat, text: str, key: str | None) -> Response:
+async def mix(chat: Chat, text: str, key: str | None) -> ASGIResponse:
     return await chat.send(text, headers={} if key is None else {"idempotency-key": key})
 
 
-async def mix_stream(chat: Chat, text: str, key: str | None) -> Response:
+async def mix_stream(chat: Chat, text: str, key: str | None) -> ASGIResponse:
     headers = {} if key is None else {"idempotency-key": key}
     return await chat.driver.request("POST", f"/stream/{chat.session}/message", json={"content": text}, headers=headers)
 
 
-async def deva(chat: Chat, text: str, key: str | None) -> Response:
+async def deva(chat: Chat, text: str, key: str | None) -> ASGIResponse:
     body = {"text": text, **({} if key is None else {"client_id": key})}
     return await chat.driver.request("POST", f"/api/sdk/chat/{chat.session}/messages", json=body)
 
 
-async def responses(chat: Chat, text: str, key: str | None) -> Response:
+async def responses(chat: Chat, text: str, key: str | None) -> ASGIResponse:
     body = {"input": text, "conversation": chat.session, "background": True}
     headers = {} if key is None else {"idempotency-key": key}
     return await chat.driver.request("POST", "/v1/responses", json=body, headers=headers)
 
 
-async def responses_with_items(chat: Chat, text: str, key: str | None) -> Response:
+async def responses_with_items(chat: Chat, text: str, key: str | None) -> ASGIResponse:
     body = {"input": items("x", "y", text), "conversation": chat.session, "background": True}
     headers = {} if key is None else {"idempotency-key": key}
     return await chat.driver.request("POST", "/v1/responses", json=body, headers=headers)
 
 
-async def each_in_turn(chat: Chat, text: str, key: str | None) -> Response:
+async def each_in_turn(chat: Chat, text: str, key: str | None) -> ASGIResponse:
     """By another dialect for each message."""
     ways = [mix, mix_stream, deva, responses]
     return await ways[int(text) % len(ways)](chat, text, key)
@@ -156,7 +156,7 @@ class Openings:
         streams: all of them, once ``opened``.
     """
 
-    def __init__(self, streams: list[Stream]) -> None:
+    def __init__(self, streams: list[ASGIStream]) -> None:
         self.streams = streams
         self.opening = [asyncio.create_task(stream.__aenter__()) for stream in streams]
 
@@ -174,7 +174,7 @@ class Openings:
 
 
 @contextlib.asynccontextmanager
-async def opening(streams: list[Stream]) -> AsyncIterator[Openings]:
+async def opening(streams: list[ASGIStream]) -> AsyncIterator[Openings]:
     openings = Openings(streams)
     try:
         yield openings
@@ -198,11 +198,11 @@ class Scene:
         self.ended = ended
         self.headers: dict[str, str] = {}
 
-    def post(self, target: str, body: dict[str, Any]) -> Stream:
+    def post(self, target: str, body: dict[str, Any]) -> ASGIStream:
         return self.chat.driver.stream(target, method="POST", body=json.dumps(body).encode(), headers=self.headers)
 
 
-STREAMS: dict[str, Callable[[Scene], Stream]] = {
+STREAMS: dict[str, Callable[[Scene], ASGIStream]] = {
     "mix": lambda scene: scene.chat.driver.stream(f"/stream?sessionId={scene.chat.session}"),
     "mix from the start": lambda scene: scene.chat.driver.stream(f"/stream?sessionId={scene.chat.session}&from=start"),
     "responses retrieve": lambda scene: scene.chat.driver.stream(f"/v1/responses/{scene.response}?stream=true"),
@@ -358,7 +358,7 @@ async def test_streams_that_end_give_their_places_back(way: str, bound: str) -> 
         await full(there, 2)
 
 
-FAILING: dict[str, tuple[int, Callable[[Scene], Stream]]] = {
+FAILING: dict[str, tuple[int, Callable[[Scene], ASGIStream]]] = {
     "mix, no session": (404, lambda scene: scene.chat.driver.stream("/stream?sessionId=s_none")),
     "mix, bad cursor": (
         400,

@@ -24,7 +24,7 @@ from legato.cli.text import escaped, line, safe, typed
 from legato.client import BackendMessage, Client
 from legato.client.events import decode_event
 from legato.server.app import Legato
-from legato.sse import Message
+from legato.sse import SSEMessage
 
 LEGATO = [sys.executable, "-m", "legato"]
 SAFETY = 60.0
@@ -916,7 +916,7 @@ class Screen:
         self.view = TerminalView(console, thinking=thinking)
 
     def show(self, name: str, /, **data: Any) -> None:
-        event = decode_event(Message(data=json.dumps({"type": name, **data}), event=name, id="1"))
+        event = decode_event(SSEMessage(data=json.dumps({"type": name, **data}), event=name, id="1"))
         assert event is not None
         self.view.show(event)
 

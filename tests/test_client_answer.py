@@ -11,11 +11,11 @@ from legato.client import CursorReset, StreamEvent
 from legato.client.answer import AnswerState, PartText
 from legato.client.events import decode_event
 from legato.client.models import SendResult
-from legato.sse import Message
+from legato.sse import SSEMessage
 
 
 def event(kind: str, /, **data: Any) -> StreamEvent:
-    decoded = decode_event(Message(json.dumps(data), kind, "1"))
+    decoded = decode_event(SSEMessage(json.dumps(data), kind, "1"))
     assert decoded is not None
     return decoded
 

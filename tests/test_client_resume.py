@@ -11,7 +11,7 @@ import pytest
 from fake_server import ANSWER, FakeLog, frame
 from legato.client.resume import CONTROL, ReconnectBackoff, Resume
 from legato.errors import InvalidInput
-from legato.sse import HEARTBEAT, Message
+from legato.sse import HEARTBEAT, SSEMessage
 
 LAW = json.loads((Path(__file__).parent / "vectors" / "waits.json").read_text())
 DELTAS = FakeLog(*(("content", {"content": letter}) for letter in "abcdefghij"))
@@ -30,7 +30,7 @@ def most() -> float:
     return 1.0
 
 
-def facts(messages: list[Message]) -> list[tuple[str, str]]:
+def facts(messages: list[SSEMessage]) -> list[tuple[str, str]]:
     return [(message.id, message.data) for message in messages if message.event not in CONTROL]
 
 
@@ -59,7 +59,7 @@ def test_a_stream_cut_at_any_byte_and_resumed_is_the_uncut_stream(log: FakeLog) 
 def test_a_stream_cut_after_each_byte_in_turn_is_the_uncut_stream() -> None:
     """A connection that always breaks, each time one byte later, still brings the whole stream."""
     resume = Resume()
-    seen: list[Message] = []
+    seen: list[SSEMessage] = []
     size = 0
     while len(facts(seen)) < len(DELTAS.frames):
         size += 1

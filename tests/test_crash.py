@@ -88,7 +88,7 @@ class Reader:
 
     def __init__(self, session: str, progress: Progress) -> None:
         self.session = session
-        self.seen: list[sse.Message] = []
+        self.seen: list[sse.SSEMessage] = []
         self.ended: set[str] = set()
         self.cursor = "0"
         self._progress = progress
@@ -108,7 +108,7 @@ class Reader:
                 for message in decoder.feed(chunk):
                     self._take(message)
 
-    def _take(self, message: sse.Message) -> None:
+    def _take(self, message: sse.SSEMessage) -> None:
         if message.event in ("connected", "heartbeat"):
             assert message.id == self.cursor
             return

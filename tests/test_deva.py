@@ -19,8 +19,8 @@ from legato.errors import AgentError, CursorInvalid
 from legato.event import EVENTS, Event
 from legato.part import Usage
 from legato.server.app import Legato
-from legato.sse import Message
-from legato.testing import Response, Stream, check_dialect
+from legato.sse import SSEMessage
+from legato.testing import ASGIResponse, ASGIStream, check_dialect
 from legato.transcript import Recorder
 from legato.yields import Finish, Text, Thinking, ToolCall, ToolResult
 from live_server import serving
@@ -72,16 +72,16 @@ LOGS = {
 }
 
 
-def told(events: Sequence[Event], **options: Any) -> list[Message]:
+def told(events: Sequence[Event], **options: Any) -> list[SSEMessage]:
     encoder = AnswerEncoder(SESSION, RUN, **options)
     return decoded(b"".join(encoder.encode(event) for event in events))
 
 
-def text(messages: Sequence[Message]) -> str:
+def text(messages: Sequence[SSEMessage]) -> str:
     return "".join(json.loads(message.data) for message in messages if message.event == "content")
 
 
-def last(messages: Sequence[Message]) -> Any:
+def last(messages: Sequence[SSEMessage]) -> Any:
     return json.loads(messages[-1].data)
 
 
@@ -215,11 +215,11 @@ class Thread:
         self.chat = chat
         self.id = id
 
-    async def post(self, path: str, json: Any = None, **headers: str) -> Response:
+    async def post(self, path: str, json: Any = None, **headers: str) -> ASGIResponse:
         options = {} if json is None else {"json": json}
         return await self.chat.driver.request("POST", f"/api/sdk/chat/{self.id}{path}", headers=headers, **options)
 
-    async def get(self, path: str = "") -> Response:
+    async def get(self, path: str = "") -> ASGIResponse:
         return await self.chat.driver.request("GET", f"/api/sdk/chat/{self.id}{path}")
 
     async def send(self, text: str = "hello", **fields: Any) -> str:
@@ -227,13 +227,13 @@ class Thread:
         assert answer.status == 201
         return str(answer.json()["id"])
 
-    def open(self, message: str, last: str | None = None, query: str = "", **options: Any) -> Stream:
+    def open(self, message: str, last: str | None = None, query: str = "", **options: Any) -> ASGIStream:
         headers = {"content-type": "application/json", "accept": "text/event-stream, text/event-stream"}
         headers |= {} if last is None else {"last-event-id": last}
         target = f"/api/sdk/chat/{self.id}/messages/{message}/query/stream{query}"
         return self.chat.driver.stream(target, method="POST", headers=headers, **options)
 
-    async def read(self, message: str, last: str | None = None, query: str = "") -> list[Message]:
+    async def read(self, message: str, last: str | None = None, query: str = "") -> list[SSEMessage]:
         """All frames to the end of the answer."""
         async with asyncio.timeout(30), self.open(message, last, query) as stream:
             assert stream.status == 200
@@ -316,7 +316,7 @@ async def test_readers_attach_to_the_one_run() -> None:
         assert await one.runs() == 1
 
 
-def without_retry(messages: Sequence[Message]) -> list[tuple[str, str, str]]:
+def without_retry(messages: Sequence[SSEMessage]) -> list[tuple[str, str, str]]:
     return [(message.id, message.event, message.data) for message in messages]
 
 

@@ -24,7 +24,7 @@ from legato.errors import InvalidInput, LegatoError, StoreError, StoreLocked
 from legato.server.app import Legato
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
-from legato.testing import Driver, Stream
+from legato.testing import ASGIStream, Driver
 
 NET = 30.0
 STORES = ["memory", "sqlite", "memory object", "sqlite object"]
@@ -652,7 +652,7 @@ async def in_use(driver: Driver) -> dict[str, str]:
     return {"SESSION": session, "RUN": sent["runId"], "MESSAGE": sent["messageId"]}
 
 
-def late(driver: Driver, case: str, names: dict[str, str]) -> Stream:
+def late(driver: Driver, case: str, names: dict[str, str]) -> ASGIStream:
     method, target, body, _ = REQUESTS[case]
     raw = "" if body is None else json.dumps(body)
     for name, id in names.items():
@@ -660,7 +660,7 @@ def late(driver: Driver, case: str, names: dict[str, str]) -> Stream:
     return driver.stream(target, method=method, body=raw.encode())
 
 
-def check_refusal(stream: Stream, word: str) -> None:
+def check_refusal(stream: ASGIStream, word: str) -> None:
     """503, as the dialect tells errors, to be tried again, and nothing for the server's log of crashes."""
     assert stream.status == 503
     assert stream.error is None

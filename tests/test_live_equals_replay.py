@@ -21,7 +21,7 @@ from legato.event import EVENTS
 from legato.log import Store, Subscription
 from legato.part import Usage
 from legato.server.app import Legato
-from legato.sse import Decoder, Message
+from legato.sse import Decoder, SSEMessage
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.testing import Driver
@@ -85,7 +85,7 @@ async def record(chat: Chat) -> None:
     await chat.said("bye")
 
 
-async def react(chat: Chat, text: str, message: Message) -> None:
+async def react(chat: Chat, text: str, message: SSEMessage) -> None:
     asked = data(message).get("id")
     if message.event == "permission":
         assert (await chat.driver.request("POST", f"/api/permissions/{asked}/grant")).status == 200
@@ -119,20 +119,20 @@ async def whole(chat: Chat, client: str) -> bytes:
         return stream.body
 
 
-async def cut(chat: Chat, client: str, size: int) -> tuple[list[Message], str]:
+async def cut(chat: Chat, client: str, size: int) -> tuple[list[SSEMessage], str]:
     """What a reader has after ``size`` bytes, and the cursor it is left with."""
     decoder = Decoder()
-    messages: list[Message] = []
+    messages: list[SSEMessage] = []
     async with chat.stream(f"from=start&client={client}", cut_after=size) as stream:
         async for chunk in stream:
             messages += decoder.feed(chunk)
     return messages, decoder.last_event_id
 
 
-async def rest(chat: Chat, client: str, cursor: str, last: str) -> list[Message]:
+async def rest(chat: Chat, client: str, cursor: str, last: str) -> list[SSEMessage]:
     """What a reader gets who comes back with ``cursor``, up to the event ``last``."""
     decoder = Decoder()
-    messages: list[Message] = []
+    messages: list[SSEMessage] = []
     async with asyncio.timeout(30), chat.stream(f"from=start&client={client}", last=cursor or None) as stream:
         assert stream.headers["legato-cursor"] == "exact"
         while decoder.last_event_id != last:
@@ -189,7 +189,7 @@ async def test_a_run_that_a_restart_interrupts_ends_once_for_a_reader_that_comes
     """The stream of the first life ends without an error; the second life's goes on to the run's one end."""
     gate = Gate()
     gate.let("one ", "two ")
-    seen: list[Message] = []
+    seen: list[SSEMessage] = []
     async with serving(new_store("sqlite", tmp_path), gate) as chat:
         await chat.send()
         stream = chat.stream("from=start&client=legato")
@@ -210,7 +210,7 @@ async def test_a_run_that_a_restart_interrupts_ends_once_for_a_reader_that_comes
     assert [data(message)["type"] for message in seen if message.event == "error"] == ["interrupted"]
 
 
-async def collect(stream: Any) -> list[Message]:
+async def collect(stream: Any) -> list[SSEMessage]:
     return [message async for message in stream.messages()]
 
 
@@ -227,7 +227,7 @@ async def speak(chat: Chat, gate: Gate) -> None:
         gate.close()
 
 
-async def cut_and_resumed(chat: Chat, client: str, size: int) -> list[Message]:
+async def cut_and_resumed(chat: Chat, client: str, size: int) -> list[SSEMessage]:
     """What a reader has in the end who is cut off after ``size`` bytes and comes back at once."""
     before, cursor = await cut(chat, client, size)
     if before and before[-1].event == "complete":
@@ -282,7 +282,7 @@ class Answer:
         headers = {"last-event-id": last} if last else {}
         return self._chat.driver.stream(self._target, method="POST", headers=headers, **options)
 
-    async def read(self, last: str = "") -> tuple[list[Message], bytes]:
+    async def read(self, last: str = "") -> tuple[list[SSEMessage], bytes]:
         """All frames after a cursor, and their bytes."""
         async with asyncio.timeout(30), self.stream(last) as stream:
             assert stream.headers["legato-cursor"] == "exact"
@@ -291,23 +291,23 @@ class Answer:
             assert not stream.cut
             return frames(stream.body), stream.body
 
-    async def cut(self, size: int) -> tuple[list[Message], str]:
+    async def cut(self, size: int) -> tuple[list[SSEMessage], str]:
         """What a reader has after ``size`` bytes, and the cursor it is left with."""
         decoder = Decoder()
-        messages: list[Message] = []
+        messages: list[SSEMessage] = []
         async with self.stream(cut_after=size) as stream:
             async for chunk in stream:
                 messages += decoder.feed(chunk)
         return without_retry(messages), decoder.last_event_id
 
 
-def frames(body: bytes) -> list[Message]:
+def frames(body: bytes) -> list[SSEMessage]:
     return without_retry(decoded(body))
 
 
-def without_retry(messages: list[Message]) -> list[Message]:
+def without_retry(messages: list[SSEMessage]) -> list[SSEMessage]:
     """The time to wait is drawn for each connection."""
-    return [Message(data=message.data, event=message.event, id=message.id) for message in messages]
+    return [SSEMessage(data=message.data, event=message.event, id=message.id) for message in messages]
 
 
 async def asked(chat: Chat) -> list[str]:
@@ -357,7 +357,7 @@ async def test_an_answer_may_be_cut_and_read_on_while_it_is_given(tmp_path: Path
         async for word in gates[turn.session](turn):
             yield word
 
-    async def cut_and_resumed(answer: Answer, size: int) -> list[Message]:
+    async def cut_and_resumed(answer: Answer, size: int) -> list[SSEMessage]:
         before, cursor = await answer.cut(size)
         return before if before and before[-1].event == "response_message" else before + (await answer.read(cursor))[0]
 

@@ -485,4 +485,4 @@ def test_a_stream_begins_where_it_was_asked_to_or_says_so(
     start: Any, cursor: int | None, open_runs: list[int], expected: tuple[int, bool]
 ) -> None:
     """Nine events are stored. A fresh reader gets the first turn that is not over, else what comes next."""
-    assert expected == mix.position(mix.Opening(SESSION, cursor, start), info(9, *open_runs))
+    assert expected == mix.position(mix.StreamRequest(SESSION, cursor, start), info(9, *open_runs))

@@ -16,7 +16,7 @@ from asking import FORMS, Listener, ask, items, texts
 from driving import Chat, chatting
 from held_store import HeldStore, anything, having, quiet
 from legato.execution import Limits
-from legato.testing import Response
+from legato.testing import ASGIResponse
 from raw_log import canonical, heads
 
 MESSAGE = having("message.created")
@@ -254,7 +254,7 @@ async def talked(chat: Chat, *said: str) -> list[str]:
     return [(await chat.said(text)).json()["messageId"] for text in said]
 
 
-SENDS: dict[str, Callable[[Chat], Awaitable[Response]]] = {
+SENDS: dict[str, Callable[[Chat], Awaitable[ASGIResponse]]] = {
     "mix": lambda chat: chat.send("new"),
     "mix stream": lambda chat: chat.driver.request("POST", f"/stream/{chat.session}/message", json={"content": "new"}),
     "deva": lambda chat: chat.driver.request("POST", f"/api/sdk/chat/{chat.session}/messages", json={"text": "new"}),
@@ -337,11 +337,11 @@ async def test_a_rewind_further_back_holds_whoever_comes_first() -> None:
         assert await texts(chat.driver, chat.session) == kept
 
 
-async def retried(chat: Chat, message: str) -> Response:
+async def retried(chat: Chat, message: str) -> ASGIResponse:
     return await chat.post(f"/messages/{message}/retry")
 
 
-async def retried_by_deva(chat: Chat, message: str) -> Response:
+async def retried_by_deva(chat: Chat, message: str) -> ASGIResponse:
     return await chat.driver.request("POST", f"/api/sdk/chat/{chat.session}/messages/{message}/retry")
 
 
@@ -350,7 +350,7 @@ RETRIES = [retried, retried_by_deva]
 
 @pytest.mark.parametrize("retry", RETRIES)
 async def test_a_message_that_was_taken_back_meanwhile_is_not_answered_anew(
-    retry: Callable[[Chat, str], Awaitable[Response]],
+    retry: Callable[[Chat, str], Awaitable[ASGIResponse]],
 ) -> None:
     """A retry that a rewind has overtaken does not bring back what the rewind took."""
     store, listener = HeldStore(), Listener()
@@ -370,7 +370,7 @@ async def test_a_message_that_was_taken_back_meanwhile_is_not_answered_anew(
 @pytest.mark.parametrize("retry", RETRIES)
 @pytest.mark.parametrize("send", SENDS)
 async def test_a_retry_takes_no_message_back_that_crosses_it(
-    retry: Callable[[Chat, str], Awaitable[Response]], send: str
+    retry: Callable[[Chat, str], Awaitable[ASGIResponse]], send: str
 ) -> None:
     """The message and its answer stay, and so does the message that was to be answered anew, answered once."""
     store, listener = HeldStore(), Listener()
@@ -394,7 +394,7 @@ async def test_a_retry_takes_no_message_back_that_crosses_it(
 @pytest.mark.parametrize("one", RETRIES)
 @pytest.mark.parametrize("other", RETRIES)
 async def test_two_retries_at_once_are_one(
-    one: Callable[[Chat, str], Awaitable[Response]], other: Callable[[Chat, str], Awaitable[Response]]
+    one: Callable[[Chat, str], Awaitable[ASGIResponse]], other: Callable[[Chat, str], Awaitable[ASGIResponse]]
 ) -> None:
     """Two people who press the button in the same moment pay for one answer."""
     store, listener = HeldStore(), Listener()
@@ -477,7 +477,7 @@ async def test_a_cancel_that_crosses_the_end_is_told_the_truth(terminal: str) ->
 HISTORY = items("x", "y")
 
 
-async def post(chat: Chat, target: str, body: dict[str, Any], key: str | None = None) -> Response:
+async def post(chat: Chat, target: str, body: dict[str, Any], key: str | None = None) -> ASGIResponse:
     return await chat.driver.request(
         "POST", target, body=json.dumps(body).encode(), headers={} if key is None else {"idempotency-key": key}
     )

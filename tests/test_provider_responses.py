@@ -12,11 +12,11 @@ from legato.client.resume import ReconnectBackoff
 from legato.errors import InvalidInput
 from legato.provider import (
     ArgumentsDeltaEvent,
-    ErrorEvent,
     LifecycleEvent,
     OutputItemEvent,
     ReasoningDeltaEvent,
     ResponseCancelled,
+    ResponseErrorEvent,
     ResponseEvent,
     ResponseFailed,
     ResponseIncomplete,
@@ -105,7 +105,7 @@ def test_a_failure_is_raised_after_its_last_event(face: str) -> None:
     seen = raw(face, ERROR_EVENTS)
 
     assert ERROR_EVENTS == [event.raw for event in seen.items]
-    assert ErrorEvent is type(seen.items[2])
+    assert ResponseErrorEvent is type(seen.items[2])
     assert (ResponseFailed, "quota", "server_error", "Too poor.", "Hel") == (
         type(seen.error),
         seen.error.code,

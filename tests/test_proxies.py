@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from driving import data
-from legato.sse import Decoder, Message
+from legato.sse import Decoder, SSEMessage
 from machine import program
 from processes import Server, running
 
@@ -111,7 +111,7 @@ def until_ready(client: httpx2.Client, proxy: subprocess.Popen[str]) -> None:
     raise AssertionError("The proxy does not answer.")
 
 
-def received(response: httpx2.Response) -> Iterator[Message]:
+def received(response: httpx2.Response) -> Iterator[SSEMessage]:
     decoder = Decoder()
     for chunk in response.iter_bytes():
         yield from decoder.feed(chunk)

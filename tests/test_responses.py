@@ -28,7 +28,7 @@ from legato.event import Draft, Event, MessageCreated
 from legato.part import CallPart, RefusalPart, TextPart, Usage
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
-from legato.testing import Response
+from legato.testing import ASGIResponse
 from legato.transcript import Recorder, history
 from legato.yields import Finish, Refusal, Thinking, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted
 
@@ -600,12 +600,12 @@ def test_odd_items_are_taken_or_refused(items: list[dict[str, Any]]) -> None:
 # Routes ---------------------------------------------------------------------------------------------------------------
 
 
-async def ask(chat: Chat, **body: Any) -> Response:
+async def ask(chat: Chat, **body: Any) -> ASGIResponse:
     headers = body.pop("headers", {})
     return await chat.driver.request("POST", "/v1/responses", json={"input": "hi", **body}, headers=headers)
 
 
-def refused(response: Response) -> tuple[int, str, str | None]:
+def refused(response: ASGIResponse) -> tuple[int, str, str | None]:
     error = response.json()["error"]
     assert set(error) == {"message", "type", "code", "param"}
     return response.status, error["code"], error["param"]
@@ -622,7 +622,7 @@ async def curious(turn: Turn) -> AsyncIterator[str]:
     yield json.dumps({"metadata": turn.message.metadata, "history": [[m.role, m.text] for m in turn.history]})
 
 
-def said(response: Response) -> Any:
+def said(response: ASGIResponse) -> Any:
     return json.loads(response.json()["output"][0]["content"][0]["text"])
 
 
@@ -858,7 +858,7 @@ async def test_the_same_key_is_the_same_response() -> None:
         assert (await ask(chat, previous_response_id=first["id"], headers=key)).json() == second
 
 
-async def delete(chat: Chat, id: str) -> Response:
+async def delete(chat: Chat, id: str) -> ASGIResponse:
     return await chat.driver.request("DELETE", f"/responses/{id}")
 
 

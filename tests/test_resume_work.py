@@ -10,7 +10,7 @@ import pytest
 
 from driving import Chat, chatting, decoded
 from held_store import HeldStore, quiet
-from legato.testing import Stream
+from legato.testing import ASGIStream
 from raw_log import canonical
 
 DELTAS = 2_000
@@ -46,24 +46,24 @@ class Counting(HeldStore):
             await asyncio.sleep(0)
 
 
-def mix(chat: Chat, sent: dict[str, str], head: int) -> Stream:
+def mix(chat: Chat, sent: dict[str, str], head: int) -> ASGIStream:
     return chat.stream("client=legato", last=str(head - 3))
 
 
-def responses(chat: Chat, sent: dict[str, str], head: int) -> Stream:
+def responses(chat: Chat, sent: dict[str, str], head: int) -> ASGIStream:
     # Its numbers: created, in_progress, item and part added, and one for each delta.
     target = f"/v1/responses/resp_{sent['runId']}?stream=true&starting_after={DELTAS}"
     return chat.driver.stream(target)
 
 
-def deva(chat: Chat, sent: dict[str, str], head: int) -> Stream:
+def deva(chat: Chat, sent: dict[str, str], head: int) -> ASGIStream:
     target = f"/api/sdk/chat/{chat.session}/messages/{sent['messageId']}/query/stream"
     return chat.driver.stream(target, method="POST", headers={"last-event-id": f"{head - 3}.0"})
 
 
 @pytest.mark.parametrize("resume", [mix, responses, deva])
 async def test_many_that_resume_near_the_end_do_not_hold_the_loop(
-    resume: Callable[[Chat, dict[str, str], int], Stream],
+    resume: Callable[[Chat, dict[str, str], int], ASGIStream],
 ) -> None:
     """Fifty readers come back at once to an open run of 2,000 deltas: others get their turn in between."""
     go = asyncio.Event()

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from legato.server.serve import AddressTaken, listen
-from legato.sse import Decoder, Message
+from legato.sse import Decoder, SSEMessage
 from processes import Server, running
 
 AGENT = '''
@@ -41,7 +41,7 @@ def command(agent_file: Path, *options: str) -> list[str]:
 
 
 @asynccontextmanager
-async def asked(server: Server) -> AsyncIterator[tuple[httpx2.AsyncClient, str, AsyncIterator[Message], Message]]:
+async def asked(server: Server) -> AsyncIterator[tuple[httpx2.AsyncClient, str, AsyncIterator[SSEMessage], SSEMessage]]:
     """A client, its session, an open stream, and the question at which the answer waits."""
     async with asyncio.timeout(60), httpx2.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as client:
         session = (await client.post("/api/sessions", json={})).json()["id"]
@@ -54,7 +54,7 @@ async def asked(server: Server) -> AsyncIterator[tuple[httpx2.AsyncClient, str, 
             yield client, session, messages, message
 
 
-async def received(response: httpx2.Response) -> AsyncIterator[Message]:
+async def received(response: httpx2.Response) -> AsyncIterator[SSEMessage]:
     decoder = Decoder()
     async for chunk in response.aiter_bytes():
         for message in decoder.feed(chunk):
@@ -67,7 +67,7 @@ async def drains(client: httpx2.AsyncClient) -> None:
         await asyncio.sleep(0.01)
 
 
-def of(message: Message) -> Any:
+def of(message: SSEMessage) -> Any:
     return json.loads(message.data)
 
 

@@ -15,7 +15,7 @@ from legato.errors import AgentError, InvalidInput, StoreFull
 from legato.execution import Limits
 from legato.part import Usage
 from legato.server.app import Legato
-from legato.sse import Message
+from legato.sse import SSEMessage
 from legato.store.memory import MemoryStore
 from legato.testing import Driver
 from legato.yields import Text, Thinking, ToolCall, ToolResult
@@ -138,7 +138,7 @@ async def test_a_deleted_session_is_gone_and_its_streams_end() -> None:
         assert reason(await chat.driver.request("GET", f"/stream?sessionId={chat.session}")) == LOST
 
 
-async def collect(stream: Any) -> list[Message]:
+async def collect(stream: Any) -> list[SSEMessage]:
     return [message async for message in stream.messages()]
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from legato.errors import FrameError, StreamFormatError
-from legato.sse import HEARTBEAT, MAX_LINE_BYTES, Decoder, Message, encode
+from legato.sse import HEARTBEAT, MAX_LINE_BYTES, Decoder, SSEMessage, encode
 
 CASES = json.loads((Path(__file__).parent / "vectors" / "sse.json").read_text())["cases"]
 SMALL = [case for case in CASES if not isinstance(case.get("input"), list)]
@@ -39,7 +39,7 @@ def expected_of(case: dict[str, Any]) -> Decoded:
     return Decoded(events, text_of(case["last_event_id"]), case["retry"])
 
 
-def feed(decoder: Decoder, chunks: Iterable[bytes]) -> list[Message]:
+def feed(decoder: Decoder, chunks: Iterable[bytes]) -> list[SSEMessage]:
     return [message for chunk in chunks for message in decoder.feed(chunk)]
 
 
@@ -183,7 +183,7 @@ def test_arbitrary_bytes_never_raise(chunks: list[bytes]) -> None:
 # Wire text: anything but the three forgers and lone surrogates.
 names = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), max_size=20)
 messages = st.builds(
-    Message,
+    SSEMessage,
     data=st.text(st.one_of(st.sampled_from("\r\n :"), st.characters(exclude_categories=["Cs"])), max_size=60),
     event=names,
     id=names,
@@ -192,20 +192,20 @@ messages = st.builds(
 
 
 @given(st.lists(messages, max_size=5), st.integers(1, 50))
-def test_encode_then_decode_is_the_identity(sent: list[Message], size: int) -> None:
+def test_encode_then_decode_is_the_identity(sent: list[SSEMessage], size: int) -> None:
     """What was encoded decodes to the same messages, but for line ends in data, the default event and the sticky id."""
     expected, last_id = [], ""
     for m in sent:
         last_id = m.id or last_id
         data = m.data.replace("\r\n", "\n").replace("\r", "\n")
-        expected.append(Message(data=data, event=m.event or "message", id=last_id, retry=m.retry))
+        expected.append(SSEMessage(data=data, event=m.event or "message", id=last_id, retry=m.retry))
     decoder = Decoder()
     wire = b"".join(map(encode, sent))
     assert expected == feed(decoder, pieces(wire, size))
 
 
 @given(messages, st.data())
-def test_a_cut_frame_never_moves_the_cursor(message: Message, data: st.DataObject) -> None:
+def test_a_cut_frame_never_moves_the_cursor(message: SSEMessage, data: st.DataObject) -> None:
     """A frame cut short gives no event and no id, and one before it stays as it was."""
     frame = encode(message)
     end = data.draw(st.integers(0, len(frame) - 1))
@@ -224,7 +224,7 @@ def test_event_comes_out_with_its_last_byte() -> None:
     """The chunk that ends an event returns it; nothing waits for the next chunk."""
     decoder = Decoder()
     assert decoder.feed(b"data: a\r\n") == []
-    assert [Message(data="a")] == decoder.feed(b"\r")
+    assert [SSEMessage(data="a")] == decoder.feed(b"\r")
     assert decoder.feed(b"\n") == []
 
 
@@ -262,7 +262,7 @@ def test_line_at_its_limit_is_taken(size: int) -> None:
     decoder = Decoder(max_line_bytes=9000)
     data = "x" * (9000 - len("data: "))
     decoded = feed(decoder, pieces(f"data: {data}\n\n".encode(), size))
-    assert [Message(data=data)] == decoded
+    assert [SSEMessage(data=data)] == decoded
 
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
@@ -271,7 +271,7 @@ def test_event_beyond_its_limit_is_refused(size: int) -> None:
     taken, refused = b"data: xxxx\ndata: \xc3\xa9\ndata: xx\n", b"data: xxxx\ndata: \xc3\xa9\ndata: xxx\n"
     decoder = Decoder(max_event_bytes=10, max_line_bytes=100)
     decoded = feed(decoder, pieces(taken + b"\n", size))
-    assert [Message(data="xxxx\né\nxx")] == decoded
+    assert [SSEMessage(data="xxxx\né\nxx")] == decoded
     with pytest.raises(StreamFormatError, match="data of an event"):
         feed(decoder, pieces(refused, size))
 
@@ -299,7 +299,7 @@ def test_line_limit_starts_anew_with_each_line() -> None:
     """Many lines below the limit are taken, whatever they are together."""
     decoder = Decoder(max_line_bytes=9000)
     body = (b"data: " + b"x" * 6000 + b"\n\n") * 5
-    assert [Message(data="x" * 6000)] * 5 == feed(decoder, pieces(body, 100))
+    assert [SSEMessage(data="x" * 6000)] * 5 == feed(decoder, pieces(body, 100))
 
 
 def test_event_limit_starts_anew_with_each_event() -> None:
@@ -312,9 +312,9 @@ def test_event_limit_starts_anew_with_each_event() -> None:
 def test_limits_do_not_depend_on_the_cuts(stream: tuple[bytes, list[bytes]], line: int, event: int) -> None:
     """A limit is met at the same place however the stream is cut: the same events before it, then the same error."""
 
-    def outcome(chunks: list[bytes]) -> tuple[list[Message], str]:
+    def outcome(chunks: list[bytes]) -> tuple[list[SSEMessage], str]:
         decoder = Decoder(max_line_bytes=line, max_event_bytes=event)
-        decoded: list[Message] = []
+        decoded: list[SSEMessage] = []
         try:
             for chunk in [*chunks, b""]:
                 decoded += decoder.feed(chunk)
@@ -329,7 +329,7 @@ def test_limits_do_not_depend_on_the_cuts(stream: tuple[bytes, list[bytes]], lin
 def test_events_before_an_error_are_returned_first() -> None:
     """An error does not swallow what its chunk completed before; the next call raises, even without bytes."""
     decoder = Decoder(max_line_bytes=20)
-    assert [Message(data="a", id="1")] == decoder.feed(b"data: a\nid: 1\n\ndata: " + b"x" * 20 + b"\n\ndata: c\n\n")
+    assert [SSEMessage(data="a", id="1")] == decoder.feed(b"data: a\nid: 1\n\ndata: " + b"x" * 20 + b"\n\ndata: c\n\n")
     assert decoder.last_event_id == "1"
     with pytest.raises(StreamFormatError):
         decoder.feed(b"")
@@ -370,38 +370,38 @@ def test_many_short_lines_are_held_compactly() -> None:
         groups, lines = divmod(100_000 - 1, 1024)  # the first line is kept apart
         assert groups + lines == len(decoder._more)
         assert {"\n".join(["ab"] * 1024)} == set(decoder._more[:groups])
-        assert [Message(data="\n".join(["ab"] * 100_000))] == decoder.feed(b"\n")
+        assert [SSEMessage(data="\n".join(["ab"] * 100_000))] == decoder.feed(b"\n")
 
 
 def test_default_limits_take_what_agents_send() -> None:
     """A line of several MiB passes by default, one beyond the limit does not."""
     data = "x" * (MAX_LINE_BYTES - len("data: "))
-    assert [Message(data=data)] == Decoder().feed(f"data: {data}\n\n".encode())
+    assert [SSEMessage(data=data)] == Decoder().feed(f"data: {data}\n\n".encode())
     with pytest.raises(StreamFormatError):
         Decoder().feed(f"data: {data}x\n\n".encode())
 
 
 def test_encode_writes_the_id_last() -> None:
     """The fields come in the order event, retry, data, id, with LF only."""
-    message = Message(data="a\nb", event="text", id="e1-7", retry=2000)
+    message = SSEMessage(data="a\nb", event="text", id="e1-7", retry=2000)
     assert encode(message) == b"event: text\nretry: 2000\ndata: a\ndata: b\nid: e1-7\n\n"
 
 
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        (Message(), b"data: \n\n"),
-        (Message(data="a"), b"data: a\n\n"),
-        (Message(data="a", event=""), b"data: a\n\n"),
-        (Message(data="a", retry=0), b"retry: 0\ndata: a\n\n"),
-        (Message(data=" a", event=" b", id=" c"), b"event:  b\ndata:  a\nid:  c\n\n"),
-        (Message(data="a\rb\r\nc\n"), b"data: a\ndata: b\ndata: c\ndata: \n\n"),
-        (Message(data="a\u2028b\u0085c\x0bd"), "data: a\u2028b\u0085c\x0bd\n\n".encode()),
-        (Message(data="a\0b"), b"data: a\0b\n\n"),
-        (Message(data="id: 9\r\rid: 9"), b"data: id: 9\ndata: \ndata: id: 9\n\n"),
+        (SSEMessage(), b"data: \n\n"),
+        (SSEMessage(data="a"), b"data: a\n\n"),
+        (SSEMessage(data="a", event=""), b"data: a\n\n"),
+        (SSEMessage(data="a", retry=0), b"retry: 0\ndata: a\n\n"),
+        (SSEMessage(data=" a", event=" b", id=" c"), b"event:  b\ndata:  a\nid:  c\n\n"),
+        (SSEMessage(data="a\rb\r\nc\n"), b"data: a\ndata: b\ndata: c\ndata: \n\n"),
+        (SSEMessage(data="a\u2028b\u0085c\x0bd"), "data: a\u2028b\u0085c\x0bd\n\n".encode()),
+        (SSEMessage(data="a\0b"), b"data: a\0b\n\n"),
+        (SSEMessage(data="id: 9\r\rid: 9"), b"data: id: 9\ndata: \ndata: id: 9\n\n"),
     ],
 )
-def test_encode(message: Message, expected: bytes) -> None:
+def test_encode(message: SSEMessage, expected: bytes) -> None:
     """Defaults are not written, one space always is, and every line end in data begins a data line."""
     assert expected == encode(message)
 
@@ -413,7 +413,7 @@ def test_encode(message: Message, expected: bytes) -> None:
 def test_encode_refuses_forgery(field: str, hostile: str) -> None:
     """CR, LF or NUL in an event or an id is refused, never stripped."""
     with pytest.raises(FrameError) as caught:
-        encode(Message(data="a", **{field: hostile}))
+        encode(SSEMessage(data="a", **{field: hostile}))
     assert {"field": field} == caught.value.detail
     assert isinstance(caught.value, ValueError)
 
@@ -422,14 +422,14 @@ def test_encode_refuses_forgery(field: str, hostile: str) -> None:
 def test_encode_refuses_a_bad_retry(retry: Any) -> None:
     """A retry must be a plain int of milliseconds that every reader can take."""
     with pytest.raises(FrameError):
-        encode(Message(data="a", retry=retry))
+        encode(SSEMessage(data="a", retry=retry))
 
 
 @pytest.mark.parametrize("field", ["data", "event", "id"])
 def test_encode_refuses_lone_surrogates(field: str) -> None:
     """Text that UTF-8 cannot write is refused."""
     with pytest.raises(FrameError, match="surrogate"):
-        encode(Message(**{field: "a\ud800b"}))
+        encode(SSEMessage(**{field: "a\ud800b"}))
 
 
 def test_heartbeat_is_nothing_to_a_reader() -> None:
@@ -442,4 +442,4 @@ def test_heartbeat_is_nothing_to_a_reader() -> None:
 def test_message_is_immutable() -> None:
     """A message cannot be changed after its fields were checked."""
     with pytest.raises(AttributeError):
-        Message(data="a").data = "b"  # type: ignore[misc]
+        SSEMessage(data="a").data = "b"  # type: ignore[misc]

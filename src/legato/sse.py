@@ -1,4 +1,4 @@
-"""Server-Sent Events as bytes: ``Message``, ``Decoder.feed`` and ``encode``. No I/O and no clock.
+"""Server-Sent Events as bytes: ``SSEMessage``, ``Decoder.feed`` and ``encode``. No I/O and no clock.
 
 The stream format of WHATWG HTML, section 9.2. This module knows lines and fields; it does not know what an id means,
 when to reconnect, or where the bytes come from. The one rule: the messages never depend on how the bytes were cut
@@ -13,7 +13,7 @@ import msgspec
 
 from .errors import FrameError, StreamFormatError
 
-__all__ = ["HEARTBEAT", "MAX_EVENT_BYTES", "MAX_LINE_BYTES", "Decoder", "Message", "encode"]
+__all__ = ["HEARTBEAT", "MAX_EVENT_BYTES", "MAX_LINE_BYTES", "Decoder", "SSEMessage", "encode"]
 
 # One comment line and no blank line. After an id, a blank line makes the httpx-sse family of decoders (openai and
 # anthropic too) invent an empty event; a lone comment line is nothing to every client.
@@ -38,7 +38,7 @@ _GROUP: Final = 1024
 _FIELDS: Final = frozenset({"data", "event", "id", "retry"})
 
 
-class Message(msgspec.Struct, frozen=True, gc=False):
+class SSEMessage(msgspec.Struct, frozen=True, gc=False):
     """One event of a stream.
 
     Attributes:
@@ -112,7 +112,7 @@ class Decoder:
         self._groups = 0  # how many entries of _more are joined groups of lines; they come first
         self._size = 0  # bytes of data, counted from the second line on
 
-    def feed(self, chunk: bytes) -> list[Message]:
+    def feed(self, chunk: bytes) -> list[SSEMessage]:
         """Return the events that this chunk completes, in order.
 
         A CR ends its line at once, without waiting for a LF. Invalid UTF-8 becomes U+FFFD.
@@ -126,7 +126,7 @@ class Decoder:
             self._raise(*self._error)
         if self._after_cr or _CR in chunk:
             chunk = self._normalise(chunk)
-        messages: list[Message] = []
+        messages: list[SSEMessage] = []
         head, line_end, tail = chunk.rpartition(b"\n")
         if not line_end:
             self._keep(tail)
@@ -162,7 +162,7 @@ class Decoder:
             self._after_cr = chunk.endswith(b"\r")
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
-    def _interpret_long(self, head: bytes, messages: list[Message]) -> None:
+    def _interpret_long(self, head: bytes, messages: list[SSEMessage]) -> None:
         """Interpret lines of which one is long, up to the first that is too long."""
         lines = head.split(b"\n")
         if self._pieces:
@@ -194,7 +194,7 @@ class Decoder:
         else:
             lines[0] = b"".join(pieces)
 
-    def _interpret(self, lines: list[str], messages: list[Message]) -> None:
+    def _interpret(self, lines: list[str], messages: list[SSEMessage]) -> None:
         """Carry out whole lines; this loop is what decoding costs."""
         if not self._started:
             self._started = True
@@ -213,7 +213,7 @@ class Decoder:
                 if data is not None:
                     if self._more:
                         data = self._join_lines(data)
-                    messages.append(Message(data, event or "message", last_id, self._retry))
+                    messages.append(SSEMessage(data, event or "message", last_id, self._retry))
                     data = None
                 event = ""
                 self._retry = None
@@ -272,7 +272,7 @@ class Decoder:
         raise StreamFormatError(f"{what} of the stream is longer than {limit} bytes.", limit=limit)
 
 
-def encode(message: Message) -> bytes:
+def encode(message: SSEMessage) -> bytes:
     """Return the bytes of one event: LF only, in one piece, ``id`` as its last field.
 
     The id comes last so that an event cut short still leaves its reader with the cursor before it. Line ends in

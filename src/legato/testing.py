@@ -53,9 +53,9 @@ from .json import JsonObject
 from .log import Bell, Log, SessionPage, Store, Subscription, Take
 from .machine import Lease, OpenRun, RunState
 from .sse import Decoder
+from .testing_asgi import ASGIResponse as ASGIResponse
+from .testing_asgi import ASGIStream as ASGIStream
 from .testing_asgi import Driver as Driver
-from .testing_asgi import Response as Response
-from .testing_asgi import Stream as Stream
 
 PATIENCE = 60.0
 """Seconds after which a check that hangs is given up. It measures nothing."""

@@ -15,16 +15,16 @@ from urllib.parse import unquote
 
 import msgspec
 
-from .sse import Decoder, Message
+from .sse import Decoder, SSEMessage
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Scope
     from starlette.types import Message as ASGIMessage
 
-__all__ = ["Driver", "Response", "Stream"]
+__all__ = ["ASGIResponse", "ASGIStream", "Driver"]
 
 
-class Response(msgspec.Struct, frozen=True):
+class ASGIResponse(msgspec.Struct, frozen=True):
     """A whole answer.
 
     Attributes:
@@ -80,7 +80,7 @@ class Driver:
         json: object = msgspec.UNSET,
         body: bytes | Iterable[bytes] = b"",
         headers: Mapping[str, str] | None = None,
-    ) -> Response:
+    ) -> ASGIResponse:
         """The whole answer to one request. Hangs on an answer without an end: use ``stream`` for those.
 
         Args:
@@ -96,7 +96,7 @@ class Driver:
             async for _ in stream:
                 pass
             await stream.finished()
-            return Response(stream.status, stream.headers, stream.body, stream.error)
+            return ASGIResponse(stream.status, stream.headers, stream.body, stream.error)
 
     def stream(
         self,
@@ -107,7 +107,7 @@ class Driver:
         headers: Mapping[str, str] | None = None,
         cut_after: int | None = None,
         buffer: int = 65_536,
-    ) -> Stream:
+    ) -> ASGIStream:
         """An answer to be read as it comes; enter it with ``async with``, leaving disconnects.
 
         Args:
@@ -133,10 +133,10 @@ class Driver:
             "server": ("localhost", 80),
             "state": self._lifespan.state.copy() if self._lifespan is not None else {},
         }
-        return Stream(self._app, scope, [body] if isinstance(body, bytes) else list(body), cut_after, buffer)
+        return ASGIStream(self._app, scope, [body] if isinstance(body, bytes) else list(body), cut_after, buffer)
 
 
-class Stream:
+class ASGIStream:
     """One answer, read as it comes. Iterating gives the body's chunks; the iteration ends where the body ends.
 
     Attributes:
@@ -168,7 +168,7 @@ class Stream:
         """What has been read so far."""
         return b"".join(self._read)
 
-    async def __aenter__(self) -> Stream:
+    async def __aenter__(self) -> ASGIStream:
         self._task = asyncio.create_task(self._run(), name=f"{self._scope['method']} {self._scope['path']}")
         while not self.status and not self._task.done():
             await self._wait()
@@ -205,7 +205,7 @@ class Stream:
         while chunk := await self.read():
             yield chunk
 
-    async def messages(self) -> AsyncIterator[Message]:
+    async def messages(self) -> AsyncIterator[SSEMessage]:
         """The SSE messages of what is read from here on, each as soon as it is whole."""
         decoder = Decoder()
         async for chunk in self:

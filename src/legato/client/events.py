@@ -21,7 +21,7 @@ import msgspec
 
 from ..http.errors import ResponseInvalid
 from ..json import JsonObject
-from ..sse import Message
+from ..sse import SSEMessage
 
 __all__ = [
     "CancelRequestedEvent",
@@ -478,7 +478,7 @@ def _table() -> dict[str, tuple[Callable[..., StreamEvent], msgspec.json.Decoder
 _EVENTS: Final = _table()
 
 
-def decode_event(message: Message) -> StreamEvent | None:
+def decode_event(message: SSEMessage) -> StreamEvent | None:
     """The typed event of a message; None when its name is not known.
 
     Raises:

@@ -21,7 +21,7 @@ from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, Options, header_lists
 from ..http.errors import APIError, ClientError, ConnectionFailed, ConnectionLost, ResponseInvalid
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..sse import Message
+from ..sse import SSEMessage
 from .events import ConnectedEvent, SessionDeletedEvent, StreamEvent, decode_event
 from .resume import CONTROL, Resume
 
@@ -107,7 +107,7 @@ class EventReader:
         self._resume = Resume(
             call.last_event_id, heartbeat_timeout=heartbeat_timeout, backoff=backoff, random=random, clock=clock
         )
-        self._messages: deque[Message] = deque()
+        self._messages: deque[SSEMessage] = deque()
 
     @property
     def reset(self) -> bool:

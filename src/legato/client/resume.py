@@ -22,7 +22,7 @@ from typing import Final
 
 from ..errors import InvalidInput
 from ..http.backoff import MAX_RETRY_AFTER, ReconnectBackoff, Waits, is_final
-from ..sse import Decoder, Message
+from ..sse import Decoder, SSEMessage
 
 __all__ = ["CONTROL", "MAX_RETRY_AFTER", "ReconnectBackoff", "Resume", "is_final"]
 
@@ -91,7 +91,7 @@ class Resume:
         self._forget = self.reset
         self._opened_at = self._clock()
 
-    def receive(self, chunk: bytes) -> list[Message]:
+    def receive(self, chunk: bytes) -> list[SSEMessage]:
         """The messages that this chunk completes, without those that were handed out before.
 
         Raises:
@@ -104,7 +104,7 @@ class Resume:
             self._waits.retry = self._decoder.retry / 1000
         return messages
 
-    def _take(self, message: Message) -> bool:
+    def _take(self, message: SSEMessage) -> bool:
         """Move the cursor to a message; False when the caller has had it."""
         if message.event not in CONTROL:
             # A greeting alone is no progress: a server in trouble may greet and hang up for ever.

@@ -51,7 +51,7 @@ def completion_id(run: str) -> str:
     return f"chatcmpl-{run}"
 
 
-class _Call:
+class _ChatCall:
     """What a completion has of a tool call."""
 
     __slots__ = ("answered", "arguments", "index", "name")
@@ -59,8 +59,8 @@ class _Call:
     def __init__(self, index: int, name: str, arguments: Trail[str], *, answered: bool = False) -> None:
         self.index, self.name, self.arguments, self.answered = index, name, arguments, answered
 
-    def copy(self) -> _Call:
-        return _Call(self.index, self.name, self.arguments.copy(), answered=self.answered)
+    def copy(self) -> _ChatCall:
+        return _ChatCall(self.index, self.name, self.arguments.copy(), answered=self.answered)
 
 
 class ChatEncoder:
@@ -83,7 +83,7 @@ class ChatEncoder:
         self._agent = agent
         self._include_usage = include_usage
         self._created = 0
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, _ChatCall] = {}
         self._texts: dict[str, Trail[str]] = {field: Trail([]) for field in _FIELDS.values()}
         self._lengths: dict[int, int] = {}
         self._usage: JsonObject | None = None
@@ -160,7 +160,7 @@ class ChatEncoder:
     def _call_started(self, fact: CallStarted, at: float) -> list[JsonObject]:
         if fact.id in self._calls:
             return []
-        self._calls[fact.id] = call = _Call(len(self._calls), fact.name, Trail([]))
+        self._calls[fact.id] = call = _ChatCall(len(self._calls), fact.name, Trail([]))
         about = {"id": fact.id, "type": "function", "function": {"name": fact.name, "arguments": ""}}
         return [self._chunk({"tool_calls": [{"index": call.index, **about}]})]
 
@@ -234,4 +234,4 @@ def _usage(usage: Usage) -> JsonObject:
 
 
 def _frame(chunk: JsonObject) -> bytes:
-    return sse.encode(sse.Message(data=msgspec.json.encode(chunk).decode()))
+    return sse.encode(sse.SSEMessage(data=msgspec.json.encode(chunk).decode()))

@@ -164,7 +164,7 @@ def _error(code: str, message: str, *, retryable: bool) -> Named:
 
 
 def _frame(name: str, data: object, id: str) -> bytes:
-    return sse.encode(sse.Message(data=msgspec.json.encode(data).decode(), event=name, id=id))
+    return sse.encode(sse.SSEMessage(data=msgspec.json.encode(data).decode(), event=name, id=id))
 
 
 _HANDLERS: dict[type[AnyFact], Callable[[AnswerEncoder, Any, float], list[Named]]] = {

@@ -153,7 +153,7 @@ def negotiate(user_agent: str, override: str | None, default: Profile) -> Profil
 # A request to a place in the log --------------------------------------------------------------------------------------
 
 
-class Opening(msgspec.Struct, frozen=True):
+class StreamRequest(msgspec.Struct, frozen=True):
     """What a request for a stream asks for, its form checked.
 
     Attributes:
@@ -167,7 +167,7 @@ class Opening(msgspec.Struct, frozen=True):
     start: Literal["turn", "start", "tail"]
 
 
-def open_stream(query: Mapping[str, str], last_event_id: str | None) -> Opening:
+def open_stream(query: Mapping[str, str], last_event_id: str | None) -> StreamRequest:
     """Check a stream request's form.
 
     Args:
@@ -183,12 +183,12 @@ def open_stream(query: Mapping[str, str], last_event_id: str | None) -> Opening:
         raise InvalidInput("GET /stream needs a sessionId, for example /stream?sessionId=s_123.")
     where = query.get("from", "")
     if last_event_id:
-        return Opening(session, _cursor(last_event_id, "Last-Event-ID"), "turn")
+        return StreamRequest(session, _cursor(last_event_id, "Last-Event-ID"), "turn")
     if where in ("start", "tail"):
-        return Opening(session, None, where)  # type: ignore[arg-type]  # mypy does not narrow str by `in`
+        return StreamRequest(session, None, where)  # type: ignore[arg-type]  # mypy does not narrow str by `in`
     if where:
-        return Opening(session, _cursor(where, "from"), "turn")
-    return Opening(session, None, "turn")
+        return StreamRequest(session, _cursor(where, "from"), "turn")
+    return StreamRequest(session, None, "turn")
 
 
 def _cursor(text: str, name: str) -> Offset:
@@ -197,7 +197,7 @@ def _cursor(text: str, name: str) -> Offset:
     return int(text)
 
 
-def position(opening: Opening, info: SessionInfo) -> tuple[Offset, bool]:
+def position(opening: StreamRequest, info: SessionInfo) -> tuple[Offset, bool]:
     """The offset after which the stream begins, and whether that is exactly what was asked for.
 
     A cursor beyond the end cannot be continued (the log is not the one it came from): such a reader gets what a fresh
@@ -229,7 +229,7 @@ def frame(event: Event, session: str, profile: Profile) -> bytes:
     return made
 
 
-def messages(event: Event, session: str, profile: Profile) -> list[sse.Message]:
+def messages(event: Event, session: str, profile: Profile) -> list[sse.SSEMessage]:
     """The fold: what ``event`` is on this wire, nothing or one message."""
     encoder = _ENCODERS.get(type(event.fact))
     if encoder is None:  # silence to clients of this dialect, or a type from the future
@@ -239,7 +239,7 @@ def messages(event: Event, session: str, profile: Profile) -> list[sse.Message]:
             if profile.session_ids:
                 data = {"sessionId": session, **data}
             text = encode({"type": name, **data}).decode()
-            return [sse.Message(data=text, event=name, id=str(event.offset))]
+            return [sse.SSEMessage(data=text, event=name, id=str(event.offset))]
     return []
 
 
@@ -249,12 +249,12 @@ def connected(session: str, cursor: Offset, *, exact: bool, info: SessionInfo, r
     if not exact:
         data |= {"earliest": 1, "latest": info.head}
     text = encode(data).decode()
-    return sse.encode(sse.Message(data=text, event="connected", id=str(cursor), retry=retry))
+    return sse.encode(sse.SSEMessage(data=text, event="connected", id=str(cursor), retry=retry))
 
 
 def heartbeat(cursor: Offset) -> bytes:
     """The frame for a silence. Its id is the reader's own cursor: it moves nobody forward."""
-    return sse.encode(sse.Message(data='{"type":"ping"}', event="heartbeat", id=str(cursor)))
+    return sse.encode(sse.SSEMessage(data='{"type":"ping"}', event="heartbeat", id=str(cursor)))
 
 
 def _assistant(fact: TextPiece | CallStarted | CallDelta | CallCompleted, run: str | None) -> JsonObject:

@@ -11,7 +11,7 @@ import msgspec
 from ..errors import InvalidInput
 from ..http.call import HttpCall
 from ..json import JsonObject
-from ..sse import Message
+from ..sse import SSEMessage
 from .errors import ProviderError, ResponseIncomplete, StreamMalformed, failed
 from .prompt import FunctionTool, as_text, read_tool, tool_calls
 from .result import ChatResult, StreamChunk, Tally, TokenUsage
@@ -115,7 +115,7 @@ class AnthropicFold:
         """An end without ``message_stop`` is none."""
         return False
 
-    def take(self, message: Message) -> list[StreamChunk]:
+    def take(self, message: SSEMessage) -> list[StreamChunk]:
         """See ``WireFold``."""
         try:
             head = msgspec.json.decode(message.data, type=_Failure)

@@ -14,7 +14,7 @@ import msgspec
 
 from ..http.call import HttpCall
 from ..json import JsonObject
-from ..sse import Message
+from ..sse import SSEMessage
 from .errors import ProviderError, ResponseIncomplete, StreamMalformed, failed
 from .prompt import FunctionTool, as_text, read_tool
 from .result import ChatResult, StreamChunk, Tally, TokenUsage
@@ -93,7 +93,7 @@ class ChatCompletionsFold:
         """Some servers send no ``[DONE]``; a reason to finish and a proper end say as much."""
         return self.tally.finish_reason is not None
 
-    def take(self, message: Message) -> list[StreamChunk]:
+    def take(self, message: SSEMessage) -> list[StreamChunk]:
         """See ``WireFold``."""
         try:
             chunk = msgspec.json.decode(message.data, type=Completion)

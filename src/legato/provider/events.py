@@ -11,18 +11,18 @@ from typing import Final
 import msgspec
 
 from ..json import JsonObject
-from ..sse import Message
+from ..sse import SSEMessage
 from .errors import StreamMalformed
 
 __all__ = [
     "ArgumentsDeltaEvent",
     "ArgumentsDoneEvent",
-    "ErrorEvent",
     "LifecycleEvent",
     "OutputItemEvent",
     "PartEvent",
     "ReasoningDeltaEvent",
     "RefusalDeltaEvent",
+    "ResponseErrorEvent",
     "ResponseEvent",
     "TextDeltaEvent",
     "TextDoneEvent",
@@ -125,12 +125,12 @@ class ArgumentsDoneEvent(ItemEvent, frozen=True, kw_only=True):
     arguments: str
 
 
-class ErrorEvent(ResponseEvent, frozen=True, kw_only=True):
+class ResponseErrorEvent(ResponseEvent, frozen=True, kw_only=True):
     """``error``: the provider failed. The reason stands at the top level, or inside of ``error``: see ``raw``."""
 
 
 _CLASSES: Final[dict[str, type[ResponseEvent]]] = {
-    "error": ErrorEvent,
+    "error": ResponseErrorEvent,
     **dict.fromkeys(
         [f"response.{state}" for state in ("created", "queued", "in_progress", "completed", "failed", "incomplete")],
         LifecycleEvent,
@@ -157,7 +157,7 @@ _CLASSES: Final[dict[str, type[ResponseEvent]]] = {
 }
 
 
-def decode_object(message: Message) -> JsonObject:
+def decode_object(message: SSEMessage) -> JsonObject:
     """The JSON object that a message carries.
 
     Raises:
@@ -169,7 +169,7 @@ def decode_object(message: Message) -> JsonObject:
         raise StreamMalformed(f"A JSON object was expected, not {message.data[:200]!r}: {exc}.") from exc
 
 
-def decode_event(message: Message) -> ResponseEvent:
+def decode_event(message: SSEMessage) -> ResponseEvent:
     """The event that a message carries; its type is its own field's, else the message's.
 
     Raises:

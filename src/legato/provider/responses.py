@@ -14,16 +14,16 @@ from urllib.parse import quote
 from ..errors import InvalidInput
 from ..http.call import HttpCall
 from ..json import JsonObject
-from ..sse import Message
+from ..sse import SSEMessage
 from .errors import ProviderError, ResponseCancelled, ResponseIncomplete, StreamInterrupted, StreamMalformed, failed
 from .events import (
     ArgumentsDeltaEvent,
-    ErrorEvent,
     ItemEvent,
     LifecycleEvent,
     OutputItemEvent,
     ReasoningDeltaEvent,
     RefusalDeltaEvent,
+    ResponseErrorEvent,
     ResponseEvent,
     TextDeltaEvent,
     decode_event,
@@ -257,7 +257,7 @@ class _ResponseState:
                 return self._take_item(_key(event.output_index, event.item), event.item)
             case LifecycleEvent():
                 return self._take_state(event)
-            case ErrorEvent():
+            case ResponseErrorEvent():
                 self.failure = failed(event.raw)
         return []
 
@@ -351,7 +351,7 @@ class ResponsesFold(_ResponseState):
 
     hidden: int | None = None
 
-    def take(self, message: Message) -> list[StreamChunk]:
+    def take(self, message: SSEMessage) -> list[StreamChunk]:
         """See ``WireFold``."""
         event = decode_event(message)
         if not self._is_new(event):
@@ -370,7 +370,7 @@ class RawFold(_ResponseState):
 
     impatient: bool = False
 
-    def take(self, message: Message) -> list[ResponseEvent]:
+    def take(self, message: SSEMessage) -> list[ResponseEvent]:
         """See ``WireFold``."""
         event = decode_event(message)
         if not self._is_new(event):

@@ -29,7 +29,7 @@ from ..errors import InvalidInput, LegatoError, StreamFormatError
 from ..http.backoff import ReconnectBackoff, Waits, is_final
 from ..http.call import HttpCall
 from ..http.errors import APIError, ConnectionFailed, ConnectionLost
-from ..sse import Decoder, Message
+from ..sse import Decoder, SSEMessage
 from .errors import ProviderError, StreamInterrupted, StreamMalformed, provider_error
 from .result import ChatResult, Tally
 
@@ -68,7 +68,7 @@ class WireFold(Protocol[T_co]):
     def enough(self) -> bool:
         """Whether a proper end of the body would end the answer now."""
 
-    def take(self, message: Message) -> Sequence[T_co]:
+    def take(self, message: SSEMessage) -> Sequence[T_co]:
         """Take a message; return what it gives to the caller.
 
         Raises:
@@ -115,7 +115,7 @@ class StreamState(Generic[T]):
         self._call = asked.call
         self._waits = None if backoff is None else Waits(backoff, random=random, clock=clock)
         self._decoder = Decoder()
-        self._messages: deque[Message] = deque()
+        self._messages: deque[SSEMessage] = deque()
         self._loss: LegatoError | None = None
 
     @property
@@ -203,7 +203,7 @@ class StreamState(Generic[T]):
             if self._fold.failure:
                 raise self._last(self._fold.failure)
 
-    def _take(self, message: Message) -> Sequence[T]:
+    def _take(self, message: SSEMessage) -> Sequence[T]:
         if message.data == DONE:
             # Whatever follows it, there is nothing more to come on this connection.
             self._messages.clear()

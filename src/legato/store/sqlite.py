@@ -40,7 +40,19 @@ from .sqlite_file import (
     read_sessions,
     store_error,
 )
-from .sqlite_writer import Acquire, Append, Claim, Inform, Look, Release, Renew, Request, Writer, check_text, is_text
+from .sqlite_writer import (
+    Acquire,
+    Append,
+    Claim,
+    Inform,
+    Look,
+    Release,
+    Renew,
+    Writer,
+    WriteRequest,
+    check_text,
+    is_text,
+)
 from .tail import TailCache
 
 READERS = 2
@@ -213,17 +225,17 @@ class SQLiteStore:
             raise StoreError(f"The store is not open: {self._path}.", path=self._path)
         return self._writer
 
-    def _submit(self, request: Request) -> asyncio.Future[Any]:
+    def _submit(self, request: WriteRequest) -> asyncio.Future[Any]:
         self._check_open().submit(request)
         return request.future
 
-    def _delivered_by_writer(self, requests: list[Request], looks: dict[str, Look]) -> None:
+    def _delivered_by_writer(self, requests: list[WriteRequest], looks: dict[str, Look]) -> None:
         try:
             self._loop.call_soon_threadsafe(self._deliver, requests, looks)
         except RuntimeError:
             pass  # the loop was closed without closing the store; what was committed stays committed
 
-    def _deliver(self, requests: list[Request], looks: dict[str, Look]) -> None:
+    def _deliver(self, requests: list[WriteRequest], looks: dict[str, Look]) -> None:
         """Make a committed group visible."""
         for name, look in looks.items():
             self._looks[name] = look

@@ -63,7 +63,7 @@ DAMAGE = (apsw.Error, msgspec.MsgspecError)
 # Requests -------------------------------------------------------------------------------------------------------------
 
 
-class Request(abc.ABC):
+class WriteRequest(abc.ABC):
     """What is asked of the writer: ``plan`` it, and after the commit ``future`` gets what it gave or raised."""
 
     __slots__ = ("error", "future", "once", "outcome", "session")
@@ -89,7 +89,7 @@ class Request(abc.ABC):
             self.future.set_result(self.outcome)
 
 
-class Append(Request):
+class Append(WriteRequest):
     """Drafts to be stored; ``stored`` are the events that were new. Made on the event loop, where it may raise.
 
     Attributes:
@@ -124,11 +124,11 @@ class Append(Request):
         self.free = False
 
     def plan(self, group: _Group) -> Appended:
-        """See ``Request.plan``."""
+        """See ``WriteRequest.plan``."""
         return group.append(self)
 
 
-class Inform(Request):
+class Inform(WriteRequest):
     """A look at a session, which is kept with those of its group. It changes nothing, so it fails with nobody."""
 
     __slots__ = ()
@@ -138,11 +138,11 @@ class Inform(Request):
         self.session: str = session
 
     def plan(self, group: _Group) -> Look | None:
-        """See ``Request.plan``."""
+        """See ``WriteRequest.plan``."""
         return group.look(self.session)
 
 
-class Acquire(Request):
+class Acquire(WriteRequest):
     """A lease that is wanted."""
 
     __slots__ = ("take",)
@@ -153,11 +153,11 @@ class Acquire(Request):
         self.take = take
 
     def plan(self, group: _Group) -> Lease:
-        """See ``Request.plan``."""
+        """See ``WriteRequest.plan``."""
         return group.acquire(self.session, self.take)
 
 
-class Claim(Request):
+class Claim(WriteRequest):
     """Runs that nobody holds, to be taken."""
 
     __slots__ = ("limit", "owner", "ttl")
@@ -167,11 +167,11 @@ class Claim(Request):
         self.owner, self.ttl, self.limit = owner, ttl, limit
 
     def plan(self, group: _Group) -> list[Lease]:
-        """See ``Request.plan``."""
+        """See ``WriteRequest.plan``."""
         return group.claim(self)
 
 
-class Renew(Request):
+class Renew(WriteRequest):
     """All leases of an owner, to be extended."""
 
     __slots__ = ("owner", "ttl")
@@ -181,11 +181,11 @@ class Renew(Request):
         self.owner, self.ttl = owner, ttl
 
     def plan(self, group: _Group) -> None:
-        """See ``Request.plan``."""
+        """See ``WriteRequest.plan``."""
         group.renew(self)
 
 
-class Release(Request):
+class Release(WriteRequest):
     """A lease that is given back."""
 
     __slots__ = ("lease",)
@@ -195,7 +195,7 @@ class Release(Request):
         self.lease = lease
 
     def plan(self, group: _Group) -> None:
-        """See ``Request.plan``."""
+        """See ``WriteRequest.plan``."""
         group.release(self.lease)
 
 
@@ -335,7 +335,7 @@ class _Group:
         self._used: dict[tuple[int, str], tuple[Offset, Offset]] = {}
         self._fresh: dict[tuple[int, str], list[Event]] = {}
 
-    def plan(self, requests: Sequence[Request]) -> None:
+    def plan(self, requests: Sequence[WriteRequest]) -> None:
         """Decide each request, in order; one that is refused leaves no trace."""
         self._memory.shrink()
         names = dict.fromkeys(request.session for request in requests if request.session is not None)
@@ -352,7 +352,7 @@ class _Group:
             except (LegatoError, ValueError) as exc:
                 request.error = exc
 
-    def _load_used(self, requests: Sequence[Request]) -> None:
+    def _load_used(self, requests: Sequence[WriteRequest]) -> None:
         sessions = self._memory.sessions
         keys = [
             (sessions[request.session].id, request.once)
@@ -522,13 +522,13 @@ class Writer:
         path: str,
         connection: apsw.Connection,
         clock: Callable[[], float],
-        deliver: Callable[[list[Request], dict[str, Look]], None],
+        deliver: Callable[[list[WriteRequest], dict[str, Look]], None],
     ) -> None:
         self._path = path
         self._connection = connection
         self._clock = clock
         self._deliver = deliver
-        self._queue: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
         self._memory: _Memory | None = None
         self._thread = threading.Thread(target=self._run, name="legato-sqlite-writer", daemon=True)
         self.begun = 0
@@ -537,7 +537,7 @@ class Writer:
         """Begin to take requests."""
         self._thread.start()
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: WriteRequest) -> None:
         """Hand over a request. For any thread."""
         self._queue.put(request)
 
@@ -552,7 +552,7 @@ class Writer:
             if several and (pause := begun + COMMIT_INTERVAL - time.monotonic()) > 0:
                 time.sleep(pause)  # meanwhile others join the group
             begun = time.monotonic()
-            requests: list[Request] = [first]
+            requests: list[WriteRequest] = [first]
             more = True
             while more and len(requests) < GROUP_REQUESTS:
                 try:
@@ -568,7 +568,7 @@ class Writer:
             if not more:
                 return
 
-    def _do(self, requests: list[Request]) -> None:
+    def _do(self, requests: list[WriteRequest]) -> None:
         # Before the commit, so that whoever reads its effects from the disk can know that it is being delivered.
         self.begun += 1
         looks = self._try(requests)
@@ -576,7 +576,7 @@ class Writer:
             looks = self._try(asking)
         self._deliver(requests, looks or {})
 
-    def _try(self, requests: Sequence[Request]) -> dict[str, Look] | None:
+    def _try(self, requests: Sequence[WriteRequest]) -> dict[str, Look] | None:
         """Commit a group; None if it could not be, which each of its requests has been told."""
         try:
             return self._commit(requests)
@@ -589,7 +589,7 @@ class Writer:
                     request.stored = []
             return None
 
-    def _commit(self, requests: Sequence[Request]) -> dict[str, Look]:
+    def _commit(self, requests: Sequence[WriteRequest]) -> dict[str, Look]:
         if self._memory is None:
             self._memory = _Memory(self._connection)
         group = _Group(self._memory, self._connection, self._clock, self._path)
