@@ -101,7 +101,10 @@ async def delete(request: Request) -> Body:
     run = await _find(request)
     if not (await _folded(request, run)).ended:
         raise BadRequest("A response cannot be deleted while it is in progress; cancel it first.", code="in_progress")
-    await request.sessions.withdraw(request.caller, run.session, run.run)
+    try:
+        await request.sessions.withdraw(request.caller, run.session, run.run)
+    except RunNotFound:
+        raise ResponseNotFound(response_id(run.run)) from None
     return Body(200, {"id": response_id(run.run), "object": "response", "deleted": True})
 
 
