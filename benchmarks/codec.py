@@ -23,7 +23,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,18 +45,31 @@ PAGE = 32
 # uses ``Store``, ``Subscription`` and ``Log``. Imports are in the functions: the process that prints loads no Legato.
 
 
+class Reader(NamedTuple):
+    """What turns events into one reader's bytes.
+
+    Attributes:
+        encode: from an event to bytes.
+        ready: awaited with each batch before it is encoded, where there is such a thing.
+    """
+
+    encode: Callable[[Any], bytes]
+    ready: Callable[[Sequence[Any]], Awaitable[None]] | None = None
+
+
 class Codec(NamedTuple):
-    """How one revision makes drafts and encoders.
+    """How one revision makes drafts and readers.
 
     Attributes:
         delta: a draft of a ``text.delta`` of ``RUN``, given its start; what an agent's ``yield`` makes.
         begin: the drafts that begin ``SESSION`` and ``RUN``.
-        encoders: by dialect, a function that makes one reader's encoder, from an event to bytes.
+        readers: by dialect, a function that is given a store, for the life of an application, and makes a function
+            that makes a reader.
     """
 
     delta: Callable[[int], Any]
     begin: Callable[[], list[Any]]
-    encoders: dict[str, Callable[[], Callable[[Any], bytes]]]
+    readers: dict[str, Callable[[Any], Callable[[], Reader]]]
 
 
 CREATED: dict[str, Any] = {"title": "bench"}
@@ -93,12 +106,28 @@ def _dicts() -> Codec:
     return Codec(delta, begin, _encoders())
 
 
+def _encoders() -> dict[str, Callable[[Any], Callable[[], Reader]]]:
+    """Each reader folds for itself."""
+    from legato.dialect import mix
+    from legato.dialect.chat import ChatEncoder
+    from legato.dialect.deva import AnswerEncoder
+    from legato.dialect.responses import Fold, ResponseEncoder
+
+    profile = mix.profile("python-0.8.1")
+    return {
+        "mix": lambda store: lambda: Reader(lambda event: mix.encode(event, SESSION, profile)),
+        "responses": lambda store: lambda: Reader(ResponseEncoder(Fold(SESSION, RUN, agent="speaker")).encode),
+        "chat": lambda store: lambda: Reader(ChatEncoder(RUN, agent="speaker").encode),
+        "deva": lambda store: lambda: Reader(AnswerEncoder(SESSION, RUN).encode),
+    }
+
+
 def _facts() -> Codec:
-    """Drafts of a typed fact. To be adapted: a delta is to be made in the way in which the recorder makes it."""
-    from legato.event import Draft, fact  # type: ignore[attr-defined]
+    """Drafts of typed facts."""
+    from legato.event import Draft, TextDelta, fact
 
     def delta(start: int) -> Draft:
-        return Draft(fact("text.delta", {"part": 0, "step": 0, "start": start, "text": TEXT}), RUN)
+        return Draft(TextDelta(0, 0, start, TEXT), RUN)  # so the recorder makes it
 
     def begin() -> list[Draft]:
         return [
@@ -107,21 +136,42 @@ def _facts() -> Codec:
             Draft(fact("run.started", STARTED), RUN),
         ]
 
-    return Codec(delta, begin, _encoders())
+    return Codec(delta, begin, _shared())
 
 
-def _encoders() -> dict[str, Callable[[], Callable[[Any], bytes]]]:
+def _shared() -> dict[str, Callable[[Any], Callable[[], Reader]]]:
+    """Readers of a run share its fold."""
     from legato.dialect import mix
-    from legato.dialect.chat import ChatEncoder
-    from legato.dialect.deva import AnswerEncoder
-    from legato.dialect.responses import Fold, ResponseEncoder
+    from legato.event import MessageCreated
+    from legato.server.deva import DEVA
+    from legato.server.life import Life, Settings
+    from legato.server.operation import View
+    from legato.server.responses import CHAT_VIEWS, RESPONSES_VIEW
+    from legato.sessions import Located
+    from legato.transcript import Ask
 
     profile = mix.profile("python-0.8.1")
+    run = Located(SESSION, RUN, Ask(MessageCreated(**MESSAGE), RUN, 2, 0.0), "speaker")
+
+    def of(view: View | None) -> Callable[[Any], Callable[[], Reader]]:
+        assert view is not None
+
+        def begun(store: Any) -> Callable[[], Reader]:
+            life = Life(store, {}, Settings())
+
+            def reader() -> Reader:
+                follow = life.follow_run(run, view, view.key)
+                return Reader(follow.encoder.encode, follow.ready)
+
+            return reader
+
+        return begun
+
     return {
-        "mix": lambda: lambda event: mix.encode(event, SESSION, profile),
-        "responses": lambda: ResponseEncoder(Fold(SESSION, RUN, agent="speaker")).encode,
-        "chat": lambda: ChatEncoder(RUN, agent="speaker").encode,
-        "deva": lambda: AnswerEncoder(SESSION, RUN).encode,
+        "mix": lambda store: lambda: Reader(lambda event: mix.frame(event, SESSION, profile)),
+        "responses": of(RESPONSES_VIEW),
+        "chat": of(CHAT_VIEWS[False]),
+        "deva": of(DEVA.view("deva")),
     }
 
 
@@ -179,24 +229,28 @@ async def fill(store: Any, deltas: int) -> int:
     return int(appended.events[-1].offset)
 
 
-async def read(store: Any, encode: Callable[[Any], bytes], until: int, after: int = 0) -> int:
+async def read(store: Any, reader: Reader, until: int, after: int = 0) -> int:
     """Follow the log up to ``until``; how many bytes that made."""
     from legato.log import Subscription
 
     size = 0
     with Subscription(store, SESSION, after) as subscription:
         while subscription.after < until:
-            for event in await subscription.next():
-                size += len(encode(event))
+            events = await subscription.next()
+            if reader.ready is not None:
+                await reader.ready(events)
+            for event in events:
+                size += len(reader.encode(event))
     return size
 
 
 async def replays(kind: str, dialect: str) -> Figures:
-    make = codec().encoders[dialect]
+    readers = codec().readers[dialect]
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(kind, folder)
         await store.open()
         head = await fill(store, DELTAS)
+        make = readers(store)
         watch = Watch()
         size = await read(store, make(), head)
         first = watch.cpu(DELTAS)
@@ -218,7 +272,8 @@ async def follows(kind: str, dialect: str) -> Figures:
         await store.open()
         await store.append(SESSION, made.begin())
         head = (await store.info(SESSION)).head
-        followers = [asyncio.create_task(read(store, made.encoders[dialect](), head + LIVE)) for _ in range(FOLLOWERS)]
+        make = made.readers[dialect](store)
+        followers = [asyncio.create_task(read(store, make(), head + LIVE)) for _ in range(FOLLOWERS)]
         await asyncio.sleep(0.05)
         watch = Watch()
         for number in range(LIVE):
@@ -232,7 +287,7 @@ async def follows(kind: str, dialect: str) -> Figures:
 
 async def cold(dialect: str | None) -> Figures:
     """Without a dialect, the reading alone."""
-    encode = codec().encoders[dialect]() if dialect else bytes_of_nothing
+    readers = codec().readers[dialect] if dialect else lambda store: lambda: Reader(lambda event: b"")
     with tempfile.TemporaryDirectory() as folder:
         store = open_store("sqlite", folder)
         await store.open()
@@ -240,16 +295,13 @@ async def cold(dialect: str | None) -> Figures:
         await store.close()
         store = open_store("sqlite", folder)
         await store.open()
+        reader = readers(store)()
         watch = Watch()
-        await read(store, encode, head)
+        await read(store, reader, head)
         label = f"cold, {dialect or 'read alone'}"
         found = {f"{label}: CPU": watch.cpu(COLD), f"{label}: wall": watch.wall(COLD)}
         await store.close()
     return found
-
-
-def bytes_of_nothing(event: Any) -> bytes:
-    return b""
 
 
 Measurement = Callable[[], Coroutine[Any, Any, Figures]]
@@ -257,7 +309,7 @@ Measurement = Callable[[], Coroutine[Any, Any, Figures]]
 
 def measurements() -> list[Measurement]:
     """All of them, in the order of the tables."""
-    dialects = list(codec().encoders)
+    dialects = list(codec().readers)
     kinds = ("memory", "sqlite")
     made: list[Measurement] = []
     for kind in kinds:

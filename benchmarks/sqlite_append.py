@@ -8,7 +8,7 @@ means that the event loop always has other work, as that of a loaded server has:
 others run, and so on. The folder should be on the disk that you want to know about.
 
 Columns: the store as it is, with ``durability`` FULL and NORMAL; then, in FULL, two other ways of writing a group
-(BEGIN, a multi-row INSERT, a multi-row UPDATE, COMMIT; and one statement for each row); then the store as it is with
+(BEGIN, multi-row INSERTs, COMMIT; and one statement for each row); then the store without its
 ``sys.setswitchinterval(0.0005)``, which lets a thread have its turn sooner (5 ms is Python's default). The second table
 is the reader's side: rows as they are, against one row that SQL makes of them as JSON.
 """
@@ -31,45 +31,32 @@ import apsw
 import msgspec
 import uvloop
 
-from legato.event import Event
+from legato.event import Draft, Event, MessageCreated, SessionCreated, TextDelta, read_fact
 from legato.store import sqlite, sqlite_file, sqlite_writer
 from legato.store.sqlite import SQLiteStore
-from legato.store.sqlite_file import EVENT, GROWN, STATEMENT_ROWS, WIDTH
+from legato.store.sqlite_file import EVENT, STATEMENT_ROWS, WIDTH
 
 TEXT = " and then some words more"
+BEGIN = [Draft(SessionCreated()), Draft(MessageCreated("m", "user", "go"), "r")]
+PYTHONS_INTERVAL = 0.005
 
 
 class Statements(sqlite_writer.Writer):
-    """The usual way: BEGIN, a multi-row INSERT and UPDATE for each table, COMMIT."""
+    """The usual way: BEGIN, multi-row INSERTs, COMMIT."""
 
-    def _commit(self, requests: list[Any]) -> None:
-        rows = self._planned(requests)
-        if any(rows[at] not in (EVENT, GROWN) for at in range(0, len(rows), WIDTH)):
-            return self._write_all(rows)
-        events: list[Any] = []
-        grown: list[Any] = []
-        for at in range(0, len(rows), WIDTH):
-            if rows[at] == EVENT:
-                events += rows[at + 1 : at + WIDTH]
-            else:
-                grown += (rows[at + 2], rows[at + 3], rows[at + 1])
-        self._insert(events, grown)
-        return None
+    def _write_all(self, rows: list[Any]) -> None:
+        if any(rows[at] != EVENT for at in range(0, len(rows), WIDTH)):
+            super()._write_all(rows)
+        elif rows:
+            self._insert([rows[at + 1 : at + WIDTH] for at in range(0, len(rows), WIDTH)])
 
-    def _insert(self, events: list[Any], grown: list[Any]) -> None:
+    def _insert(self, events: list[list[Any]]) -> None:
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
-        for start, count in chunks(len(events) // 7):
+        for start, count in chunks(len(events)):
             execute(
                 "INSERT INTO event VALUES " + ",".join(["(?,?,?,?,?,?,CAST(? AS TEXT))"] * count),
-                events[7 * start : 7 * (start + count)],
-            )
-        for start, count in chunks(len(grown) // 3):
-            execute(
-                "UPDATE session SET head = v.column1, updated_at = v.column2 FROM (VALUES "
-                + ",".join(["(?,?,?)"] * count)
-                + ") v WHERE id = v.column3",
-                grown[3 * start : 3 * (start + count)],
+                [value for event in events[start : start + count] for value in event],
             )
         execute("COMMIT")
 
@@ -77,16 +64,9 @@ class Statements(sqlite_writer.Writer):
 class Rows(Statements):
     """The plain way: one statement for each row, by executemany."""
 
-    def _insert(self, events: list[Any], grown: list[Any]) -> None:
+    def _insert(self, events: list[list[Any]]) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
-        self._connection.executemany(
-            "INSERT INTO event VALUES (?,?,?,?,?,?,CAST(? AS TEXT))",
-            [events[at : at + 7] for at in range(0, len(events), 7)],
-        )
-        self._connection.executemany(
-            "UPDATE session SET head = ?, updated_at = ? WHERE id = ?",
-            [grown[at : at + 3] for at in range(0, len(grown), 3)],
-        )
+        self._connection.executemany("INSERT INTO event VALUES (?,?,?,?,?,?,CAST(? AS TEXT))", events)
         self._connection.execute("COMMIT")
 
 
@@ -111,8 +91,7 @@ async def measure(folder: Path, appenders: int, durability: str, seconds: float,
     with tempfile.TemporaryDirectory(dir=folder) as place:
         store = SQLiteStore(Path(place) / "log.db", durability=durability)
         await store.open()
-        begin = [draft("session.created", {}), draft("message.created", {}, "r")]
-        await asyncio.gather(*[store.append(f"s{number}", begin) for number in range(appenders)])
+        await asyncio.gather(*[store.append(f"s{number}", BEGIN) for number in range(appenders)])
         times: list[float] = []
         end = time.perf_counter() + seconds
 
@@ -120,8 +99,7 @@ async def measure(folder: Path, appenders: int, durability: str, seconds: float,
             start = 0
             now = time.perf_counter()
             while now < end:
-                draft = draft("text.delta", {"part": 0, "step": 0, "start": start, "text": TEXT}, "r")
-                await store.append(session, [draft])
+                await store.append(session, [Draft(TextDelta(0, 1, start, TEXT), "r")])
                 start += len(TEXT)
                 before, now = now, time.perf_counter()
                 times.append(now - before)
@@ -144,15 +122,15 @@ async def measure(folder: Path, appenders: int, durability: str, seconds: float,
 class Column(NamedTuple):
     durability: str = "full"
     writer: type[sqlite_writer.Writer] = sqlite_writer.Writer
-    interval: float = 0.005
+    interval: float = sqlite.SWITCH_INTERVAL
 
 
 COLUMNS = {
     "FULL": Column(),
     "NORMAL": Column(durability="normal"),
-    "FULL, four statements": Column(writer=Statements),
+    "FULL, multi-row INSERTs": Column(writer=Statements),
     "FULL, row by row": Column(writer=Rows),
-    "FULL, switch 0.5 ms": Column(interval=0.0005),
+    "FULL, switch 5 ms": Column(interval=PYTHONS_INTERVAL),
 }
 
 
@@ -165,14 +143,15 @@ def appends(folder: Path, seconds: float, rounds: int) -> None:
             for _ in range(rounds):
                 for name, column in COLUMNS.items():
                     sqlite.Writer = column.writer  # type: ignore[misc]
-                    sys.setswitchinterval(column.interval)
+                    sys.setswitchinterval(PYTHONS_INTERVAL)
+                    sqlite.SWITCH_INTERVAL = column.interval
                     results[name].append(uvloop.run(measure(folder, appenders, column.durability, seconds, busy)))
             cells = [max(results[name]) for name in COLUMNS]
             text = "".join(f"{f'{cell.per_second:,.0f} ({cell.median:.2f}, {cell.late:.1f})':>26}" for cell in cells)
             share = cells[0].per_second / cells[1].per_second
             print(f"{'busy' if busy else 'idle':4} {appenders:10,}{text}{share:14.0%}", flush=True)
     sqlite.Writer = sqlite_writer.Writer  # type: ignore[misc]
-    sys.setswitchinterval(0.005)
+    sys.setswitchinterval(PYTHONS_INTERVAL)
 
 
 def by_row(connection: apsw.Connection, after: int) -> int:
@@ -186,11 +165,22 @@ AS_JSON = """
         FROM event WHERE session = 1 AND "offset" > ? ORDER BY "offset" LIMIT 500
     )
 """
-EVENTS = msgspec.json.Decoder(list[Event])
+
+
+class Row(msgspec.Struct):
+    type: str
+    run: str | None
+    offset: int
+    at: float
+    data: msgspec.Raw
+
+
+ROWS = msgspec.json.Decoder(list[Row])
 
 
 def as_json(connection: apsw.Connection, after: int) -> int:
-    return len(EVENTS.decode(sqlite_file.value(connection, AS_JSON, (after,))))
+    rows = ROWS.decode(sqlite_file.value(connection, AS_JSON, (after,)))
+    return len([Event(read_fact(row.type, row.data), row.offset, row.at, row.run, bytes(row.data)) for row in rows])
 
 
 def reads(folder: Path, rounds: int) -> None:
@@ -201,10 +191,9 @@ def reads(folder: Path, rounds: int) -> None:
         async def fill() -> None:
             store = SQLiteStore(path, durability="normal")
             await store.open()
-            await store.append("s", [draft("session.created", {}), draft("message.created", {}, "r")])
+            await store.append("s", BEGIN)
             for start in range(0, 10_000, 500):
-                deltas = [{"part": 0, "step": 0, "start": start + n, "text": TEXT} for n in range(500)]
-                await store.append("s", [draft("text.delta", data, "r") for data in deltas])
+                await store.append("s", [Draft(TextDelta(0, 1, start + n, TEXT), "r") for n in range(500)])
             await store.close()
 
         asyncio.run(fill())
