@@ -38,7 +38,7 @@ from .event import (
 )
 from .json import JsonObject
 from .log import Log, Store, Subscription
-from .machine import Lease
+from .machine import Lease, OpenRun
 from .part import Usage, encode, to_builtins
 from .transcript import Recorder, Transcript, fold, merge
 
@@ -487,6 +487,19 @@ def terminal(ending: Ending, run: str, transcript: Transcript, usage: Usage | No
     else:
         fact = RunCancelled(said, used)
     return Draft(fact, run)
+
+
+async def ended(store: Store, run: OpenRun, ending: Ending) -> list[Draft]:
+    """How ``run`` ends that nobody drives: with a refusal of whatever it asked, and what its attempts have said."""
+    events = [event async for event in Log(store, run.session).all(run.offset - 1) if event.run == run.run]
+    resolved = {event.fact.id for event in events if isinstance(event.fact, PermissionResolved)}
+    asked = [event.fact.id for event in events if isinstance(event.fact, PermissionRequested)]
+    try:
+        said = fold(events)
+    except Exception:  # it ends all the same
+        logger.exception("run %s: what it has said cannot be understood", run.run)
+        said = Transcript()
+    return [*(expired(id, run.run) for id in asked if id not in resolved), terminal(ending, run.run, said)]
 
 
 def is_permission(id: str) -> bool:

@@ -3,35 +3,30 @@
 The runner belongs to the application, never to a request: a reader that leaves ends nothing. It keeps no list of what
 is to be done; the store's open runs are that list, so a restart or another machine goes on where this one stopped. A
 run is taken only when there is a *place* for it, so that what waits can be taken by whoever has one.
+
+Every lease that this process holds belongs to a task that drives its run, or is in ``_left`` and given back soon: a
+lease that nobody knew of would be renewed for ever. So nobody who can be cancelled, such as a request, takes one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any
 
 from .agent import Agent, Turn
 from .caller import Caller
-from .errors import LeaseHeld, LegatoError, NotFound, RunEnded, StaleLease
-from .event import CancelRequested, Draft, Event, MessageCreated, PermissionRequested, RunStarted
-from .execution import (
-    CANCELLED,
-    INTERRUPTED,
-    LEFT_OPEN,
-    Ending,
-    Execution,
-    Limits,
-    expired,
-    failed,
-    resolve_key,
-    terminal,
-)
-from .log import Bell, Log, Store, Take
-from .machine import Lease, free
-from .transcript import Recorder, Transcript, default_agent, fold, history
+from .errors import HeadMoved, LeaseHeld, LegatoError, NotFound, RunEnded, StaleLease, StoreError
+from .event import CancelRequested, Draft, Event, MessageCreated, Offset, RunStarted
+from .execution import CANCELLED, INTERRUPTED, LEFT_OPEN, Ending, Execution, Limits, ended, failed
+from .log import Appended, Bell, Log, Store, Take
+from .machine import Lease, RunState, free
+from .transcript import Recorder, default_agent, fold, history
 
 logger = logging.getLogger("legato")
 
@@ -40,7 +35,7 @@ BROKEN = failed("internal_error", "The server could not answer. Its log has the 
 REWOUND = failed("rewound", "The message was taken back before it was answered.")
 
 CLAIM = 32
-"""Runs that are claimed at once at most: a node that begins does not take all that waits from the others."""
+"""Runs that are claimed, or turned away, in one go: others come in between, be it nodes or the renewal of leases."""
 
 
 class Runner:
@@ -71,14 +66,16 @@ class Runner:
         self.clock = clock
         self._lease_ttl = lease_ttl
         self._taken = 0  # places
-        self._bell = Bell()
-        self._idle = asyncio.Event()
+        self._idle = asyncio.Event()  # none is
         self._idle.set()
-        self._drives: set[asyncio.Task[None]] = set()
-        self._executions: dict[str, tuple[Execution, Agent]] = {}
+        self._short = False  # something may have been left unclaimed for want of a place
+        self._bell = Bell()
+        self._drives: dict[asyncio.Task[None], str] = {}  # each in a place, with its session
+        self._executions: dict[Execution, Agent] = {}
         self._left: dict[str, Lease] = {}  # of runs that could not be driven on; given back a little later
-        self._waits: dict[str, float] = {}  # sessions with a run that found no place, and until when it waits for one
+        self._waits: dict[str, float] = {}  # sessions that may want a place, and until when; the first to end first
         self._worker: asyncio.Task[None] | None = None
+        self._renewal = (0.0, 0.0)  # when the next one is due, in the loop's time and the clock's
         self._late = False  # the grace of ``stop`` is over
 
     @property
@@ -91,34 +88,45 @@ class Runner:
         """The agent that answers where nobody says which."""
         return next(iter(self.agents))
 
-    # Places -----------------------------------------------------------------------------------------------------------
+    # What the verbs ask for -------------------------------------------------------------------------------------------
 
-    def reserve(self) -> bool:
-        """Take a place for a run, which is then to be given to ``begin`` or ``give_back``; False if there is none."""
-        if self.draining or self._taken >= self.limits.concurrent_runs:
-            return False
-        self._taken += 1
-        self._idle.clear()
-        return True
+    async def begin(
+        self,
+        session: str,
+        drafts: Sequence[Draft],
+        run: str,
+        *,
+        agent: str | None = None,
+        once: str | None = None,
+        head: Offset | None = None,
+    ) -> Appended | None:
+        """Store ``drafts``, which open ``run``, and its start in one append, and drive it. All the same if the caller
+        is cancelled meanwhile.
 
-    def give_back(self) -> None:
-        """Give a place back."""
-        self._taken -= 1
-        if not self._taken:
-            self._idle.set()
-        self._bell.ring()
+        Returns:
+            What was stored. None if it was nothing, since there is no place here or another run comes first.
 
-    def take(self, run: str) -> Take:
-        """What an append takes along for a run that has a place here."""
-        return Take(run, self.owner, self._lease_ttl)
-
-    def begin(self, lease: Lease) -> None:
-        """Drive a run whose ``run.started`` has just been stored, in a place that was reserved for it."""
-        self._start(lease, begun=True)
+        Raises:
+            LegatoError: see ``Store.append``.
+        """
+        name = agent or self.default
+        if name not in self.agents or self._short or not self._reserve(1):  # who waits already comes first
+            return None
+        append = functools.partial(
+            self.store.append,
+            session,
+            [*drafts, Draft(RunStarted(name, 1), run)],
+            once=once,
+            head=head,
+            take=Take(run, self.owner, self._lease_ttl),
+        )
+        stored: asyncio.Future[Appended | None] = asyncio.get_running_loop().create_future()
+        self._place(session, run, self._begin(append, stored))
+        return await stored
 
     def wake(self, session: str) -> None:
-        """Look for runs: one of ``session`` waits for a place, or for its end."""
-        self._waits.setdefault(session, asyncio.get_running_loop().time() + self.limits.place_seconds)
+        """Look for runs: one of ``session`` has been stored without a place."""
+        self._wait(session)
         self._work()
         self._bell.ring()
 
@@ -128,10 +136,10 @@ class Runner:
         """Take up every run that waits, and end or retry every run whose owner died.
 
         Raises:
-            StoreError: the store cannot be asked; nothing was begun.
+            StoreError: the store cannot be asked.
         """
         for run in await self.store.open_runs():
-            self._waits.setdefault(run.session, asyncio.get_running_loop().time() + self.limits.place_seconds)
+            self._wait(run.session)
         await self._look()
         self._work()
 
@@ -140,18 +148,16 @@ class Runner:
 
         What is not over then is given back, so that another node, or the next start, goes on at once.
         """
-        self.draining = True
-        if self._worker is not None:
-            self._worker.cancel()
+        self.draining = True  # the worker only renews from now on
         await self._all_given_back(grace)
         self._late = True
-        for execution, agent in list(self._executions.values()):
+        for execution, agent in list(self._executions.items()):
             execution.stop(_interruption(agent))
         if not await self._all_given_back(self.limits.cancel_grace + 5.0):
-            for task in self._drives:
-                task.cancel()
-            await asyncio.wait(self._drives)
-        await self._give_up(list(self._left.values()))
+            await _cancelled(*self._drives)
+        if self._worker is not None:
+            await _cancelled(self._worker)
+        await self._give_up(*self._left.values())
 
     async def _all_given_back(self, seconds: float) -> bool:
         """Wait until nothing runs here, at most so long; whether that came to be."""
@@ -161,137 +167,205 @@ class Runner:
             pass
         return self._idle.is_set()
 
+    # Places -----------------------------------------------------------------------------------------------------------
+
+    def _reserve(self, most: int) -> int:
+        """Take up to so many places; each is then ``_place``'s, or given back."""
+        count = 0 if self.draining else max(min(most, self.limits.concurrent_runs - self._taken), 0)
+        self._taken += count
+        if self._taken:
+            self._idle.clear()
+        return count
+
+    def _give_back(self, count: int) -> None:
+        self._taken -= count
+        if not self._taken:
+            self._idle.set()
+
+    def _place(self, session: str, run: str, driving: Coroutine[Any, Any, None]) -> None:
+        """Do this in a place that has been reserved."""
+        task = asyncio.create_task(driving, name=f"legato-run-{run}")
+        self._drives[task] = session
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        session = self._drives.pop(task)
+        if session in self._waits:  # for what was behind the run the wait begins now
+            self._wait(session)
+        self._give_back(1)
+        if self._short:
+            self._bell.ring()
+
+    def _wait(self, session: str) -> None:
+        self._waits.pop(session, None)
+        self._waits[session] = asyncio.get_running_loop().time() + self.limits.place_seconds
+
+    # Looking for runs -------------------------------------------------------------------------------------------------
+
     def _work(self) -> None:
         if self._worker is None and not self.draining:
             self._worker = asyncio.create_task(self._serve(), name="legato-runner")
 
     async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        renewal = loop.time() + self._lease_ttl / 3
         self.store.doorbell.hang_work(self._bell)
         try:
             while True:
                 self._bell.clear()
+                pause = self._lease_ttl / 3
                 try:
-                    if loop.time() >= renewal:
-                        renewal = loop.time() + self._lease_ttl / 3
-                        await self.store.renew(owner=self.owner, ttl=self._lease_ttl)
-                        await self._give_up(list(self._left.values()))
+                    await self._renew()
                     await self._look()
                     await self._turn_away()
+                    pause = self._until_needed()
                 except LegatoError as exc:
                     logger.warning("cannot look after leases: %s", exc)
                 except Exception:  # whatever it is: without this task leases would lapse and runs stay open
                     logger.exception("cannot look after leases")
-                await self._bell.wait(max(min([renewal, *self._waits.values()]) - loop.time(), 0.001))
+                await self._bell.wait(pause)
         finally:
             self.store.doorbell.take_work(self._bell)
 
+    def _until_needed(self) -> float:
+        until = self._renewal[0]
+        if self._waits and not self.draining:
+            until = min(until, next(iter(self._waits.values())))
+        return max(until - asyncio.get_running_loop().time(), 0.001)
+
+    async def _renew(self) -> None:
+        """Renew all leases, if it is time; before others are claimed, as else our own might be among those."""
+        now = asyncio.get_running_loop().time(), self.clock()
+        if now[0] < self._renewal[0] and now[1] < self._renewal[1]:  # they differ after the machine has slept
+            return
+        await self.store.renew(owner=self.owner, ttl=self._lease_ttl)
+        self._renewal = now[0] + self._lease_ttl / 3, now[1] + self._lease_ttl / 3
+        await self._give_up(*self._left.values())
+
     async def _look(self) -> None:
         """Claim what waits, as far as there are places."""
-        while (places := self._reserve(CLAIM)) > 0:
+        while places := self._reserve(CLAIM):
             leases: list[Lease] = []
             try:
                 leases = await self.store.claim(owner=self.owner, ttl=self._lease_ttl, limit=places)
             finally:
-                for _ in range(places - len(leases)):
-                    self._taken -= 1
-                if not self._taken:
-                    self._idle.set()
+                self._give_back(places - len(leases))
             for lease in leases:
-                self._waits.pop(lease.session, None)
-                self._start(lease, begun=False)
-            if len(leases) < places:
-                self._waits.clear()  # nobody waits for want of a place
+                self._place(lease.session, lease.run, self._drive(lease, begun=False))
+            if len(leases) < places:  # nothing waits, but perhaps behind what is driven
+                driven = set(self._drives.values()) if self._waits else ()
+                self._waits = {session: until for session, until in self._waits.items() if session in driven}
+                self._short = False
                 return
-
-    def _reserve(self, most: int) -> int:
-        count = 0
-        while count < most and self.reserve():
-            count += 1
-        return count
+        self._short = True
 
     async def _turn_away(self) -> None:
         """End the runs that have waited too long for a place."""
         now = asyncio.get_running_loop().time()
-        for session in [session for session, until in self._waits.items() if until <= now]:
-            del self._waits[session]
+        driven = set(self._drives.values()) if self._waits else ()
+        for session, until in list(itertools.islice(self._waits.items(), CLAIM)):
+            if until > now or self.draining:
+                return
+            self._wait(session)
             try:
-                run = free((await self.store.info(session)).runs, self.clock())
-                if run is not None:
-                    lease = await self.store.acquire(session, run.run, owner=self.owner, ttl=self._lease_ttl)
-                    await self._drive(lease, begun=False, ending=OVERLOADED)
-            except (LeaseHeld, RunEnded, NotFound):
-                pass  # somebody had a place for it
-
-    async def _give_up(self, leases: list[Lease]) -> None:
-        """Give leases back. Where that fails they end by themselves, in time."""
-        for lease in leases:
-            try:
-                await self.store.release(lease)
-                self._left.pop(lease.run, None)
+                if session not in driven and not await self._turned_away(session):
+                    self._waits.pop(session, None)
+            except (RunEnded, NotFound):
+                self._waits.pop(session, None)
             except LegatoError as exc:
-                logger.warning("run %s cannot be given back: %s", lease.run, exc)
+                logger.warning("session %s: cannot turn away what waits: %s", session, exc)
+
+    async def _turned_away(self, session: str) -> bool:
+        """End the session's next run, if nobody has it; whether another waits behind it."""
+        while True:
+            info = await self.store.info(session)
+            run = free(info.runs, self.clock())
+            if run is None:
+                return False
+            ending = CANCELLED if run.state is RunState.CANCELLING else OVERLOADED
+            try:
+                # Whoever has claimed it meanwhile finds that it has ended; if it has been begun, the head has moved.
+                await self.store.append(session, await ended(self.store, run, ending), head=info.head)
+            except HeadMoved:
+                continue
+            return len(info.open_runs) > 1
+
+    async def _give_up(self, *leases: Lease) -> None:
+        """Give leases back; if that fails, later."""
+        await asyncio.gather(*map(self._release, leases))
+
+    async def _release(self, lease: Lease) -> None:
+        self._left[lease.run] = lease
+        try:
+            await self.store.release(lease)
+        except LegatoError as exc:
+            logger.warning("run %s cannot be given back: %s", lease.run, exc)
+        else:
+            if self._left.get(lease.run) is lease:
+                del self._left[lease.run]
 
     # One run ----------------------------------------------------------------------------------------------------------
 
-    def _start(self, lease: Lease, *, begun: bool) -> None:
-        task = asyncio.create_task(self._drive(lease, begun=begun), name=f"legato-run-{lease.run}")
-        self._drives.add(task)
-        task.add_done_callback(self._over)
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        self._drives.discard(task)
-        self.give_back()
-
-    async def _drive(self, lease: Lease, *, begun: bool, ending: Ending | None = None) -> None:
+    async def _begin(self, append: Callable[[], Awaitable[Appended]], stored: asyncio.Future[Appended | None]) -> None:
         try:
-            if not await self._answer(lease, begun, ending):
-                await self._give_up([lease])
+            appended = await append()
+        except LeaseHeld:
+            _tell(stored, None)
+        except asyncio.CancelledError:
+            _tell(stored, StoreError("The server stopped while the message was being stored."))
+            raise
+        except Exception as exc:
+            _tell(stored, exc)
+        else:
+            _tell(stored, appended)
+            if appended.lease is not None:
+                await self._drive(appended.lease, begun=True)
+
+    async def _drive(self, lease: Lease, *, begun: bool) -> None:
+        try:
+            if not await self._answer(lease, begun):
+                await self._give_up(lease)
         except (RunEnded, StaleLease, NotFound) as exc:
             logger.info("run %s is driven elsewhere: %s", lease.run, exc)
-        except LegatoError as exc:
-            # The store's: at once it would fail again.
-            self._left[lease.run] = lease
-            logger.error("session %s: a run was left open: %s", lease.session, exc, exc_info=exc)
         except asyncio.CancelledError:
             self._left[lease.run] = lease
             raise
+        except Exception as exc:  # the store's, as a rule: at once it would fail again
+            self._left[lease.run] = lease
+            logger.error("session %s: a run was left open: %s", lease.session, exc, exc_info=exc)
 
-    async def _answer(self, lease: Lease, begun: bool, ending: Ending | None) -> bool:
+    async def _answer(self, lease: Lease, begun: bool) -> bool:
+        """Drive the run until its end; False if it was left open."""
         try:
-            return await self._answer_run(lease, begun, ending)
+            return await self._answer_run(lease, begun)
         except LegatoError:
             raise  # the store's, or somebody else's run now: the log is as it should be
         except Exception:  # a log that we do not understand: tried again, it would fail again, for ever
             logger.exception("run %s cannot be driven", lease.run)
-            return await self._finish(lease, BROKEN, Transcript(), [])
+            return await self._finish(lease, BROKEN)
 
-    async def _answer_run(self, lease: Lease, begun: bool, ending: Ending | None) -> bool:
+    async def _answer_run(self, lease: Lease, begun: bool) -> bool:
         log = Log(self.store, lease.session)
         events = [event async for event in log.all(deltas=False)]
         mine = [event for event in events if event.run == lease.run]
-        asked = next((event for event in mine if isinstance(event.fact, MessageCreated)), None)
-        if asked is None:
-            return False  # the session has been deleted meanwhile
-        assert isinstance(asked.fact, MessageCreated)
-        attempt = sum(event.type == "run.started" for event in mine) + (0 if begun else 1)
-        name = asked.fact.agent or default_agent(events, self.default)
+        if not mine:  # the session has been deleted meanwhile
+            return await self._finish(lease, BROKEN)
+        asked, fact = mine[0].offset, mine[0].fact
+        assert isinstance(fact, MessageCreated)
+        attempt = sum(isinstance(event.fact, RunStarted) for event in mine) + (0 if begun else 1)
+        name = fact.agent or default_agent(events, self.default)
         agent = self.agents.get(name)
-        earlier = attempt > 1
-        left = [event async for event in log.all(asked.offset - 1) if event.run == lease.run] if earlier else mine
-        if self.draining and not begun:  # no await from here until ``stop`` can see the execution
-            return False  # the run waits for the next start
-        transcript = fold(left)
         messages = history(events)
         del events  # a run may last for an hour, and the tools of all runs before it may have had much to say
         place = next((place for place, message in enumerate(messages) if message.run == lease.run), None)
-        ending = self._ending_before(mine, attempt, name, agent) or ending or (REWOUND if place is None else None)
+        ending = self._ending_before(mine, attempt, name, agent) or (REWOUND if place is None else None)
+        earlier = ending is None and attempt > 1
+        left = [event async for event in log.all(asked - 1) if event.run == lease.run] if earlier else mine
+        if self.draining and not begun:  # no await from here until ``stop`` can see the execution
+            return False  # the run waits for the next start
         if ending is not None or agent is None or place is None:
-            return await self._finish(lease, ending or CANCELLED, transcript, mine)
+            return await self._finish(lease, ending or CANCELLED)
         recorder = Recorder(
             lease.run,
-            earlier=transcript,
+            earlier=fold(left) if earlier else None,
             resumed=agent.on_crash == "resume",
             max_event_bytes=self.limits.event_bytes,
             max_run_characters=self.limits.run_characters,
@@ -311,20 +385,20 @@ class Runner:
             message=messages[place],
             history=messages[:place],
             agent=name,
-            caller=Caller(asked.fact.caller or ""),
+            caller=Caller(fact.caller or ""),
             attempt=attempt,
             events=left if earlier else (),
             max_event_bytes=self.limits.event_bytes,
         )
         if self._late:
             execution.stop(_interruption(agent))
-        self._executions[lease.run] = (execution, agent)
+        self._executions[execution] = agent
         try:
             if not begun:
                 await self.store.append(lease.session, [Draft(RunStarted(name, attempt), lease.run)], lease=lease)
-            return await execution.run(agent, turn, after=asked.offset)
+            return await execution.run(agent, turn, after=asked)
         finally:
-            del self._executions[lease.run]
+            del self._executions[execution]
 
     def _ending_before(self, mine: list[Event], attempt: int, name: str, agent: Agent | None) -> Ending | None:
         """How the run ends without the agent being asked, or None if it is to be asked."""
@@ -336,14 +410,38 @@ class Runner:
             return INTERRUPTED
         return None
 
-    async def _finish(self, lease: Lease, ending: Ending, transcript: Transcript, mine: list[Event]) -> bool:
-        for event in mine:
-            if isinstance(event.fact, PermissionRequested):
-                id = event.fact.id
-                await self.store.append(lease.session, [expired(id, lease.run)], lease=lease, once=resolve_key(id))
-        await self.store.append(lease.session, [terminal(ending, lease.run, transcript)], lease=lease)
-        return True
+    async def _finish(self, lease: Lease, ending: Ending) -> bool:
+        """End a run that is not driven any more."""
+        while True:
+            info = await self.store.info(lease.session)
+            run = info.runs.get(lease.run)
+            if run is None:
+                return True
+            try:
+                drafts = await ended(self.store, run, ending)
+                await self.store.append(lease.session, drafts, lease=lease, head=info.head)
+            except HeadMoved:
+                continue  # perhaps what it asked has been answered
+            return True
 
 
 def _interruption(agent: Agent) -> Ending:
     return INTERRUPTED if agent.on_crash == "fail" else LEFT_OPEN
+
+
+def _tell(stored: asyncio.Future[Appended | None], result: Appended | Exception | None) -> None:
+    """Tell what came of it, if anybody still wants to know."""
+    if stored.done():
+        return
+    if isinstance(result, Exception):
+        stored.set_exception(result)
+        stored.exception()  # nobody has to have asked for it
+    else:
+        stored.set_result(result)
+
+
+async def _cancelled(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
