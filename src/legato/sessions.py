@@ -238,6 +238,11 @@ class Sessions:
             return None
         return Located(session, run, asked, asked.fact.agent or default_agent(events, "default"))
 
+    async def run_at(self, caller: Caller, session: str, offset: Offset) -> str | None:
+        """The run whose event stands at ``offset``; None if it is no run's, or there is no such event."""
+        events = await self.read(caller, session, max(offset - 1, 0), limit=1)
+        return events[0].run if events and events[0].offset == offset else None
+
     async def until_ended(self, caller: Caller, run: Located) -> None:
         """Wait until a run has ended.
 

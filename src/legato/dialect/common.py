@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from ..errors import InvalidInput, LegatoError
+from ..errors import CursorInvalid, InvalidInput, LegatoError
+from ..event import Offset
 from ..json import JsonObject
 
 Text = Annotated[str, Meta(max_length=1_000_000)]
@@ -75,3 +76,19 @@ def idempotency_key(text: str | None, name: str = "Idempotency-Key") -> str | No
     if _KEY.fullmatch(text) is None:
         raise InvalidInput(f"{name} is 1 to 255 visible ASCII characters.")
     return text
+
+
+_OFFSET = re.compile(r"[0-9]{1,15}", re.ASCII)
+
+
+def offset_cursor(text: str | None, name: str = "Last-Event-ID") -> Offset | None:
+    """The cursor in a header, or in what else is called ``name``, of a dialect whose ids are offsets; None for none.
+
+    Raises:
+        CursorInvalid: not of that form.
+    """
+    if not text:
+        return None
+    if _OFFSET.fullmatch(text) is None:
+        raise CursorInvalid(f"{name} is a number such as '42', as it stood in the stream's ids; got {text[:60]!r}.")
+    return int(text)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from .. import sse
-from ..errors import CursorInvalid, InvalidInput
+from ..errors import InvalidInput
 from ..event import (
     AnyFact,
     CallCompleted,
@@ -49,6 +49,7 @@ from ..json import JsonObject
 from ..log import SessionInfo
 from ..part import ThinkingPart, encode
 from ..transcript import message_id
+from .common import offset_cursor
 
 Version = tuple[int, int, int]
 
@@ -183,18 +184,12 @@ def open_stream(query: Mapping[str, str], last_event_id: str | None) -> StreamRe
         raise InvalidInput("GET /stream needs a sessionId, for example /stream?sessionId=s_123.")
     where = query.get("from", "")
     if last_event_id:
-        return StreamRequest(session, _cursor(last_event_id, "Last-Event-ID"), "turn")
+        return StreamRequest(session, offset_cursor(last_event_id), "turn")
     if where in ("start", "tail"):
         return StreamRequest(session, None, where)  # type: ignore[arg-type]  # mypy does not narrow str by `in`
     if where:
-        return StreamRequest(session, _cursor(where, "from"), "turn")
+        return StreamRequest(session, offset_cursor(where, "from"), "turn")
     return StreamRequest(session, None, "turn")
-
-
-def _cursor(text: str, name: str) -> Offset:
-    if re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) is None:
-        raise CursorInvalid(f"{name} is a number such as '42', as it stood in the stream's ids; got {text[:60]!r}.")
-    return int(text)
 
 
 def position(opening: StreamRequest, info: SessionInfo) -> tuple[Offset, bool]:

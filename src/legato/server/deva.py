@@ -6,12 +6,12 @@ was sent, and only a person's explicit retry gives it another. So what a library
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 
 from ..dialect import deva, deva_api
 from ..dialect.common import idempotency_key
 from ..errors import CursorInvalid, InvalidInput, NotFound
-from ..event import Event, MessageCreated, SessionCreated
+from ..event import MessageCreated, SessionCreated
 from ..json import JsonObject
 from ..sessions import Located, Question
 from .operation import Dialect, Frames, Operation, Param, View, new_session_id
@@ -81,8 +81,8 @@ async def retry(request: Request) -> Body:
     run = None
     if cursor is not None:
         asks = await request.sessions.asked(request.caller, thread, request.path["messageId"])
-        run = await _run_at(request, thread, cursor, {ask.run for ask in asks})
-        if run is None:
+        run = await request.sessions.run_at(request.caller, thread, cursor[0])
+        if run is None or run not in {ask.run for ask in asks}:
             raise CursorInvalid("Last-Event-ID is an id of an answer to this message, got one from elsewhere.")
     sent = await request.sessions.retry(request.caller, thread, request.path["messageId"], run=run)
     stored = await _question(request, thread, sent.offset, iso=iso)
@@ -90,22 +90,10 @@ async def retry(request: Request) -> Body:
 
 
 async def _question(request: Request, thread: str, offset: int, *, iso: bool) -> deva_api.ThreadMessage:
-    event = await _event(request, thread, offset)
-    if event is None or not isinstance(event.fact, MessageCreated):
-        raise NotFound("The thread was deleted meanwhile.")
-    return deva_api.question(thread, event.fact, event.at, iso=iso)
-
-
-async def _event(request: Request, thread: str, offset: int) -> Event | None:
-    """The event that stands at ``offset``."""
-    read = await request.sessions.read(request.caller, thread, max(offset - 1, 0), limit=1)
-    return read[0] if read and read[0].offset == offset else None
-
-
-async def _run_at(request: Request, thread: str, cursor: deva.Cursor, runs: Container[str | None]) -> str | None:
-    """The run, one of ``runs``, whose event the cursor names; None if it names none of theirs."""
-    event = await _event(request, thread, cursor[0])
-    return event.run if event is not None and event.run in runs else None
+    for event in await request.sessions.read(request.caller, thread, offset - 1, limit=1):
+        if isinstance(event.fact, MessageCreated):
+            return deva_api.question(thread, event.fact, event.at, iso=iso)
+    raise NotFound("The thread was deleted meanwhile.")
 
 
 # The stream -----------------------------------------------------------------------------------------------------------
@@ -119,9 +107,10 @@ async def stream(request: Request) -> Follow:
     await request.sessions.info(request.caller, thread)
     request.reserve(thread)
     asks = [ask for ask in await request.sessions.asked(request.caller, thread, message) if ask.run is not None]
-    run = await _run_at(request, thread, cursor, {ask.run for ask in asks}) if cursor is not None else None
-    after = (0, 0) if run is None or cursor is None else (cursor[0], cursor[1] + 1)
-    if run is None:
+    run = await request.sessions.run_at(request.caller, thread, cursor[0]) if cursor is not None else None
+    after = (0, 0) if cursor is None else (cursor[0], cursor[1] + 1)
+    if run is None or run not in {ask.run for ask in asks}:
+        after = (0, 0)
         run = asks[-1].run if asks else (await request.sessions.answer(request.caller, thread, message)).run
     located = await request.sessions.find(request.caller, thread, run or "", withdrawn=True)
     if located is None:
