@@ -169,11 +169,14 @@ class ChatEncoder:
 
     def _call_completed(self, fact: CallCompleted, at: float) -> list[JsonObject]:
         chunks = self._arguments(fact.id, self._new(fact.part, 0, fact.arguments))
-        self._calls[fact.id].arguments = Trail([fact.arguments])
+        if fact.id in self._calls:
+            self._calls[fact.id].arguments = Trail([fact.arguments])
         return chunks
 
     def _arguments(self, id: str, text: str) -> list[JsonObject]:
-        call = self._calls[id]
+        call = self._calls.get(id)
+        if call is None:
+            return []  # a call that never began
         call.arguments.append(text)
         delta = {"tool_calls": [{"index": call.index, "function": {"arguments": text}}]}
         return [self._chunk(delta)] if text else []

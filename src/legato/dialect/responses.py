@@ -419,8 +419,8 @@ class ResponseFold:
         self._extend(fact.part, fact.start, fact.arguments)
 
     def _call_completed(self, fact: CallCompleted, at: float) -> None:
-        place = self._parts[fact.part]
-        if place >= self._told:  # else it has been told, and a copy may share it
+        place = self._parts.get(fact.part, -1)
+        if place >= self._told:  # else it has been told, and a copy may share it; or it never began
             self._items[place].replace(fact.arguments)
             self._items[place].status = "completed"
         self._tell()
@@ -446,7 +446,7 @@ class ResponseFold:
 
     def _extend(self, part: int, start: int, text: str) -> None:
         self._restarted = False
-        place = self._parts[part]
+        place = self._parts.get(part, -1)
         if place >= self._told:
             self._items[place].extend(start, text)
         self._tell()

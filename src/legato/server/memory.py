@@ -5,18 +5,21 @@ One *live* fold for each run and view goes on with the log, and leaves the bytes
 further behind than the events are kept begins at the next mark before and not at the run's first event. So a reader
 pays for what it is given, wherever it comes in.
 
-The rule: bytes are made in the log's order, by one task at a time for each run, which gives way to others.
+The rule: bytes are made in the log's order, by one task at a time for each run, which gives way to others. What is
+interrupted there, by an error or because its reader has left, leaves the live fold at a place that it knows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from weakref import WeakValueDictionary
 
 from ..dialect.fold import Encoder, Fold, after_frames
+from ..errors import SessionNotFound
 from ..event import Event, Offset, SessionDeleted
 from ..log import Log, Store
 from ..sessions import Located
@@ -30,9 +33,9 @@ MARK_GAP = 64
 PAGES = 16
 """Batches of events, read anew from a log, whose bytes are kept for the next reader who comes by."""
 RUNS = 1_000
-"""Runs that are remembered, each in each view."""
+"""Runs that are remembered when nobody reads them any more, each in each view."""
 BYTES = 64 * 1024 * 1024
-"""Of the events that the remembered folds have been given; the oldest of them are let go beyond."""
+"""Of what is remembered of them; the oldest are let go beyond."""
 GO_SECONDS = 0.002
 """After so long in one go, folding lets others go on."""
 
@@ -49,7 +52,7 @@ class RunMemory:
     Attributes:
         fold: the live one; not to be fed by others.
         at: the offset up to which it has been given the log.
-        bytes: of the events that it was given.
+        bytes: of the events that it was given, and of the pages that are kept.
     """
 
     def __init__(self, store: Store, run: Located, view: View, pace: Pace) -> None:
@@ -59,6 +62,7 @@ class RunMemory:
         self.fold: Fold = view.fold(run)
         self.at: Offset = run.before
         self.bytes = 0
+        self._reached: Offset = self.at  # as far as it has ever come
         self._log = Log(store, run.session)
         self._marks: list[Fold] = [self.fold.copy()]
         self._marked: list[Offset] = [self.at]  # where each of them stands
@@ -74,39 +78,50 @@ class RunMemory:
         return self.fold
 
     async def ready(self, events: Sequence[Event]) -> None:
-        """See to it that each of these events, a batch from the log in order, has its bytes for this view."""
-        if all(self.key in event.wire for event in events if self._is_mine(event)):
+        """See to it that each of these events, a batch from the log in order, has its bytes for this view.
+
+        Raises:
+            SessionNotFound: what came before them has been deleted meanwhile.
+        """
+        mine = self._mine(events)
+        # Also where others have left all bytes, the live fold comes along: it says how the reader's stream ends.
+        if not mine or (mine[-1].offset <= self.at and self._known(mine)):
             return
         async with self._one_at_a_time:
-            missing = next((e for e in events if self._is_mine(e) and self.key not in e.wire), None)
-            if missing is None:
-                return
-            if self.at < missing.offset:
-                at = await self._read(self.fold, self.at, events[0].offset - 1, live=True)
-                await self._feed(self.fold, [event for event in events if event.offset > at], live=True)
-            elif not self._turn_to(events):
-                place = bisect_left(self._marked, missing.offset) - 1
-                fold = self._marks[place].copy()
-                at = await self._read(fold, self._marked[place], events[0].offset - 1, live=False)
-                await self._feed(fold, [event for event in events if event.offset > at], live=False)
-                self._mark(events[-1].offset, fold)
-                self._keep(events)
+            behind = [event for event in events if event.offset <= self.at]
+            ahead = events[len(behind) :]
+            if not self._known(behind) and not self._turn_to(behind):
+                await self._work_out(behind)
+            if self._mine(ahead):
+                await self._read(self.fold, self.at, ahead[0].offset - 1, live=True)
+                await self._feed(self.fold, ahead, live=True)
+
+    async def _work_out(self, events: Sequence[Event]) -> None:
+        """Give these events, which lie behind the live fold, their bytes: from the mark before them on."""
+        missing = next(event for event in events if self._is_mine(event) and self.key not in event.wire)
+        place = bisect_left(self._marked, missing.offset) - 1
+        fold, at = self._marks[place].copy(), self._marked[place]
+        await self._read(fold, at, events[0].offset - 1, live=False)
+        await self._feed(fold, [event for event in events if event.offset > at], live=False)
+        self._mark(events[-1].offset, fold)
+        self._keep(events)
 
     def _turn_to(self, events: Sequence[Event]) -> bool:
         """Give these events the bytes that another reader's had, who came by of late; False if none did."""
         page = self._pages.get((events[0].offset, events[-1].offset))
         if page is None:
             return False
-        mine = [event for event in events if self._is_mine(event)]
-        for event, frames in zip(mine, page, strict=True):
+        for event, frames in zip(self._mine(events), page, strict=True):
             event.wire.setdefault(self.key, frames)
         return True
 
     def _keep(self, events: Sequence[Event]) -> None:
-        page = [event.wire[self.key] for event in events if self._is_mine(event)]
+        page = [event.wire[self.key] for event in self._mine(events)]
         self._pages[events[0].offset, events[-1].offset] = page
+        self.bytes += sum(map(len, page))
         if len(self._pages) > PAGES:
-            self._pages.popitem(last=False)
+            _, page = self._pages.popitem(last=False)
+            self.bytes -= sum(map(len, page))
 
     def _mark(self, at: Offset, fold: Fold) -> None:
         place = bisect_left(self._marked, at)
@@ -121,35 +136,54 @@ class RunMemory:
     def _is_mine(self, event: Event) -> bool:
         return event.run == self.run.run
 
-    async def _read(self, fold: Fold, at: Offset, until: Offset | None, *, live: bool) -> Offset:
+    def _mine(self, events: Sequence[Event]) -> list[Event]:
+        return [event for event in events if event.run == self.run.run]
+
+    def _known(self, events: Sequence[Event]) -> bool:
+        return all(self.key in event.wire for event in events if self._is_mine(event))
+
+    async def _read(self, fold: Fold, at: Offset, until: Offset | None, *, live: bool) -> None:
         """Give a fold what the log has behind ``at``, up to ``until`` or as long as there is something."""
         while (until is None or at < until) and not fold.over:
             events = await self._log.read(at)
             if until is not None:
                 events = [event for event in events if event.offset <= until]
             if not events:
-                break
+                if until is not None:  # only a tombstone is left
+                    raise SessionNotFound(self.run.session)
+                return
             await self._feed(fold, events, live=live)
             at = events[-1].offset
-        return at
 
     async def _feed(self, fold: Fold, events: Iterable[Event], *, live: bool) -> None:
         began = time.monotonic()
         for event in events:
             if self._is_mine(event):
-                frames = fold.encode(event)
+                try:
+                    frames = fold.encode(event)
+                except Exception:
+                    if live:
+                        self._step_back()
+                    raise
                 event.wire.setdefault(self.key, frames)
                 if live:
-                    self.bytes += len(event.json)
                     self._since += 1
+                    self.bytes += len(event.json) if event.offset > self._reached else 0
             if live:
                 self.at = event.offset
+                self._reached = max(self._reached, self.at)
                 if self._since >= MARK_EVERY:
                     self._mark(self.at, fold)
                     self._since = 0
             if time.monotonic() - began > GO_SECONDS:
                 await self._pace.keep()
                 began = time.monotonic()
+
+    def _step_back(self) -> None:
+        """Go back to the last mark: the live fold failed in the middle of an event, and nobody knows how it stands."""
+        place = bisect_right(self._marked, self.at) - 1
+        self.fold, self.at = self._marks[place].copy(), self._marked[place]
+        self._since = 0
 
 
 class Memory:
@@ -163,18 +197,21 @@ class Memory:
     def __init__(self, store: Store, pace: Pace) -> None:
         self._store = store
         self._pace = pace
-        self._runs: OrderedDict[tuple[str, str], RunMemory] = OrderedDict()
+        self._held: WeakValueDictionary[tuple[str, str], RunMemory] = WeakValueDictionary()  # by anybody, now
+        self._recent: OrderedDict[tuple[str, str], RunMemory] = OrderedDict()
 
     def of(self, run: Located, view: View) -> RunMemory:
         """The memory of a run in a view."""
-        memory = self._runs.get((view.key, run.run))
+        key = view.key, run.run
+        memory = self._held.get(key)
         if memory is None:
-            memory = self._runs[view.key, run.run] = RunMemory(self._store, run, view, self._pace)
-        self._runs.move_to_end((view.key, run.run))
-        while len(self._runs) > 1 and (
-            len(self._runs) > RUNS or sum(memory.bytes for memory in self._runs.values()) > BYTES
+            memory = self._held[key] = RunMemory(self._store, run, view, self._pace)
+        self._recent[key] = memory
+        self._recent.move_to_end(key)
+        while len(self._recent) > 1 and (
+            len(self._recent) > RUNS or sum(memory.bytes for memory in self._recent.values()) > BYTES
         ):
-            self._runs.popitem(last=False)
+            self._recent.popitem(last=False)
         return memory
 
 
@@ -191,7 +228,6 @@ class SharedEncoder:
         self._memory = memory
         self._run = memory.run.run
         self._key = memory.key
-        self._heartbeat = memory.fold.heartbeat
         self._after, self._skip = after
 
     def encode(self, event: Event) -> bytes:
@@ -208,7 +244,7 @@ class SharedEncoder:
 
     def heartbeat(self, cursor: Offset) -> bytes:
         """See ``Encoder``."""
-        return self._heartbeat(cursor)
+        return self._memory.fold.heartbeat(cursor)
 
 
 _: type[Encoder] = SharedEncoder

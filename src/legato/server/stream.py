@@ -20,7 +20,7 @@ from typing import Protocol
 from starlette.types import Receive, Send
 
 from ..dialect.fold import Encoder
-from ..errors import StoreError, TooMany
+from ..errors import SessionNotFound, StoreError, TooMany
 from ..event import Event
 from ..log import Subscription
 from .pace import Pace
@@ -303,6 +303,8 @@ class Pump:
                     raise
             except OSError:
                 pass  # the reader has left; some servers say so in this way, too
+            except SessionNotFound:
+                pass  # deleted between two reads; without a proper end the reader comes back, and is told
             except StoreError as exc:
                 # The head is out, so no error can be answered; an unclean end makes the reader come back.
                 logger.error("session %s cannot be read: %s", self.session, exc)
