@@ -1,8 +1,37 @@
-"""Who asks. An open server has one caller for everybody, ``NOBODY``; an application that knows its users names them."""
+"""Who asks. An open server has one caller for everybody, ``NOBODY``; an application that knows its users names them.
+
+The verbs are what can be asked for: those of ``Sessions``, each under the name of what it takes to do it, and
+``inspect``, which is to look at everything that the server does, whose it may be.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import msgspec
+
+Verb = Literal[
+    "index",
+    "info",
+    "history",
+    "read",
+    "create",
+    "send",
+    "cancel",
+    "resolve",
+    "fork",
+    "rewind",
+    "withdraw",
+    "delete",
+    "inspect",
+]
+"""What a caller may or may not do.
+
+``index`` is to list sessions, ``info`` to see that one is there, ``history`` to see what was said in it, ``read`` to
+follow it; ``create`` to begin one; ``send`` to send, retry and branch; ``resolve`` to answer what an agent asks;
+``withdraw`` to delete one answer.
+"""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -18,13 +47,22 @@ class Caller(msgspec.Struct, frozen=True):
 NOBODY = Caller()
 """The caller of an open server."""
 
+May = Callable[[Caller, Verb, str | None], bool]
+"""Decides what a caller may do, see ``may``."""
 
-def may(caller: Caller, verb: str, owner: str | None) -> bool:
+
+def may(caller: Caller, verb: Verb, owner: str | None) -> bool:
     """Whether ``caller`` may do something to what is ``owner``'s; an application can put its own rule in its place.
 
     Args:
         caller: who asks.
-        verb: the name of a method of ``Sessions``.
-        owner: the subject whose session it is; None: the sessions of everybody, in a list.
+        verb: what they ask for.
+        owner: the subject whose session it is, "" if it is nobody's in particular; None: the sessions of everybody, in
+            a list or in the inspector.
     """
     return caller.subject == owner
+
+
+def may_on_open_server(caller: Caller, verb: Verb, owner: str | None) -> bool:
+    """The same where everybody is the same caller: there is nobody else to whom the inspector could be open."""
+    return verb == "inspect" or may(caller, verb, owner)

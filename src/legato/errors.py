@@ -5,6 +5,7 @@
     |   |-- FrameError      400     CR, LF or NUL where it would forge a frame
     |   |-- CursorInvalid   400     a cursor that is not of the dialect's form
     |   `-- IllegalTransition       a run was asked to do what its state forbids
+    |-- Forbidden           403     the application does not let you
     |-- NotFound            404
     |   |-- SessionNotFound 404
     |   |-- RunNotFound     404
@@ -82,6 +83,13 @@ class IllegalTransition(InvalidInput):
     """A run was asked to do what its state forbids."""
 
     code = "illegal_transition"
+
+
+class Forbidden(LegatoError):
+    """The application does not let this caller do it. Of what is another's it is never said: that is not found."""
+
+    code = "forbidden"
+    status = 403
 
 
 class NotFound(LegatoError):

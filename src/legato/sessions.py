@@ -20,12 +20,13 @@ from typing import NamedTuple
 import msgspec
 
 from .agent import Agent
-from .caller import Caller
+from .caller import Caller, May, Verb
 from .caller import may as may_what_is_theirs
 from .errors import (
     AskNotFound,
     Conflict,
     Draining,
+    Forbidden,
     HeadMoved,
     InvalidInput,
     KeyReused,
@@ -64,9 +65,6 @@ from .transcript import Ask, asks, default_agent, history
 
 WAIT_HEARTBEAT = 2.0
 """Seconds after which who waits for an answer looks whether the server is about to stop."""
-
-May = Callable[[Caller, str, str | None], bool]
-"""Decides what a caller may do, see ``caller.may``."""
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -142,7 +140,8 @@ class _Seen(NamedTuple):
 
 
 class Sessions:
-    """The verbs. Each takes a caller first, and raises ``SessionNotFound`` for what is not theirs.
+    """The verbs. Each takes a caller first, and raises ``SessionNotFound`` for what is not theirs; and ``Forbidden``
+    where it would begin a session and the caller may not.
 
     Args:
         store: open.
@@ -177,7 +176,7 @@ class Sessions:
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
-    async def info(self, caller: Caller, session: str, *, verb: str = "info") -> SessionInfo:
+    async def info(self, caller: Caller, session: str, *, verb: Verb = "info") -> SessionInfo:
         """What is known of a session without reading its log.
 
         Raises:
@@ -194,16 +193,19 @@ class Sessions:
         Raises:
             CursorInvalid: ``after`` is not the ``next`` of a page.
         """
-        owner = None if self._may(caller, "index", None) else caller.subject
-        return await self._store.sessions(limit=limit, after=after, owner=owner)
+        if self._may(caller, "index", None):
+            return await self._store.sessions(limit=limit, after=after)
+        if not self._may(caller, "index", caller.subject):
+            return SessionPage([])
+        return await self._store.sessions(limit=limit, after=after, owner=caller.subject)
 
     async def history(self, caller: Caller, session: str) -> list[Message]:
         """The conversation, see ``transcript.history``."""
         return history(await self.events(caller, session))
 
-    async def events(self, caller: Caller, session: str) -> list[Event]:
+    async def events(self, caller: Caller, session: str, *, verb: Verb = "history") -> list[Event]:
         """The session's events but for deltas."""
-        return (await self._look(caller, session, "history")).events
+        return (await self._look(caller, session, verb)).events
 
     async def read(self, caller: Caller, session: str, after: Offset, *, limit: int = READ_LIMIT) -> list[Event]:
         """A page of the log, see ``Store.read``."""
@@ -233,10 +235,7 @@ class Sessions:
             return None
         if not withdrawn and run in _withdrawn(events):
             return None
-        asked = next((ask for ask in asks(events) if ask.run == run), None)
-        if asked is None:
-            return None
-        return Located(session, run, asked, asked.fact.agent or default_agent(events, "default"))
+        return located(session, run, events)
 
     async def run_at(self, caller: Caller, session: str, offset: Offset) -> str | None:
         """The run whose event stands at ``offset``; None if it is no run's, or there is no such event."""
@@ -261,7 +260,17 @@ class Sessions:
                 if not events and self.draining:
                     raise Draining("The server is shutting down; the answer is kept.")
 
-    async def _look(self, caller: Caller, session: str, verb: str) -> _Seen:
+    def check_inspect(self, caller: Caller) -> None:
+        """Raise ``Forbidden`` if the caller may not look at everything that the server does."""
+        if not self._may(caller, "inspect", None):
+            raise Forbidden("The inspector shows what is everybody's; this caller may not look.")
+
+    def _check_begin(self, caller: Caller, *verbs: Verb) -> None:
+        """Raise ``Forbidden`` if the caller may not do this to a session that would be theirs."""
+        if not all(self._may(caller, verb, caller.subject) for verb in ("create", *verbs)):
+            raise Forbidden("This caller may not begin a session.")
+
+    async def _look(self, caller: Caller, session: str, verb: Verb) -> _Seen:
         info = await self.info(caller, session, verb=verb)
         events = [event async for event in Log(self._store, session).all(until=info.head, deltas=False)]
         if not events:  # nothing but a tombstone, beyond the head
@@ -276,6 +285,7 @@ class Sessions:
         Raises:
             SessionExists, InvalidInput: nothing was stored.
         """
+        self._check_begin(caller)
         self.check_agent(begin.agent)
         await self._store.append(session, [Draft(_owned(begin, caller))])
         return await self._store.info(session)
@@ -289,6 +299,7 @@ class Sessions:
             InvalidInput: there is no message of that number. SessionExists: there is one of the id ``session``.
         """
         seen = await self._look(caller, source, "fork")
+        self._check_begin(caller)
         messages = history(seen.events)
         if last >= len(messages):
             raise InvalidInput(
@@ -365,6 +376,7 @@ class Sessions:
         async def decide(exists: bool) -> _Place:
             if begin is None or exists:
                 return _Place(session, [], await self.info(caller, session, verb="send"))
+            self._check_begin(caller, "send")
             return _Place(session, [Draft(_owned(begin, caller))], None)
 
         return await self._ask(caller, question, decide)
@@ -391,6 +403,7 @@ class Sessions:
             place = next((n for n, m in enumerate(messages) if m.run == run and m.role == "assistant"), None)
             if place is None:
                 raise RunInProgress("The answer is still being given, and others wait behind it.", run=run)
+            self._check_begin(caller, "send")
             copy = _copied(seen.info, messages[: place + 1], seen.info.created.title)
             drafts = [Draft(_owned(copy[0], caller)), *map(Draft, copy[1:])]
             branched = new_session(caller, question.key)
@@ -677,6 +690,14 @@ class Sessions:
         except SessionNotFound:
             pass
         raise AskNotFound(f"There is no {kind.type.partition('.')[0]} {id[:200]!r}.")
+
+
+def located(session: str, run: str, events: Sequence[Event]) -> Located | None:
+    """A run as it lies among the events of its session (its deltas may be missing); None if there is no such run."""
+    asked = next((ask for ask in asks(events) if ask.run == run), None)
+    if asked is None:
+        return None
+    return Located(session, run, asked, asked.fact.agent or default_agent(events, "default"))
 
 
 def new_session(caller: Caller, key: str | None) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import msgspec
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -28,14 +29,14 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..agent import Agent, AgentFunction, OnCrash
-from ..caller import Caller
+from ..caller import Caller, May, may_on_open_server
 from ..caller import may as may_what_is_theirs
 from ..dialect import mix
 from ..errors import InvalidInput, LegatoError
 from ..execution import Limits
 from ..log import Store
 from ..run import Runner
-from ..sessions import May, Sessions
+from ..sessions import Sessions
 from ..store import open_store
 from ..tool import Tool
 from . import markdown
@@ -85,7 +86,8 @@ class Legato:
         dialects: rows for the table of dialects, besides those that every application speaks.
         identify: who asks, from the ASGI scope of a request, as a ``Caller`` or an awaitable of one. What a caller
             creates is theirs. By default everybody is the same caller.
-        may: what a caller may do to what is whose, see ``legato.caller.may``.
+        may: what a caller may do to what is whose, see ``legato.caller.may``. By default, what they like to what is
+            theirs; and the inspector is for everybody on an open server, and with ``identify`` for nobody.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class Legato:
         page: bool = True,
         dialects: Sequence[Dialect] = (),
         identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody,
-        may: May = may_what_is_theirs,
+        may: May | None = None,
     ) -> None:
         self.agents: dict[str, Agent] = {}
         self.tools: dict[str, Tool] = {}
@@ -123,7 +125,7 @@ class Legato:
             max_streams_per_session=max_streams_per_session,
             limits=limits or Limits(),
             identify=identify,
-            may=may,
+            may=may or (may_on_open_server if identify is nobody else may_what_is_theirs),
         )
         self._cors = _names(cors) or ()
         self.hosts = _names(hosts)
@@ -251,6 +253,9 @@ class Legato:
                     "Legato needs an agent: decorate a function with @app.agent, or name an app.model(...)."
                 )
             store = open_store(self.source) if isinstance(self.source, str) else self.source
+            if self._page:
+                # What serves files is loaded when it is first used, and would hold the loop for 50 ms then.
+                await to_thread.run_sync(lambda: None)
             life = await Life.begin(store, self.agents, self._settings)
             self._app = self._build(life)
             self._life = life

@@ -9,6 +9,7 @@ The page is ``web/inspect.html``; ``docs/inspect.md`` says what it shows.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -16,15 +17,19 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from ..errors import InvalidInput
+from ..errors import InvalidInput, LegatoError
 from ..event import CallDelta, Event, TextPiece
 from ..json import JsonObject
-from ..log import SessionInfo, Store
+from ..log import Log, SessionInfo, Store
 from ..machine import OpenRun
+from ..sessions import Located, located
 from .life import Life
+from .memory import Memory
 from .operation import Dialect, Operation, Param, View
 from .reply import Body, Request
 from .stream import Pump
+
+logger = logging.getLogger("legato")
 
 READERS = 200
 """Readers in one answer; those that are furthest behind come first."""
@@ -198,24 +203,26 @@ class Column:
     """One dialect's view of a page.
 
     Args:
-        request: of the page.
         session: whose log.
         name: for example ``mix/legato``.
         view: what that name is.
     """
 
-    def __init__(self, request: Request, session: str, name: str, view: View) -> None:
+    def __init__(self, session: str, name: str, view: View) -> None:
         self.name = name
-        self._request = request
+        self.folds = view.fold is not None
         self._session = session
         self._view = view
 
-    async def prepare(self, events: Sequence[Event]) -> None:
+    async def prepare(self, events: Sequence[Event], runs: Sequence[Located], memory: Memory) -> None:
         """Work out what these events, a page in order, are. Folds are those that serve the readers."""
-        for run in dict.fromkeys(event.run for event in events if event.run is not None):
-            located = await self._request.sessions.find(self._request.caller, self._session, run, withdrawn=True)
-            if self._view.fold is not None and located is not None:
-                await self._request.life.memory.of(located, self._view).ready(events)
+        for run in runs if self.folds else ():
+            try:
+                await memory.of(run, self._view).ready(events)
+            except LegatoError:
+                raise
+            except Exception:  # the other columns can be shown
+                logger.exception("run %s cannot be shown as %s", run.run, self.name)
 
     def frames(self, event: Event) -> str:
         """What ``event`` is to a reader, as text."""
@@ -225,11 +232,11 @@ class Column:
         return self._view.event(msgspec.structs.replace(event, wire=dict(event.wire)), self._session).decode()
 
 
-def _column(dialects: Sequence[Dialect], request: Request, session: str, name: str) -> Column:
+def _column(dialects: Sequence[Dialect], session: str, name: str) -> Column:
     view = next((view for dialect in dialects if (view := dialect.view(name)) is not None), None)
     if view is None:
         raise InvalidInput(f"dialects are of {', '.join(_views(dialects))}, got {name[:60]!r}.", dialect=name[:60])
-    return Column(request, session, name, view)
+    return Column(session, name, view)
 
 
 def _views(dialects: Sequence[Dialect]) -> list[str]:
@@ -251,6 +258,7 @@ class Inspector:
 
     async def server(self, request: Request) -> Body:
         """What this process does: its runs, its readers in trouble, its sessions."""
+        request.sessions.check_inspect(request.caller)
         limit = request.number("limit", default=40, least=1, most=200)
         now, life = time.time(), request.life
         stalled = [pump for pump in life.streams.readers() if pump.stalled(STALLED)]
@@ -272,6 +280,7 @@ class Inspector:
 
     async def session(self, request: Request) -> Body:
         """One session: who reads it and how far they are, its open runs, and an outline of its log."""
+        request.sessions.check_inspect(request.caller)
         after = request.number("after", default=0, least=0, most=10**15 - 1)
         limit = request.number("limit", default=2_000, least=1, most=OUTLINE)
         session, life = request.path["id"], request.life
@@ -292,17 +301,21 @@ class Inspector:
 
     async def wire(self, request: Request) -> Body:
         """Events of a session beside the bytes that they are in each of some dialects."""
+        request.sessions.check_inspect(request.caller)
         after = request.number("after", default=0, least=0, most=10**15 - 1)
         limit = request.number("limit", default=100, least=1, most=500)
-        session = request.path["id"]
-        info = await request.life.store.info(session)
+        session, store = request.path["id"], request.life.store
+        info = await store.info(session)
         names = list(dict.fromkeys(filter(None, request.query.get("dialects", "").split(","))))
         if len(names) > COLUMNS:
             raise InvalidInput(f"At most {COLUMNS} dialects, got {len(names)}.", limit=COLUMNS)
-        columns = [_column(self._dialects, request, session, name) for name in names]
-        events = await request.life.store.read(session, after, limit=limit)
-        for column in columns:
-            await column.prepare(events)
+        columns = [_column(self._dialects, session, name) for name in names]
+        events = await store.read(session, after, limit=limit)
+        if any(column.folds for column in columns):
+            logged = [event async for event in Log(store, session).all(deltas=False)]
+            runs = [run for name in _runs_of(events) if (run := located(session, name, logged)) is not None]
+            for column in columns:
+                await column.prepare(events, runs, request.life.memory)
         rows = _rows(events, columns)
         last = rows[-1].offset if rows else info.head
         return Body(200, WirePage(rows=rows, head=info.head, next=last if last < info.head else None))
@@ -316,14 +329,18 @@ class Inspector:
         )
         return [
             Operation("inspectServer", "GET", "/api/inspect", "inspector", "What the server does now", self.server,
-                      {200: Inspected}, params=[_limit(200)]),
+                      {200: Inspected}, params=[_limit(200)], errors=(403,)),
             Operation("inspectSession", "GET", "/api/inspect/sessions/{id}", "inspector",
                       "Who reads a session, and an outline of its log", self.session, {200: InspectedSession},
-                      params=[session, after, _limit(OUTLINE)], errors=(404,)),
+                      params=[session, after, _limit(OUTLINE)], errors=(403, 404)),
             Operation("inspectWire", "GET", "/api/inspect/sessions/{id}/wire", "inspector",
                       "A session's events in the form of each dialect", self.wire, {200: WirePage},
-                      params=[session, after, _limit(500), dialects], errors=(404,)),
+                      params=[session, after, _limit(500), dialects], errors=(403, 404)),
         ]  # fmt: skip
+
+
+def _runs_of(events: Sequence[Event]) -> list[str]:
+    return list(dict.fromkeys(event.run for event in events if event.run is not None))
 
 
 def _rows(events: Sequence[Event], columns: Sequence[Column]) -> list[WireRow]:

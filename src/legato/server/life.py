@@ -10,14 +10,13 @@ import msgspec
 from starlette.types import Scope
 
 from ..agent import Agent
-from ..caller import NOBODY, Caller
-from ..caller import may as may_what_is_theirs
+from ..caller import NOBODY, Caller, May, may_on_open_server
 from ..dialect.fold import Encoder
 from ..event import Offset
 from ..execution import Limits
 from ..log import Store
 from ..run import Runner
-from ..sessions import Located, May, Sessions
+from ..sessions import Located, Sessions
 from .memory import Memory, SharedEncoder
 from .operation import View
 from .pace import Pace
@@ -52,7 +51,7 @@ class Settings(msgspec.Struct, frozen=True):
     max_streams_per_session: int = 2_000
     limits: Limits = Limits()
     identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody
-    may: May = may_what_is_theirs
+    may: May = may_on_open_server
 
 
 class Life:

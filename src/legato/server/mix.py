@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from .. import transcript
 from ..dialect import mix, mix_api
 from ..dialect.common import idempotency_key, rfc3339
 from ..errors import Conflict, InvalidInput, SessionNotFound
@@ -40,7 +43,8 @@ class Summaries:
         known = self._known.get(info.session)
         if known is not None and known[0] == info.head:
             return known[1]
-        data = mix_api.session_data(info, await request.sessions.events(request.caller, info.session))
+        events = await request.sessions.events(request.caller, info.session, verb="info")
+        data = mix_api.session_data(info, events)
         self._known[info.session] = (info.head, data)
         self._known.move_to_end(info.session)
         if len(self._known) > SUMMARIES:
@@ -50,6 +54,15 @@ class Summaries:
 
 async def _summary(request: Request, info: SessionInfo) -> mix_api.SessionData:
     return await request.life.kept(Summaries).of(request, info)
+
+
+async def _summaries(request: Request, infos: Sequence[SessionInfo]) -> list[mix_api.SessionData]:
+    """Of those that are still there."""
+    found = []
+    for info in infos:
+        with suppress(SessionNotFound):
+            found.append(await _summary(request, info))
+    return found
 
 
 class MixEncoder:
@@ -108,7 +121,7 @@ async def index(request: Request) -> Body:
         infos, next = await _written_before(request, _seconds(before), limit), None
     else:
         infos, next = await request.sessions.index(request.caller, limit=limit, after=cursor)
-    return Body(200, [await _summary(request, info) for info in infos], {"legato-next": next} if next else {})
+    return Body(200, await _summaries(request, infos), {"legato-next": next} if next else {})
 
 
 async def _written_before(request: Request, moment: float, limit: int) -> list[SessionInfo]:
@@ -219,8 +232,8 @@ async def _answered(request: Request, sent: Sent) -> mix_api.BackendMessage:
                     if isinstance(event.fact, SessionDeleted):
                         raise SessionNotFound(sent.session)
                     if event.run == sent.run and event.fact.terminal:
-                        messages = await sessions.history(caller, sent.session)
-                        return mix_api.backend_message(sent.session, _stored_at(messages, event.offset))
+                        logged = await sessions.events(caller, sent.session)
+                        return mix_api.backend_message(sent.session, _stored_at(logged, event.offset))
                 if not events and subscription.stopped:  # the run goes on; only nobody waits here any more
                     raise InvalidInput("The connection ended before the answer.")
                 if not events and sessions.draining and not sessions.running:
@@ -230,7 +243,9 @@ async def _answered(request: Request, sent: Sent) -> mix_api.BackendMessage:
             watcher.cancel()
 
 
-def _stored_at(messages: list[Message], offset: Offset) -> Message:
+def _stored_at(events: list[Event], offset: Offset) -> Message:
+    # As the log was then: what came later may have taken the message back.
+    messages = transcript.history(event for event in events if event.offset <= offset)
     return next(message for message in messages if message.offset == offset)
 
 
@@ -263,7 +278,10 @@ async def history(request: Request) -> Body:
         for info in page.infos:
             # Sessions come by their last event, so once enough messages are younger than one, it adds nothing.
             if len(newest) < skip + limit or newest[-1][0].at < info.updated_at:
-                mine = [(message, info.session) for message in await sessions.history(caller, info.session)]
+                try:
+                    mine = [(message, info.session) for message in await sessions.history(caller, info.session)]
+                except SessionNotFound:
+                    continue  # deleted meanwhile
                 newest = sorted([*newest, *mine], key=lambda pair: pair[0].at, reverse=True)[: skip + limit]
         after = page.next
         if after is None or (len(newest) == skip + limit and newest[-1][0].at >= page.infos[-1].updated_at):
