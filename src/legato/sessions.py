@@ -61,7 +61,7 @@ from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Sub
 from .machine import OpenRun
 from .part import Message, as_json
 from .run import Runner
-from .transcript import Ask, asks, default_agent, history
+from .transcript import Asking, askings, default_agent, history
 
 WAIT_HEARTBEAT = 2.0
 """Seconds after which who waits for an answer looks whether the server is about to stop."""
@@ -111,7 +111,7 @@ class Located(msgspec.Struct, frozen=True):
 
     session: str
     run: str
-    asked: Ask
+    asked: Asking
     agent: str
 
     @property
@@ -344,7 +344,7 @@ class Sessions:
         while True:
             try:
                 seen = await self._look(caller, session, "withdraw")
-                left = {ask.run for ask in asks(seen.events) if ask.run is not None} - _withdrawn(seen.events)
+                left = {each.run for each in askings(seen.events) if each.run is not None} - _withdrawn(seen.events)
                 if run not in left:
                     raise RunNotFound(run)
                 fact: Fact = SessionDeleted() if left == {run} else RunWithdrawn(run)
@@ -432,13 +432,13 @@ class Sessions:
             Draining: nothing was stored.
         """
         seen = await self._look(caller, session, "send")
-        found = _asks(seen.events, message)
+        found = _askings(seen.events, message)
         last = found[-1]
         going_on = last.run in seen.info.runs
         if run is None:
             known = last if going_on and last.fact.retries is not msgspec.UNSET else None
         else:
-            known = next((ask for ask in found if ask.fact.retries == run), None)
+            known = next((asking for asking in found if asking.fact.retries == run), None)
         if known is not None:
             return _sent(session, known, repeated=True)
         if run not in (None, last.run):
@@ -456,18 +456,18 @@ class Sessions:
             Draining: nothing was stored.
         """
         seen = await self._look(caller, session, "send")
-        last = _asks(seen.events, message)[-1]
+        last = _askings(seen.events, message)[-1]
         if last.run is not None:
             return _sent(session, last, repeated=True)
         return await self._answer_anew(caller, seen, last)
 
-    async def asked(self, caller: Caller, session: str, message: str) -> list[Ask]:
+    async def asked(self, caller: Caller, session: str, message: str) -> list[Asking]:
         """A user's message as it was put to an agent, once or more, oldest first.
 
         Raises:
             SessionNotFound, NotFound: no such session; no such message of a user.
         """
-        return _asks(await self.events(caller, session), message)
+        return _askings(await self.events(caller, session), message)
 
     def check_agent(self, agent: str | None) -> None:
         """Raise ``InvalidInput`` if ``agent`` is not None and there is none of that name."""
@@ -540,7 +540,7 @@ class Sessions:
                 exists = True  # the same request came before; if that was another one, its message will say so
                 continue
             break
-        stored = next(ask for ask in asks(appended.events) if ask.run is not None)
+        stored = next(asking for asking in askings(appended.events) if asking.run is not None)
         if appended.repeated and msgspec.structs.replace(stored.fact, id=fact.id) != fact:
             raise KeyReused("This idempotency key came with another message before.", key=question.key)
         return _sent(session, stored, repeated=appended.repeated)
@@ -554,20 +554,20 @@ class Sessions:
             f"{len(info.open_runs)} messages wait in this session already.", limit=self.limits.queued_messages
         )
 
-    async def _answer_anew(self, caller: Caller, seen: _Seen, ask: Ask) -> Sent:
+    async def _answer_anew(self, caller: Caller, seen: _Seen, asking: Asking) -> Sent:
         session, until = seen.info.session, seen.head
         while True:
             # What others have stored since the first look comes after ``until``: it is not taken back, and it does not
             # matter that this message is no longer the last.
             messages = [message for message in history(seen.events) if message.offset <= until]
             place = next((n for n in reversed(range(len(messages))) if messages[n].role == "user"), None)
-            if place is None or messages[place].id != ask.fact.id:
-                if any(message.id == ask.fact.id for message in messages):
+            if place is None or messages[place].id != asking.fact.id:
+                if any(message.id == asking.fact.id for message in messages):
                     raise Conflict("Only the last message of a session can be answered anew.")
                 raise NotFound("The message has been taken back.")
             self.check_ready()
             back = SessionRewound(messages[place - 1].id if place else "", until=until)
-            again = msgspec.structs.replace(ask.fact, caller=caller.subject or None, key=None, retries=ask.run)
+            again = msgspec.structs.replace(asking.fact, caller=caller.subject or None, key=None, retries=asking.run)
             try:
                 appended = await self._append_question(
                     session,
@@ -575,13 +575,13 @@ class Sessions:
                     Draft(again, f"{session}~{secrets.token_hex(6)}"),
                     idle=not seen.info.open_runs,
                     agent=again.agent or seen.info.created.agent,
-                    once=f"retry:{ask.run or ask.fact.id}",
+                    once=f"retry:{asking.run or asking.fact.id}",
                     head=seen.head,
                 )
             except HeadMoved:
                 seen = await self._look(caller, session, "send")
                 continue
-            stored = next(each for each in asks(appended.events) if each.run is not None)
+            stored = next(each for each in askings(appended.events) if each.run is not None)
             return _sent(session, stored, repeated=appended.repeated)
 
     async def _append_question(
@@ -694,7 +694,7 @@ class Sessions:
 
 def located(session: str, run: str, events: Sequence[Event]) -> Located | None:
     """A run as it lies among the events of its session (its deltas may be missing); None if there is no such run."""
-    asked = next((ask for ask in asks(events) if ask.run == run), None)
+    asked = next((asking for asking in askings(events) if asking.run == run), None)
     if asked is None:
         return None
     return Located(session, run, asked, asked.fact.agent or default_agent(events, "default"))
@@ -747,16 +747,16 @@ def _copied(
     return begin, *copies
 
 
-def _asks(events: Sequence[Event], message: str) -> list[Ask]:
-    found = asks(events, message)
+def _askings(events: Sequence[Event], message: str) -> list[Asking]:
+    found = askings(events, message)
     if not found:
         raise NotFound(f"The session has no message {message[:200]!r} of a user.")
     return found
 
 
-def _sent(session: str, ask: Ask, *, repeated: bool) -> Sent:
-    assert ask.run is not None
-    return Sent(session=session, run=ask.run, message=ask.fact.id, offset=ask.offset, repeated=repeated)
+def _sent(session: str, asking: Asking, *, repeated: bool) -> Sent:
+    assert asking.run is not None
+    return Sent(session=session, run=asking.run, message=asking.fact.id, offset=asking.offset, repeated=repeated)
 
 
 def _session_of(id: str) -> str:

@@ -467,8 +467,8 @@ def _answer(event: Event, fact: Terminal) -> Message:
     )
 
 
-class Ask(msgspec.Struct, frozen=True):
-    """A user's message as it was put to an agent: once, and again whenever it is to be answered anew."""
+class Asking(msgspec.Struct, frozen=True):
+    """A user's message as it was put to an agent: once when it was sent, and once for each retry."""
 
     fact: MessageCreated
     run: str | None
@@ -476,10 +476,10 @@ class Ask(msgspec.Struct, frozen=True):
     at: float
 
 
-def asks(events: Iterable[Event], message: str | None = None) -> list[Ask]:
+def askings(events: Iterable[Event], message: str | None = None) -> list[Asking]:
     """Each ``message.created`` of a user's message (None: of all of them), oldest first."""
     return [
-        Ask(event.fact, event.run, event.offset, event.at)
+        Asking(event.fact, event.run, event.offset, event.at)
         for event in events
         if isinstance(event.fact, MessageCreated) and event.fact.role == "user" and message in (None, event.fact.id)
     ]
