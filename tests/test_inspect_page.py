@@ -43,6 +43,8 @@ async def talk(turn):
             await asyncio.sleep(0)
     if text != "short":
         await turn.ask_permission("go", "Go on?")
+    else:
+        await asyncio.sleep(0.3)  # so that the end of the picture is where the last word and the end are
     yield "Done."
 
 agent = Agent(talk, on_crash="resume")

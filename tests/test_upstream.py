@@ -80,7 +80,7 @@ async def test_an_answer(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert ("run.completed", "stop", TEXT) == (end.type, end.fact.finish_reason, end.fact.message.text)
     assert [("thinking", "Hm."), ("text", TEXT)] == kinds(end)
-    assert Usage(5, 7, 2, 3, model="m-1") == end.fact.usage
+    assert Usage(5, 7, 2, 3, model="m-1") == end.fact.used
     asked = keeper.asked[0]
     assert ("m-1", 0.1, 0.5, True) == (asked["model"], asked["temperature"], asked["top_p"], asked["stream"])
     assert [("system", "Be kind."), ("user", "Hello")] == [(each["role"], each["content"]) for each in asked["input"]]
@@ -150,7 +150,7 @@ async def test_tools(background: bool, stage: Stage, monkeypatch: pytest.MonkeyP
     assert ("run.completed", "stop", "Done.") == (end.type, end.fact.finish_reason, message.text)
     assert [1, 1, 1, 2] == [part.step for part in message.parts]
     assert [{"word": "one"}, {"word": "two"}] == [part.output for part in message.parts[1:3]]
-    assert Usage(10, 14, 4, 6, model="m-1") == end.fact.usage
+    assert Usage(10, 14, 4, 6, model="m-1") == end.fact.used
     assert ["wait", "add"] == [tool["name"] for tool in keeper.asked[0]["tools"]]
     items = keeper.asked[1]["input"]
     outputs = [(item["call_id"], item["output"]) for item in items if item["type"] == "function_call_output"]
@@ -805,7 +805,7 @@ async def test_a_real_crash(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> No
     end = await stage.ended(sent)
 
     assert ("run.completed", "".join(WORDS), 2) == (end.type, end.fact.message.text, len(keeper.asked))
-    assert 10 == end.fact.usage.input_tokens
+    assert 10 == end.fact.usage["input_tokens"]
 
 
 async def test_a_yes_to_one_call_is_none_to_the_next(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

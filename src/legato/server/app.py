@@ -372,6 +372,9 @@ class Legato:
             if not await adaptor.answer(scope, receive, send):
                 await beside(scope, receive, send)
 
+        return self._guarded(route)
+
+    def _guarded(self, route: ASGIApp) -> ASGIApp:
         cors = CORSMiddleware(
             route,
             allow_origins=self._cors,
@@ -390,7 +393,7 @@ class Legato:
             if not await adaptor.answer(scope, receive, send):
                 await respond_error(ApplicationStopped())(scope, receive, send)
 
-        return route
+        return self._guarded(route)
 
     def _pages(self, operations: Sequence[Operation], life: Life) -> list[BaseRoute]:
         described = document(operations)
@@ -481,9 +484,10 @@ async def _on_error(http: HTTPRequest, exc: Exception) -> Response:
 async def _on_http_error(http: HTTPRequest, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     headers = exc.headers or {}
-    error: LegatoError = NoSuchRoute(http.scope)
+    scope = {**http.scope, "root_path": http.scope.get("app_root_path", "")}  # without that of the folder of pages
+    error: LegatoError = NoSuchRoute(scope)
     if exc.status_code == 405:
-        error = WrongMethod(http.scope, headers.get("Allow", "another method"))
+        error = WrongMethod(scope, headers.get("Allow", "another method"))
     answer = respond_error(error)
     answer.status_code = exc.status_code
     answer.headers.update(headers)
