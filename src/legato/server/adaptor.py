@@ -191,12 +191,13 @@ def respond_error(error: LegatoError) -> Response:
 
 
 def _segments(path: str) -> list[str]:
-    return path.strip("/").split("/")
+    # One slash at the end more or less is the same; an empty segment names nothing.
+    return path.removeprefix("/").removesuffix("/").split("/")
 
 
 def _names(pattern: list[str], segments: list[str]) -> dict[str, str] | None:
     """The path's parameters, if it has the form of ``pattern``."""
     pairs = list(zip(pattern, segments, strict=True))
-    if any(part != segment for part, segment in pairs if not part.startswith("{")):
+    if any(not segment if part.startswith("{") else part != segment for part, segment in pairs):
         return None
     return {part.strip("{}"): segment for part, segment in pairs if part.startswith("{")}

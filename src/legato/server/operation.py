@@ -132,7 +132,8 @@ class Dialect(msgspec.Struct, frozen=True):
 def path_within(scope: Scope) -> str:
     """The path within this application, also where it is mounted."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    within = path.removeprefix(scope.get("root_path", ""))
+    return within if within.startswith("/") else "/" if not within else path
 
 
 class NoSuchRoute(NotFound):

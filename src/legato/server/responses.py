@@ -45,7 +45,7 @@ async def create(request: Request) -> Reply:
     _check_model(request, body.model, BadRequest)
     asked = responses_api.prompt(body)
     if body.stream:
-        _reserve(request, body)
+        await _reserve(request, body)
     run = await _begin(request, body, asked)
     if body.stream:
         return request.life.follow_run(run, RESPONSES_VIEW, "responses")
@@ -60,7 +60,7 @@ async def retrieve(request: Request) -> Reply:
     """A response as it is, or its events after a number, and on as they come."""
     after = _cursor(request.query.get("starting_after"))
     stream = _flag(request, "stream")
-    run = await _find(request)
+    run = await _find(request, request.path["response_id"])
     if not stream:
         return Body(200, (await _folded(request, run)).response())
     request.reserve(run.session)
@@ -86,7 +86,7 @@ def _place(fold: ResponseFold, after: int) -> tuple[Offset, int]:
 
 async def cancel(request: Request) -> Body:
     """Stop a response, and give it back as it then is. One that has ended is given back as it is."""
-    run = await _find(request)
+    run = await _find(request, request.path["response_id"])
     if await request.sessions.cancel(request.caller, run.session, run.run):
         try:
             async with asyncio.timeout(CANCEL_SECONDS):
@@ -98,7 +98,7 @@ async def cancel(request: Request) -> Body:
 
 async def delete(request: Request) -> Body:
     """Delete a response that has ended. Its conversation keeps what was said, until the last one is deleted."""
-    run = await _find(request)
+    run = await _find(request, request.path["response_id"])
     if not (await _folded(request, run)).ended:
         raise BadRequest("A response cannot be deleted while it is in progress; cancel it first.", code="in_progress")
     try:
@@ -114,7 +114,7 @@ async def input_items(request: Request) -> Body:
         limit = request.number("limit", default=20, least=1, most=100)
     except InvalidInput as exc:
         raise BadRequest(exc.message, param="limit") from exc
-    run = await _find(request)
+    run = await _find(request, request.path["response_id"])
     items = responses_api.input_items(run.run, run.asked.fact)
     order, after = request.query.get("order", "desc"), request.query.get("after")
     return Body(200, responses_api.page(items, limit=limit, order=order, after=after))
@@ -143,7 +143,7 @@ async def complete(request: Request) -> Reply:
     create = responses_api.from_chat(body)
     asked = responses_api.prompt(create)
     if body.stream:
-        _reserve(request, create)
+        await _reserve(request, create)
     run = await _begin(request, create, asked)
     view = CHAT_VIEWS[bool(body.stream_options and body.stream_options.include_usage)]
     if body.stream:
@@ -161,13 +161,12 @@ async def complete(request: Request) -> Reply:
 # Runs -----------------------------------------------------------------------------------------------------------------
 
 
-async def _find(request: Request) -> Located:
-    """The run that is the response of the path.
+async def _find(request: Request, id: str) -> Located:
+    """The run that is the response of this id.
 
     Raises:
         ResponseNotFound: there is none, it was not to be kept, or it has been deleted.
     """
-    id = request.path["response_id"]
     place = parse_id(id)
     found = await request.sessions.find(request.caller, *place) if place else None
     if found is None:
@@ -186,7 +185,7 @@ async def _folded(request: Request, run: Located) -> ResponseFold:
     """
     encoder = await request.life.memory.of(run, RESPONSES_VIEW).catch_up()
     assert isinstance(encoder, ResponseEncoder)
-    if not encoder.fold.sequence or (encoder.over and not encoder.fold.ended):
+    if not encoder.fold.sequence:
         raise ResponseNotFound(response_id(run.run))
     return encoder.fold
 
@@ -212,10 +211,16 @@ def _check_model(request: Request, model: str | None, refusal: type[BadRequest] 
     raise ModelNotFound(model)
 
 
-def _reserve(request: Request, body: Create) -> None:
+async def _reserve(request: Request, body: Create) -> None:
     # Before anything is stored: a client that is refused sends again, and would be answered twice.
     place = parse_id(body.previous_response_id or "")
-    request.reserve(place[0] if place else responses_api.conversation(body) or "")
+    session = place[0] if place else responses_api.conversation(body) or ""
+    if session:
+        try:
+            await request.sessions.info(request.caller, session)
+        except SessionNotFound:
+            session = ""  # nobody learns how many read what is another's, and takes a place there
+    request.reserve(session)
 
 
 async def _begin(request: Request, body: Create, asked: Prompt) -> Located:
@@ -242,7 +247,7 @@ async def _send(request: Request, body: Create, question: Question, asked: Promp
         begin = responses_api.created(asked, agent)
         return await sessions.send(caller, new_session(caller, question.key), question, begin=begin)
     try:
-        found = await _find_previous(request, previous)
+        found = await _find(request, previous)
         return await sessions.branch(caller, found.session, found.run, question)
     except RunInProgress:
         raise BadRequest(
@@ -256,11 +261,6 @@ async def _send(request: Request, body: Create, question: Question, asked: Promp
             code="previous_response_not_found",
             param="previous_response_id",
         ) from None
-
-
-async def _find_previous(request: Request, id: str) -> Located:
-    request.path["response_id"] = id
-    return await _find(request)
 
 
 async def _ended(request: Request, run: Located) -> None:
