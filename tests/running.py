@@ -45,11 +45,12 @@ class Clock:
 
 
 class Watched:
-    """A store whose appends under a lease (a run's own) pass through ``before``, and are counted.
+    """A store whose appends of a run's own (under its lease, or with which it is taken) pass through ``before``, and
+    are counted.
 
     Attributes:
         before: called with what is to be appended; may wait, append something else first, or raise.
-        batches: the types of the drafts of each append under a lease that has succeeded.
+        batches: the types of the drafts of each append of a run's own that has succeeded.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -63,10 +64,11 @@ class Watched:
     async def append(
         self, session: str, drafts: Sequence[Draft], *, lease: Lease | None = None, **options: Any
     ) -> Appended:
-        if lease is not None and self.before is not None:
+        own = lease is not None or options.get("take") is not None
+        if own and self.before is not None:
             await self.before(session, drafts)
         appended: Appended = await self.inner.append(session, drafts, lease=lease, **options)
-        if lease is not None:
+        if own:
             self.batches.append([draft.type for draft in drafts])
         return appended
 
@@ -102,6 +104,9 @@ class Node(Runner):
 
     async def retry(self, session: str, message: str, *, run: str | None = None) -> Sent:
         return await self.sessions.retry(NOBODY, session, message, run=run)
+
+    async def answer(self, session: str, message: str) -> Sent:
+        return await self.sessions.answer(NOBODY, session, message)
 
     async def cancel(self, session: str, run: str | None = None) -> list[str]:
         return await self.sessions.cancel(NOBODY, session, run)
@@ -163,20 +168,13 @@ class Stage:
         """The terminal event of one message's run in a session of its own."""
         return await self.ended(await self.runner(agent, **settings).send(await self.session(), text))
 
-    async def waiting(self, runner: Node) -> Sent:
-        """A message in a session of its own whose run has its lease and waits for a place."""
-        acquired = asyncio.Event()
-
-        async def acquire(*args: Any, **settings: Any) -> Lease:
-            lease: Lease = await self.store.inner.acquire(*args, **settings)
-            acquired.set()
-            return lease
-
-        self.store.acquire = acquire
-        sent = await runner.send(await self.session(), "waiting")
+    async def waiting(self, runner: Node, text: str = "waiting") -> Sent:
+        """A message in a session of its own whose run has found no place: it is in the log, and nobody has it."""
+        sent = await runner.send(await self.session(), text)
         async with asyncio.timeout(NET):
-            await acquired.wait()
-        del self.store.acquire
+            while not runner._short:  # noqa: ASYNC110  # it looks in its own time
+                await asyncio.sleep(0)
+        assert (await self.store.info(sent.session)).runs[sent.run].owner is None
         return sent
 
     async def ended(self, sent: Sent) -> Event:
@@ -206,6 +204,7 @@ class Stage:
         async with asyncio.timeout(NET):
             while runner._drives:
                 await asyncio.wait(list(runner._drives))
+                await asyncio.sleep(0)  # those that are over are told to the runner
 
     async def crash(self) -> None:
         """End all runners in the middle of whatever they do, without a word, and open the store anew."""

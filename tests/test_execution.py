@@ -17,6 +17,7 @@ from legato.agent import Agent, Answer, Turn
 from legato.errors import AgentError, AskNotFound, InvalidInput, RunEnded, StoreError
 from legato.event import Draft, Event
 from legato.execution import Limits
+from legato.log import Appended
 from legato.machine import TRANSITIONS, RunState, advance
 from legato.part import Usage
 from legato.run import Runner
@@ -51,6 +52,7 @@ async def test_every_state_is_reached(stage: Stage) -> None:
     """Real runs go through every row of the table of moves (but a second cancel, which is stored once only)."""
     session = await stage.session()
     script = ["complete", "fail", "cancel", "late cancel", "late cancel of a failure", "early cancel", "crash"]
+    queued = asyncio.Event()
 
     async def agent(turn: Turn) -> AsyncIterator[str]:
         yield "word "
@@ -58,6 +60,8 @@ async def test_every_state_is_reached(stage: Stage) -> None:
             raise AgentError("no")
         if turn.message.text in ("cancel", "crash") and turn.attempt == 1:
             await asyncio.Event().wait()
+        if turn.message.text == "before another":
+            await queued.wait()
 
     def runner() -> Runner:
         return stage.runner(Agent(agent, on_crash="retry"))
@@ -66,28 +70,35 @@ async def test_every_state_is_reached(stage: Stage) -> None:
         first = runner()
 
         async def before(session: str, drafts: Sequence[Draft], text: str = text, runner: Runner = first) -> None:
-            if drafts[0].type == ("run.started" if text == "early cancel" else "run.completed") and "cancel" in text:
-                await runner.cancel(session)
-            if drafts[0].type == "run.failed" and "cancel" in text:
-                await runner.cancel(session)
+            # A run that has waited is leased before it is started; else the two are one.
+            early = drafts[0].type == "run.started" and text == "early cancel"
+            late = drafts[0].type in ("run.completed", "run.failed") and text.startswith("late cancel")
+            if early or late:
+                await runner.cancel(session, drafts[0].run)
 
         stage.store.before = before
+        if text == "early cancel":
+            await first.send(session, "before another")
         sent = await first.send(session, text)
+        if text == "early cancel":
+            queued.set()
         if text in ("cancel", "crash"):
             await stage.seen(session, lambda event, sent=sent: event.run == sent.run and event.type == "text.delta")
         if text == "cancel":
             await first.cancel(session)
         if text == "crash":
             await stage.crash()
-            await runner().start()
+            first = runner()
+            await first.start()
         await stage.ended(sent)
+        await first.stop()  # else it might take the next message too
     waiting = stage.runner(wait_for_ever)
     await waiting.send(session, "hold the session")
     second = await waiting.send(session, "cancel me in the queue")
     await waiting.cancel(session, second.run)
     await waiting.cancel(session, (await stage.store.info(session)).open_runs[0].run)
     await stage.ended(second)
-    await stage.idle(waiting)  # else it might take the next message too
+    await waiting.stop()
     full = stage.runner(agent, limits=Limits(concurrent_runs=0, place_seconds=0.0))
     await stage.ended(await full.send(session, "too much"))
 
@@ -441,22 +452,34 @@ async def test_cancel_of_a_thread(stage: Stage) -> None:
     assert (end.type, end.data["partial"]["text"]) == ("run.cancelled", "begun ")
 
 
-async def test_cancel_before_the_agent_has_begun(stage: Stage) -> None:
+@pytest.mark.parametrize("waited", [False, True])
+async def test_cancel_before_the_agent_has_begun(stage: Stage, waited: bool) -> None:
     """A cancel that comes between the start and the agent's first step still ends the run as cancelled."""
+    go = asyncio.Event()
+    asked: list[str] = []
 
     async def agent(turn: Turn) -> AsyncIterator[str]:
-        await asyncio.Event().wait()
-        yield "never"
+        asked.append(turn.message.text)
+        await (go if turn.message.text == "first" else asyncio.Event()).wait()
+        yield "done"
 
-    runner = stage.runner(agent)
+    runner, session = stage.runner(agent), await stage.session()
+    append = stage.store.append
 
-    async def before(session: str, drafts: Sequence[Draft]) -> None:
-        if drafts[0].type == "run.started":
-            await runner.cancel(session)
+    async def cancelled(session: str, drafts: Sequence[Draft], **options: Any) -> Appended:
+        appended = await append(session, drafts, **options)
+        if drafts[-1].type == "run.started" and (len(drafts) == 1) is waited:
+            await runner.cancel(session, drafts[-1].run)
+        return appended
 
-    stage.store.before = before
-    sent = await runner.send(await stage.session(), "hello")
+    if waited:
+        await runner.send(session, "first")
+    stage.store.append = cancelled  # type: ignore[method-assign]
+    sent = await runner.send(session, "second")
+    go.set()
     assert (await stage.ended(sent)).type == "run.cancelled"
+    assert await stage.types(sent) == ["message.created", "run.started", "run.cancel_requested", "run.cancelled"]
+    del stage.store.append
 
 
 async def test_cancel_twice(stage: Stage) -> None:
@@ -840,7 +863,8 @@ async def test_what_is_ready_together_is_stored_together(stage: Stage) -> None:
     gate.open()
     assert (await stage.ended(sent)).data["message"]["text"] == "0123456789"
     await stage.idle(runner)
-    assert stage.store.batches == [["run.started"], ["text.delta"], ["text.delta"] * 9, ["run.completed"]]
+    start = ["message.created", "run.started"]
+    assert stage.store.batches == [start, ["text.delta"], ["text.delta"] * 9, ["run.completed"]]
 
 
 async def test_many_deltas_are_merged(stage: Stage) -> None:

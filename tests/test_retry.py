@@ -131,7 +131,7 @@ class Meeting:
         stage.store.append = self  # type: ignore[method-assign]
 
     async def __call__(self, session: str, drafts: Sequence[Draft], **settings: Any) -> Appended:
-        if drafts[-1].type == "message.created":
+        if any(draft.type == "message.created" for draft in drafts):
             await self._barrier.wait()
         return await self._append(session, drafts, **settings)
 
@@ -179,10 +179,10 @@ async def test_a_message_that_crosses_a_retry_is_not_taken_back(stage: Stage) ->
     teller = Teller()
     runner = stage.runner(teller)
     old = await answered(stage, runner, await stage.session(), "first")
-    append = stage.store.append
+    append, once = stage.store.append, itertools.count()
 
     async def crossed(session: str, drafts: Sequence[Draft], **settings: Any) -> Appended:
-        if drafts[0].type == "session.rewound":
+        if drafts[0].type == "session.rewound" and not next(once):
             await answered(stage, runner, session, "crossing")
         return await append(session, drafts, **settings)
 

@@ -190,10 +190,11 @@ class Runner:
 
     def _over(self, task: asyncio.Task[None]) -> None:
         session = self._drives.pop(task)
+        self._give_back(1)
         if session in self._waits:  # for what was behind the run the wait begins now
             self._wait(session)
-        self._give_back(1)
-        if self._short:
+            self._bell.ring()
+        elif self._short:
             self._bell.ring()
 
     def _wait(self, session: str) -> None:
