@@ -41,10 +41,10 @@ async def talk(turn):
         for number in range(80 if text == "big" else 3):
             yield f"word-{number} " * (300 if text == "big" else 1)
             await asyncio.sleep(0)
-    if text != "short":
+    if text == "slow":
+        await asyncio.sleep(2)  # the last word and the end are one place in the picture then
+    elif text != "short":
         await turn.ask_permission("go", "Go on?")
-    else:
-        await asyncio.sleep(0.3)  # so that the end of the picture is where the last word and the end are
     yield "Done."
 
 agent = Agent(talk, on_crash="resume")
@@ -326,7 +326,7 @@ def test_an_event_has_an_address(page: Page, server: Server) -> None:
 
 def test_a_click_in_the_picture_finds_the_event(page: Page, server: Server) -> None:
     """The tip says what is there, and the log goes to it."""
-    session, _ = begin(server, "short")
+    session, _ = begin(server, "slow")
     page.goto(f"/inspect?session={session}")
     expect(page.locator("[data-type='run.completed']")).to_be_visible()
     picture = page.locator("#timeline canvas")
