@@ -655,11 +655,13 @@ class Sessions:
         late = request.expires_at is not None and request.expires_at <= self._runner.clock()
         fact = PermissionResolved(id, granted and not late, "timeout" if late else "user")
         try:
-            appended = await self._store.append(_session_of(id), [Draft(fact, run)], once=resolve_key(id))
-        except RunEnded:
-            raise AskNotFound(f"The run that asked {id[:200]!r} has ended.") from None
-        answer = appended.events[0].fact
-        return isinstance(answer, PermissionResolved) and answer.granted
+            events = (await self._store.append(_session_of(id), [Draft(fact, run)], once=resolve_key(id))).events
+        except RunEnded:  # with that it has been answered, unless somebody else wrote the log
+            events = await self.events(caller, _session_of(id))
+        for event in events:
+            if isinstance(event.fact, PermissionResolved) and event.fact.id == id:
+                return event.fact.granted
+        raise AskNotFound(f"The run that asked {id[:200]!r} has ended.")
 
     async def resolve_notification(self, caller: Caller, id: str, response: str, value: str | None = None) -> None:
         """Answer a notification, once.
