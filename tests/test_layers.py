@@ -96,6 +96,20 @@ def test_imports_go_down(path: Path) -> None:
     assert wrong == set()
 
 
+DOOR = ["server.mix", "server.deva", "server.responses", "server.responses_operations", "server.dialects"]
+
+
+@pytest.mark.parametrize("name", DOOR)
+def test_routes_hold_sessions_and_no_store(name: str) -> None:
+    """What a dialect's routes ask for they ask of ``Sessions``: they know no store, no log and no runner."""
+    tree = ast.parse((SOURCE / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    read = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+    assert {"Store", "Log", "Subscription", "Runner"} & named == set()
+    assert {"life.store", "request.life.store", "life.runner", "request.life.runner"} & read == set()
+
+
 def rows() -> list[tuple[str, list[str]]]:
     """The second table of the house in docs/design.md: for each row its folder and its files."""
     house = DESIGN.read_text("utf-8").partition("## The house")[2].partition("\n## ")[0]
