@@ -250,7 +250,7 @@ def _run(session: Any, run: Any, offset: Any, state: Any, owner: Any, epoch: Any
     return OpenRun(session, run, offset, STATES[state], owner, epoch, expires_at / MICRO)
 
 
-class Head(NamedTuple):
+class SessionRow(NamedTuple):
     """A session's row, its head, and its first event: what that says, and when it was stored (microseconds)."""
 
     id: int
@@ -262,10 +262,10 @@ class Head(NamedTuple):
     updated_at: int
 
 
-def read_heads(connection: apsw.Connection, names: Sequence[str]) -> list[Head]:
+def read_heads(connection: apsw.Connection, names: Sequence[str]) -> list[SessionRow]:
     """Those of these sessions that exist, or existed."""
     return [
-        Head(
+        SessionRow(
             id,
             name,
             head,
