@@ -63,9 +63,6 @@ def lineage(name: str) -> set[str]:
 def test_no_two_classes_have_one_name() -> None:
     """But those that are one thing, and that the glossary lists as such."""
     twice = {name: [file for file, _ in places] for name, places in CLASSES.items() if len(places) > 1}
-    made = {
-        name: files for name, files in twice.items() if {Path(file).name for file in files} == {"aio.py", "sync.py"}
-    }
 
     assert sorted(twice) == sorted(TWICE)
 
