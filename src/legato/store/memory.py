@@ -95,18 +95,18 @@ class MemoryStore:
         ]
         if once is not None:
             log.once[once] = (events[0].offset, events[-1].offset)
-        whole = not all(event.fact.delta for event in events)
-        if whole:
+        told = state.whole > log.state.whole  # not deltas alone, which move nothing
+        if told:
             log.updated_at = at
-        if next(iter(state.runs), None) != next(iter(log.state.runs), None):
-            log.waits_since = self._last_at
+            if next(iter(state.runs), None) != next(iter(log.state.runs), None):
+                log.waits_since = self._last_at
         log.state = state
         log.events += events
         if state.deleted:
             log.events, log.once = events[-1:], {}
         self._logs[session] = log
         self.doorbell.ring(session, outside=lease is None)
-        if whole and free(state.runs, self._clock()) is not None:  # no delta sets a run free
+        if told and free(state.runs, self._clock()) is not None:
             self.doorbell.ring_work()
         return Appended(events, lease=None if take is None else state.runs[take.run].lease())
 

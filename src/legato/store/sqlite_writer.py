@@ -390,12 +390,11 @@ class _Group:
                 zip(request.drafts, request.settled, strict=True), before.head + 1
             )
         ]
-        whole = False
         for event in events:
             fact = event.fact
             self._rows += (EVENT, known.id, event.offset, at, fact.type, event.run, fact.delta, event.json)
-            whole = whole or not fact.delta
-        if whole:
+        told = state.whole > before.whole  # not deltas alone, which move nothing
+        if told:
             self._updated[known.id] = known.updated_at = at
         if request.once is not None:
             self._rows += (ONCE, known.id, request.once, before.head + 1, state.head, None, None, None)
@@ -404,7 +403,7 @@ class _Group:
         if state.deleted:
             self._rows += (DELETED, known.id, state.head, None, None, None, None, None)
         request.stored = events
-        request.free = whole and free(state.runs, now) is not None  # no delta sets a run free
+        request.free = told and free(state.runs, now) is not None
         return Appended(events, lease=None if take is None else state.runs[take.run].lease())
 
     def _move(self, known: _Session, state: SessionState) -> None:
