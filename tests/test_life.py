@@ -729,6 +729,10 @@ async def test_a_request_that_the_end_overtakes_is_answered_or_refused(case: str
             pass
         await stream.finished()
     assert stream.error is None
+    if case == "chat" and stream.status == 500:  # stored, begun, and cut off: this dialect has no other word for it
+        assert json.loads(stream.body)["error"]["code"] == "interrupted"
+        assert stream.headers["x-should-retry"] == "false"
+        return
     assert stream.status < 500 or stream.status == 503
     if stream.status == 503:
         check_refusal(stream, REQUESTS[case][3])
