@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,11 @@ from legato.errors import (
     StoreError,
     TooLarge,
 )
-from legato.event import TERMINAL, Draft, Event
-from legato.execution import Limits
+from legato.event import TERMINAL, Draft, Event, SessionCreated
+from legato.execution import LEFT_OPEN, Limits
+from legato.log import Appended
+from legato.machine import Lease, RunState
+from legato.part import Message
 from legato.run import Runner
 from legato.sessions import Sent
 from legato.transcript import Transcript
@@ -44,7 +49,7 @@ async def echo(turn: Turn) -> str:
 
 
 class Past(dict[str, Any]):
-    """An event's data that can be seen to be dropped."""
+    """Data of a fact that can be seen to be dropped."""
 
 
 class Held:
@@ -71,12 +76,36 @@ class Held:
         yield "done"
 
 
+async def rounds() -> None:
+    """Let everybody act who can, also a thread that writes."""
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+
+
 async def begun(stage: Stage, agent: Any, **settings: Any) -> tuple[Runner, Sent]:
     """A runner, and a message whose answer has begun to be stored."""
     runner = stage.runner(agent, **settings)
     sent = await runner.send(await stage.session(), "hello")
     await stage.seen(sent.session, "text.delta")
     return runner, sent
+
+
+async def all_places_are_free(stage: Stage, runner: Runner) -> None:
+    """The runner drives nothing, and as many as it has places can meet."""
+    await stage.idle(runner)
+    assert await runner._all_given_back(NET)  # it may be looking for runs
+    assert (runner._left, runner.running) == ({}, 0)
+    count = runner.limits.concurrent_runs
+    assert count < 5  # a test that asks for this has few
+    meeting = asyncio.Barrier(count)
+
+    async def meet(turn: Turn) -> str:
+        await meeting.wait()
+        return "met"
+
+    runner.agents = {"meet": Agent(meet)}
+    sents = [await runner.send(await stage.session(), "meet") for _ in range(count)]
+    assert [(await stage.ended(sent)).data["message"]["text"] for sent in sents] == ["met"] * count
 
 
 # Sending --------------------------------------------------------------------------------------------------------------
@@ -270,6 +299,117 @@ async def test_no_place_in_time(stage: Stage) -> None:
     assert (await stage.ended(await runner.send(second.session, "again"))).type == "run.completed"
 
 
+async def test_who_waits_behind_a_run_waits_for_no_place(stage: Stage) -> None:
+    """The wait for a place begins when it is a session's turn; until then a message may wait as long as it takes."""
+    held = Held()
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
+    behind = await runner.send(first.session, "behind")
+    for number in range(3):
+        assert (await stage.ended(await stage.waiting(runner, str(number)))).data["code"] == "overloaded"
+    assert await stage.types(behind) == ["message.created"]
+    held.go.set()
+    assert (await stage.ended(behind)).type == "run.completed"
+    assert held.begun == ["hello", "behind"]
+    await all_places_are_free(stage, runner)
+
+
+async def test_no_place_for_any_of_a_session(stage: Stage) -> None:
+    """All of its messages are told so, each when its turn has lasted long enough; what has a place goes on."""
+    held = Held()
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
+    session = await stage.session()
+    sents = [await runner.send(session, str(number)) for number in range(3)]
+    assert [(await stage.ended(sent)).data["code"] for sent in sents] == ["overloaded"] * 3
+    held.go.set()
+    assert (await stage.ended(first)).type == "run.completed"
+
+
+async def test_a_cancelled_run_that_finds_no_place(stage: Stage) -> None:
+    """It is told that it was cancelled, and not to come again."""
+    held = Held()
+    runner, _ = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
+    session = await stage.session()
+    for number in range(2):
+        last = await runner.send(session, str(number))
+    await runner.cancel(session, last.run)
+    assert (await stage.ended(last)).type == "run.cancelled"
+
+
+async def test_a_store_that_cannot_turn_away(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """One session's trouble does not keep others from being told, and it is told later."""
+    held = Held()
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
+    sick, well = await stage.waiting(runner), await stage.waiting(runner)
+    mended = False
+
+    async def info(session: str) -> Any:
+        if session == sick.session and not mended:
+            raise StoreError("The disk is on strike.")
+        return await stage.store.inner.info(session)
+
+    stage.store.info = info
+    assert (await stage.ended(well)).data["code"] == "overloaded"
+    assert await stage.types(sick) == ["message.created"]
+    mended = True
+    assert (await stage.ended(sick)).data["code"] == "overloaded"
+    assert "The disk is on strike." in caplog.text
+    held.go.set()
+    assert (await stage.ended(first)).type == "run.completed"
+
+
+async def test_a_place_that_comes_too_late(stage: Stage) -> None:
+    """The run is claimed while it is being turned away: it ends once, and its agent is not asked."""
+    held = Held()
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
+    append, turning, go = stage.store.append, asyncio.Event(), asyncio.Event()
+
+    async def crossing(session: str, drafts: Sequence[Draft], **options: Any) -> Appended:
+        if drafts[-1].type == "run.failed":
+            turning.set()
+            await go.wait()
+        return await append(session, drafts, **options)
+
+    stage.store.append = crossing  # type: ignore[method-assign]
+    second = await stage.waiting(runner)
+    other = stage.runner(Held())
+    async with asyncio.timeout(NET):
+        await turning.wait()
+        gate = Gate(stage.store, "run.started")
+        await other.start()
+        await gate.reached.wait()  # the other one has it
+        go.set()
+        assert (await stage.ended(second)).data["code"] == "overloaded"
+        gate.open()
+    await stage.idle(other)
+    del stage.store.append
+    held.go.set()
+    await stage.ended(first)
+
+
+async def test_who_waits_for_a_place_comes_before_who_comes_later(stage: Stage) -> None:
+    """Also when the place is free already, and the runner is still about to give it to the one who waits."""
+    held = Held()
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1))
+    second = await stage.waiting(runner)
+    claiming, go = asyncio.Event(), asyncio.Event()
+
+    async def claim(**settings: Any) -> list[Lease]:
+        claiming.set()
+        await go.wait()
+        leases: list[Lease] = await stage.store.inner.claim(**settings)
+        return leases
+
+    stage.store.claim = claim
+    held.go.set()
+    await stage.ended(first)
+    async with asyncio.timeout(NET):
+        await claiming.wait()
+    third = await runner.send(await stage.session(), "third")
+    go.set()
+    assert [(await stage.ended(sent)).type for sent in (second, third)] == ["run.completed"] * 2
+    assert held.begun == ["hello", "waiting", "third"]
+
+
 async def test_no_place_for_a_further_attempt(stage: Stage) -> None:
     """Also then what the first attempt said is kept."""
     held = Agent(Held(), name="held", on_crash="retry")
@@ -291,8 +431,8 @@ async def test_cancel_of_a_run_that_waits_for_a_place(stage: Stage) -> None:
     assert await stage.types(first) == ["message.created", "run.started", "text.delta"]
     held.go.set()
     await stage.ended(first)
-    await stage.idle(runner)
-    assert (held.begun, runner._places._value) == (["hello"], 1)
+    assert held.begun == ["hello"]
+    await all_places_are_free(stage, runner)
 
 
 async def test_a_run_that_waits_is_cancelled_by_whoever_appends_it(stage: Stage) -> None:
@@ -309,55 +449,66 @@ async def test_a_run_that_waits_is_cancelled_by_whoever_appends_it(stage: Stage)
     assert (await stage.ended(second)).type == "run.cancelled"
 
 
-async def test_a_place_that_comes_with_the_cancel_is_not_lost(stage: Stage) -> None:
-    """The place is given to the run in the moment in which its cancel is read: it ends, and another gets the place."""
+@pytest.mark.parametrize("first", ["cancel", "start"])
+async def test_a_place_that_comes_with_the_cancel_is_not_lost(stage: Stage, first: str) -> None:
+    """The run gets its place while its cancel is on the way: whatever is stored first, it ends as cancelled, and
+    another gets the place."""
     held = Held()
-    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, cancel_grace=5.0))
-    second = await stage.waiting(runner)
-    read = stage.store.inner.read
+    runner, one = await begun(stage, held, limits=Limits(concurrent_runs=1, cancel_grace=5.0))
+    two = await stage.waiting(runner)
+    append, cancelling, go = stage.store.append, asyncio.Event(), asyncio.Event()
 
-    async def reading(session: str, *args: Any, **options: Any) -> list[Event]:
-        events: list[Event] = await read(session, *args, **options)
-        if session == second.session and any(event.type == "run.cancel_requested" for event in events):
-            del stage.store.read
-            runner._places.release()  # the waiting task is woken, and has not run yet
-        return events
+    async def crossing(session: str, drafts: Sequence[Draft], **options: Any) -> Appended:
+        if drafts[-1].type == "run.cancelled" and not cancelling.is_set():
+            cancelling.set()
+            await go.wait()
+        return await append(session, drafts, **options)
 
-    stage.store.read = reading
-    worker = runner._workers[second.session]
-    await runner.cancel(second.session)
-    assert (await stage.ended(second)).type == "run.cancelled"
+    stage.store.append = crossing  # type: ignore[method-assign]
     async with asyncio.timeout(NET):
-        await worker
-    assert runner._places._value == 1
-    await runner._places.acquire()  # give back what was lent
+        cancel = asyncio.create_task(runner.cancel(two.session))
+        await cancelling.wait()  # it has seen that nobody has the run
+        gate = Gate(stage.store, "run.started")
+        held.go.set()
+        await stage.ended(one)
+        held.go.clear()
+        await gate.reached.wait()  # the run has its place
+        if first == "cancel":
+            go.set()
+            assert await cancel == [two.run]
+            gate.open()
+        else:
+            gate.open()
+            await stage.seen(two.session, "text.delta")
+            go.set()
+            assert await cancel == [two.run]
+    del stage.store.append
+    assert (await stage.ended(two)).type == "run.cancelled"
+    assert held.begun == (["hello"] if first == "cancel" else ["hello", "waiting"])
+    await all_places_are_free(stage, runner)
+
+
+async def test_a_store_that_fails_while_a_run_waits_for_a_place(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """The wait goes on, and so does the look-out: the run gets its place when the store works again."""
+    held = Held()
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1), lease_ttl=0.03)
+    second = await stage.waiting(runner)
+    failures = 0
+
+    async def claim(**settings: Any) -> list[Lease]:
+        nonlocal failures
+        failures += 1
+        if failures < 3:
+            raise StoreError("The disk is on strike.")
+        leases: list[Lease] = await stage.store.inner.claim(**settings)
+        return leases
+
+    stage.store.claim = claim
     held.go.set()
     await stage.ended(first)
-    await stage.idle(runner)
-    assert (held.begun, runner._places._value) == (["hello"], 1)
-
-
-async def test_a_store_that_fails_while_a_run_waits_for_a_place(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wait goes on, and so does the look-out for a cancel."""
-    monkeypatch.setattr("legato.run.WATCH_RETRY", 0.0)
-    held = Held()
-    runner, _ = await begun(stage, held, limits=Limits(concurrent_runs=1, cancel_grace=5.0))
-    failed = asyncio.Event()
-
-    async def reading(session: str, after: int, **options: Any) -> list[Event]:
-        if options.get("deltas") is False and session != first_session and not failed.is_set():
-            failed.set()
-            raise StoreError("The disk is on strike.")
-        events: list[Event] = await stage.store.inner.read(session, after, **options)
-        return events
-
-    first_session = stage._sessions[0]
-    stage.store.read = reading
-    second = await stage.waiting(runner)
-    async with asyncio.timeout(30):
-        await failed.wait()
-    await runner.cancel(second.session)
-    assert (await stage.ended(second)).type == "run.cancelled"
+    assert (await stage.ended(second)).type == "run.completed"
+    assert "The disk is on strike." in caplog.text
+    await all_places_are_free(stage, runner)
 
 
 async def test_cancel_of_a_queued_run(stage: Stage) -> None:
@@ -404,12 +555,15 @@ async def test_a_message_that_was_taken_back(stage: Stage) -> None:
     await stage.ended(first)
     await stage.idle(runner)
 
-    async def rewind(inner: Any, *args: Any, **settings: Any) -> Any:
-        lease = await inner.acquire(*args, **settings)
-        await stage.store.append(session, [draft("session.rewound", {"to": first.message})])
-        return lease
+    reads = itertools.count()
 
-    stage.store.acquire = lambda *args, **settings: rewind(stage.store.inner, *args, **settings)
+    async def read(*args: Any, **settings: Any) -> list[Event]:
+        if settings.get("deltas") is False and not next(reads):  # its driver's
+            await stage.store.append(session, [draft("session.rewound", {"to": first.message})])
+        events: list[Event] = await stage.store.inner.read(*args, **settings)
+        return events
+
+    stage.store.read = read
     second = await runner.send(session, "second")
     assert (await stage.ended(second)).data["code"] == "rewound"
 
@@ -438,9 +592,9 @@ async def test_a_session_deleted_while_it_waits_for_a_place(stage: Stage) -> Non
     await stage.store.append(second.session, [draft("session.deleted", {})])
     held.go.set()
     await stage.ended(first)
-    await stage.idle(runner)
     assert [event.type for event in await stage.events(second.session)] == ["session.deleted"]
-    assert (held.begun, runner._places.locked()) == (["hello"], False)
+    assert held.begun == ["hello"]
+    await all_places_are_free(stage, runner)
 
 
 # Crashes --------------------------------------------------------------------------------------------------------------
@@ -632,15 +786,58 @@ async def test_cancel_before_a_crash(stage: Stage, on_crash: OnCrash) -> None:
 
 async def test_a_crash_before_the_start_was_stored(stage: Stage) -> None:
     """A run that was leased and not yet started is simply started by the next owner."""
+    held = Held()
+    runner, first = await begun(stage, held)
+    sent = await runner.send(first.session, "second")
     gate = Gate(stage.store, "run.started")
-    sent = await stage.runner(echo).send(await stage.session(), "hello")
+    held.go.set()
+    async with asyncio.timeout(NET):
+        await gate.reached.wait()
+    assert (await stage.store.info(sent.session)).runs[sent.run].owner == runner.owner
+    await stage.crash()
+    await stage.runner(held).start()
+    assert (await stage.ended(sent)).type == "run.completed"
+    starts = [
+        event.data["attempt"] for event in await stage.events(sent.session, sent.run) if event.type == "run.started"
+    ]
+    assert starts == [1]
+
+
+async def test_a_crash_before_a_message_was_stored(stage: Stage) -> None:
+    """A message that is stored with the start of its run is there with both or not at all; nobody was told of it."""
+    gate = Gate(stage.store, "run.started")
+    runner, session = stage.runner(echo), await stage.session()
+    sending = asyncio.create_task(runner.send(session, "hello", key="k"))
     async with asyncio.timeout(NET):
         await gate.reached.wait()
     await stage.crash()
-    await stage.runner(echo).start()
-    assert (await stage.ended(sent)).type == "run.completed"
-    starts = [event.data["attempt"] for event in await stage.events(sent.session) if event.type == "run.started"]
-    assert starts == [1]
+    with pytest.raises(StoreError):
+        await sending
+    assert [event.type for event in await stage.events(session)] == ["session.created"]
+    runner = stage.runner(echo)
+    await runner.start()
+    again = await runner.send(session, "hello", key="k")
+    assert ((await stage.ended(again)).type, again.repeated) == ("run.completed", False)
+
+
+async def test_a_crash_after_the_start_was_stored(stage: Stage) -> None:
+    """Message and start are one append: from then on it counts as an attempt, though the agent has not been asked."""
+    reading = asyncio.Event()
+
+    async def read(*args: Any, **settings: Any) -> Any:
+        reading.set()
+        await asyncio.Event().wait()
+
+    held = Held()
+    runner, session = stage.runner(held), await stage.session()
+    stage.store.read = read
+    sent = await runner.send(session, "hello")
+    async with asyncio.timeout(NET):
+        await reading.wait()
+    del stage.store.read
+    await stage.crash()
+    await stage.runner(held).start()
+    assert ((await stage.ended(sent)).data["code"], held.begun) == ("interrupted", [])
 
 
 async def test_a_crash_after_the_last_word(stage: Stage) -> None:
@@ -809,6 +1006,361 @@ async def test_an_answer_for_a_run_that_ended_without_it(stage: Stage) -> None:
         await stage.runner(echo).resolve_permission(f"{session}~r~p1", True)
 
 
+async def test_an_idle_runner_takes_its_share(stage: Stage) -> None:
+    """What has no place at one runner is begun by another one, at once, as its first attempt."""
+    held, other = Held(), Held()
+    busy = stage.runner(held, limits=Limits(concurrent_runs=2))
+    idle = stage.runner(other, limits=Limits(concurrent_runs=3))
+    await busy.start()
+    await idle.start()
+    sents = [await busy.send(await stage.session(), str(number)) for number in range(7)]
+    async with asyncio.timeout(NET):
+        while len(held.begun) + len(other.begun) < 5:  # noqa: ASYNC110  # they look in their own time
+            await asyncio.sleep(0)
+    await rounds()
+    assert (len(held.begun), len(other.begun)) == (2, 3)
+    owners = Counter([run.owner for run in await stage.store.open_runs()])
+    assert owners == {busy.owner: 2, idle.owner: 3, None: 2}
+    held.go.set()
+    other.go.set()
+    for sent in sents:
+        assert (await stage.ended(sent)).type == "run.completed"
+        starts = [event.data["attempt"] for event in await stage.events(sent.session) if event.type == "run.started"]
+        assert starts == [1]
+    assert sorted(held.begun + other.begun) == [str(number) for number in range(7)]
+
+
+async def test_a_clean_stop_gives_back_at_once(stage: Stage) -> None:
+    """What a runner leaves is begun by another one though its clock stands still: nothing has run out."""
+    held = Held()
+    agent = Agent(held, name="held", on_crash="retry")
+    first, sent = await begun(stage, agent)
+    await first.send(sent.session, "behind")
+    other = stage.runner(agent)
+    await other.start()
+    await rounds()
+    assert held.begun == ["hello"]
+    await first.stop()
+    async with asyncio.timeout(NET):
+        while held.begun != ["hello", "hello"]:  # noqa: ASYNC110  # it looks in its own time
+            await asyncio.sleep(0)
+    held.go.set()
+    assert (await stage.ended(sent)).data["message"]["text"] == "begun done"
+    assert (first._taken, first._left) == (0, {})
+
+
+async def test_a_release_that_fails_is_tried_again(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """Else the lease would be renewed for ever and nobody would drive its run."""
+    held = Held()
+    runner = stage.runner(held, lease_ttl=0.03, limits=Limits(concurrent_runs=2))
+    await runner.start()
+    failures = iter([True, True, False])
+
+    async def release(lease: Lease) -> None:
+        if next(failures, False):
+            raise StoreError("The disk is on strike.")
+        await stage.store.inner.release(lease)
+
+    stage.store.release = release
+    sent = await runner.send(await stage.session(), "hello")
+    await stage.seen(sent.session, "text.delta")
+    [lease] = [execution._lease for execution in runner._executions]
+    for execution in list(runner._executions):
+        execution.stop(LEFT_OPEN)
+    end = await stage.ended(sent)
+    assert (end.data["code"], lease.epoch) == ("interrupted", 1)
+    assert caplog.text.count("cannot be given back") == 2
+    await all_places_are_free(stage, runner)
+
+
+@pytest.mark.parametrize("when", ["begun", "claimed"])
+async def test_a_store_that_fails_while_a_run_is_driven(stage: Stage, when: str) -> None:
+    """Its lease is kept until the next renewal and then given back: no run is tried again and again meanwhile."""
+    tries, working = 0, False
+    renewing, renew = asyncio.Event(), asyncio.Event()
+
+    async def read(*args: Any, **settings: Any) -> list[Event]:
+        nonlocal tries
+        if settings.get("deltas") is False and not working:
+            tries += 1
+            raise StoreError("The disk is on strike.")
+        events: list[Event] = await stage.store.inner.read(*args, **settings)
+        return events
+
+    async def renewed(**settings: Any) -> None:
+        renewing.set()
+        await renew.wait()
+        await stage.store.inner.renew(**settings)
+
+    held = Held()
+    agent = Agent(held, name="held", on_crash="retry")
+    runner, first = await begun(stage, agent, lease_ttl=0.03, limits=Limits(concurrent_runs=1))
+    if when == "claimed":
+        sent = await stage.waiting(runner)
+    else:
+        held.go.set()
+        await stage.ended(first)
+        await stage.idle(runner)
+    stage.store.read, stage.store.renew = read, renewed
+    if when == "begun":
+        sent = await runner.send(await stage.session(), "second")
+        runner._work()
+    held.go.set()
+    async with asyncio.timeout(NET):
+        await renewing.wait()
+        renew.set()
+        while not tries:  # noqa: ASYNC110  # it is driven in its own time
+            await asyncio.sleep(0)
+        renew.clear()
+        renewing.clear()
+        await renewing.wait()
+    await rounds()
+    before = tries
+    await rounds()
+    assert (tries, list(runner._left)) == (before, [sent.run])
+    assert (await stage.store.info(sent.session)).runs[sent.run].owner == runner.owner
+    working = True
+    renew.set()
+    assert (await stage.ended(sent)).type == "run.completed"
+    await all_places_are_free(stage, runner)
+
+
+async def test_a_driver_that_is_cancelled_gives_its_lease_back(stage: Stage) -> None:
+    """At the next renewal, and the run goes on."""
+    held = Held()
+    agent = Agent(held, name="held", on_crash="retry")
+    runner = stage.runner(agent, lease_ttl=0.03, limits=Limits(concurrent_runs=2))
+    await runner.start()
+    sent = await runner.send(await stage.session(), "hello")
+    await stage.seen(sent.session, "text.delta")
+    [driving] = runner._drives
+    driving.cancel()
+    held.go.set()
+    await stage.ended(sent)
+    assert held.begun == ["hello", "hello"]
+    await all_places_are_free(stage, runner)
+
+
+async def test_a_stop_gives_back_what_a_cancelled_driver_had(stage: Stage) -> None:
+    """A driver that does not end in time is cancelled, and its run is for others, at once."""
+
+    async def agent(turn: Turn) -> AsyncIterator[str]:
+        yield "begun "
+        await asyncio.Event().wait()
+
+    runner, sent = await begun(stage, Agent(agent, on_crash="retry"), limits=Limits(cancel_grace=-5.0))
+    gate = Gate(stage.store, "text.delta")
+    stuck = await runner.send(await stage.session(), "stuck")
+    async with asyncio.timeout(NET):
+        await gate.reached.wait()
+        await runner.stop()
+    for each in (sent, stuck):
+        run = (await stage.store.info(each.session)).runs[each.run]
+        assert (run.owner, run.state) == (None, RunState.RUNNING)
+
+
+async def test_a_stop_while_a_message_is_stuck(stage: Stage) -> None:
+    """Its place is waited for only so long; who sent it is told."""
+    gate = Gate(stage.store, "run.started")
+    runner = stage.runner(echo, limits=Limits(cancel_grace=-4.9))
+    sending = asyncio.create_task(runner.send(await stage.session(), "hello"))
+    async with asyncio.timeout(NET):
+        await gate.reached.wait()
+        await runner.stop()
+        with pytest.raises(StoreError, match="stopped"):
+            await sending
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_a_stop_while_runs_are_claimed(stage: Stage, claimed: bool) -> None:
+    """It waits for the claim, and what came of it is given back: nothing is begun, and another takes it at once."""
+    waiting = stage.runner(echo, limits=Limits(concurrent_runs=0))
+    claiming, go = asyncio.Event(), asyncio.Event()
+
+    async def claim(**settings: Any) -> list[Lease]:
+        leases: list[Lease] = await stage.store.inner.claim(**settings) if claimed else []
+        claiming.set()
+        await go.wait()
+        return leases or await stage.store.inner.claim(**settings)
+
+    sent = await waiting.send(await stage.session(), "hello")
+    stage.store.claim = claim
+    held = Held()
+    runner = stage.runner(held)
+    runner.wake(sent.session)
+    async with asyncio.timeout(NET):
+        await claiming.wait()
+        stopping = asyncio.create_task(runner.stop())
+        await rounds()
+        assert not stopping.done()
+        go.set()
+        await stopping
+    assert (await stage.store.info(sent.session)).runs[sent.run].owner is None
+    assert await stage.types(sent) == ["message.created"]
+    assert held.begun == []
+    del stage.store.claim
+    await stage.runner(echo).start()
+    assert (await stage.ended(sent)).type == "run.completed"
+
+
+async def test_a_sender_that_is_cancelled(stage: Stage) -> None:
+    """A request that goes away while its message is stored takes nothing with it: the run is driven."""
+    gate = Gate(stage.store, "run.started")
+    runner, session = stage.runner(echo, limits=Limits(concurrent_runs=2)), await stage.session()
+    sending = asyncio.create_task(runner.send(session, "hello"))
+    async with asyncio.timeout(NET):
+        await gate.reached.wait()
+    sending.cancel()
+    await asyncio.wait([sending])
+    gate.open()
+    assert (await stage.seen(session, "run.completed")).data["message"]["text"] == "hello"
+    await all_places_are_free(stage, runner)
+
+
+async def test_places_are_counted_right_over_failures(stage: Stage) -> None:
+    """Whatever goes wrong, a place is given back once."""
+    calls = itertools.count()
+
+    async def agent(turn: Turn) -> AsyncIterator[str]:
+        yield "begun "
+        if turn.message.text == "fail":
+            raise ValueError("no")
+        if turn.message.text == "cancelled from within":
+            raise asyncio.CancelledError
+
+    async def claim(**settings: Any) -> list[Lease]:
+        if next(calls) % 2:
+            raise ValueError("The disk is on strike.")
+        leases: list[Lease] = await stage.store.inner.claim(**settings)
+        return leases
+
+    runner = stage.runner(agent, limits=Limits(concurrent_runs=2, cancel_grace=5.0), lease_ttl=0.03)
+    stage.store.claim = claim
+    await runner.start()
+    for text in ("fine", "fail", "cancelled from within"):
+        await stage.ended(await runner.send(await stage.session(), text))
+    session = await stage.session()
+    stage.store.fail(1, of="message.created")
+    with pytest.raises(StoreError):
+        await runner.send(session, "not stored")
+    sents = [await runner.send(session, text) for text in ("one", "two", "fail", "three")]
+    for sent in sents:
+        await stage.ended(sent)
+    with pytest.raises(SessionNotFound):
+        await runner.begin("nobody", [draft("message.created", {"id": "m", "role": "user", "text": "?"}, "r")], "r")
+    for sent in await asyncio.gather(*(runner.send(session, str(number)) for number in range(5))):
+        await stage.ended(sent)
+    del stage.store.claim
+    await all_places_are_free(stage, runner)
+
+
+async def test_a_drain_keeps_its_leases(stage: Stage) -> None:
+    """Runs that are let finish are renewed meanwhile, however long that takes: nobody takes them over."""
+    held = Held()
+    runner, sent = await begun(stage, held, lease_ttl=0.03)
+    runner._work()
+    other = stage.runner(Held())
+    await other.start()
+    stopping = asyncio.create_task(runner.stop(grace=NET))
+    for _ in range(5):
+        renewed = asyncio.Event()
+
+        async def renew(*, renewed: asyncio.Event = renewed, **settings: Any) -> None:
+            await stage.store.inner.renew(**settings)
+            renewed.set()
+
+        stage.clock.now += 0.02
+        stage.store.renew = renew  # one that has begun before is none
+        async with asyncio.timeout(NET):
+            await renewed.wait()
+        other.wake(sent.session)
+        await stage.idle(other)
+    held.go.set()
+    await stopping
+    assert (await stage.ended(sent)).type == "run.completed"
+
+
+async def test_a_machine_that_slept(stage: Stage) -> None:
+    """Its leases have run out by the clock, and nobody else is there: it renews them before it looks for runs, and does
+    not take its own for those of a dead owner."""
+    held = Held()
+    runner, sent = await begun(stage, held)
+    await runner.start()
+    await rounds()
+    stage.clock.now += 3600.0
+    runner.wake(sent.session)
+    await rounds()
+    held.go.set()
+    assert (await stage.ended(sent)).type == "run.completed"
+    assert held.begun == ["hello"]
+
+
+async def test_a_renewal_that_fails(stage: Stage) -> None:
+    """Nothing is claimed until one has succeeded, for the same reason."""
+    held = Held()
+    runner, sent = await begun(stage, held, lease_ttl=0.03)
+    tried = asyncio.Event()
+
+    async def renew(**settings: Any) -> None:
+        tried.set()
+        raise StoreError("The disk is on strike.")
+
+    stage.store.renew = renew
+    await runner.start()
+    async with asyncio.timeout(NET):
+        await tried.wait()
+    stage.clock.now += 3600.0
+    for _ in range(3):
+        runner.wake(sent.session)
+        await rounds()
+    stage.store.renew = stage.store.inner.renew
+    await rounds()
+    held.go.set()
+    assert (await stage.ended(sent)).type == "run.completed"
+
+
+async def test_a_question_answered_while_its_run_is_ended(stage: Stage) -> None:
+    """The run of a dead owner is ended while somebody answers what it asked: one answer is in the log, theirs."""
+
+    async def agent(turn: Turn) -> AsyncIterator[str]:
+        yield "granted" if await turn.ask_permission("shell", "Run it?") else "denied"
+
+    runner = stage.runner(agent)
+    sent = await runner.send(await stage.session(), "hello")
+    request = await stage.seen(sent.session, "permission.requested")
+    await stage.crash()
+    runner = stage.runner(agent)
+    crossings = itertools.count()
+
+    async def before(session: str, drafts: Sequence[Draft]) -> None:
+        if drafts[-1].type == "run.failed" and not next(crossings):
+            assert await runner.resolve_permission(request.data["id"], True)
+
+    stage.store.before = before
+    await runner.start()
+    assert (await stage.ended(sent)).data["code"] == "interrupted"
+    answers = [event.data["by"] for event in await stage.events(sent.session) if event.type == "permission.resolved"]
+    assert answers == ["user"]
+    assert await runner.resolve_permission(request.data["id"], False)
+
+
+async def test_cancel_of_a_run_that_was_given_back(stage: Stage) -> None:
+    """Nobody drives it: it ends at once, with what it had said, and what it had asked is refused for good."""
+
+    async def agent(turn: Turn) -> AsyncIterator[str]:
+        yield "begun "
+        await turn.ask_permission("shell", "Run it?")
+
+    runner = stage.runner(Agent(agent, on_crash="retry"))
+    sent = await runner.send(await stage.session(), "hello")
+    request = await stage.seen(sent.session, "permission.requested")
+    await runner.stop()
+    assert await runner.cancel(sent.session) == [sent.run]
+    end = (await stage.events(sent.session))[-1]
+    assert (end.type, end.data["partial"]["text"]) == ("run.cancelled", "begun ")
+    assert not await runner.resolve_permission(request.data["id"], True)
+
+
 # Draining -------------------------------------------------------------------------------------------------------------
 
 
@@ -882,20 +1434,60 @@ async def test_drain_does_not_begin_what_waits_for_a_place(stage: Stage) -> None
     assert (await stage.ended(second)).type == "run.completed"
 
 
-async def test_drain_while_a_run_is_being_started(stage: Stage) -> None:
+@pytest.mark.parametrize("waited", [False, True])
+async def test_drain_while_a_run_is_being_started(stage: Stage, waited: bool) -> None:
     """A stop that comes while ``run.started`` is stored ends the run like any other; its agent is not asked."""
-    gate = Gate(stage.store, "run.started")
     held = Held()
-    runner = stage.runner(held)
-    sent = await runner.send(await stage.session(), "hello")
+    if waited:
+        runner, first = await begun(stage, held)
+        session = first.session
+    else:
+        runner, session = stage.runner(held), await stage.session()
+    gate = Gate(stage.store, "run.started")
+    sending = asyncio.create_task(runner.send(session, "second"))
+    if waited:
+        await sending
+        held.go.set()
     async with asyncio.timeout(NET):
         await gate.reached.wait()
-    stopping = asyncio.create_task(runner.stop())
-    await asyncio.sleep(0)
-    gate.open()
-    await stopping
+        stopping = asyncio.create_task(runner.stop())
+        await rounds()
+        assert not stopping.done()
+        gate.open()
+        await stopping
+        sent = await sending
+    assert (await stage.events(session))[-1].data["code"] == "interrupted"
     assert (await stage.ended(sent)).data["code"] == "interrupted"
+    assert held.begun == (["hello"] if waited else [])
+
+
+@pytest.mark.parametrize("on_crash", ["fail", "retry"])
+async def test_drain_while_a_begun_run_reads_its_past(stage: Stage, on_crash: OnCrash) -> None:
+    """It is begun, and not yet to be seen by the stop, which waits for it: it is interrupted, or given back."""
+    held = Held()
+    runner, session = stage.runner(Agent(held, name="held", on_crash=on_crash)), await stage.session()
+    reading, go = asyncio.Event(), asyncio.Event()
+
+    async def read(*args: Any, **settings: Any) -> Any:
+        reading.set()
+        await go.wait()
+        return await stage.store.inner.read(*args, **settings)
+
+    stage.store.read = read
+    sent = await runner.send(session, "hello")
+    async with asyncio.timeout(NET):
+        await reading.wait()
+        stopping = asyncio.create_task(runner.stop())
+        await rounds()
+        assert (stopping.done(), runner.running) == (False, 0)
+        go.set()
+        await stopping
     assert held.begun == []
+    if on_crash == "fail":
+        assert (await stage.ended(sent)).data["code"] == "interrupted"
+    else:
+        run = (await stage.store.info(session)).runs[sent.run]
+        assert (run.owner, run.state) == (None, RunState.RUNNING)
 
 
 async def test_the_runner_counts_what_it_drives(stage: Stage) -> None:
@@ -951,7 +1543,11 @@ async def test_the_runner_keeps_nothing_of_a_session_it_has_left(stage: Stage) -
     await runner.send(sent.session, "another")
     await stage.store.append(sent.session, [draft("session.deleted", {})])
     await stage.idle(runner)
-    assert set() == runner._kicked
+    async with asyncio.timeout(NET):
+        while runner._waits:  # noqa: ASYNC110  # it looks in its own time
+            await asyncio.sleep(0)
+    assert await runner._all_given_back(NET)
+    assert (runner._taken, runner._drives, runner._executions, runner._left) == (0, {}, {}, {})
 
 
 async def test_drain_while_a_further_attempt_reads_its_past(stage: Stage) -> None:
@@ -989,9 +1585,14 @@ async def test_a_run_does_not_hold_its_session_s_past(stage: Stage) -> None:
     async def read(*args: Any, **settings: Any) -> Any:
         events = await stage.store.inner.read(*args, **settings)
         if not settings.get("deltas", True):
-            events = [msgspec.structs.replace(event, data=Past(event.data)) for event in events]
-            held.extend(weakref.ref(event.data) for event in events if event.type == "session.created")
+            events = [remembered(event) for event in events]
+            held.extend(weakref.ref(event.fact.metadata) for event in events if isinstance(event.fact, SessionCreated))
         return events
+
+    def remembered(event: Event) -> Event:
+        if not isinstance(event.fact, SessionCreated):
+            return event
+        return msgspec.structs.replace(event, fact=msgspec.structs.replace(event.fact, metadata=Past()))
 
     stage.store.read = read
     await runner.send(session, "hello")
@@ -1001,14 +1602,52 @@ async def test_a_run_does_not_hold_its_session_s_past(stage: Stage) -> None:
     assert [None] * len(held) == [past() for past in held]
 
 
-async def test_a_log_that_cannot_be_understood(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    """A message whose session's past cannot be read ends as failed; it is not tried again for ever."""
-    runner, session = stage.runner(echo), await stage.session()
-    odd = [draft("message.created", {"id": "m", "role": "user", "text": "?"}, "odd"), draft("run.completed", {}, "odd")]
-    await stage.store.append(session, odd)
+async def odd(stage: Stage) -> tuple[str, str]:
+    """A session with an open run that has said something in a part which never began; and the run."""
+    session = await stage.session()
+    piece = {"part": 3, "step": 1, "start": 0, "text": "?"}
+    for type, data in [
+        ("message.created", {"id": "m", "role": "user", "text": "hello"}),
+        ("run.started", {"agent": "echo", "attempt": 1}),
+        ("text.delta", piece),
+    ]:
+        await stage.store.append(session, [draft(type, data, "odd")])
     stage._sessions.remove(session)  # its log breaks the rules
-    sent = await runner.send(session, "hello")
-    async with asyncio.timeout(NET):
-        ended = await stage.ended(sent)
+    return session, "odd"
+
+
+@pytest.mark.parametrize(("on_crash", "code"), [("retry", "internal_error"), ("fail", "interrupted")])
+async def test_a_log_that_cannot_be_understood(
+    stage: Stage, caplog: pytest.LogCaptureFixture, on_crash: OnCrash, code: str
+) -> None:
+    """A run whose past cannot be read ends as failed; it is not tried again for ever."""
+    session, run = await odd(stage)
+    runner = stage.runner(Agent(echo, on_crash=on_crash))
+    await runner.start()
+    end = await stage.seen(session, lambda event: event.run == run and event.type in TERMINAL)
+    assert ("run.failed", code, "") == (end.type, end.data["code"], end.data["partial"]["text"])
+    assert "IndexError" in caplog.text
+    assert (await stage.ended(await runner.send(session, "again"))).type == "run.completed"
+
+
+async def test_cancel_of_a_run_that_cannot_be_understood(stage: Stage) -> None:
+    """It ends all the same."""
+    session, run = await odd(stage)
+    assert await stage.runner(echo).cancel(session) == [run]
+    assert (await stage.events(session))[-1].type == "run.cancelled"
+
+
+async def test_a_session_whose_past_cannot_be_understood(
+    stage: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message in it ends as failed, at once; it is not tried again for ever."""
+
+    def history(events: list[Event]) -> list[Message]:
+        raise KeyError("odd")
+
+    monkeypatch.setattr("legato.run.history", history)
+    runner, session = stage.runner(echo, lease_ttl=0.03), await stage.session()
+    await runner.start()
+    ended = await stage.ended(await runner.send(session, "hello"))
     assert ("run.failed", "internal_error") == (ended.type, ended.data["code"])
-    assert "KeyError" in caplog.text
+    assert caplog.text.count("cannot be driven") == 1
