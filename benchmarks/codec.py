@@ -148,10 +148,10 @@ def _shared() -> dict[str, Callable[[Any], Callable[[], Reader]]]:
     from legato.server.operation import View
     from legato.server.responses import CHAT_VIEWS, RESPONSES_VIEW
     from legato.sessions import Located
-    from legato.transcript import Ask
+    from legato.transcript import Asking
 
     profile = mix.profile("python-0.8.1")
-    run = Located(SESSION, RUN, Ask(MessageCreated(**MESSAGE), RUN, 2, 0.0), "speaker")
+    run = Located(SESSION, RUN, Asking(MessageCreated(**MESSAGE), RUN, 2, 0.0), "speaker")
 
     def of(view: View | None) -> Callable[[Any], Callable[[], Reader]]:
         assert view is not None

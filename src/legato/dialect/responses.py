@@ -16,7 +16,7 @@ a client sees.
 from __future__ import annotations
 
 import re
-from array import array
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -326,7 +326,9 @@ class ResponseFold:
         self._parts: dict[int, int] = {}  # of parts the places of their items
         self._restarted = False
         self._out: list[Payload] = []
-        self._places: Trail[int] = Trail(array("q"))  # of each number the offset of the event that it comes from
+        # Numbers and offsets go on side by side: where their distance changes, the number there and the distance.
+        self._distances: Trail[tuple[int, int]] = Trail([])
+        self._distance: int | None = None
 
     def copy(self) -> ResponseFold:
         """The same fold as far as it has come. Items that are done are shared: nothing changes them any more."""
@@ -336,7 +338,7 @@ class ResponseFold:
         copy._incomplete, copy._usage, copy._echo = self._incomplete, self._usage, self._echo
         copy._items = [*self._items[: self._told], *(item.copy() for item in self._items[self._told :])]
         copy._told, copy._parts, copy._restarted = self._told, dict(self._parts), self._restarted
-        copy._places = self._places.copy()
+        copy._distances, copy._distance = self._distances.copy(), self._distance
         return copy
 
     def feed(self, event: Event) -> list[Payload]:
@@ -347,8 +349,10 @@ class ResponseFold:
         handler = _HANDLERS.get(type(event.fact))
         if handler is not None:
             handler(self, event.fact, event.at)
-        for _ in self._out:
-            self._places.append(event.offset)
+        for number in range(self.sequence - len(self._out), self.sequence):
+            if event.offset - number != self._distance:
+                self._distance = event.offset - number
+                self._distances.append((number, self._distance))
         return self._out
 
     def place(self, number: int) -> tuple[Offset, int]:
@@ -357,11 +361,16 @@ class ResponseFold:
         Raises:
             IndexError: there is no event of that number yet.
         """
-        offset = self._places[number]
-        first = number
-        while first and self._places[first - 1] == offset:
+        if not 0 <= number < self.sequence:
+            raise IndexError(number)
+        offset, first = self._offset(number), number
+        while first and self._offset(first - 1) == offset:
             first -= 1
         return offset, number - first + 1
+
+    def _offset(self, number: int) -> Offset:
+        place = bisect_right(self._distances, number, key=lambda each: each[0])
+        return number + self._distances[place - 1][1]
 
     def response(self) -> JsonObject:
         """The response as it is now."""

@@ -15,7 +15,7 @@ import asyncio
 import time
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 from ..dialect.fold import Encoder, Fold, after_frames
@@ -36,6 +36,8 @@ RUNS = 1_000
 """Runs that are remembered when nobody reads them any more, each in each view."""
 BYTES = 64 * 1024 * 1024
 """Of what is remembered of them; the oldest are let go beyond."""
+GO_EVENTS = 32
+"""Events that are folded in one go, before anybody looks at the clock."""
 GO_SECONDS = 0.002
 """After so long in one go, folding lets others go on."""
 
@@ -155,29 +157,40 @@ class RunMemory:
             await self._feed(fold, events, live=live)
             at = events[-1].offset
 
-    async def _feed(self, fold: Fold, events: Iterable[Event], *, live: bool) -> None:
+    async def _feed(self, fold: Fold, events: Sequence[Event], *, live: bool) -> None:
         began = time.monotonic()
-        for event in events:
-            if self._is_mine(event):
-                try:
-                    frames = fold.encode(event)
-                except Exception:
-                    if live:
-                        self._step_back()
-                    raise
-                event.wire.setdefault(self.key, frames)
+        for start in range(0, len(events), GO_EVENTS):
+            some = events[start : start + GO_EVENTS]
+            try:
+                count, size = self._encode(fold, some)
+            except Exception:
                 if live:
-                    self._since += 1
-                    self.bytes += len(event.json) if event.offset > self._reached else 0
+                    self._step_back()
+                raise
             if live:
-                self.at = event.offset
-                self._reached = max(self._reached, self.at)
+                self.at = some[-1].offset
+                if self.at > self._reached:
+                    self._reached = self.at
+                    self.bytes += size
+                self._since += count
                 if self._since >= MARK_EVERY:
                     self._mark(self.at, fold)
                     self._since = 0
             if time.monotonic() - began > GO_SECONDS:
                 await self._pace.keep()
                 began = time.monotonic()
+
+    def _encode(self, fold: Fold, events: Sequence[Event]) -> tuple[int, int]:
+        """Give a fold some events, and those of the run their bytes; how many they are, and of how many bytes."""
+        run, key, encode = self.run.run, self.key, fold.encode
+        count = size = 0
+        for event in events:
+            if event.run == run:
+                frames = encode(event)
+                event.wire.setdefault(key, frames)
+                count += 1
+                size += len(event.json) + len(frames)
+        return count, size
 
     def _step_back(self) -> None:
         """Go back to the last mark: the live fold failed in the middle of an event, and nobody knows how it stands."""

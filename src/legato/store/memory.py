@@ -85,7 +85,8 @@ class MemoryStore:
         if take is not None:
             now = self._clock()
             state = leased(state, take.run, owner=take.owner, now=now, until=now + take.ttl)
-        settled = [settle(draft.fact) for draft in drafts]
+        # What holds nothing of others needs no copy, and its JSON is made when somebody asks for it.
+        settled = [settle(draft.fact) if draft.fact.open else (draft.fact, b"") for draft in drafts]
         # From here on nothing can be refused.
         self._last_at = moment(self._clock(), self._last_at)
         at = self._last_at / MICRO
