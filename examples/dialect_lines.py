@@ -6,8 +6,9 @@ from legato import sse
 from legato.dialect.common import idempotency_key, offset_cursor
 from legato.errors import LegatoError, RunNotFound
 from legato.event import Event, Offset, RefusalDelta, SessionCreated, SessionDeleted, TextDelta
-from legato.server.operation import Dialect, Frames, Operation, Param, View, session_id
-from legato.server.reply import Body, Follow, Request, come_back
+from legato.server.operation import Dialect, Frames, Operation, Param, session_id
+from legato.server.reply import Body, Follow, View, come_back
+from legato.server.request import Request
 from legato.sessions import Question, new_session
 
 

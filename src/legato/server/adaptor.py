@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 from ..errors import Draining, LegatoError, StoreError
 from .life import Life
 from .operation import RETRY_AFTER, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
-from .reply import Body, Follow, Request
+from .reply import Body, Follow
+from .request import Request
 from .stream import ASGISink, Pump
 
 logger = logging.getLogger("legato")

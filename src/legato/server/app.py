@@ -46,7 +46,8 @@ from .inspect import Inspector
 from .life import Life, Settings, nobody
 from .openapi import document
 from .operation import Dialect, NoSuchRoute, Operation, WrongMethod
-from .reply import Body, Request
+from .reply import Body
+from .request import Request
 from .stream import Streams
 
 logger = logging.getLogger("legato")

@@ -14,9 +14,10 @@ from ..errors import CursorInvalid, InvalidInput, NotFound
 from ..event import MessageCreated, SessionCreated
 from ..json import JsonObject
 from ..sessions import Located, Question
-from .operation import Dialect, Frames, Operation, Param, View, new_session_id
+from .operation import Dialect, Frames, Operation, Param, new_session_id
 from .operation import session_id as thread_id
-from .reply import Body, Follow, Request, come_back
+from .reply import Body, Follow, View, come_back
+from .request import Request
 
 # Threads --------------------------------------------------------------------------------------------------------------
 

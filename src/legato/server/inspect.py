@@ -25,8 +25,9 @@ from ..machine import OpenRun
 from ..sessions import Located, located
 from .life import Life
 from .memory import Memory
-from .operation import Dialect, Operation, Param, View
-from .reply import Body, Request
+from .operation import Dialect, Operation, Param
+from .reply import Body, View
+from .request import Request
 from .stream import Pump
 
 logger = logging.getLogger("legato")

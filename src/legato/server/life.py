@@ -18,9 +18,8 @@ from ..log import Store
 from ..run import Runner
 from ..sessions import Located, Sessions
 from .memory import Memory, SharedEncoder
-from .operation import View
 from .pace import Pace
-from .reply import Follow
+from .reply import Follow, View
 from .stream import Streams
 
 T = TypeVar("T")

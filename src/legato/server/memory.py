@@ -23,8 +23,8 @@ from ..errors import SessionNotFound
 from ..event import Event, Offset, SessionDeleted
 from ..log import Log, Store
 from ..sessions import Located
-from .operation import View
 from .pace import Pace
+from .reply import View
 
 MARK_EVERY = 256
 """Events of a run between two marks of the live fold."""

@@ -22,8 +22,9 @@ from ..json import JsonObject
 from ..log import MICRO, SessionInfo
 from ..part import Message
 from ..sessions import Question, Sent
-from .operation import RETRY_AFTER, Dialect, Frames, Operation, Param, View, new_session_id, session_id
-from .reply import Body, Follow, Request, come_back
+from .operation import RETRY_AFTER, Dialect, Frames, Operation, Param, new_session_id, session_id
+from .reply import Body, Follow, View, come_back
+from .request import Request
 
 SUMMARIES = 10_000
 """Session summaries kept; each is made anew when its log has grown."""

@@ -15,12 +15,10 @@ import msgspec
 from starlette.types import Scope
 
 from ..dialect.common import ErrorBody, describe
-from ..dialect.fold import Fold
 from ..errors import InvalidInput, LegatoError, NotFound, SessionNotFound
-from ..event import Event
 from ..json import JsonObject
-from ..sessions import Located
-from .reply import Body, Reply, Request
+from .reply import Body, Reply, View
+from .request import Request
 
 
 class Param(msgspec.Struct, frozen=True):
@@ -83,20 +81,6 @@ class Operation(msgspec.Struct, frozen=True):
     error: Any = ErrorBody
     stream: Frames | None = None
     documented: bool = True
-
-
-class View(msgspec.Struct, frozen=True):
-    """What an event is on a dialect's wire: by itself, or by what came before it in its run.
-
-    Attributes:
-        key: under which an event keeps its bytes (``Event.wire``).
-        event: the bytes of an event of a session.
-        fold: a new fold of a run.
-    """
-
-    key: str
-    event: Callable[[Event, str], bytes] | None = None
-    fold: Callable[[Located], Fold] | None = None
 
 
 def refuse(error: LegatoError) -> Body:

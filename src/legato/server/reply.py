@@ -1,4 +1,4 @@
-"""What a route gets, and what it gives: a ``Request`` in, a *reply* out, which is a body or a stream.
+"""What a route gives: a *reply*, which is a body or a stream; and what an event is on a dialect's wire.
 
 How a reply becomes HTTP, and what a ``LegatoError`` is in a dialect's words, is the adaptor's to know.
 """
@@ -7,22 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import msgspec
-from starlette.requests import ClientDisconnect
-from starlette.requests import Request as HTTPRequest
 
-from ..caller import Caller
-from ..dialect.fold import Encoder
-from ..errors import InvalidInput, TooLarge
+from ..dialect.fold import Encoder, Fold
 from ..event import Event, Offset
-from .stream import Reserved
-
-if TYPE_CHECKING:
-    from .life import Life
-
-T = TypeVar("T")
+from ..sessions import Located
 
 
 class Body(msgspec.Struct, frozen=True):
@@ -63,85 +54,18 @@ class Follow(msgspec.Struct, frozen=True):
 Reply = Body | Follow
 
 
-class Request:
-    """One request to an operation.
+class View(msgspec.Struct, frozen=True):
+    """What an event is on a dialect's wire: by itself, or by what came before it in its run.
 
     Attributes:
-        life: what the application holds now: its sessions, its streams, its folds.
-        caller: who asks.
-        path, query, headers: as sent; header names in lower case.
-        prefix: under which the application is mounted, for links to itself; empty if it is not.
+        key: under which an event keeps its bytes (``Event.wire``).
+        event: the bytes of an event of a session.
+        fold: a new fold of a run.
     """
 
-    def __init__(self, http: HTTPRequest, life: Life, caller: Caller) -> None:
-        self.life = life
-        self.sessions = life.sessions
-        self.caller = caller
-        self.path: dict[str, str] = http.path_params
-        self.query = http.query_params
-        self.headers = http.headers
-        self.prefix: str = http.scope.get("root_path", "")
-        self._http = http
-        self.reserved: Reserved | None = None
-
-    async def body(self, type: type[T], *, default: T | None = None) -> T:
-        """The JSON body, checked; ``default`` when there is none.
-
-        Raises:
-            TooLarge: over the bound; the rest is not read.
-            InvalidInput: not JSON, or not of the type; the text names the place.
-        """
-        raw = await self.raw_body()
-        if not raw and default is not None:
-            return default
-        try:
-            return msgspec.json.decode(raw, type=type)
-        except msgspec.ValidationError as exc:
-            raise InvalidInput(f"The body does not fit: {exc}.") from exc
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-            raise InvalidInput(f"The body must be a JSON object: {exc}.") from exc
-
-    async def raw_body(self) -> bytes:
-        """The body's bytes, up to the bound."""
-        chunks: list[bytes] = []
-        size, limit = 0, self.life.settings.max_body
-        try:
-            async for chunk in self._http.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise TooLarge(f"A body may have {limit} bytes.", limit=limit)
-                chunks.append(chunk)
-        except ClientDisconnect:
-            raise InvalidInput("The connection ended in the middle of the body.") from None
-        return b"".join(chunks)
-
-    async def left(self) -> None:
-        """Wait until whoever asked has gone. For when the body has been read."""
-        while (await self._http.receive())["type"] != "http.disconnect":
-            pass
-
-    def reserve(self, session: str) -> None:
-        """Take a place among the streams for this request, before anything is stored or awaited for it.
-
-        It is given back with the request, or with the stream that the request becomes.
-
-        Raises:
-            TooMany: there is none.
-        """
-        self.reserved = self.life.streams.reserve(session)
-
-    def number(self, name: str, *, default: int, least: int, most: int) -> int:
-        """A whole number from the query.
-
-        Raises:
-            InvalidInput: not a number, or out of bounds.
-        """
-        text = self.query.get(name)
-        if text is None:
-            return default
-        if not (text.isascii() and text.isdigit() and len(text) < 16 and least <= int(text) <= most):
-            raise InvalidInput(f"{name} is a whole number from {least} to {most}, got {text[:60]!r}.")
-        return int(text)
+    key: str
+    event: Callable[[Event, str], bytes] | None = None
+    fold: Callable[[Located], Fold] | None = None
 
 
 def come_back() -> int:

@@ -19,8 +19,9 @@ from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFoun
 from ..errors import InvalidInput, LegatoError, NotFound, RunInProgress, RunNotFound, SessionNotFound
 from ..event import Offset
 from ..sessions import Located, Question, Sent, new_session
-from .operation import NoSuchRoute, View
-from .reply import Body, Reply, Request
+from .operation import NoSuchRoute
+from .reply import Body, Reply, View
+from .request import Request
 
 CANCEL_SECONDS = 5.0
 """How long a cancel waits for the run to end before it answers with the response as it is then."""

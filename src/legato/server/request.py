@@ -1,0 +1,97 @@
+"""What a route gets: one request, with the caller who asks and the life that it asks in."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HTTPRequest
+
+from ..caller import Caller
+from ..errors import InvalidInput, TooLarge
+from .life import Life
+from .stream import Reserved
+
+T = TypeVar("T")
+
+
+class Request:
+    """One request to an operation.
+
+    Attributes:
+        life: what the application holds now: its sessions, its streams, its folds.
+        caller: who asks.
+        path, query, headers: as sent; header names in lower case.
+        prefix: under which the application is mounted, for links to itself; empty if it is not.
+    """
+
+    def __init__(self, http: HTTPRequest, life: Life, caller: Caller) -> None:
+        self.life = life
+        self.sessions = life.sessions
+        self.caller = caller
+        self.path: dict[str, str] = http.path_params
+        self.query = http.query_params
+        self.headers = http.headers
+        self.prefix: str = http.scope.get("root_path", "")
+        self._http = http
+        self.reserved: Reserved | None = None
+
+    async def body(self, type: type[T], *, default: T | None = None) -> T:
+        """The JSON body, checked; ``default`` when there is none.
+
+        Raises:
+            TooLarge: over the bound; the rest is not read.
+            InvalidInput: not JSON, or not of the type; the text names the place.
+        """
+        raw = await self.raw_body()
+        if not raw and default is not None:
+            return default
+        try:
+            return msgspec.json.decode(raw, type=type)
+        except msgspec.ValidationError as exc:
+            raise InvalidInput(f"The body does not fit: {exc}.") from exc
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+            raise InvalidInput(f"The body must be a JSON object: {exc}.") from exc
+
+    async def raw_body(self) -> bytes:
+        """The body's bytes, up to the bound."""
+        chunks: list[bytes] = []
+        size, limit = 0, self.life.settings.max_body
+        try:
+            async for chunk in self._http.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise TooLarge(f"A body may have {limit} bytes.", limit=limit)
+                chunks.append(chunk)
+        except ClientDisconnect:
+            raise InvalidInput("The connection ended in the middle of the body.") from None
+        return b"".join(chunks)
+
+    async def left(self) -> None:
+        """Wait until whoever asked has gone. For when the body has been read."""
+        while (await self._http.receive())["type"] != "http.disconnect":
+            pass
+
+    def reserve(self, session: str) -> None:
+        """Take a place among the streams for this request, before anything is stored or awaited for it.
+
+        It is given back with the request, or with the stream that the request becomes.
+
+        Raises:
+            TooMany: there is none.
+        """
+        self.reserved = self.life.streams.reserve(session)
+
+    def number(self, name: str, *, default: int, least: int, most: int) -> int:
+        """A whole number from the query.
+
+        Raises:
+            InvalidInput: not a number, or out of bounds.
+        """
+        text = self.query.get(name)
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdigit() and len(text) < 16 and least <= int(text) <= most):
+            raise InvalidInput(f"{name} is a whole number from {least} to {most}, got {text[:60]!r}.")
+        return int(text)
