@@ -6,6 +6,8 @@ UV := $(shell command -v uv)
 CREATE := $(if $(UV),$(UV) venv -q --allow-existing --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
 INSTALL := $(if $(UV),$(UV) pip install -q --python $(BIN)/python -e,$(BIN)/python -m pip install -q -e)
 ARGS ?=
+# Processes of the tests; a file's tests stay together. `make test WORKERS=0` runs them in one process.
+WORKERS ?= 2
 # What checks the types of the browser modules; without npm they go unchecked, and we say so.
 TSC := node_modules/.bin/tsc
 TYPES = if [ -x $(TSC) ]; then $(TSC) -p src/legato/web; else echo 'Types of src/legato/web not checked: they need npm (on Debian: apt install npm) and a registry.'; fi
@@ -13,7 +15,7 @@ TYPES = if [ -x $(TSC) ]; then $(TSC) -p src/legato/web; else echo 'Types of src
 .PHONY: serve test check faces bench clean
 
 serve: $(VENV)/.serve ; @$(BIN)/legato serve $(ARGS)
-test: check ; @$(BIN)/python -m pytest $(ARGS)
+test: check ; @$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 check: $(VENV)/.test $(TSC) ; @$(BIN)/python tools/faces.py --check && $(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/mypy --no-error-summary && $(TYPES)
 faces: $(VENV)/.test ; @$(BIN)/python tools/faces.py
 bench: $(VENV)/.bench ; @for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done

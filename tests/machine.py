@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import pytest
+from venvs import one_process
 
 SYSTEM = "/usr/sbin:/usr/local/sbin:/sbin"
 
@@ -22,9 +23,12 @@ def program(package: str, *names: str) -> str:
     found = _find(names)
     if found is None and (prefix := _root()) is not None and shutil.which("apt-get"):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", package]):
-            subprocess.run([*prefix, *command], env=environment, capture_output=True, timeout=600)
-        found = _find(names)
+        with one_process("apt"):  # of the tests; it does not wait for another of its kind
+            found = _find(names)
+            for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", package]):
+                if found is None:
+                    subprocess.run([*prefix, *command], env=environment, capture_output=True, timeout=600)
+            found = _find(names)
     if found is None:
         pytest.skip(f"{names[0]} is missing and could not be installed; on Debian: apt-get install {package}")
     return found

@@ -79,7 +79,7 @@ def _environment(name: str, requirements: tuple[str, ...]) -> tuple[Path, str]:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     marker = folder / "requirements.installed"
     wanted = "\n".join((sys.version, *requirements))
-    with _lock(name):
+    with one_process(name):
         if python.exists() and marker.exists() and marker.read_text() == wanted:
             return python, ""
         try:
@@ -117,7 +117,8 @@ def _uv() -> list[str]:
 
 
 @contextlib.contextmanager
-def _lock(name: str) -> Iterator[None]:
+def one_process(name: str) -> Iterator[None]:
+    """Let one process of the tests at a time do what ``name`` stands for."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{name}.lock", "w") as file:
         if fcntl:
