@@ -1247,9 +1247,13 @@ async def test_places_are_counted_right_over_failures(stage: Stage) -> None:
     for sent in sents:
         await stage.ended(sent)
     drafts = [draft("message.created", {"id": "m", "role": "user", "text": "?"}, "r")]
-    with pytest.raises(SessionNotFound):
-        while await runner.begin("nobody", drafts, "r") is None:  # while it looks for those who were first
+
+    async def begin() -> None:
+        while await runner.begin("nobody", drafts, "r") is None:  # it looks for those who were first
             await rounds()
+
+    with pytest.raises(SessionNotFound):
+        await begin()
     for sent in await asyncio.gather(*(runner.send(session, str(number)) for number in range(5))):
         await stage.ended(sent)
     del stage.store.claim
