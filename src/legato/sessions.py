@@ -657,7 +657,7 @@ class Sessions:
         try:
             events = (await self._store.append(_session_of(id), [Draft(fact, run)], once=resolve_key(id))).events
         except RunEnded:  # with that it has been answered, unless somebody else wrote the log
-            events = await self.events(caller, _session_of(id))
+            events = await self.events(caller, _session_of(id), verb="resolve")
         for event in events:
             if isinstance(event.fact, PermissionResolved) and event.fact.id == id:
                 return event.fact.granted
