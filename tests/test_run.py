@@ -279,7 +279,7 @@ async def test_concurrent_runs_are_bounded(stage: Stage) -> None:
         inside -= 1
 
     both = asyncio.Event()
-    runner = stage.runner(agent, limits=Limits(concurrent_runs=2))
+    runner = stage.runner(agent, limits=Limits(concurrent_runs=2), lease_ttl=3600.0)  # it must not wait to be woken
     sents = [await runner.send(await stage.session(), "hello") for _ in range(6)]
     for sent in sents:
         await stage.ended(sent)
@@ -357,10 +357,11 @@ async def test_a_store_that_cannot_turn_away(stage: Stage, caplog: pytest.LogCap
     assert (await stage.ended(first)).type == "run.completed"
 
 
-async def test_a_place_that_comes_too_late(stage: Stage) -> None:
-    """The run is claimed while it is being turned away: it ends once, and its agent is not asked."""
+@pytest.mark.parametrize("first", ["end", "start"])
+async def test_a_place_that_comes_too_late(stage: Stage, first: str) -> None:
+    """The run is claimed while it is being turned away: it ends, unasked; or it has been begun, and is let be."""
     held = Held()
-    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
+    runner, one = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
     append, turning, go = stage.store.append, asyncio.Event(), asyncio.Event()
 
     async def crossing(session: str, drafts: Sequence[Draft], **options: Any) -> Appended:
@@ -370,44 +371,85 @@ async def test_a_place_that_comes_too_late(stage: Stage) -> None:
         return await append(session, drafts, **options)
 
     stage.store.append = crossing  # type: ignore[method-assign]
-    second = await stage.waiting(runner)
-    other = stage.runner(Held())
+    two = await stage.waiting(runner)
+    other = stage.runner(held)
     async with asyncio.timeout(NET):
         await turning.wait()
         gate = Gate(stage.store, "run.started")
         await other.start()
         await gate.reached.wait()  # the other one has it
+        if first == "start":
+            gate.open()
+            await stage.seen(two.session, "text.delta")
         go.set()
-        assert (await stage.ended(second)).data["code"] == "overloaded"
+        await rounds()
         gate.open()
+        held.go.set()
+        end = await stage.ended(two)
+    await stage.ended(one)
     await stage.idle(other)
     del stage.store.append
-    held.go.set()
-    await stage.ended(first)
+    if first == "end":
+        assert (end.type, end.data["code"], held.begun) == ("run.failed", "overloaded", ["hello"])
+    else:
+        assert (end.type, held.begun) == ("run.completed", ["hello", "waiting"])
 
 
 async def test_who_waits_for_a_place_comes_before_who_comes_later(stage: Stage) -> None:
     """Also when the place is free already, and the runner is still about to give it to the one who waits."""
     held = Held()
-    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1))
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1), lease_ttl=0.03)
     second = await stage.waiting(runner)
-    claiming, go = asyncio.Event(), asyncio.Event()
+    renewing, go = asyncio.Event(), asyncio.Event()
 
-    async def claim(**settings: Any) -> list[Lease]:
-        claiming.set()
+    async def renew(**settings: Any) -> None:
+        renewing.set()
         await go.wait()
-        leases: list[Lease] = await stage.store.inner.claim(**settings)
-        return leases
 
-    stage.store.claim = claim
+    stage.store.renew = renew
+    async with asyncio.timeout(NET):
+        await renewing.wait()  # the runner does nothing else meanwhile
     held.go.set()
     await stage.ended(first)
-    async with asyncio.timeout(NET):
-        await claiming.wait()
+    await stage.idle(runner)
+    assert runner._taken == 0
     third = await runner.send(await stage.session(), "third")
+    assert await stage.types(third) == ["message.created"]
     go.set()
     assert [(await stage.ended(sent)).type for sent in (second, third)] == ["run.completed"] * 2
     assert held.begun == ["hello", "waiting", "third"]
+
+
+async def test_the_wait_of_a_session_begins_with_its_turn(stage: Stage) -> None:
+    """However long its run before took: then the next one has all the time to wait for a place, and no more."""
+    held = Held()
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
+    behind = await runner.send(first.session, "behind")
+    for number in range(3):
+        await stage.ended(await stage.waiting(runner, str(number)))
+    runner.limits = Limits(concurrent_runs=0, place_seconds=3600.0)  # there will be no place
+    until = asyncio.get_running_loop().time() + 3600.0
+    held.go.set()
+    await stage.ended(first)
+    await stage.idle(runner)
+    assert runner._waits[first.session] >= until
+    assert await stage.types(behind) == ["message.created"]
+    runner.limits = Limits(concurrent_runs=0, place_seconds=0.02)
+    runner.wake(first.session)
+    assert (await stage.ended(behind)).data["code"] == "overloaded"
+
+
+async def test_who_waited_behind_a_run_for_long_is_turned_away_too(stage: Stage) -> None:
+    """When its turn has come and lasted, with no place."""
+    held = Held()
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
+    behind = await runner.send(first.session, "behind")
+    for number in range(3):
+        await stage.ended(await stage.waiting(runner, str(number)))
+    runner.limits = Limits(concurrent_runs=0, place_seconds=0.02)  # there will be no place
+    held.go.set()
+    await stage.ended(first)
+    assert (await stage.ended(behind)).data["code"] == "overloaded"
 
 
 async def test_no_place_for_a_further_attempt(stage: Stage) -> None:
