@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from venvs import one_process
 
 SYSTEM = "/usr/sbin:/usr/local/sbin:/sbin"
