@@ -338,7 +338,8 @@ async def test_a_cancelled_run_that_finds_no_place(stage: Stage) -> None:
 async def test_a_store_that_cannot_turn_away(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """One session's trouble does not keep others from being told, and it is told later."""
     held = Held()
-    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
+    limits = Limits(concurrent_runs=1, place_seconds=0.02)
+    runner, first = await begun(stage, held, limits=limits, lease_ttl=3600.0)  # nothing else wakes it
     sick, well = await stage.waiting(runner), await stage.waiting(runner)
     mended = False
 
@@ -1211,6 +1212,24 @@ async def test_a_stop_while_a_message_is_stuck(stage: Stage) -> None:
         await runner.stop()
         with pytest.raises(StoreError, match="stopped"):
             await sending
+
+
+async def test_a_stop_while_a_claim_is_stuck(stage: Stage) -> None:
+    """It is waited for only so long, too."""
+    claiming = asyncio.Event()
+
+    async def claim(**settings: Any) -> list[Lease]:
+        claiming.set()
+        await asyncio.Event().wait()
+        return []
+
+    stage.store.claim = claim
+    runner = stage.runner(echo, limits=Limits(cancel_grace=-4.9))
+    runner.wake(await stage.session())
+    async with asyncio.timeout(NET):
+        await claiming.wait()
+        await runner.stop()
+    assert runner._taken == 0
 
 
 @pytest.mark.parametrize("claimed", [False, True])
