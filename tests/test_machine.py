@@ -301,9 +301,9 @@ def test_a_new_session_is_at_0() -> None:
 # Leases ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_lease_counts_with_its_run_s_present_epoch() -> None:
+def test_a_lease_counts_with_its_run_s_present_epoch_and_owner() -> None:
     """And only while that is open, whatever is to be appended under it."""
-    moved(existing(open_run(epoch=1)), [text()], lease=lease())
+    moved(existing(open_run(epoch=1, owner="me")), [text()], lease=lease())
     with pytest.raises(StaleLease) as caught:
         moved(existing(open_run(epoch=2, owner="you")), [text()], lease=lease())
     assert ("r", 2, "you") == (caught.value.detail["run"], caught.value.detail["epoch"], caught.value.detail["owner"])
@@ -368,8 +368,9 @@ def test_giving_back() -> None:
     assert Lease("s", "r", "you", 2, 9.0) == taken.runs["r"].lease()
     assert taken == released(taken, state.runs["r"].lease())
     assert existing() == released(existing(), lease())
-    with pytest.raises(StaleLease):
-        moved(taken, [text()], lease=state.runs["r"].lease())
+    for after in (given, taken):
+        with pytest.raises(StaleLease):
+            moved(after, [text()], lease=state.runs["r"].lease())
 
 
 def test_which_run_is_free() -> None:

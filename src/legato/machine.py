@@ -224,14 +224,15 @@ def check_lease(state: SessionState, lease: Lease) -> None:
 
     Raises:
         RunEnded: it is not open any more.
-        StaleLease: somebody else has taken it since.
+        StaleLease: it has been given back, or somebody else has taken it since.
     """
     current = state.runs.get(lease.run)
     if current is None:
         raise RunEnded(f"Run {lease.run!r} has ended.", run=lease.run)
-    if current.epoch != lease.epoch:
+    if current.epoch != lease.epoch or current.owner != lease.owner:
         raise StaleLease(
-            f"Run {lease.run!r} is at epoch {current.epoch}, the append came with {lease.epoch}.",
+            f"Run {lease.run!r} is at epoch {current.epoch}, of {current.owner or 'nobody'}; "
+            f"the append came with epoch {lease.epoch}, of {lease.owner}.",
             run=lease.run,
             epoch=current.epoch,
             owner=current.owner,

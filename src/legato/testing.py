@@ -530,7 +530,7 @@ async def runs_are_claimed_once(place: Place) -> None:
 
 @_rule(STORE_CHECKS)
 async def leases_are_given_back(place: Place) -> None:
-    """Who gives a lease back writes no more under its next one; others can take the run at once, and hear of it."""
+    """Who gives a lease back writes no more under it; others can take the run at once, and hear of it."""
     log = await place.begin("s", "r")
     lease = await place.lease("s", "r", owner="me", ttl=1_000)
     bell = Bell()
@@ -538,6 +538,7 @@ async def leases_are_given_back(place: Place) -> None:
     await place.store.release(lease)
     _same(True, await bell.wait(PATIENCE))
     place.store.doorbell.take_work(bell)
+    await _refused(StaleLease, log.append(_text("r"), lease=lease))
     (taken,) = await place.store.claim(owner="you", ttl=10, limit=1)
 
     _same(True, taken.epoch > lease.epoch)
