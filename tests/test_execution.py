@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from legato import execution
-from legato.agent import Agent, Answer, Turn
+from legato.agent import Agent, Answer, OnCrash, Turn
 from legato.errors import AgentError, AskNotFound, InvalidInput, RunEnded, StoreError
 from legato.event import Draft, Event
 from legato.execution import Limits
@@ -235,14 +235,37 @@ async def test_agent_error_is_shown(stage: Stage) -> None:
     ) == ("no_credit", "The model is out of credit.", {"model": "m1"}, "part")
 
 
-async def test_agent_error_that_is_not_json(stage: Stage) -> None:
-    """Details that cannot be stored do not keep a run from ending."""
+DEEP: list[Any] = []
+for _ in range(5_000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize("on_crash", ["fail", "retry"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        AgentError("bad", code="odd", thing=object()),
+        AgentError("no \ud800 good"),
+        AgentError("bad", code="\ud800"),
+        AgentError("bad", thing={"\ud800": 1}),
+        AgentError("bad", thing=DEEP),
+    ],
+    ids=["object", "message", "code", "key", "deep"],
+)
+async def test_agent_error_that_cannot_be_stored(
+    stage: Stage, error: AgentError, on_crash: OnCrash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not keep a run from ending, and nobody is asked a second time."""
+    monkeypatch.setattr(execution.logger, "disabled", True)  # the reports of tests cannot have such text, either
+    calls = 0
 
     async def agent(turn: Turn) -> str:
-        raise AgentError("bad", code="odd", thing=object())
+        nonlocal calls
+        calls += 1
+        raise error
 
-    end = await stage.answer(agent)
-    assert (end.type, end.data["code"]) == ("run.failed", "agent_error")
+    end = await stage.answer(Agent(agent, name="agent", on_crash=on_crash))
+    assert (end.type, end.data["code"], calls) == ("run.failed", "agent_error", 1)
 
 
 @pytest.mark.parametrize("error", [ValueError("password=hunter2"), SystemExit("password=hunter2"), GeneratorExit()])

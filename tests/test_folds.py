@@ -12,6 +12,7 @@ import json
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -611,6 +612,56 @@ async def test_what_is_remembered_has_bounds(monkeypatch: pytest.MonkeyPatch) ->
     assert list(remembered._recent) == [(RESPONSES_VIEW.key, "s~f")]
 
 
+@views
+@logs
+async def test_who_is_behind_is_told_of_a_deletion_where_it_is(view: View, log: list[Event]) -> None:
+    """After each event, with the live fold at the end of the run: as if the run had come no further."""
+    shelf = Shelf(log, kept=len(log))
+    shared = Memory(shelf, Pace()).of(run_in(log), view)  # type: ignore[arg-type]
+    await shared.ready(shelf.log)
+    reader, alone = SharedEncoder(shared), fold_of(view, log)
+    tombstone = Event(SessionDeleted(), len(log) + 1, 9.0)
+    for event in shelf.log:
+        reader.encode(event)
+        alone.encode(event)
+        told = copy(reader)
+        assert told.encode(tombstone) == alone.copy().encode(tombstone)
+        assert told.over
+        back = SharedEncoder(shared, after=(event.offset + 1, 0))
+        if not alone.over and event.offset > shared.run.before:
+            assert back.encode(tombstone) == alone.copy().encode(tombstone)
+
+
+@logs
+async def test_who_came_back_in_the_middle_of_an_event_is_told_of_a_deletion(log: list[Event]) -> None:
+    """The number goes on from the one that the reader has."""
+    shelf = Shelf(log, kept=len(log))
+    shared = Memory(shelf, Pace()).of(run_in(log), RESPONSES_VIEW)  # type: ignore[arg-type]
+    fold = await shared.catch_up()
+    assert isinstance(fold, ResponseEncoder)
+    for number in range(fold.fold.sequence):
+        back = SharedEncoder(shared, after=fold.fold.place(number))
+        told = back.encode(Event(SessionDeleted(), len(log) + 1, 9.0))
+        assert b'"sequence_number":%d,' % (number + 1) in told
+
+
+async def test_marks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a run is; and from those that are left everything is still worked out."""
+    make_small(monkeypatch)
+    monkeypatch.setattr(memory, "MARKS", 6)
+    shelf = Shelf(LONG, kept=0)
+    shared = Memory(shelf, Pace()).of(run_in(LONG), RESPONSES_VIEW)  # type: ignore[arg-type]
+    await shared.catch_up()
+    assert 3 <= len(shared._marks) == len(shared._marked) <= 6
+    assert shared._marked[0] == shared.run.before
+    assert shared._marked[-1] > len(LONG) / 2
+    for place in (1500, 3, 800, 1999, 64):
+        reader = Reader(shelf, shared, (place, 0))
+        await reader.to_the_end(100)
+        reader.check(frames_of(RESPONSES_VIEW, LONG))
+        assert len(shared._marks) == len(shared._marked) <= 6
+
+
 # What goes wrong in the middle ----------------------------------------------------------------------------------------
 
 
@@ -717,7 +768,7 @@ async def test_what_was_deleted_before_it_was_folded_is_not_made_up(after: int, 
         with pytest.raises(SessionNotFound):
             await shared.ready(events)
         assert [event for event in events if "responses" in event.wire] == []
-    assert shared.gone(Event(SessionDeleted(), 99, 9.0))
+    assert shared.gone(Event(SessionDeleted(), 99, 9.0), (1, 0))
 
 
 # Through the application ----------------------------------------------------------------------------------------------

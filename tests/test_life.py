@@ -75,10 +75,10 @@ class Living(HeldStore):
         await self.inner.close()
         self.closes = min(self.closes + 1, self.opens)
 
-    async def open_runs(self) -> Any:
+    async def open_runs(self, **options: Any) -> Any:
         if self.before_sweep is not None:
             await self.before_sweep()
-        return await self.inner.open_runs()
+        return await self.inner.open_runs(**options)
 
 
 class Closing(Living):

@@ -23,7 +23,7 @@ from legato.dialect import responses_api, responses_schema
 from legato.dialect.chat import ChatEncoder
 from legato.dialect.responses import DONE, ResponseEncoder, ResponseFold, parse_id, response_id
 from legato.dialect.responses_api import BadRequest, Create, CreateChat
-from legato.errors import AgentError
+from legato.errors import AgentError, StoreError
 from legato.event import Draft, Event, MessageCreated
 from legato.part import CallPart, RefusalPart, TextPart, Usage
 from legato.store.memory import MemoryStore
@@ -842,6 +842,74 @@ async def test_the_agent_gets_what_was_set() -> None:
         given = said(await ask(chat, input=items, instructions="Be brief.", tools=tools, temperature=0))
         assert given["history"] == [["user", "a"], ["assistant", "b"]]
         assert given["metadata"] == {"instructions": "Be brief.", "tools": tools, "temperature": 0.0, "input": items}
+
+
+async def test_head_of_a_stream_is_its_head() -> None:
+    """And its proper end, also while the response goes on; it holds no place."""
+    gate = Gate()
+    async with chatting(None, gate, max_streams=1) as chat, asyncio.timeout(30):
+        id = (await ask(chat, background=True)).json()["id"]
+        gate.let("a")
+        for _ in range(2):
+            async with chat.driver.stream(f"/v1/responses/{id}?stream=true", method="HEAD") as stream:
+                assert (stream.status, await stream.read()) == (200, b"")
+                await stream.finished()
+                assert stream.error is None
+        assert len(chat.app.streams) == 0
+        gate.close()
+
+
+class BrokenOnceStored(MemoryStore):
+    """Stores a message, and then cannot be read."""
+
+    broken = False
+
+    async def append(self, session: str, drafts: Sequence[Draft], **options: Any) -> Any:
+        appended = await super().append(session, drafts, **options)
+        self.broken = self.broken or any(isinstance(draft.fact, MessageCreated) for draft in drafts)
+        return appended
+
+    async def read(self, *arguments: Any, **options: Any) -> Any:
+        self._check()
+        return await super().read(*arguments, **options)
+
+    async def info(self, session: str) -> Any:
+        self._check()
+        return await super().info(session)
+
+    def _check(self) -> None:
+        if self.broken:
+            raise StoreError("The disk is gone.")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("responses", {"input": "hi"}),
+        ("responses", {"input": "hi", "stream": True}),
+        ("responses", {"input": "hi", "background": True}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "hi"}], "stream": True}),
+    ],
+)
+async def test_what_was_stored_is_not_to_be_sent_again(path: str, body: Any) -> None:
+    """Whatever fails after that: an SDK that repeated it by itself would have it answered, and paid for, twice."""
+    async with chatting(store=BrokenOnceStored()) as chat, asyncio.timeout(30):
+        failed = await chat.driver.request("POST", f"/v1/{path}", json=body)
+        assert (refused(failed)[:2], failed.headers["x-should-retry"]) == ((500, "store_failed"), "false")
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/responses", "/models", "/chat/completions", "/chat/x", "/v1/x"])
+async def test_what_is_refused_before_it_is_looked_at_has_the_form_of_its_dialect(path: str) -> None:
+    """A foreign page, a foreign name, a path that is not there."""
+    async with chatting(hosts=["localhost"]) as chat:
+        for headers, error in (
+            ({"origin": "https://evil.test"}, (403, "origin_not_allowed", None)),
+            ({"host": "evil.test"}, (421, "host_not_allowed", None)),
+        ):
+            assert refused(await chat.driver.request("POST", path, json={}, headers=headers)) == error
+        if path.endswith("x"):
+            assert refused(await chat.driver.request("POST", path, json={})) == (404, "not_found", None)
 
 
 async def test_the_same_key_is_the_same_response() -> None:

@@ -26,7 +26,7 @@ from legato.errors import (
     StoreError,
     TooLarge,
 )
-from legato.event import TERMINAL, Draft, Event, SessionCreated
+from legato.event import TERMINAL, Draft, Event, MessageCreated, SessionCreated
 from legato.execution import LEFT_OPEN, Limits
 from legato.log import Appended
 from legato.machine import Lease, RunState
@@ -436,8 +436,30 @@ async def test_the_wait_of_a_session_begins_with_its_turn(stage: Stage) -> None:
     assert runner._waits[first.session] >= until
     assert await stage.types(behind) == ["message.created"]
     runner.limits = Limits(concurrent_runs=0, place_seconds=0.02)
+    runner._wait(first.session)
     runner.wake(first.session)
     assert (await stage.ended(behind)).data["code"] == "overloaded"
+
+
+async def test_who_comes_later_does_not_make_the_first_wait_longer(stage: Stage) -> None:
+    """The wait of a session's next run goes on, however much is sent behind it."""
+    runner, _ = await begun(stage, Held(), limits=Limits(concurrent_runs=1, place_seconds=3600.0))
+    waits = await stage.waiting(runner, "waits")
+    until = runner._waits[waits.session]
+    await runner.send(waits.session, "behind")
+    assert runner._waits[waits.session] == until
+
+
+async def test_all_that_wait_at_a_start_are_turned_away_in_time(stage: Stage) -> None:
+    """However many they are."""
+    runner, _ = await begun(stage, Held(), limits=Limits(concurrent_runs=1, place_seconds=3600.0))
+    for number in range(510):
+        session = f"q{number}"
+        await stage.store.append(
+            session, [Draft(SessionCreated()), Draft(MessageCreated(f"{session}~u", "user", "hi"), f"{session}~1")]
+        )
+    await runner.start()
+    assert {f"q{number}" for number in range(510)} <= runner._waits.keys()
 
 
 async def test_who_waited_behind_a_run_for_long_is_turned_away_too(stage: Stage) -> None:

@@ -49,10 +49,12 @@ class LegatoError(Exception):
         status: the HTTP status that a server answers with.
         message: what was expected and what came, for a person.
         detail: the data behind the message (``offset``, ``owner``, ``limit`` ...), safe to show.
+        stored: what the request sent is in the log all the same; sent again without a key, it would be there twice.
     """
 
     code: str = "error"
     status: ClassVar[int] = 500
+    stored: bool = False
 
     def __init__(self, message: str = "", **detail: Any) -> None:
         super().__init__(message)

@@ -327,7 +327,7 @@ class Execution:
             return Ending("completed", self._recorder.finish_reason)
         if isinstance(error, AgentError | InvalidInput | TooLarge):
             ending = failed(error.code, error.message, **error.detail)
-            if _is_json(ending.detail):
+            if _is_json([ending.code, ending.message, ending.detail]):
                 return ending
         logger.error("run %s: the agent failed", self._lease.run, exc_info=error)
         return failed("agent_error", "The agent failed. The server's log has the details.")
@@ -456,10 +456,10 @@ def _question(asked: Asked) -> Asked:
     return msgspec.structs.replace(asked, id="", timeout=0.0, created_at=0.0)
 
 
-def _is_json(detail: JsonObject | None) -> bool:
+def _is_json(value: object) -> bool:
     try:
-        encode(detail)
-    except (TypeError, ValueError, OverflowError):
+        encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return False
     return True
 
@@ -489,13 +489,13 @@ def terminal(ending: Ending, run: str, transcript: Transcript, usage: Usage | No
     return Draft(fact, run)
 
 
-async def ended(store: Store, run: OpenRun, ending: Ending) -> list[Draft]:
-    """How ``run`` ends that nobody drives: with a refusal of whatever it asked, and what its attempts have said."""
+async def ended(store: Store, run: OpenRun, ending: Ending, *, whole: bool = True) -> list[Draft]:
+    """How ``run`` ends that nobody drives: with a refusal of whatever it asked, and, if ``whole``, what it has said."""
     events = [event async for event in Log(store, run.session).all(run.offset - 1) if event.run == run.run]
     resolved = {event.fact.id for event in events if isinstance(event.fact, PermissionResolved)}
     asked = [event.fact.id for event in events if isinstance(event.fact, PermissionRequested)]
     try:
-        said = fold(events)
+        said = fold(events) if whole else Transcript()
     except Exception:  # it ends all the same
         logger.exception("run %s: what it has said cannot be understood", run.run)
         said = Transcript()

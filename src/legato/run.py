@@ -15,13 +15,24 @@ import functools
 import itertools
 import logging
 import secrets
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from .agent import Agent, Turn
 from .caller import Caller
-from .errors import HeadMoved, LeaseHeld, LegatoError, NotFound, RunEnded, StaleLease, StoreError
+from .errors import (
+    HeadMoved,
+    InvalidInput,
+    LeaseHeld,
+    LegatoError,
+    NotFound,
+    RunEnded,
+    StaleLease,
+    StoreError,
+    TooLarge,
+)
 from .event import CancelRequested, Draft, Event, MessageCreated, Offset, RunStarted
 from .execution import CANCELLED, INTERRUPTED, LEFT_OPEN, Ending, Execution, Limits, ended, failed
 from .log import Appended, Bell, Log, Store, Take
@@ -126,7 +137,8 @@ class Runner:
 
     def wake(self, session: str) -> None:
         """Look for runs: one of ``session`` has been stored without a place."""
-        self._wait(session)
+        if session not in self._waits:  # the wait of what is there already goes on
+            self._wait(session)
         self._work()
         self._bell.ring()
 
@@ -138,7 +150,7 @@ class Runner:
         Raises:
             StoreError: the store cannot be asked.
         """
-        for run in await self.store.open_runs():
+        for run in await self.store.open_runs(limit=sys.maxsize):
             self._wait(run.session)
         await self._look()
         self._work()
@@ -302,6 +314,8 @@ class Runner:
         else:
             if self._left.get(lease.run) is lease:
                 del self._left[lease.run]
+            if not self.draining:
+                self.wake(lease.session)
 
     # One run ----------------------------------------------------------------------------------------------------------
 
@@ -337,9 +351,9 @@ class Runner:
         """Drive the run until its end; False if it was left open."""
         try:
             return await self._answer_run(lease, begun)
-        except LegatoError:
+        except (StoreError, StaleLease, RunEnded, NotFound):
             raise  # the store's, or somebody else's run now: the log is as it should be
-        except Exception:  # a log that we do not understand: tried again, it would fail again, for ever
+        except Exception:  # what no log can have, or a log that we do not understand: again it would fail again
             logger.exception("run %s cannot be driven", lease.run)
             return await self._finish(lease, BROKEN)
 
@@ -413,16 +427,22 @@ class Runner:
 
     async def _finish(self, lease: Lease, ending: Ending) -> bool:
         """End a run that is not driven any more."""
+        whole = True
         while True:
             info = await self.store.info(lease.session)
             run = info.runs.get(lease.run)
             if run is None:
                 return True
             try:
-                drafts = await ended(self.store, run, ending)
+                drafts = await ended(self.store, run, ending, whole=whole)
                 await self.store.append(lease.session, drafts, lease=lease, head=info.head)
             except HeadMoved:
                 continue  # perhaps what it asked has been answered
+            except (InvalidInput, TooLarge):
+                if not whole:
+                    raise
+                whole = False  # piece by piece it could be stored, and as one message it cannot
+                continue
             return True
 
 

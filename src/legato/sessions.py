@@ -603,8 +603,10 @@ class Sessions:
         if idle:
             appended = await self._runner.begin(session, drafts, run, agent=agent, once=once, head=head)
         if appended is None:
-            appended = await self._store.append(session, drafts, once=once, head=head)
-            self._runner.wake(session)
+            try:
+                appended = await self._store.append(session, drafts, once=once, head=head)
+            finally:  # stored or not, as far as a cancelled caller knows
+                self._runner.wake(session)
         return appended
 
     # Stopping and answering -------------------------------------------------------------------------------------------

@@ -52,12 +52,15 @@ def completion_id(run: str) -> str:
 
 
 class _ChatCall:
-    """What a completion has of a tool call."""
+    """What a completion has of a tool call. Copies share one that is answered: it is not changed, but replaced."""
 
     __slots__ = ("answered", "arguments", "index", "name")
 
     def __init__(self, index: int, name: str, arguments: Trail[str], *, answered: bool = False) -> None:
         self.index, self.name, self.arguments, self.answered = index, name, arguments, answered
+
+    def with_all(self, arguments: str) -> _ChatCall:
+        return _ChatCall(self.index, self.name, Trail([arguments]), answered=self.answered)
 
     def copy(self) -> _ChatCall:
         return _ChatCall(self.index, self.name, self.arguments.copy(), answered=self.answered)
@@ -93,7 +96,7 @@ class ChatEncoder:
         """See ``Fold``."""
         copy = ChatEncoder(self._run, agent=self._agent, include_usage=self._include_usage)
         copy.over, copy.failure, copy._created = self.over, self.failure, self._created
-        copy._calls = {id: call.copy() for id, call in self._calls.items()}
+        copy._calls = {id: call if call.answered else call.copy() for id, call in self._calls.items()}
         copy._texts = {field: texts.copy() for field, texts in self._texts.items()}
         copy._lengths = dict(self._lengths)
         copy._usage, copy._finish = self._usage, self._finish
@@ -170,13 +173,15 @@ class ChatEncoder:
     def _call_completed(self, fact: CallCompleted, at: float) -> list[JsonObject]:
         chunks = self._arguments(fact.id, self._new(fact.part, 0, fact.arguments))
         if fact.id in self._calls:
-            self._calls[fact.id].arguments = Trail([fact.arguments])
+            self._calls[fact.id] = self._calls[fact.id].with_all(fact.arguments)
         return chunks
 
     def _arguments(self, id: str, text: str) -> list[JsonObject]:
         call = self._calls.get(id)
         if call is None:
             return []  # a call that never began
+        if call.answered:  # and so shared
+            call = self._calls[id] = call.copy()
         call.arguments.append(text)
         delta = {"tool_calls": [{"index": call.index, "function": {"arguments": text}}]}
         return [self._chunk(delta)] if text else []

@@ -16,7 +16,7 @@ a client sees.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -368,6 +368,10 @@ class ResponseFold:
             first -= 1
         return offset, number - first + 1
 
+    def count(self, before: Offset) -> int:
+        """How many events of the response come from before an offset."""
+        return bisect_left(range(self.sequence), before, key=self._offset)
+
     def _offset(self, number: int) -> Offset:
         place = bisect_right(self._distances, number, key=lambda each: each[0])
         return number + self._distances[place - 1][1]
@@ -574,13 +578,21 @@ class ResponseEncoder:
             return b""
         if isinstance(event.fact, SessionDeleted):
             self.over = True
-            gone = error_payload("response_deleted", "The response was deleted while it was being read.")
-            return frame({"type": "error", "sequence_number": self.fold.sequence, **gone})
+            return _gone(self.fold.sequence)
         payloads = [each for each in self.fold.feed(event) if each["sequence_number"] > self._after]
         self.over = self.fold.ended
         frames = b"".join(frame(each) for each in payloads)
         return frames + DONE if self.over and frames else frames
 
+    def gone(self, place: tuple[Offset, int]) -> bytes:
+        """What a reader is told, instead of the rest, who has everything before an offset and so many frames there."""
+        return _gone(self.fold.count(place[0]) + place[1])
+
     def heartbeat(self, cursor: Offset) -> bytes:
         """The frame for a silence."""
         return HEARTBEAT
+
+
+def _gone(sequence: int) -> bytes:
+    gone = error_payload("response_deleted", "The response was deleted while it was being read.")
+    return frame({"type": "error", "sequence_number": sequence, **gone})

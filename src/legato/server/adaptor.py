@@ -44,10 +44,12 @@ class Routes:
 
     def __init__(self, dialects: Sequence[Dialect]) -> None:
         self._roots = {root: dialect for dialect in dialects for root in dialect.roots}
+        self._first: dict[str, Dialect] = {}
         self._routes: dict[tuple[str, ...], list[tuple[list[str], Operation, Dialect]]] = {}
         for dialect in dialects:
             for operation in dialect.operations:
                 pattern = _segments(operation.path)
+                self._first.setdefault(pattern[0], dialect)
                 key = (str(len(pattern)), pattern[0])
                 self._routes.setdefault(key, []).append((pattern, operation, dialect))
 
@@ -74,6 +76,11 @@ class Routes:
             raise _Refused(NoSuchRoute(scope), self._roots[segments[0]])
         return None
 
+    def dialect(self, scope: Scope) -> Dialect | None:
+        """Whose a path is by its first segment."""
+        first = _segments(path_within(scope))[0]
+        return self._roots.get(first) or self._first.get(first)
+
 
 class _Refused(Exception):
     def __init__(self, error: LegatoError, dialect: Dialect) -> None:
@@ -93,6 +100,11 @@ class Adaptor:
     def __init__(self, dialects: Sequence[Dialect], life: Life | None) -> None:
         self._routes = Routes(dialects)
         self._life = life
+
+    async def refuse(self, error: LegatoError, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request before it is looked at, in the form that its path has errors in."""
+        dialect = self._routes.dialect(scope)
+        await send_body((dialect.refuse if dialect else refuse)(error), error, scope, receive, send)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer a request; False, and nothing done, if it is for no dialect."""
@@ -125,17 +137,23 @@ class Adaptor:
                 made = await self._pump(reply, request) if isinstance(reply, Follow) else reply
             except LegatoError as exc:
                 error = ApplicationStopped() if isinstance(exc, StoreError) and life.over else exc
+                error.stored = request is not None and request.stored
                 made = dialect.refuse(error)
             except Exception:
-                await send_body(dialect.refuse(Internal()), None, scope, receive, send)
+                internal = Internal()
+                internal.stored = request is not None and request.stored
+                await send_body(dialect.refuse(internal), None, scope, receive, send)
                 raise  # for the server's log
             if isinstance(made, Body):
                 await send_body(made, error, scope, receive, send)
                 return
             pump, head = made
+            sink = ASGISink(receive, send)
             if scope["method"] == "HEAD":
-                pump.end()
-            await life.streams.run(pump, ASGISink(receive, send), head)
+                await sink.start(head)
+                await sink.finish()
+            else:
+                await life.streams.run(pump, sink, head)
         finally:
             if request is not None and request.reserved is not None:
                 request.reserved.give_back()

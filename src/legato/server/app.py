@@ -373,9 +373,9 @@ class Legato:
             if not await adaptor.answer(scope, receive, send):
                 await beside(scope, receive, send)
 
-        return self._guarded(route)
+        return self._guarded(route, adaptor)
 
-    def _guarded(self, route: ASGIApp) -> ASGIApp:
+    def _guarded(self, route: ASGIApp, adaptor: Adaptor) -> ASGIApp:
         cors = CORSMiddleware(
             route,
             allow_origins=self._cors,
@@ -384,7 +384,7 @@ class Legato:
             allow_headers=["*"],  # Last-Event-ID, Idempotency-Key, what SDKs add of their own; the origin decides
             expose_headers=["Legato-Cursor", "Legato-Next", "Legato-Repeated", "Retry-After", "Location"],
         )
-        return _Guard(cors, self._cors, self.hosts)  # outermost: it looks at preflights, too
+        return _Guard(cors, adaptor, self._cors, self.hosts)  # outermost: it looks at preflights, too
 
     def _build_stopped(self) -> ASGIApp:
         """What answers between two lives: that there is none, in the words of each dialect."""
@@ -394,7 +394,7 @@ class Legato:
             if not await adaptor.answer(scope, receive, send):
                 await respond_error(ApplicationStopped())(scope, receive, send)
 
-        return self._guarded(route)
+        return self._guarded(route, adaptor)
 
     def _pages(self, operations: Sequence[Operation], life: Life) -> list[BaseRoute]:
         described = document(operations)
@@ -430,8 +430,9 @@ def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
 class _Guard:
     """Refuses what a foreign page or a rebound name sends: checks Host and Origin of every request."""
 
-    def __init__(self, app: ASGIApp, origins: Sequence[str], hosts: Sequence[str] | None) -> None:
+    def __init__(self, app: ASGIApp, adaptor: Adaptor, origins: Sequence[str], hosts: Sequence[str] | None) -> None:
         self._app = app
+        self._adaptor = adaptor
         self._origins = frozenset(origins)
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
 
@@ -440,19 +441,19 @@ class _Guard:
         if refusal is None:
             await self._app(scope, receive, send)
         else:
-            await refusal(scope, receive, send)
+            await self._adaptor.refuse(refusal, scope, receive, send)
 
-    def _refusal(self, headers: Headers) -> Response | None:
+    def _refusal(self, headers: Headers) -> LegatoError | None:
         host = headers.get("host", "").lower()
         if self._hosts is not None and re.sub(r":\d+$", "", host) not in self._hosts:
-            return respond_error(HostRefused(host))
+            return HostRefused(host)
         origin = headers.get("origin")
         if origin is None or "*" in self._origins or origin in self._origins or re.fullmatch(LOCAL_ORIGINS, origin):
             return None
         own = {host, headers.get("x-forwarded-host", "").lower()} - {""}
         if re.sub(r"^https?://", "", origin.lower()) in own:
             return None
-        return respond_error(OriginRefused(origin))
+        return OriginRefused(origin)
 
 
 class HostRefused(LegatoError):

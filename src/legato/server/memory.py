@@ -27,9 +27,12 @@ from .pace import Pace
 from .reply import View
 
 MARK_EVERY = 256
-"""Events of a run between two marks of the live fold."""
+"""Events of a run between two marks of the live fold, at first."""
 MARK_GAP = 64
-"""Offsets that a mark is behind the one before it at least."""
+"""Offsets that a mark is behind the one before it at least, at first."""
+MARKS = 64
+"""Marks of a run. Beyond, every second one is let go, and the next are twice as far apart: a mark is small, but not
+where there are thousands of tool calls."""
 PAGES = 16
 """Batches of events, read anew from a log, whose bytes are kept for the next reader who comes by."""
 RUNS = 1_000
@@ -62,6 +65,7 @@ class RunMemory:
         self.run = run
         self.key = view.key
         self.fold: Fold = view.fold(run)
+        self._gone = view.gone
         self.at: Offset = run.before
         self.bytes = 0
         self._reached: Offset = self.at  # as far as it has ever come
@@ -69,6 +73,7 @@ class RunMemory:
         self._marks: list[Fold] = [self.fold.copy()]
         self._marked: list[Offset] = [self.at]  # where each of them stands
         self._since = 0  # events since the last mark
+        self._apart = 1  # times as far as at first marks are apart
         self._pages: OrderedDict[tuple[Offset, Offset], list[bytes]] = OrderedDict()
         self._one_at_a_time = asyncio.Lock()
         self._pace = pace
@@ -127,13 +132,20 @@ class RunMemory:
 
     def _mark(self, at: Offset, fold: Fold) -> None:
         place = bisect_left(self._marked, at)
-        if at - self._marked[place - 1] >= MARK_GAP and (place == len(self._marked) or self._marked[place] != at):
+        gap = MARK_GAP * self._apart
+        if at - self._marked[place - 1] >= gap and (place == len(self._marked) or self._marked[place] != at):
             self._marks.insert(place, fold.copy())
             self._marked.insert(place, at)
+        if len(self._marks) > MARKS:
+            del self._marks[1::2], self._marked[1::2]
+            self._apart *= 2
 
-    def gone(self, event: Event) -> bytes:
-        """What a reader is told when the session is deleted: no event of the run, and so kept with none."""
-        return self.fold.copy().encode(event)
+    def gone(self, event: Event, place: tuple[Offset, int]) -> bytes:
+        """What a reader at ``place`` is told when the session is deleted: no event of the run, so kept with none.
+
+        How far the run has come says nothing of how far the reader has: it may have ended, and the reader be behind.
+        """
+        return self._marks[0].copy().encode(event) if self._gone is None else self._gone(self.fold, place)
 
     def _is_mine(self, event: Event) -> bool:
         return event.run == self.run.run
@@ -173,7 +185,7 @@ class RunMemory:
                     self._reached = self.at
                     self.bytes += size
                 self._since += count
-                if self._since >= MARK_EVERY:
+                if self._since >= MARK_EVERY * self._apart:
                     self._mark(self.at, fold)
                     self._since = 0
             if time.monotonic() - began > GO_SECONDS:
@@ -241,7 +253,7 @@ class SharedEncoder:
         self._memory = memory
         self._run = memory.run.run
         self._key = memory.key
-        self._after, self._skip = after
+        self._has = after
 
     def encode(self, event: Event) -> bytes:
         """See ``Encoder``; ``RunMemory.ready`` has been awaited."""
@@ -249,11 +261,14 @@ class SharedEncoder:
             if self.over or not isinstance(event.fact, SessionDeleted):
                 return b""
             self.over = True
-            return self._memory.gone(event)
+            return self._memory.gone(event, self._has)
         self.over = event.fact.terminal
-        if event.offset <= self._after:
-            return after_frames(event.wire[self._key], self._skip) if event.offset == self._after else b""
-        return event.wire[self._key]
+        offset, skip = self._has
+        if event.offset < offset:
+            return b""
+        self._has = event.offset + 1, 0
+        frames = event.wire[self._key]
+        return after_frames(frames, skip) if skip and event.offset == offset else frames
 
     def heartbeat(self, cursor: Offset) -> bytes:
         """See ``Encoder``."""

@@ -61,11 +61,14 @@ class View(msgspec.Struct, frozen=True):
         key: under which an event keeps its bytes (``Event.wire``).
         event: the bytes of an event of a session.
         fold: a new fold of a run.
+        gone: what a reader is told when the session is deleted, where that depends on what it has been given: of a fold
+            that is as far or further, everything before an offset, and so many frames of what is there.
     """
 
     key: str
     event: Callable[[Event, str], bytes] | None = None
     fold: Callable[[Located], Fold] | None = None
+    gone: Callable[[Fold, tuple[Offset, int]], bytes] | None = None
 
 
 def come_back() -> int:

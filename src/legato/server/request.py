@@ -24,6 +24,7 @@ class Request:
         caller: who asks.
         path, query, headers: as sent; header names in lower case.
         prefix: under which the application is mounted, for links to itself; empty if it is not.
+        stored: what was sent is in the log; an error from now on says so (``LegatoError.stored``).
     """
 
     def __init__(self, http: HTTPRequest, life: Life, caller: Caller) -> None:
@@ -36,6 +37,7 @@ class Request:
         self.prefix: str = http.scope.get("root_path", "")
         self._http = http
         self.reserved: Reserved | None = None
+        self.stored = False
 
     async def body(self, type: type[T], *, default: T | None = None) -> T:
         """The JSON body, checked; ``default`` when there is none.

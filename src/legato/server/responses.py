@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from ..dialect import chat, responses_api
 from ..dialect.common import idempotency_key
+from ..dialect.fold import Fold
 from ..dialect.responses import ResponseEncoder, ResponseFold, parse_id, response_id, settings
 from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFound, Prompt, ResponseNotFound
 from ..errors import InvalidInput, LegatoError, NotFound, RunInProgress, RunNotFound, SessionNotFound
@@ -31,7 +30,12 @@ def _response(run: Located) -> ResponseEncoder:
     return ResponseEncoder(ResponseFold(run.session, run.run, agent=run.agent))
 
 
-RESPONSES_VIEW = View("responses", fold=_response)
+def _gone(fold: Fold, place: tuple[Offset, int]) -> bytes:
+    assert isinstance(fold, ResponseEncoder)
+    return fold.gone(place)
+
+
+RESPONSES_VIEW = View("responses", fold=_response, gone=_gone)
 CHAT_VIEWS = {
     False: View("chat", fold=lambda run: chat.ChatEncoder(run.run, agent=run.agent)),
     True: View("chat+usage", fold=lambda run: chat.ChatEncoder(run.run, agent=run.agent, include_usage=True)),
@@ -52,9 +56,8 @@ async def create(request: Request) -> Reply:
         return request.life.follow_run(run, RESPONSES_VIEW, "responses")
     if body.background:
         return Body(200, await _queued(request, run))
-    with _begun():
-        await _ended(request, run)
-        return Body(200, (await _folded(request, run)).response())
+    await _ended(request, run)
+    return Body(200, (await _folded(request, run)).response())
 
 
 async def retrieve(request: Request) -> Reply:
@@ -149,10 +152,9 @@ async def complete(request: Request) -> Reply:
     view = CHAT_VIEWS[bool(body.stream_options and body.stream_options.include_usage)]
     if body.stream:
         return request.life.follow_run(run, view, "chat")
-    with _begun():
-        await _ended(request, run)
-        encoder = await request.life.memory.of(run, view).catch_up()
-        assert isinstance(encoder, chat.ChatEncoder)
+    await _ended(request, run)
+    encoder = await request.life.memory.of(run, view).catch_up()
+    assert isinstance(encoder, chat.ChatEncoder)
     if encoder.failure is not None:
         answer = responses_api.error_body(500, encoder.failure["message"], encoder.failure["code"])
         return Body(500, answer, {"x-should-retry": "false"})  # it has been answered once, and paid for
@@ -230,6 +232,7 @@ async def _begin(request: Request, body: Create, asked: Prompt) -> Located:
     question = Question(asked.text, body.model, asked.metadata, key, asked.earlier)
     request.sessions.check_ready()
     sent = await _send(request, body, question, asked)
+    request.stored = True
     found = await request.sessions.find(request.caller, sent.session, sent.run)
     if found is None:
         raise NotFound("The response, or its conversation, has been deleted.")
@@ -279,19 +282,9 @@ async def _ended(request: Request, run: Located) -> None:
         gone.cancel()
 
 
-@contextmanager
-def _begun() -> Iterator[None]:
-    """Marks errors of a request that has been stored: sent again by itself, it would be answered twice."""
-    try:
-        yield
-    except LegatoError as exc:
-        exc.detail["begun"] = True
-        raise
-
-
 def refuse(error: LegatoError) -> Body:
     """An error in the shape that the SDKs of this dialect know."""
-    final = responses_api.is_final(error) or "begun" in error.detail
+    final = responses_api.is_final(error) or error.stored  # sent again by itself, it would be answered twice
     if isinstance(error, NoSuchRoute):
         error.code = "not_found"
     return Body(error.status, responses_api.describe(error), {"x-should-retry": "false"} if final else {})

@@ -86,4 +86,5 @@ CHAT = Dialect(
     refuse=routes.refuse,
     view=lambda name: routes.CHAT_VIEWS[False] if name == "chat" else None,
     views=("chat",),
+    roots=("chat",),
 )
