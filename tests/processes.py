@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,13 @@ class Server:
     def output(self) -> str:
         """What it has printed, as far as it has been read."""
         return "".join(self._said)
+
+    def said(self, text: str) -> bool:
+        """Wait until it has printed this. The bound is a safety net."""
+        until = time.monotonic() + 30
+        while text not in self.output and time.monotonic() < until:
+            time.sleep(0.02)
+        return text in self.output
 
     def stopped(self) -> int:
         """Wait for its end; its exit status. The bound is a safety net: a server that hangs would wait for ever."""

@@ -228,7 +228,7 @@ def test_a_known_error(place: Place) -> None:
 
     assert ("run.failed", "model_rate_limited") == (said.end.type, said.end.data["code"])
     assert SECRET not in json.dumps(said.end.data)
-    assert SECRET in place.server.output
+    assert place.server.said(SECRET)
 
 
 def test_an_unknown_error(place: Place) -> None:

@@ -303,7 +303,7 @@ def test_the_same_fact_is_marked_in_every_column(page: Page, server: Server) -> 
 
     expect(page.locator("[aria-selected=true] mark")).to_have_text(["Done."] * (1 + len(COLUMNS)))
     page.get_by_label("Mix, Legato's own").check()
-    page.get_by_label("Responses").uncheck()
+    page.get_by_role("checkbox", name="Responses").uncheck()
     expect(page.locator("[aria-selected=true] [data-dialect]")).to_have_count(5)
     expect(page.locator("[aria-selected=true] [data-dialect='mix/legato'] mark")).to_have_text("Done.")
 
