@@ -52,15 +52,12 @@ def completion_id(run: str) -> str:
 
 
 class _ChatCall:
-    """What a completion has of a tool call. Copies share one that is answered: it is not changed, but replaced."""
+    """What a completion has of a tool call. Copies of the encoder share one that is answered, see ``_own``."""
 
     __slots__ = ("answered", "arguments", "index", "name")
 
     def __init__(self, index: int, name: str, arguments: Trail[str], *, answered: bool = False) -> None:
         self.index, self.name, self.arguments, self.answered = index, name, arguments, answered
-
-    def with_all(self, arguments: str) -> _ChatCall:
-        return _ChatCall(self.index, self.name, Trail([arguments]), answered=self.answered)
 
     def copy(self) -> _ChatCall:
         return _ChatCall(self.index, self.name, self.arguments.copy(), answered=self.answered)
@@ -172,16 +169,22 @@ class ChatEncoder:
 
     def _call_completed(self, fact: CallCompleted, at: float) -> list[JsonObject]:
         chunks = self._arguments(fact.id, self._new(fact.part, 0, fact.arguments))
-        if fact.id in self._calls:
-            self._calls[fact.id] = self._calls[fact.id].with_all(fact.arguments)
+        call = self._own(fact.id)
+        if call is not None:
+            call.arguments = Trail([fact.arguments])
         return chunks
 
-    def _arguments(self, id: str, text: str) -> list[JsonObject]:
+    def _own(self, id: str) -> _ChatCall | None:
+        """A call that can be changed: no copy of this encoder has it."""
         call = self._calls.get(id)
+        if call is not None and call.answered:
+            call = self._calls[id] = call.copy()
+        return call
+
+    def _arguments(self, id: str, text: str) -> list[JsonObject]:
+        call = self._own(id)
         if call is None:
             return []  # a call that never began
-        if call.answered:  # and so shared
-            call = self._calls[id] = call.copy()
         call.arguments.append(text)
         delta = {"tool_calls": [{"index": call.index, "function": {"arguments": text}}]}
         return [self._chunk(delta)] if text else []
