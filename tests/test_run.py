@@ -1300,6 +1300,28 @@ async def test_a_sender_that_is_cancelled(stage: Stage) -> None:
     await all_places_are_free(stage, runner)
 
 
+async def test_a_sender_that_is_cancelled_where_there_is_no_place(stage: Stage) -> None:
+    """What it has stored waits for a place as long as all others."""
+    runner, _ = await begun(stage, Held(), limits=Limits(concurrent_runs=1, place_seconds=3600.0))
+    session, stored, append = await stage.session(), asyncio.Event(), stage.store.append
+
+    async def slow(name: str, drafts: Sequence[Draft], **options: Any) -> Appended:
+        appended = await append(name, drafts, **options)
+        if name == session:
+            stored.set()
+            await asyncio.Event().wait()
+        return appended
+
+    stage.store.append = slow  # type: ignore[method-assign]
+    sending = asyncio.create_task(runner.send(session, "hello"))
+    async with asyncio.timeout(NET):
+        await stored.wait()
+    sending.cancel()
+    await asyncio.wait([sending])
+    stage.store.append = append  # type: ignore[method-assign]
+    assert session in runner._waits
+
+
 async def test_places_are_counted_right_over_failures(stage: Stage) -> None:
     """Whatever goes wrong, a place is given back once."""
     calls = itertools.count()
