@@ -167,7 +167,10 @@ class _GraphRun:
 
     async def go(self, on_interrupt: OnInterrupt) -> AsyncGenerator[Yielded, None]:
         translator = _GraphTranslator()
-        options = {"stream_mode": list(MODES), "subgraphs": True, **self._options}
+        options = {"stream_mode": list(MODES), "subgraphs": True}
+        if self._checkpointer is not None:
+            options["durability"] = "sync"  # a step begins when the one before it is kept, so none is paid for twice
+        options |= self._options
         try:
             given = await self._input()
             if given is None and (kept := await self._state()) is not None:
