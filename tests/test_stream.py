@@ -212,14 +212,18 @@ async def test_events_are_made_ready_before_they_are_encoded() -> None:
     wire = Wire()
     batches: list[list[int]] = []
 
-    async def ready(events: Sequence[Event]) -> None:
-        assert len(wire.writes) == 1 + len(batches)
-        await asyncio.sleep(0)
-        batches.append([event.offset for event in events])
-        if len(batches) == 3:
-            raise StoreError("The disk is gone.")
+    class Preparing:
+        async def ready(self, events: Sequence[Event]) -> None:
+            assert len(wire.writes) == 1 + len(batches)
+            await asyncio.sleep(0)
+            batches.append([event.offset for event in events])
+            if len(batches) == 3:
+                raise StoreError("The disk is gone.")
 
-    task = started(pump(store, ready=ready), wire)
+        def ready_now(self, events: Sequence[Event]) -> bool:
+            raise AssertionError("on a line only")
+
+    task = started(pump(store, preparation=Preparing()), wire)
     for text in ("b", "c"):
         await wire.until(1 + len(batches) + 1)
         await say(store, text)

@@ -12,7 +12,7 @@ fell between the two. A lost ring costs at most one heartbeat, never an event.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
@@ -138,6 +138,9 @@ class Store(Leaser, Protocol):
       closes all runs. Afterwards only ``read`` answers; all else raises ``SessionNotFound``.
     * ``machine.moved`` decides what may follow what.
     * After each append the doorbell rings, once per session; and for work, when a run may be free.
+
+    A store that holds some events in memory may have ``peek``, too: what ``read`` would give, or None where that takes
+    waiting; no coroutine. Readers at the head of a log cost less with it.
     """
 
     doorbell: Doorbell
@@ -211,14 +214,24 @@ class Store(Leaser, Protocol):
         ...
 
 
+class Listener(Protocol):
+    """What a ``Doorbell`` rings for."""
+
+    def ring(self) -> None:
+        """The log has grown. To be quick, and to raise nothing: many are rung one after another."""
+        ...
+
+
 class Bell:
     """One listener's ear: remembers that it rang since it was last cleared, and nothing else."""
 
-    __slots__ = ("_rung", "_waiter")
+    __slots__ = ("_rung", "_timer", "_until", "_waiter")
 
     def __init__(self) -> None:
         self._rung = False
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._until = 0.0
 
     def ring(self) -> None:
         """Remember the ring and wake who waits."""
@@ -235,19 +248,35 @@ class Bell:
         if self._rung:
             return True
         loop = asyncio.get_running_loop()
-        self._waiter = waiter = loop.create_future()
-        timer = loop.call_later(timeout, _expire, waiter)
+        self._waiter = loop.create_future()
+        # One timer for many waits: it looks whether it is time, instead of being made and cancelled for each.
+        self._until = loop.time() + timeout
+        if self._timer is not None and self._timer.when() > self._until:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = loop.call_later(timeout, self._expire, loop)
         try:
-            await waiter
+            await self._waiter
         finally:
-            timer.cancel()
             self._waiter = None
         return self._rung
 
+    def close(self) -> None:
+        """Let go of the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-def _expire(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        rest = self._until - loop.time()
+        if rest > 0:
+            self._timer = loop.call_later(rest, self._expire, loop)
+        else:
+            self._waiter.set_result(None)
 
 
 class Doorbell:
@@ -258,7 +287,7 @@ class Doorbell:
     """
 
     def __init__(self) -> None:
-        self._bells: dict[tuple[str, bool], set[Bell]] = {}
+        self._bells: dict[tuple[str, bool], set[Listener]] = {}
         self._workers: set[Bell] = set()
 
     def ring(self, session: str, *, outside: bool = True) -> None:
@@ -269,11 +298,11 @@ class Doorbell:
             for bell in self._bells.get((session, True), ()):
                 bell.ring()
 
-    def hang(self, session: str, bell: Bell, *, outside: bool = False) -> None:
+    def hang(self, session: str, bell: Listener, *, outside: bool = False) -> None:
         """From now on ``bell`` rings for ``session``."""
         self._bells.setdefault((session, outside), set()).add(bell)
 
-    def take(self, session: str, bell: Bell, *, outside: bool = False) -> None:
+    def take(self, session: str, bell: Listener, *, outside: bool = False) -> None:
         """Take the bell away again. Idempotent."""
         bells = self._bells.get((session, outside))
         if bells is not None:
@@ -333,16 +362,26 @@ class Subscription:
         self._deltas = deltas
         self._outside = outside
         self._bell = Bell()
+        self._peek: Callable[..., list[Event] | None] | None = getattr(store, "peek", None)
         self.stopped = False
 
     def __enter__(self) -> Subscription:
-        self._store.doorbell.hang(self._session, self._bell, outside=self._outside)
+        self.hang(self._bell)
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._store.doorbell.take(self._session, self._bell, outside=self._outside)
+        self.take(self._bell)
+        self._bell.close()
+
+    def hang(self, listener: Listener) -> None:
+        """From now on ``listener`` rings when the log grows, for who does not wait in ``next``."""
+        self._store.doorbell.hang(self._session, listener, outside=self._outside)
+
+    def take(self, listener: Listener) -> None:
+        """Take it away again. Idempotent."""
+        self._store.doorbell.take(self._session, listener, outside=self._outside)
 
     def stop(self) -> None:
         """From now on ``next`` returns what is in the log, and then, instead of waiting, nothing."""
@@ -351,15 +390,29 @@ class Subscription:
 
     async def next(self) -> list[Event]:
         """The next events; empty when ``heartbeat`` seconds passed without any, or once ``stopped``."""
+        events = await self.wait()
+        if events:
+            self.after = events[-1].offset
+        return events
+
+    async def wait(self) -> list[Event]:
+        """As ``next``, but the caller moves ``after``, as far as it has come with them."""
         while True:
             # The order of these three lines is the whole proof that no ring is lost.
             self._bell.clear()
-            events = await self._store.read(self._session, self.after, limit=self._limit, deltas=self._deltas)
-            if events:
-                self.after = events[-1].offset
+            events = await self.look()
+            if events or self.stopped or not await self._bell.wait(self.heartbeat):
                 return events
-            if self.stopped or not await self._bell.wait(self.heartbeat):
-                return events
+
+    async def look(self) -> list[Event]:
+        """The next events that are there now; ``after`` stays."""
+        return await self._store.read(self._session, self.after, limit=self._limit, deltas=self._deltas)
+
+    def peek(self) -> list[Event] | None:
+        """As ``look``, if that takes no waiting; else None."""
+        if self._peek is None:
+            return None
+        return self._peek(self._session, self.after, limit=self._limit, deltas=self._deltas)
 
 
 class Log:

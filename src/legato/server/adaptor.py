@@ -23,6 +23,12 @@ from .stream import ASGISink, Pump
 logger = logging.getLogger("legato")
 
 
+LINE = "legato.line"
+"""Among a scope's extensions: a ``Line`` to the reader, where the server is our own."""
+SEND_BODY = "legato.send"
+"""In a scope: the ``send`` that the application was given, before anything of its own looked at the head."""
+
+
 class Internal(LegatoError):
     """The server failed; what happened is in its log."""
 
@@ -148,10 +154,14 @@ class Adaptor:
                 await send_body(made, error, scope, receive, send)
                 return
             pump, head = made
-            sink = ASGISink(receive, send)
+            sink = ASGISink(receive, send, scope.get(SEND_BODY))
             if scope["method"] == "HEAD":
                 await sink.start(head)
                 await sink.finish()
+            elif (line := scope.get("extensions", {}).get(LINE)) is not None:
+                await sink.start(head)
+                assert request is not None
+                life.streams.follow(pump, line, request.hand_over())
             else:
                 await life.streams.run(pump, sink, head)
         finally:
@@ -172,7 +182,8 @@ class Adaptor:
             reply.session,
             reply.encoder,
             first=reply.first,
-            ready=reply.ready,
+            preparation=reply.preparation,
+            share=reply.share,
             resets=reply.resets,
             dialect=reply.name,
             pace=request.life.pace,

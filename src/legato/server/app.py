@@ -40,7 +40,7 @@ from ..sessions import Sessions
 from ..store import open_store
 from ..tool import Tool
 from . import markdown
-from .adaptor import Adaptor, ApplicationStopped, Internal, respond, respond_error
+from .adaptor import SEND_BODY, Adaptor, ApplicationStopped, Internal, respond, respond_error
 from .dialects import DIALECTS
 from .inspect import Inspector
 from .life import Life, Settings, nobody
@@ -341,7 +341,7 @@ class Legato:
         else:
             if self._life is not None:
                 await self._life.pace.keep()
-            await self._app(scope, receive, send)
+            await self._app({**scope, SEND_BODY: send}, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -133,4 +133,6 @@ class Life:
         memory = self.memory.of(run, view)
         encoder: Encoder = SharedEncoder(memory, after=after)
         begin = max(run.before, after[0] - 1)
-        return Follow(run.session, begin, encoder, name, first, exact, resets=True, ready=memory.ready)
+        return Follow(
+            run.session, begin, encoder, name, first, exact, resets=True, preparation=memory, share=(view.key, run.run)
+        )

@@ -103,6 +103,16 @@ class RunMemory:
                 await self._read(self.fold, self.at, ahead[0].offset - 1, live=True)
                 await self._feed(self.fold, ahead, live=True)
 
+    def ready_now(self, events: Sequence[Event]) -> bool:
+        """As ``ready``, if that takes no waiting; whether it is done."""
+        mine = self._mine(events)
+        if not mine or (mine[-1].offset <= self.at and self._known(mine)):
+            return True
+        if self._one_at_a_time.locked() or events[0].offset != self.at + 1 or len(events) > GO_EVENTS:
+            return False
+        self._feed_some(self.fold, events, live=True)
+        return True
+
     async def _work_out(self, events: Sequence[Event]) -> None:
         """Give these events, which lie behind the live fold, their bytes: from the mark before them on."""
         missing = next(event for event in events if self._is_mine(event) and self.key not in event.wire)
@@ -172,25 +182,27 @@ class RunMemory:
     async def _feed(self, fold: Fold, events: Sequence[Event], *, live: bool) -> None:
         began = time.monotonic()
         for start in range(0, len(events), GO_EVENTS):
-            some = events[start : start + GO_EVENTS]
-            try:
-                count, size = self._encode(fold, some)
-            except Exception:
-                if live:
-                    self._step_back()
-                raise
-            if live:
-                self.at = some[-1].offset
-                if self.at > self._reached:
-                    self._reached = self.at
-                    self.bytes += size
-                self._since += count
-                if self._since >= MARK_EVERY * self._apart:
-                    self._mark(self.at, fold)
-                    self._since = 0
+            self._feed_some(fold, events[start : start + GO_EVENTS], live=live)
             if time.monotonic() - began > GO_SECONDS:
                 await self._pace.keep()
                 began = time.monotonic()
+
+    def _feed_some(self, fold: Fold, events: Sequence[Event], *, live: bool) -> None:
+        try:
+            count, size = self._encode(fold, events)
+        except Exception:
+            if live:
+                self._step_back()
+            raise
+        if live:
+            self.at = events[-1].offset
+            if self.at > self._reached:
+                self._reached = self.at
+                self.bytes += size
+            self._since += count
+            if self._since >= MARK_EVERY * self._apart:
+                self._mark(self.at, fold)
+                self._since = 0
 
     def _encode(self, fold: Fold, events: Sequence[Event]) -> tuple[int, int]:
         """Give a fold some events, and those of the run their bytes; how many they are, and of how many bytes."""

@@ -6,7 +6,7 @@ How a reply becomes HTTP, and what a ``LegatoError`` is in a dialect's words, is
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ import msgspec
 from ..dialect.fold import Encoder, Fold
 from ..event import Event, Offset
 from ..sessions import Located
+from .crowd import Preparation
 
 
 class Body(msgspec.Struct, frozen=True):
@@ -38,7 +39,9 @@ class Follow(msgspec.Struct, frozen=True):
         exact: whether its cursor could be continued; None if it gave none and needs to know nothing.
         resets: the clients take a clean end of the connection for the end of the answer: a stream that ends earlier is
             cut off instead.
-        ready: awaited with events before they are encoded.
+        preparation: what is to be done with events before they are encoded.
+        share: what all readers of the session in this dialect have in common who are given the same bytes from the
+            same place on, so that one read and one encoding serve them all; None: nobody is given the same.
     """
 
     session: str
@@ -48,7 +51,8 @@ class Follow(msgspec.Struct, frozen=True):
     first: bytes = b""
     exact: bool | None = None
     resets: bool = False
-    ready: Callable[[Sequence[Event]], Awaitable[None]] | None = None
+    preparation: Preparation | None = None
+    share: Hashable = None
 
 
 Reply = Body | Follow

@@ -85,6 +85,12 @@ class Request:
         """
         self.reserved = self.life.streams.reserve(session)
 
+    def hand_over(self) -> Reserved:
+        """The place, which from now on is the caller's to give back."""
+        assert self.reserved is not None
+        place, self.reserved = self.reserved, None
+        return place
+
     def number(self, name: str, *, default: int, least: int, most: int) -> int:
         """A whole number from the query.
 

@@ -14,22 +14,17 @@ import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ..errors import LegatoError
 from .app import Legato
+from .protocol import HTTPProtocol
 
 logger = logging.getLogger("legato")
 
 SEND_BUFFER = 32_768
 """Bytes that the kernel may hold for a reader that has stopped reading; by itself it would take some 4 MB for each."""
-
-
-WRITE_BUFFER = 16_384
-"""Bytes that may wait in the process for a reader before its stream is held up; uvicorn's own bound is 64 KiB."""
 
 
 class AddressTaken(LegatoError):
@@ -55,48 +50,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise AddressTaken(f"Cannot listen on {host}:{port}: {exc.strerror}.", host=host, port=port) from exc
     listener.setblocking(False)
     return listener
-
-
-HEAD_BYTES = 65_536
-"""Bytes that the head of a request may have; uvicorn keeps all that comes until the head is over."""
-
-
-class _Protocol(HttpToolsProtocol):
-    _in_head = False
-    _head = 0
-    _answering: RequestResponseCycle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        transport.set_write_buffer_limits(high=WRITE_BUFFER)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        # uvicorn tells the newest request. While that one waits behind a stream, the stream would not hear of it.
-        cycle = self._answering
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-
-    def data_received(self, data: bytes) -> None:
-        unfinished = self._in_head
-        super().data_received(data)
-        if unfinished and self._in_head:
-            self._head += len(data)
-            if self._head > HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response("The head of the request is too large.")
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_head, self._head = True, 0
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answering = cycle
-        super()._start_asgi_task(cycle, app)
 
 
 class _Server(uvicorn.Server):
@@ -164,7 +117,7 @@ def serve(
     """
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        http=HTTPProtocol,
         lifespan="off",
         ws="none",
         log_config=None,

@@ -1,11 +1,13 @@
-"""The pump: from a subscription to the socket, one per reader. Plain ASGI, bytes that were encoded once.
+"""The pump: from a subscription to the socket, one per reader. Bytes that were encoded once.
 
 Three things end a stream: the reader leaves, the session is deleted, or the server drains. None of them ends a run,
 and none of them is told to the reader as an error: a reader that is cut off comes back with its cursor.
 
 A slow reader costs a cursor that is behind and what the kernel buffers, nothing here: the next events are read from
-the log when the last write has gone out. No server raises from ``send`` after a disconnect, so a task waits on
-``receive`` beside every stream; and a write that does not go out for ``SEND_TIMEOUT`` ends the stream.
+the log when the last write has gone out. A write that does not go out for ``SEND_TIMEOUT`` ends the stream.
+
+Under our own server a reader has a *line*, and at the head of its log it is one of a ``Crowd``, without a task; while
+it is behind, a task reads for it. Under any other ASGI server the request's task reads and waits all the time.
 """
 
 from __future__ import annotations
@@ -14,24 +16,22 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Protocol
 
 from starlette.types import Receive, Send
 
 from ..dialect.fold import Encoder
 from ..errors import SessionNotFound, StoreError, TooMany
-from ..event import Event
+from ..event import Event, Offset
 from ..log import Subscription
+from .crowd import WRITE_BYTES, Crowd, Crowds, Line, Preparation
 from .pace import Pace
 
 logger = logging.getLogger("legato")
 
 SEND_TIMEOUT = 60.0
 """Seconds that one write may take; then the reader is taken for dead (nginx: 60 s between two writes)."""
-WRITE_BYTES = 16_384
-"""A backlog goes out in writes of about this size: one reader's replay does not hold the loop, and a reader that has
-stopped reading holds no more than this in memory (benchmarks/stalled.py)."""
 BEHIND = 100
 """Events in one batch from which on a reader is taken to be behind."""
 HEADERS: list[tuple[bytes, bytes]] = [
@@ -66,11 +66,16 @@ class ASGISink:
     """A stream as the answer to an HTTP request.
 
     No server raises from ``send`` after a disconnect, so ``gone`` waits on ``receive``.
+
+    Args:
+        receive, send: of the request.
+        send_body: past what only looks at the head of an answer; by default ``send``.
     """
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, receive: Receive, send: Send, send_body: Send | None = None) -> None:
         self._receive = receive
         self._send = send
+        self._send_body = send_body or send
 
     async def start(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """See ``Sink``."""
@@ -78,11 +83,11 @@ class ASGISink:
 
     async def write(self, body: bytes) -> None:
         """See ``Sink``."""
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._send_body({"type": "http.response.body", "body": body, "more_body": True})
 
     async def finish(self) -> None:
         """See ``Sink``."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send_body({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def gone(self) -> None:
         """See ``Sink``."""
@@ -123,6 +128,7 @@ class Streams:
     def __init__(self, *, total: int = 10_000, per_session: int = 2_000) -> None:
         self.total = total
         self.per_session = per_session
+        self.crowds = Crowds()
         self._pumps: set[Pump] = set()
         self._places = 0
         self._sessions: dict[str, int] = {}
@@ -172,6 +178,23 @@ class Streams:
 
     async def run(self, pump: Pump, sink: Sink, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Answer with ``pump``, counted in while it lasts; see ``Pump.run``. Its place has been reserved."""
+        self._add(pump)
+        try:
+            await pump.run(sink, headers)
+        finally:
+            self._discard(pump)
+
+    def follow(self, pump: Pump, line: Line, place: Reserved) -> None:
+        """Go on with a stream whose head has been sent, on a line; its place is given back when it ends."""
+
+        def over() -> None:
+            self._discard(pump)
+            place.give_back()
+
+        self._add(pump)
+        pump.follow(line, self.crowds, over)
+
+    def _add(self, pump: Pump) -> None:
         pump.number = next(self._numbers)
         pump.opened_at = time.time()
         self._pumps.add(pump)
@@ -180,12 +203,11 @@ class Streams:
             self._sweeper = asyncio.create_task(self._sweep(), name="legato-streams")
         if self.draining:
             pump.end()
-        try:
-            await pump.run(sink, headers)
-        finally:
-            self._pumps.discard(pump)
-            if not self._pumps:
-                self._empty.set()
+
+    def _discard(self, pump: Pump) -> None:
+        self._pumps.discard(pump)
+        if not self._pumps:
+            self._empty.set()
 
     async def _sweep(self) -> None:
         # One timer for all streams instead of one for each write.
@@ -226,7 +248,9 @@ class Pump:
         session: whose it is.
         encoder: what the reader is sent.
         first: what it is sent before anything else.
-        ready: awaited with events before they are encoded.
+        preparation: what is to be done with events before they are encoded.
+        share: what all readers of the session in this dialect have in common who are given the same bytes from the
+            same place on; None: nobody is given the same.
         resets: do not end properly before the encoder is over, see ``Follow``.
         dialect: what it is called in the inspector.
         pace: shared with others, so that all who are behind do not hold the loop together.
@@ -234,10 +258,11 @@ class Pump:
     Attributes:
         number: which stream of the application this is, from 1; 0 until it is counted in.
         opened_at: when it was counted in, seconds since the epoch.
-        cursor: the offset up to which everything has been handed to the server's transport. What the reader has of it
-            only the reader knows: the transport and the kernel hold some 50 KB at most.
         bytes: of body handed over.
+        crowd: in which it is while it is at the head.
     """
+
+    line: Line
 
     def __init__(
         self,
@@ -246,7 +271,8 @@ class Pump:
         encoder: Encoder,
         *,
         first: bytes = b"",
-        ready: Callable[[Sequence[Event]], Awaitable[None]] | None = None,
+        preparation: Preparation | None = None,
+        share: Hashable = None,
         resets: bool = False,
         dialect: str = "",
         pace: Pace | None = None,
@@ -255,18 +281,25 @@ class Pump:
         self.dialect = dialect
         self.number = 0
         self.opened_at = 0.0
-        self.cursor = subscription.after
         self.bytes = 0
+        self.crowd: Crowd | None = None
         self._subscription = subscription
         self._encoder = encoder
         self._first = first
-        self._ready = ready
+        self._preparation = preparation
+        self._key: Hashable = self if share is None else (session, dialect, share)
         self._resets = resets
         self._pace = pace
         self._sending_since = 0.0
         self._sent_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self._aborted = False
+
+    @property
+    def cursor(self) -> Offset:
+        """The offset up to which everything has been handed to the server's transport. What the reader has of it only
+        the reader knows: the transport and the kernel hold some 50 KB at most."""
+        return self._subscription.after if self.crowd is None else self.crowd.cursor
 
     @property
     def waiting(self) -> float:
@@ -280,12 +313,19 @@ class Pump:
     def end(self) -> None:
         """Finish after what is in the log now."""
         self._subscription.stop()
+        if self.crowd is not None:
+            self.crowd.part(self)
 
     def abort(self) -> None:
         """Finish now, in the middle of a write if need be."""
         self._aborted = True
         if self._task is not None:
             self._task.cancel()
+        elif self.crowd is not None:
+            self.crowd.remove(self)
+            self._hang_up(self.line.abort)
+
+    # As the answer of a request's task --------------------------------------------------------------------------------
 
     async def run(self, sink: Sink, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Write the stream: head and first frame at once, then the log as it grows."""
@@ -294,7 +334,7 @@ class Pump:
             watcher = asyncio.create_task(self._watch(sink))
             try:
                 await sink.start(headers)
-                await self._write(sink, self._first)
+                await self._write(sink.write, self._first)
                 await self._pump(sink)
                 if self._encoder.over or not self._resets:
                     await sink.finish()
@@ -314,51 +354,126 @@ class Pump:
 
     async def _pump(self, sink: Sink) -> None:
         subscription, encoder = self._subscription, self._encoder
-        encode = encoder.encode
-        while True:
-            events = await subscription.next()
+        while not encoder.over:
+            events = await subscription.wait()
             if events:
-                if len(events) >= BEHIND:
-                    await self._keep_pace()
-                if self._ready is not None:
-                    await self._ready(events)
-                chunk: list[bytes] = []
-                size = 0
-                for event in events:
-                    frame = encode(event)
-                    if frame:
-                        chunk.append(frame)
-                        size += len(frame)
-                        if size >= WRITE_BYTES:
-                            await self._keep_pace()
-                            await self._write(sink, b"".join(chunk))
-                            chunk, size = [], 0
-                            self.cursor = event.offset
-                if chunk:
-                    await self._write(sink, b"".join(chunk))
-                self.cursor = subscription.after
-                if encoder.over:
-                    return
-                # What has no name in the reader's dialect is silence to it, and to the proxies on the way.
-                if time.monotonic() - self._sent_at >= subscription.heartbeat:
-                    await self._write(sink, encoder.heartbeat(subscription.after))
+                await self._deliver(events, sink.write)
             elif subscription.stopped:
                 return
             else:
-                await self._write(sink, encoder.heartbeat(subscription.after))
+                await self._write(sink.write, encoder.heartbeat(subscription.after))
+
+    async def _watch(self, sink: Sink) -> None:
+        await sink.gone()
+        self.abort()
+
+    # On a line --------------------------------------------------------------------------------------------------------
+
+    def follow(self, line: Line, crowds: Crowds, over: Callable[[], None]) -> None:
+        """Write the stream, whose head is out, to ``line``; ``over`` is called when it has ended."""
+        self.line = line
+        self._crowds = crowds
+        self._over = over
+        if not line.take(self.abort):
+            over()
+            return
+        if self._first:
+            line.put(line.frame(self._first))
+            self.bytes += len(self._first)
+        self._sent_at = time.monotonic()
+        if self._subscription.peek() != [] or not self._join():
+            self.go_alone(self._subscription.after, None)
+
+    def go_alone(self, cursor: Offset, encoder: Encoder | None) -> None:
+        """See ``Member``."""
+        self._subscription.after = cursor
+        self._encoder = encoder or self._encoder
+        self._task = asyncio.create_task(self._catch_up(), name="legato-reader")
+
+    def finish(self) -> None:
+        """See ``Member``."""
+        self._hang_up(lambda: self.line.end(proper=True))
+
+    def fail(self, exc: Exception) -> None:
+        """See ``Member``."""
+        if isinstance(exc, StoreError):
+            logger.error("session %s cannot be read: %s", self.session, exc)
+        elif not isinstance(exc, SessionNotFound):  # deleted between two reads
+            logger.error("session %s: a stream failed", self.session, exc_info=exc)
+        self._hang_up(lambda: self.line.end(proper=False))
+
+    def _hang_up(self, end: Callable[[], None]) -> None:
+        end()
+        self._over()
+
+    def _join(self) -> bool:
+        return not self._subscription.stopped and self._crowds.join(
+            self._key, self, self._subscription, self._encoder, self._preparation
+        )
+
+    async def _catch_up(self) -> None:
+        """Read for this reader until it is at the head, or its stream has ended."""
+        subscription = self._subscription
+        try:
+            while not self._encoder.over:
+                events = await subscription.look()
+                if events:
+                    await self._deliver(events, self.line.write)
+                elif subscription.stopped:
+                    break
+                else:
+                    self._task = None  # a crowd may send us away again at once
+                    if self._join():
+                        return
+                    self._task = asyncio.current_task()
+        except asyncio.CancelledError:
+            self._task = None
+            self._hang_up(self.line.abort)
+            if not self._aborted:
+                raise
+        except Exception as exc:
+            self._task = None
+            self.fail(exc)
+        else:
+            self._task = None
+            self._hang_up(lambda: self.line.end(proper=self._encoder.over or not self._resets))
+
+    # Both -------------------------------------------------------------------------------------------------------------
+
+    async def _deliver(self, events: Sequence[Event], write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Write some events, and move the cursor with what has been handed over."""
+        subscription, encode = self._subscription, self._encoder.encode
+        if len(events) >= BEHIND:
+            await self._keep_pace()
+        if self._preparation is not None:
+            await self._preparation.ready(events)
+        chunk: list[bytes] = []
+        size = 0
+        for event in events:
+            frame = encode(event)
+            if frame:
+                chunk.append(frame)
+                size += len(frame)
+                if size >= WRITE_BYTES:
+                    await self._keep_pace()
+                    await self._write(write, b"".join(chunk))
+                    chunk, size = [], 0
+                    subscription.after = event.offset
+        if chunk:
+            await self._write(write, b"".join(chunk))
+        subscription.after = events[-1].offset
+        # What has no name in the reader's dialect is silence to it, and to the proxies on the way.
+        if not self._encoder.over and time.monotonic() - self._sent_at >= subscription.heartbeat:
+            await self._write(write, self._encoder.heartbeat(subscription.after))
 
     async def _keep_pace(self) -> None:
         # Reads from memory and writes to an empty buffer wait for nothing, so nobody else would have a turn.
         if self._pace is not None:
             await self._pace.keep()
 
-    async def _write(self, sink: Sink, body: bytes) -> None:
-        self._sending_since = time.monotonic()
-        await sink.write(body)
+    async def _write(self, write: Callable[[bytes], Awaitable[None]], body: bytes) -> None:
+        self._sending_since = now = time.monotonic()
+        await write(body)
         self._sending_since = 0.0
-        self._sent_at = time.monotonic()
+        self._sent_at = now
         self.bytes += len(body)
-
-    async def _watch(self, sink: Sink) -> None:
-        await sink.gone()
-        self.abort()

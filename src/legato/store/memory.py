@@ -113,6 +113,10 @@ class MemoryStore:
 
     async def read(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
         """See ``Store.read``."""
+        return self.peek(session, after, limit=limit, deltas=deltas)
+
+    def peek(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
+        """As ``read``: everything is at hand."""
         log = self._logs.get(session)
         if log is None:
             return []

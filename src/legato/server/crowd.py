@@ -1,0 +1,307 @@
+"""A crowd: the readers of one log, in one form, who stand at its head. They share one bell, one read, one encoding and
+one chunk, which is written to each one's line.
+
+A crowd is a cursor that many readers have in common. Who is behind, or whose line is full, has a cursor of their own
+and reads for themselves until they are at the head again. Live, replay and slow still differ in one integer.
+
+No task stands behind it: the bell calls, and what came is read, encoded and written at once. Only where something has
+to be waited for (the disk, a fold that another reader holds) a task does that first.
+
+The one rule is that of ``Subscription.next``: a ring that comes while the log is being read leads to another look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
+
+from ..dialect.fold import Encoder
+from ..event import Event, Offset
+from ..log import Subscription
+
+WRITE_BYTES = 16_384
+"""A backlog goes out in writes of about this size: one reader's replay does not hold the loop, and a reader that has
+stopped reading holds no more than this in memory (benchmarks/stalled.py)."""
+
+
+class Line(Protocol):
+    """A reader's connection, to which bytes can be handed without waiting.
+
+    Attributes:
+        full: the reader takes less than it is sent; what is written now would wait in memory.
+        framing: lines of the same framing make the same of the same body.
+    """
+
+    full: bool
+    framing: object
+
+    def take(self, lost: Callable[[], None]) -> bool:
+        """Begin to write here instead of by ASGI; ``lost`` is called if the reader leaves. False: it has left."""
+        ...
+
+    def frame(self, body: bytes) -> bytes:
+        """``body`` as it is sent on this line."""
+        ...
+
+    def put(self, framed: bytes) -> None:
+        """Hand bytes over at once, whether or not the line is full."""
+        ...
+
+    async def write(self, body: bytes) -> None:
+        """Hand over ``body`` when the line is not full."""
+        ...
+
+    def end(self, *, proper: bool) -> None:
+        """End the stream; if not properly, the reader sees that it was cut off. What was put before still goes out."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection, with what waits in it."""
+        ...
+
+
+class Member(Protocol):
+    """One reader, as a crowd knows it.
+
+    Attributes:
+        line: its connection.
+        crowd: in which it is, or is about to be; set by the crowd.
+        bytes: of body handed over.
+    """
+
+    line: Line
+    crowd: Crowd | None
+    bytes: int
+
+    def go_alone(self, cursor: Offset, encoder: Encoder | None) -> None:
+        """Read for yourself from now on, from ``cursor``; with your own encoder, if there is none."""
+        ...
+
+    def finish(self) -> None:
+        """Nothing can follow."""
+        ...
+
+    def fail(self, exc: Exception) -> None:
+        """The log cannot be read, or not be understood."""
+        ...
+
+
+class Preparation(Protocol):
+    """What is to be done with events before they can be encoded."""
+
+    async def ready(self, events: Sequence[Event]) -> None:
+        """Do it."""
+        ...
+
+    def ready_now(self, events: Sequence[Event]) -> bool:
+        """Do it if it takes no waiting; whether it is done."""
+        ...
+
+
+class Crowd:
+    """Readers at the head of a log.
+
+    Args:
+        subscription: where they stand; the crowd's own from now on.
+        encoder: of one of them; what it makes is for all.
+        preparation: before events are encoded.
+        closed: called when nobody is left.
+    """
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        encoder: Encoder,
+        preparation: Preparation | None,
+        closed: Callable[[], object],
+    ) -> None:
+        self._members: dict[Member, None] = {}
+        self._newcomers: dict[Member, Offset] = {}  # who came while something is waited for
+        self._subscription = subscription
+        self._encoder = encoder
+        self._preparation = preparation
+        self._closed = closed
+        self._open = True
+        self._loop = asyncio.get_running_loop()
+        self._due = False
+        self._waiting: asyncio.Task[None] | None = None
+        self._sent_at = self._loop.time()
+        self._timer = self._loop.call_later(subscription.heartbeat, self._look_for_silence)
+        subscription.hang(self)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def cursor(self) -> Offset:
+        """The offset up to which everything has been handed over."""
+        return self._subscription.after
+
+    def join(self, member: Member, cursor: Offset) -> bool:
+        """Take in a reader who has been given everything up to ``cursor``; False: there is more to be read."""
+        if self._due:
+            self.go()
+        if self._waiting is not None:
+            self._newcomers[member] = cursor
+        elif cursor == self.cursor and self._open:
+            self._members[member] = None
+        else:
+            return False
+        member.crowd = self
+        return True
+
+    def remove(self, member: Member) -> None:
+        """Let a reader go. Idempotent."""
+        self._members.pop(member, None)
+        self._newcomers.pop(member, None)
+        member.crowd = None
+        self._close_if_empty()
+
+    def part(self, member: Member) -> None:
+        """Let a reader go who goes on alone. Between two rounds of encoding, whose state it takes along."""
+        cursor = self._newcomers.get(member)
+        self.remove(member)
+        if cursor is None:
+            member.go_alone(self.cursor, copy.copy(self._encoder))
+        else:
+            member.go_alone(cursor, None)
+
+    def _close_if_empty(self) -> None:
+        if self._open and not self._members and not self._newcomers and self._waiting is None:
+            self._open = False
+            self._subscription.take(self)
+            self._timer.cancel()
+            self._closed()
+
+    def ring(self) -> None:
+        """See ``Listener``."""
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self.go)
+
+    def go(self) -> None:
+        """Give everybody what has come."""
+        if self._waiting is not None:
+            return  # it looks again when that is over, since ``_due`` stays
+        self._due = False
+        try:
+            while self._members:
+                events = self._subscription.peek()
+                if events is None or (
+                    events and self._preparation is not None and not self._preparation.ready_now(events)
+                ):
+                    self._waiting = self._loop.create_task(self._wait(), name="legato-crowd")
+                    return
+                if not events:
+                    return
+                self._give(events)
+        except Exception as exc:
+            self._fail(exc)
+
+    async def _wait(self) -> None:
+        """Go once, with what takes waiting."""
+        try:
+            events = await self._subscription.look()
+            if events:
+                if self._preparation is not None:
+                    await self._preparation.ready(events)
+                self._give(events)
+        except Exception as exc:
+            self._fail(exc)
+            events = []
+        self._waiting = None
+        if events or self._due:
+            self.go()
+        newcomers, self._newcomers = self._newcomers, {}
+        for member, cursor in newcomers.items():
+            if not self.join(member, cursor):
+                member.crowd = None
+                member.go_alone(cursor, None)
+        self._close_if_empty()
+
+    def _fail(self, exc: Exception) -> None:
+        for member in list(self._members):
+            self.remove(member)
+            member.fail(exc)
+
+    def _give(self, events: Sequence[Event]) -> None:
+        chunk: list[bytes] = []
+        size = 0
+        self._part_from_the_slow()
+        for event in events:
+            frame = self._encoder.encode(event)
+            if frame:
+                chunk.append(frame)
+                size += len(frame)
+                if size >= WRITE_BYTES:
+                    self._write(b"".join(chunk))
+                    self._subscription.after = event.offset
+                    self._part_from_the_slow()
+                    chunk, size = [], 0
+        if chunk:
+            self._write(chunk[0] if len(chunk) == 1 else b"".join(chunk))
+        self._subscription.after = events[-1].offset
+        if self._encoder.over:
+            for member in list(self._members):
+                self.remove(member)
+                member.finish()
+
+    def _part_from_the_slow(self) -> None:
+        # Before anything is encoded: whoever goes alone takes the encoder along as it is now.
+        for member in [member for member in self._members if member.line.full]:
+            self.part(member)
+
+    def _write(self, body: bytes) -> None:
+        framed: dict[object, bytes] = {}
+        size = len(body)
+        for member in self._members:
+            line = member.line
+            made = framed.get(line.framing)
+            if made is None:
+                made = framed[line.framing] = line.frame(body)
+            line.put(made)
+            member.bytes += size
+        self._sent_at = self._loop.time()
+
+    def _look_for_silence(self) -> None:
+        rest = self._sent_at + self._subscription.heartbeat - self._loop.time()
+        if rest <= 0:
+            rest = self._subscription.heartbeat
+            self._part_from_the_slow()
+            self._write(self._encoder.heartbeat(self.cursor))
+            self.ring()  # a heartbeat repairs what a lost ring may have missed
+        if self._open:
+            self._timer = self._loop.call_later(rest, self._look_for_silence)
+
+
+class Crowds:
+    """All crowds of an application, by what their readers have in common."""
+
+    def __init__(self) -> None:
+        self._crowds: dict[Hashable, Crowd] = {}
+
+    def __len__(self) -> int:
+        return len(self._crowds)
+
+    def join(
+        self, key: Hashable, member: Member, subscription: Subscription, encoder: Encoder,
+        preparation: Preparation | None,
+    ) -> bool:  # fmt: skip
+        """Take in a reader who found nothing more to read; False: there is more by now.
+
+        Args:
+            key: readers of one key are given the same bytes from the same place on.
+            member: the reader.
+            subscription, encoder, preparation: the reader's; where it is the first, a copy of them is the crowd's.
+        """
+        crowd = self._crowds.get(key)
+        if crowd is not None:
+            return crowd.join(member, subscription.after)
+        crowd = self._crowds[key] = Crowd(
+            copy.copy(subscription), copy.copy(encoder), preparation, lambda: self._crowds.pop(key)
+        )
+        crowd.join(member, subscription.after)
+        crowd.go()  # its bell was not hung up yet when the reader looked
+        return True
