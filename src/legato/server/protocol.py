@@ -19,6 +19,9 @@ WRITE_BUFFER = 16_384
 HEAD_BYTES = 65_536
 """Bytes that the head of a request may have; uvicorn keeps all that comes until the head is over."""
 
+NOBODY = asyncio.Event()
+"""What nobody waits for."""
+
 
 class HTTPLine:
     """The body of one response, written past the request's task; see ``Line``.
@@ -49,6 +52,10 @@ class HTTPLine:
         self._lost = lost
         self.full = protocol.flow.write_paused
         protocol.line = self
+        # What only the request needed would be a third of what a reader who waits costs.
+        cycle.scope = None  # type: ignore[assignment]
+        cycle.message_event = NOBODY
+        protocol.forget(cycle)
         return True
 
     def frame(self, body: bytes) -> bytes:
@@ -146,6 +153,11 @@ class HTTPProtocol(HttpToolsProtocol):
         """The head of a request is there."""
         self._in_head = False
         super().on_headers_complete()
+
+    def forget(self, cycle: RequestResponseCycle) -> None:
+        """Let go of the head of this request, unless the next one is here already."""
+        if self.cycle is cycle and not self._in_head:
+            self.scope, self.headers = None, []  # type: ignore[assignment]
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle

@@ -27,6 +27,11 @@ SEND_BUFFER = 32_768
 """Bytes that the kernel may hold for a reader that has stopped reading; by itself it would take some 4 MB for each."""
 
 
+GC_THRESHOLD = (20_000, 20, 20)
+"""How much has to be made before Python looks for circles of garbage: there are next to none, and by default (700, 10,
+10) looking takes 6 to 10 % of the time."""
+
+
 class AddressTaken(LegatoError):
     """The port cannot be listened on."""
 
@@ -70,6 +75,7 @@ class _Server(uvicorn.Server):
             # What is there now stays: looking at it again in each full collection would hold the loop for 20 ms.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*GC_THRESHOLD)
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
