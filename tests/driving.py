@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from msgspec import UNSET
 
 from legato.server.app import Legato
@@ -16,6 +17,12 @@ from legato.testing import ASGIResponse, ASGIStream, Driver
 
 OWN_FRAMES = ("connected", "heartbeat")
 """Frames that are not in the log: they carry the reader's own cursor."""
+
+
+@pytest.fixture(params=["asgi", "line"], autouse=True)
+def lines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of a module that imports this once as under any ASGI server, and once as under our own."""
+    monkeypatch.setattr(Driver, "lines", request.param == "line")
 
 
 async def echo(turn: Any) -> AsyncIterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from asking import Listener, ask, items
-from driving import Chat, chatting
+from driving import Chat, chatting, lines  # noqa: F401  # each test once under each server
 from held_store import HeldStore, anything, having, quiet
 from legato.execution import Limits
 from legato.store.sqlite import SQLiteStore

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from driving import Chat, Gate, data, decoded, ends, logged
+from driving import Chat, Gate, data, decoded, ends, lines, logged  # noqa: F401  # each test once under each server
 from legato.agent import Turn
 from legato.errors import AgentError
 from legato.event import EVENTS

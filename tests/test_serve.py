@@ -7,7 +7,7 @@ import contextlib
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,41 @@ async def test_a_reader_that_leaves_behind_another_request_has_left(tmp_path: Pa
                 assert sock.recv(100).startswith(b"HTTP/1.1 200")
             while (await client.head(target)).status_code == 429:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+async def test_a_connection_goes_on_after_a_stream_that_has_ended(tmp_path: Path) -> None:
+    """With what was asked behind it, and what is asked later; unless it is to be closed."""
+    file = tmp_path / "one.py"
+    file.write_text(ONE_STREAM)
+    body = json.dumps({"model": "agent", "input": "hi", "stream": True})
+    head = f"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    other = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with running("legato", "serve", str(file), "--port", "0") as server:
+        for asked, answers in ((f"{head}\r\n{body}{other}", 2), (f"{head}\r\n{body}", 1)):
+            with connected(server) as sock:
+                sock.sendall(asked.encode())
+                got = until(sock, lambda got, answers=answers: got.count(b"HTTP/1.1 200") == answers and ended(got))  # type: ignore[misc]
+                assert got.index(b"data: [DONE]") < got.index(b"\r\n0\r\n\r\n")
+                sock.sendall(other.encode())
+                got = until(sock, lambda got: b'"status"' in got)
+                assert got.startswith(b"HTTP/1.1 200")
+        with connected(server) as sock:
+            sock.sendall(f"{head}Connection: close\r\n\r\n{body}".encode())
+            assert until(sock, lambda got: False).endswith(b"\r\n0\r\n\r\n")
+
+
+def ended(got: bytes) -> bool:
+    """Whether the stream has its end, and what comes behind it is whole."""
+    _, end, behind = got.partition(b"\r\n0\r\n\r\n")
+    return bool(end) and (not behind or behind.endswith(b"}"))
+
+
+def until(sock: socket.socket, enough: Callable[[bytes], bool]) -> bytes:
+    """What comes until it is enough, or all of it."""
+    got = b""
+    while not enough(got) and (more := sock.recv(65_536)):
+        got += more
+    return got
 
 
 def connected(server: Server) -> socket.socket:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json as jsonlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -54,7 +54,13 @@ class Driver:
         app: the application.
         headers: sent with every request; those of a request win.
         lifespan: whether entering starts the application and leaving stops it.
+
+    Attributes:
+        lines: whether to offer what ``legato serve`` offers beside ASGI: streams are then written without the
+            request's task. By default as under any other ASGI server.
     """
+
+    lines = False
 
     def __init__(self, app: ASGIApp, *, headers: Mapping[str, str] | None = None, lifespan: bool = True) -> None:
         self._app = app
@@ -133,7 +139,10 @@ class Driver:
             "server": ("localhost", 80),
             "state": self._lifespan.state.copy() if self._lifespan is not None else {},
         }
-        return ASGIStream(self._app, scope, [body] if isinstance(body, bytes) else list(body), cut_after, buffer)
+        stream = ASGIStream(self._app, scope, [body] if isinstance(body, bytes) else list(body), cut_after, buffer)
+        if self.lines:
+            scope["extensions"] = {"legato.line": _DriverLine(stream)}
+        return stream
 
 
 class ASGIStream:
@@ -161,6 +170,7 @@ class ASGIStream:
         self._changed = asyncio.Event()  # for the reader: bytes, the head, or the end have come
         self._room = asyncio.Event()  # for the application: bytes have been taken, or the reader has gone
         self._gone = asyncio.Event()
+        self._line: _DriverLine | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -219,11 +229,15 @@ class ASGIStream:
             self._gone.set()
             self._room.set()
             self._changed.set()
+            if self._line is not None:
+                self._line.lost()
 
     async def finished(self) -> None:
-        """Wait until the application has returned, whatever it raised."""
+        """Wait until the application has returned, whatever it raised, and has let go of the line."""
         if self._task is not None:
             await asyncio.wait([self._task])
+        if self._line is not None:
+            await self._line.over.wait()
 
     async def _wait(self) -> None:
         self._changed.clear()
@@ -237,8 +251,9 @@ class ASGIStream:
                 raise
             self.error = exc
         finally:
-            self._ended = True
-            self._changed.set()
+            if self._line is None:
+                self._ended = True
+                self._changed.set()
 
     async def _receive(self) -> ASGIMessage:
         if self._request:
@@ -258,9 +273,64 @@ class ASGIStream:
                 self._wire += message.get("body", b"")
             self._ended = not message.get("more_body", False)
         self._changed.set()
+        await self._drained()
+
+    async def _drained(self) -> None:
         while len(self._wire) > self._buffer and not self._gone.is_set():
             self._room.clear()
             await self._room.wait()
+
+
+class _DriverLine:
+    """What our own server has beside ASGI, see ``legato.server.crowd.Line``."""
+
+    framing = None
+
+    def __init__(self, stream: ASGIStream) -> None:
+        self.send = stream._send
+        self.over = asyncio.Event()
+        self._stream = stream
+        self._lost: Callable[[], None] | None = None
+
+    @property
+    def full(self) -> bool:
+        return len(self._stream._wire) > self._stream._buffer
+
+    def take(self, lost: Callable[[], None]) -> bool:
+        if self._stream._gone.is_set():
+            return False
+        self._lost = lost
+        self._stream._line = self
+        return True
+
+    def frame(self, body: bytes) -> bytes:
+        return body
+
+    def put(self, framed: bytes) -> None:
+        if not self._stream._gone.is_set():
+            self._stream._wire += framed
+        self._stream._changed.set()
+
+    async def write(self, body: bytes) -> None:
+        await self._stream._drained()
+        self.put(body)
+
+    def end(self, *, proper: bool) -> None:
+        self._close()
+
+    def abort(self) -> None:
+        self._close()
+
+    def lost(self) -> None:
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            lost()
+
+    def _close(self) -> None:
+        self._lost = None
+        self._stream._ended = True
+        self._stream._changed.set()
+        self.over.set()
 
 
 def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

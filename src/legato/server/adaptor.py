@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import Draining, LegatoError, StoreError
+from .crowd import Line
 from .life import Life
 from .operation import RETRY_AFTER, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
 from .reply import Body, Follow
@@ -158,7 +159,7 @@ class Adaptor:
             if scope["method"] == "HEAD":
                 await sink.start(head)
                 await sink.finish()
-            elif (line := scope.get("extensions", {}).get(LINE)) is not None:
+            elif (line := _line(scope)) is not None:
                 await sink.start(head)
                 assert request is not None
                 life.streams.follow(pump, line, request.hand_over())
@@ -218,6 +219,12 @@ def respond_error(error: LegatoError) -> Response:
     body = refuse(error)
     after = {"retry-after": RETRY_AFTER[error.status]} if error.status in RETRY_AFTER else {}
     return respond(msgspec.structs.replace(body, headers={**body.headers, **after}))
+
+
+def _line(scope: Scope) -> Line | None:
+    """The line to the reader, if the server has one and nobody between it and the application wants to see the body."""
+    line: Line | None = (scope.get("extensions") or {}).get(LINE)
+    return None if line is None or line.send != scope.get(SEND_BODY) else line
 
 
 def _segments(path: str) -> list[str]:

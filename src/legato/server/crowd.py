@@ -17,6 +17,8 @@ import copy
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
+from starlette.types import Send
+
 from ..dialect.fold import Encoder
 from ..event import Event, Offset
 from ..log import Subscription
@@ -30,12 +32,20 @@ class Line(Protocol):
     """A reader's connection, to which bytes can be handed without waiting.
 
     Attributes:
-        full: the reader takes less than it is sent; what is written now would wait in memory.
-        framing: lines of the same framing make the same of the same body.
+        send: of the ASGI request whose answer goes over it; what wraps that must be asked, and a line is not for it.
     """
 
-    full: bool
-    framing: object
+    send: Send
+
+    @property
+    def full(self) -> bool:
+        """Whether the reader takes less than it is sent; what is written now would wait in memory."""
+        ...
+
+    @property
+    def framing(self) -> object:
+        """What lines have in common that make the same of the same body."""
+        ...
 
     def take(self, lost: Callable[[], None]) -> bool:
         """Begin to write here instead of by ASGI; ``lost`` is called if the reader leaves. False: it has left."""
@@ -66,14 +76,17 @@ class Member(Protocol):
     """One reader, as a crowd knows it.
 
     Attributes:
-        line: its connection.
         crowd: in which it is, or is about to be; set by the crowd.
         bytes: of body handed over.
     """
 
-    line: Line
     crowd: Crowd | None
     bytes: int
+
+    @property
+    def line(self) -> Line:
+        """Its connection."""
+        ...
 
     def go_alone(self, cursor: Offset, encoder: Encoder | None) -> None:
         """Read for yourself from now on, from ``cursor``; with your own encoder, if there is none."""
@@ -117,7 +130,7 @@ class Crowd:
         preparation: Preparation | None,
         closed: Callable[[], object],
     ) -> None:
-        self._members: dict[Member, None] = {}
+        self._members: dict[Member, Line] = {}
         self._newcomers: dict[Member, Offset] = {}  # who came while something is waited for
         self._subscription = subscription
         self._encoder = encoder
@@ -146,7 +159,7 @@ class Crowd:
         if self._waiting is not None:
             self._newcomers[member] = cursor
         elif cursor == self.cursor and self._open:
-            self._members[member] = None
+            self._members[member] = member.line
         else:
             return False
         member.crowd = self
@@ -250,14 +263,13 @@ class Crowd:
 
     def _part_from_the_slow(self) -> None:
         # Before anything is encoded: whoever goes alone takes the encoder along as it is now.
-        for member in [member for member in self._members if member.line.full]:
+        for member in [member for member, line in self._members.items() if line.full]:
             self.part(member)
 
     def _write(self, body: bytes) -> None:
         framed: dict[object, bytes] = {}
         size = len(body)
-        for member in self._members:
-            line = member.line
+        for member, line in self._members.items():
             made = framed.get(line.framing)
             if made is None:
                 made = framed[line.framing] = line.frame(body)

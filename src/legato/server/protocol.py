@@ -31,11 +31,12 @@ class HTTPLine:
         cycle: the request and its response.
     """
 
-    __slots__ = ("_cycle", "_lost", "_on_response", "_protocol", "framing", "full", "put")
+    __slots__ = ("_cycle", "_lost", "_on_response", "_protocol", "framing", "full", "put", "send")
 
     def __init__(self, protocol: HTTPProtocol, cycle: RequestResponseCycle) -> None:
         self.full = False
         self.framing: object = None
+        self.send: Any = cycle.send
         self.put: Callable[[bytes], None] = protocol.transport.write
         self._protocol = protocol
         self._cycle = cycle
@@ -52,6 +53,7 @@ class HTTPLine:
         self._lost = lost
         self.full = protocol.flow.write_paused
         protocol.line = self
+        protocol.flow.resume_reading()  # else nobody hears that the reader leaves, if another request waits behind
         # What only the request needed would be a third of what a reader who waits costs.
         cycle.scope = None  # type: ignore[assignment]
         cycle.message_event = NOBODY

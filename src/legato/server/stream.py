@@ -13,6 +13,7 @@ it is behind, a task reads for it. Under any other ASGI server the request's tas
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import time
@@ -262,8 +263,6 @@ class Pump:
         crowd: in which it is while it is at the head.
     """
 
-    line: Line
-
     def __init__(
         self,
         subscription: Subscription,
@@ -293,7 +292,14 @@ class Pump:
         self._sending_since = 0.0
         self._sent_at = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._line: Line | None = None
         self._aborted = False
+
+    @property
+    def line(self) -> Line:
+        """See ``Member``."""
+        assert self._line is not None
+        return self._line
 
     @property
     def cursor(self) -> Offset:
@@ -321,9 +327,10 @@ class Pump:
         self._aborted = True
         if self._task is not None:
             self._task.cancel()
-        elif self.crowd is not None:
+        if self.crowd is not None:
             self.crowd.remove(self)
-            self._hang_up(self.line.abort)
+        if self._line is not None:
+            self._hang_up(self._line.abort)
 
     # As the answer of a request's task --------------------------------------------------------------------------------
 
@@ -371,12 +378,12 @@ class Pump:
 
     def follow(self, line: Line, crowds: Crowds, over: Callable[[], None]) -> None:
         """Write the stream, whose head is out, to ``line``; ``over`` is called when it has ended."""
-        self.line = line
-        self._crowds = crowds
-        self._over = over
         if not line.take(self.abort):
             over()
             return
+        self._line = line
+        self._crowds = crowds
+        self._over = over
         if self._first:
             line.put(line.frame(self._first))
             self.bytes += len(self._first)
@@ -392,7 +399,7 @@ class Pump:
 
     def finish(self) -> None:
         """See ``Member``."""
-        self._hang_up(lambda: self.line.end(proper=True))
+        self._hang_up(functools.partial(self.line.end, proper=True))
 
     def fail(self, exc: Exception) -> None:
         """See ``Member``."""
@@ -400,7 +407,7 @@ class Pump:
             logger.error("session %s cannot be read: %s", self.session, exc)
         elif not isinstance(exc, SessionNotFound):  # deleted between two reads
             logger.error("session %s: a stream failed", self.session, exc_info=exc)
-        self._hang_up(lambda: self.line.end(proper=False))
+        self._hang_up(functools.partial(self.line.end, proper=False))
 
     def _hang_up(self, end: Callable[[], None]) -> None:
         end()
@@ -427,16 +434,15 @@ class Pump:
                         return
                     self._task = asyncio.current_task()
         except asyncio.CancelledError:
-            self._task = None
-            self._hang_up(self.line.abort)
             if not self._aborted:
+                self._hang_up(self.line.abort)
                 raise
         except Exception as exc:
             self._task = None
             self.fail(exc)
         else:
             self._task = None
-            self._hang_up(lambda: self.line.end(proper=self._encoder.over or not self._resets))
+            self._hang_up(functools.partial(self.line.end, proper=self._encoder.over or not self._resets))
 
     # Both -------------------------------------------------------------------------------------------------------------
 
