@@ -188,6 +188,7 @@ class Adaptor:
             resets=reply.resets,
             dialect=reply.name,
             pace=request.life.pace,
+            pages=request.life.pages if reply.joins else None,
         )
         return pump, [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
 

@@ -12,6 +12,7 @@ from starlette.types import Scope
 from ..agent import Agent
 from ..caller import NOBODY, Caller, May, may_on_open_server
 from ..dialect.fold import Encoder
+from ..dialect.joined import JoinedPages
 from ..event import Offset
 from ..execution import Limits
 from ..log import Store
@@ -67,6 +68,7 @@ class Life:
         streams: the open streams.
         pace: of requests and of readers who are behind.
         memory: of the runs that are read.
+        pages: of deltas that were joined of late.
         began_at: seconds since the epoch.
         over: the store is being closed; nothing can be asked of it any more.
     """
@@ -79,6 +81,7 @@ class Life:
         self.streams = Streams(total=settings.max_streams, per_session=settings.max_streams_per_session)
         self.pace = Pace()
         self.memory = Memory(store, self.pace)
+        self.pages = JoinedPages()
         self.began_at = time.time()
         self.over = False
         self._kept: dict[type, object] = {}

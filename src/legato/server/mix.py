@@ -100,7 +100,8 @@ async def stream(request: Request) -> Follow:
     after, exact = mix.position(opening, info)
     first = mix.connected(opening.session, after, exact=exact, info=info, retry=come_back())
     encoder = MixEncoder(opening.session, profile)
-    return Follow(opening.session, after, encoder, f"mix/{profile.name}", first, exact, share=profile.name)
+    name = f"mix/{profile.name}"
+    return Follow(opening.session, after, encoder, name, first, exact, share=profile.name, joins=True)
 
 
 # Sessions -------------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ class Follow(msgspec.Struct, frozen=True):
         preparation: what is to be done with events before they are encoded.
         share: what all readers of the session in this dialect have in common who are given the same bytes from the
             same place on, so that one read and one encoding serve them all; None: nobody is given the same.
+        joins: a delta that says what several said may stand for them, for a reader who is far behind.
     """
 
     session: str
@@ -53,6 +54,7 @@ class Follow(msgspec.Struct, frozen=True):
     resets: bool = False
     preparation: Preparation | None = None
     share: Hashable = None
+    joins: bool = False
 
 
 Reply = Body | Follow

@@ -23,6 +23,7 @@ from typing import Protocol
 from starlette.types import Receive, Send
 
 from ..dialect.fold import Encoder
+from ..dialect.joined import JoinedPages
 from ..errors import SessionNotFound, StoreError, TooMany
 from ..event import Event, Offset
 from ..log import Subscription
@@ -255,6 +256,7 @@ class Pump:
         resets: do not end properly before the encoder is over, see ``Follow``.
         dialect: what it is called in the inspector.
         pace: shared with others, so that all who are behind do not hold the loop together.
+        pages: joins deltas while the reader is far behind, where its dialect allows it.
 
     Attributes:
         number: which stream of the application this is, from 1; 0 until it is counted in.
@@ -275,6 +277,7 @@ class Pump:
         resets: bool = False,
         dialect: str = "",
         pace: Pace | None = None,
+        pages: JoinedPages | None = None,
     ) -> None:
         self.session = session
         self.dialect = dialect
@@ -289,6 +292,7 @@ class Pump:
         self._key: Hashable = self if share is None else (session, dialect, share)
         self._resets = resets
         self._pace = pace
+        self._pages = pages
         self._sending_since = 0.0
         self._sent_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -451,6 +455,8 @@ class Pump:
         subscription, encode = self._subscription, self._encoder.encode
         if len(events) >= BEHIND:
             await self._keep_pace()
+            if self._pages is not None:
+                events = self._pages.of(self.session, events)
         if self._preparation is not None:
             await self._preparation.ready(events)
         chunk: list[bytes] = []

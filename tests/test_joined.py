@@ -1,0 +1,135 @@
+"""Deltas joined for readers who are far behind: the same text, cut and resumed anywhere, in fewer frames."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from driving import Chat, chatting, decoded, lines, logged  # noqa: F401  # each test once under each server
+from legato.dialect import joined as module
+from legato.dialect.joined import JOINED_CHARACTERS, JoinedPages, joined
+from legato.event import CallStarted, Event, Fact, RefusalDelta, TextDelta, ThinkingDelta
+from legato.server.stream import BEHIND
+
+PIECES = (TextDelta, ThinkingDelta, RefusalDelta)
+
+
+def page(*said: tuple[str, Fact]) -> list[Event]:
+    return [Event(fact, offset, float(offset), run) for offset, (run, fact) in enumerate(said, 1)]
+
+
+def text_of(events: list[Event]) -> dict[object, str]:
+    """Every part's text, put together as a client does: a piece that does not go on where the last ended is wrong."""
+    texts: dict[object, str] = {}
+    for event in events:
+        if isinstance(event.fact, PIECES):
+            key = event.run, type(event.fact), event.fact.part
+            assert len(texts.get(key, "")) == event.fact.start
+            texts[key] = texts.get(key, "") + event.fact.text
+    return texts
+
+
+@st.composite
+def pages(draw: st.DrawFn) -> list[Event]:
+    said: list[tuple[str, Fact]] = []
+    lengths: dict[object, int] = {}
+    for _ in range(draw(st.integers(0, 40))):
+        run = draw(st.sampled_from("rt"))
+        kind = draw(st.sampled_from([*PIECES, CallStarted]))
+        part = draw(st.integers(0, 1))
+        if kind is CallStarted:
+            said.append((run, CallStarted(part, 0, "c", "tool")))
+            continue
+        text = draw(st.text(max_size=5))
+        start = lengths.get((run, kind, part), 0)
+        lengths[run, kind, part] = start + len(text)
+        said.append((run, kind(part, 0, start, text)))
+    return page(*said)
+
+
+@given(pages())
+def test_joining_changes_no_text_and_no_order(events: list[Event]) -> None:
+    """What is no piece of text stays as it is, where it is; the last offset stays."""
+    made = joined(events)
+    assert text_of(made) == text_of(events)
+    assert [event.offset for event in made] == sorted({event.offset for event in made})
+    assert {event.offset for event in made} <= {event.offset for event in events}
+    assert [event.offset for event in made][-1:] == [event.offset for event in events][-1:]
+    assert [event for event in made if isinstance(event.fact, CallStarted)] == [
+        event for event in events if isinstance(event.fact, CallStarted)
+    ]
+    assert joined(made) == made
+
+
+def test_only_what_goes_on_is_joined() -> None:
+    """Not over a gap or another's words, and not without a bound."""
+    one = joined(page(*[("r", TextDelta(0, 0, 2 * place, "ab")) for place in range(5)]))
+    assert one == [Event(TextDelta(0, 0, 0, "ab" * 5), 5, 5.0, "r")]
+    gap = page(("r", TextDelta(0, 0, 0, "ab")), ("r", TextDelta(0, 0, 3, "c")))
+    others = page(*[(run, TextDelta(0, 0, 0, "ab")) for run in "rs"])
+    parts = page(*[("r", TextDelta(part, 0, 0, "")) for part in (0, 1)])
+    for events in (gap, others, parts):
+        assert joined(events) == events
+    half = "x" * (JOINED_CHARACTERS // 2 + 1)
+    large = joined(page(*[("r", TextDelta(0, 0, len(half) * place, half)) for place in range(6)]))
+    assert [len(event.fact.text) for event in large] == [2 * len(half)] * 3  # type: ignore[union-attr]
+
+
+def test_a_page_is_joined_once_and_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who ask for the same are given the same; what was not asked for the longest is let go."""
+    monkeypatch.setattr(module, "KEPT_CHARACTERS", 50)
+    kept = JoinedPages()
+    events = page(*[("r", TextDelta(0, 0, 20 * place, "x" * 20)) for place in range(2)])
+    first = kept.of("s", events)
+    assert kept.of("s", events) is first
+    assert kept.of("t", events) is not first
+    assert kept.of("s", events) is not first
+
+
+WORDS = [f"w{number} " for number in range(BEHIND * 3)]
+
+
+async def test_who_comes_late_is_given_few_frames_and_all_of_the_text() -> None:
+    """Live it was one frame for each; cut at any byte and resumed, it is the same text."""
+    go = asyncio.Event()
+
+    async def agent(turn: object) -> object:
+        for word in WORDS:
+            yield word
+            await asyncio.sleep(0)
+        await go.wait()
+
+    async with chatting(None, agent) as chat:
+        sent = (await chat.send()).json()
+        live = await chat.follow(sent["cursor"], until=lambda message: "w299 " in message.data)
+        whole = await read(chat, None)
+        assert said(logged(live)) == said(logged(decoded(whole))) == "".join(WORDS)
+        assert len([message for message in decoded(whole) if message.event == "content"]) <= 5
+        for cut in range(0, len(whole), 37):
+            seen = decoded(whole[:cut])
+            last = next((message.id for message in reversed(seen) if message.id), None)
+            assert said(logged(seen) + logged(decoded(await read(chat, last)))) == "".join(WORDS)
+        go.set()
+
+
+async def read(chat: Chat, last: str | None) -> bytes:
+    """Everything from a cursor to the last word."""
+    async with asyncio.timeout(30), chat.stream("from=start&client=legato", last=last) as stream:
+        while b"w299 " not in stream.body and (last is None or int(last) < len(WORDS) + 3):
+            assert await stream.read()
+        return stream.body
+
+
+def said(messages: list) -> str:  # type: ignore[type-arg]
+    """The text as a client puts it together: each piece has its place."""
+    text = ""
+    for message in messages:
+        if message.event == "content":
+            piece = json.loads(message.data)
+            assert piece["start"] == len(text)
+            text += piece["content"]
+    return text
