@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from typing import Any, TypeVar, overload
 
 from starlette.datastructures import Headers
@@ -223,6 +224,7 @@ class Legato:
 
         Raises:
             InvalidInput, StoreError: it could not; nothing is held, and it can be tried again.
+            ModuleNotFoundError: a package that the pages need is not installed.
         """
         async with self._change():
             if self._life is not None:
@@ -231,6 +233,8 @@ class Legato:
                 raise InvalidInput(
                     "Legato needs an agent: decorate a function with @app.agent, or name an app.model(...)."
                 )
+            if self._page:
+                _look_for_pages()
             store = open_store(self.source) if isinstance(self.source, str) else self.source
             life = await Life.begin(store, self.agents, self._settings)
             self._app = self._build(life)
@@ -373,6 +377,13 @@ def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
     await respond_error(NoSuchRoute(scope))(scope, receive, send)
+
+
+def _look_for_pages() -> None:
+    """Miss what the pages need at the start, though it is loaded later."""
+    for name in ("linkify_it", "markdown_it", "nh3", "pygments"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 class _Pages:
