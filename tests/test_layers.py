@@ -14,7 +14,6 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 
 # The first prefix that fits decides. A file may import from lower layers, and from its own one.
 LAYERS: list[tuple[str, int]] = [
-    ("late", 0),
     ("errors", 0),
     ("part", 0),
     ("event", 0),
@@ -24,6 +23,7 @@ LAYERS: list[tuple[str, int]] = [
     ("json", 0),
     ("sse", 0),
     ("transcript", 0),
+    ("late", 0),
     ("log", 1),
     ("dialect", 1),
     ("http", 2),  # which is further confined below, as its users are
