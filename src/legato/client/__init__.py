@@ -81,6 +81,8 @@ if TYPE_CHECKING:
         Client,
         EventStream,
     )
+else:
+    __getattr__, __dir__ = late(__name__, "errors", "events", "models", "resume", "retry", "sync", "aio", "funcs")
 
 __all__ = [
     "UNSET",
@@ -138,5 +140,3 @@ __all__ = [
     "UserMessageCreatedEvent",
     "funcs",
 ]
-
-__getattr__, __dir__ = late(__name__, "errors", "events", "models", "resume", "retry", "sync", "aio", "funcs")

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
         ResponsesProvider,
         Stream,
     )
+else:
+    __getattr__, __dir__ = late(__name__, "errors", "events", "result", "settings", "responses", "sync", "aio")
 
 __all__ = [
     "AnthropicProvider",
@@ -103,5 +105,3 @@ __all__ = [
     "ToolCallDelta",
     "ToolOutput",
 ]
-
-__getattr__, __dir__ = late(__name__, "errors", "events", "result", "settings", "responses", "sync", "aio")

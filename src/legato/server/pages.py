@@ -1,7 +1,7 @@
 """The pages and what they ask for besides: the chat, the API's reference with its document, the inspector, Markdown.
 
-It is loaded when something that no dialect has is first asked for, since it brings Starlette's routing, the Markdown
-renderer and anyio: half of all that a server loads.
+It is loaded when something that no dialect has is first asked for, since it brings the Markdown renderer, Starlette's
+routing and anyio, which no other request needs.
 """
 
 from __future__ import annotations
