@@ -396,7 +396,7 @@ class _Pages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._loading is None:
-            self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
+            self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
         pages = await asyncio.shield(self._loading)  # others wait for it, too
         await pages(scope, receive, send)
 
