@@ -396,6 +396,7 @@ class _Pages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._loading is None:
+            # Without the context of the request: anyio would not be run in one that it runs already.
             self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
         pages = await asyncio.shield(self._loading)  # others wait for it, too
         await pages(scope, receive, send)
