@@ -23,7 +23,8 @@ from starlette.routing import Mount
 
 from driving import Chat, data, decoded, echo, ends
 from legato.errors import InvalidInput
-from legato.server.app import WEB, Legato
+from legato.server.app import Legato
+from legato.server.pages import WEB
 from legato.testing import Driver
 from processes import EXAMPLES, running
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +55,10 @@ def test_unknown_name_is_an_attribute_error() -> None:
     """A misspelt name fails as on any module."""
     with pytest.raises(AttributeError, match="Lagato"):
         legato.Lagato  # noqa: B018
+
+
+def test_version_is_that_of_the_project() -> None:
+    """``__version__`` is what the package is installed as, so nothing has to look that up."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))["project"]
+
+    assert legato.__version__ == project["version"]

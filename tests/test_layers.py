@@ -23,6 +23,7 @@ LAYERS: list[tuple[str, int]] = [
     ("json", 0),
     ("sse", 0),
     ("transcript", 0),
+    ("late", 0),
     ("log", 1),
     ("dialect", 1),
     ("http", 2),  # which is further confined below, as its users are

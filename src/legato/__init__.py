@@ -75,7 +75,11 @@ __all__ = [
 _HOMES: dict[str, tuple[str, ...]] = {
     "agent": ("Agent", "Answer", "Turn"),
     "caller": ("Caller",),
-    "client": ("APIError", "AsyncClient", "BackoffStrategy", "Client", "ErrorResponse", "Result", "RetryConfig"),
+    "client.aio": ("AsyncClient",),
+    "client.errors": ("APIError", "ErrorResponse"),
+    "client.funcs": ("Result",),
+    "client.retry": ("BackoffStrategy", "RetryConfig"),
+    "client.sync": ("Client",),
     "errors": ("AgentError", "LegatoError"),
     "event": ("Event",),
     "execution": ("Limits",),

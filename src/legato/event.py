@@ -408,7 +408,12 @@ DELTAS = frozenset(name for name, fact in EVENTS.items() if fact.delta)
 
 # Facts and JSON -------------------------------------------------------------------------------------------------------
 
-_decoders = {name: decoder(fact).decode for name, fact in EVENTS.items()}
+
+@functools.cache
+def _decoder(fact: type[Fact]) -> msgspec.json.Decoder[Fact]:
+    return decoder(fact)
+
+
 _object = decoder(JsonObject).decode
 
 
@@ -418,13 +423,13 @@ def read_fact(type: str, json: bytes | str) -> AnyFact:
     Raises:
         msgspec.DecodeError: it is no JSON object.
     """
-    decode = _decoders.get(type)
-    if decode is None:
+    known = EVENTS.get(type)
+    if known is None:
         return OtherFact(type, _object(json))
     try:
-        return decode(json)
+        return _decoder(known).decode(json)
     except msgspec.ValidationError:
-        return _mended(EVENTS[type], _object(json))
+        return _mended(known, _object(json))
 
 
 def fact(type: str, data: JsonObject) -> AnyFact:

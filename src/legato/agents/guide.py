@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.resources
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
@@ -74,9 +73,9 @@ def own_documents() -> Path:
     Raises:
         InvalidInput: it is in neither place.
     """
-    packaged = importlib.resources.files("legato") / "docs"
-    for folder in (packaged, Path(__file__).parents[3] / "docs"):
-        if isinstance(folder, Path) and (folder / "getting-started.md").is_file():
+    for parent in (Path(__file__).parents[1], Path(__file__).parents[3]):
+        folder = parent / "docs"
+        if (folder / "getting-started.md").is_file():
             return folder
     raise InvalidInput("Legato's documentation is not installed with it; give the guide a folder of documents instead.")
 

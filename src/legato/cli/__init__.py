@@ -19,6 +19,6 @@ def main() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="replace")  # where a character cannot be shown, "?" is better than a traceback
-    from .group import legato
+    from .group import group
 
-    legato(prog_name="legato")
+    group(prog_name="legato")

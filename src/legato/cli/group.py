@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 
 import click
 
-from .chat import chat
+import legato
+
 from .failure import Commands, debug_option
-from .serve import serve
-from .sessions import log, send, sessions, tail
+
+_HOMES = {
+    "chat": ".chat",
+    "log": ".sessions",
+    "send": ".sessions",
+    "serve": ".serve",
+    "sessions": ".sessions",
+    "tail": ".sessions",
+}
+"""The commands, and where each is; that module is loaded when the command is named, or the help."""
 
 
-def _version() -> str:
-    try:
-        return version("legato")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0 (not installed)"
+class _Named(Commands):
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name."""
+        if cmd_name not in _HOMES:
+            return None
+        command = getattr(import_module(_HOMES[cmd_name], __package__), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(_version(), message="legato %(version)s")
+@click.group(
+    "legato",
+    cls=_Named,
+    commands={name: click.Command(name) for name in _HOMES},  # their names alone count here
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(legato.__version__, message="legato %(version)s")
 @debug_option
-def legato() -> None:
+def group() -> None:
     """Answers of AI agents, streamed without a gap.
 
     \b
@@ -40,7 +57,3 @@ def legato() -> None:
           yield f"You said {turn.message.text!r}."
       legato serve agent.py
     """
-
-
-for _command in (serve, chat, send, tail, log, sessions):
-    legato.add_command(_command)

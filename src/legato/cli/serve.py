@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import logging
 import re
@@ -164,8 +165,11 @@ def serve(
       legato serve --model ollama:llama3.2
       legato serve tools.py --model openai:gpt-5-mini
     """
+    gc.disable()  # what is loaded stays; to look through all of it ten times is a tenth of the start
     from ..server import serve as server
 
+    gc.freeze()
+    gc.enable()
     # Before the target is imported: what it sets up for logging itself wins.
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("stamina").addFilter(_in_words)

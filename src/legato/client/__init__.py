@@ -6,76 +6,83 @@ back by itself after each cut and goes on behind the last event.
 
 from __future__ import annotations
 
-from . import funcs
-from .aio import (
-    AsyncAnswerStream,
-    AsyncClient,
-    AsyncEventStream,
-)
-from .errors import (
-    APIError,
-    ClientError,
-    ConnectionFailed,
-    ConnectionLost,
-    CursorReset,
-    ErrorResponse,
-    ResponseInvalid,
-)
-from .events import (
-    CancelRequestedEvent,
-    CompleteEvent,
-    ConnectedEvent,
-    ContentEvent,
-    ErrorEvent,
-    HeartbeatEvent,
-    NotificationEvent,
-    NotificationResolvedEvent,
-    PermissionEvent,
-    PermissionResolvedEvent,
-    RunStartedEvent,
-    SessionCreatedEvent,
-    SessionDeletedEvent,
-    SessionRewoundEvent,
-    StreamEvent,
-    ThinkingEvent,
-    ToolExecutionCompleteEvent,
-    ToolExecutionStartEvent,
-    ToolUseParameterDeltaEvent,
-    ToolUseParameterStreamingCompleteEvent,
-    ToolUseStartEvent,
-    UserMessageCreatedEvent,
-)
-from .funcs import (
-    Err,
-    Ok,
-    Result,
-)
-from .models import (
-    BackendMessage,
-    CancelResult,
-    EventPage,
-    ExportMessage,
-    ExportSession,
-    Health,
-    LogEvent,
-    PermissionResult,
-    SendResult,
-    SessionData,
-    ToolCallData,
-)
-from .resume import (
-    ReconnectBackoff,
-)
-from .retry import (
-    UNSET,
-    BackoffStrategy,
-    RetryConfig,
-)
-from .sync import (
-    AnswerStream,
-    Client,
-    EventStream,
-)
+from typing import TYPE_CHECKING
+
+from ..late import late
+
+if TYPE_CHECKING:
+    from . import funcs
+    from .aio import (
+        AsyncAnswerStream,
+        AsyncClient,
+        AsyncEventStream,
+    )
+    from .errors import (
+        APIError,
+        ClientError,
+        ConnectionFailed,
+        ConnectionLost,
+        CursorReset,
+        ErrorResponse,
+        ResponseInvalid,
+    )
+    from .events import (
+        CancelRequestedEvent,
+        CompleteEvent,
+        ConnectedEvent,
+        ContentEvent,
+        ErrorEvent,
+        HeartbeatEvent,
+        NotificationEvent,
+        NotificationResolvedEvent,
+        PermissionEvent,
+        PermissionResolvedEvent,
+        RunStartedEvent,
+        SessionCreatedEvent,
+        SessionDeletedEvent,
+        SessionRewoundEvent,
+        StreamEvent,
+        ThinkingEvent,
+        ToolExecutionCompleteEvent,
+        ToolExecutionStartEvent,
+        ToolUseParameterDeltaEvent,
+        ToolUseParameterStreamingCompleteEvent,
+        ToolUseStartEvent,
+        UserMessageCreatedEvent,
+    )
+    from .funcs import (
+        Err,
+        Ok,
+        Result,
+    )
+    from .models import (
+        BackendMessage,
+        CancelResult,
+        EventPage,
+        ExportMessage,
+        ExportSession,
+        Health,
+        LogEvent,
+        PermissionResult,
+        SendResult,
+        SessionData,
+        ToolCallData,
+    )
+    from .resume import (
+        ReconnectBackoff,
+    )
+    from .retry import (
+        UNSET,
+        BackoffStrategy,
+        RetryConfig,
+    )
+    from .sync import (
+        AnswerStream,
+        Client,
+        EventStream,
+    )
+else:
+    __getattr__, __dir__ = late(__name__, "errors", "events", "models", "resume", "retry", "sync", "aio", "funcs")
 
 __all__ = [
     "UNSET",

@@ -11,14 +11,13 @@ from functools import wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, Unpack
 
-import httpx2
-
 from ..http.aio import open_stream, read_chunk, send
 from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, Options, answer
 from ..http.errors import ClientError
+from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..http.settings import LIMITS, address
+from ..http.settings import address, limits
 from . import operations
 from .answer import AnswerView
 from .call import refusal, signature
@@ -154,7 +153,7 @@ class AsyncClient:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
-        self.http = httpx2.AsyncClient(limits=LIMITS) if http_client is None else http_client
+        self.http = httpx2.AsyncClient(limits=limits()) if http_client is None else http_client
         self._owns_http = http_client is None
         self._sleep = sleep
         self.streaming = AsyncStreamingMethods(self)

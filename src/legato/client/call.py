@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-import httpx2
 import msgspec
 
 from ..http import call
+from ..http.packages import httpx2
 from .errors import APIError, ErrorBody, ErrorResponse
 
 __all__ = ["refusal", "signature"]

@@ -15,7 +15,8 @@ that a reader cannot do without are required; the others have defaults, because 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Literal, get_args, get_type_hints
+from functools import cache
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -465,6 +466,7 @@ StreamEvent = (
 """Any event of a stream."""
 
 
+@cache
 def _table() -> dict[str, tuple[Callable[..., StreamEvent], msgspec.json.Decoder[Data]]]:
     """Each event name with its class and the decoder of its data."""
     rows = {}
@@ -475,16 +477,13 @@ def _table() -> dict[str, tuple[Callable[..., StreamEvent], msgspec.json.Decoder
     return rows
 
 
-_EVENTS: Final = _table()
-
-
 def decode_event(message: SSEMessage) -> StreamEvent | None:
     """The typed event of a message; None when its name is not known.
 
     Raises:
         ResponseInvalid: the data is not JSON, or lacks what the event cannot do without.
     """
-    row = _EVENTS.get(message.event)
+    row = _table().get(message.event)
     if row is None:
         return None
     kind, decoder = row

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Final, Self, Unpack
 
-import httpx2
-
 from ..errors import InvalidInput, StreamFormatError
 from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, Options, header_lists
 from ..http.errors import APIError, ClientError, ConnectionFailed, ConnectionLost, ResponseInvalid
+from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
 from ..sse import SSEMessage
 from .events import ConnectedEvent, SessionDeletedEvent, StreamEvent, decode_event

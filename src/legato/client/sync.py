@@ -12,13 +12,12 @@ from functools import wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, Unpack
 
-import httpx2
-
 from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, Options, answer
 from ..http.errors import ClientError
+from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..http.settings import LIMITS, address
+from ..http.settings import address, limits
 from ..http.sync import open_stream, read_chunk, send
 from . import operations
 from .answer import AnswerView
@@ -155,7 +154,7 @@ class Client:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
-        self.http = httpx2.Client(limits=LIMITS) if http_client is None else http_client
+        self.http = httpx2.Client(limits=limits()) if http_client is None else http_client
         self._owns_http = http_client is None
         self._sleep = sleep
         self.streaming = StreamingMethods(self)

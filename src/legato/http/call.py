@@ -10,17 +10,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from types import NoneType
-from typing import Final, Generic, TypedDict, TypeVar, cast
+from typing import Generic, TypedDict, TypeVar, cast
 
-import httpx2
 import msgspec
+
+import legato
 
 from ..errors import InvalidInput
 from .errors import APIError, ClientError, ConnectionFailed, ConnectionLost, ResponseInvalid
+from .packages import httpx2
 from .retry import UNSET, RetryConfig, Unset
 
 __all__ = [
@@ -89,13 +88,9 @@ class HttpCall(Generic[T_co]):
         return cast(T_co, None)
 
 
-@cache
 def user_agent() -> str:
     """How the SDK calls itself; servers send it the events that only it knows."""
-    try:
-        return f"legato-python/{version('legato')}"
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "legato-python/0"
+    return f"legato-python/{legato.__version__}"
 
 
 class RequestArguments(TypedDict):
@@ -172,21 +167,13 @@ def _seconds(retry_after: str | None) -> float | None:
     try:
         seconds = float(retry_after)
     except ValueError:
+        from email.utils import parsedate_to_datetime
+
         try:
             seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError):  # TypeError: a date without a zone
             return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-# Raised before a byte of the request is on its way.
-_UNSENT: Final = (
-    httpx2.ConnectError,
-    httpx2.ConnectTimeout,
-    httpx2.PoolTimeout,
-    httpx2.ProxyError,
-    httpx2.UnsupportedProtocol,
-)
 
 
 def failure(error: httpx2.RequestError) -> ClientError:
@@ -200,7 +187,9 @@ def failure(error: httpx2.RequestError) -> ClientError:
     except RuntimeError:  # httpx2 does not always know the request
         what = "A request"
     why = str(error) or type(error).__name__
-    if isinstance(error, _UNSENT):
+    # Raised before a byte of the request is on its way.
+    unsent = httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout | httpx2.ProxyError
+    if isinstance(error, unsent | httpx2.UnsupportedProtocol):
         return ConnectionFailed(f"{what}: the server could not be reached ({why}).")
     if isinstance(error, httpx2.LocalProtocolError):
         raise InvalidInput(f"{what} cannot be sent: {why}.") from error

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-import stamina
-
 from .backoff import MAX_RETRY_AFTER, is_final
 from .errors import APIError, ConnectionFailed, ConnectionLost
+from .packages import stamina
 
 __all__ = ["DEFAULT_RETRIES", "UNSET", "Attempts", "BackoffStrategy", "RetryConfig", "Unset", "retrying"]
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
-
-import httpx2
 
 from ..errors import InvalidInput
 from .backoff import ReconnectBackoff
+from .packages import httpx2
 from .retry import DEFAULT_RETRIES, UNSET, Attempts, RetryConfig, Unset, retrying
 
-__all__ = ["LIMITS", "HttpSettings", "address"]
+__all__ = ["HttpSettings", "address", "limits"]
 
-# Each stream holds a connection for hours, so a limit on them would only be a hang that is hard to explain.
-LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+
+def limits() -> httpx2.Limits:
+    """The bounds of a client's connections."""
+    # Each stream holds one for hours, so a limit on them would only be a hang that is hard to explain.
+    return httpx2.Limits(max_connections=None, max_keepalive_connections=20)
 
 
 def address(base_url: str, *, of: str) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import httpx2
-
 from ..errors import LegatoError
 from .call import RequestArguments, failure
+from .packages import httpx2
 
 __all__ = ["open_stream", "read_chunk", "send"]
 

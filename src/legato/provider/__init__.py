@@ -7,57 +7,64 @@ carries what had arrived. Each class has a twin for asyncio.
 
 from __future__ import annotations
 
-from .aio import (
-    AsyncAnthropicProvider,
-    AsyncChatCompletionsProvider,
-    AsyncResponsesClient,
-    AsyncResponsesProvider,
-    AsyncStream,
-)
-from .errors import (
-    ProviderError,
-    ProviderRefused,
-    ProviderUnreachable,
-    ResponseCancelled,
-    ResponseFailed,
-    ResponseIncomplete,
-    StreamInterrupted,
-    StreamMalformed,
-)
-from .events import (
-    ArgumentsDeltaEvent,
-    ArgumentsDoneEvent,
-    LifecycleEvent,
-    OutputItemEvent,
-    PartEvent,
-    ReasoningDeltaEvent,
-    RefusalDeltaEvent,
-    ResponseErrorEvent,
-    ResponseEvent,
-    TextDeltaEvent,
-    TextDoneEvent,
-)
-from .responses import (
-    Response,
-)
-from .result import (
-    ChatResult,
-    StreamChunk,
-    TokenUsage,
-    ToolCall,
-    ToolCallDelta,
-    ToolOutput,
-)
-from .settings import (
-    Timeouts,
-)
-from .sync import (
-    AnthropicProvider,
-    ChatCompletionsProvider,
-    ResponsesClient,
-    ResponsesProvider,
-    Stream,
-)
+from typing import TYPE_CHECKING
+
+from ..late import late
+
+if TYPE_CHECKING:
+    from .aio import (
+        AsyncAnthropicProvider,
+        AsyncChatCompletionsProvider,
+        AsyncResponsesClient,
+        AsyncResponsesProvider,
+        AsyncStream,
+    )
+    from .errors import (
+        ProviderError,
+        ProviderRefused,
+        ProviderUnreachable,
+        ResponseCancelled,
+        ResponseFailed,
+        ResponseIncomplete,
+        StreamInterrupted,
+        StreamMalformed,
+    )
+    from .events import (
+        ArgumentsDeltaEvent,
+        ArgumentsDoneEvent,
+        LifecycleEvent,
+        OutputItemEvent,
+        PartEvent,
+        ReasoningDeltaEvent,
+        RefusalDeltaEvent,
+        ResponseErrorEvent,
+        ResponseEvent,
+        TextDeltaEvent,
+        TextDoneEvent,
+    )
+    from .responses import (
+        Response,
+    )
+    from .result import (
+        ChatResult,
+        StreamChunk,
+        TokenUsage,
+        ToolCall,
+        ToolCallDelta,
+        ToolOutput,
+    )
+    from .settings import (
+        Timeouts,
+    )
+    from .sync import (
+        AnthropicProvider,
+        ChatCompletionsProvider,
+        ResponsesClient,
+        ResponsesProvider,
+        Stream,
+    )
+else:
+    __getattr__, __dir__ = late(__name__, "errors", "events", "result", "settings", "responses", "sync", "aio")
 
 __all__ = [
     "AnthropicProvider",

@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-import httpx2
-
 from ..http.aio import open_stream, read_chunk, send
 from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, answer
 from ..http.errors import ClientError
+from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..http.settings import LIMITS, address
+from ..http.settings import address, limits
 from ..json import JsonObject
 from . import responses
 from .anthropic import AnthropicWire
@@ -81,7 +80,7 @@ class _AsyncFace:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
-        self.http = httpx2.AsyncClient(limits=LIMITS) if http_client is None else http_client
+        self.http = httpx2.AsyncClient(limits=limits()) if http_client is None else http_client
         self.sleep = sleep
         self._owns_http = http_client is None
 

@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypedDict
 
-import httpx2
 import msgspec
 
 from ..errors import LegatoError
 from ..http.call import refusal
 from ..http.errors import APIError, ConnectionFailed, ConnectionLost
+from ..http.packages import httpx2
 from .result import ChatResult
 
 __all__ = [

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
-import httpx2
-
 from ..http.call import HttpCall, RequestArguments, request
+from ..http.packages import httpx2
 from ..http.settings import HttpSettings
 from .stream import FoldedCall, StreamState
 

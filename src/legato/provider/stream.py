@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
-import httpx2
 import msgspec
 
 from ..errors import InvalidInput, LegatoError, StreamFormatError
 from ..http.backoff import ReconnectBackoff, Waits, is_final
 from ..http.call import HttpCall
 from ..http.errors import APIError, ConnectionFailed, ConnectionLost
+from ..http.packages import httpx2
 from ..sse import Decoder, SSEMessage
 from .errors import ProviderError, StreamInterrupted, StreamMalformed, provider_error
 from .result import ChatResult, Tally

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-import httpx2
-
 from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, answer
 from ..http.errors import ClientError
+from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..http.settings import LIMITS, address
+from ..http.settings import address, limits
 from ..http.sync import open_stream, read_chunk, send
 from ..json import JsonObject
 from . import responses
@@ -82,7 +81,7 @@ class _Face:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
-        self.http = httpx2.Client(limits=LIMITS) if http_client is None else http_client
+        self.http = httpx2.Client(limits=limits()) if http_client is None else http_client
         self.sleep = sleep
         self._owns_http = http_client is None
 

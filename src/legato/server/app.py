@@ -13,19 +13,11 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any, TypeVar, overload
 
-import msgspec
-from anyio import to_thread
-from starlette.applications import Starlette
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request as HTTPRequest
-from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..agent import Agent, AgentFunction, OnCrash
@@ -39,30 +31,17 @@ from ..run import Runner
 from ..sessions import Sessions
 from ..store import open_store
 from ..tool import Tool
-from . import markdown
-from .adaptor import SEND_BODY, Adaptor, ApplicationStopped, Internal, respond, respond_error
+from .adaptor import SEND_BODY, Adaptor, ApplicationStopped, respond_error
 from .dialects import DIALECTS
 from .inspect import Inspector
 from .life import Life, Settings, nobody
-from .openapi import document
-from .operation import Dialect, NoSuchRoute, Operation, WrongMethod
-from .reply import Body
-from .request import Request
+from .operation import Dialect, NoSuchRoute, Operation
 from .stream import Streams
 
 logger = logging.getLogger("legato")
 
-WEB = Path(__file__).parent.parent / "web"
-
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 """Browser origins that may use the API by default, besides its own: pages on this machine."""
-
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; frame-ancestors 'self'; base-uri 'none'; form-action 'self'",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "cache-control": "no-cache",
-}
 
 F = TypeVar("F", bound=AgentFunction)
 
@@ -245,6 +224,7 @@ class Legato:
 
         Raises:
             InvalidInput, StoreError: it could not; nothing is held, and it can be tried again.
+            ModuleNotFoundError: a package that the pages need is not installed.
         """
         async with self._change():
             if self._life is not None:
@@ -253,10 +233,9 @@ class Legato:
                 raise InvalidInput(
                     "Legato needs an agent: decorate a function with @app.agent, or name an app.model(...)."
                 )
-            store = open_store(self.source) if isinstance(self.source, str) else self.source
             if self._page:
-                # What serves files is loaded when it is first used, and would hold the loop for 50 ms then.
-                await to_thread.run_sync(lambda: None)
+                _look_for_pages()
+            store = open_store(self.source) if isinstance(self.source, str) else self.source
             life = await Life.begin(store, self.agents, self._settings)
             self._app = self._build(life)
             self._life = life
@@ -357,17 +336,11 @@ class Legato:
 
     def _build(self, life: Life) -> ASGIApp:
         dialects = list(self._dialects)
-        operations = [operation for dialect in dialects for operation in dialect.operations]
-        pages: list[BaseRoute] = []
+        beside: ASGIApp = _nothing
         if self._page:
-            inspector = Dialect("inspector", Inspector(dialects).operations())
-            dialects.append(inspector)
-            pages = self._pages([*operations, *inspector.operations], life)
+            dialects.append(Dialect("inspector", Inspector(self._dialects).operations()))
+            beside = _Pages([operation for dialect in dialects for operation in dialect.operations], life)
         adaptor = Adaptor(dialects, life)
-        beside = Starlette(
-            routes=pages,
-            exception_handlers={LegatoError: _on_error, HTTPException: _on_http_error, Exception: _on_crash},
-        )
 
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
             if not await adaptor.answer(scope, receive, send):
@@ -396,35 +369,42 @@ class Legato:
 
         return self._guarded(route, adaptor)
 
-    def _pages(self, operations: Sequence[Operation], life: Life) -> list[BaseRoute]:
-        described = document(operations)
-
-        def page(name: str) -> Callable[[HTTPRequest], Any]:
-            async def endpoint(http: HTTPRequest) -> Response:
-                return FileResponse(WEB / name, headers=PAGE_HEADERS)
-
-            return endpoint
-
-        async def openapi(http: HTTPRequest) -> Response:
-            return Response(msgspec.json.encode(described), media_type="application/json")
-
-        async def rendering(http: HTTPRequest) -> Response:
-            body = await Request(http, life, nobody(http.scope)).body(markdown.RenderRequest)
-            return respond(Body(200, await markdown.answer(body)))
-
-        return [
-            Route("/", page("index.html")),
-            Route("/docs", page("docs.html")),
-            Route("/inspect", page("inspect.html")),
-            Route("/openapi.json", openapi),
-            Route("/web/markdown", rendering, methods=["POST"]),
-            Mount("/web", StaticFiles(directory=WEB)),
-        ]
-
 
 def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """One name is a list of one: a string is a sequence, too, but of letters."""
     return (given,) if isinstance(given, str) else None if given is None else tuple(given)
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    await respond_error(NoSuchRoute(scope))(scope, receive, send)
+
+
+def _look_for_pages() -> None:
+    """Miss what the pages need at the start, though it is loaded later."""
+    for name in ("linkify_it", "markdown_it", "nh3", "pygments"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+class _Pages:
+    """The pages. What they need is loaded when something is first asked of them, in a thread: it takes 0.1 s."""
+
+    def __init__(self, operations: Sequence[Operation], life: Life) -> None:
+        self._operations = operations
+        self._life = life
+        self._loading: asyncio.Future[ASGIApp] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._loading is None:
+            # Without the context of the request: anyio would not be run in one that it runs already.
+            self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
+        pages = await asyncio.shield(self._loading)  # others wait for it, too
+        await pages(scope, receive, send)
+
+    def _load(self) -> ASGIApp:
+        from .pages import pages
+
+        return pages(self._operations, self._life)
 
 
 class _Guard:
@@ -474,27 +454,3 @@ class OriginRefused(LegatoError):
 
     def __init__(self, origin: str) -> None:
         super().__init__(f"Pages of {origin[:200]!r} may not use this server; see cors.")
-
-
-async def _on_error(http: HTTPRequest, exc: Exception) -> Response:
-    assert isinstance(exc, LegatoError)
-    if exc.status >= 500:
-        logger.error("%s %s: %s", http.method, http.url.path, exc)
-    return respond_error(exc)
-
-
-async def _on_http_error(http: HTTPRequest, exc: Exception) -> Response:
-    assert isinstance(exc, HTTPException)
-    headers = exc.headers or {}
-    scope = {**http.scope, "root_path": http.scope.get("app_root_path", "")}  # without that of the folder of pages
-    error: LegatoError = NoSuchRoute(scope)
-    if exc.status_code == 405:
-        error = WrongMethod(scope, headers.get("Allow", "another method"))
-    answer = respond_error(error)
-    answer.status_code = exc.status_code
-    answer.headers.update(headers)
-    return answer
-
-
-async def _on_crash(http: HTTPRequest, exc: Exception) -> Response:
-    return respond_error(Internal())

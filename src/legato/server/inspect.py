@@ -12,10 +12,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Protocol, runtime_checkable
 
 import msgspec
+
+import legato
 
 from ..errors import InvalidInput, LegatoError
 from ..event import CallDelta, Event, TextPiece
@@ -264,7 +265,7 @@ class Inspector:
         now, life = time.time(), request.life
         stalled = [pump for pump in life.streams.readers() if pump.stalled(STALLED)]
         inspected = Inspected(
-            version=version("legato"),
+            version=legato.__version__,
             now=now,
             started_at=life.began_at,
             draining=life.runner.draining or life.streams.draining,

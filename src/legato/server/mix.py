@@ -8,10 +8,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
-from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+
+import legato
 
 from .. import transcript
 from ..dialect import mix, mix_api
@@ -327,7 +328,7 @@ async def answer_notification(request: Request) -> Body:
 async def health(request: Request) -> Body:
     """Whether the server is up."""
     now, agents = rfc3339(time.time()), list(request.sessions.agents)
-    return Body(200, mix_api.Health(status="ok", timestamp=now, version=version("legato"), agents=agents))
+    return Body(200, mix_api.Health(status="ok", timestamp=now, version=legato.__version__, agents=agents))
 
 
 async def ready(request: Request) -> Body:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
+
+import legato
 
 from ..dialect.common import ErrorBody
 from ..json import JsonObject
@@ -35,7 +36,7 @@ def document(operations: Sequence[Operation]) -> JsonObject:
         "openapi": "3.2.0",
         "info": {
             "title": "Legato",
-            "version": version("legato"),
+            "version": legato.__version__,
             "summary": "Durable, resumable answers from AI agents over Server-Sent Events.",
             "description": "What an agent says is stored before anyone sees it; every reader follows live and goes on "
             "exactly where it was. Answers that are not a success have the body `ErrorBody`; those of the OpenAI "

@@ -73,7 +73,6 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             # What is there now stays: looking at it again in each full collection would hold the loop for 20 ms.
-            gc.collect()
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLD)
             self._on_ready()

@@ -1,0 +1,102 @@
+"""The pages and what they ask for besides: the chat, the API's reference with its document, the inspector, Markdown.
+
+It is loaded when something that no dialect has is first asked for, since it brings the Markdown renderer, Starlette's
+routing and anyio, which no other request needs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import FileResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from ..errors import LegatoError
+from . import markdown
+from .adaptor import Internal, respond, respond_error
+from .life import Life, nobody
+from .openapi import document
+from .operation import NoSuchRoute, Operation, WrongMethod
+from .reply import Body
+from .request import Request
+
+logger = logging.getLogger("legato")
+
+WEB = Path(__file__).parent.parent / "web"
+
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'self'; base-uri 'none'; form-action 'self'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-cache",
+}
+
+
+def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
+    """The application of the pages. To be made in a thread: it takes some 50 ms.
+
+    Args:
+        operations: that the reference describes.
+        life: of the application.
+    """
+    described = msgspec.json.encode(document(operations))
+    anyio.run(anyio.sleep, 0)  # loads what serves files, which would else be at the first of them, on the loop
+
+    def page(name: str) -> Callable[[HTTPRequest], Any]:
+        async def endpoint(http: HTTPRequest) -> Response:
+            return FileResponse(WEB / name, headers=PAGE_HEADERS)
+
+        return endpoint
+
+    async def openapi(http: HTTPRequest) -> Response:
+        return Response(described, media_type="application/json")
+
+    async def rendering(http: HTTPRequest) -> Response:
+        body = await Request(http, life, nobody(http.scope)).body(markdown.RenderRequest)
+        return respond(Body(200, await markdown.answer(body)))
+
+    return Starlette(
+        routes=[
+            Route("/", page("index.html")),
+            Route("/docs", page("docs.html")),
+            Route("/inspect", page("inspect.html")),
+            Route("/openapi.json", openapi),
+            Route("/web/markdown", rendering, methods=["POST"]),
+            Mount("/web", StaticFiles(directory=WEB)),
+        ],
+        exception_handlers={LegatoError: _on_error, HTTPException: _on_http_error, Exception: _on_crash},
+    )
+
+
+async def _on_error(http: HTTPRequest, exc: Exception) -> Response:
+    assert isinstance(exc, LegatoError)
+    if exc.status >= 500:
+        logger.error("%s %s: %s", http.method, http.url.path, exc)
+    return respond_error(exc)
+
+
+async def _on_http_error(http: HTTPRequest, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    headers = exc.headers or {}
+    scope = {**http.scope, "root_path": http.scope.get("app_root_path", "")}  # without that of the folder of pages
+    error: LegatoError = NoSuchRoute(scope)
+    if exc.status_code == 405:
+        error = WrongMethod(scope, headers.get("Allow", "another method"))
+    answer = respond_error(error)
+    answer.status_code = exc.status_code
+    answer.headers.update(headers)
+    return answer
+
+
+async def _on_crash(http: HTTPRequest, exc: Exception) -> Response:
+    return respond_error(Internal())
