@@ -357,11 +357,13 @@ class Reader:
         self.at = max(memory.run.before, after[0] - 1)
         self.encoder = SharedEncoder(memory, after=after)
         self.got = b""
+        self.at_once = False  # as a crowd does
 
     async def read(self, limit: int = 500) -> bool:
         """A batch; False if there was none."""
         events = await self.shelf.read(SESSION, self.at, limit=limit)
-        await self.memory.ready(events)
+        if not self.at_once or (events and not self.memory.ready_now(events)):
+            await self.memory.ready(events)
         self.got += b"".join(map(self.encoder.encode, events))
         self.at = events[-1].offset if events else self.at
         return bool(events)
@@ -416,6 +418,8 @@ def test_readers_get_what_one_fold_says(view: View, log: list[Event], data: st.D
             else:
                 several = data.draw(st.lists(st.sampled_from(readers), min_size=1, max_size=4, unique=True))
                 limits = [data.draw(st.integers(1, 12)) for _ in several]
+                for reader in several:
+                    reader.at_once = data.draw(st.booleans())
                 await asyncio.gather(*(reader.read(limit) for reader, limit in zip(several, limits, strict=True)))
         shelf.visible = len(log)
         for reader in readers:
@@ -643,6 +647,26 @@ async def test_who_came_back_in_the_middle_of_an_event_is_told_of_a_deletion(log
         back = SharedEncoder(shared, after=fold.fold.place(number))
         told = back.encode(Event(SessionDeleted(), len(log) + 1, 9.0))
         assert b'"sequence_number":%d,' % (number + 1) in told
+
+
+@views
+async def test_what_goes_on_where_the_fold_stands_takes_no_waiting(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless somebody else is at work there, something is missing before it, or it is much."""
+    shelf = Shelf(LONG, kept=len(LONG))
+    shared = Memory(shelf, Yielding()).of(run_in(LONG), view)  # type: ignore[arg-type]
+    before = shared.run.before
+    reads = shelf.reads
+    for event in shelf.log[before : before + 50]:
+        assert shared.ready_now([event])
+    assert (shared.at, shelf.reads) == (before + 50, reads)
+    assert shared.ready_now(shelf.log[before : before + 50])  # they have their bytes
+    assert not shared.ready_now(shelf.log[before + 51 : before + 53])
+    assert not shared.ready_now(shelf.log[before + 50 : before + 51 + memory.GO_EVENTS])
+    catching_up = asyncio.create_task(shared.catch_up())
+    await asyncio.sleep(0)
+    assert not shared.ready_now(shelf.log[before + 50 : before + 51])
+    await catching_up
+    assert [event.wire[view.key] for event in shelf.log[before:]] == frames_of(view, LONG)[before:]
 
 
 async def test_marks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
