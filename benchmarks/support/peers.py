@@ -135,7 +135,8 @@ def redis_streams(rate: float, port: int) -> Any:
         try:
             while True:
                 for _, entries in await store.xread({name: after}, block=15_000):
-                    for after, fields in entries:
+                    after = entries[-1][0]
+                    for _, fields in entries:
                         yield {"event": "content", "data": fields[b"data"].decode(), "id": fields[b"number"].decode()}
         finally:
             speaking.cancel()

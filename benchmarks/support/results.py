@@ -1,4 +1,4 @@
-"""Rounds in turn, tables, plots, and the files of results: what is the same in every benchmark with several contenders."""
+"""Rounds in turn, tables, plots, and files of results, for benchmarks with contenders."""
 
 from __future__ import annotations
 

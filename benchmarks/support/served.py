@@ -157,7 +157,7 @@ async def speaker(turn: Any) -> Any:
     - ``deltas N NAME``: N pieces, and after ``go/NAME`` 3 more.
     - ``tokens RATE COUNT``: tokens at a rate.
     - ``fill COUNT``: so many characters.
-    - ``many COUNT NAME``: tokens as fast as they are stored one by one; if there is a name, the end waits for ``go/NAME``.
+    - ``many COUNT NAME``: tokens as fast as they are stored one by one. With a name, the end waits for ``go/NAME``.
     """
     match turn.message.text.split():
         case ["word", *_]:
