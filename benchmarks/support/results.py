@@ -187,13 +187,17 @@ def draw(file: Path, rows: list[dict[str, Any]], key: str, unit: str) -> None:
     for axis, (work, panel) in zip(axes[:, 0], panels.items(), strict=True):
         names = [row["contender"] for row in panel]
         values = [row[key] for row in panel]
-        bars = axis.barh(names, values, color=[COLOURS.get(name, INK) for name in names], height=0.72)
+        # A bar that would make the others short ends at the edge; its figure is beside it all the same.
+        edge = min(max(values), 4 * statistics.median(values)) or 1
+        bars = axis.barh(
+            names, [min(value, edge) for value in values], color=[COLOURS.get(name, INK) for name in names], height=0.72
+        )
         for bar, name in zip(bars, names, strict=True):
             bar.set_alpha(0.45 if name.endswith("base") else 1)
-        axis.bar_label(bars, [f"{value:.1f}" for value in values], padding=4)
+        axis.bar_label(bars, [f"{value:.1f}" if value <= edge else f"… {value:.1f}" for value in values], padding=4)
         axis.set_title(f"{work}: {unit}", loc="left", fontsize=10)
         axis.invert_yaxis()
-        axis.set_xlim(0, max(*values, 0.001) * 1.1)
+        axis.set_xlim(0, edge * 1.12)
         axis.xaxis.set_visible(False)
         axis.tick_params(length=0)
         for spine in axis.spines.values():
