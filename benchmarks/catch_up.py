@@ -21,7 +21,7 @@ from support.results import Column, Figures, Results, parser
 from support.sseload import Load, asking, faults
 
 READERS, TOKENS = 500, 20_000
-PATIENCE = 120.0
+PATIENCE = 300.0
 COUNTED = {"mix": "content", "responses": "response.output_text.delta", "deva": "content"}
 """The events whose text counts, in dialects that say it again at the end."""
 COLUMNS = [

@@ -19,7 +19,7 @@ from support.contenders import Contender, contenders
 from support.results import TOKENS, Column, Figures, Results, parser
 from support.sseload import Load, per_token
 
-SETTLE = 1.5
+SETTLE = 2.0
 """Seconds between the last message and the measuring."""
 LONGEST = 600
 """Seconds for which the agents would speak."""

@@ -16,9 +16,9 @@ from support.load import DIALECTS, Dialect, Mix
 from support.results import TOKENS, Figures, Results, parser
 from support.sseload import Load, asking, per_token
 
-SETTLE = 1.0
+SETTLE = 2.0
 """Seconds between the last reader's coming and the measuring."""
-WARMEST = 3_600
+LONGEST = 3_600
 """Seconds for which the agent would speak."""
 
 
@@ -37,7 +37,7 @@ IN_DIALECTS = Work(1_000, 20)
 async def measure(contender: Contender, dialect: Dialect, work: Work, seconds: float) -> Figures:
     with contender.serving(1, work.rate) as server:
         if contender.side is not None:
-            await dialect.begin(server, f"tokens {work.rate} {work.rate * WARMEST:.0f}")
+            await dialect.begin(server, f"tokens {work.rate} {work.rate * LONGEST:.0f}")
             arguments = asking(dialect.live)
         else:
             arguments = ["/sub/0" if contender.name == "nchan" else "/fan"]

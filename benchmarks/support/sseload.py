@@ -21,6 +21,7 @@ from .sides import HERE
 
 SOURCE = HERE / "sseload.c"
 CONNECT_PER_SECOND = 1_000
+FAULTS = ("gaps", "dups", "reorders", "errors")
 
 
 def sseload() -> Path:
@@ -94,12 +95,16 @@ class Load:
     async def figures(self) -> dict[str, Any]:
         """What it found, when its time is over."""
         out, _ = await self._process.communicate()
-        return dict(json.loads(out))
+        found: dict[str, Any] = json.loads(out)
+        if faults(found):
+            kinds = {name: found[name] for name in FAULTS if found[name]}
+            print(f"  faults: {kinds}, first: {found.get('first_error', '')}", flush=True)
+        return found
 
 
 def faults(found: dict[str, Any]) -> int:
     """Gaps, doubles, reorders, and connections that were refused or cut off."""
-    return int(sum(found[each] for each in ("gaps", "dups", "reorders", "errors")))
+    return int(sum(found[each] for each in FAULTS))
 
 
 def per_token(found: dict[str, Any], offered: float) -> dict[str, float]:
