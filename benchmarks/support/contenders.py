@@ -124,27 +124,31 @@ def _redis() -> Iterator[tuple[int, int]]:
 def _nchan(channels: int, rate: float) -> Iterator[Server]:
     """nginx with nchan, in memory, and who publishes to it; that process is not counted, as nobody's agents are."""
     port = _free_port()
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="legato-bench-"))
+    with tempfile.TemporaryDirectory(prefix="legato-bench-") as folder:
         config = Path(folder, "nginx.conf")
         user = "user root;" if os.geteuid() == 0 else ""
         config.write_text(
             CONFIG.format(module=NCHAN, folder=folder, port=port, user=user, files=15_000, connections=14_000)
         )
-        command = ["nginx", "-p", folder, "-c", config]
-        master = subprocess.Popen([str(each) for each in command], stderr=subprocess.DEVNULL)
+        master = subprocess.Popen(["nginx", "-p", folder, "-c", str(config)], stderr=subprocess.DEVNULL)
         try:
             _wait_for(port)
             publisher = [sys.executable, HERE / "support" / "publish.py", str(port), str(channels), str(rate)]
-            stack.enter_context(_process(*publisher, first_line=False))
-            yield Server(port, [master.pid, *_children(master.pid)])
+            with _process(*publisher, first_line=False):
+                yield Server(port, [master.pid, *_workers(master.pid)])
         finally:
             master.terminate()  # it ends its worker, which a kill would leave behind
             master.wait()
 
 
-def _children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _workers(pid: int) -> list[int]:
+    """The processes below ``pid``, once there are any: nginx listens before it has one that works."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    for _ in range(500):
+        if found := children.read_text().split():
+            return [int(each) for each in found]
+        time.sleep(0.02)
+    raise RuntimeError("a peer has no process that works")
 
 
 def _free_port() -> int:
