@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import importlib.util
 import os
 import shutil
@@ -135,20 +136,19 @@ def _nchan(channels: int, rate: float) -> Iterator[Server]:
             _wait_for(port)
             publisher = [sys.executable, HERE / "support" / "publish.py", str(port), str(channels), str(rate)]
             with _process(*publisher, first_line=False):
-                yield Server(port, [master.pid, *_workers(master.pid)])
+                yield Server(port, [master.pid, *_workers(master.pid, port)])
         finally:
             master.terminate()  # it ends its worker, which a kill would leave behind
             master.wait()
 
 
-def _workers(pid: int) -> list[int]:
-    """The processes below ``pid``, once there are any: nginx listens before it has one that works."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    for _ in range(500):
-        if found := children.read_text().split():
-            return [int(each) for each in found]
-        time.sleep(0.02)
-    raise RuntimeError("a peer has no process that works")
+def _workers(pid: int, port: int) -> list[int]:
+    """The processes below nginx's own, once one answers: it listens before it has any."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/")
+    connection.getresponse().read()
+    connection.close()
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _free_port() -> int:
