@@ -64,6 +64,10 @@ def carried(row: Row) -> str:
     return f"**{row['us']:.1f}** ({figure(row['p50'])} / {figure(row['p99'])}{kept})"
 
 
+def ratio(row: Row) -> str:
+    return f"{row['ratio']:.2f}" if row.get("ratio") and row["contender"] != THIS else ""
+
+
 def overload(row: Row) -> str:
     lost = f", **{row['missing']:,.0f} lost**" if row["missing"] else ""
     refused = f", {row['refused']:.0f} refused" if row["refused"] else ""
@@ -101,6 +105,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "machine": lambda: about("versions"),
     "fan_out": lambda: across("fan_out", carried),
     "chat": lambda: across("chat", carried),
+    "fan_out_ratios": lambda: across("fan_out", ratio),
+    "chat_ratios": lambda: across("chat", ratio),
     "written": lambda: across("chat", lambda row: figure(row["written"])),
     "overload": lambda: across("overload", overload),
     "first_word": first_word,
