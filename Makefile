@@ -18,7 +18,7 @@ serve: $(VENV)/.serve ; @$(BIN)/legato serve $(ARGS)
 test: check ; @$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 check: $(VENV)/.test $(TSC) ; @$(BIN)/python tools/faces.py --check && $(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/mypy --no-error-summary && $(TYPES)
 faces: $(VENV)/.test ; @$(BIN)/python tools/faces.py
-bench: $(VENV)/.bench ; @for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
+bench: $(VENV)/.bench ; @$(BIN)/python benchmarks $(ARGS)
 clean: ; rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist node_modules
 
 $(VENV)/.serve: pyproject.toml ; @$(CREATE) && $(INSTALL) '.[server]' && touch $@

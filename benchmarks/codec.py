@@ -11,7 +11,7 @@ something is waited for:
 Each side has a process of its own; they take turns at each measurement, and the best round counts: what else the
 machine does only slows.
 
-    python benchmarks/codec.py [--against CHECKOUT] [--rounds 9] [--save]
+    python benchmarks/codec.py [--base CHECKOUT] [--rounds 9] [--save]
 """
 
 from __future__ import annotations
@@ -393,7 +393,7 @@ def main() -> None:
             if label.startswith(f"{kind},"):
                 report.row(label.removeprefix(f"{kind}, "), [worker.best[label] for worker in workers])
     if options.save:
-        report.save()
+        report.save(options.save)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,13 @@ What the reader's own stream asks for meanwhile counts, too, so the median of ma
 - Responses: ``POST /v1/responses`` with ``stream``, a new conversation each time. Chat: the same, by its own route.
 - Deva: ``POST .../messages`` in one of 30 threads, and ``POST .../query/stream`` once that is answered.
 
+With ``--busy`` the servers are then given so many sessions in which an agent says 30 tokens a second, each with a
+reader, and the times are taken again.
+
 Times are from the first byte of the message to the word at the client, and within the server, from the request to the
 moment at which the agent knows that its word is stored. Both sides run all the time and take turns, by the message.
 
-    python benchmarks/first_word.py [--against CHECKOUT] [--messages 300] [--statements] [--save]
+    python benchmarks/first_word.py [--base CHECKOUT] [--messages 300] [--busy 100] [--statements] [--save]
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import uvloop
+from support.chats import crowd
 from support.load import Post, Reader, Server, request, serving
 from support.sides import Report, in_turn, parser, sides
 
@@ -225,6 +229,7 @@ def share(values: list[float], part: float) -> float:
 def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument("--messages", type=int, default=300)
+    options_of.add_argument("--busy", type=int, default=0, metavar="SESSIONS", help="measure beside these, too")
     options_of.add_argument("--statements", action="store_true", help="show what SQLite is asked, step by step")
     options: argparse.Namespace = options_of.parse_args()
     both = sides(options)
@@ -243,6 +248,19 @@ def main() -> None:
                 counts[name] = await count(server, talk)
             return counts, await times(timed, kind, options.messages)
 
+        async def measure_busy(kind: type[Talk]) -> dict[str, Times]:
+            async with contextlib.AsyncExitStack() as crowds:
+                for server in timed.values():
+                    await crowds.enter_async_context(crowd(server, options.busy, f"{kind.name}-"))
+                return await times(timed, kind, options.messages)
+
+        def show(found: dict[str, Times]) -> None:
+            report.row("stored after, p50 ms", [share(found[name].stored, 0.5) for name in names])
+            report.row("stored after, p99 ms", [share(found[name].stored, 0.99) for name in names])
+            report.row("at the client after, p50 ms", [share(found[name].word, 0.5) for name in names])
+            report.row("at the client after, p99 ms", [share(found[name].word, 0.99) for name in names])
+            report.row("CPU of the server, ms", [found[name].cpu for name in names])
+
         for kind in TALKS:
             counts, found = uvloop.run(measure(kind))
             report.head(f"{kind.name}, {options.messages} messages")
@@ -254,19 +272,18 @@ def main() -> None:
             ):
                 values = [share([getattr(each, field) for each in counts[name]], 0.5) for name in names]
                 report.row(label, values, form=".0f")
-            report.row("stored after, p50 ms", [share(found[name].stored, 0.5) for name in names])
-            report.row("stored after, p99 ms", [share(found[name].stored, 0.99) for name in names])
-            report.row("at the client after, p50 ms", [share(found[name].word, 0.5) for name in names])
-            report.row("at the client after, p99 ms", [share(found[name].word, 0.99) for name in names])
-            report.row("CPU of the server, ms", [found[name].cpu for name in names])
+            show(found)
             if options.statements:
                 for name in names:
                     steps, often = Counter(each.steps for each in counts[name]).most_common(1)[0]
                     report.line(f"\n  {name}, in {often} of {len(counts[name])}:")
                     for step in steps:
                         report.line(f"    {step[:160]}")
+        for kind in TALKS if options.busy else ():
+            report.head(f"{kind.name}, {options.messages} messages, beside {options.busy} sessions x 30/s")
+            show(uvloop.run(measure_busy(kind)))
     if options.save:
-        report.save()
+        report.save(options.save)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ durability. Chat Completions has no cursor: its readers send the same request ag
 By default all requests are written at once, which is harder than life: Mix, whose readers cost nothing but their
 requests, is the floor. With ``--spread`` they come over so many seconds, as those do whose delay ``retry:`` set.
 
-    python benchmarks/resume.py [--against CHECKOUT] [--cases ABCD] [--rounds 1] [--dialects mix,deva] [--spread 0]
+    python benchmarks/resume.py [--base CHECKOUT] [--cases ABCD] [--rounds 1] [--dialects mix,deva] [--spread 0]
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def main() -> None:
                         rounds.append(one_round(side, dialect(), CASES[case], options.spread))
         show(report, both, case, results, dialects)
     if options.save:
-        report.save()
+        report.save(options.save)
 
 
 if __name__ == "__main__":

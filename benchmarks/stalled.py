@@ -1,103 +1,98 @@
 """What readers cost that stopped reading: the same run read by one healthy reader, without and with 1,000 stalled ones.
 
 A stalled reader asks for the whole session, which holds two million characters, and never reads from its socket.
-Reported: how long an event takes from the agent's ``yield`` to the healthy reader, what each stalled reader holds of
+Reported: how long a token takes from the agent's ``yield`` to the healthy reader, what each stalled reader holds of
 the server's memory, and by how much that grew while the run went on. (In its user space; what the kernel buffers for
 each stalled socket is bounded by the listening socket's SO_SNDBUF.)
 
-    python benchmarks/stalled.py [--stalled 1000] [--rate 200] [--seconds 8] [--rounds 3]
+    python benchmarks/stalled.py [--base CHECKOUT] [--rounds 3] [--seconds 6] [--quick] [--save]
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import contextlib
 import os
-import platform
 import resource
 import socket
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-from live import Reader, post
+from support.contenders import Contender, contenders
+from support.load import Mix, Server
+from support.results import Column, Figures, Results, parser
+from support.sseload import Load, asking, faults
 
-LIVE = str(Path(__file__).with_name("live.py"))
+STALLED = 1_000
+FILL = 2_000_000
+RATE = 200
+COLUMNS = [
+    Column("p50", "p50 ms", ".2f"),
+    Column("p99", "p99 ms", ".2f"),
+    Column("kb", "KB/stalled"),
+    Column("grown", "grew, MB"),
+    Column("faults", "faults", ".0f", most=True),
+]
 
 
-def stall(port: int, session: str) -> socket.socket:
+def stall(server: Server, request: bytes) -> socket.socket:
     """A connection whose reader has asked for the stream and stopped reading."""
     reader = socket.socket()
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    reader.connect(("127.0.0.1", port))
-    reader.sendall(f"GET /stream?sessionId={session}&from=start HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+    reader.connect(("127.0.0.1", server.port))
+    reader.sendall(request)
     return reader
 
 
-def memory(pid: int) -> float:
+def memory(server: Server) -> float:
     """Resident memory in MB."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.pids)
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-async def measure(port: int, pid: int, stalled: int) -> tuple[float, float, float, float]:
-    session = (await post(port, "/api/sessions", {"title": "bench"}))["id"]
-    filled: list[float] = []
-    request = f"GET /stream?sessionId={session} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
-    loop = asyncio.get_running_loop()
-    _, filler = await loop.create_connection(lambda: Reader(request, filled), "127.0.0.1", port)
-    await post(port, f"/stream/{session}/message", {"content": "fill 2000000"})
-    await filler.done
-    empty = memory(pid)
-    readers = [stall(port, session) for _ in range(stalled)]
-    delays: list[float] = []
-    _, healthy = await loop.create_connection(lambda: Reader(request, delays), "127.0.0.1", port)
-    await asyncio.sleep(3.0)  # until all have stalled
-    before = memory(pid)
-    await post(port, f"/stream/{session}/message", {"content": "go"})
-    await healthy.done
-    grown = memory(pid) - before
-    for reader in readers:
-        reader.close()
-    delays.sort()
-    each = (before - empty) * 1e3 / max(stalled, 1)
-    return delays[len(delays) // 2] * 1e3, delays[int(len(delays) * 0.99)] * 1e3, each, grown
-
-
-def one_round(stalled: int, options: argparse.Namespace) -> tuple[float, float, float, float]:
-    command = [sys.executable, LIVE, "--serve", "legato", "full"]
-    command += ["--rate", str(options.rate), "--seconds", str(options.seconds)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        port = int(server.stdout.readline())
-        time.sleep(1.0)
-        return asyncio.run(measure(port, server.pid, stalled))
-    finally:
-        server.kill()
-        server.wait()
+async def measure(contender: Contender, stalled: int, seconds: float) -> Figures:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(contender.serving(1, RATE))
+        mix = Mix()
+        await mix.begin(server, f"fill {FILL}")
+        filled = Load(server, 1, 60, ["--stop-event", "complete", *asking(mix.first)], at_once=True)
+        await filled.start()
+        await filled.figures()
+        empty = memory(server)
+        for _ in range(stalled):
+            stack.enter_context(stall(server, mix.first))
+        load = Load(server, 1, seconds, ["--tokens=content", *asking(mix.live)])
+        await load.open()
+        await asyncio.sleep(2.0)  # until all have stalled
+        before = memory(server)
+        await mix.say(server, f"tokens {RATE} {RATE * 600}")
+        await asyncio.sleep(0.5)
+        load.go()
+        found = await load.figures()
+        return {
+            "p50": found["lat_us"]["p50"] / 1e3,
+            "p99": found["lat_us"]["p99"] / 1e3,
+            "kb": (before - empty) * 1e3 / stalled if stalled else 0.0,
+            "grown": memory(server) - before,
+            "faults": faults(found),
+        }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stalled", type=int, default=1000)
-    parser.add_argument("--rate", type=float, default=200.0, help="events per second of the run")
-    parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    options = parser(__doc__, seconds=6.0).parse_args()
+    stalled = STALLED
+    if options.quick:
+        options.rounds, options.seconds, stalled = 1, 2.0, 300
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} CPUs, shared machine")
-    print(f"one run at {options.rate:g} events/s for {options.seconds:g} s, median of {options.rounds}\n")
-    results: dict[int, list[tuple[float, float, float, float]]] = {0: [], options.stalled: []}
-    for _ in range(options.rounds):
-        for stalled in results:
-            results[stalled].append(one_round(stalled, options))
-    print(f"{'stalled readers':>15}{'p50 ms':>9}{'p99 ms':>9}{'KB per reader':>15}{'grew while running, MB':>24}")
-    for stalled, rounds in results.items():
-        p50, p99, held, grown = (statistics.median(each[i] for each in rounds) for i in range(4))
-        print(f"{stalled:>15}{p50:>9.2f}{p99:>9.2f}{held if stalled else 0:>15.1f}{grown:>24.1f}")
+    results = Results("stalled", options, COLUMNS, ratio="")
+    everybody = contenders(options, memory=False)
+    for count in (0, stalled):
+        results.run(
+            f"{count:,} stalled readers",
+            everybody,
+            lambda each, count=count: asyncio.run(measure(each, count, options.seconds)),
+        )
+    results.save()
 
 
 if __name__ == "__main__":

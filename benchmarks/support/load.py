@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .sides import HERE, Side
@@ -26,18 +26,18 @@ _names = itertools.count(1)
 
 
 @contextlib.contextmanager
-def serving(side: Side, *options: str, folder: str | None = None) -> Iterator[Server]:
-    """A server of that side, with a SQLite log of its own, or with the one in ``folder``."""
+def serving(side: Side, *options: str, folder: str | None = None, memory: bool = False) -> Iterator[Server]:
+    """A server of that side, with a SQLite log of its own, or with the one in ``folder``, or with none."""
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="legato-bench-"))
-        process = side.start(SERVED, f"sqlite:///{folder}/bench.db", *options)
+        process = side.start(SERVED, "memory:" if memory else f"sqlite:///{folder}/bench.db", *options)
         try:
             assert process.stdout is not None
             port = process.stdout.readline()
             if not port:
                 raise SystemExit(f"The server of {side.name} did not start.")
-            yield Server(int(port))
+            yield Server(int(port), [process.pid])
         finally:
             process.kill()
             process.wait()
@@ -51,10 +51,14 @@ def _close(process: subprocess.Popen[str]) -> None:
 
 
 class Server:
-    """A server that listens on ``port`` of loopback. Requests wait in its socket until it has started."""
+    """A server that listens on ``port`` of loopback. Requests wait in its socket until it has started.
 
-    def __init__(self, port: int) -> None:
+    ``pids`` are all its processes.
+    """
+
+    def __init__(self, port: int, pids: Sequence[int]) -> None:
         self.port = port
+        self.pids = pids
 
     async def ask(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON answer to one request.
@@ -90,13 +94,21 @@ class Post:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
-    async def send(self, data: bytes) -> Any:
+    async def exchange(self, data: bytes) -> tuple[bytes, bytes]:
+        """The head and the body of the answer, whatever it says."""
         self._writer.write(data)
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", head)
-        if length is None or not 200 <= int(head.split()[1]) < 300:
+        if length is None:
             raise RuntimeError(f"{head!r}")
-        return json.loads(await self._reader.readexactly(int(length[1])))
+        return head, await self._reader.readexactly(int(length[1]))
+
+    async def send(self, data: bytes) -> Any:
+        """The JSON of the answer; raises if it is a refusal."""
+        head, body = await self.exchange(data)
+        if not 200 <= int(head.split()[1]) < 300:
+            raise RuntimeError(f"{head!r}")
+        return json.loads(body)
 
 
 def request(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> bytes:
@@ -187,12 +199,17 @@ class Dialect:
 
     Attributes:
         first: the request that reads the run from its start; set by ``begin``.
+        live: the same, from where the run is, if the dialect can.
         last: see ``Reader``.
     """
 
     name = ""
     last: bytes | None = None
     first = b""
+
+    @property
+    def live(self) -> bytes:
+        return self.first
 
     async def begin(self, server: Server, text: str) -> None:
         """Send a message, unless ``first`` does."""
@@ -237,9 +254,18 @@ class Mix(Dialect):
 
     async def begin(self, server: Server, text: str) -> None:
         session = (await server.ask("POST", "/api/sessions", {"title": "bench"}))["id"]
-        await server.ask("POST", f"/api/sessions/{session}/messages", {"text": text})
+        self._messages = f"/api/sessions/{session}/messages"
+        await self.say(server, text)
         self._path = f"/stream?sessionId={session}"
         self.first = request("GET", f"{self._path}&from=start")
+
+    async def say(self, server: Server, text: str) -> None:
+        """Another message, in the same session."""
+        await server.ask("POST", self._messages, {"text": text})
+
+    @property
+    def live(self) -> bytes:
+        return request("GET", self._path)
 
     def back(self, frame: bytes) -> bytes:
         return request("GET", self._path, headers={"last-event-id": _found(rb"(?m)^id: (\d+)$", frame)})

@@ -20,6 +20,7 @@ import time
 from typing import Any
 
 from sides import check_sources
+from tokens import token, tokens
 
 from legato import Legato
 from legato.server.serve import listen, serve
@@ -144,12 +145,20 @@ class Served(Legato):
                 self.gate(name).set()
         return None
 
-    def gate(self, name: str) -> asyncio.Event:
-        return self.gates.setdefault(name, asyncio.Event())
+    @classmethod
+    def gate(cls, name: str) -> asyncio.Event:
+        return cls.gates.setdefault(name, asyncio.Event())
 
 
 async def speaker(turn: Any) -> Any:
-    """``word``: one piece, and a note when it is stored. ``deltas N NAME``: N pieces, and after ``go/NAME`` 3 more."""
+    """What the first word of the message says:
+
+    - ``word``: one piece, and a note when it is stored.
+    - ``deltas N NAME``: N pieces, and after ``go/NAME`` 3 more.
+    - ``tokens RATE COUNT``: tokens at a rate.
+    - ``fill COUNT``: so many characters.
+    - ``many COUNT NAME``: tokens as fast as they are stored one by one. With a name, the end waits for ``go/NAME``.
+    """
     match turn.message.text.split():
         case ["word", *_]:
             yield "word"
@@ -162,9 +171,21 @@ async def speaker(turn: Any) -> Any:
                 if number % 16 == 0:
                     await turn.stored()  # else many that wait would be merged into few events
             yield QUIET
-            await Served.gates.setdefault(name, asyncio.Event()).wait()
+            await Served.gate(name).wait()
             for number in range(3):
                 yield f" and {number}"
+        case ["tokens", rate, count]:
+            async for _, text in tokens(float(rate), int(count)):
+                yield text
+        case ["many", count, *name]:
+            for number in range(1, int(count) + 1):
+                yield token(number)
+                if number % 16 == 0:
+                    await turn.stored()
+            for each in name:
+                await Served.gate(each).wait()
+        case ["fill", count]:
+            yield "x" * int(count)
         case _:
             yield "What?"
 
@@ -173,7 +194,9 @@ def main() -> None:
     check_sources()
     if "--trace" in sys.argv:
         Served.trace.attach()
-    app = Served(sys.argv[1], agents=[speaker], heartbeat=600, page=False)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    app = Served(sys.argv[1], agents=[speaker], heartbeat=600, page=False, max_streams_per_session=10_000)
     listener = listen("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
 

@@ -1,4 +1,4 @@
-"""This checkout, and with ``--against`` another one: the same program run by each in turn, and a table of both.
+"""This checkout, and with ``--base`` another one: the same program run by each in turn, and a table of both.
 
 A side is a folder with Legato's sources in ``src``. Both are run by the Python that runs the benchmark, so they have
 the same packages; ``PYTHONPATH`` decides whose sources are imported, and the program checks that it did.
@@ -7,6 +7,7 @@ the same packages; ``PYTHONPATH`` decides whose sources are imported, and the pr
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -48,18 +49,21 @@ def check_sources() -> None:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options of every such benchmark."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--against", type=Path, metavar="PATH", help="another checkout, to run in turn with this one")
-    made.add_argument("--save", action="store_true", help="write the tables to benchmarks/results, too")
+    made.add_argument("--base", type=Path, metavar="PATH", help="another checkout, to run in turn with this one")
+    made.add_argument(
+        "--save", type=Path, nargs="?", const=HERE / "results", metavar="FOLDER",
+        help="write the results to this folder, too (benchmarks/results)",
+    )  # fmt: skip
     return made
 
 
 def sides(options: argparse.Namespace) -> list[Side]:
     """The one or two sides that were asked for."""
     paths = {"this": HERE.parent}
-    if options.against is not None:
-        if not (options.against / "src" / "legato").is_dir():
-            raise SystemExit(f"{options.against} has no src/legato, so it is no checkout of Legato.")
-        paths["against"] = options.against.resolve()
+    if options.base is not None:
+        if not (options.base / "src" / "legato").is_dir():
+            raise SystemExit(f"{options.base} has no src/legato, so it is no checkout of Legato.")
+        paths["base"] = options.base.resolve()
     return [Side(name, path, _revision(path)) for name, path in paths.items()]
 
 
@@ -84,6 +88,8 @@ class Report:
         self._name = name
         self._sides = sides
         self._lines: list[str] = []
+        self._table = ""
+        self._rows: list[dict[str, Any]] = []
         load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
         python = f"{platform.python_implementation()} {platform.python_version()}"
         self.line(f"{python}, {os.cpu_count()} CPUs, shared machine{load}")
@@ -97,23 +103,27 @@ class Report:
         """The first lines of a table."""
         columns = "".join(f"{side.name:>14}" for side in self._sides)
         ratio = f"{'ratio':>8}" if len(self._sides) > 1 else ""
+        self._table = title
         self.line(f"\n{title}\n\n{'':{width}}{columns}{ratio}{'   ' + last if last else ''}".rstrip())
 
     def row(
         self, label: str, values: Sequence[float | str], *, form: str = ".2f", width: int = 40, last: str = ""
     ) -> None:
         """One figure of each side, and the first by the second."""
+        names = [side.name for side in self._sides]
+        self._rows.append({"table": self._table, "row": label.strip(), **dict(zip(names, values, strict=True))})
         cells = "".join(f"{value if isinstance(value, str) else format(value, form):>14}" for value in values)
         ratio = ""
         if len(values) > 1:
-            this, against = values[:2]
-            known = not isinstance(this, str) and not isinstance(against, str) and against
-            ratio = f"{this / against:8.2f}" if known else " " * 8  # type: ignore[operator]
+            this, base = values[:2]
+            known = not isinstance(this, str) and not isinstance(base, str) and base
+            ratio = f"{this / base:8.2f}" if known else " " * 8  # type: ignore[operator]
         self.line(f"{label:<{width}}{cells}{ratio}{'   ' + last if last else ''}".rstrip())
 
-    def save(self) -> None:
-        """Write what was printed."""
-        (HERE / "results" / f"{self._name}.txt").write_text("\n".join(self._lines) + "\n")
+    def save(self, folder: Path) -> None:
+        """Write what was printed, and the figures for programs."""
+        (folder / f"{self._name}.txt").write_text("\n".join(self._lines) + "\n")
+        (folder / f"{self._name}.json").write_text(json.dumps({"rows": self._rows}, indent=1) + "\n")
 
 
 def median(rounds: Sequence[Any], figure: Callable[[Any], float]) -> float:

@@ -52,7 +52,7 @@ PACE_ABOVE = 4
 COMMIT_INTERVAL = 0.005
 """Seconds between the beginnings of paced commits. At 5,000 events/s of 100 runs it makes the groups five times as
 large and takes a quarter off the CPU of the whole server, for 4 ms that no reader of an answer notices
-(``benchmarks/live.py``). A session that is alone is never held up."""
+(``benchmarks/chat.py``). A session that is alone is never held up."""
 MAX_DATA_BYTES = 256 * 1024 * 1024
 """An event's data, as JSON. SQLite's own limit is 1 GB a row, and one row beyond it would fail its whole group."""
 KNOWN_SESSIONS = 10_000
