@@ -18,8 +18,9 @@ from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, Options, answer
 from ..http.errors import ClientError
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..http.settings import LIMITS, address
+from ..http.settings import address
 from ..http.sync import open_stream, read_chunk, send
+from ..http.threads import chunks, new_http_client
 from . import operations
 from .answer import AnswerView
 from .call import refusal, signature
@@ -155,7 +156,7 @@ class Client:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
-        self.http = httpx2.Client(limits=LIMITS) if http_client is None else http_client
+        self.http = new_http_client() if http_client is None else http_client
         self._owns_http = http_client is None
         self._sleep = sleep
         self.streaming = StreamingMethods(self)
@@ -301,7 +302,7 @@ class EventStream(ReaderView):
         except ClientError:
             response.close()
             raise
-        self._response, self._body = response, response.iter_bytes()
+        self._response, self._body = response, chunks(response)
 
     def _fill(self) -> None:
         """Read one chunk, or make the next connection."""

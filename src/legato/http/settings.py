@@ -12,10 +12,13 @@ from ..errors import InvalidInput
 from .backoff import ReconnectBackoff
 from .retry import DEFAULT_RETRIES, UNSET, Attempts, RetryConfig, Unset, retrying
 
-__all__ = ["LIMITS", "HttpSettings", "address"]
+__all__ = ["EXCHANGE", "LIMITS", "HttpSettings", "address"]
 
 # Each stream holds a connection for hours, so a limit on them would only be a hang that is hard to explain.
 LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+
+EXCHANGE: Final = "legato.exchange"
+"""The extension of a response in which our transport gives its body, without the layers that httpx2 puts around it."""
 
 
 def address(base_url: str, *, of: str) -> str:

@@ -18,7 +18,8 @@ from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, answer
 from ..http.errors import ClientError
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..http.settings import LIMITS, address
+from ..http.settings import address
+from ..http.tasks import chunks, new_http_client
 from ..json import JsonObject
 from . import responses
 from .anthropic import AnthropicWire
@@ -81,7 +82,7 @@ class _AsyncFace:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
-        self.http = httpx2.AsyncClient(limits=LIMITS) if http_client is None else http_client
+        self.http = new_http_client() if http_client is None else http_client
         self.sleep = sleep
         self._owns_http = http_client is None
 
@@ -203,7 +204,7 @@ class AsyncStream(Generic[T]):
         call = self._state.request()
         self._response = await self._face.connect(call)
         self._state.opened(self._response.headers)
-        self._body = self._response.aiter_bytes()
+        self._body = chunks(self._response)
 
     async def _receive(self) -> None:
         chunk = await read_chunk(self._body)

@@ -18,8 +18,9 @@ from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, answer
 from ..http.errors import ClientError
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..http.settings import LIMITS, address
+from ..http.settings import address
 from ..http.sync import open_stream, read_chunk, send
+from ..http.threads import chunks, new_http_client
 from ..json import JsonObject
 from . import responses
 from .anthropic import AnthropicWire
@@ -82,7 +83,7 @@ class _Face:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
-        self.http = httpx2.Client(limits=LIMITS) if http_client is None else http_client
+        self.http = new_http_client() if http_client is None else http_client
         self.sleep = sleep
         self._owns_http = http_client is None
 
@@ -199,7 +200,7 @@ class Stream(Generic[T]):
         call = self._state.request()
         self._response = self._face.connect(call)
         self._state.opened(self._response.headers)
-        self._body = self._response.iter_bytes()
+        self._body = chunks(self._response)
 
     def _receive(self) -> None:
         chunk = read_chunk(self._body)
