@@ -45,7 +45,6 @@ class HttpConnection(asyncio.Protocol):
         self.exchange: HttpExchange | None = None
         self._on_lost = on_lost
         self._transport: asyncio.Transport
-        self._lost = False
         self._blocked = False  # the transport takes no more for now
         self._paused = False  # nor gives any
         self._waiter: asyncio.Future[bool] | None = None
@@ -64,10 +63,11 @@ class HttpConnection(asyncio.Protocol):
             httpx2.WriteTimeout: the server does not take it.
         """
         assert self.exchange is not None
-        self._transport.write(data)
-        if self._lost:
+        if self._transport.is_closing():
             self.exchange.end(None)
-        while self._blocked and not (self.exchange.head or self._lost):
+            return
+        self._transport.write(data)
+        while self._blocked and not (self.exchange.head or self._transport.is_closing()):
             await self.wait(timeout, httpx2.WriteTimeout)
 
     async def wait(self, seconds: float | None, late: type[httpx2.TimeoutException]) -> None:
@@ -90,7 +90,7 @@ class HttpConnection(asyncio.Protocol):
 
     def is_open(self) -> bool:
         """Whether it can be asked. The system is asked, too: it knows of an end before the event loop does."""
-        if self._lost or self.loop.time() > self._deadline:
+        if self._transport.is_closing() or self.loop.time() > self._deadline:
             return False
         descriptor = self._transport.get_extra_info("socket").fileno()
         if sys.platform == "win32":
@@ -105,7 +105,7 @@ class HttpConnection(asyncio.Protocol):
         Args:
             seconds: after which it closes, unless it is asked again; None: never.
         """
-        if self.exchange is None or not self.exchange.reusable or self._lost or self._blocked:
+        if self.exchange is None or not self.exchange.reusable or self._blocked or self._transport.is_closing():
             self.close()
             return False
         self.exchange = None
@@ -126,7 +126,7 @@ class HttpConnection(asyncio.Protocol):
 
     def resume(self) -> None:
         """Receive again."""
-        if self._paused:
+        if self._paused and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
 
@@ -174,7 +174,6 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See ``asyncio.Protocol``."""
-        self._lost = True
         if self._timer is not None:
             self._timer.cancel()
         if self.exchange is not None:
@@ -225,6 +224,8 @@ class HttpExchange(httpx2.AsyncByteStream):
         self._on_closed: Callable[[HttpConnection], None] | None = on_closed
         self._timeout: float | None = None
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
+        # As httpx2 has it. No other program reads this answer, so there is none that could understand it otherwise.
+        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True)
         self._reason = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
