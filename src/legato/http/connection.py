@@ -47,7 +47,8 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._blocked = False  # the transport takes no more for now
         self._paused = False  # nor gives any
-        self._waiter: asyncio.Future[bool] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._late: type[httpx2.TimeoutException] = httpx2.ReadTimeout
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf  # when the timer is
         self._deadline = math.inf  # what it is for
@@ -70,23 +71,19 @@ class HttpConnection(asyncio.Protocol):
         while self._blocked and not (self.exchange.head or self._transport.is_closing()):
             await self.wait(timeout, httpx2.WriteTimeout)
 
-    async def wait(self, seconds: float | None, late: type[httpx2.TimeoutException]) -> None:
+    def wait(self, seconds: float | None, late: type[httpx2.TimeoutException]) -> asyncio.Future[None]:
         """Wait until something has happened.
 
         Args:
             seconds: None: without end.
             late: raised after them.
         """
-        if self._waiter is not None:
+        if self._waiter is not None and not self._waiter.done():
             raise RuntimeError("The body of an answer has one reader at a time.")
         self.call_in(seconds)
+        self._late = late
         self._waiter = self.loop.create_future()
-        try:
-            if not await self._waiter:
-                raise late("The server was silent for too long.")
-        finally:
-            self._waiter = None
-            self._deadline = math.inf
+        return self._waiter
 
     def is_open(self) -> bool:
         """Whether it can be asked. The system is asked, too: it knows of an end before the event loop does."""
@@ -151,12 +148,13 @@ class HttpConnection(asyncio.Protocol):
                 self._set_timer()
         elif self.exchange is None:
             self.close()
-        else:
-            self._wake(in_time=False)
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(self._late("The server was silent for too long."))
 
-    def _wake(self, *, in_time: bool = True) -> None:
+    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(in_time)
+            self._deadline = math.inf
+            self._waiter.set_result(None)
 
     # What the event loop calls ----------------------------------------------------------------------------------------
 
@@ -170,7 +168,8 @@ class HttpConnection(asyncio.Protocol):
             self.close()  # nobody has asked
         else:
             self.exchange.feed(data)
-            self._wake()
+            if self._waiter is not None:
+                self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See ``asyncio.Protocol``."""
