@@ -1,6 +1,6 @@
 """A program that reads many answers of a model at once, and prints what one chunk costs it, in us of CPU.
 
-    python benchmarks/support/asking.py CLIENT LOOP PORT ANSWERS SECONDS
+python benchmarks/support/asking.py CLIENT LOOP PORT ANSWERS SECONDS
 """
 
 from __future__ import annotations

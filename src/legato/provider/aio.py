@@ -195,7 +195,7 @@ class AsyncStream(Generic[T]):
             async for attempt in self._face.settings.retrying():
                 with attempt:
                     await self._connect()
-                    await self._receive()
+                    self._state.receive(await read_chunk(self._body))
         except ClientError as exc:
             raise provider_error(exc) from exc
 
@@ -206,16 +206,9 @@ class AsyncStream(Generic[T]):
         self._state.opened(self._response.headers)
         self._body = chunks(self._response)
 
-    async def _receive(self) -> None:
-        chunk = await read_chunk(self._body)
-        if chunk is None:
-            self._state.cut(None)
-        else:
-            self._state.receive(chunk)
-
     async def _read(self) -> None:
         try:
-            await self._receive()
+            self._state.receive(await read_chunk(self._body))
         except ClientError as exc:
             self._state.cut(exc)
 

@@ -114,22 +114,28 @@ class ChatCompletionsFold:
                 chunks += self._take_delta(choice.delta or choice.message or _ChoiceDelta())
                 # Some repeat the reason with the usage.
                 reason = choice.finish_reason if tally.finish_reason is None else None
-        chunks += tally.end(_usage(chunk.usage), _REASONS.get(reason or "", reason))
+        if chunk.usage is not None or reason is not None:
+            chunks += tally.end(_usage(chunk.usage), _REASONS.get(reason or "", reason))
         if chunk.error:
             self.failure = failed({"error": chunk.error})
         return chunks
 
     def _take_delta(self, delta: _ChoiceDelta) -> list[StreamChunk]:
+        chunks: list[StreamChunk] = []
         # A gateway may send the same thinking under both names.
-        chunks = self.tally.think(delta.reasoning_content or delta.reasoning or "")
-        chunks += self._take_content(delta.content) + self.tally.refuse(delta.refusal or "")
+        if thinking := delta.reasoning_content or delta.reasoning:
+            chunks += self.tally.think(thinking)
+        if delta.content:
+            chunks += self._take_content(delta.content)
+        if delta.refusal:
+            chunks += self.tally.refuse(delta.refusal)
         for call in delta.tool_calls or ():
             chunks += self._take_call(call)
         return chunks
 
-    def _take_content(self, content: str | list[object] | None) -> list[StreamChunk]:
-        if not isinstance(content, list):
-            return self.tally.text(content or "")
+    def _take_content(self, content: str | list[object]) -> list[StreamChunk]:
+        if isinstance(content, str):
+            return self.tally.text(content)
         thinking = [part.get("thinking") for part in content if isinstance(part, dict)]
         return self.tally.think(as_text(thinking)) + self.tally.text(as_text(content))
 

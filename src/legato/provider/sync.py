@@ -191,7 +191,7 @@ class Stream(Generic[T]):
             for attempt in self._face.settings.retrying():
                 with attempt:
                     self._connect()
-                    self._receive()
+                    self._state.receive(read_chunk(self._body))
         except ClientError as exc:
             raise provider_error(exc) from exc
 
@@ -202,16 +202,9 @@ class Stream(Generic[T]):
         self._state.opened(self._response.headers)
         self._body = chunks(self._response)
 
-    def _receive(self) -> None:
-        chunk = read_chunk(self._body)
-        if chunk is None:
-            self._state.cut(None)
-        else:
-            self._state.receive(chunk)
-
     def _read(self) -> None:
         try:
-            self._receive()
+            self._state.receive(read_chunk(self._body))
         except ClientError as exc:
             self._state.cut(exc)
 
