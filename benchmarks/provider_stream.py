@@ -7,7 +7,7 @@ has a process of its own in each round, and what it costs to start and to connec
 
 "httpx2" is this checkout with httpx2's own transport under it.
 
-    python benchmarks/provider_stream.py [--against CHECKOUT] [--rounds 5] [--seconds 3] [--save]
+    python benchmarks/provider_stream.py [--against CHECKOUT] [--rounds 3] [--seconds 2] [--save]
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def contenders(both: list[Side], wire: str) -> list[Contender]:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--seconds", type=float, default=3.0)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--seconds", type=float, default=2.0)
     asked = options.parse_args()
     both = sides(asked)
     report = Report("provider_stream", both)
