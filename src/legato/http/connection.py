@@ -1,7 +1,7 @@
 """One connection of HTTP/1.1 on asyncio: a request and its answer, and then the next one. Made for long streams.
 
 A piece of a body costs one callback of the event loop and one wake of its reader: no task, no lock, no timer of its
-own. What bounds the waits is one timer for each connection, which is looked at when it is due, and never moved.
+own. What bounds the waits is one timer for each connection, which is looked at when it is due, not moved by each piece.
 """
 
 from __future__ import annotations
@@ -168,8 +168,7 @@ class HttpConnection(asyncio.Protocol):
             self.close()  # nobody has asked
         else:
             self.exchange.feed(data)
-            if self._waiter is not None:
-                self._wake()
+            self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See ``asyncio.Protocol``."""

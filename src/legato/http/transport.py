@@ -67,7 +67,7 @@ class Transport(httpx2.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close all connections."""
-        for connection in self._connections:
+        for connection in list(self._connections):
             connection.close()
         if self._connections:
             await asyncio.sleep(0)  # in its next round the event loop closes their sockets
