@@ -179,8 +179,11 @@ class AsyncStream(Generic[T]):
                     return
                 if state.broken:
                     await self._reopen()
-                else:
-                    await self._read()
+                    continue
+                try:
+                    state.receive(await read_chunk(self._body))
+                except ClientError as exc:
+                    state.cut(exc)
         finally:
             await self.aclose()
 
@@ -205,12 +208,6 @@ class AsyncStream(Generic[T]):
         self._response = await self._face.connect(call)
         self._state.opened(self._response.headers)
         self._body = chunks(self._response)
-
-    async def _read(self) -> None:
-        try:
-            self._state.receive(await read_chunk(self._body))
-        except ClientError as exc:
-            self._state.cut(exc)
 
     async def _reopen(self) -> None:
         await self.aclose()

@@ -175,8 +175,11 @@ class Stream(Generic[T]):
                     return
                 if state.broken:
                     self._reopen()
-                else:
-                    self._read()
+                    continue
+                try:
+                    state.receive(read_chunk(self._body))
+                except ClientError as exc:
+                    state.cut(exc)
         finally:
             self.close()
 
@@ -201,12 +204,6 @@ class Stream(Generic[T]):
         self._response = self._face.connect(call)
         self._state.opened(self._response.headers)
         self._body = chunks(self._response)
-
-    def _read(self) -> None:
-        try:
-            self._state.receive(read_chunk(self._body))
-        except ClientError as exc:
-            self._state.cut(exc)
 
     def _reopen(self) -> None:
         self.close()
