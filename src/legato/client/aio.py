@@ -17,7 +17,8 @@ from ..http.call import HttpCall, Options, answer
 from ..http.errors import ClientError
 from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..http.settings import address, limits
+from ..http.settings import address
+from ..http.tasks import chunks, new_http_client
 from . import operations
 from .answer import AnswerView
 from .call import refusal, signature
@@ -153,7 +154,7 @@ class AsyncClient:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
-        self.http = httpx2.AsyncClient(limits=limits()) if http_client is None else http_client
+        self.http = new_http_client() if http_client is None else http_client
         self._owns_http = http_client is None
         self._sleep = sleep
         self.streaming = AsyncStreamingMethods(self)
@@ -308,7 +309,7 @@ class AsyncEventStream(ReaderView):
         except ClientError:
             await response.aclose()
             raise
-        self._response, self._body = response, response.aiter_bytes()
+        self._response, self._body = response, chunks(response)
 
     async def _fill(self) -> None:
         """Read one chunk, or make the next connection."""

@@ -17,8 +17,9 @@ from ..http.call import HttpCall, Options, answer
 from ..http.errors import ClientError
 from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..http.settings import address, limits
+from ..http.settings import address
 from ..http.sync import open_stream, read_chunk, send
+from ..http.threads import chunks, new_http_client
 from . import operations
 from .answer import AnswerView
 from .call import refusal, signature
@@ -154,7 +155,7 @@ class Client:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
-        self.http = httpx2.Client(limits=limits()) if http_client is None else http_client
+        self.http = new_http_client() if http_client is None else http_client
         self._owns_http = http_client is None
         self._sleep = sleep
         self.streaming = StreamingMethods(self)
@@ -300,7 +301,7 @@ class EventStream(ReaderView):
         except ClientError:
             response.close()
             raise
-        self._response, self._body = response, response.iter_bytes()
+        self._response, self._body = response, chunks(response)
 
     def _fill(self) -> None:
         """Read one chunk, or make the next connection."""

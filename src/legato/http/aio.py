@@ -59,6 +59,8 @@ async def read_chunk(body: AsyncIterator[bytes]) -> bytes | None:
         ClientError: the connection was lost.
     """
     try:
-        return await anext(body, None)
+        return await body.__anext__()  # less than half of what the function with a default costs
+    except StopAsyncIteration:
+        return None
     except httpx2.RequestError as exc:
         raise failure(exc) from exc

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from ..errors import InvalidInput
 from .backoff import ReconnectBackoff
 from .packages import httpx2
 from .retry import DEFAULT_RETRIES, UNSET, Attempts, RetryConfig, Unset, retrying
 
-__all__ = ["HttpSettings", "address", "limits"]
+__all__ = ["EXCHANGE", "HttpSettings", "address", "limits"]
 
 
 def limits() -> httpx2.Limits:
     """The bounds of a client's connections."""
     # Each stream holds one for hours, so a limit on them would only be a hang that is hard to explain.
     return httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+
+
+EXCHANGE: Final = "legato.exchange"
+"""The extension of a response in which our transport gives its body, without the layers that httpx2 puts around it."""
 
 
 def address(base_url: str, *, of: str) -> str:

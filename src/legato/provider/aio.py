@@ -17,7 +17,8 @@ from ..http.call import HttpCall, answer
 from ..http.errors import ClientError
 from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..http.settings import address, limits
+from ..http.settings import address
+from ..http.tasks import chunks, new_http_client
 from ..json import JsonObject
 from . import responses
 from .anthropic import AnthropicWire
@@ -80,7 +81,7 @@ class _AsyncFace:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
-        self.http = httpx2.AsyncClient(limits=limits()) if http_client is None else http_client
+        self.http = new_http_client() if http_client is None else http_client
         self.sleep = sleep
         self._owns_http = http_client is None
 
@@ -177,8 +178,11 @@ class AsyncStream(Generic[T]):
                     return
                 if state.broken:
                     await self._reopen()
-                else:
-                    await self._read()
+                    continue
+                try:
+                    state.receive(await read_chunk(self._body))
+                except ClientError as exc:
+                    state.cut(exc)
         finally:
             await self.aclose()
 
@@ -193,7 +197,7 @@ class AsyncStream(Generic[T]):
             async for attempt in self._face.settings.retrying():
                 with attempt:
                     await self._connect()
-                    await self._receive()
+                    self._state.receive(await read_chunk(self._body))
         except ClientError as exc:
             raise provider_error(exc) from exc
 
@@ -202,20 +206,7 @@ class AsyncStream(Generic[T]):
         call = self._state.request()
         self._response = await self._face.connect(call)
         self._state.opened(self._response.headers)
-        self._body = self._response.aiter_bytes()
-
-    async def _receive(self) -> None:
-        chunk = await read_chunk(self._body)
-        if chunk is None:
-            self._state.cut(None)
-        else:
-            self._state.receive(chunk)
-
-    async def _read(self) -> None:
-        try:
-            await self._receive()
-        except ClientError as exc:
-            self._state.cut(exc)
+        self._body = chunks(self._response)
 
     async def _reopen(self) -> None:
         await self.aclose()

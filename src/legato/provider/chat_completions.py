@@ -37,7 +37,7 @@ class _Call(msgspec.Struct):
     id: str | None = None
 
 
-class _ChoiceDelta(msgspec.Struct):
+class _ChoiceDelta(msgspec.Struct, gc=False):
     content: str | list[object] | None = None  # a list: Mistral's models that think
     refusal: str | None = None
     reasoning_content: str | None = None  # DeepSeek, llama.cpp, vLLM
@@ -45,7 +45,7 @@ class _ChoiceDelta(msgspec.Struct):
     tool_calls: list[_Call] | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     delta: _ChoiceDelta | None = None
     message: _ChoiceDelta | None = None
     finish_reason: str | None = None
@@ -65,7 +65,7 @@ class _CompletionUsage(msgspec.Struct):
     completion_tokens_details: _Details | None = None
 
 
-class Completion(msgspec.Struct):
+class Completion(msgspec.Struct, gc=False):
     """A chunk, or a whole answer, in the fields that are used here."""
 
     choices: list[_Choice] | None = None
@@ -114,24 +114,30 @@ class ChatCompletionsFold:
                 chunks += self._take_delta(choice.delta or choice.message or _ChoiceDelta())
                 # Some repeat the reason with the usage.
                 reason = choice.finish_reason if tally.finish_reason is None else None
-        chunks += tally.end(_usage(chunk.usage), _REASONS.get(reason or "", reason))
+        if chunk.usage is not None or reason is not None:
+            chunks += tally.end(_usage(chunk.usage), _REASONS.get(reason or "", reason))
         if chunk.error:
             self.failure = failed({"error": chunk.error})
         return chunks
 
     def _take_delta(self, delta: _ChoiceDelta) -> list[StreamChunk]:
+        chunks: list[StreamChunk] = []
         # A gateway may send the same thinking under both names.
-        chunks = self.tally.think(delta.reasoning_content or delta.reasoning or "")
-        chunks += self._take_content(delta.content) + self.tally.refuse(delta.refusal or "")
+        if thinking := delta.reasoning_content or delta.reasoning:
+            chunks += self.tally.think(thinking)
+        if isinstance(delta.content, list):
+            chunks += self._take_parts(delta.content)
+        elif delta.content:
+            chunks += self.tally.text(delta.content)
+        if delta.refusal:
+            chunks += self.tally.refuse(delta.refusal)
         for call in delta.tool_calls or ():
             chunks += self._take_call(call)
         return chunks
 
-    def _take_content(self, content: str | list[object] | None) -> list[StreamChunk]:
-        if not isinstance(content, list):
-            return self.tally.text(content or "")
-        thinking = [part.get("thinking") for part in content if isinstance(part, dict)]
-        return self.tally.think(as_text(thinking)) + self.tally.text(as_text(content))
+    def _take_parts(self, parts: list[object]) -> list[StreamChunk]:
+        thinking = [part.get("thinking") for part in parts if isinstance(part, dict)]
+        return self.tally.think(as_text(thinking)) + self.tally.text(as_text(parts))
 
     def _take_call(self, call: _Call) -> list[StreamChunk]:
         function = call.function or _Function()

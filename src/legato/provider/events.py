@@ -157,6 +157,10 @@ _CLASSES: Final[dict[str, type[ResponseEvent]]] = {
 }
 
 
+_OBJECT: Final = msgspec.json.Decoder(JsonObject)
+"""Made once: for another type than a struct, ``msgspec.json.decode`` makes one each time, which takes longer."""
+
+
 def decode_object(message: SSEMessage) -> JsonObject:
     """The JSON object that a message carries.
 
@@ -164,7 +168,7 @@ def decode_object(message: SSEMessage) -> JsonObject:
         StreamMalformed: it carries none.
     """
     try:
-        return msgspec.json.decode(message.data, type=JsonObject)
+        return _OBJECT.decode(message.data)
     except (msgspec.MsgspecError, UnicodeError) as exc:
         raise StreamMalformed(f"A JSON object was expected, not {message.data[:200]!r}: {exc}.") from exc
 
@@ -178,6 +182,8 @@ def decode_event(message: SSEMessage) -> ResponseEvent:
     raw = decode_object(message)
     kind = raw.get("type", message.event)
     try:
-        return msgspec.convert({**raw, "type": kind, "raw": raw}, _CLASSES.get(str(kind), ResponseEvent))
+        event = msgspec.convert({**raw, "type": kind}, _CLASSES.get(str(kind), ResponseEvent))
     except msgspec.ValidationError as exc:
         raise StreamMalformed(f"An event {kind!r:.64} is not as documented: {exc}.") from exc
+    msgspec.structs.force_setattr(event, "raw", raw)  # convert() would copy all of it
+    return event

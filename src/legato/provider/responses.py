@@ -172,10 +172,10 @@ class Response:
 
 @dataclass(slots=True)
 class _ItemState:
-    """What was streamed of one item of the output."""
+    """What was streamed of one item of the output; the pieces of a text are joined when it is whole."""
 
-    text: str = ""
-    refusal: str = ""
+    text: list[str] = field(default_factory=list)
+    refusal: list[str] = field(default_factory=list)
     thought: bool = False
     call: int | None = None
 
@@ -241,7 +241,7 @@ class _ResponseState:
         tally = self.tally
         match event:
             case TextDeltaEvent():
-                self._item(event).text += event.delta
+                self._item(event).text.append(event.delta)
                 return tally.text(event.delta)
             case ReasoningDeltaEvent():
                 return self._think(event)
@@ -251,7 +251,7 @@ class _ResponseState:
                     raise StreamMalformed("Arguments of a tool call came that had not begun.")
                 return tally.add_arguments(call, event.delta)
             case RefusalDeltaEvent():
-                self._item(event).refusal += event.delta
+                self._item(event).refusal.append(event.delta)
                 return tally.refuse(event.delta)
             case OutputItemEvent():
                 return self._take_item(_key(event.output_index, event.item), event.item)
@@ -262,7 +262,8 @@ class _ResponseState:
         return []
 
     def _item(self, event: ItemEvent) -> _ItemState:
-        return self._items.setdefault(_key(event.output_index, {"id": event.item_id}), _ItemState())
+        key = _key(event.output_index, {"id": event.item_id})
+        return self._items.get(key) or self._items.setdefault(key, _ItemState())
 
     def _think(self, event: ReasoningDeltaEvent) -> list[StreamChunk]:
         item = self._item(event)
@@ -304,10 +305,11 @@ class _ResponseState:
 
     def _take_message(self, state: _ItemState, item: JsonObject) -> list[StreamChunk]:
         parts = _list(item, "content")
-        text = _rest(state.text, "".join(as_text(part) for part in parts))
-        refusal = _rest(state.refusal, "".join(_text(part, "refusal") for part in parts if isinstance(part, dict)))
-        state.text += text
-        state.refusal += refusal
+        refusals = (_text(part, "refusal") for part in parts if isinstance(part, dict))
+        text = _rest("".join(state.text), "".join(as_text(part) for part in parts))
+        refusal = _rest("".join(state.refusal), "".join(refusals))
+        state.text.append(text)
+        state.refusal.append(refusal)
         return self.tally.text(text) + self.tally.refuse(refusal)
 
     def take_output(self, response: JsonObject) -> list[StreamChunk]:

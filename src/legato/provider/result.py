@@ -153,22 +153,24 @@ class Tally:
 
     def text(self, delta: str) -> list[StreamChunk]:
         """Take a piece of text; the empty one is no step."""
-        return self._keep(self._text, delta, StreamChunk(delta=delta))
+        if not delta:
+            return []
+        self._text.append(delta)
+        return [StreamChunk(delta)]
 
     def think(self, delta: str) -> list[StreamChunk]:
         """Take a piece of thinking."""
-        return self._keep(self._thinking, delta, StreamChunk(thinking=delta))
+        if not delta:
+            return []
+        self._thinking.append(delta)
+        return [StreamChunk(thinking=delta)]
 
     def refuse(self, delta: str) -> list[StreamChunk]:
         """Take a piece of a refusal."""
-        return self._keep(self._refusal, delta, StreamChunk(refusal=delta))
-
-    @staticmethod
-    def _keep(pieces: list[str], delta: str, chunk: StreamChunk) -> list[StreamChunk]:
         if not delta:
             return []
-        pieces.append(delta)
-        return [chunk]
+        self._refusal.append(delta)
+        return [StreamChunk(refusal=delta)]
 
     def begin_call(self, id: str, name: str, arguments: str = "") -> list[StreamChunk]:
         """Take the beginning of a tool call; its index is the number of calls before it."""

@@ -5,8 +5,8 @@ and waiting, and is what a face drives::
 
     call = state.request()           # the next connection
     state.opened(response.headers)   # its head was good
-    state.receive(chunk)             # ... for each chunk of the body
-    state.cut(error)                 # the body ended, however it did
+    state.receive(chunk)             # ... for each chunk of the body; None: it ended properly
+    state.cut(error)                 # it ended otherwise
     yield from state.items()         # after each of these; then: ended? broken? else read on
     wait = state.pause()             # broken: sleep this long, and begin with request() again
 
@@ -154,12 +154,15 @@ class StreamState(Generic[T]):
         if kind.partition(";")[0].strip().lower() != "text/event-stream":
             raise self._last(StreamMalformed(f"An event stream was expected, not {kind!r}.", content_type=kind))
 
-    def receive(self, chunk: bytes) -> None:
-        """Take bytes of the body.
+    def receive(self, chunk: bytes | None) -> None:
+        """Take bytes of the body; None: it ended properly.
 
         Raises:
             StreamMalformed: a line or an event beyond all bounds.
         """
+        if chunk is None:
+            self.cut(None)
+            return
         try:
             self._messages.extend(self._decoder.feed(chunk))
         except StreamFormatError as exc:
@@ -190,11 +193,13 @@ class StreamState(Generic[T]):
             items = self._take(self._messages.popleft())
             if self._waits is not None and (items or self._fold.last != last):
                 self._waits.progress()
-            yield from items[:-1]
+            if len(items) > 1:
+                yield from items[:-1]
             # Before the caller gets the last item, since it may stop there, or store how far it is.
             self.ended = self._fold.over
             self.sequence_number = self._fold.last
-            yield from items[-1:]
+            if items:
+                yield items[-1]
             if self._fold.failure and (self._fold.over or self._fold.impatient):
                 raise self._last(self._fold.failure)
         if self.broken and self._loss is None and self._fold.enough and not self.ended:

@@ -17,8 +17,9 @@ from ..http.call import HttpCall, answer
 from ..http.errors import ClientError
 from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
-from ..http.settings import address, limits
+from ..http.settings import address
 from ..http.sync import open_stream, read_chunk, send
+from ..http.threads import chunks, new_http_client
 from ..json import JsonObject
 from . import responses
 from .anthropic import AnthropicWire
@@ -81,7 +82,7 @@ class _Face:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
-        self.http = httpx2.Client(limits=limits()) if http_client is None else http_client
+        self.http = new_http_client() if http_client is None else http_client
         self.sleep = sleep
         self._owns_http = http_client is None
 
@@ -173,8 +174,11 @@ class Stream(Generic[T]):
                     return
                 if state.broken:
                     self._reopen()
-                else:
-                    self._read()
+                    continue
+                try:
+                    state.receive(read_chunk(self._body))
+                except ClientError as exc:
+                    state.cut(exc)
         finally:
             self.close()
 
@@ -189,7 +193,7 @@ class Stream(Generic[T]):
             for attempt in self._face.settings.retrying():
                 with attempt:
                     self._connect()
-                    self._receive()
+                    self._state.receive(read_chunk(self._body))
         except ClientError as exc:
             raise provider_error(exc) from exc
 
@@ -198,20 +202,7 @@ class Stream(Generic[T]):
         call = self._state.request()
         self._response = self._face.connect(call)
         self._state.opened(self._response.headers)
-        self._body = self._response.iter_bytes()
-
-    def _receive(self) -> None:
-        chunk = read_chunk(self._body)
-        if chunk is None:
-            self._state.cut(None)
-        else:
-            self._state.receive(chunk)
-
-    def _read(self) -> None:
-        try:
-            self._receive()
-        except ClientError as exc:
-            self._state.cut(exc)
+        self._body = chunks(self._response)
 
     def _reopen(self) -> None:
         self.close()

@@ -1,0 +1,34 @@
+"""What requests stand on where tasks run; ``threads`` has the same where threads do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from .packages import httpx2
+from .settings import EXCHANGE, limits
+
+__all__ = ["chunks", "new_http_client"]
+
+
+def new_http_client() -> httpx2.AsyncClient:
+    """A client for many long streams.
+
+    Its transport is ours, unless the environment names a proxy, or httptools is not installed: then it is httpx2's.
+    """
+    from urllib.request import getproxies  # loads what no client needs otherwise
+
+    if not {"http", "https", "all"} & getproxies().keys():
+        with suppress(ImportError):
+            from .transport import Transport
+
+            return httpx2.AsyncClient(transport=Transport())
+    return httpx2.AsyncClient(limits=limits())
+
+
+def chunks(response: httpx2.Response) -> AsyncIterator[bytes]:
+    """A response's body as it comes, decoded. Where there is nothing to decode, httpx2's layers are left out."""
+    exchange = response.extensions.get(EXCHANGE)
+    if exchange is None or "content-encoding" in response.headers:
+        return response.aiter_bytes()
+    return aiter(exchange)

@@ -1,0 +1,20 @@
+"""What requests stand on where threads run; ``tasks`` has the same where tasks do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .packages import httpx2
+from .settings import limits
+
+__all__ = ["chunks", "new_http_client"]
+
+
+def new_http_client() -> httpx2.Client:
+    """A client for many long streams."""
+    return httpx2.Client(limits=limits())
+
+
+def chunks(response: httpx2.Response) -> Iterator[bytes]:
+    """A response's body as it comes, decoded."""
+    return response.iter_bytes()
