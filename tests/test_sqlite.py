@@ -207,6 +207,19 @@ async def test_a_cancelled_append_is_still_delivered(store: SQLiteStore) -> None
     assert [3] == [event.offset for event in await log.read(2)]
 
 
+async def test_an_append_is_the_writers_future(store: SQLiteStore) -> None:
+    """An append is under way when the call returns, without a task, and has its errors where it has its events."""
+    log = await begin(store)
+    told: list[int] = []
+    appending = store.append("s", [text()])
+    appending.add_done_callback(lambda done: told.extend(event.offset for event in done.result().events))
+    refused = [store.append("s", [text(run="unknown")]), store.append("a\0b", [CREATED])]
+    done = await asyncio.gather(*refused, return_exceptions=True)
+
+    assert ([3], 3) == (told, len(await log.read()))
+    assert [RunEnded, InvalidInput] == [type(error) for error in done]
+
+
 # Groups
 
 
@@ -638,7 +651,7 @@ async def test_who_asks_fails_with_nobody(tmp_path: Path) -> None:
     async with opened(tmp_path / "log.db") as store:
         commits = HeldCommits(store)
         commits.fail = True
-        first = asyncio.create_task(store.append("s", [text()]))
+        first = asyncio.ensure_future(store.append("s", [text()]))
         await commits.wait()
         others = [store.append("s", [text()]), store.info("quiet"), store.append("s", [text()]), store.info("nowhere")]
         waiting = asyncio.gather(first, *others, return_exceptions=True)
@@ -1119,7 +1132,7 @@ async def test_a_damaged_session_harms_no_other(tmp_path: Path) -> None:
     """Whoever comes in one group with it is served, and a claim goes past it."""
     await hurt_session(tmp_path / "log.db")
     async with opened(tmp_path / "log.db") as store:
-        first = asyncio.create_task(store.append("good", [text()]))
+        first = asyncio.ensure_future(store.append("good", [text()]))
         await asyncio.sleep(0)
         done = await asyncio.gather(
             first,

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ..errors import CursorInvalid, InvalidInput, SessionNotFound, StoreError
+from ..errors import CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreError
 from ..event import Draft, Event, Offset
 from ..log import MICRO, READ_LIMIT, Appended, Doorbell, SessionInfo, SessionPage, Store, Take
 from ..machine import Lease, OpenRun
@@ -174,7 +174,7 @@ class SQLiteStore:
 
     # Writing
 
-    async def append(
+    def append(
         self,
         session: str,
         drafts: Sequence[Draft],
@@ -183,18 +183,23 @@ class SQLiteStore:
         once: str | None = None,
         head: Offset | None = None,
         take: Take | None = None,
-    ) -> Appended:
-        """See ``Store.append``.
+    ) -> asyncio.Future[Appended]:
+        """See ``Store.append``. Gives the writer's own future, which has all errors too.
 
         Raises:
             InvalidInput: the data is not JSON.
         """
-        check_text(session, once)
-        if take is not None:
-            check_text(take.run, take.owner)
-        append = Append(session, self._future(), drafts, lease=lease, once=once, head=head, take=take)
-        appended: Appended = await self._submit(append)
-        return appended
+        loop = asyncio.get_running_loop() if self._writer is None else self._loop  # the former is a system call
+        future: asyncio.Future[Appended] = loop.create_future()
+        try:
+            writer = self._check_open()
+            check_text(session, once)
+            if take is not None:
+                check_text(take.run, take.owner)
+            writer.submit(Append(session, future, drafts, lease=lease, once=once, head=head, take=take))
+        except LegatoError as exc:
+            future.set_exception(exc)
+        return future
 
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
         """See ``Leaser.acquire``."""
