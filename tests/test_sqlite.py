@@ -240,7 +240,7 @@ async def test_appends_share_commits(store: SQLiteStore) -> None:
 async def test_a_large_group_is_one_transaction(store: SQLiteStore) -> None:
     """A group that needs several statements is stored whole, or not at all."""
     log = await begin(store)
-    drafts = [text(str(number)) for number in range(3 * sqlite_file.STATEMENT_ROWS)]
+    drafts = [draft("tool.started", {"id": str(number)}, "r") for number in range(3 * sqlite_file.STATEMENT_ROWS)]
     commits = HeldCommits(store)
     commits.go_on.set()
     commits.fail = True
@@ -257,7 +257,7 @@ async def test_a_large_group_is_one_transaction(store: SQLiteStore) -> None:
 async def test_a_statement_that_fails_is_rolled_back(store: SQLiteStore) -> None:
     """When a later statement of a group fails, the earlier ones are undone, and the next group is stored."""
     log = await begin(store)
-    drafts = [text(str(number)) for number in range(3 * sqlite_file.STATEMENT_ROWS)]
+    drafts = [draft("tool.started", {"id": str(number)}, "r") for number in range(3 * sqlite_file.STATEMENT_ROWS)]
     store._connection.execute(
         """CREATE TEMP TRIGGER stop BEFORE INSERT ON main.event WHEN new."offset" = 1000
         BEGIN SELECT RAISE(ABORT, 'stopped'); END"""

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ..errors import CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreError
+from ..errors import CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreCorrupt, StoreError
 from ..event import Draft, Event, Offset
 from ..log import MICRO, READ_LIMIT, Appended, Doorbell, SessionInfo, SessionPage, Store, Take
 from ..machine import Lease, OpenRun
@@ -35,11 +35,13 @@ from .sqlite_file import (
     apsw,
     connect,
     prepare,
+    read_journal,
     read_open_runs,
     read_page,
     read_sessions,
     store_error,
 )
+from .sqlite_journal import Journal
 from .sqlite_writer import (
     Acquire,
     Append,
@@ -126,10 +128,11 @@ class SQLiteStore:
             connection = connect(self._path, write=True)
             try:
                 prepare(connection, self._path, self._durability)
+                self._journal = Journal(read_journal(connection))
             except BaseException:
                 connection.close()
                 raise
-        except (OSError, apsw.Error) as exc:
+        except (OSError, apsw.Error, msgspec.MsgspecError) as exc:
             self._lock.release()
             raise store_error(exc, self._path) from exc
         except BaseException:
@@ -149,7 +152,7 @@ class SQLiteStore:
         self._reader_connections: list[apsw.Connection] = []
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="legato-sqlite-reader")
         self._reading = asyncio.Semaphore(READERS)
-        self._writer = Writer(self._path, self._connection, self._clock, self._delivered_by_writer)
+        self._writer = Writer(self._path, self._connection, self._journal, self._clock, self._delivered_by_writer)
         self._writer.start()
 
     async def close(self) -> None:
@@ -272,13 +275,22 @@ class SQLiteStore:
         events = self._tail.read(session, after, limit, deltas=deltas)
         if events is not None:
             return events
+        journal = self._journal
         async with self._reading:
-            # Somebody may have read the same meanwhile: after a restart, all readers of a session come at once.
-            events = self._tail.read(session, after, limit, deltas=deltas)
-            if events is not None:
-                return events
-            evictions = self._tail.evictions
-            page = await self._ask(lambda connection: read_page(connection, session, after, limit, deltas))
+            while True:
+                # Somebody may have read the same meanwhile: after a restart, all readers of a session come at once.
+                events = self._tail.read(session, after, limit, deltas=deltas)
+                if events is not None:
+                    return events
+                evictions, delivered = self._tail.evictions, self._delivered
+                # The journal is looked at first, then the file: see read_page.
+                page = await self._ask(
+                    lambda connection: read_page(connection, session, after, limit, deltas, journal.after(session))
+                )
+                if not page.torn:
+                    break
+                if self._delivered == delivered:
+                    raise StoreCorrupt(f"Events after offset {after} are gone: {self._path}.", path=self._path)
         if deltas and page.last:
             self._tail.seed(session, after, page.events, page.sizes, evictions)
         return page.events
@@ -312,7 +324,9 @@ class SQLiteStore:
             return SessionPage([])
         until = MAX_INTEGER if after is None else int(after)
         limit = max(limit, 0)
-        infos = await self._ask(lambda connection: read_sessions(connection, limit + 1, until, owner))
+        self._check_open()
+        journal = self._journal
+        infos = await self._ask(lambda connection: read_sessions(connection, limit + 1, until, owner, journal.heads()))
         more = len(infos) > limit > 0
         return SessionPage(infos[:limit], str(round(infos[limit - 1].updated_at * MICRO)) if more else None)
 

@@ -35,6 +35,8 @@ from .sqlite_file import (
     STATES,
     UPDATED,
     WIDTH,
+    Arrived,
+    Record,
     apsw,
     read_heads,
     read_open_runs,
@@ -44,6 +46,7 @@ from .sqlite_file import (
     store_error,
     value,
 )
+from .sqlite_journal import Filing, Journal
 
 GROUP_REQUESTS = 1_000
 """Requests in one commit at most, so that the first of many does not wait for all."""
@@ -53,6 +56,8 @@ COMMIT_INTERVAL = 0.005
 """Seconds between the beginnings of paced commits. At 5,000 events/s of 100 runs it makes the groups five times as
 large and takes a quarter off the CPU of the whole server, for 4 ms that no reader of an answer notices
 (``benchmarks/live.py``). A session that is alone is never held up."""
+PACKED_BYTES = 4_096
+"""A delta whose JSON is longer is an event by itself, so that a pack is no large thing."""
 MAX_DATA_BYTES = 256 * 1024 * 1024
 """An event's data, as JSON. SQLite's own limit is 1 GB a row, and one row beyond it would fail its whole group."""
 KNOWN_SESSIONS = 10_000
@@ -266,6 +271,7 @@ class _Memory:
     """What the writer knows without asking the disk. After a failed commit it is thrown away and read again.
 
     Attributes:
+        journal: what is committed of it, so it stays.
         sessions: the most recently written ones.
         runs: all open runs, by session and run, in the order of their messages. The sessions whose first run has been
             the first for longest come first.
@@ -273,7 +279,8 @@ class _Memory:
         last_at: the time of the last append, in microseconds.
     """
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, journal: Journal) -> None:
+        self.journal = journal
         self.sessions: OrderedDict[str, _Session] = OrderedDict()
         runs: dict[str, dict[str, OpenRun]] = {name: {} for name in read_waiting(connection)}
         for run in read_open_runs(connection):
@@ -300,7 +307,7 @@ class _Memory:
             # One by one, so that a damaged session harms nobody else.
             return {name: error for each in missing for name, error in self.load(connection, [each]).items()}
         for id, name, head, whole, deleted, begun, updated_at in heads:
-            state = SessionState(name, head, whole, deleted, self.runs.get(name, {}))
+            state = SessionState(name, max(head, self.journal.head(name)), whole, deleted, self.runs.get(name, {}))
             fact, created_at = begun
             self.sessions[name] = _Session(id, state, created(fact), created_at, updated_at)
         return {}
@@ -330,6 +337,8 @@ class _Group:
         self._clock = clock
         self._path = path
         self._rows: list[Any] = []
+        self._arrived: dict[str, Arrived] = {}
+        self._deleted: set[str] = set()
         self._updated: dict[int, int] = {}
         self._changed: dict[tuple[int, str], OpenRun | None] = {}
         self._used: dict[tuple[int, str], tuple[Offset, Offset]] = {}
@@ -369,9 +378,9 @@ class _Group:
         known = self._memory.sessions.get(name)
         before = known.state if known is not None else SessionState(name)
         if known is not None and request.once is not None and before.exists:
-            events = self._before(name, known, request.once)
-            if events is not None:
-                return Appended(events, repeated=True)
+            again = self._before(name, known, request.once)
+            if again is not None:
+                return Appended(again, repeated=True)
         state = moved(before, request.drafts, lease=request.lease)
         check_head(before, request.head)
         now = self._clock()
@@ -384,15 +393,18 @@ class _Group:
             known = self._memory.sessions[name] = _Session(self._memory.next_id, before, begun, at, at)
             self._memory.next_id += 1
             self._rows += (NEW_SESSION, known.id, name, begun.owner or "", None, None, None, None)
-        events = [
-            Event(fact, offset, at / MICRO, draft.run, json)
-            for offset, (draft, (fact, json)) in enumerate(
-                zip(request.drafts, request.settled, strict=True), before.head + 1
-            )
-        ]
-        for event in events:
-            fact = event.fact
-            self._rows += (EVENT, known.id, event.offset, at, fact.type, event.run, fact.delta, event.json)
+        events: list[Event] = []
+        records: list[Record] = []
+        seconds, offset = at / MICRO, before.head
+        for draft, (fact, json) in zip(request.drafts, request.settled, strict=True):
+            offset += 1
+            events.append(Event(fact, offset, seconds, draft.run, json))
+            if fact.delta and len(json) <= PACKED_BYTES:
+                records.append((offset, at, fact.type, draft.run, json))
+            else:
+                self._rows += (EVENT, known.id, offset, at, fact.type, draft.run, fact.delta, json)
+        if records:
+            self._arrived.setdefault(name, (known.id, []))[1].extend(records)
         told = state.whole > before.whole  # not deltas alone, which move nothing
         if told:
             self._updated[known.id] = known.updated_at = at
@@ -401,6 +413,7 @@ class _Group:
             self._fresh[known.id, request.once] = events
         self._move(known, state)
         if state.deleted:
+            self._deleted.add(name)
             self._rows += (DELETED, known.id, state.head, None, None, None, None, None)
         request.stored = events
         request.free = told and free(state.runs, now) is not None
@@ -430,7 +443,8 @@ class _Group:
         first, last = used
         events: list[Event] = []
         while first <= last:
-            page = read_page(self._connection, name, first - 1, last - first + 1, True).events
+            unpacked = self._memory.journal.after(name)
+            page = read_page(self._connection, name, first - 1, last - first + 1, True, unpacked).events
             if not page:
                 raise StoreCorrupt(f"Events that were stored under the key {once!r} are gone.")
             events += page
@@ -486,8 +500,12 @@ class _Group:
         if known is not None:
             self._move(known, released(known.state, lease))
 
+    def filing(self) -> Filing:
+        """What the change does to the journal."""
+        return self._memory.journal.file(self._arrived, self._deleted)
+
     def rows(self) -> list[Any]:
-        """The whole change, flat: ``WIDTH`` values for each row."""
+        """The rest of the change, flat: ``WIDTH`` values for each row."""
         rows = self._rows
         for id, at in self._updated.items():
             rows += (UPDATED, id, at, None, None, None, None, None)
@@ -511,6 +529,7 @@ class Writer:
     Args:
         path: for error messages.
         connection: nobody else uses it.
+        journal: as the file has it.
         clock: seconds since the epoch.
         deliver: called on this thread with each group of requests, once they are decided and durable, and with what
             the sessions look like that they were about.
@@ -520,11 +539,13 @@ class Writer:
         self,
         path: str,
         connection: apsw.Connection,
+        journal: Journal,
         clock: Callable[[], float],
         deliver: Callable[[list[WriteRequest], dict[str, Look]], None],
     ) -> None:
         self._path = path
         self._connection = connection
+        self._journal = journal
         self._clock = clock
         self._deliver = deliver
         self._queue: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
@@ -590,10 +611,12 @@ class Writer:
 
     def _commit(self, requests: Sequence[WriteRequest]) -> dict[str, Look]:
         if self._memory is None:
-            self._memory = _Memory(self._connection)
+            self._memory = _Memory(self._connection, self._journal)
         group = _Group(self._memory, self._connection, self._clock, self._path)
         group.plan(requests)
-        self._write_all(group.rows())
+        filing = group.filing()
+        self._write_all(group.rows() + filing.rows)
+        self._journal.filed(filing)
         return {name: known.look() for name, known in group.touched.items()}
 
     def _write_all(self, rows: list[Any]) -> None:
