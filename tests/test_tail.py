@@ -136,6 +136,30 @@ def test_bound_of_bytes() -> None:
     assert [49] == offsets(tail.read("large", 48, 10))
 
 
+def test_many_sessions_share_the_bytes() -> None:
+    """Sessions that are used in turn each keep their newest events, and none is let go."""
+    tail = TailCache(bytes=50 * 20 * (EVENT_BYTES + 100))
+    for offset in range(1, 200):
+        for session in range(50):
+            put(tail, str(session), events(offset))
+
+    assert 50 == len(tail)
+    assert all(tail.read(str(session), 191, 10) is not None for session in range(50))
+
+
+def test_who_is_idle_makes_room() -> None:
+    """A session that nobody uses loses its events before those that are used."""
+    tail = TailCache(bytes=100 * EVENT_BYTES)
+    put(tail, "idle", events(*range(1, 41)), size=0)
+    for offset in range(1, 60):
+        put(tail, "used", events(offset), size=0)
+        put(tail, "other", events(offset), size=0)
+
+    assert tail.read("idle", 20, 1) is None
+    assert tail.read("used", 40, 1) is not None
+    assert tail.read("other", 40, 1) is not None
+
+
 def test_one_event_beyond_the_bound() -> None:
     """An event that is too large to be held is not, and the tail still knows where the head is."""
     tail = TailCache(bytes=1_000)

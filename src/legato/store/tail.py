@@ -19,6 +19,8 @@ from ..event import Event, Offset
 
 EVENT_BYTES = 700
 """What an event costs in memory beside its data: the objects, and its encoded bytes in one dialect."""
+FEW = 8
+"""A tail with no more events than so is let go whole."""
 SLACK = 4
 """A list is trimmed when it is 1/SLACK longer than it may be, so that an event is moved O(1) times."""
 
@@ -47,14 +49,15 @@ class _Tail:
         return self.events[-1].offset if self.events else self.floor
 
     def extend(self, events: Sequence[Event], sizes: Sequence[int]) -> None:
-        self.events += events
-        self.sizes += sizes
-        self.bytes += sum(sizes)
         for event, size in zip(events, sizes, strict=True):
+            cost = size + EVENT_BYTES
+            self.events.append(event)
+            self.sizes.append(cost)
+            self.bytes += cost
             if not event.fact.delta:
                 self.whole.append(event)
-                self.whole_sizes.append(size)
-                self.bytes += size
+                self.whole_sizes.append(cost)
+                self.bytes += cost
 
     def trim(self, keep: int) -> None:
         """Let go of all but the newest ``keep`` events of each list."""
@@ -89,7 +92,7 @@ class TailCache:
         sessions: kept at most.
     """
 
-    def __init__(self, *, events: int = 2_000, bytes: int = 64 * 1024 * 1024, sessions: int = 10_000) -> None:
+    def __init__(self, *, events: int = 1_000, bytes: int = 16 * 1024 * 1024, sessions: int = 10_000) -> None:
         self._events = events
         self._bytes = bytes
         self._sessions = sessions
@@ -114,13 +117,12 @@ class TailCache:
         if tail is None or tail.head + 1 != events[0].offset:
             self.forget(session)
             tail = self._tails[session] = _Tail(events[0].offset - 1)
-        costs = [size + EVENT_BYTES for size in sizes]
-        if events[-1].type == "session.deleted":
+        if events[-1].fact.type == "session.deleted":
             # The tombstone is all that is left of the session, so this covers it from its beginning.
             self.forget(session)
             tail = self._tails[session] = _Tail(0)
-            events, costs = events[-1:], costs[-1:]
-        self._grow(session, tail, events, costs)
+            events, sizes = events[-1:], sizes[-1:]
+        self._grow(session, tail, events, sizes)
 
     def seed(self, session: str, after: Offset, events: Sequence[Event], sizes: Sequence[int], evictions: int) -> None:
         """Take what the disk answered to a read after ``after`` that reached the head.
@@ -130,7 +132,7 @@ class TailCache:
         """
         if session not in self._tails and evictions == self.evictions:
             tail = self._tails[session] = _Tail(after)
-            self._grow(session, tail, events, [size + EVENT_BYTES for size in sizes])
+            self._grow(session, tail, events, sizes)
 
     def read(self, session: str, after: Offset, limit: int, *, deltas: bool = True) -> list[Event] | None:
         """As ``Store.read``; None when the events asked for are not (all) held."""
@@ -147,15 +149,28 @@ class TailCache:
             self._held -= tail.bytes
             self.evictions += 1
 
-    def _grow(self, session: str, tail: _Tail, events: Sequence[Event], costs: Sequence[int]) -> None:
+    def _grow(self, session: str, tail: _Tail, events: Sequence[Event], sizes: Sequence[int]) -> None:
         self._tails.move_to_end(session)
         self._held -= tail.bytes
-        tail.extend(events, costs)
+        tail.extend(events, sizes)
         if max(len(tail.events), len(tail.whole)) > self._events + self._events // SLACK:
             tail.trim(self._events)
         while tail.bytes > self._bytes // 2 and tail.events:
             # One session alone never takes more than half: the others live too.
-            tail.trim(len(tail.events) // 2)
+            tail.trim(len(tail.events) * 7 // 8)
         self._held += tail.bytes
         while self._held > self._bytes or len(self._tails) > self._sessions:
-            self.forget(next(iter(self._tails)))
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Take from the session that was not used for longest an eighth of its events, or all, if they are few.
+
+        So sessions that are used in turn share the room evenly, however many they are, and idle ones make room.
+        """
+        session, tail = next(iter(self._tails.items()))
+        if len(tail.events) <= FEW or len(self._tails) > self._sessions:
+            self.forget(session)
+            return
+        self._held -= tail.bytes
+        tail.trim(len(tail.events) * 7 // 8)
+        self._held += tail.bytes
