@@ -237,6 +237,39 @@ async def test_appends_share_commits(store: SQLiteStore) -> None:
     assert 2 == commits.count
 
 
+async def test_who_has_come_back_is_not_held_up(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that append as fast as they are answered are committed together, and wait for no clock."""
+    logs = [await begin(store, f"s{number}") for number in range(10)]
+    monkeypatch.setattr(sqlite_writer, "COMMIT_INTERVAL", 3_600)
+    commits = HeldCommits(store)
+    commits.go_on.set()
+
+    async def speak(log: Log) -> None:
+        for _ in range(5):
+            await log.append(text())
+
+    await asyncio.gather(*[speak(log) for log in logs])
+
+    assert 5 <= commits.count <= 10
+
+
+async def test_busy_sessions_are_waited_for(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a commit of several sessions the next one waits for them, so that others can join it."""
+    logs = [await begin(store, f"s{number}") for number in range(10)]
+    monkeypatch.setattr(sqlite_writer, "COMMIT_INTERVAL", 3_600)
+    commits = HeldCommits(store)
+    first = [log.append(text()) for log in logs]
+    commits.go_on.set()
+    await asyncio.gather(*map(asyncio.ensure_future, first))
+    before = commits.count
+    early = [asyncio.ensure_future(log.append(text())) for log in logs[:-1]]
+    await asyncio.sleep(0.05)
+    assert (before, False) == (commits.count, any(each.done() for each in early))
+    await asyncio.gather(*early, logs[-1].append(text()))
+
+    assert before + 1 == commits.count
+
+
 async def test_a_large_group_is_one_transaction(store: SQLiteStore) -> None:
     """A group that needs several statements is stored whole, or not at all."""
     log = await begin(store)
@@ -480,18 +513,19 @@ async def test_sessions_that_are_not_there_take_no_room(store: SQLiteStore) -> N
     [
         (sqlite_file._PAGES[True], ("s", 0, 10), "PRIMARY KEY (session=? AND offset>?)"),
         (sqlite_file._PAGES[False], ("s", 0, 10), "event_whole (session=? AND offset>?)"),
+        (sqlite_file._PACKS, ("s", 0), "pack_last (session=? AND last>?)"),
         (sqlite_file._NEWEST, (10, 10), "session_updated (updated_at<?)"),
         (sqlite_file._NEWEST_OWNED, (10, 10, "me"), "session_owned (owner=? AND updated_at<?)"),
         (sqlite_file._HEADS, ('["s"]',), "event_whole (session=?)"),
     ],
-    ids=["page", "history", "sessions", "sessions of one", "looks"],
+    ids=["page", "history", "packs", "sessions", "sessions of one", "looks"],
 )
 async def test_reads_use_an_index(store: SQLiteStore, sql: str, bindings: tuple[Any, ...], index: str) -> None:
     """A page costs the same in a long log as in a short one, also without deltas; no query sorts a log."""
     plan = [row[3] for row in store._connection.execute("EXPLAIN QUERY PLAN " + sql, bindings)]
 
     assert any(index in step for step in plan), plan
-    assert not any("SCAN event" in step or "SCAN session" in step for step in plan), plan
+    assert not any("SCAN " + table in step for step in plan for table in ("event", "session", "pack")), plan
 
 
 # Looks
@@ -1389,6 +1423,21 @@ async def test_an_old_file_reads_as_before(old_file: Path) -> None:
             assert ["stopping", "running", "done"] == [info.session for info in (await store.sessions()).infos]
             assert 3 == len((await store.sessions(owner="")).infos)
             assert [] == (await store.sessions(owner="me")).infos
+
+
+async def test_an_old_file_goes_on(old_file: Path) -> None:
+    """Deltas that are events by themselves, and after them those that are packed, are one log."""
+    async with opened(old_file) as store:
+        for number in range(70):
+            await store.append("running", [text(str(number), run="running~0b")])
+        before = await store.read("running", 0)
+    async with opened(old_file) as store:
+        assert list(range(1, 77)) == [event.offset for event in before]
+        assert before == [event async for event in Log(store, "running").all()]
+        assert 2 == sqlite_file.value(store._connection, "SELECT count(*) FROM event WHERE delta AND session = 2")
+        assert [77] == [event.offset for event in (await store.append("running", [text(run="running~0b")])).events]
+        await store.append("running", [DELETED])
+        assert [78] == [event.offset for event in await store.read("running", 0)]
 
 
 async def test_runs_of_an_old_file_are_in_their_states(old_file: Path) -> None:

@@ -86,8 +86,8 @@ class SQLiteStore:
         *,
         durability: str = "full",
         clock: Callable[[], float] = time.time,
-        tail_events: int = 2_000,
-        tail_bytes: int = 64 * 1024 * 1024,
+        tail_events: int = 1_000,
+        tail_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         if durability not in ("full", "normal"):
             raise InvalidInput(f"Durability is 'full' or 'normal', not {durability!r}.")

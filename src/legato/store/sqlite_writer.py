@@ -16,12 +16,12 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from ..errors import InvalidInput, LegatoError, RunEnded, StoreCorrupt, TooLarge
-from ..event import AnyFact, Draft, Event, Offset, OtherFact, SessionCreated, settle
+from ..event import AnyFact, Draft, Event, Offset, SessionCreated, settle
 from ..log import MICRO, Appended, Take, created, moment
 from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
 from .sqlite_file import (
@@ -55,7 +55,7 @@ PACE_ABOVE = 4
 COMMIT_INTERVAL = 0.005
 """Seconds between the beginnings of paced commits. At 5,000 events/s of 100 runs it makes the groups five times as
 large and takes a quarter off the CPU of the whole server, for 4 ms that no reader of an answer notices
-(``benchmarks/live.py``). A session that is alone is never held up."""
+(``benchmarks/live.py``). A session that is alone is never held up, nor are those that all have come back before."""
 PACKED_BYTES = 4_096
 """A delta whose JSON is longer is an event by itself, so that a pack is no large thing."""
 MAX_DATA_BYTES = 256 * 1024 * 1024
@@ -120,6 +120,7 @@ class Append(WriteRequest):
         super().__init__(session, future)
         self.session: str = session
         self.drafts = list(drafts)
+        check_text(*{draft.run for draft in self.drafts})
         self.settled = [_settle(draft) for draft in self.drafts]
         self.lease = lease
         self.once = once
@@ -205,12 +206,9 @@ class Release(WriteRequest):
 
 
 def _settle(draft: Draft) -> tuple[AnyFact, bytes]:
-    if isinstance(draft.fact, OtherFact):
-        check_text(draft.fact.type)
-    check_text(draft.run)
     fact, json = settle(draft.fact)
-    if isinstance(fact, SessionCreated):
-        check_text(fact.owner)
+    if fact.open:  # as deltas are not
+        check_text(fact.type, fact.owner if isinstance(fact, SessionCreated) else None)
     if len(json) > MAX_DATA_BYTES:
         raise TooLarge(f"The data of {draft.type} is beyond {MAX_DATA_BYTES} bytes.", limit=MAX_DATA_BYTES)
     return fact, json
@@ -240,7 +238,7 @@ def check_text(*texts: str | None) -> None:
 # The writer -----------------------------------------------------------------------------------------------------------
 
 
-class Look(NamedTuple):
+class Look(msgspec.Struct, frozen=True, gc=False):
     """A session as it is after a group.
 
     Attributes:
@@ -330,11 +328,11 @@ class _Group:
         touched: the sessions that they change or ask for; what those look like at the end is for everybody to know.
     """
 
-    def __init__(self, memory: _Memory, connection: apsw.Connection, clock: Callable[[], float], path: str) -> None:
+    def __init__(self, memory: _Memory, connection: apsw.Connection, now: float, path: str) -> None:
         self.touched: dict[str, _Session] = {}
         self._memory = memory
         self._connection = connection
-        self._clock = clock
+        self._now = now
         self._path = path
         self._rows: list[Any] = []
         self._arrived: dict[str, Arrived] = {}
@@ -383,11 +381,10 @@ class _Group:
                 return Appended(again, repeated=True)
         state = moved(before, request.drafts, lease=request.lease)
         check_head(before, request.head)
-        now = self._clock()
         if take is not None:
-            state = leased(state, take.run, owner=take.owner, now=now, until=_until(now, take.ttl))
+            state = self._leased(state, take)
         # From here on nothing can be refused.
-        at = self._memory.now(now)
+        at = self._memory.now(self._now)
         if known is None:
             begun = created(request.settled[0][0])
             known = self._memory.sessions[name] = _Session(self._memory.next_id, before, begun, at, at)
@@ -416,8 +413,8 @@ class _Group:
             self._deleted.add(name)
             self._rows += (DELETED, known.id, state.head, None, None, None, None, None)
         request.stored = events
-        request.free = told and free(state.runs, now) is not None
-        return Appended(events, lease=None if take is None else state.runs[take.run].lease())
+        request.free = told and free(state.runs, self._now) is not None
+        return Appended(events, False, None if take is None else state.runs[take.run].lease())
 
     def _move(self, known: _Session, state: SessionState) -> None:
         """Take over the new state, and note what of its runs has changed."""
@@ -456,14 +453,15 @@ class _Group:
         known = self._memory.sessions.get(session)
         if known is None:
             raise RunEnded(f"Run {take.run!r} is not open.", run=take.run)
-        now = self._clock()
-        self._move(known, leased(known.state, take.run, owner=take.owner, now=now, until=_until(now, take.ttl)))
+        self._move(known, self._leased(known.state, take))
         return known.state.runs[take.run].lease()
+
+    def _leased(self, state: SessionState, take: Take) -> SessionState:
+        return leased(state, take.run, owner=take.owner, now=self._now, until=_until(self._now, take.ttl))
 
     def claim(self, request: Claim) -> list[Lease]:
         """Leases of runs that nobody held."""
-        now = self._clock()
-        waiting = iter([run for runs in self._memory.runs.values() if (run := free(runs, now)) is not None])
+        waiting = iter([run for runs in self._memory.runs.values() if (run := free(runs, self._now)) is not None])
         leases: list[Lease] = []
         while some := list(itertools.islice(waiting, max(request.limit - len(leases), 0))):
             damaged = self._memory.load(self._connection, [run.session for run in some])
@@ -476,7 +474,7 @@ class _Group:
 
     def renew(self, request: Renew) -> None:
         """Extend the leases of an owner."""
-        until = _until(self._clock(), request.ttl)
+        until = _until(self._now, request.ttl)
         held = [
             name for name, runs in self._memory.runs.items() if any(r.owner == request.owner for r in runs.values())
         ]
@@ -549,6 +547,8 @@ class Writer:
         self._clock = clock
         self._deliver = deliver
         self._queue: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
+        self._awaited: set[str | None] = set()  # sessions of the last group, of which nothing has come since
+        self._back = threading.Event()  # nothing is awaited
         self._memory: _Memory | None = None
         self._thread = threading.Thread(target=self._run, name="legato-sqlite-writer", daemon=True)
         self.begun = 0
@@ -560,6 +560,10 @@ class Writer:
     def submit(self, request: WriteRequest) -> None:
         """Hand over a request. For any thread."""
         self._queue.put(request)
+        if self._awaited:
+            self._awaited.discard(request.session)
+            if not self._awaited:
+                self._back.set()
 
     def stop(self) -> None:
         """Finish all requests so far and end the thread. Blocks."""
@@ -567,25 +571,18 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        begun, several = 0.0, False
+        begun = 0.0
         while (first := self._queue.get()) is not None:
-            if several and (pause := begun + COMMIT_INTERVAL - time.monotonic()) > 0:
-                time.sleep(pause)  # meanwhile others join the group
+            if self._awaited and (pause := begun + COMMIT_INTERVAL - time.monotonic()) > 0:
+                self._back.wait(pause)  # meanwhile others join the group
             begun = time.monotonic()
-            requests: list[WriteRequest] = [first]
-            more = True
-            while more and len(requests) < GROUP_REQUESTS:
-                try:
-                    request = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if request is None:
-                    more = False
-                else:
-                    requests.append(request)
-            several = len(requests) >= PACE_ABOVE
+            more = min(self._queue.qsize(), GROUP_REQUESTS - 1)
+            taken = [first, *[self._queue.get() for _ in range(more)]]
+            requests = [request for request in taken if request is not None]
+            self._back.clear()
+            self._awaited = {each.session for each in requests} if len(requests) >= PACE_ABOVE else set()
             self._do(requests)
-            if not more:
+            if len(requests) < len(taken):
                 return
 
     def _do(self, requests: list[WriteRequest]) -> None:
@@ -612,7 +609,7 @@ class Writer:
     def _commit(self, requests: Sequence[WriteRequest]) -> dict[str, Look]:
         if self._memory is None:
             self._memory = _Memory(self._connection, self._journal)
-        group = _Group(self._memory, self._connection, self._clock, self._path)
+        group = _Group(self._memory, self._connection, self._clock(), self._path)
         group.plan(requests)
         filing = group.filing()
         self._write_all(group.rows() + filing.rows)
