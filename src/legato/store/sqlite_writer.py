@@ -120,8 +120,12 @@ class Append(WriteRequest):
         super().__init__(session, future)
         self.session: str = session
         self.drafts = list(drafts)
-        check_text(*{draft.run for draft in self.drafts})
-        self.settled = [_settle(draft) for draft in self.drafts]
+        self.settled = []
+        run = None
+        for draft in self.drafts:
+            if draft.run is not run:
+                check_text(run := draft.run)
+            self.settled.append(_settle(draft.fact))
         self.lease = lease
         self.once = once
         self.head = head
@@ -205,13 +209,13 @@ class Release(WriteRequest):
         group.release(self.lease)
 
 
-def _settle(draft: Draft) -> tuple[AnyFact, bytes]:
-    fact, json = settle(draft.fact)
+def _settle(fact: AnyFact) -> tuple[AnyFact, bytes]:
+    fact, json = settled = settle(fact)
     if fact.open:  # as deltas are not
         check_text(fact.type, fact.owner if isinstance(fact, SessionCreated) else None)
     if len(json) > MAX_DATA_BYTES:
-        raise TooLarge(f"The data of {draft.type} is beyond {MAX_DATA_BYTES} bytes.", limit=MAX_DATA_BYTES)
-    return fact, json
+        raise TooLarge(f"The data of {fact.type} is beyond {MAX_DATA_BYTES} bytes.", limit=MAX_DATA_BYTES)
+    return settled
 
 
 def is_text(text: str) -> bool:
@@ -401,7 +405,10 @@ class _Group:
             else:
                 self._rows += (EVENT, known.id, offset, at, fact.type, draft.run, fact.delta, json)
         if records:
-            self._arrived.setdefault(name, (known.id, []))[1].extend(records)
+            if name in self._arrived:
+                self._arrived[name][1].extend(records)
+            else:
+                self._arrived[name] = known.id, records
         told = state.whole > before.whole  # not deltas alone, which move nothing
         if told:
             self._updated[known.id] = known.updated_at = at

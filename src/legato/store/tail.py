@@ -32,6 +32,7 @@ class _Tail:
 
     ``whole`` holds those of them that are no deltas, and reaches further back, to ``whole_floor``: a run's deltas soon
     push its other events out of ``events``, and those who read without deltas would have to go to the disk each time.
+    It is never the longer one.
     """
 
     __slots__ = ("bytes", "events", "floor", "sizes", "whole", "whole_floor", "whole_sizes")
@@ -94,6 +95,7 @@ class TailCache:
 
     def __init__(self, *, events: int = 1_000, bytes: int = 16 * 1024 * 1024, sessions: int = 10_000) -> None:
         self._events = events
+        self._most = events + events // SLACK
         self._bytes = bytes
         self._sessions = sessions
         self._tails: OrderedDict[str, _Tail] = OrderedDict()
@@ -153,7 +155,7 @@ class TailCache:
         self._tails.move_to_end(session)
         self._held -= tail.bytes
         tail.extend(events, sizes)
-        if max(len(tail.events), len(tail.whole)) > self._events + self._events // SLACK:
+        if len(tail.events) > self._most:
             tail.trim(self._events)
         while tail.bytes > self._bytes // 2 and tail.events:
             # One session alone never takes more than half: the others live too.
