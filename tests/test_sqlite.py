@@ -49,7 +49,7 @@ from legato.event import (
     SessionDeleted,
     ToolCompleted,
 )
-from legato.log import Bell, Log, SessionInfo, Store, Take
+from legato.log import READ_LIMIT, Bell, Log, SessionInfo, Store, Take
 from legato.machine import Lease, RunState
 from legato.server.app import Legato
 from legato.store import lock, open_store, sqlite, sqlite_file, sqlite_writer
@@ -471,6 +471,34 @@ async def test_readers_share_events_after_a_restart(tmp_path: Path) -> None:
         # As many reads as there are threads may have begun before the first one ended.
         assert all(len(ids) <= sqlite.READERS for ids in objects)
         assert (await store.read("s", 0))[2] is (await store.read("s", 2))[0]
+
+
+async def test_readers_who_are_behind_share_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they begin, a block of a long log is read once, and they get the same objects."""
+    async with opened(tmp_path / "log.db") as store:
+        log = await begin(store)
+        await log.append(*[text(str(number)) for number in range(3 * READ_LIMIT)])
+    async with opened(tmp_path / "log.db", tail_events=10) as store:
+        watched = Watched(store, monkeypatch)
+        logs = []
+        for after in (0, 1, 7, READ_LIMIT - 1, READ_LIMIT, 2 * READ_LIMIT - 3, 3 * READ_LIMIT):
+            logs.append([event async for event in Log(store, "s").all(after)])
+            assert list(range(after + 1, 3 * READ_LIMIT + 3)) == [event.offset for event in logs[-1]]
+        assert all(logs[0][number] is log[number - after] for log in logs[1:6]
+                   for after in [log[0].offset - 1] for number in range(after, 3 * READ_LIMIT))  # fmt: skip
+        assert len(watched.asked) <= 4  # three blocks, and the end that follows them
+
+
+async def test_a_block_of_a_deleted_session(tmp_path: Path) -> None:
+    """What readers shared is gone with the session, also for one who reads on when the tail has forgotten it."""
+    async with opened(tmp_path / "log.db", tail_events=10) as store:
+        log = await begin(store)
+        await log.append(*[text(str(number)) for number in range(READ_LIMIT)])
+        assert READ_LIMIT == len(await log.read())
+        await log.append(DELETED)
+        store._tail.forget("s")
+
+        assert [READ_LIMIT + 3] == [event.offset for event in await log.read()]
 
 
 async def test_the_cache_goes_on_from_the_disk(tmp_path: Path) -> None:

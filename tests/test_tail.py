@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from facts import stored
 from legato.event import DELTAS, Event
-from legato.store.tail import EVENT_BYTES, TailCache
+from legato.store.tail import EVENT_BYTES, BlockCache, TailCache
 
 
 def events(*offsets: int, type: str = "text.delta") -> list[Event]:
@@ -257,3 +257,40 @@ def test_never_a_gap(deltas: bool, steps: list, bound: int, reads: int, limit: i
                 assert found is None or wanted == found
         assert tail.bytes <= 20_000
         assert tail.bytes == sum(held.bytes for held in tail._tails.values())
+
+
+# Blocks
+
+
+def block(blocks: BlockCache, session: str, after: int, count: int = 10) -> None:
+    new = events(*range(after + 1, after + 1 + count))
+    blocks.put(session, after, new, [0] * count, blocks.forgotten)
+
+
+def test_blocks_are_bounded() -> None:
+    """Those that were not used for longest go first; one that is too large is not taken."""
+    blocks = BlockCache(bytes=25 * EVENT_BYTES)
+    block(blocks, "a", 0)
+    block(blocks, "a", 10)
+    assert list(range(1, 11)) == offsets(blocks.get("a", 0))
+    block(blocks, "b", 0)
+    assert [True, False, True] == [blocks.get(*key) is not None for key in (("a", 0), ("a", 10), ("b", 0))]
+    block(blocks, "b", 30, count=30)
+    assert [None] * 3 == [blocks.get(*key) for key in (("a", 0), ("b", 0), ("b", 30))]
+    block(blocks, "b", 0)
+    assert blocks.get("b", 0) is not None
+
+
+def test_blocks_of_a_deleted_session() -> None:
+    """Its blocks are let go, and one that was read before and comes after is not taken; others' stay."""
+    blocks = BlockCache(bytes=100 * EVENT_BYTES)
+    block(blocks, "a", 0)
+    block(blocks, "b", 0)
+    before = blocks.forgotten
+    blocks.forget("a")
+    blocks.put("a", 10, events(11), [0], before)
+
+    assert [False, True, False] == [blocks.get(*key) is not None for key in (("a", 0), ("b", 0), ("a", 10))]
+    for number in range(1, 10):  # the room of those that went is free again
+        block(blocks, "b", 10 * number)
+    assert blocks.get("b", 0) is not None

@@ -18,9 +18,11 @@ import os
 import sys
 import threading
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +34,7 @@ from ..log import MICRO, READ_LIMIT, Appended, Doorbell, SessionInfo, SessionPag
 from ..machine import Lease, OpenRun
 from .lock import FileLock
 from .sqlite_file import (
+    Page,
     apsw,
     connect,
     prepare,
@@ -55,7 +58,7 @@ from .sqlite_writer import (
     check_text,
     is_text,
 )
-from .tail import TailCache
+from .tail import BlockCache, TailCache
 
 READERS = 2
 """Threads that read. A page is short work; the second thread is there for when the disk keeps the first one waiting."""
@@ -63,6 +66,7 @@ MAX_INTEGER = 2**63 - 1
 LOOKS = 10_000
 """Sessions of which it is known without asking what they look like."""
 T = TypeVar("T")
+_offset = attrgetter("offset")
 
 
 SWITCH_INTERVAL = 0.0005
@@ -77,7 +81,8 @@ class SQLiteStore:
         durability: ``"full"``: what was acknowledged survives a loss of power. ``"normal"``: it survives the end of
             the process, but a loss of power may take the last moments.
         clock: gives the time, seconds since the epoch; called from the writer's thread.
-        tail_events, tail_bytes: bounds of the cache of recent events, see ``TailCache``.
+        tail_events, tail_bytes: bounds of the cache of recent events, see ``TailCache``. What readers who are behind
+            share may take half as many bytes again.
     """
 
     def __init__(
@@ -145,6 +150,7 @@ class SQLiteStore:
         self._closing = None
         # A new one each time: while the file was closed, another process may have gone on with it.
         self._tail = TailCache(events=self._tail_events, bytes=self._tail_bytes)
+        self._blocks = BlockCache(bytes=self._tail_bytes // 2)
         self._looks: OrderedDict[str, Look] = OrderedDict()
         self._delivered = 0
         self._delivery: asyncio.Future[None] = self._loop.create_future()
@@ -254,6 +260,8 @@ class SQLiteStore:
         for request in requests:
             if isinstance(request, Append) and request.stored:
                 self._tail.put(request.session, request.stored, [len(event.json) for event in request.stored])
+                if request.stored[-1].type == "session.deleted":
+                    self._blocks.forget(request.session)
                 self.doorbell.ring(request.session, outside=request.lease is None)
                 free = free or request.free
             free = free or isinstance(request, Release)
@@ -275,25 +283,50 @@ class SQLiteStore:
         events = self._tail.read(session, after, limit, deltas=deltas)
         if events is not None:
             return events
-        journal = self._journal
         async with self._reading:
-            while True:
-                # Somebody may have read the same meanwhile: after a restart, all readers of a session come at once.
-                events = self._tail.read(session, after, limit, deltas=deltas)
-                if events is not None:
-                    return events
-                evictions, delivered = self._tail.evictions, self._delivered
-                # The journal is looked at first, then the file: see read_page.
-                page = await self._ask(
-                    lambda connection: read_page(connection, session, after, limit, deltas, journal.after(session))
-                )
-                if not page.torn:
-                    break
-                if self._delivered == delivered:
-                    raise StoreCorrupt(f"Events after offset {after} are gone: {self._path}.", path=self._path)
+            # Somebody may have read the same meanwhile: after a restart, all readers of a session come at once.
+            events = self._tail.read(session, after, limit, deltas=deltas)
+            if events is None and deltas and limit >= READ_LIMIT:
+                events = await self._read_block(session, after)
+            return events or await self._read_page(session, after, limit, deltas)
+
+    async def _read_block(self, session: str, after: Offset) -> list[Event]:
+        """What follows ``after`` in its block, of which there are ``READ_LIMIT`` events: all who are behind share it.
+
+        May be empty though there are more: where events are large, a page holds fewer.
+        """
+        start = after - after % READ_LIMIT
+        block = self._blocks.get(session, start)
+        if block is None:
+            forgotten = self._blocks.forgotten
+            page = await self._page(session, start, READ_LIMIT, True)
+            block = page.events
+            if len(block) == READ_LIMIT:
+                self._blocks.put(session, start, block, page.sizes, forgotten)
+        return block[bisect_right(block, after, key=_offset) :]
+
+    async def _read_page(self, session: str, after: Offset, limit: int, deltas: bool) -> list[Event]:
+        while True:
+            events = self._tail.read(session, after, limit, deltas=deltas)
+            if events is not None:
+                return events
+            delivered = self._delivered
+            page = await self._page(session, after, limit, deltas)
+            if page.events or not page.torn:
+                return page.events
+            if self._delivered == delivered:
+                raise StoreCorrupt(f"Events after offset {after} are gone: {self._path}.", path=self._path)
+
+    async def _page(self, session: str, after: Offset, limit: int, deltas: bool) -> Page:
+        """A page from the disk, which the tail may go on from."""
+        journal, evictions = self._journal, self._tail.evictions
+        # The journal is looked at first, then the file: see read_page.
+        page = await self._ask(
+            lambda connection: read_page(connection, session, after, limit, deltas, journal.after(session))
+        )
         if deltas and page.last:
             self._tail.seed(session, after, page.events, page.sizes, evictions)
-        return page.events
+        return page
 
     async def info(self, session: str) -> SessionInfo:
         """See ``Store.info``. Without a query for sessions that were written to, or asked for, of late."""

@@ -3,7 +3,8 @@
 It stands below ``Store.read`` and makes most reads a slice of a list, without leaving the event loop. It knows nothing
 of disks or wires, but because all readers get the same ``Event`` objects, bytes encoded for one (``Event.wire``) serve
 all. The one rule that must hold: it never answers with a gap. What it holds of a session reaches from a *floor* to the
-newest visible event; whoever asks from below the floor gets None, and asks the disk.
+newest visible event; whoever asks from below the floor gets None, and asks the disk. What the disk says to readers who
+are far behind is in the block cache.
 
 For one thread, the event loop's.
 """
@@ -176,3 +177,42 @@ class TailCache:
         self._held -= tail.bytes
         tail.trim(len(tail.events) * 7 // 8)
         self._held += tail.bytes
+
+
+class BlockCache:
+    """Blocks of logs as they were read from the disk: whole ones, of which nothing changes but by a deletion.
+
+    Readers who are behind share them, and the bytes that were encoded for the first of them.
+
+    Args:
+        bytes: kept in all, by the same estimate; the blocks that were not used for longest go first.
+    """
+
+    def __init__(self, *, bytes: int) -> None:
+        self._bytes = bytes
+        self._blocks: OrderedDict[tuple[str, Offset], tuple[list[Event], int]] = OrderedDict()
+        self._held = 0
+        self.forgotten = 0
+
+    def get(self, session: str, after: Offset) -> list[Event] | None:
+        """The block after this offset; None if it is not held."""
+        held = self._blocks.get((session, after))
+        if held is None:
+            return None
+        self._blocks.move_to_end((session, after))
+        return held[0]
+
+    def put(self, session: str, after: Offset, events: list[Event], sizes: Sequence[int], forgotten: int) -> None:
+        """Take a block, unless a session was forgotten since ``forgotten`` was what the attribute of that name says."""
+        if forgotten == self.forgotten and (session, after) not in self._blocks:
+            cost = sum(sizes) + len(sizes) * EVENT_BYTES
+            self._blocks[session, after] = events, cost
+            self._held += cost
+            while self._held > self._bytes:
+                self._held -= self._blocks.popitem(last=False)[1][1]
+
+    def forget(self, session: str) -> None:
+        """Let go of a session, which was deleted."""
+        self.forgotten += 1
+        for key in [key for key in self._blocks if key[0] == session]:
+            self._held -= self._blocks.pop(key)[1]
