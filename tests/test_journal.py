@@ -1,9 +1,13 @@
 """The SQLite store's journal: where deltas are, when they are packed, and that nobody can see it."""
 
+# ruff: noqa: ASYNC220  # a test has its event loop for itself
+
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -326,6 +330,58 @@ async def test_a_damaged_journal(tmp_path: Path) -> None:
     with pytest.raises(StoreCorrupt, match=r"damaged.*log\.db"):
         await SQLiteStore(tmp_path / "log.db").open()
     assert not store._lock._file
+
+
+TALKER = """
+import asyncio, sys
+from legato.event import Draft, MessageCreated, SessionCreated, TextDelta, ToolBegun
+from legato.store import sqlite_journal
+from legato.store.sqlite import SQLiteStore
+
+sqlite_journal.PACK_EVENTS, sqlite_journal.JOURNAL_BYTES, sqlite_journal.JOURNAL_PIECE = 5, 2_000, 500
+
+async def speak(store, session, pause):
+    while True:
+        head = (await store.info(session)).head
+        drafts = [Draft(TextDelta(0, 1, head + 1, "x"), "r"), Draft(TextDelta(0, 1, head + 2, "x"), "r")]
+        if head % 7 == 0:
+            drafts[0] = Draft(ToolBegun(str(head + 1), "n", ""), "r")
+        appended = await store.append(session, drafts)
+        print(session, appended.events[-1].offset, flush=True)
+        await asyncio.sleep(pause)
+
+async def main():
+    store = SQLiteStore(sys.argv[1])
+    await store.open()
+    for number in range(5):
+        if not await store.read(f"s{number}", 0):
+            await store.append(f"s{number}", [Draft(SessionCreated()), Draft(MessageCreated("m", "user", "go"), "r")])
+    await asyncio.gather(*[speak(store, f"s{number}", number / 200) for number in range(5)])
+
+asyncio.run(main())
+"""
+
+
+async def test_killed_while_packing(tmp_path: Path) -> None:
+    """Killed again and again between journal and packs, the file has all that was acknowledged, each at its offset."""
+    path = tmp_path / "log.db"
+    told = dict.fromkeys([f"s{number}" for number in range(5)], 2)
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", TALKER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(150)]
+        process.kill()
+        lines += process.communicate()[0].splitlines()
+        told |= {line.split()[0]: int(line.split()[1]) for line in lines if len(line.split()) == 2}
+        async with opened(path) as store:
+            for session, offset in told.items():
+                events = await everything(store, session)
+                assert list(range(1, len(events) + 1)) == offsets(events)
+                assert offset <= len(events) == (await store.info(session)).head
+                places = [int(event.data.get("start", event.data.get("id"))) for event in events[2:]]
+                assert list(range(3, len(events) + 1)) == places
+            assert count(store, "pack")
+            assert sqlite_file.value(store._connection, "SELECT sum(length(data)) FROM journal") < 4_000
 
 
 # All together

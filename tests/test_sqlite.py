@@ -52,7 +52,7 @@ from legato.event import (
 from legato.log import READ_LIMIT, Bell, Log, SessionInfo, Store, Take
 from legato.machine import Lease, RunState
 from legato.server.app import Legato
-from legato.store import lock, open_store, sqlite, sqlite_file, sqlite_writer
+from legato.store import lock, open_store, sqlite, sqlite_file, sqlite_journal, sqlite_writer
 from legato.store.sqlite import SQLiteStore
 from legato.testing import EMBEDDED_STORE_CHECKS, STORE_CHECKS, Driver, FakeClock, StoreCheck, check_store
 
@@ -123,7 +123,10 @@ async def test_contract(check: StoreCheck, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 async def test_contract_when_cramped(check: StoreCheck, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does so too with caches that hold nothing and groups of two, that is, mostly from the disk."""
+    """It does so too with caches that hold nothing and groups of two, that is, mostly from the disk, always packing."""
+    monkeypatch.setattr(sqlite_journal, "PACK_EVENTS", 3)
+    monkeypatch.setattr(sqlite_journal, "JOURNAL_BYTES", 300)
+    monkeypatch.setattr(sqlite_journal, "JOURNAL_PIECE", 100)
     monkeypatch.setattr(sqlite_writer, "KNOWN_SESSIONS", 0)
     monkeypatch.setattr(sqlite_writer, "GROUP_REQUESTS", 2)
     monkeypatch.setattr(sqlite, "LOOKS", 0)
