@@ -92,7 +92,7 @@ class SQLiteStore:
         durability: str = "full",
         clock: Callable[[], float] = time.time,
         tail_events: int = 1_000,
-        tail_bytes: int = 16 * 1024 * 1024,
+        tail_bytes: int = 12 * 1024 * 1024,
     ) -> None:
         if durability not in ("full", "normal"):
             raise InvalidInput(f"Durability is 'full' or 'normal', not {durability!r}.")
