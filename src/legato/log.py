@@ -73,7 +73,7 @@ class Take(NamedTuple):
     ttl: float
 
 
-class Appended(NamedTuple):
+class Appended(msgspec.Struct, frozen=True, gc=False):
     """What an append stored, or had stored before (``repeated``) under the same ``once`` key.
 
     Attributes:

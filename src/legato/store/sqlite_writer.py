@@ -586,8 +586,10 @@ class Writer:
             more = min(self._queue.qsize(), GROUP_REQUESTS - 1)
             taken = [first, *[self._queue.get() for _ in range(more)]]
             requests = [request for request in taken if request is not None]
-            self._back.clear()
-            self._awaited = {each.session for each in requests} if len(requests) >= PACE_ABOVE else set()
+            self._awaited = set()
+            if len(requests) >= PACE_ABOVE:
+                self._back.clear()
+                self._awaited = {each.session for each in requests}
             self._do(requests)
             if len(requests) < len(taken):
                 return
