@@ -504,6 +504,25 @@ async def test_readers_who_are_behind_share_blocks(tmp_path: Path, monkeypatch: 
         assert len(watched.asked) <= 4  # three blocks, and the end that follows them
 
 
+async def test_who_is_just_behind_the_tail_reads_no_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many who are late by a moment do not cost as much as many who are far behind."""
+    asked = []
+
+    def read_page(connection: Any, session: str, after: int, *rest: Any) -> Any:
+        asked.append(after)
+        return sqlite_file.read_page(connection, session, after, *rest)
+
+    monkeypatch.setattr(sqlite, "read_page", read_page)
+    async with opened(tmp_path / "log.db", tail_events=10) as store:
+        log = await begin(store)
+        await log.append(*[text(str(number)) for number in range(2 * READ_LIMIT - 100)])
+        head = 2 * READ_LIMIT - 98
+        for after in (head - 50, 3):
+            assert after + 1 == (await log.read(after))[0].offset
+
+    assert [head - 50, 0] == asked
+
+
 async def test_a_block_of_a_deleted_session(tmp_path: Path) -> None:
     """What readers shared is gone with the session, also for one who reads on when the tail has forgotten it."""
     async with opened(tmp_path / "log.db", tail_events=10) as store:

@@ -120,7 +120,7 @@ class SQLiteStore:
         # On the loop, not in a thread: a cancelled open would leave a thread behind that still takes the lock.
         self._connection = self._open()
         # By default a thread waits 5 ms for its turn, and each turn of a busy loop starts that wait anew: the writer
-        # could starve for half a second (benchmarks/sqlite_append.py). This is for the whole process; never raised.
+        # could starve for half a second. This is for the whole process; never raised.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         self._begin()
 
@@ -293,9 +293,13 @@ class SQLiteStore:
     async def _read_block(self, session: str, after: Offset) -> list[Event]:
         """What follows ``after`` in its block, of which there are ``READ_LIMIT`` events: all who are behind share it.
 
-        May be empty though there are more: where events are large, a page holds fewer.
+        May be empty though there are more: where events are large, a page holds fewer; and nobody is read a whole block
+        who lacks little of what the tail holds.
         """
         start = after - after % READ_LIMIT
+        floor = self._tail.floor(session)
+        if floor is not None and floor < start + READ_LIMIT:
+            return []
         block = self._blocks.get(session, start)
         if block is None:
             forgotten = self._blocks.forgotten

@@ -4,7 +4,7 @@ It knows no threads and no event loop, but their lock (the GIL) shapes how it wr
 step of a statement. A short step (a row read from the cache) has it back before another thread noticed; after a long
 one the event loop has it, for 5 ms if it is busy. A group of appends is therefore written in *one* step, for which the
 event loop need not stop: all its rows go through the view ``change``, where one trigger for each kind of row does the
-work. ``benchmarks/sqlite_append.py`` has the numbers.
+work.
 """
 
 # ruff: noqa: S608  # no part of the SQL here comes from outside

@@ -19,8 +19,8 @@ from operator import attrgetter
 from ..event import Event, Offset
 
 EVENT_BYTES = 950
-"""What an event costs in memory beside its data: the objects, its encoded bytes in one dialect, and what is lost between
-them, as the growth of a process shows it."""
+"""What an event costs in memory beside its data: the objects, its encoded bytes in one dialect, and what is lost
+between them, as the growth of a process shows it."""
 FEW = 8
 """A tail with no more events than so is let go whole."""
 SLACK = 4
@@ -145,6 +145,11 @@ class TailCache:
             return None
         self._tails.move_to_end(session)
         return tail.read(after, limit, deltas)
+
+    def floor(self, session: str) -> Offset | None:
+        """The offset after which it holds all events; None if it holds nothing of the session."""
+        tail = self._tails.get(session)
+        return None if tail is None else tail.floor
 
     def forget(self, session: str) -> None:
         """Let go of a session."""
