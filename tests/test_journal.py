@@ -85,7 +85,7 @@ async def everything(store: SQLiteStore, session: str) -> list[Event]:
 
 
 async def test_many_deltas_are_one_row(store: SQLiteStore) -> None:
-    """No delta is a row by itself; each block of offsets is packed once it is full, all else is in the journal."""
+    """No delta is a row by itself; each 32 offsets are packed once they are all there, the rest is in the journal."""
     await begin(store, "s")
     await say(store, "s", 5 * PACK_EVENTS)
 
@@ -96,7 +96,7 @@ async def test_many_deltas_are_one_row(store: SQLiteStore) -> None:
 
 
 async def test_sessions_are_packed_at_different_times(store: SQLiteStore) -> None:
-    """Sessions that speak in step do not all end their blocks in one commit."""
+    """Sessions that speak in step are not all packed in one commit."""
     sessions = [f"s{number}" for number in range(PACK_EVENTS)]
     await begin(store, *sessions)
     packs = []

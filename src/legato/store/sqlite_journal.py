@@ -134,7 +134,7 @@ class Journal:
         return self._sessions[name].row < self._end - JOURNAL_BYTES
 
     def _is_due(self, name: str, id: int, records: Sequence[Record]) -> bool:
-        """Whether they end a block of offsets. Where blocks begin depends on ``id``, so that not all end at once."""
+        """Whether the head passes a multiple of ``PACK_EVENTS``, shifted by ``id``, so that not all do so at once."""
         unpacked = self._sessions.get(name)
         first = records[0][0] if unpacked is None else unpacked.records[0][0]
         return (first + id) // PACK_EVENTS != (records[-1][0] + 1 + id) // PACK_EVENTS
