@@ -10,8 +10,7 @@ and at the disk then misses nothing that was visible before, though it may see s
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from ..event import Offset
@@ -83,37 +82,45 @@ class Journal:
         """``head`` of all that have any. Look here before the disk."""
         return {name: unpacked.records[-1][0] for name, unpacked in self._sessions.copy().items()}
 
-    def file(self, arrived: Mapping[str, Arrived], deleted: Collection[str]) -> Filing:
+    def file(self, arrived: Mapping[str, Arrived], deleted: Set[str]) -> Filing:
         """What a commit is to do with new deltas; ``filed`` once it is done.
 
         The words of a deleted session stand among those of others, so all that is left of the journal is packed.
         """
         if deleted:
-            packed = dict.fromkeys([*self._sessions, *arrived])
+            packed = {*self._sessions, *arrived}
         else:
-            packed = dict.fromkeys(itertools.takewhile(self._is_old, self._sessions))
-            packed.update((name, None) for name, (id, records) in arrived.items() if self._is_due(name, id, records))
+            packed = {name for name, (id, records) in arrived.items() if self._is_due(name, id, records)}
+            for name, unpacked in self._sessions.items():
+                if unpacked.row >= self._end - JOURNAL_BYTES:
+                    break
+                packed.add(name)
         rows: list[object] = []
-        for name in packed.keys() - deleted:
-            id, records = arrived.get(name, (0, []))
-            if (unpacked := self._sessions.get(name)) is not None:
-                id, records = unpacked.id, unpacked.records + records
-            for start in range(0, len(records), PACK_LIMIT):
-                pack = records[start : start + PACK_LIMIT]
-                rows += (PACK, id, pack[-1][0], pack_data(pack), None, None, None, None)
-        kept = {name: new for name, new in arrived.items() if name not in packed}
-        end = self._end
+        kept, start, end = arrived, self._start, self._end
+        if packed:
+            for name in packed - deleted:
+                rows += self._pack(name, *arrived.get(name, (0, [])))
+            kept = {name: new for name, new in arrived.items() if name not in packed}
+            left = (unpacked.row for name, unpacked in self._sessions.items() if name not in packed)
+            needed = next(left, end)
+            if needed - start >= (1 if deleted else JOURNAL_PIECE):
+                start = needed
+                rows += (PACKED, start, None, None, None, None, None, None)
         if kept:
             data = journal_data([*kept.values()])
             rows += (JOURNAL, end, data, None, None, None, None, None)
             end += len(data)
-        needed = (unpacked.row for name, unpacked in self._sessions.items() if name not in packed)
-        start = next(needed, self._end)
-        if start - self._start >= (1 if deleted else JOURNAL_PIECE):
-            rows += (PACKED, start, None, None, None, None, None, None)
-        else:
-            start = self._start
         return Filing(rows, packed, kept, start, end)
+
+    def _pack(self, name: str, id: int, records: list[Record]) -> list[object]:
+        """All that there is of a session, as rows: what is not packed, and these."""
+        if (unpacked := self._sessions.get(name)) is not None:
+            id, records = unpacked.id, unpacked.records + records
+        rows: list[object] = []
+        for start in range(0, len(records), PACK_LIMIT):
+            pack = records[start : start + PACK_LIMIT]
+            rows += (PACK, id, pack[-1][0], pack_data(pack), None, None, None, None)
+        return rows
 
     def filed(self, filing: Filing) -> None:
         """It has been committed."""
@@ -129,9 +136,6 @@ class Journal:
                 self._sessions[name] = _Unpacked(id, row, records)
             else:
                 unpacked.records += records
-
-    def _is_old(self, name: str) -> bool:
-        return self._sessions[name].row < self._end - JOURNAL_BYTES
 
     def _is_due(self, name: str, id: int, records: Sequence[Record]) -> bool:
         """Whether the head passes a multiple of ``PACK_EVENTS``, shifted by ``id``, so that not all do so at once."""
