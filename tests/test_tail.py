@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from facts import stored
 from legato.event import DELTAS, Event
+from legato.log import READ_LIMIT
 from legato.store.tail import EVENT_BYTES, BlockCache, TailCache
 
 
@@ -262,35 +263,48 @@ def test_never_a_gap(deltas: bool, steps: list, bound: int, reads: int, limit: i
 # Blocks
 
 
-def block(blocks: BlockCache, session: str, after: int, count: int = 10) -> None:
-    new = events(*range(after + 1, after + 1 + count))
-    blocks.put(session, after, new, [0] * count, blocks.forgotten)
+def block(blocks: BlockCache, session: str, number: int) -> None:
+    start = number * READ_LIMIT
+    new = events(*range(start + 1, start + 1 + READ_LIMIT))
+    blocks.put(session, start, new, [0] * READ_LIMIT, blocks.forgotten)
+
+
+def held(blocks: BlockCache, *keys: tuple[str, int]) -> list[bool]:
+    return [bool(blocks.read(session, number * READ_LIMIT)) for session, number in keys]
+
+
+def test_what_follows_in_a_block() -> None:
+    """From any place in it, to its end and no further; nothing of another session, or another block."""
+    blocks = BlockCache(bytes=2 * READ_LIMIT * EVENT_BYTES)
+    block(blocks, "a", 1)
+    for after in (READ_LIMIT, READ_LIMIT + 7, 2 * READ_LIMIT - 1):
+        assert list(range(after + 1, 2 * READ_LIMIT + 1)) == offsets(blocks.read("a", after))
+
+    assert [[], [], []] == [blocks.read("a", READ_LIMIT - 1), blocks.read("a", 2 * READ_LIMIT), blocks.read("b", 500)]
 
 
 def test_blocks_are_bounded() -> None:
-    """Those that were not used for longest go first; one that is too large is not taken."""
-    blocks = BlockCache(bytes=25 * EVENT_BYTES)
+    """Those that were not used for longest go first; where there is no room for one, none is taken."""
+    blocks = BlockCache(bytes=2 * READ_LIMIT * EVENT_BYTES)
     block(blocks, "a", 0)
-    block(blocks, "a", 10)
-    assert list(range(1, 11)) == offsets(blocks.get("a", 0))
+    block(blocks, "a", 1)
+    blocks.read("a", 3)
     block(blocks, "b", 0)
-    assert [True, False, True] == [blocks.get(*key) is not None for key in (("a", 0), ("a", 10), ("b", 0))]
-    block(blocks, "b", 30, count=30)
-    assert [None] * 3 == [blocks.get(*key) for key in (("a", 0), ("b", 0), ("b", 30))]
-    block(blocks, "b", 0)
-    assert blocks.get("b", 0) is not None
+    assert [True, False, True] == held(blocks, ("a", 0), ("a", 1), ("b", 0))
+    small = BlockCache(bytes=READ_LIMIT * EVENT_BYTES - 1)
+    block(small, "a", 0)
+    assert [False] == held(small, ("a", 0))
 
 
 def test_blocks_of_a_deleted_session() -> None:
     """Its blocks are let go, and one that was read before and comes after is not taken; others' stay."""
-    blocks = BlockCache(bytes=100 * EVENT_BYTES)
+    blocks = BlockCache(bytes=2 * READ_LIMIT * EVENT_BYTES)
     block(blocks, "a", 0)
     block(blocks, "b", 0)
     before = blocks.forgotten
     blocks.forget("a")
-    blocks.put("a", 10, events(11), [0], before)
+    blocks.put("a", READ_LIMIT, events(READ_LIMIT + 1), [0], before)
 
-    assert [False, True, False] == [blocks.get(*key) is not None for key in (("a", 0), ("b", 0), ("a", 10))]
-    for number in range(1, 10):  # the room of those that went is free again
-        block(blocks, "b", 10 * number)
-    assert blocks.get("b", 0) is not None
+    assert [False, True, False] == held(blocks, ("a", 0), ("b", 0), ("a", 1))
+    block(blocks, "b", 1)  # the room of those that went is free again
+    assert [True, True] == held(blocks, ("b", 0), ("b", 1))

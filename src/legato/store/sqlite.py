@@ -283,15 +283,16 @@ class SQLiteStore:
         events = self._tail.read(session, after, limit, deltas=deltas)
         if events is not None:
             return events
+        behind = deltas and limit >= READ_LIMIT
         async with self._reading:
             # Somebody may have read the same meanwhile: after a restart, all readers of a session come at once.
             events = self._tail.read(session, after, limit, deltas=deltas)
-            if events is None and deltas and limit >= READ_LIMIT:
-                events = await self._read_block(session, after)
+            if events is None and behind:
+                events = self._blocks.read(session, after) or await self._read_block(session, after)
             return events or await self._read_page(session, after, limit, deltas)
 
     async def _read_block(self, session: str, after: Offset) -> list[Event]:
-        """What follows ``after`` in its block, of which there are ``READ_LIMIT`` events: all who are behind share it.
+        """What follows ``after`` in its block, which is read for all who are behind.
 
         May be empty though there are more: where events are large, a page holds fewer; and nobody is read a whole block
         who lacks little of what the tail holds.
@@ -300,14 +301,11 @@ class SQLiteStore:
         floor = self._tail.floor(session)
         if floor is not None and floor < start + READ_LIMIT:
             return []
-        block = self._blocks.get(session, start)
-        if block is None:
-            forgotten = self._blocks.forgotten
-            page = await self._page(session, start, READ_LIMIT, True)
-            block = page.events
-            if len(block) == READ_LIMIT:
-                self._blocks.put(session, start, block, page.sizes, forgotten)
-        return block[bisect_right(block, after, key=_offset) :]
+        forgotten = self._blocks.forgotten
+        page = await self._page(session, start, READ_LIMIT, True)
+        if len(page.events) == READ_LIMIT:
+            self._blocks.put(session, start, page.events, page.sizes, forgotten)
+        return page.events[bisect_right(page.events, after, key=_offset) :]
 
     async def _read_page(self, session: str, after: Offset, limit: int, deltas: bool) -> list[Event]:
         while True:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from ..event import Event, Offset
+from ..log import READ_LIMIT
 
 EVENT_BYTES = 950
 """What an event costs in memory beside its data: the objects, its encoded bytes in one dialect, and what is lost
@@ -186,9 +187,10 @@ class TailCache:
 
 
 class BlockCache:
-    """Blocks of logs as they were read from the disk: whole ones, of which nothing changes but by a deletion.
+    """Blocks of logs as they were read from the disk: ``READ_LIMIT`` events from a multiple of it on, all of them.
 
-    Readers who are behind share them, and the bytes that were encoded for the first of them.
+    Nothing of such a block changes but by a deletion. Readers who are behind share them, and the bytes that were
+    encoded for the first of them.
 
     Args:
         bytes: kept in all, by the same estimate; the blocks that were not used for longest go first.
@@ -200,19 +202,23 @@ class BlockCache:
         self._held = 0
         self.forgotten = 0
 
-    def get(self, session: str, after: Offset) -> list[Event] | None:
-        """The block after this offset; None if it is not held."""
-        held = self._blocks.get((session, after))
+    def read(self, session: str, after: Offset) -> list[Event]:
+        """What follows ``after`` in its block; nothing if that is not held."""
+        key = session, after - after % READ_LIMIT
+        held = self._blocks.get(key)
         if held is None:
-            return None
-        self._blocks.move_to_end((session, after))
-        return held[0]
+            return []
+        self._blocks.move_to_end(key)
+        return held[0][after % READ_LIMIT :]
 
-    def put(self, session: str, after: Offset, events: list[Event], sizes: Sequence[int], forgotten: int) -> None:
-        """Take a block, unless a session was forgotten since ``forgotten`` was what the attribute of that name says."""
-        if forgotten == self.forgotten and (session, after) not in self._blocks:
+    def put(self, session: str, start: Offset, events: list[Event], sizes: Sequence[int], forgotten: int) -> None:
+        """Take the block after ``start``. ``forgotten`` is what the attribute of that name was before it was read.
+
+        If a session has been forgotten since, it may have been this one, and nothing is taken.
+        """
+        if forgotten == self.forgotten and (session, start) not in self._blocks:
             cost = sum(sizes) + len(sizes) * EVENT_BYTES
-            self._blocks[session, after] = events, cost
+            self._blocks[session, start] = events, cost
             self._held += cost
             while self._held > self._bytes:
                 self._held -= self._blocks.popitem(last=False)[1][1]
