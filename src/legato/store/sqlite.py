@@ -275,7 +275,10 @@ class SQLiteStore:
     # Reading
 
     async def read(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
-        """See ``Store.read``. A page may be shorter than ``limit`` when its events are large, but never empty then."""
+        """See ``Store.read``. A page may be shorter than ``limit``, but is never empty then.
+
+        Where events are large, it ends with some bytes; for who is far behind it ends with a block (``_read_block``).
+        """
         self._check_open()
         if limit <= 0 or not is_text(session):
             return []
@@ -283,11 +286,10 @@ class SQLiteStore:
         events = self._tail.read(session, after, limit, deltas=deltas)
         if events is not None:
             return events
-        behind = deltas and limit >= READ_LIMIT
         async with self._reading:
             # Somebody may have read the same meanwhile: after a restart, all readers of a session come at once.
             events = self._tail.read(session, after, limit, deltas=deltas)
-            if events is None and behind:
+            if events is None and deltas and limit >= READ_LIMIT:
                 events = self._blocks.read(session, after) or await self._read_block(session, after)
             return events or await self._read_page(session, after, limit, deltas)
 
