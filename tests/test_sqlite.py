@@ -476,18 +476,6 @@ async def test_readers_share_events_after_a_restart(tmp_path: Path) -> None:
         assert (await store.read("s", 0))[2] is (await store.read("s", 2))[0]
 
 
-async def test_peek(tmp_path: Path) -> None:
-    """It gives what a read gives, or nothing at all, and never asks."""
-    async with opened(tmp_path / "log.db") as store:
-        log = await begin(store)
-        await log.append(text())
-        assert [await store.read("s", after) for after in range(5)] == [store.peek("s", after) for after in range(5)]
-        assert await store.read("s", 0, deltas=False) == store.peek("s", 0, deltas=False)
-    async with opened(tmp_path / "log.db") as store:
-        assert None is store.peek("s", 2)
-        assert await store.read("s", 2) == store.peek("s", 2)
-
-
 async def test_readers_who_are_behind_share_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever they begin, a block of a long log is read once, and they get the same objects."""
     async with opened(tmp_path / "log.db") as store:

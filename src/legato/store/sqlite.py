@@ -332,10 +332,6 @@ class SQLiteStore:
             self._tail.seed(session, after, page.events, page.sizes, evictions)
         return page
 
-    def peek(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event] | None:
-        """What the tail cache holds of what ``read`` would give; None if that is not all of it."""
-        return self._tail.read(session, after, limit, deltas=deltas)
-
     async def info(self, session: str) -> SessionInfo:
         """See ``Store.info``. Without a query for sessions that were written to, or asked for, of late."""
         self._check_open()
