@@ -156,6 +156,20 @@ async def test_deletion_removes_the_words(store: SQLiteStore) -> None:
     assert ["other 0", "kept", "kept"] == [event.data["text"] for event in await store.read("other", 2)]
 
 
+async def test_after_a_restart(tmp_path: Path) -> None:
+    """The writer goes on with what was not packed, and with nothing else, though the journal has that, too."""
+    async with opened(tmp_path / "log.db") as store:
+        await begin(store, "s", "other")
+        await say(store, "other", 3)
+        await say(store, "s", PACK_EVENTS + 10)
+        before = [store._journal.after(session) for session in ("s", "other")]
+        assert 10 < count(store, "journal") - len(before[0])
+    async with opened(tmp_path / "log.db") as store:
+        assert before == [store._journal.after(session) for session in ("s", "other")]
+        await say(store, "s", PACK_EVENTS)
+        assert list(range(1, 2 * PACK_EVENTS + 13)) == offsets(await store.read("s", 0))
+
+
 async def test_a_backup_is_complete(store: SQLiteStore, tmp_path: Path) -> None:
     """What SQLite copies while the store is open has every delta, packed or not."""
     await begin(store, "s")
