@@ -54,7 +54,9 @@ RUNS = {
     "stalled": Run(["--rounds", "1"], ["--quick"]),
     "codec": Run([], ["--rounds", "1"]),
     "sse_decode": Run([], ["--rounds", "1"], sides=False),
-    "sqlite_append": Run(["--rounds", "3"], ["--rounds", "1", "--seconds", "0.2"], sides=False),
+    "sqlite_append": Run(["--rounds", "3"], ["--rounds", "1", "--seconds", "0.2"]),
+    "start": Run(["--rounds", "10"], ["--rounds", "3"]),
+    "provider_stream": Run(["--rounds", "2"], ["--rounds", "1", "--seconds", "1"]),
 }
 """In this order; whatever else is there comes after them, without arguments."""
 

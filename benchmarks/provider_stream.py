@@ -7,7 +7,7 @@ has a process of its own in each round, and what it costs to start and to connec
 
 "httpx2" is this checkout with httpx2's own transport under it.
 
-    python benchmarks/provider_stream.py [--against CHECKOUT] [--rounds 3] [--seconds 2] [--save]
+    python benchmarks/provider_stream.py [--base CHECKOUT] [--rounds 3] [--seconds 2] [--save]
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ loopback. Both sides take turns, by the process. Bytecode is compiled before, as
 kept in a folder of its own, so nothing is written to the other checkout. CPU and memory are the operating system's
 figures for the whole process; the server is killed when it has answered.
 
-    python benchmarks/start.py [--against CHECKOUT] [--rounds 20] [--save]
+    python benchmarks/start.py [--base CHECKOUT] [--rounds 20] [--save]
 """
 
 from __future__ import annotations

@@ -49,10 +49,10 @@ from legato.event import (
     SessionDeleted,
     ToolCompleted,
 )
-from legato.log import Bell, Log, SessionInfo, Store, Take
+from legato.log import READ_LIMIT, Bell, Log, SessionInfo, Store, Take
 from legato.machine import Lease, RunState
 from legato.server.app import Legato
-from legato.store import lock, open_store, sqlite, sqlite_file, sqlite_writer
+from legato.store import lock, open_store, sqlite, sqlite_file, sqlite_journal, sqlite_writer
 from legato.store.sqlite import SQLiteStore
 from legato.testing import EMBEDDED_STORE_CHECKS, STORE_CHECKS, Driver, FakeClock, StoreCheck, check_store
 
@@ -123,7 +123,10 @@ async def test_contract(check: StoreCheck, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 async def test_contract_when_cramped(check: StoreCheck, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does so too with caches that hold nothing and groups of two, that is, mostly from the disk."""
+    """It does so too with caches that hold nothing and groups of two, that is, mostly from the disk, always packing."""
+    monkeypatch.setattr(sqlite_journal, "PACK_EVENTS", 3)
+    monkeypatch.setattr(sqlite_journal, "JOURNAL_BYTES", 300)
+    monkeypatch.setattr(sqlite_journal, "JOURNAL_PIECE", 100)
     monkeypatch.setattr(sqlite_writer, "KNOWN_SESSIONS", 0)
     monkeypatch.setattr(sqlite_writer, "GROUP_REQUESTS", 2)
     monkeypatch.setattr(sqlite, "LOOKS", 0)
@@ -207,6 +210,19 @@ async def test_a_cancelled_append_is_still_delivered(store: SQLiteStore) -> None
     assert [3] == [event.offset for event in await log.read(2)]
 
 
+async def test_an_append_is_the_writers_future(store: SQLiteStore) -> None:
+    """An append is under way when the call returns, without a task, and has its errors where it has its events."""
+    log = await begin(store)
+    told: list[int] = []
+    appending = store.append("s", [text()])
+    appending.add_done_callback(lambda done: told.extend(event.offset for event in done.result().events))
+    refused = [store.append("s", [text(run="unknown")]), store.append("a\0b", [CREATED])]
+    done = await asyncio.gather(*refused, return_exceptions=True)
+
+    assert ([3], 3) == (told, len(await log.read()))
+    assert [RunEnded, InvalidInput] == [type(error) for error in done]
+
+
 # Groups
 
 
@@ -224,10 +240,43 @@ async def test_appends_share_commits(store: SQLiteStore) -> None:
     assert 2 == commits.count
 
 
+async def test_who_has_come_back_is_not_held_up(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that append as fast as they are answered are committed together, and wait for no clock."""
+    logs = [await begin(store, f"s{number}") for number in range(10)]
+    monkeypatch.setattr(sqlite_writer, "COMMIT_INTERVAL", 3_600)
+    commits = HeldCommits(store)
+    commits.go_on.set()
+
+    async def speak(log: Log) -> None:
+        for _ in range(5):
+            await log.append(text())
+
+    await asyncio.gather(*[speak(log) for log in logs])
+
+    assert 5 <= commits.count <= 10
+
+
+async def test_busy_sessions_are_waited_for(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a commit of several sessions the next one waits for them, so that others can join it."""
+    logs = [await begin(store, f"s{number}") for number in range(10)]
+    monkeypatch.setattr(sqlite_writer, "COMMIT_INTERVAL", 3_600)
+    commits = HeldCommits(store)
+    first = [log.append(text()) for log in logs]
+    commits.go_on.set()
+    await asyncio.gather(*map(asyncio.ensure_future, first))
+    before = commits.count
+    early = [asyncio.ensure_future(log.append(text())) for log in logs[:-1]]
+    await asyncio.sleep(0.05)
+    assert (before, False) == (commits.count, any(each.done() for each in early))
+    await asyncio.gather(*early, logs[-1].append(text()))
+
+    assert before + 1 == commits.count
+
+
 async def test_a_large_group_is_one_transaction(store: SQLiteStore) -> None:
     """A group that needs several statements is stored whole, or not at all."""
     log = await begin(store)
-    drafts = [text(str(number)) for number in range(3 * sqlite_file.STATEMENT_ROWS)]
+    drafts = [draft("tool.started", {"id": str(number)}, "r") for number in range(3 * sqlite_file.STATEMENT_ROWS)]
     commits = HeldCommits(store)
     commits.go_on.set()
     commits.fail = True
@@ -244,7 +293,7 @@ async def test_a_large_group_is_one_transaction(store: SQLiteStore) -> None:
 async def test_a_statement_that_fails_is_rolled_back(store: SQLiteStore) -> None:
     """When a later statement of a group fails, the earlier ones are undone, and the next group is stored."""
     log = await begin(store)
-    drafts = [text(str(number)) for number in range(3 * sqlite_file.STATEMENT_ROWS)]
+    drafts = [draft("tool.started", {"id": str(number)}, "r") for number in range(3 * sqlite_file.STATEMENT_ROWS)]
     store._connection.execute(
         """CREATE TEMP TRIGGER stop BEFORE INSERT ON main.event WHEN new."offset" = 1000
         BEGIN SELECT RAISE(ABORT, 'stopped'); END"""
@@ -427,6 +476,53 @@ async def test_readers_share_events_after_a_restart(tmp_path: Path) -> None:
         assert (await store.read("s", 0))[2] is (await store.read("s", 2))[0]
 
 
+async def test_readers_who_are_behind_share_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they begin, a block of a long log is read once, and they get the same objects."""
+    async with opened(tmp_path / "log.db") as store:
+        log = await begin(store)
+        await log.append(*[text(str(number)) for number in range(3 * READ_LIMIT)])
+    async with opened(tmp_path / "log.db", tail_events=10) as store:
+        watched = Watched(store, monkeypatch)
+        logs = []
+        for after in (0, 1, 7, READ_LIMIT - 1, READ_LIMIT, 2 * READ_LIMIT - 3, 3 * READ_LIMIT):
+            logs.append([event async for event in Log(store, "s").all(after)])
+            assert list(range(after + 1, 3 * READ_LIMIT + 3)) == [event.offset for event in logs[-1]]
+        assert all(logs[0][number] is log[number - after] for log in logs[1:6]
+                   for after in [log[0].offset - 1] for number in range(after, 3 * READ_LIMIT))  # fmt: skip
+        assert len(watched.asked) <= 4  # three blocks, and the end that follows them
+
+
+async def test_who_is_just_behind_the_tail_reads_no_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many who are late by a moment do not cost as much as many who are far behind."""
+    asked = []
+
+    def read_page(connection: Any, session: str, after: int, *rest: Any) -> Any:
+        asked.append(after)
+        return sqlite_file.read_page(connection, session, after, *rest)
+
+    monkeypatch.setattr(sqlite, "read_page", read_page)
+    async with opened(tmp_path / "log.db", tail_events=10) as store:
+        log = await begin(store)
+        await log.append(*[text(str(number)) for number in range(2 * READ_LIMIT - 100)])
+        head = 2 * READ_LIMIT - 98
+        for after in (head - 50, 3):
+            assert after + 1 == (await log.read(after))[0].offset
+
+    assert [head - 50, 0] == asked
+
+
+async def test_a_block_of_a_deleted_session(tmp_path: Path) -> None:
+    """What readers shared is gone with the session, also for one who reads on when the tail has forgotten it."""
+    async with opened(tmp_path / "log.db", tail_events=10) as store:
+        log = await begin(store)
+        await log.append(*[text(str(number)) for number in range(READ_LIMIT)])
+        assert READ_LIMIT == len(await log.read())
+        await log.append(DELETED)
+        store._tail.forget("s")
+
+        assert [READ_LIMIT + 3] == [event.offset for event in await log.read()]
+
+
 async def test_the_cache_goes_on_from_the_disk(tmp_path: Path) -> None:
     """After a restart, what is appended follows what was read from the disk."""
     async with opened(tmp_path / "log.db") as store:
@@ -467,18 +563,19 @@ async def test_sessions_that_are_not_there_take_no_room(store: SQLiteStore) -> N
     [
         (sqlite_file._PAGES[True], ("s", 0, 10), "PRIMARY KEY (session=? AND offset>?)"),
         (sqlite_file._PAGES[False], ("s", 0, 10), "event_whole (session=? AND offset>?)"),
+        (sqlite_file._PACKS, ("s", 0), "pack_last (session=? AND last>?)"),
         (sqlite_file._NEWEST, (10, 10), "session_updated (updated_at<?)"),
         (sqlite_file._NEWEST_OWNED, (10, 10, "me"), "session_owned (owner=? AND updated_at<?)"),
         (sqlite_file._HEADS, ('["s"]',), "event_whole (session=?)"),
     ],
-    ids=["page", "history", "sessions", "sessions of one", "looks"],
+    ids=["page", "history", "packs", "sessions", "sessions of one", "looks"],
 )
 async def test_reads_use_an_index(store: SQLiteStore, sql: str, bindings: tuple[Any, ...], index: str) -> None:
     """A page costs the same in a long log as in a short one, also without deltas; no query sorts a log."""
     plan = [row[3] for row in store._connection.execute("EXPLAIN QUERY PLAN " + sql, bindings)]
 
     assert any(index in step for step in plan), plan
-    assert not any("SCAN event" in step or "SCAN session" in step for step in plan), plan
+    assert not any("SCAN " + table in step for step in plan for table in ("event", "session", "pack")), plan
 
 
 # Looks
@@ -638,7 +735,7 @@ async def test_who_asks_fails_with_nobody(tmp_path: Path) -> None:
     async with opened(tmp_path / "log.db") as store:
         commits = HeldCommits(store)
         commits.fail = True
-        first = asyncio.create_task(store.append("s", [text()]))
+        first = asyncio.ensure_future(store.append("s", [text()]))
         await commits.wait()
         others = [store.append("s", [text()]), store.info("quiet"), store.append("s", [text()]), store.info("nowhere")]
         waiting = asyncio.gather(first, *others, return_exceptions=True)
@@ -1119,7 +1216,7 @@ async def test_a_damaged_session_harms_no_other(tmp_path: Path) -> None:
     """Whoever comes in one group with it is served, and a claim goes past it."""
     await hurt_session(tmp_path / "log.db")
     async with opened(tmp_path / "log.db") as store:
-        first = asyncio.create_task(store.append("good", [text()]))
+        first = asyncio.ensure_future(store.append("good", [text()]))
         await asyncio.sleep(0)
         done = await asyncio.gather(
             first,
@@ -1376,6 +1473,21 @@ async def test_an_old_file_reads_as_before(old_file: Path) -> None:
             assert ["stopping", "running", "done"] == [info.session for info in (await store.sessions()).infos]
             assert 3 == len((await store.sessions(owner="")).infos)
             assert [] == (await store.sessions(owner="me")).infos
+
+
+async def test_an_old_file_goes_on(old_file: Path) -> None:
+    """Deltas that are events by themselves, and after them those that are packed, are one log."""
+    async with opened(old_file) as store:
+        for number in range(70):
+            await store.append("running", [text(str(number), run="running~0b")])
+        before = await store.read("running", 0)
+    async with opened(old_file) as store:
+        assert list(range(1, 77)) == [event.offset for event in before]
+        assert before == [event async for event in Log(store, "running").all()]
+        assert 2 == sqlite_file.value(store._connection, "SELECT count(*) FROM event WHERE delta AND session = 2")
+        assert [77] == [event.offset for event in (await store.append("running", [text(run="running~0b")])).events]
+        await store.append("running", [DELETED])
+        assert [78] == [event.offset for event in await store.read("running", 0)]
 
 
 async def test_runs_of_an_old_file_are_in_their_states(old_file: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from facts import stored
 from legato.event import DELTAS, Event
-from legato.store.tail import EVENT_BYTES, TailCache
+from legato.log import READ_LIMIT
+from legato.store.tail import EVENT_BYTES, BlockCache, TailCache
 
 
 def events(*offsets: int, type: str = "text.delta") -> list[Event]:
@@ -136,6 +137,30 @@ def test_bound_of_bytes() -> None:
     assert [49] == offsets(tail.read("large", 48, 10))
 
 
+def test_many_sessions_share_the_bytes() -> None:
+    """Sessions that are used in turn each keep their newest events, and none is let go."""
+    tail = TailCache(bytes=50 * 20 * (EVENT_BYTES + 100))
+    for offset in range(1, 200):
+        for session in range(50):
+            put(tail, str(session), events(offset))
+
+    assert 50 == len(tail)
+    assert all(tail.read(str(session), 191, 10) is not None for session in range(50))
+
+
+def test_who_is_idle_makes_room() -> None:
+    """A session that nobody uses loses its events before those that are used."""
+    tail = TailCache(bytes=100 * EVENT_BYTES)
+    put(tail, "idle", events(*range(1, 41)), size=0)
+    for offset in range(1, 60):
+        put(tail, "used", events(offset), size=0)
+        put(tail, "other", events(offset), size=0)
+
+    assert tail.read("idle", 20, 1) is None
+    assert tail.read("used", 40, 1) is not None
+    assert tail.read("other", 40, 1) is not None
+
+
 def test_one_event_beyond_the_bound() -> None:
     """An event that is too large to be held is not, and the tail still knows where the head is."""
     tail = TailCache(bytes=1_000)
@@ -233,3 +258,53 @@ def test_never_a_gap(deltas: bool, steps: list, bound: int, reads: int, limit: i
                 assert found is None or wanted == found
         assert tail.bytes <= 20_000
         assert tail.bytes == sum(held.bytes for held in tail._tails.values())
+
+
+# Blocks
+
+
+def block(blocks: BlockCache, session: str, number: int) -> None:
+    start = number * READ_LIMIT
+    new = events(*range(start + 1, start + 1 + READ_LIMIT))
+    blocks.put(session, start, new, [0] * READ_LIMIT, blocks.forgotten)
+
+
+def held(blocks: BlockCache, *keys: tuple[str, int]) -> list[bool]:
+    return [bool(blocks.read(session, number * READ_LIMIT)) for session, number in keys]
+
+
+def test_what_follows_in_a_block() -> None:
+    """From any place in it, to its end and no further; nothing of another session, or another block."""
+    blocks = BlockCache(bytes=2 * READ_LIMIT * EVENT_BYTES)
+    block(blocks, "a", 1)
+    for after in (READ_LIMIT, READ_LIMIT + 7, 2 * READ_LIMIT - 1):
+        assert list(range(after + 1, 2 * READ_LIMIT + 1)) == offsets(blocks.read("a", after))
+
+    assert [[], [], []] == [blocks.read("a", READ_LIMIT - 1), blocks.read("a", 2 * READ_LIMIT), blocks.read("b", 500)]
+
+
+def test_blocks_are_bounded() -> None:
+    """Those that were not used for longest go first; where there is no room for one, none is taken."""
+    blocks = BlockCache(bytes=2 * READ_LIMIT * EVENT_BYTES)
+    block(blocks, "a", 0)
+    block(blocks, "a", 1)
+    blocks.read("a", 3)
+    block(blocks, "b", 0)
+    assert [True, False, True] == held(blocks, ("a", 0), ("a", 1), ("b", 0))
+    small = BlockCache(bytes=READ_LIMIT * EVENT_BYTES - 1)
+    block(small, "a", 0)
+    assert [False] == held(small, ("a", 0))
+
+
+def test_blocks_of_a_deleted_session() -> None:
+    """Its blocks are let go, and one that was read before and comes after is not taken; others' stay."""
+    blocks = BlockCache(bytes=2 * READ_LIMIT * EVENT_BYTES)
+    block(blocks, "a", 0)
+    block(blocks, "b", 0)
+    before = blocks.forgotten
+    blocks.forget("a")
+    blocks.put("a", READ_LIMIT, events(READ_LIMIT + 1), [0], before)
+
+    assert [False, True, False] == held(blocks, ("a", 0), ("b", 0), ("a", 1))
+    block(blocks, "b", 1)  # the room of those that went is free again
+    assert [True, True] == held(blocks, ("b", 0), ("b", 1))

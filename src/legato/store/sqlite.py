@@ -18,28 +18,33 @@ import os
 import sys
 import threading
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from ..errors import CursorInvalid, InvalidInput, SessionNotFound, StoreError
+from ..errors import CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreCorrupt, StoreError
 from ..event import Draft, Event, Offset
 from ..log import MICRO, READ_LIMIT, Appended, Doorbell, SessionInfo, SessionPage, Store, Take
 from ..machine import Lease, OpenRun
 from .lock import FileLock
 from .sqlite_file import (
+    Page,
     apsw,
     connect,
     prepare,
+    read_journal,
     read_open_runs,
     read_page,
     read_sessions,
     store_error,
 )
+from .sqlite_journal import Journal
 from .sqlite_writer import (
     Acquire,
     Append,
@@ -53,7 +58,7 @@ from .sqlite_writer import (
     check_text,
     is_text,
 )
-from .tail import TailCache
+from .tail import BlockCache, TailCache
 
 READERS = 2
 """Threads that read. A page is short work; the second thread is there for when the disk keeps the first one waiting."""
@@ -61,6 +66,7 @@ MAX_INTEGER = 2**63 - 1
 LOOKS = 10_000
 """Sessions of which it is known without asking what they look like."""
 T = TypeVar("T")
+_offset = attrgetter("offset")
 
 
 SWITCH_INTERVAL = 0.0005
@@ -75,7 +81,8 @@ class SQLiteStore:
         durability: ``"full"``: what was acknowledged survives a loss of power. ``"normal"``: it survives the end of
             the process, but a loss of power may take the last moments.
         clock: gives the time, seconds since the epoch; called from the writer's thread.
-        tail_events, tail_bytes: bounds of the cache of recent events, see ``TailCache``.
+        tail_events, tail_bytes: bounds of the cache of recent events, see ``TailCache``. What readers who are behind
+            share may take half as many bytes again.
     """
 
     def __init__(
@@ -84,8 +91,8 @@ class SQLiteStore:
         *,
         durability: str = "full",
         clock: Callable[[], float] = time.time,
-        tail_events: int = 2_000,
-        tail_bytes: int = 64 * 1024 * 1024,
+        tail_events: int = 1_000,
+        tail_bytes: int = 12 * 1024 * 1024,
     ) -> None:
         if durability not in ("full", "normal"):
             raise InvalidInput(f"Durability is 'full' or 'normal', not {durability!r}.")
@@ -113,7 +120,7 @@ class SQLiteStore:
         # On the loop, not in a thread: a cancelled open would leave a thread behind that still takes the lock.
         self._connection = self._open()
         # By default a thread waits 5 ms for its turn, and each turn of a busy loop starts that wait anew: the writer
-        # could starve for half a second (benchmarks/sqlite_append.py). This is for the whole process; never raised.
+        # could starve for half a second. This is for the whole process; never raised.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         self._begin()
 
@@ -126,10 +133,11 @@ class SQLiteStore:
             connection = connect(self._path, write=True)
             try:
                 prepare(connection, self._path, self._durability)
+                self._journal = Journal(read_journal(connection))
             except BaseException:
                 connection.close()
                 raise
-        except (OSError, apsw.Error) as exc:
+        except (OSError, apsw.Error, msgspec.MsgspecError) as exc:
             self._lock.release()
             raise store_error(exc, self._path) from exc
         except BaseException:
@@ -142,6 +150,7 @@ class SQLiteStore:
         self._closing = None
         # A new one each time: while the file was closed, another process may have gone on with it.
         self._tail = TailCache(events=self._tail_events, bytes=self._tail_bytes)
+        self._blocks = BlockCache(bytes=self._tail_bytes // 2)
         self._looks: OrderedDict[str, Look] = OrderedDict()
         self._delivered = 0
         self._delivery: asyncio.Future[None] = self._loop.create_future()
@@ -149,7 +158,7 @@ class SQLiteStore:
         self._reader_connections: list[apsw.Connection] = []
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="legato-sqlite-reader")
         self._reading = asyncio.Semaphore(READERS)
-        self._writer = Writer(self._path, self._connection, self._clock, self._delivered_by_writer)
+        self._writer = Writer(self._path, self._connection, self._journal, self._clock, self._delivered_by_writer)
         self._writer.start()
 
     async def close(self) -> None:
@@ -174,7 +183,7 @@ class SQLiteStore:
 
     # Writing
 
-    async def append(
+    def append(
         self,
         session: str,
         drafts: Sequence[Draft],
@@ -183,18 +192,23 @@ class SQLiteStore:
         once: str | None = None,
         head: Offset | None = None,
         take: Take | None = None,
-    ) -> Appended:
-        """See ``Store.append``.
+    ) -> asyncio.Future[Appended]:
+        """See ``Store.append``. Gives the writer's own future, which has all errors too.
 
         Raises:
             InvalidInput: the data is not JSON.
         """
-        check_text(session, once)
-        if take is not None:
-            check_text(take.run, take.owner)
-        append = Append(session, self._future(), drafts, lease=lease, once=once, head=head, take=take)
-        appended: Appended = await self._submit(append)
-        return appended
+        loop = asyncio.get_running_loop() if self._writer is None else self._loop  # the former is a system call
+        future: asyncio.Future[Appended] = loop.create_future()
+        try:
+            writer = self._check_open()
+            check_text(session, once)
+            if take is not None:
+                check_text(take.run, take.owner)
+            writer.submit(Append(session, future, drafts, lease=lease, once=once, head=head, take=take))
+        except LegatoError as exc:
+            future.set_exception(exc)
+        return future
 
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
         """See ``Leaser.acquire``."""
@@ -246,6 +260,8 @@ class SQLiteStore:
         for request in requests:
             if isinstance(request, Append) and request.stored:
                 self._tail.put(request.session, request.stored, [len(event.json) for event in request.stored])
+                if request.stored[-1].type == "session.deleted":
+                    self._blocks.forget(request.session)
                 self.doorbell.ring(request.session, outside=request.lease is None)
                 free = free or request.free
             free = free or isinstance(request, Release)
@@ -259,7 +275,10 @@ class SQLiteStore:
     # Reading
 
     async def read(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
-        """See ``Store.read``. A page may be shorter than ``limit`` when its events are large, but never empty then."""
+        """See ``Store.read``. A page may be shorter than ``limit``, but is never empty then.
+
+        Where events are large, it ends with some bytes; for who is far behind it ends with a block (``_read_block``).
+        """
         self._check_open()
         if limit <= 0 or not is_text(session):
             return []
@@ -270,13 +289,48 @@ class SQLiteStore:
         async with self._reading:
             # Somebody may have read the same meanwhile: after a restart, all readers of a session come at once.
             events = self._tail.read(session, after, limit, deltas=deltas)
+            if events is None and deltas and limit >= READ_LIMIT:
+                events = self._blocks.read(session, after) or await self._read_block(session, after)
+            return events or await self._read_page(session, after, limit, deltas)
+
+    async def _read_block(self, session: str, after: Offset) -> list[Event]:
+        """What follows ``after`` in its block, which is read for all who are behind.
+
+        May be empty though there are more: where events are large, a page holds fewer; and nobody is read a whole block
+        who lacks little of what the tail holds.
+        """
+        start = after - after % READ_LIMIT
+        floor = self._tail.floor(session)
+        if floor is not None and floor < start + READ_LIMIT:
+            return []
+        forgotten = self._blocks.forgotten
+        page = await self._page(session, start, READ_LIMIT, True)
+        if len(page.events) == READ_LIMIT:
+            self._blocks.put(session, start, page.events, page.sizes, forgotten)
+        return page.events[bisect_right(page.events, after, key=_offset) :]
+
+    async def _read_page(self, session: str, after: Offset, limit: int, deltas: bool) -> list[Event]:
+        while True:
+            events = self._tail.read(session, after, limit, deltas=deltas)
             if events is not None:
                 return events
-            evictions = self._tail.evictions
-            page = await self._ask(lambda connection: read_page(connection, session, after, limit, deltas))
+            delivered = self._delivered
+            page = await self._page(session, after, limit, deltas)
+            if page.events or not page.torn:
+                return page.events
+            if self._delivered == delivered:
+                raise StoreCorrupt(f"Events after offset {after} are gone: {self._path}.", path=self._path)
+
+    async def _page(self, session: str, after: Offset, limit: int, deltas: bool) -> Page:
+        """A page from the disk, which the tail may go on from."""
+        journal, evictions = self._journal, self._tail.evictions
+        # The journal is looked at first, then the file: see read_page.
+        page = await self._ask(
+            lambda connection: read_page(connection, session, after, limit, deltas, journal.after(session))
+        )
         if deltas and page.last:
             self._tail.seed(session, after, page.events, page.sizes, evictions)
-        return page.events
+        return page
 
     def peek(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event] | None:
         """What the tail cache holds of what ``read`` would give; None if that is not all of it."""
@@ -311,7 +365,9 @@ class SQLiteStore:
             return SessionPage([])
         until = MAX_INTEGER if after is None else int(after)
         limit = max(limit, 0)
-        infos = await self._ask(lambda connection: read_sessions(connection, limit + 1, until, owner))
+        self._check_open()
+        journal = self._journal
+        infos = await self._ask(lambda connection: read_sessions(connection, limit + 1, until, owner, journal.heads()))
         more = len(infos) > limit > 0
         return SessionPage(infos[:limit], str(round(infos[limit - 1].updated_at * MICRO)) if more else None)
 

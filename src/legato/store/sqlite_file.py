@@ -4,7 +4,7 @@ It knows no threads and no event loop, but their lock (the GIL) shapes how it wr
 step of a statement. A short step (a row read from the cache) has it back before another thread noticed; after a long
 one the event loop has it, for 5 ms if it is busy. A group of appends is therefore written in *one* step, for which the
 event loop need not stop: all its rows go through the view ``change``, where one trigger for each kind of row does the
-work. ``benchmarks/sqlite_append.py`` has the numbers.
+work.
 """
 
 # ruff: noqa: S608  # no part of the SQL here comes from outside
@@ -12,7 +12,9 @@ work. ``benchmarks/sqlite_append.py`` has the numbers.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -81,6 +83,21 @@ MIGRATIONS = [
     );
     ALTER TABLE open_run RENAME COLUMN started TO state;
     """,
+    # Deltas come into the journal, each commit's as one row, and are packed, many of a session as one row (by the last
+    # of them). Those of before stay among the events.
+    """
+    CREATE TABLE journal (
+        id INTEGER PRIMARY KEY,
+        data BLOB NOT NULL
+    ) STRICT;
+
+    CREATE TABLE pack (
+        session INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        data BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX pack_last ON pack (session, last);
+    """,
 ]
 """``MIGRATIONS[v]`` takes a file from schema version v to v + 1. A new file has version 0."""
 
@@ -91,7 +108,7 @@ STATES = [RunState.QUEUED, RunState.RUNNING, RunState.CANCELLING]
 """The states of open runs, as the file has them: by their places."""
 
 # What one row of a group does. SQLite runs the trigger whose WHEN fits; a row of NULLs does nothing (padding).
-NEW_SESSION, EVENT, UPDATED, ONCE, RUN, RUN_ENDED, DELETED = range(1, 8)
+NEW_SESSION, EVENT, UPDATED, ONCE, RUN, RUN_ENDED, DELETED, JOURNAL, PACK, PACKED = range(1, 11)
 WIDTH = 8
 CHANGE = f"""
     CREATE TEMP VIEW change AS
@@ -116,9 +133,19 @@ CHANGE = f"""
     END;
     CREATE TEMP TRIGGER deleted INSTEAD OF INSERT ON change WHEN new.kind = {DELETED} BEGIN
         DELETE FROM event WHERE session = new.a AND "offset" < new.b;
+        DELETE FROM pack WHERE session = new.a;
         DELETE FROM once WHERE session = new.a;
         DELETE FROM open_run WHERE session = new.a;
         UPDATE session SET deleted = 1 WHERE id = new.a;
+    END;
+    CREATE TEMP TRIGGER journal INSTEAD OF INSERT ON change WHEN new.kind = {JOURNAL} BEGIN
+        INSERT INTO journal VALUES (new.a, new.b);
+    END;
+    CREATE TEMP TRIGGER pack INSTEAD OF INSERT ON change WHEN new.kind = {PACK} BEGIN
+        INSERT INTO pack VALUES (new.a, new.b, new.c);
+    END;
+    CREATE TEMP TRIGGER packed INSTEAD OF INSERT ON change WHEN new.kind = {PACKED} BEGIN
+        DELETE FROM journal WHERE id < new.a;
     END;
 """
 STATEMENT_ROWS = 512
@@ -131,7 +158,10 @@ WAL_BYTES = 64 * 1024 * 1024
 """What the write-ahead log is cut down to when it has grown beyond."""
 
 # A session's head is not kept beside its events: that would be one more page to write for every token.
-_HEAD = """(SELECT max("offset") FROM event WHERE session = {id})"""
+_HEAD = """max(
+    coalesce((SELECT max("offset") FROM event WHERE session = {id}), 0),
+    coalesce((SELECT max(last) FROM pack WHERE session = {id}), 0)
+)"""
 _PAGE = """
     SELECT type, data, "offset", at, run FROM event {index}
     WHERE session = (SELECT id FROM session WHERE name = ?) AND "offset" > ? {only} ORDER BY "offset" LIMIT ?
@@ -141,6 +171,9 @@ _PAGES = {
     # Left to itself, SQLite walks through all deltas of the session.
     False: _PAGE.format(index="INDEXED BY event_whole", only="AND NOT delta"),
 }
+_PACKS = """
+    SELECT data FROM pack WHERE session = (SELECT id FROM session WHERE name = ?) AND last > ? ORDER BY last
+"""
 _INFOS = f"""
     SELECT s.name, {_HEAD.format(id="s.id")}, e.at, s.updated_at, e.data,
         r.run, r."offset", r.state, r.owner, r.epoch, r.expires_at
@@ -172,7 +205,21 @@ _USED = """
     FROM json_each(CAST(? AS TEXT)) j JOIN once o ON o.session = j.value ->> 0 AND o.key = j.value ->> 1
 """
 
+_PACKED = """SELECT name, (SELECT coalesce(max(last), 0) FROM pack WHERE session = ?1) FROM session WHERE id = ?1"""
+
 _json = msgspec.json.Encoder()
+
+Record = tuple[Offset, int, str, str | None, bytes]
+"""A delta as it is packed: offset, time, type, run and JSON."""
+Arrived = tuple[int, list[Record]]
+"""A session's id, and deltas of it."""
+
+_binary = msgspec.msgpack.Encoder()
+pack_data: Callable[[Sequence[Record]], bytes] = _binary.encode
+journal_data: Callable[[Sequence[Arrived]], bytes] = _binary.encode
+_pack = msgspec.msgpack.Decoder(list[Record])
+_journal = msgspec.msgpack.Decoder(list[Arrived])
+_offset = attrgetter("offset")
 
 
 # Queries --------------------------------------------------------------------------------------------------------------
@@ -185,39 +232,98 @@ class Page(NamedTuple):
         events: after the offset asked for, in order.
         sizes: of the data of each, as JSON, in bytes.
         last: there were no more then, and the session exists.
+        torn: the next event was not there, though a later one was.
     """
 
     events: list[Event]
     sizes: list[int]
-    last: bool
+    last: bool = False
+    torn: bool = False
 
 
-def read_page(connection: apsw.Connection, session: str, after: Offset, limit: int, deltas: bool) -> Page:
-    """The next events after ``after``: at most ``limit``, and ending with the one that reaches ``PAGE_BYTES``."""
+def read_page(
+    connection: apsw.Connection,
+    session: str,
+    after: Offset,
+    limit: int,
+    deltas: bool,
+    unpacked: Sequence[Record] = (),
+) -> Page:
+    """The next events after ``after``: at most ``limit``, and ending with the one that reaches ``PAGE_BYTES``.
+
+    Args:
+        unpacked: the session's deltas that were visible and not packed, as it was *before* the call. What was packed
+            meanwhile is found twice, and what came meanwhile may be found in part, so what is given out ends before
+            the first gap.
+    """
+    rows = _rows(connection.execute(_PAGES[deltas], (session, after, limit)))
+    if deltas:
+        packs = (record for (data,) in connection.execute(_PACKS, (session, after)) for record in _pack.decode(data))
+        rows = heapq.merge(rows, _read(packs, after), _read(unpacked, after), key=_offset)
     events: list[Event] = []
     sizes: list[int] = []
     room = PAGE_BYTES
-    for type_, data, offset, at, run in connection.execute(_PAGES[deltas], (session, after, limit)):
-        json = data.encode()
-        events.append(Event(read_fact(type_, json), offset, at / MICRO, run, json))
-        sizes.append(len(json))
+    last = after
+    for event in rows:
+        if event.offset == last:
+            continue
+        if event.type == "session.deleted":
+            return Page([event], [len(event.json)], True)
+        if deltas and event.offset != last + 1:
+            return Page(events, sizes, torn=not events)
+        last = event.offset
+        events.append(event)
+        sizes.append(len(event.json))
         room -= sizes[-1]
-        if room <= 0:
-            return Page(events, sizes, False)
+        if room <= 0 or len(events) == limit:
+            return Page(events, sizes)
     if events:
-        return Page(events, sizes, len(events) < limit)
-    head = value(connection, _LAST, (session,))
-    return Page(events, sizes, head == after)
+        return Page(events, sizes, True)
+    head = max(value(connection, _LAST, (session,)) or 0, unpacked[-1][0] if unpacked else 0)
+    return Page(events, sizes, head == after > 0)
 
 
-def read_sessions(connection: apsw.Connection, limit: int, before: int, owner: str | None) -> list[SessionInfo]:
-    """Sessions of this owner (None: of all), newest first, last written before ``before`` (microseconds)."""
+def _rows(rows: Iterable[Any]) -> Iterator[Event]:
+    for type_, data, offset, at, run in rows:
+        json = data.encode()
+        yield Event(read_fact(type_, json), offset, at / MICRO, run, json)
+
+
+def _read(records: Iterable[Record], after: Offset) -> Iterator[Event]:
+    for offset, at, type_, run, json in records:
+        if offset > after:
+            yield Event(read_fact(type_, json), offset, at / MICRO, run, json)
+
+
+def read_journal(connection: apsw.Connection) -> list[tuple[int, int, dict[str, Arrived]]]:
+    """The rows of the journal, in order: id, length, and by session what of it is not packed."""
+    rows = []
+    known: dict[int, Any] = {}
+    for id, data in connection.execute("SELECT id, data FROM journal ORDER BY id"):
+        arrived: dict[str, Arrived] = {}
+        for session, records in _journal.decode(data):
+            if session not in known:
+                known[session] = connection.execute(_PACKED, (session,)).fetchone()
+            name, packed = known[session]
+            if records[-1][0] > packed:
+                arrived[name] = (session, records)
+        rows.append((id, len(data), arrived))
+    return rows
+
+
+def read_sessions(
+    connection: apsw.Connection, limit: int, before: int, owner: str | None, heads: Mapping[str, Offset]
+) -> list[SessionInfo]:
+    """Sessions of this owner (None: of all), newest first, last written before ``before`` (microseconds).
+
+    ``heads``: of deltas that were not packed, as it was before the call.
+    """
     if owner is None:
-        return _infos(connection.execute(_NEWEST, (before, limit)))
-    return _infos(connection.execute(_NEWEST_OWNED, (before, limit, owner)))
+        return _infos(connection.execute(_NEWEST, (before, limit)), heads)
+    return _infos(connection.execute(_NEWEST_OWNED, (before, limit, owner)), heads)
 
 
-def _infos(rows: Iterable[Any]) -> list[SessionInfo]:
+def _infos(rows: Iterable[Any], heads: Mapping[str, Offset]) -> list[SessionInfo]:
     """Rows of a session and one of its open runs each (NULLs if it has none), joined again."""
     infos: dict[str, SessionInfo] = {}
     for name, head, created_at, updated_at, data, *run in rows:
@@ -225,7 +331,7 @@ def _infos(rows: Iterable[Any]) -> list[SessionInfo]:
         if info is None:
             info = infos[name] = SessionInfo(
                 session=name,
-                head=head,
+                head=max(head, heads.get(name, 0)),
                 created_at=created_at / MICRO,
                 updated_at=updated_at / MICRO,
                 created=created(read_fact("session.created", data)),
@@ -251,7 +357,7 @@ def _run(session: Any, run: Any, offset: Any, state: Any, owner: Any, epoch: Any
 
 
 class SessionRow(NamedTuple):
-    """A session's row, its head, and its first event: what that says, and when it was stored (microseconds)."""
+    """A session's row, its head but for the journal, and its first event: what that says, and when (microseconds)."""
 
     id: int
     name: str

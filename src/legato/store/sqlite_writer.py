@@ -16,12 +16,12 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from ..errors import InvalidInput, LegatoError, RunEnded, StoreCorrupt, TooLarge
-from ..event import AnyFact, Draft, Event, Offset, OtherFact, SessionCreated, settle
+from ..event import AnyFact, Draft, Event, Offset, SessionCreated, settle
 from ..log import MICRO, Appended, Take, created, moment
 from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
 from .sqlite_file import (
@@ -35,6 +35,8 @@ from .sqlite_file import (
     STATES,
     UPDATED,
     WIDTH,
+    Arrived,
+    Record,
     apsw,
     read_heads,
     read_open_runs,
@@ -44,6 +46,7 @@ from .sqlite_file import (
     store_error,
     value,
 )
+from .sqlite_journal import Filing, Journal
 
 GROUP_REQUESTS = 1_000
 """Requests in one commit at most, so that the first of many does not wait for all."""
@@ -52,7 +55,9 @@ PACE_ABOVE = 4
 COMMIT_INTERVAL = 0.005
 """Seconds between the beginnings of paced commits. At 5,000 events/s of 100 runs it makes the groups five times as
 large and takes a quarter off the CPU of the whole server, for 4 ms that no reader of an answer notices
-(``benchmarks/chat.py``). A session that is alone is never held up."""
+(``benchmarks/chat.py``). A session that is alone is never held up, nor are those that all have come back before."""
+PACKED_BYTES = 4_096
+"""A delta whose JSON is longer is an event by itself, so that a pack is no large thing."""
 MAX_DATA_BYTES = 256 * 1024 * 1024
 """An event's data, as JSON. SQLite's own limit is 1 GB a row, and one row beyond it would fail its whole group."""
 KNOWN_SESSIONS = 10_000
@@ -115,7 +120,12 @@ class Append(WriteRequest):
         super().__init__(session, future)
         self.session: str = session
         self.drafts = list(drafts)
-        self.settled = [_settle(draft) for draft in self.drafts]
+        self.settled = []
+        run = None
+        for draft in self.drafts:
+            if draft.run is not run:
+                check_text(run := draft.run)
+            self.settled.append(_settle(draft.fact))
         self.lease = lease
         self.once = once
         self.head = head
@@ -199,16 +209,13 @@ class Release(WriteRequest):
         group.release(self.lease)
 
 
-def _settle(draft: Draft) -> tuple[AnyFact, bytes]:
-    if isinstance(draft.fact, OtherFact):
-        check_text(draft.fact.type)
-    check_text(draft.run)
-    fact, json = settle(draft.fact)
-    if isinstance(fact, SessionCreated):
-        check_text(fact.owner)
+def _settle(fact: AnyFact) -> tuple[AnyFact, bytes]:
+    fact, json = settled = settle(fact)
+    if fact.open:  # as deltas are not
+        check_text(fact.type, fact.owner if isinstance(fact, SessionCreated) else None)
     if len(json) > MAX_DATA_BYTES:
-        raise TooLarge(f"The data of {draft.type} is beyond {MAX_DATA_BYTES} bytes.", limit=MAX_DATA_BYTES)
-    return fact, json
+        raise TooLarge(f"The data of {fact.type} is beyond {MAX_DATA_BYTES} bytes.", limit=MAX_DATA_BYTES)
+    return settled
 
 
 def is_text(text: str) -> bool:
@@ -235,7 +242,7 @@ def check_text(*texts: str | None) -> None:
 # The writer -----------------------------------------------------------------------------------------------------------
 
 
-class Look(NamedTuple):
+class Look(msgspec.Struct, frozen=True, gc=False):
     """A session as it is after a group.
 
     Attributes:
@@ -266,6 +273,7 @@ class _Memory:
     """What the writer knows without asking the disk. After a failed commit it is thrown away and read again.
 
     Attributes:
+        journal: what is committed of it, so it stays.
         sessions: the most recently written ones.
         runs: all open runs, by session and run, in the order of their messages. The sessions whose first run has been
             the first for longest come first.
@@ -273,7 +281,8 @@ class _Memory:
         last_at: the time of the last append, in microseconds.
     """
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, journal: Journal) -> None:
+        self.journal = journal
         self.sessions: OrderedDict[str, _Session] = OrderedDict()
         runs: dict[str, dict[str, OpenRun]] = {name: {} for name in read_waiting(connection)}
         for run in read_open_runs(connection):
@@ -300,7 +309,7 @@ class _Memory:
             # One by one, so that a damaged session harms nobody else.
             return {name: error for each in missing for name, error in self.load(connection, [each]).items()}
         for id, name, head, whole, deleted, begun, updated_at in heads:
-            state = SessionState(name, head, whole, deleted, self.runs.get(name, {}))
+            state = SessionState(name, max(head, self.journal.head(name)), whole, deleted, self.runs.get(name, {}))
             fact, created_at = begun
             self.sessions[name] = _Session(id, state, created(fact), created_at, updated_at)
         return {}
@@ -323,13 +332,15 @@ class _Group:
         touched: the sessions that they change or ask for; what those look like at the end is for everybody to know.
     """
 
-    def __init__(self, memory: _Memory, connection: apsw.Connection, clock: Callable[[], float], path: str) -> None:
+    def __init__(self, memory: _Memory, connection: apsw.Connection, now: float, path: str) -> None:
         self.touched: dict[str, _Session] = {}
         self._memory = memory
         self._connection = connection
-        self._clock = clock
+        self._now = now
         self._path = path
         self._rows: list[Any] = []
+        self._arrived: dict[str, Arrived] = {}
+        self._deleted: set[str] = set()
         self._updated: dict[int, int] = {}
         self._changed: dict[tuple[int, str], OpenRun | None] = {}
         self._used: dict[tuple[int, str], tuple[Offset, Offset]] = {}
@@ -369,30 +380,35 @@ class _Group:
         known = self._memory.sessions.get(name)
         before = known.state if known is not None else SessionState(name)
         if known is not None and request.once is not None and before.exists:
-            events = self._before(name, known, request.once)
-            if events is not None:
-                return Appended(events, repeated=True)
+            again = self._before(name, known, request.once)
+            if again is not None:
+                return Appended(again, repeated=True)
         state = moved(before, request.drafts, lease=request.lease)
         check_head(before, request.head)
-        now = self._clock()
         if take is not None:
-            state = leased(state, take.run, owner=take.owner, now=now, until=_until(now, take.ttl))
+            state = self._leased(state, take)
         # From here on nothing can be refused.
-        at = self._memory.now(now)
+        at = self._memory.now(self._now)
         if known is None:
             begun = created(request.settled[0][0])
             known = self._memory.sessions[name] = _Session(self._memory.next_id, before, begun, at, at)
             self._memory.next_id += 1
             self._rows += (NEW_SESSION, known.id, name, begun.owner or "", None, None, None, None)
-        events = [
-            Event(fact, offset, at / MICRO, draft.run, json)
-            for offset, (draft, (fact, json)) in enumerate(
-                zip(request.drafts, request.settled, strict=True), before.head + 1
-            )
-        ]
-        for event in events:
-            fact = event.fact
-            self._rows += (EVENT, known.id, event.offset, at, fact.type, event.run, fact.delta, event.json)
+        events: list[Event] = []
+        records: list[Record] = []
+        seconds, offset = at / MICRO, before.head
+        for draft, (fact, json) in zip(request.drafts, request.settled, strict=True):
+            offset += 1
+            events.append(Event(fact, offset, seconds, draft.run, json))
+            if fact.delta and len(json) <= PACKED_BYTES:
+                records.append((offset, at, fact.type, draft.run, json))
+            else:
+                self._rows += (EVENT, known.id, offset, at, fact.type, draft.run, fact.delta, json)
+        if records:
+            if name in self._arrived:
+                self._arrived[name][1].extend(records)
+            else:
+                self._arrived[name] = known.id, records
         told = state.whole > before.whole  # not deltas alone, which move nothing
         if told:
             self._updated[known.id] = known.updated_at = at
@@ -401,10 +417,11 @@ class _Group:
             self._fresh[known.id, request.once] = events
         self._move(known, state)
         if state.deleted:
+            self._deleted.add(name)
             self._rows += (DELETED, known.id, state.head, None, None, None, None, None)
         request.stored = events
-        request.free = told and free(state.runs, now) is not None
-        return Appended(events, lease=None if take is None else state.runs[take.run].lease())
+        request.free = told and free(state.runs, self._now) is not None
+        return Appended(events, False, None if take is None else state.runs[take.run].lease())
 
     def _move(self, known: _Session, state: SessionState) -> None:
         """Take over the new state, and note what of its runs has changed."""
@@ -430,7 +447,8 @@ class _Group:
         first, last = used
         events: list[Event] = []
         while first <= last:
-            page = read_page(self._connection, name, first - 1, last - first + 1, True).events
+            unpacked = self._memory.journal.after(name)
+            page = read_page(self._connection, name, first - 1, last - first + 1, True, unpacked).events
             if not page:
                 raise StoreCorrupt(f"Events that were stored under the key {once!r} are gone.")
             events += page
@@ -442,14 +460,15 @@ class _Group:
         known = self._memory.sessions.get(session)
         if known is None:
             raise RunEnded(f"Run {take.run!r} is not open.", run=take.run)
-        now = self._clock()
-        self._move(known, leased(known.state, take.run, owner=take.owner, now=now, until=_until(now, take.ttl)))
+        self._move(known, self._leased(known.state, take))
         return known.state.runs[take.run].lease()
+
+    def _leased(self, state: SessionState, take: Take) -> SessionState:
+        return leased(state, take.run, owner=take.owner, now=self._now, until=_until(self._now, take.ttl))
 
     def claim(self, request: Claim) -> list[Lease]:
         """Leases of runs that nobody held."""
-        now = self._clock()
-        waiting = iter([run for runs in self._memory.runs.values() if (run := free(runs, now)) is not None])
+        waiting = iter([run for runs in self._memory.runs.values() if (run := free(runs, self._now)) is not None])
         leases: list[Lease] = []
         while some := list(itertools.islice(waiting, max(request.limit - len(leases), 0))):
             damaged = self._memory.load(self._connection, [run.session for run in some])
@@ -462,7 +481,7 @@ class _Group:
 
     def renew(self, request: Renew) -> None:
         """Extend the leases of an owner."""
-        until = _until(self._clock(), request.ttl)
+        until = _until(self._now, request.ttl)
         held = [
             name for name, runs in self._memory.runs.items() if any(r.owner == request.owner for r in runs.values())
         ]
@@ -486,8 +505,12 @@ class _Group:
         if known is not None:
             self._move(known, released(known.state, lease))
 
+    def filing(self) -> Filing:
+        """What the change does to the journal."""
+        return self._memory.journal.file(self._arrived, self._deleted)
+
     def rows(self) -> list[Any]:
-        """The whole change, flat: ``WIDTH`` values for each row."""
+        """The rest of the change, flat: ``WIDTH`` values for each row."""
         rows = self._rows
         for id, at in self._updated.items():
             rows += (UPDATED, id, at, None, None, None, None, None)
@@ -511,6 +534,7 @@ class Writer:
     Args:
         path: for error messages.
         connection: nobody else uses it.
+        journal: as the file has it.
         clock: seconds since the epoch.
         deliver: called on this thread with each group of requests, once they are decided and durable, and with what
             the sessions look like that they were about.
@@ -520,14 +544,18 @@ class Writer:
         self,
         path: str,
         connection: apsw.Connection,
+        journal: Journal,
         clock: Callable[[], float],
         deliver: Callable[[list[WriteRequest], dict[str, Look]], None],
     ) -> None:
         self._path = path
         self._connection = connection
+        self._journal = journal
         self._clock = clock
         self._deliver = deliver
         self._queue: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
+        self._awaited: set[str | None] = set()  # sessions of the last group, of which nothing has come since
+        self._back = threading.Event()  # nothing is awaited
         self._memory: _Memory | None = None
         self._thread = threading.Thread(target=self._run, name="legato-sqlite-writer", daemon=True)
         self.begun = 0
@@ -539,6 +567,10 @@ class Writer:
     def submit(self, request: WriteRequest) -> None:
         """Hand over a request. For any thread."""
         self._queue.put(request)
+        if self._awaited:
+            self._awaited.discard(request.session)
+            if not self._awaited:
+                self._back.set()
 
     def stop(self) -> None:
         """Finish all requests so far and end the thread. Blocks."""
@@ -546,25 +578,20 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        begun, several = 0.0, False
+        begun = 0.0
         while (first := self._queue.get()) is not None:
-            if several and (pause := begun + COMMIT_INTERVAL - time.monotonic()) > 0:
-                time.sleep(pause)  # meanwhile others join the group
+            if self._awaited and (pause := begun + COMMIT_INTERVAL - time.monotonic()) > 0:
+                self._back.wait(pause)  # meanwhile others join the group
             begun = time.monotonic()
-            requests: list[WriteRequest] = [first]
-            more = True
-            while more and len(requests) < GROUP_REQUESTS:
-                try:
-                    request = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if request is None:
-                    more = False
-                else:
-                    requests.append(request)
-            several = len(requests) >= PACE_ABOVE
+            more = min(self._queue.qsize(), GROUP_REQUESTS - 1)
+            taken = [first, *[self._queue.get() for _ in range(more)]]
+            requests = [request for request in taken if request is not None]
+            self._awaited = set()
+            if len(requests) >= PACE_ABOVE:
+                self._back.clear()
+                self._awaited = {each.session for each in requests}
             self._do(requests)
-            if not more:
+            if len(requests) < len(taken):
                 return
 
     def _do(self, requests: list[WriteRequest]) -> None:
@@ -590,10 +617,12 @@ class Writer:
 
     def _commit(self, requests: Sequence[WriteRequest]) -> dict[str, Look]:
         if self._memory is None:
-            self._memory = _Memory(self._connection)
-        group = _Group(self._memory, self._connection, self._clock, self._path)
+            self._memory = _Memory(self._connection, self._journal)
+        group = _Group(self._memory, self._connection, self._clock(), self._path)
         group.plan(requests)
-        self._write_all(group.rows())
+        filing = group.filing()
+        self._write_all(group.rows() + filing.rows)
+        self._journal.filed(filing)
         return {name: known.look() for name, known in group.touched.items()}
 
     def _write_all(self, rows: list[Any]) -> None:

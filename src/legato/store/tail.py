@@ -3,7 +3,8 @@
 It stands below ``Store.read`` and makes most reads a slice of a list, without leaving the event loop. It knows nothing
 of disks or wires, but because all readers get the same ``Event`` objects, bytes encoded for one (``Event.wire``) serve
 all. The one rule that must hold: it never answers with a gap. What it holds of a session reaches from a *floor* to the
-newest visible event; whoever asks from below the floor gets None, and asks the disk.
+newest visible event; whoever asks from below the floor gets None, and asks the disk. What the disk says to readers who
+are far behind is in the block cache.
 
 For one thread, the event loop's.
 """
@@ -16,9 +17,13 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from ..event import Event, Offset
+from ..log import READ_LIMIT
 
-EVENT_BYTES = 700
-"""What an event costs in memory beside its data: the objects, and its encoded bytes in one dialect."""
+EVENT_BYTES = 950
+"""What an event costs in memory beside its data: the objects, its encoded bytes in one dialect, and what is lost
+between them, as the growth of a process shows it."""
+FEW = 8
+"""A tail with no more events than so is let go whole."""
 SLACK = 4
 """A list is trimmed when it is 1/SLACK longer than it may be, so that an event is moved O(1) times."""
 
@@ -30,6 +35,7 @@ class _Tail:
 
     ``whole`` holds those of them that are no deltas, and reaches further back, to ``whole_floor``: a run's deltas soon
     push its other events out of ``events``, and those who read without deltas would have to go to the disk each time.
+    It is never the longer one.
     """
 
     __slots__ = ("bytes", "events", "floor", "sizes", "whole", "whole_floor", "whole_sizes")
@@ -47,14 +53,15 @@ class _Tail:
         return self.events[-1].offset if self.events else self.floor
 
     def extend(self, events: Sequence[Event], sizes: Sequence[int]) -> None:
-        self.events += events
-        self.sizes += sizes
-        self.bytes += sum(sizes)
         for event, size in zip(events, sizes, strict=True):
+            cost = size + EVENT_BYTES
+            self.events.append(event)
+            self.sizes.append(cost)
+            self.bytes += cost
             if not event.fact.delta:
                 self.whole.append(event)
-                self.whole_sizes.append(size)
-                self.bytes += size
+                self.whole_sizes.append(cost)
+                self.bytes += cost
 
     def trim(self, keep: int) -> None:
         """Let go of all but the newest ``keep`` events of each list."""
@@ -89,8 +96,9 @@ class TailCache:
         sessions: kept at most.
     """
 
-    def __init__(self, *, events: int = 2_000, bytes: int = 64 * 1024 * 1024, sessions: int = 10_000) -> None:
+    def __init__(self, *, events: int = 1_000, bytes: int = 12 * 1024 * 1024, sessions: int = 10_000) -> None:
         self._events = events
+        self._most = events + events // SLACK
         self._bytes = bytes
         self._sessions = sessions
         self._tails: OrderedDict[str, _Tail] = OrderedDict()
@@ -114,13 +122,12 @@ class TailCache:
         if tail is None or tail.head + 1 != events[0].offset:
             self.forget(session)
             tail = self._tails[session] = _Tail(events[0].offset - 1)
-        costs = [size + EVENT_BYTES for size in sizes]
-        if events[-1].type == "session.deleted":
+        if events[-1].fact.type == "session.deleted":
             # The tombstone is all that is left of the session, so this covers it from its beginning.
             self.forget(session)
             tail = self._tails[session] = _Tail(0)
-            events, costs = events[-1:], costs[-1:]
-        self._grow(session, tail, events, costs)
+            events, sizes = events[-1:], sizes[-1:]
+        self._grow(session, tail, events, sizes)
 
     def seed(self, session: str, after: Offset, events: Sequence[Event], sizes: Sequence[int], evictions: int) -> None:
         """Take what the disk answered to a read after ``after`` that reached the head.
@@ -130,7 +137,7 @@ class TailCache:
         """
         if session not in self._tails and evictions == self.evictions:
             tail = self._tails[session] = _Tail(after)
-            self._grow(session, tail, events, [size + EVENT_BYTES for size in sizes])
+            self._grow(session, tail, events, sizes)
 
     def read(self, session: str, after: Offset, limit: int, *, deltas: bool = True) -> list[Event] | None:
         """As ``Store.read``; None when the events asked for are not (all) held."""
@@ -140,6 +147,11 @@ class TailCache:
         self._tails.move_to_end(session)
         return tail.read(after, limit, deltas)
 
+    def floor(self, session: str) -> Offset | None:
+        """The offset after which it holds all events; None if it holds nothing of the session."""
+        tail = self._tails.get(session)
+        return None if tail is None else tail.floor
+
     def forget(self, session: str) -> None:
         """Let go of a session."""
         tail = self._tails.pop(session, None)
@@ -147,15 +159,72 @@ class TailCache:
             self._held -= tail.bytes
             self.evictions += 1
 
-    def _grow(self, session: str, tail: _Tail, events: Sequence[Event], costs: Sequence[int]) -> None:
+    def _grow(self, session: str, tail: _Tail, events: Sequence[Event], sizes: Sequence[int]) -> None:
         self._tails.move_to_end(session)
         self._held -= tail.bytes
-        tail.extend(events, costs)
-        if max(len(tail.events), len(tail.whole)) > self._events + self._events // SLACK:
+        tail.extend(events, sizes)
+        if len(tail.events) > self._most:
             tail.trim(self._events)
         while tail.bytes > self._bytes // 2 and tail.events:
             # One session alone never takes more than half: the others live too.
-            tail.trim(len(tail.events) // 2)
+            tail.trim(len(tail.events) * 7 // 8)
         self._held += tail.bytes
         while self._held > self._bytes or len(self._tails) > self._sessions:
-            self.forget(next(iter(self._tails)))
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Take from the session that was not used for longest an eighth of its events, or all, if they are few.
+
+        So sessions that are used in turn share the room evenly, however many they are, and idle ones make room.
+        """
+        session, tail = next(iter(self._tails.items()))
+        if len(tail.events) <= FEW or len(self._tails) > self._sessions:
+            self.forget(session)
+            return
+        self._held -= tail.bytes
+        tail.trim(len(tail.events) * 7 // 8)
+        self._held += tail.bytes
+
+
+class BlockCache:
+    """Blocks of logs as they were read from the disk: ``READ_LIMIT`` events from a multiple of it on, all of them.
+
+    Nothing of such a block changes but by a deletion. Readers who are behind share them, and the bytes that were
+    encoded for the first of them.
+
+    Args:
+        bytes: kept in all, by the same estimate; the blocks that were not used for longest go first.
+    """
+
+    def __init__(self, *, bytes: int) -> None:
+        self._bytes = bytes
+        self._blocks: OrderedDict[tuple[str, Offset], tuple[list[Event], int]] = OrderedDict()
+        self._held = 0
+        self.forgotten = 0
+
+    def read(self, session: str, after: Offset) -> list[Event]:
+        """What follows ``after`` in its block; nothing if that is not held."""
+        key = session, after - after % READ_LIMIT
+        held = self._blocks.get(key)
+        if held is None:
+            return []
+        self._blocks.move_to_end(key)
+        return held[0][after % READ_LIMIT :]
+
+    def put(self, session: str, start: Offset, events: list[Event], sizes: Sequence[int], forgotten: int) -> None:
+        """Take the block after ``start``. ``forgotten`` is what the attribute of that name was before it was read.
+
+        If a session has been forgotten since, it may have been this one, and nothing is taken.
+        """
+        if forgotten == self.forgotten and (session, start) not in self._blocks:
+            cost = sum(sizes) + len(sizes) * EVENT_BYTES
+            self._blocks[session, start] = events, cost
+            self._held += cost
+            while self._held > self._bytes:
+                self._held -= self._blocks.popitem(last=False)[1][1]
+
+    def forget(self, session: str) -> None:
+        """Let go of a session, which was deleted."""
+        self.forgotten += 1
+        for key in [key for key in self._blocks if key[0] == session]:
+            self._held -= self._blocks.pop(key)[1]
