@@ -89,7 +89,7 @@ def main() -> None:
                 row += f"{statistics.median(theirs):12.1f}{ratio:8.2f}"
             report.line(row)
     if asked.save:
-        report.save()
+        report.save(asked.save)
 
 
 if __name__ == "__main__":

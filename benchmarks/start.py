@@ -120,7 +120,7 @@ def main() -> None:
             values = [pick([getattr(each, field) for each in found[label][side.name]]) for side in both]
             report.row(label, values, form=".1f" if field == "memory" else ".0f")
     if options.save:
-        report.save()
+        report.save(options.save)
 
 
 if __name__ == "__main__":
