@@ -73,7 +73,7 @@ class Growing:
         success, output: of a call, once something came of it.
     """
 
-    __slots__ = ("id", "kind", "length", "name", "output", "pieces", "ready", "step", "success")
+    __slots__ = ("_text", "id", "kind", "length", "name", "output", "ready", "step", "success")
 
     def __init__(self, kind: Kind, step: int, *, id: str = "", name: str = "") -> None:
         self.kind = kind
@@ -82,14 +82,26 @@ class Growing:
         self.name = name
         self.ready = False
         self.length = 0
-        self.pieces: list[str] = []  # joined only when asked for
+        self._text = bytearray()  # grows in place, and holds nothing beside the text; joined strings would not
         self.success: bool | UnsetType = UNSET
         self.output: Any = UNSET
 
     @property
     def text(self) -> str:
         """The text, or the JSON text of the arguments, so far."""
-        return "".join(self.pieces)
+        return self._text.decode("utf-8", "surrogatepass")
+
+    def add(self, text: str) -> None:
+        """Go on with ``text``."""
+        self._text += text.encode("utf-8", "surrogatepass")
+        self.length += len(text)
+
+    def end(self, text: str) -> None:
+        """Have it be ``text``, which is whole, and nothing else."""
+        self._text.clear()
+        self.length = 0
+        self.add(text)
+        self.ready = True
 
     @property
     def done(self) -> bool:
@@ -148,7 +160,7 @@ class Transcript:
             case CallCompleted():
                 part = self.parts[fact.part]
                 self.size += len(fact.arguments) - part.length
-                part.pieces, part.length, part.ready = [fact.arguments], len(fact.arguments), True
+                part.end(fact.arguments)
             case ToolCompleted():
                 part = self.parts[self._calls[fact.id]]
                 if not part.done:
@@ -166,8 +178,7 @@ class Transcript:
         if start < part.length:  # applied before; a delta names its place so that this does no harm (R7)
             text = text[part.length - start :]
         if text:
-            part.pieces.append(text)
-            part.length += len(text)
+            part.add(text)
             self.size += len(text)
 
     def text(self, step: int | None = None) -> str:
