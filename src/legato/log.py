@@ -12,7 +12,7 @@ fell between the two. A lost ring costs at most one heartbeat, never an event.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
@@ -150,7 +150,7 @@ class Store(Leaser, Protocol):
         """Finish what was begun and let go. Idempotent."""
         ...
 
-    async def append(
+    def append(
         self,
         session: str,
         drafts: Sequence[Draft],
@@ -159,8 +159,8 @@ class Store(Leaser, Protocol):
         once: str | None = None,
         head: Offset | None = None,
         take: Take | None = None,
-    ) -> Appended:
-        """Store ``drafts`` as the next events of ``session``.
+    ) -> Awaitable[Appended]:
+        """Store ``drafts`` as the next events of ``session``. A coroutine will do; what gives a future needs no task.
 
         Args:
             session: its id.

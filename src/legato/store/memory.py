@@ -6,6 +6,7 @@ Every rule of ``legato.log.Store`` is here in its plainest form. There is one lo
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -56,9 +57,11 @@ class MemoryStore:
         self._clock = clock
         self._logs: dict[str, _Log] = {}
         self._last_at = 0  # microseconds
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
         """Forget the leases of an earlier life, as a store for one process does."""
+        self._loop = asyncio.get_running_loop()
         for log in self._logs.values():
             for run in log.state.runs.values():
                 log.state = released(log.state, run.lease())
@@ -66,7 +69,7 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to let go."""
 
-    async def append(
+    def append(
         self,
         session: str,
         drafts: Sequence[Draft],
@@ -75,8 +78,25 @@ class MemoryStore:
         once: str | None = None,
         head: Offset | None = None,
         take: Take | None = None,
+    ) -> asyncio.Future[Appended]:
+        """See ``Store.append``. Gives a future that is done, and has all errors too."""
+        loop = self._loop or asyncio.get_running_loop()  # which is a system call
+        appended: asyncio.Future[Appended] = loop.create_future()
+        try:
+            appended.set_result(self._append(session, drafts, lease, once, head, take))
+        except Exception as exc:
+            appended.set_exception(exc)
+        return appended
+
+    def _append(
+        self,
+        session: str,
+        drafts: Sequence[Draft],
+        lease: Lease | None,
+        once: str | None,
+        head: Offset | None,
+        take: Take | None,
     ) -> Appended:
-        """See ``Store.append``."""
         log = self._logs.get(session) or _Log(session)
         if once is not None and once in log.once:
             return Appended(log.between(*log.once[once]), repeated=True)
