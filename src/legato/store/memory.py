@@ -101,19 +101,21 @@ class MemoryStore:
         if once is not None and once in log.once:
             return Appended(log.between(*log.once[once]), repeated=True)
         state = moved(log.state, drafts, lease=lease)
-        check_head(log.state, head)
+        if head is not None:
+            check_head(log.state, head)
         if take is not None:
             now = self._clock()
             state = leased(state, take.run, owner=take.owner, now=now, until=now + take.ttl)
-        # What holds nothing of others needs no copy, and its JSON is made when somebody asks for it.
-        settled = [settle(draft.fact) if draft.fact.open else (draft.fact, b"") for draft in drafts]
+        stored_at = moment(self._clock(), self._last_at)
+        at, offset = stored_at / MICRO, log.state.head
+        events = []
+        for draft in drafts:
+            # What holds nothing of others needs no copy, and its JSON is made when somebody asks for it.
+            fact, json = settle(draft.fact) if draft.fact.open else (draft.fact, b"")
+            offset += 1
+            events.append(Event(fact, offset, at, draft.run, json))
         # From here on nothing can be refused.
-        self._last_at = moment(self._clock(), self._last_at)
-        at = self._last_at / MICRO
-        events = [
-            Event(fact, log.state.head + number, at, draft.run, json)
-            for number, (draft, (fact, json)) in enumerate(zip(drafts, settled, strict=True), 1)
-        ]
+        self._last_at = stored_at
         if once is not None:
             log.once[once] = (events[0].offset, events[-1].offset)
         told = state.whole > log.state.whole  # not deltas alone, which move nothing
