@@ -39,6 +39,7 @@ from .event import (
     settle,
 )
 from .json import JsonObject
+from .load import Load
 from .log import Appended, Log, Store, Subscription
 from .machine import Lease, OpenRun
 from .part import Usage, encode, to_builtins
@@ -70,6 +71,9 @@ class Limits(msgspec.Struct, frozen=True):
         queued_messages: that may wait in one session.
         attempts: of a run whose process dies again and again, for agents with ``on_crash``.
         cancel_grace: seconds that a cancelled agent has for its last word.
+        lag_seconds: by which the event loop may be late; beyond, new messages are refused (``overloaded``, 503).
+        gather_seconds: for which what a run says is gathered before it is stored, so that many tokens make one event.
+            By itself the server does that only while its event loop is late.
     """
 
     run_seconds: float = 3600.0
@@ -82,6 +86,8 @@ class Limits(msgspec.Struct, frozen=True):
     queued_messages: int = 100
     attempts: int = 3
     cancel_grace: float = 0.5
+    lag_seconds: float = 0.25
+    gather_seconds: float = 0.0
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -125,6 +131,7 @@ class Execution:
         lease: of the run.
         limits: see ``Limits``.
         recorder: with what earlier attempts left.
+        load: says for how long what the run says is to gather.
         earlier: the run's events so far, without deltas: questions asked before are not asked twice.
         clock: seconds since the epoch.
     """
@@ -136,6 +143,7 @@ class Execution:
         *,
         limits: Limits,
         recorder: Recorder,
+        load: Load,
         earlier: Iterable[Event] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -143,6 +151,7 @@ class Execution:
         self._lease = lease
         self._limits = limits
         self._recorder = recorder
+        self._load = load
         self._astray = False  # the recorder has seen what was not stored
         self._clock = clock
         self._drafts: list[Draft] = []
@@ -150,6 +159,7 @@ class Execution:
         self._room = asyncio.Event()  # something has been stored
         self._after = 0
         self._storing: asyncio.Future[Any] | None = None  # the append that is under way, or that has failed
+        self._gathering: asyncio.TimerHandle | None = None  # until then nothing more is handed over
         self._loop = asyncio.get_running_loop()
         self._all_stored: asyncio.Future[None] = self._loop.create_future()  # once done, nothing more is
         self._ending: Ending | None = None
@@ -194,10 +204,10 @@ class Execution:
             logger.warning("run %s is no longer ours: %s", turn.run, exc)
             return False
         finally:
-            timer.cancel()
             watcher.cancel()
-            if self._grace is not None:
-                self._grace.cancel()
+            for each in (timer, self._grace, self._gathering):
+                if each is not None:
+                    each.cancel()
             self._abandoned = True
             self._speaker.cancel()
             self._all_stored.cancel()
@@ -266,45 +276,57 @@ class Execution:
         if self._count > self._limits.run_events:
             raise _too_many_events(self._limits.run_events)
         self._drafts += drafts
-        self._go_on()
+        if self._storing is None:
+            self._go_on()
 
     async def stored(self) -> None:
         """See ``Desk``."""
         while self._drafts or self._storing is not None:
             self._check_not_over()
+            self._end_gathering()  # whoever waits for it is not to wait for more
             self._room.clear()
             await self._room.wait()
 
     # Storing ----------------------------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
-        """Hand over what is ready, unless an append is under way. Once nothing more can come, the run may end."""
+        """Hand over what is ready, unless an append is under way or more is to gather. Once nothing more can come, the
+        run may end."""
         if self._storing is not None or self._all_stored.done():
             return
-        if self._drafts:
+        silent = self._abandoned or (self._speaker is not None and self._speaker.done())
+        if self._drafts and (silent or self._gathering is None):
+            if self._load.gather and not silent:
+                self._gathering = self._loop.call_later(self._load.gather, self._end_gathering)
             drafts, self._drafts = self._drafts, []
             drafts = merge(drafts) if len(drafts) > 1 else drafts
-            self._storing = asyncio.ensure_future(self._try(drafts))
-            self._storing.add_done_callback(functools.partial(self._on_tried, drafts))
-        elif self._abandoned or (self._speaker is not None and self._speaker.done()):
+            storing = self._try(drafts)
+            # To ask first is cheaper than to have it asked: what is a future already is to cost nothing more.
+            self._storing = storing if isinstance(storing, asyncio.Future) else asyncio.ensure_future(storing)
+            self._storing.add_done_callback(functools.partial(self._on_stored, drafts))
+        elif silent and not self._drafts:
             self._all_stored.set_result(None)
 
-    def _on_tried(self, drafts: list[Draft], trying: asyncio.Future[Appended]) -> None:
-        error = None if trying.cancelled() else trying.exception()
-        if isinstance(error, StoreError) and not self._all_stored.done():
-            self._storing = self._loop.create_task(self._append_again(drafts, error))
-            self._storing.add_done_callback(self._on_stored)
-        else:
-            self._on_stored(trying)
+    def _end_gathering(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        self._go_on()
 
-    def _on_stored(self, storing: asyncio.Future[Any]) -> None:
+    def _on_stored(self, drafts: list[Draft], storing: asyncio.Future[Any]) -> None:
+        """``drafts``: what to try again if it failed; none if that has been done."""
         if storing.cancelled():
             self._all_stored.cancel()
         elif (error := storing.exception()) is None:
             self._storing = None
             self._go_on()
             self._room.set()
-        elif not self._all_stored.done():
+        elif self._all_stored.done():
+            pass  # the run has been given up meanwhile
+        elif drafts and isinstance(error, StoreError):
+            self._storing = self._loop.create_task(self._append_again(drafts, error))
+            self._storing.add_done_callback(functools.partial(self._on_stored, []))
+        else:
             self._all_stored.set_exception(error)
 
     def _try(self, drafts: list[Draft], once: str | None = None) -> Awaitable[Appended]:
