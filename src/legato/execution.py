@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal, TypeVar
@@ -159,7 +160,8 @@ class Execution:
         self._room = asyncio.Event()  # something has been stored
         self._after = 0
         self._storing: asyncio.Future[Any] | None = None  # the append that is under way, or that has failed
-        self._gathering: asyncio.TimerHandle | None = None  # until then nothing more is handed over
+        self._handed_at = -math.inf  # when drafts were last handed over, by the loop's time
+        self._gathering: asyncio.TimerHandle | None = None  # hands over what gathers
         self._loop = asyncio.get_running_loop()
         self._all_stored: asyncio.Future[None] = self._loop.create_future()  # once done, nothing more is
         self._ending: Ending | None = None
@@ -295,22 +297,35 @@ class Execution:
         if self._storing is not None or self._all_stored.done():
             return
         silent = self._abandoned or (self._speaker is not None and self._speaker.done())
-        if self._drafts and (silent or self._gathering is None):
-            if self._load.gather and not silent:
-                self._gathering = self._loop.call_later(self._load.gather, self._end_gathering)
-            drafts, self._drafts = self._drafts, []
-            drafts = merge(drafts) if len(drafts) > 1 else drafts
-            storing = self._try(drafts)
-            # To ask first is cheaper than to have it asked: what is a future already is to cost nothing more.
-            self._storing = storing if isinstance(storing, asyncio.Future) else asyncio.ensure_future(storing)
-            self._storing.add_done_callback(functools.partial(self._on_stored, drafts))
-        elif silent and not self._drafts:
-            self._all_stored.set_result(None)
+        if not self._drafts:
+            if silent:
+                self._all_stored.set_result(None)
+        elif silent or not self._load.gather or self._has_gathered():
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        drafts, self._drafts = self._drafts, []
+        drafts = merge(drafts) if len(drafts) > 1 else drafts
+        self._handed_at = self._loop.time()
+        storing = self._try(drafts)
+        # To ask first is cheaper than to have it asked: what is a future already is to cost nothing more.
+        self._storing = storing if isinstance(storing, asyncio.Future) else asyncio.ensure_future(storing)
+        self._storing.add_done_callback(functools.partial(self._on_stored, drafts))
+
+    def _has_gathered(self) -> bool:
+        """Whether it has been long enough since drafts were handed over; if not, they will be when it is."""
+        until = self._handed_at + self._load.gather
+        if until <= self._loop.time():
+            return True
+        if self._gathering is None:
+            self._gathering = self._loop.call_at(until, self._end_gathering)
+        return False
 
     def _end_gathering(self) -> None:
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
+        self._handed_at = -math.inf
         self._go_on()
 
     def _on_stored(self, drafts: list[Draft], storing: asyncio.Future[Any]) -> None:
