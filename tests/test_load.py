@@ -50,12 +50,12 @@ async def test_one_long_step_is_no_lag(load: tuple[Load, Clock]) -> None:
 async def test_who_says_much_gathers_for_longer_while_the_loop_is_late(load: tuple[Load, Clock]) -> None:
     """Twice as long after each late look, up to a bound; then less and less, and in the end not at all."""
     times = []
-    for by in [LATE * 2] * 6 + [LATE / 2] * 30:
+    for by in [LATE * 2] * 7 + [LATE / 2] * 30:
         look(*load, late=by)
         times.append(load[0].gather)
-    assert times[:2] == [FIRST, 2 * FIRST]
-    assert times[5] == MOST
-    assert times == sorted(times[:6]) + sorted(times[6:], reverse=True)
+    assert times[:3] == [0.0, FIRST, 2 * FIRST]
+    assert times[6] == MOST
+    assert times == sorted(times[:7]) + sorted(times[7:], reverse=True)
     assert times[-1] == 0.0
 
 
@@ -65,10 +65,10 @@ async def test_what_is_to_gather_always_does() -> None:
     load = Load(0.03, clock=clock)
     load.start()
     found = [load.gather]
-    for by in (LATE * 2, 0.0, 0.0, 0.0, 0.0):
+    for by in (LATE * 2, LATE * 2, 0.0, 0.0, 0.0, 0.0):
         look(load, clock, late=by)
         found.append(load.gather)
-    assert (found[0], found[1], found[-1]) == (0.03, 0.06, 0.03)
+    assert (found[0], found[2], found[-1]) == (0.03, 0.06, 0.03)
 
 
 async def test_a_load_looks_by_itself_until_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,13 +114,30 @@ async def test_what_a_run_says_gathers_after_its_first_words(stage: Stage) -> No
         for number in range(5):
             yield f" {number}"
             await quiet()
-        yield Thinking("done")
 
     runner = stage.runner(agent, limits=NEVER)
     end = await stage.ended(await runner.send(await stage.session(), "hello"))
     assert end.data["message"]["parts"][0]["text"] == "first 0 1 2 3 4"
     await stage.idle(runner)
-    assert stage.store.batches[1:] == [["text.delta"], ["text.delta", "thinking.delta"], ["run.completed"]]
+    assert stage.store.batches[1:] == [["text.delta"], ["text.delta"], ["run.completed"]]
+
+
+async def test_what_is_no_delta_does_not_gather(stage: Stage) -> None:
+    """Somebody may wait for it, as the user who is asked, and what came before comes with it."""
+
+    async def agent(turn: Turn) -> AsyncIterator[Any]:
+        yield "first"
+        yield Thinking("hm")
+        await quiet()
+        yield "second"
+        yield str(await turn.ask_permission("shell", "Run it?"))
+
+    runner = stage.runner(agent, limits=NEVER)
+    sent = await runner.send(await stage.session(), "hello")
+    request = await stage.seen(sent.session, "permission.requested")
+    await runner.resolve_permission(request.data["id"], True)
+    assert (await stage.ended(sent)).data["message"]["text"] == "firstsecondTrue"
+    assert stage.store.batches[2] == ["thinking.delta", "text.delta", "permission.requested"]
 
 
 async def test_what_has_gathered_is_stored_in_time(stage: Stage) -> None:

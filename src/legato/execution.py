@@ -73,7 +73,7 @@ class Limits(msgspec.Struct, frozen=True):
         attempts: of a run whose process dies again and again, for agents with ``on_crash``.
         cancel_grace: seconds that a cancelled agent has for its last word.
         lag_seconds: by which the event loop may be late; beyond, new messages are refused (``overloaded``, 503).
-        gather_seconds: for which what a run says is gathered before it is stored, so that many tokens make one event.
+        gather_seconds: for which a run's deltas gather before they are stored, so that many tokens make one event.
             By itself the server does that only while its event loop is late.
     """
 
@@ -313,9 +313,10 @@ class Execution:
         self._storing.add_done_callback(functools.partial(self._on_stored, drafts))
 
     def _has_gathered(self) -> bool:
-        """Whether it has been long enough since drafts were handed over; if not, they will be when it is."""
+        """Whether it has been long enough since drafts were handed over; if not, they will be when it is. Only deltas
+        gather: somebody may wait for all else."""
         until = self._handed_at + self._load.gather
-        if until <= self._loop.time():
+        if until <= self._loop.time() or not all(draft.fact.delta for draft in self._drafts):
             return True
         if self._gathering is None:
             self._gathering = self._loop.call_at(until, self._end_gathering)

@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 BEAT = 0.05
 """Seconds between two looks."""
-LATE = 0.010
-"""Seconds by which a look may be late; beyond, runs gather for twice as long as before."""
+LATE = 0.020
+"""Seconds by which the loop may be late; beyond, runs gather for twice as long as before."""
 FIRST, MOST = 0.010, 0.200
 """Seconds for which they gather at first, and at most: 6 tokens of a run that says 30 in a second."""
 EASED = 0.8
-"""What is left of that time after a look that was not late."""
+"""What is left of that time after a look at a loop that is not late."""
 
 
 class Load:
@@ -59,7 +59,7 @@ class Load:
         now = self._clock()
         late = max(now - self._due, 0.0)
         self.lag, self._late = min(late, self._late), late
-        if late > LATE:
+        if self.lag > LATE:
             self.gather = min(max(self.gather * 2, FIRST), max(self._least, MOST))
         else:
             gather = self.gather * EASED
