@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from driving import Chat, Gate, chatting, ends, named, reason
-from held_store import quiet
 from facts import draft
+from held_store import quiet
 from legato import Text, Thinking, ToolCall, ToolResult, ToolStarted
 from legato.dialect.responses import ResponseEncoder
 from legato.event import Event
