@@ -32,6 +32,11 @@ WRITE_BUFFER = 16_384
 """Bytes that may wait in the process for a reader before its stream is held up; uvicorn's own bound is 64 KiB."""
 
 
+ACCEPTS = 16
+"""Connections that are accepted in one round of the event loop. libuv accepts one for each listening socket, so there
+are so many of the same: in a loop with much to do, new connections would wait for hundreds of rounds."""
+
+
 class AddressTaken(LegatoError):
     """The port cannot be listened on."""
 
@@ -176,6 +181,6 @@ def serve(
     )
     app.drain_on_signal = False  # handle_exit does it, and lets the readers see their runs end first
     server = _Server(config, app, on_ready)
-    server.run(sockets=[listener])
+    server.run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTS - 1))])
     if not server.started:
         raise LegatoError("The server could not start.")
