@@ -87,7 +87,7 @@ class Limits(msgspec.Struct, frozen=True):
     queued_messages: int = 100
     attempts: int = 3
     cancel_grace: float = 0.5
-    lag_seconds: float = 0.1
+    lag_seconds: float = 0.25
     gather_seconds: float = 0.0
 
 

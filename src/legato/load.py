@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 
 BEAT = 0.05
 """Seconds between two looks."""
+LOOKS = 3
+"""So many in a row tell how late the loop is."""
 LATE = 0.020
 """Seconds by which the loop may be late; beyond, runs gather for twice as long as before."""
 FIRST, MOST = 0.010, 0.200
@@ -31,7 +34,7 @@ class Load:
 
     Attributes:
         gather: seconds for which a run is to gather what it says, now.
-        lag: seconds by which the last two looks were late, both: one long step makes one of them late.
+        lag: seconds by which each of the last ``LOOKS`` looks was late at least: a long step makes one of them late.
     """
 
     def __init__(self, least: float = 0.0, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,7 +42,7 @@ class Load:
         self.lag = 0.0
         self._least = least
         self._clock = clock
-        self._late = 0.0
+        self._late = deque([0.0] * LOOKS, LOOKS)
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -57,8 +60,8 @@ class Load:
     def look(self) -> None:
         """Look at the clock, and again in ``BEAT`` seconds."""
         now = self._clock()
-        late = max(now - self._due, 0.0)
-        self.lag, self._late = min(late, self._late), late
+        self._late.append(max(now - self._due, 0.0))
+        self.lag = min(self._late)
         if self.lag > LATE:
             self.gather = min(max(self.gather * 2, FIRST), max(self._least, MOST))
         else:
