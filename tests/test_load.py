@@ -13,7 +13,7 @@ import pytest
 from driving import Gate, echo
 from held_store import quiet
 from legato.agent import Agent, Turn
-from legato.execution import Limits
+from legato.execution import AHEAD, Limits
 from legato.load import BEAT, FIRST, LATE, LOOKS, MOST, Load
 from legato.testing import Driver
 from legato.yields import Thinking
@@ -120,6 +120,17 @@ async def test_what_a_run_says_gathers_after_its_first_words(stage: Stage) -> No
     assert end.data["message"]["parts"][0]["text"] == "first 0 1 2 3 4"
     await stage.idle(runner)
     assert stage.store.batches[1:] == [["text.delta"], ["text.delta"], ["run.completed"]]
+
+
+async def test_who_is_as_far_ahead_as_may_be_does_not_gather(stage: Stage) -> None:
+    """An agent that does not wait for anything is not held up."""
+
+    async def agent(turn: Turn) -> AsyncIterator[str]:
+        for _ in range(3 * AHEAD):
+            yield "x"
+
+    end = await stage.answer(agent, limits=NEVER)
+    assert end.data["message"]["text"] == "x" * 3 * AHEAD
 
 
 async def test_what_is_no_delta_does_not_gather(stage: Stage) -> None:

@@ -314,9 +314,10 @@ class Execution:
 
     def _has_gathered(self) -> bool:
         """Whether it has been long enough since drafts were handed over; if not, they will be when it is. Only deltas
-        gather: somebody may wait for all else."""
+        gather, since somebody may wait for all else, and not more than an agent may be ahead."""
         until = self._handed_at + self._load.gather
-        if until <= self._loop.time() or not all(draft.fact.delta for draft in self._drafts):
+        enough = len(self._drafts) >= AHEAD or until <= self._loop.time()
+        if enough or not all(draft.fact.delta for draft in self._drafts):
             return True
         if self._gathering is None:
             self._gathering = self._loop.call_at(until, self._end_gathering)
