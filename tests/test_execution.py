@@ -868,13 +868,14 @@ async def test_a_huge_question(stage: Stage) -> None:
 
 
 async def test_what_is_ready_together_is_stored_together(stage: Stage) -> None:
-    """While one append is under way the agent goes on; the next append takes all that came meanwhile, in order."""
+    """While one append is under way the agent goes on; the next append takes all that came meanwhile, in order, with
+    neighbouring text as one delta."""
     gate = Gate(stage.store, "text.delta")
     done = asyncio.Event()
 
     async def agent(turn: Turn) -> AsyncIterator[str]:
         for number in range(10):
-            yield f"{number}"
+            yield Thinking("?") if number == 4 else f"{number}"
             await asyncio.sleep(0)
         done.set()
 
@@ -884,10 +885,15 @@ async def test_what_is_ready_together_is_stored_together(stage: Stage) -> None:
         await gate.reached.wait()
         await done.wait()
     gate.open()
-    assert (await stage.ended(sent)).data["message"]["text"] == "0123456789"
+    assert (await stage.ended(sent)).data["message"]["text"] == "012356789"
     await stage.idle(runner)
     start = ["message.created", "run.started"]
-    assert stage.store.batches == [start, ["text.delta"], ["text.delta"] * 9, ["run.completed"]]
+    assert stage.store.batches == [
+        start,
+        ["text.delta"],
+        ["text.delta", "thinking.delta", "text.delta"],
+        ["run.completed"],
+    ]
 
 
 async def test_many_deltas_are_merged(stage: Stage) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from driving import Chat, Gate, chatting, ends, named, reason
 from facts import draft
+from held_store import quiet
 from legato import Text, Thinking, ToolCall, ToolResult, ToolStarted
 from legato.dialect.responses import ResponseEncoder
 from legato.event import Event
@@ -253,7 +254,9 @@ async def test_a_reader_that_takes_nothing_is_behind(monkeypatch: pytest.MonkeyP
     async with chatting(None, gate) as chat:
         message = (await chat.send()).json()
         async with chat.stream(last=message["cursor"], buffer=1000):
-            gate.let(*["word " * 100] * 20)
+            for _ in range(20):
+                gate.let("word " * 100)
+                await quiet()  # else they would be stored as fewer
             await chat.follow(message["cursor"], until=lambda each: '"start":9500' in each.data)
             seen = await inspected(chat)
             (reader,) = seen["readers"]

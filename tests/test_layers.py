@@ -31,6 +31,7 @@ LAYERS: list[tuple[str, int]] = [
     ("store", 2),
     ("agent", 2),
     ("tool", 2),
+    ("load", 2),
     ("execution", 2),
     ("run", 2),
     ("sessions", 2),

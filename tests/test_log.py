@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from facts import draft
+from legato.errors import SessionNotFound
 from legato.event import Draft, Event, Offset
 from legato.log import READ_LIMIT, Bell, Doorbell, Log, Subscription
 from legato.store.memory import MemoryStore
@@ -263,3 +264,13 @@ async def test_log_reads_all_pages() -> None:
     assert list(range(1, READ_LIMIT + 11)) == offsets([event async for event in log.all()])
     assert [3, 4, 5] == offsets([event async for event in log.all(2, until=5)])
     assert [1, 2] == offsets([event async for event in log.all(deltas=False)])
+
+
+async def test_an_append_to_the_memory_store_is_done_at_once() -> None:
+    """It gives a future, so nobody needs a task to hear of it; refusals are in it, too."""
+    store = MemoryStore()
+    stored = store.append("s", [draft("session.created", {})])
+    refused = store.append("nobody", [text(0)])
+    assert stored.done()
+    assert [1] == offsets(stored.result().events)
+    assert isinstance(refused.exception(), SessionNotFound)

@@ -10,14 +10,26 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from facts import stored as event_of
 from legato.dialect import mix
 from legato.errors import CursorInvalid, InvalidInput
-from legato.event import EVENTS, Event, SessionCreated
+from legato.event import (
+    EVENTS,
+    Event,
+    RefusalDelta,
+    SessionCreated,
+    TextDelta,
+    TextPiece,
+    ThinkingDelta,
+    read_fact,
+    settle,
+)
 from legato.log import SessionInfo
 from legato.machine import OpenRun
-from legato.sse import Decoder
+from legato.sse import Decoder, encode
 from legato.testing import check_dialect
 
 SESSION = "s_1"
@@ -221,6 +233,25 @@ def test_every_frame_is_one_that_every_decoder_survives(client: str) -> None:
         assert frame.endswith(b"\n\n")
         assert b"\r" not in frame
         assert meant == Decoder().feed(frame)
+
+
+PIECES: list[type[TextPiece]] = [TextDelta, ThinkingDelta, RefusalDelta]
+AWKWARD = st.text(max_size=30) | st.sampled_from(
+    ['"content":""', '"start":0', 'a","b', "\\", "\n\r\0", "\u2028\x85", "🎵é"]
+)
+
+
+@given(st.data())
+def test_a_piece_of_text_is_the_frame_that_its_message_says(data: st.DataObject) -> None:
+    """Pieces have a way of their own to their bytes, and these are no others, wherever a piece comes from."""
+    number = st.integers(0, 2**40)
+    part, step, start, offset = (data.draw(number) for _ in range(4))
+    drawn = data.draw(st.sampled_from(PIECES))(part, step, start, data.draw(AWKWARD))
+    run, json = data.draw(st.none() | AWKWARD), settle(drawn)[1]
+    kept, read = Event(drawn, offset, 0.0, run), Event(read_fact(drawn.type, json), offset, 0.0, run, json)
+    session, profile = data.draw(AWKWARD), mix.profile(data.draw(st.sampled_from(list(CLIENTS))))
+    [message] = mix.messages(kept, session, profile)
+    assert [encode(message)] * 2 == [mix.frame(event, session, profile) for event in (kept, read)]
 
 
 def test_an_event_is_the_same_bytes_for_ever() -> None:

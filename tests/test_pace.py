@@ -33,6 +33,12 @@ class Loop:
             await asyncio.sleep(0)
             self._round += 1
 
+    async def others(self, cost: float) -> None:
+        """Take so long in each round of the event loop, as long as it is not cancelled."""
+        while True:
+            self.now += cost
+            await asyncio.sleep(0)
+
     async def crowd(self, pace: Pace, size: int, cost: float) -> list[int]:
         """So many tasks want to go on at once, each of which takes so long: the order in which they did."""
         order: list[int] = []
@@ -108,6 +114,19 @@ async def test_a_group_takes_about_as_long_as_it_may(loop: Loop) -> None:
     cost = GROUP_SECONDS / 20
     await loop.crowd(pace, 500, cost)
     assert all(GROUP_SECONDS / 4 <= size * cost <= GROUP_SECONDS * 1.5 for size in loop.groups[3:-1])
+
+
+async def test_a_group_is_not_held_to_account_for_others(loop: Loop) -> None:
+    """A loop that has much else to do in each of its rounds lets as many go on as one that has not."""
+    pace = Pace()
+    sizes = []
+    for cost in (0.0, GROUP_SECONDS * 10):
+        others = asyncio.create_task(loop.others(cost))
+        await asyncio.sleep(0)
+        await loop.crowd(pace, 1_000, GROUP_SECONDS / 20)
+        others.cancel()
+        sizes.append(loop.groups[-2])
+    assert sizes[0] == sizes[1] > FIRST
 
 
 @pytest.mark.parametrize("stride", [1, 2, 7])

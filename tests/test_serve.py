@@ -7,6 +7,8 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -253,3 +255,39 @@ def test_a_port_in_use_is_said_so() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(AddressTaken, match=f"127.0.0.1:{port}"):
             listen("127.0.0.1", port)
+
+
+COUNTING = """
+import asyncio, os, socket
+from legato import Legato
+from legato.server.serve import ACCEPTS, listen, serve
+
+class Counting(Legato):
+    round, rounds = 0, []
+
+    async def __call__(self, scope, receive, send):
+        await super().__call__(scope, receive, send)
+        if scope["type"] == "http":
+            self.rounds.append(self.round)
+        if len(self.rounds) == ACCEPTS:
+            print(len(set(self.rounds)), ACCEPTS, flush=True)
+            os._exit(0)
+
+    def count(self):
+        self.round += 1
+        asyncio.get_running_loop().call_soon(self.count)
+
+app = Counting("memory:", agents=[lambda turn: "hello"])
+listener = listen("127.0.0.1", 0)
+clients = [socket.create_connection(listener.getsockname()) for _ in range(ACCEPTS)]
+for client in clients:
+    client.sendall(b"GET /health HTTP/1.1\\r\\nhost: localhost\\r\\n\\r\\n")
+serve(app, listener, on_ready=app.count)
+"""
+
+
+def test_connections_are_accepted_many_at_a_time() -> None:
+    """In a loop that has much to do in each of its rounds, nobody waits for as many rounds as there are others."""
+    script = [sys.executable, "-c", COUNTING]
+    rounds, connections = map(int, subprocess.run(script, capture_output=True, check=True, timeout=60).stdout.split())
+    assert rounds < connections / 2

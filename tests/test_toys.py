@@ -66,6 +66,7 @@ async def talker(turn: Any) -> AsyncIterator[Any]:
     yield Thinking("Hm.\n")
     for piece in ("One\nTw", "o", "\n\nThree\r\n\u2028", "é\U0001f680", "\n"):
         yield piece
+        await turn.stored()  # else they would be stored as fewer
     yield ToolCall("c", "look")
     yield ToolReady("c")
     yield ToolResult("c", "there\n")

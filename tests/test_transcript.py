@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -531,6 +532,18 @@ def test_other_events_are_no_part_of_history() -> None:
     """Deltas and the like may be there or not; the messages are the same."""
     drafts = record(["a", "1"])
     assert conversation(question("r1", "q1"), *drafts, answer("r1", "a1")) == ["q1", "a1"]
+
+
+def test_a_long_answer_in_short_pieces_takes_little_more_than_its_text() -> None:
+    """What a run keeps for its end does not grow with the number of pieces."""
+    recorder = Recorder(RUN)
+    tracemalloc.start()
+    for number in range(10_000):
+        recorder.record(f"{number:5}é")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 2 * 10_000 * len("00000é".encode())
+    assert "".join(f"{number:5}é" for number in range(10_000)) == recorder.transcript.text()
 
 
 def test_usage_that_is_not_json_is_refused_at_once() -> None:

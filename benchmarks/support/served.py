@@ -168,8 +168,7 @@ async def speaker(turn: Any) -> Any:
         case ["deltas", count, name]:
             for number in range(1, int(count)):
                 yield f" w{number:05d}"
-                if number % 16 == 0:
-                    await turn.stored()  # else many that wait would be merged into few events
+                await turn.stored()  # else those that wait would be merged
             yield QUIET
             await Served.gate(name).wait()
             for number in range(3):

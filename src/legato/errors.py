@@ -22,6 +22,7 @@
     |-- TooLarge            413     a body, an event or a run beyond its limit
     |-- TooMany             429     streams or runs beyond their limit
     |-- Draining            503     the server is shutting down; try again elsewhere
+    |-- Overloaded          503     the server has too much to do; try again later
     |-- StoreError          500     the store could not do it; nothing was written
     |   |-- StoreLocked     500     another process has this file open
     |   |-- StoreReadOnly   500
@@ -198,6 +199,13 @@ class Draining(LegatoError):
     """The server is shutting down and takes no new messages; try again, here or elsewhere."""
 
     code = "draining"
+    status = 503
+
+
+class Overloaded(LegatoError):
+    """The server has too much to do and takes no new messages for the moment; what it has begun goes on."""
+
+    code = "overloaded"
     status = 503
 
 

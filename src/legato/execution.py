@@ -1,8 +1,10 @@
 """One run being driven: from what the agent yields to the log, until exactly one terminal event.
 
-Three tasks share the work. The *speaker* iterates over the agent and turns what it yields into drafts; the *writer*
-appends whatever is ready as one batch; the *watcher* reads what others append to the session (a cancel, an answer).
-The speaker may run ahead of the writer by a bounded number of drafts.
+Two tasks share the work. The *speaker* iterates over the agent, turns what it yields into drafts and hands them to the
+store; the *watcher* reads what others append to the session (a cancel, an answer). One append is under way at a time:
+meanwhile drafts gather, neighbouring deltas become one, and the end of the append hands them over. No task waits for
+the store, since its steps would cost more than all else does for a token. The speaker may be ahead of the store by a
+bounded number of drafts.
 
 The one rule: the terminal event is appended last, once, under the lease, after everything that the agent said.
 """
@@ -12,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -37,7 +40,8 @@ from .event import (
     settle,
 )
 from .json import JsonObject
-from .log import Log, Store, Subscription
+from .load import Load
+from .log import Appended, Log, Store, Subscription
 from .machine import Lease, OpenRun
 from .part import Usage, encode, to_builtins
 from .transcript import Recorder, Transcript, fold, merge
@@ -46,8 +50,6 @@ logger = logging.getLogger("legato")
 
 AHEAD = 256
 """Drafts that an agent may be ahead of the store; then it waits."""
-MERGE_ABOVE = 32
-"""With more drafts than this ready at once, neighbouring deltas are merged before they are stored."""
 STORE_RETRIES = (0.1, 0.5, 2.0, 5.0, 10.0)
 """Seconds between tries of a failed append: the answer has been paid for, and a full disk may be emptied."""
 WATCH_HEARTBEAT = 5.0
@@ -70,6 +72,9 @@ class Limits(msgspec.Struct, frozen=True):
         queued_messages: that may wait in one session.
         attempts: of a run whose process dies again and again, for agents with ``on_crash``.
         cancel_grace: seconds that a cancelled agent has for its last word.
+        lag_seconds: by which the event loop may be late; beyond, new messages are refused (``overloaded``, 503).
+        gather_seconds: for which a run's deltas gather before they are stored, so that many tokens make one event.
+            By itself the server does that only while its event loop is late.
     """
 
     run_seconds: float = 3600.0
@@ -82,6 +87,8 @@ class Limits(msgspec.Struct, frozen=True):
     queued_messages: int = 100
     attempts: int = 3
     cancel_grace: float = 0.5
+    lag_seconds: float = 0.25
+    gather_seconds: float = 0.0
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -125,6 +132,7 @@ class Execution:
         lease: of the run.
         limits: see ``Limits``.
         recorder: with what earlier attempts left.
+        load: says for how long what the run says is to gather.
         earlier: the run's events so far, without deltas: questions asked before are not asked twice.
         clock: seconds since the epoch.
     """
@@ -136,6 +144,7 @@ class Execution:
         *,
         limits: Limits,
         recorder: Recorder,
+        load: Load,
         earlier: Iterable[Event] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -143,15 +152,18 @@ class Execution:
         self._lease = lease
         self._limits = limits
         self._recorder = recorder
+        self._load = load
         self._astray = False  # the recorder has seen what was not stored
         self._clock = clock
         self._drafts: list[Draft] = []
         self._count = 0
-        self._ready = asyncio.Event()  # there is something to write, or nothing more will come
-        self._room = asyncio.Event()  # something has been written
+        self._room = asyncio.Event()  # something has been stored
         self._after = 0
-        self._writing = False
-        self._over = False  # what is put now would never be written
+        self._storing: asyncio.Future[Any] | None = None  # the append that is under way, or that has failed
+        self._handed_at = -math.inf  # when drafts were last handed over, by the loop's time
+        self._gathering: asyncio.TimerHandle | None = None  # hands over what gathers
+        self._loop = asyncio.get_running_loop()
+        self._all_stored: asyncio.Future[None] = self._loop.create_future()  # once done, nothing more is
         self._ending: Ending | None = None
         self._abandoned = False
         self._speaker: asyncio.Task[None] | None = None
@@ -181,27 +193,28 @@ class Execution:
         self._after = after
         if self._ending is not None:  # stopped before it began
             return await self._end()
-        loop = asyncio.get_running_loop()
         self._turn = turn
         self._speaker = asyncio.create_task(self._speak(agent, turn), name=f"legato-agent-{turn.run}")
         self._speaker.add_done_callback(self._on_silence)
         watcher = asyncio.create_task(self._watch(after))
         message = f"The run took longer than {self._limits.run_seconds:g} seconds."
-        timer = loop.call_later(self._limits.run_seconds, self.stop, failed("timeout", message))
+        timer = self._loop.call_later(self._limits.run_seconds, self.stop, failed("timeout", message))
         try:
-            await self._write()
-            self._over = True
+            await self._all_stored
             return await self._end()
         except (StaleLease, RunEnded, NotFound) as exc:
             logger.warning("run %s is no longer ours: %s", turn.run, exc)
             return False
         finally:
-            timer.cancel()
             watcher.cancel()
-            if self._grace is not None:
-                self._grace.cancel()
-            self._over = self._abandoned = True
+            for each in (timer, self._grace, self._gathering):
+                if each is not None:
+                    each.cancel()
+            self._abandoned = True
             self._speaker.cancel()
+            self._all_stored.cancel()
+            if self._storing is not None:
+                self._storing.cancel()
             self._release_asks()
 
     def stop(self, ending: Ending) -> None:
@@ -214,11 +227,11 @@ class Execution:
         self._turn.cancelled = True
         self._turn.left_open = ending is LEFT_OPEN
         self._speaker.cancel()
-        self._grace = asyncio.get_running_loop().call_later(self._limits.cancel_grace, self._abandon)
+        self._grace = self._loop.call_later(self._limits.cancel_grace, self._abandon)
 
     def _abandon(self) -> None:
         self._abandoned = True
-        self._ready.set()
+        self._go_on()
 
     async def _speak(self, agent: Agent, turn: Turn) -> None:
         stream = agent.stream(turn)
@@ -255,7 +268,7 @@ class Execution:
             await stream.aclose()
 
     def _on_silence(self, speaker: asyncio.Task[None]) -> None:
-        self._ready.set()
+        self._go_on()
         if self._ending is not None and not speaker.cancelled() and speaker.exception() is not None:
             # It does not decide how the run ends, so the log is the only place to tell it.
             logger.warning("run %s: the agent failed when stopped", self._lease.run, exc_info=speaker.exception())
@@ -265,41 +278,95 @@ class Execution:
         if self._count > self._limits.run_events:
             raise _too_many_events(self._limits.run_events)
         self._drafts += drafts
-        self._ready.set()
+        if self._storing is None:
+            self._go_on()
 
     async def stored(self) -> None:
         """See ``Desk``."""
-        while self._drafts or self._writing:
+        while self._drafts or self._storing is not None:
             self._check_not_over()
+            self._end_gathering()  # whoever waits for it is not to wait for more
             self._room.clear()
             await self._room.wait()
 
-    async def _write(self) -> None:
-        assert self._speaker is not None
-        while True:
-            self._ready.clear()
-            drafts, self._drafts = self._drafts, []
-            if drafts:
-                self._writing = True
-                drafts = merge(drafts) if len(drafts) > MERGE_ABOVE else drafts
-                await self._append(drafts)
-                self._writing = False
-                self._room.set()
-            elif self._speaker.done() or self._abandoned:
-                return
-            else:
-                await self._ready.wait()
+    # Storing ----------------------------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Hand over what is ready, unless an append is under way or more is to gather. Once nothing more can come, the
+        run may end."""
+        if self._storing is not None or self._all_stored.done():
+            return
+        silent = self._abandoned or (self._speaker is not None and self._speaker.done())
+        if not self._drafts:
+            if silent:
+                self._all_stored.set_result(None)
+        elif silent or not self._load.gather or self._has_gathered():
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        drafts, self._drafts = self._drafts, []
+        drafts = merge(drafts) if len(drafts) > 1 else drafts
+        self._handed_at = self._loop.time()
+        storing = self._try(drafts)
+        # To ask first is cheaper than to have it asked: what is a future already is to cost nothing more.
+        self._storing = storing if isinstance(storing, asyncio.Future) else asyncio.ensure_future(storing)
+        self._storing.add_done_callback(functools.partial(self._on_stored, drafts))
+
+    def _has_gathered(self) -> bool:
+        """Whether it has been long enough since drafts were handed over; if not, they will be when it is. Only deltas
+        gather, since somebody may wait for all else, and not more than an agent may be ahead."""
+        until = self._handed_at + self._load.gather
+        enough = len(self._drafts) >= AHEAD or until <= self._loop.time()
+        if enough or not all(draft.fact.delta for draft in self._drafts):
+            return True
+        if self._gathering is None:
+            self._gathering = self._loop.call_at(until, self._end_gathering)
+        return False
+
+    def _end_gathering(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        self._handed_at = -math.inf
+        self._go_on()
+
+    def _on_stored(self, drafts: list[Draft], storing: asyncio.Future[Any]) -> None:
+        """``drafts``: what to try again if it failed; none if that has been done."""
+        if storing.cancelled():
+            self._all_stored.cancel()
+        elif (error := storing.exception()) is None:
+            self._storing = None
+            self._go_on()
+            self._room.set()
+        elif self._all_stored.done():
+            pass  # the run has been given up meanwhile
+        elif drafts and isinstance(error, StoreError):
+            self._storing = self._loop.create_task(self._append_again(drafts, error))
+            self._storing.add_done_callback(functools.partial(self._on_stored, []))
+        else:
+            self._all_stored.set_exception(error)
+
+    def _try(self, drafts: list[Draft], once: str | None = None) -> Awaitable[Appended]:
+        return self._store.append(self._lease.session, drafts, lease=self._lease, once=once)
 
     async def _append(self, drafts: list[Draft], *, once: str | None = None) -> list[Event]:
-        for wait in (*STORE_RETRIES, None):
+        try:
+            return (await self._try(drafts, once)).events
+        except StoreError as exc:
+            return await self._append_again(drafts, exc, once)
+
+    async def _append_again(self, drafts: list[Draft], error: StoreError, once: str | None = None) -> list[Event]:
+        """Try what has failed with ``error`` again, after longer and longer waits."""
+        for wait in STORE_RETRIES:
+            logger.warning("run %s: append failed, trying again in %g s: %s", self._lease.run, wait, error)
+            await asyncio.sleep(wait)
             try:
-                return (await self._store.append(self._lease.session, drafts, lease=self._lease, once=once)).events
+                return (await self._try(drafts, once)).events
             except StoreError as exc:
-                if wait is None:
-                    raise
-                logger.warning("run %s: append failed, trying again in %g s: %s", self._lease.run, wait, exc)
-                await asyncio.sleep(wait)
-        raise AssertionError("unreachable")
+                error = exc
+        raise error
+
+    # The end ----------------------------------------------------------------------------------------------------------
 
     async def _end(self) -> bool:
         ending = self._ending or self._outcome()
@@ -425,7 +492,7 @@ class Execution:
         return stored
 
     def _check_not_over(self) -> None:
-        if self._over:
+        if self._all_stored.done():
             raise RunEnded(f"Run {self._lease.run!r} has ended.", run=self._lease.run)
 
     def _release_asks(self) -> None:

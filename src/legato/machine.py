@@ -153,7 +153,10 @@ def moved(state: SessionState, drafts: Sequence[Draft], *, lease: Lease | None =
     if not drafts:
         raise ValueError("append needs at least one draft")
     session = state.session
-    if _only_says(state.runs, drafts):  # as most appends do
+    for draft in drafts:
+        if not draft.fact.delta or draft.run not in state.runs:
+            break
+    else:  # deltas of open runs, as most appends are, which move nothing but the head
         if lease is not None:
             check_lease(state, lease)
         return SessionState(session, state.head + len(drafts), state.whole, False, state.runs)
@@ -193,14 +196,6 @@ def moved(state: SessionState, drafts: Sequence[Draft], *, lease: Lease | None =
         if draft.type == "session.deleted" or following.type == "session.created":
             raise ValueError("session.created can only be the first draft of an append, session.deleted the last")
     return SessionState(session, head, whole, deleted, {} if deleted else runs)
-
-
-def _only_says(runs: Mapping[str, OpenRun], drafts: Sequence[Draft]) -> bool:
-    """Whether the drafts are deltas of open runs, which move nothing but the head."""
-    for draft in drafts:  # noqa: SIM110  # a generator would cost as much again, for each token
-        if not draft.fact.delta or draft.run not in runs:
-            return False
-    return True
 
 
 def check_head(state: SessionState, expected: Offset | None) -> None:

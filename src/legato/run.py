@@ -35,6 +35,7 @@ from .errors import (
 )
 from .event import CancelRequested, Draft, Event, MessageCreated, Offset, RunStarted
 from .execution import CANCELLED, INTERRUPTED, LEFT_OPEN, Ending, Execution, Limits, ended, failed
+from .load import Load
 from .log import Appended, Bell, Log, Store, Take
 from .machine import Lease, RunState, free
 from .transcript import Recorder, default_agent, fold, history
@@ -75,6 +76,7 @@ class Runner:
         self.draining = False
         self.owner = secrets.token_hex(8)
         self.clock = clock
+        self.load = Load(self.limits.gather_seconds)
         self._lease_ttl = lease_ttl
         self._taken = 0  # places
         self._idle = asyncio.Event()  # none is
@@ -154,6 +156,7 @@ class Runner:
             self._wait(run.session)
         await self._look()
         self._work()
+        self.load.start()
 
     async def stop(self, grace: float = 0.0) -> None:
         """Take no more messages, let runs finish for ``grace`` seconds, then interrupt them. Idempotent.
@@ -161,6 +164,7 @@ class Runner:
         What is not over then is given back, so that another node, or the next start, goes on at once.
         """
         self.draining = True  # the worker only renews from now on
+        self.load.stop()
         await self._all_given_back(grace)
         self._late = True
         for execution, agent in list(self._executions.items()):
@@ -390,6 +394,7 @@ class Runner:
             lease,
             limits=self.limits,
             recorder=recorder,
+            load=self.load,
             earlier=mine,
             clock=self.clock,
         )

@@ -31,6 +31,7 @@ from .errors import (
     InvalidInput,
     KeyReused,
     NotFound,
+    Overloaded,
     QueueFull,
     RunEnded,
     RunInProgress,
@@ -369,7 +370,8 @@ class Sessions:
             begin: what begins the session if it does not exist yet.
 
         Raises:
-            InvalidInput, TooLarge, SessionNotFound, SessionExists, KeyReused, QueueFull, Draining: nothing was stored.
+            InvalidInput, TooLarge, SessionNotFound, SessionExists, KeyReused, QueueFull, Draining, Overloaded: nothing
+                was stored.
         """
         self._check(question)
 
@@ -388,7 +390,7 @@ class Sessions:
         Raises:
             RunNotFound: its answer is no part of the conversation (any more).
             RunInProgress: it is still being given, and others wait behind it.
-            InvalidInput, TooLarge, KeyReused, QueueFull, Draining: nothing was stored.
+            InvalidInput, TooLarge, KeyReused, QueueFull, Draining, Overloaded: nothing was stored.
         """
         self._check(question)
 
@@ -429,7 +431,7 @@ class Sessions:
         Raises:
             SessionNotFound, NotFound: no such session; no such message of a user in its history, or no such run of it.
             Conflict: it is being answered, or it is not the last one.
-            Draining: nothing was stored.
+            Draining, Overloaded: nothing was stored.
         """
         seen = await self._look(caller, session, "send")
         found = _askings(seen.events, message)
@@ -453,7 +455,7 @@ class Sessions:
         Raises:
             SessionNotFound, NotFound: no such session; no such message of a user.
             Conflict: it never had a run, and it is not the last message.
-            Draining: nothing was stored.
+            Draining, Overloaded: nothing was stored.
         """
         seen = await self._look(caller, session, "send")
         last = _askings(seen.events, message)[-1]
@@ -476,9 +478,11 @@ class Sessions:
             raise InvalidInput(f"There is no agent {agent[:100]!r}; this server has: {known}.", agents=known)
 
     def check_ready(self) -> None:
-        """Raise ``Draining`` if no new messages are taken."""
+        """Raise ``Draining`` or ``Overloaded`` if no new messages are taken."""
         if self.draining:
             raise Draining("The server is shutting down and takes no new messages; try again.")
+        if self._runner.load.lag > self.limits.lag_seconds:
+            raise Overloaded("The server has too much to do and takes no new messages now; try again later.")
 
     def _check(self, question: Question) -> None:
         text = question.text

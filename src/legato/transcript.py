@@ -73,7 +73,7 @@ class Growing:
         success, output: of a call, once something came of it.
     """
 
-    __slots__ = ("id", "kind", "length", "name", "output", "pieces", "ready", "step", "success")
+    __slots__ = ("_text", "id", "kind", "length", "name", "output", "ready", "step", "success")
 
     def __init__(self, kind: Kind, step: int, *, id: str = "", name: str = "") -> None:
         self.kind = kind
@@ -82,14 +82,29 @@ class Growing:
         self.name = name
         self.ready = False
         self.length = 0
-        self.pieces: list[str] = []  # joined only when asked for
+        self._text = bytearray()  # grows in place, and holds nothing beside the text; joined strings would not
         self.success: bool | UnsetType = UNSET
         self.output: Any = UNSET
 
     @property
     def text(self) -> str:
         """The text, or the JSON text of the arguments, so far."""
-        return "".join(self.pieces)
+        return self._text.decode("utf-8", "surrogatepass")
+
+    def add(self, start: int, text: str) -> int:
+        """Go on with a text that stands at ``start``, and count the characters of it that are new."""
+        if start < self.length:  # added before; a delta names its place so that this does no harm (R7)
+            text = text[self.length - start :]
+        self._text += text.encode("utf-8", "surrogatepass")
+        self.length += len(text)
+        return len(text)
+
+    def end(self, text: str) -> int:
+        """Be ``text``, which is whole, and count the characters by which it is longer than what was there."""
+        before, self.length = self.length, 0
+        self._text.clear()
+        self.ready = True
+        return self.add(0, text) - before
 
     @property
     def done(self) -> bool:
@@ -137,18 +152,14 @@ class Transcript:
         """Add one fact of the run; once more does no harm. Those that add nothing to the message are ignored."""
         match fact:
             case ThinkingDelta() | TextDelta() | RefusalDelta():
-                if fact.part == len(self.parts):
-                    self._open(Growing(_KINDS[type(fact)], fact.step))
-                self._extend(fact.part, fact.start, fact.text)
+                self.say(fact)
             case CallStarted() if fact.id not in self._calls:
                 self._calls[fact.id] = fact.part
                 self._open(Growing("tool_call", fact.step, id=fact.id, name=fact.name))
             case CallDelta():
-                self._extend(fact.part, fact.start, fact.arguments)
+                self.size += self.parts[fact.part].add(fact.start, fact.arguments)
             case CallCompleted():
-                part = self.parts[fact.part]
-                self.size += len(fact.arguments) - part.length
-                part.pieces, part.length, part.ready = [fact.arguments], len(fact.arguments), True
+                self.size += self.parts[fact.part].end(fact.arguments)
             case ToolCompleted():
                 part = self.parts[self._calls[fact.id]]
                 if not part.done:
@@ -156,19 +167,16 @@ class Transcript:
                     self.size += len(fact.output) if isinstance(fact.output, str) else len(encode(fact.output))
                     self.answered = True
 
+    def say(self, fact: TextPiece) -> None:
+        """``apply`` one that is a piece of text, as nearly all are."""
+        if fact.part == len(self.parts):
+            self._open(Growing(_KINDS[type(fact)], fact.step))
+        self.size += self.parts[fact.part].add(fact.start, fact.text)
+
     def _open(self, part: Growing) -> None:
         self.step = part.step
         self.answered = False
         self.parts.append(part)
-
-    def _extend(self, number: int, start: int, text: str) -> None:
-        part = self.parts[number]
-        if start < part.length:  # applied before; a delta names its place so that this does no harm (R7)
-            text = text[part.length - start :]
-        if text:
-            part.pieces.append(text)
-            part.length += len(text)
-            self.size += len(text)
 
     def text(self, step: int | None = None) -> str:
         """The text of one step, or of the last that has any. What a refusal says is text here."""
@@ -250,19 +258,22 @@ class Recorder:
 
     def _text(self, kind: type[TextPiece], text: str) -> list[Draft]:
         text = _storable(text)
+        transcript, parts = self.transcript, self.transcript.parts
         drafts = []
         for begin in range(0, len(text), DELTA_CHARACTERS):
-            step = self._begin_step()
-            parts = self.transcript.parts
-            part = len(parts) - 1
-            if part < 0 or parts[part].kind != _KINDS[kind] or parts[part].step != step:
-                part += 1
-            start = parts[part].length if part < len(parts) else 0
-            drafts.append(self._draft(kind(part, step, start, text[begin : begin + DELTA_CHARACTERS])))
+            step = transcript.step + transcript.answered
+            part, start = len(parts), 0
+            if parts and parts[-1].kind == _KINDS[kind] and parts[-1].step == step:
+                part, start = part - 1, parts[-1].length
+            piece = kind(part, step, start, text[begin : begin + DELTA_CHARACTERS])
+            transcript.say(piece)
+            if transcript.size > self._max_run_characters:
+                raise self._too_many_characters()
+            drafts.append(Draft(piece, self._run))
         return drafts
 
     def _call(self, item: ToolCall) -> list[Draft]:
-        step, part = self._begin_step(), len(self.transcript.parts)
+        step, part = self.transcript.step + self.transcript.answered, len(self.transcript.parts)
         if item.id in self._ids:
             raise InvalidInput(f"Tool call {item.id!r} exists already in this run; each call needs its own id.")
         id, name = _storable(item.id), _storable(item.name)
@@ -316,9 +327,6 @@ class Recorder:
     def _checkpoint(self, item: Checkpoint) -> list[Draft]:
         return [self._draft(CheckpointNoted(as_json("A checkpoint", item.data)))]
 
-    def _begin_step(self) -> int:
-        return self.transcript.step + self.transcript.answered
-
     def _find(self, id: str) -> tuple[int, Growing]:
         """The part of a call, by the agent's id of it, and its number."""
         place = self.transcript.call(self._ids.get(id, ""))
@@ -331,11 +339,12 @@ class Recorder:
             self._check_size(fact.type, fact)
         self.transcript.apply(fact)
         if self.transcript.size > self._max_run_characters:
-            raise TooLarge(
-                f"The run has passed its limit of {self._max_run_characters} characters.",
-                limit=self._max_run_characters,
-            )
+            raise self._too_many_characters()
         return Draft(fact, self._run)
+
+    def _too_many_characters(self) -> TooLarge:
+        limit = self._max_run_characters
+        return TooLarge(f"The run has passed its limit of {limit} characters.", limit=limit)
 
     def _check_size(self, name: str, value: Fact | Usage) -> None:
         try:

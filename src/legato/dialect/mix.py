@@ -10,6 +10,7 @@ The bodies of the ordinary requests are in ``mix_api``. ``docs/dialects/mix.md``
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -217,11 +218,36 @@ def frame(event: Event, session: str, profile: Profile) -> bytes:
     """The frame of ``event`` in ``profile``; empty when it has none there."""
     made = event.wire.get(profile.name)
     if made is None:
-        made = b""
-        for message in messages(event, session, profile):
-            made = sse.encode(message)
+        if isinstance(event.fact, TextPiece):
+            made = _piece(event.fact, event, session if profile.session_ids else None)
+        else:
+            made = b"".join(map(sse.encode, messages(event, session, profile)))
         event.wire[profile.name] = made
     return made
+
+
+def _piece(fact: TextPiece, event: Event, session: str | None) -> bytes:
+    """The frame of a piece of text, as ``messages`` has it but at a fifth of the price: most frames are such.
+
+    Args:
+        fact, event: the piece. Every profile has a name for it.
+        session: what the frame is to name, if it is to name one.
+    """
+    before, between, after = _around(type(fact), event.run, fact.step, fact.part, session)
+    return b"%b%b%b%d%b%d\n\n" % (before, encode(fact.text), between, fact.start, after, event.offset)
+
+
+@functools.lru_cache(4096)
+def _around(
+    kind: type[TextPiece], run: str | None, step: int, part: int, session: str | None
+) -> tuple[bytes, bytes, bytes]:
+    """What stands before the text of a part's pieces, between it and its place, and between that and the id: cut out
+    of the frame of an empty piece."""
+    empty = Event(kind(part, step, 0, ""), 0, 0.0, run)
+    [message] = messages(empty, session or "", msgspec.structs.replace(LEGATO, session_ids=session is not None))
+    before, text, rest = sse.encode(message).partition(b'"content":""')
+    between, start, after = rest.rpartition(b'"start":0')
+    return before + text[:-2], between + start[:-1], after.removesuffix(b"0\n\n")
 
 
 def messages(event: Event, session: str, profile: Profile) -> list[sse.SSEMessage]:

@@ -23,7 +23,7 @@ class Pace:
         self._share = FIRST
         self._taken = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._began = 0.0
+        self._began = 0.0  # when the first of the present group went on; 0 while none has
         self._ticking = False
 
     async def keep(self) -> None:
@@ -31,23 +31,23 @@ class Pace:
         loop = asyncio.get_running_loop()
         if not self._ticking:
             self._ticking = True
-            self._began = time.monotonic()
             loop.call_soon(self._tick, loop)
         if self._taken < self._share and not self._waiting:
             self._taken += 1
-            return
-        waiter = loop.create_future()
-        self._waiting.append(waiter)
-        await waiter
+        else:
+            waiter = loop.create_future()
+            self._waiting.append(waiter)
+            await waiter
+        # Not from the tick on: what the loop does before that is not the group's doing, and not held against it.
+        self._began = self._began or time.monotonic()
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = time.monotonic()
-        spent = now - self._began
+        spent = time.monotonic() - self._began if self._began else 0.0
         if spent > GROUP_SECONDS:
             self._share = max(self._share // 2, 1)
         elif spent < GROUP_SECONDS / 2 and self._waiting:
             self._share = min(self._share * 2, MOST)
-        self._began, self._taken = now, 0
+        self._began, self._taken = 0.0, 0
         while self._waiting and self._taken < self._share:
             waiter = self._waiting.popleft()
             if not waiter.done():

@@ -32,6 +32,11 @@ GC_THRESHOLD = (20_000, 20, 20)
 10) looking takes 6 to 10 % of the time."""
 
 
+ACCEPTS = 16
+"""Connections that are accepted in one round of the event loop. libuv accepts one for each listening socket, so there
+are so many of the same: in a loop with much to do, new connections would wait for hundreds of rounds."""
+
+
 class AddressTaken(LegatoError):
     """The port cannot be listened on."""
 
@@ -134,6 +139,6 @@ def serve(
     )
     app.drain_on_signal = False  # handle_exit does it, and lets the readers see their runs end first
     server = _Server(config, app, on_ready)
-    server.run(sockets=[listener])
+    server.run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTS - 1))])
     if not server.started:
         raise LegatoError("The server could not start.")

@@ -6,6 +6,7 @@ Every rule of ``legato.log.Store`` is here in its plainest form. There is one lo
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -56,9 +57,11 @@ class MemoryStore:
         self._clock = clock
         self._logs: dict[str, _Log] = {}
         self._last_at = 0  # microseconds
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
         """Forget the leases of an earlier life, as a store for one process does."""
+        self._loop = asyncio.get_running_loop()
         for log in self._logs.values():
             for run in log.state.runs.values():
                 log.state = released(log.state, run.lease())
@@ -66,7 +69,7 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to let go."""
 
-    async def append(
+    def append(
         self,
         session: str,
         drafts: Sequence[Draft],
@@ -75,25 +78,44 @@ class MemoryStore:
         once: str | None = None,
         head: Offset | None = None,
         take: Take | None = None,
+    ) -> asyncio.Future[Appended]:
+        """See ``Store.append``. Gives a future that is done, and has all errors too."""
+        loop = self._loop or asyncio.get_running_loop()  # which is a system call
+        appended: asyncio.Future[Appended] = loop.create_future()
+        try:
+            appended.set_result(self._append(session, drafts, lease, once, head, take))
+        except Exception as exc:
+            appended.set_exception(exc)
+        return appended
+
+    def _append(
+        self,
+        session: str,
+        drafts: Sequence[Draft],
+        lease: Lease | None,
+        once: str | None,
+        head: Offset | None,
+        take: Take | None,
     ) -> Appended:
-        """See ``Store.append``."""
         log = self._logs.get(session) or _Log(session)
         if once is not None and once in log.once:
             return Appended(log.between(*log.once[once]), repeated=True)
         state = moved(log.state, drafts, lease=lease)
-        check_head(log.state, head)
+        if head is not None:
+            check_head(log.state, head)
         if take is not None:
             now = self._clock()
             state = leased(state, take.run, owner=take.owner, now=now, until=now + take.ttl)
-        # What holds nothing of others needs no copy, and its JSON is made when somebody asks for it.
-        settled = [settle(draft.fact) if draft.fact.open else (draft.fact, b"") for draft in drafts]
+        stored_at = moment(self._clock(), self._last_at)
+        at, offset = stored_at / MICRO, log.state.head
+        events = []
+        for draft in drafts:
+            # What holds nothing of others needs no copy, and its JSON is made when somebody asks for it.
+            fact, json = settle(draft.fact) if draft.fact.open else (draft.fact, b"")
+            offset += 1
+            events.append(Event(fact, offset, at, draft.run, json))
         # From here on nothing can be refused.
-        self._last_at = moment(self._clock(), self._last_at)
-        at = self._last_at / MICRO
-        events = [
-            Event(fact, log.state.head + number, at, draft.run, json)
-            for number, (draft, (fact, json)) in enumerate(zip(drafts, settled, strict=True), 1)
-        ]
+        self._last_at = stored_at
         if once is not None:
             log.once[once] = (events[0].offset, events[-1].offset)
         told = state.whole > log.state.whole  # not deltas alone, which move nothing

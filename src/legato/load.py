@@ -1,0 +1,71 @@
+"""The load of an event loop, as how late its timers are, and what is done to lower it.
+
+A loop that has too much to do goes on, only ever later, and nobody in it notices. Here a timer looks at the clock.
+While it is late, what runs say is *gathered* before it is stored: for longer and longer, until the loop keeps up, since
+an event costs the same whether it holds one token or ten. And whoever would add to the load can ask how late it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+BEAT = 0.05
+"""Seconds between two looks."""
+LOOKS = 3
+"""So many in a row tell how late the loop is."""
+LATE = 0.010
+"""Seconds by which the loop may be late; beyond, runs gather for twice as long as before."""
+FIRST, MOST = 0.010, 0.200
+"""Seconds for which they gather at first, and at most: 6 tokens of a run that says 30 in a second."""
+EASED = 0.8
+"""What is left of that time after a look at a loop that is not late."""
+
+
+class Load:
+    """How late an event loop is. For one loop, between ``start`` and ``stop``.
+
+    Args:
+        least: seconds for which runs gather what they say when the loop is not late.
+        clock: monotonic, in seconds.
+
+    Attributes:
+        gather: seconds for which a run is to gather what it says, now.
+        lag: seconds by which each of the last ``LOOKS`` looks was late at least: a long step makes one of them late.
+    """
+
+    def __init__(self, least: float = 0.0, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.gather = least
+        self.lag = 0.0
+        self._least = least
+        self._clock = clock
+        self._late = deque([0.0] * LOOKS, LOOKS)
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to look. Idempotent."""
+        self.stop()
+        self._due = math.inf
+        self.look()
+
+    def stop(self) -> None:
+        """Look no more. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def look(self) -> None:
+        """Look at the clock, and again in ``BEAT`` seconds."""
+        now = self._clock()
+        self._late.append(max(now - self._due, 0.0))
+        self.lag = min(self._late)
+        if self.lag > LATE:
+            self.gather = min(max(self.gather * 2, FIRST), max(self._least, MOST))
+        else:
+            gather = self.gather * EASED
+            self.gather = self._least if gather < max(self._least, FIRST / 2) else gather
+        self._due = now + BEAT
+        self._timer = asyncio.get_running_loop().call_later(BEAT, self.look)
