@@ -40,7 +40,7 @@ async def talk(turn):
         yield ToolResult("t1", {"found": ["tea.md"]})
         for number in range(80 if text == "big" else 3):
             yield f"word-{number} " * (300 if text == "big" else 1)
-            await asyncio.sleep(0)
+            await turn.stored()  # else some of them are stored as one
     if text == "slow":
         await asyncio.sleep(2)  # the last word and the end are one place in the picture then
     elif text != "short":

@@ -23,6 +23,7 @@ from langgraph.config import get_stream_writer
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.runtime import get_runtime
 from langgraph.types import interrupt
+from stepwise import stepwise
 
 from legato import Agent, Thinking, Turn
 from legato.agents.langgraph import adapt, translate
@@ -110,7 +111,7 @@ assistant = create_agent(
     checkpointer=InMemorySaver(),
     middleware=[HumanInTheLoopMiddleware(interrupt_on={"shell": True})],
 )
-agent = adapt(assistant, name="agent", on_crash="retry")
+agent = stepwise(adapt(assistant, name="agent", on_crash="retry"))
 
 
 async def durable(turn: Turn) -> AsyncIterator[Any]:

@@ -14,6 +14,7 @@ import script
 from agents import Agent, Model, ModelResponse, RunContextWrapper, function_tool, set_tracing_disabled
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
+from stepwise import stepwise
 
 from legato.agents.openai_agents import adapt
 
@@ -161,7 +162,7 @@ assistant = Agent(
     model=Scripted(),
     tools=[function_tool(script.add), function_tool(needs_approval=True)(script.shell), broken],
 )
-agent = adapt(assistant, on_crash="retry")
+agent = stepwise(adapt(assistant, on_crash="retry"))
 
 with_context = adapt(
     Agent(name="with_context", model=Scripted(), tools=[whoami]),

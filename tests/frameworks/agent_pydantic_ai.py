@@ -21,6 +21,7 @@ from pydantic_ai.models.function import (
     FunctionStreamedResponse,
 )
 from pydantic_ai.usage import RequestUsage, UsageLimits
+from stepwise import stepwise
 
 from legato import Turn
 from legato.agents.pydantic_ai import adapt, translate
@@ -112,7 +113,7 @@ def broken(what: str) -> str:
     raise ModelRetry(f"Broken: {what}")
 
 
-agent = adapt(assistant, name="agent", on_crash="retry")
+agent = stepwise(adapt(assistant, name="agent", on_crash="retry"))
 
 
 class City(BaseModel):

@@ -19,6 +19,7 @@ async def walk(turn: Turn) -> AsyncIterator[Any]:
     if turn.message.text == "short":
         for piece in ("One é🎵\n\n", "two ", '"three"'):
             yield piece
+            await turn.stored()  # else what is said at once is one piece
         return
     said = "".join(event.data["text"] for event in turn.events if event.type == "text.delta")
     for place, word in enumerate(WORDS):
