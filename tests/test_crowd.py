@@ -171,7 +171,7 @@ async def test_readers_at_the_head_share_a_read_and_an_encoding(scene: Scene) ->
     await settle()
     assert {wire.got for wire in wires} == {b"w1 w2 "}
     assert {wire.writes for wire in wires} == {1}
-    assert (scene.store.peeks - before[0], scene.store.reads - before[1], Words.asked) == (2, 0, 2)
+    assert (scene.store.peeks - before[0], scene.store.reads - before[1], Words.asked) == (1, 0, 2)
     assert (scene.crowds, len(asyncio.all_tasks())) == (1, before[2])
     assert {pump.cursor for pump in scene.streams.readers("s")} == {3}
     assert {pump.bytes for pump in scene.streams.readers("s")} == {6}

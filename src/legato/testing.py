@@ -50,7 +50,7 @@ from .event import (
     ToolCompleted,
 )
 from .json import JsonObject
-from .log import Bell, Log, SessionPage, Store, Subscription, Take
+from .log import READ_LIMIT, Bell, Log, SessionPage, Store, Subscription, Take
 from .machine import Lease, OpenRun, RunState
 from .sse import Decoder
 from .testing_asgi import ASGIResponse as ASGIResponse
@@ -783,6 +783,24 @@ async def subscriptions_miss_nothing(place: Place) -> None:
             await log.append(_text("r"))
 
     await asyncio.gather(*[follow(after) for after in (0, 1, 5, 100)], *[append(count // 10) for _ in range(10)])
+
+
+@_rule(STORE_CHECKS)
+async def what_is_at_hand_is_what_is_read(place: Place) -> None:
+    """``peek``, where a store has it, gives what ``read`` gives, and no fewer, or None."""
+    peek = getattr(place.store, "peek", None)
+    if peek is None:
+        return
+    log = await place.begin("s", "r")
+    for number in range(20):
+        await log.append(*[_text("r", f"{number} {piece}") for piece in range(1 + number % 3)])
+        for after in (0, 1, 5, number, number + 2, 1_000):
+            for limit in (1, 3, READ_LIMIT):
+                for deltas in (True, False):
+                    seen = peek("s", after, limit=limit, deltas=deltas)
+                    if seen is not None:
+                        _same(await place.store.read("s", after, limit=limit, deltas=deltas), seen)
+    _same((), tuple(peek("never was", 0, limit=1, deltas=True) or ()))
 
 
 @_rule(STORE_CHECKS)

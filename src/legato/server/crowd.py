@@ -21,7 +21,7 @@ from starlette.types import Send
 
 from ..dialect.fold import Encoder
 from ..event import Event, Offset
-from ..log import Subscription
+from ..log import READ_LIMIT, Subscription
 
 WRITE_BYTES = 16_384
 """A backlog goes out in writes of about this size: one reader's replay does not hold the loop, and a reader that has
@@ -207,9 +207,10 @@ class Crowd:
                 ):
                     self._waiting = self._loop.create_task(self._wait(), name="legato-crowd")
                     return
-                if not events:
-                    return
-                self._give(events)
+                if events:
+                    self._give(events)
+                if len(events) < READ_LIMIT:
+                    return  # that was all
         except Exception as exc:
             self._fail(exc)
 
