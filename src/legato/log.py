@@ -139,9 +139,9 @@ class Store(Leaser, Protocol):
     * ``machine.moved`` decides what may follow what.
     * After each append the doorbell rings, once per session; and for work, when a run may be free.
 
-    A store that holds some events in memory may have ``peek``, too, which is no coroutine: what ``read`` would give, but
-    never fewer than ``limit`` while there are more; or None, where that takes waiting. Readers at the head of a log cost
-    less with it.
+    A store that holds some events in memory may have ``peek``, too, which is no coroutine: what ``read`` would give,
+    but never fewer than ``limit`` while there are more; or None, where that takes waiting. Readers at the head of a
+    log cost less with it.
     """
 
     doorbell: Doorbell
