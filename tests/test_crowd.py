@@ -75,7 +75,8 @@ class Wire:
 
     async def write(self, body: bytes) -> None:
         await self._room.wait()
-        self.put(self.frame(body))
+        if body:
+            self.put(self.frame(body))
 
     def end(self, *, proper: bool) -> None:
         self.ended = "properly" if proper else "cut"
@@ -128,10 +129,11 @@ class Scene:
         share: Hashable = "words",
         heartbeat: float = NEVER,
         preparation: Preparation | None = None,
+        resets: bool = False,
     ) -> Wire:
         wire = wire or Wire()
         subscription = Subscription(self.store, "s", after, heartbeat=heartbeat)
-        pump = Pump(subscription, "s", Words(), share=share, preparation=preparation)
+        pump = Pump(subscription, "s", Words(), share=share, preparation=preparation, resets=resets)
         self.streams.follow(pump, wire, self.streams.reserve("s"))
         return wire
 
@@ -354,6 +356,52 @@ async def test_a_crowd_whose_readers_leave_while_it_waits(scene: Scene) -> None:
     assert again.got == log(1, 1)
 
 
+async def test_who_is_let_in_when_all_others_have_left(scene: Scene) -> None:
+    """While a crowd waited: what has come since is read for who is in it now."""
+    first = scene.read(1)
+    await settle()
+    scene.store.blind = True
+    scene.store.gate.clear()
+    await scene.say("w1")
+    await settle()
+    scene.store.blind = False
+    second = scene.read(2)
+    await settle()
+    first.lost()
+    await scene.say("w2")
+    await settle()
+    scene.store.gate.set()
+    await settle()
+    assert second.got == log(2, 2)
+
+
+async def test_who_is_ahead_of_a_crowd_brings_it_along(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose bell was not heard: nobody waits for a heartbeat when somebody knows more."""
+    first = scene.read(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.store.doorbell, "ring", lambda *args, **options: None)
+        await scene.say("w1")
+    assert first.got == b""
+    second = scene.read(2)
+    await settle()
+    assert (first.got, second.got, scene.crowds) == (log(1, 1), b"", 1)
+
+
+async def test_who_stands_beyond_the_log_waits_for_it(scene: Scene) -> None:
+    """Beside others, without asking again and again: with a task, and a bell of its own."""
+    first, beyond = scene.read(1), scene.read(3, heartbeat=0.01)
+    await settle()
+    asked = scene.store.reads
+    await settle()
+    assert scene.store.reads - asked <= 1
+    async with asyncio.timeout(30):
+        while b"(3)" not in beyond.got:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await scene.say("w1", "w2", "w3")
+    await settle()
+    assert (first.got, beyond.got.replace(b"(3)", b"")) == (log(1, 3), log(3, 3))
+
+
 async def test_a_store_that_cannot_be_looked_into(scene: Scene) -> None:
     """One without ``peek``, or whose cache has let go: a task reads for all."""
     scene.store.blind = True
@@ -408,6 +456,28 @@ async def test_a_silence_is_one_heartbeat_for_all(scene: Scene) -> None:
     assert wires[2].got == b""
 
 
+async def test_who_takes_nothing_of_a_silent_log_is_seen(scene: Scene) -> None:
+    """It is not one of the others at the next heartbeat, and how long it has taken nothing is known."""
+    wire = scene.read(1, heartbeat=0.01)
+    wire.stall()
+    async with asyncio.timeout(30):
+        while not scene.streams.readers()[0].waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.03)
+    assert scene.streams.readers()[0].waiting >= 0.03
+    assert scene.crowds == 0
+
+
+async def test_a_heartbeat_that_cannot_be_made_cuts_all(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an event that cannot be encoded does."""
+    monkeypatch.setattr(Words, "heartbeat", lambda self, cursor: 1 / 0)
+    wire = scene.read(1, heartbeat=0.01)
+    async with asyncio.timeout(30):
+        while not wire.ended:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert wire.ended == "cut"
+
+
 async def test_a_lost_ring_costs_at_most_a_heartbeat(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each one looks into the log again."""
     wire = scene.read(1, heartbeat=0.01)
@@ -429,6 +499,33 @@ async def test_the_end_of_the_log_is_the_end_of_all(scene: Scene) -> None:
     wires[1].stall(False)
     await settle()
     assert {(wire.got, wire.ended) for wire in wires} == {(b"w1 end ", "properly")}
+
+
+async def test_who_has_not_taken_the_end_is_waited_for(scene: Scene) -> None:
+    """The stream ends when the reader has all of it, or is dropped with the others who take nothing."""
+
+    class Narrow(Wire):
+        def put(self, framed: bytes) -> None:
+            super().put(framed)
+            self.stall()
+
+    wires = [scene.read(1, wire=Narrow()) for _ in range(2)]
+    await scene.say("w1", "end")
+    await settle()
+    assert [(wire.got, wire.ended) for wire in wires] == [(b"w1 end ", "")] * 2
+    wires[0].stall(False)
+    await settle()
+    await scene.streams.close(timeout=0.05)
+    assert [wire.ended for wire in wires] == ["properly", "aborted"]
+
+
+@pytest.mark.parametrize(("last", "ended"), [("w1", "cut"), ("end", "properly")])
+async def test_a_stream_that_resets_ends_properly_only_with_its_answer(scene: Scene, last: str, ended: str) -> None:
+    """Also on a line."""
+    wire = scene.read(1, resets=True)
+    await scene.say(last)
+    await scene.streams.close()
+    assert wire.ended == ended
 
 
 async def test_draining_cuts_nobody_off_in_the_middle(scene: Scene) -> None:

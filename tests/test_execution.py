@@ -962,6 +962,36 @@ async def test_a_store_that_fails_for_a_while(stage: Stage, type: str, monkeypat
     assert "".join(f"{number} " for number in range(100)) == end.data["message"]["text"]
 
 
+async def test_a_store_that_fails_before_it_gives_anything_to_wait_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``append`` need be no coroutine: what it raises at once is as what it raises later."""
+    monkeypatch.setattr(execution, "STORE_RETRIES", (0.0,) * 3)
+    append, failures = stage.store.append, 0
+
+    def failing(session: str, drafts: Sequence[Draft], **options: Any) -> Any:
+        nonlocal failures
+        if drafts[0].type == "text.delta" and failures < 6:
+            failures += 1
+            if failures % 3:
+                raise StoreError("The disk is on strike.")
+        return append(session, drafts, **options)
+
+    monkeypatch.setattr(stage.store, "append", failing)
+
+    async def agent(turn: Turn) -> AsyncIterator[str]:
+        for piece in ("a", "b", "c", "d"):
+            yield piece
+            await asyncio.sleep(0)
+
+    runner = stage.runner(agent)
+    sent = await runner.send(await stage.session(), "hello")
+    end = await stage.ended(sent)
+    said = [event.data["text"] for event in await stage.events(sent.session) if event.type == "text.delta"]
+    assert (end.type, end.data["message"]["text"], "".join(said)) == ("run.completed", "abcd", "abcd")
+    assert failures >= 3
+
+
 async def test_a_store_that_fails_for_ever(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

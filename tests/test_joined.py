@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from driving import Chat, chatting, decoded, lines, logged  # noqa: F401  # each test once under each server
@@ -52,6 +52,7 @@ def pages(draw: st.DrawFn) -> list[Event]:
 
 
 @given(pages())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_joining_changes_no_text_and_no_order(events: list[Event]) -> None:
     """What is no piece of text stays as it is, where it is; the last offset stays."""
     made = joined(events)
@@ -81,13 +82,22 @@ def test_only_what_goes_on_is_joined() -> None:
 
 def test_a_page_is_joined_once_and_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who ask for the same are given the same; what was not asked for the longest is let go."""
-    monkeypatch.setattr(module, "KEPT_CHARACTERS", 50)
+    monkeypatch.setattr(module, "KEPT_BYTES", module.EVENT_BYTES + 200)
     kept = JoinedPages()
     events = page(*[("r", TextDelta(0, 0, 20 * place, "x" * 20)) for place in range(2)])
     first = kept.of("s", events)
     assert kept.of("s", events) is first
     assert kept.of("t", events) is not first
     assert kept.of("s", events) is not first
+    assert kept._held <= module.KEPT_BYTES
+
+
+def test_a_page_of_which_nothing_was_joined_is_not_kept() -> None:
+    """The log has it; and what others said, with what hangs on it, may be large."""
+    kept = JoinedPages()
+    events = page(*[("r", CallStarted(number, 0, "c", "tool")) for number in range(5)])
+    assert kept.of("s", events) == events
+    assert not kept._pages
 
 
 WORDS = [f"w{number} " for number in range(BEHIND * 3)]

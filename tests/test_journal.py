@@ -246,6 +246,7 @@ async def test_stored_meanwhile_at_the_head(store: SQLiteStore, monkeypatch: pyt
 
     between.then = then
     store._tail.forget("s")
+    store._looks.pop("s")  # as of one that nobody has asked for of late
     assert [5, 6] == offsets(await store.read("s", 4))
     assert 2 == between.looks
 
@@ -266,6 +267,7 @@ async def test_committed_and_not_filed(store: SQLiteStore, monkeypatch: pytest.M
     appending = store.append("s", [text(), tool()])
     await committed.wait()
     store._tail.forget("s")
+    store._looks.pop("s")  # as of one that nobody has asked for of late
     reading = asyncio.create_task(store.read("s", 4))
     listing = asyncio.create_task(store.sessions())
     await asyncio.sleep(0.1)  # time to find it torn; if it is too short, the test is weaker, but does not fail
@@ -275,6 +277,34 @@ async def test_committed_and_not_filed(store: SQLiteStore, monkeypatch: pytest.M
     assert [5, 6] == offsets(await reading)
     assert 6 == (await listing).infos[0].head
     await appending
+
+
+async def test_who_stands_at_the_head_asks_no_disk(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a session whose tail was let go, heartbeat by heartbeat: what it looks like is known without."""
+    await begin(store, "s")
+    await say(store, "s", 2)
+    store._tail.forget("s")
+    between = Between(store, monkeypatch)
+    for deltas in (True, False):
+        assert [] == await store.read("s", 4, deltas=deltas) == store.peek("s", 4, deltas=deltas)
+    assert 0 == between.looks
+    assert store.peek("s", 3) is None
+    assert [4] == offsets(await store.read("s", 3))
+
+
+async def test_who_only_looks_writes_nothing(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However old the journal is, so it also succeeds on a full disk."""
+    await begin(store, "s")
+    await begin(store, "t")
+    await say(store, "s", 2)
+    monkeypatch.setattr(sqlite_journal, "JOURNAL_BYTES", 0)
+    before = store._connection.total_changes()
+    store._looks.clear()
+    assert 4 == (await store.info("s")).head
+    assert before == store._connection.total_changes()
+    await say(store, "t", 1)  # with the next delta it is packed
+    assert before < store._connection.total_changes()
+    assert 0 == store._journal.head("s")
 
 
 async def test_deleted_meanwhile(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:

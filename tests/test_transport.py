@@ -52,6 +52,7 @@ WHOLE = {
     "latin": b"HTTP/1.1 200 \xe9t\xe9\r\nx: \xe9\r\ncontent-length: 0\r\n\r\n",
     "bare line feeds": b"HTTP/1.1 200 OK\ncontent-length: 5\n\nhello",
     "more than asked for": OK + OK,
+    "chunked with a length": CHUNKED.replace(b"\r\n", b"\r\ncontent-length: 5\r\n", 1),
 }
 BROKEN = {
     "nothing": b"",
@@ -652,13 +653,14 @@ def test_cancelled_at_any_moment_it_leaves_nothing(loop: str) -> None:
 
 
 @each_loop
-def test_closing_the_client_ends_its_streams(loop: str) -> None:
-    """A reader who waits is told, and the server sees the end."""
+@pytest.mark.parametrize("begun", [HEAD + b"5\r\nhello\r\n", UNTIL_END], ids=["chunked", "until the end"])
+def test_closing_the_client_ends_its_streams(loop: str, begun: bytes) -> None:
+    """A reader who waits is told, and the server sees the end; what ends with the connection has not ended well."""
 
     async def go() -> None:
         async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await asked(reader)
-            writer.write(HEAD + b"5\r\nhello\r\n")
+            writer.write(begun)
             await reader.read()
 
         async with serving(endless) as served:

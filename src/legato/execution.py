@@ -307,7 +307,12 @@ class Execution:
         drafts, self._drafts = self._drafts, []
         drafts = merge(drafts) if len(drafts) > 1 else drafts
         self._handed_at = self._loop.time()
-        storing = self._try(drafts)
+        storing: Awaitable[Appended]
+        try:
+            storing = self._try(drafts)
+        except Exception as exc:  # a store that says so at once says the same
+            storing = self._loop.create_future()
+            storing.set_exception(exc)
         # To ask first is cheaper than to have it asked: what is a future already is to cost nothing more.
         self._storing = storing if isinstance(storing, asyncio.Future) else asyncio.ensure_future(storing)
         self._storing.add_done_callback(functools.partial(self._on_stored, drafts))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -63,6 +64,8 @@ from .machine import OpenRun
 from .part import Message, as_json
 from .run import Runner
 from .transcript import Asking, askings, default_agent, history
+
+logger = logging.getLogger("legato")
 
 WAIT_HEARTBEAT = 2.0
 """Seconds after which who waits for an answer looks whether the server is about to stop."""
@@ -153,6 +156,7 @@ class Sessions:
     def __init__(self, store: Store, runner: Runner, *, may: May = may_what_is_theirs) -> None:
         self._store = store
         self._runner = runner
+        self._refusing = False
         self._may = may
 
     @property
@@ -481,7 +485,11 @@ class Sessions:
         """Raise ``Draining`` or ``Overloaded`` if no new messages are taken."""
         if self.draining:
             raise Draining("The server is shutting down and takes no new messages; try again.")
-        if self._runner.load.lag > self.limits.lag_seconds:
+        late = self._runner.load.lag > self.limits.lag_seconds
+        if late and not self._refusing:  # once, and not for each of those who are refused
+            logger.warning("the event loop is late by %.2g s: new messages are refused", self._runner.load.lag)
+        self._refusing = late
+        if late:
             raise Overloaded("The server has too much to do and takes no new messages now; try again later.")
 
     def _check(self, question: Question) -> None:

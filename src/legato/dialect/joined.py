@@ -13,8 +13,10 @@ from ..event import Event, Offset, RefusalDelta, TextDelta, ThinkingDelta
 
 JOINED_CHARACTERS = 16_384
 """Of one joined delta, about: what goes out in one write."""
-KEPT_CHARACTERS = 8 * 1024 * 1024
-"""Of the pages that are kept for the next reader who comes by."""
+KEPT_BYTES = 16 * 1024 * 1024
+"""Of the pages that are kept for the next reader who comes by, by estimate."""
+EVENT_BYTES = 1_000
+"""What an event costs in memory beside what it says, which it may hold three times: as a fact, as JSON, and encoded."""
 
 _Piece = TextDelta | ThinkingDelta | RefusalDelta
 
@@ -68,10 +70,18 @@ class JoinedPages:
         if page is not None:
             self._pages.move_to_end(key)
             return page
-        page = self._pages[key] = joined(events)
-        self._sizes[key] = size = sum(len(event.fact.text) if isinstance(event.fact, _Piece) else 1 for event in page)
+        page = joined(events)
+        if len(page) == len(events):
+            return page
+        self._pages[key] = page
+        self._sizes[key] = size = sum(map(_cost, page))
         self._held += size
-        while self._held > KEPT_CHARACTERS:
+        while self._held > KEPT_BYTES:
             oldest, _ = self._pages.popitem(last=False)
             self._held -= self._sizes.pop(oldest)
         return page
+
+
+def _cost(event: Event) -> int:
+    said = len(event.fact.text) if isinstance(event.fact, _Piece) else len(event.json)
+    return EVENT_BYTES + 3 * said

@@ -113,6 +113,8 @@ class HttpConnection(asyncio.Protocol):
     def close(self) -> None:
         """End it at once. What belongs to another event loop (of a thread, or from before a fork) is left to that."""
         if asyncio._get_running_loop() is self.loop:
+            if self.exchange is not None:  # an end that we make ourselves is none of the body's
+                self.exchange.end(ConnectionAbortedError("The connection was closed here."))
             self._transport.abort()
 
     def pause(self) -> None:
@@ -223,7 +225,9 @@ class HttpExchange(httpx2.AsyncByteStream):
         self._timeout: float | None = None
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
         # As httpx2 has it. No other program reads this answer, so there is none that could understand it otherwise.
-        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True)
+        self._parser.set_dangerous_leniencies(
+            lenient_chunked_length=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+        )
         self._reason = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from importlib import import_module
 
 from .packages import httpx2
 from .settings import EXCHANGE, limits
 
-__all__ = ["chunks", "new_http_client"]
+__all__ = ["chunks", "load", "new_http_client"]
 
 
 def new_http_client() -> httpx2.AsyncClient:
@@ -24,6 +25,13 @@ def new_http_client() -> httpx2.AsyncClient:
 
             return httpx2.AsyncClient(transport=Transport())
     return httpx2.AsyncClient(limits=limits())
+
+
+def load() -> None:
+    """Load what a client stands on now, instead of at the first one."""
+    for name in ("httpx2", "stamina", f"{__package__}.transport"):
+        with suppress(ImportError):
+            import_module(name)
 
 
 def chunks(response: httpx2.Response) -> AsyncIterator[bytes]:

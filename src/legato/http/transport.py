@@ -17,11 +17,15 @@ from contextlib import suppress
 from typing import Any, Final
 
 import httpx2
+from httptools import HttpResponseParser
 
 from .connection import HttpConnection, HttpExchange, Origin
 from .settings import EXCHANGE, limits
 
 __all__ = ["Transport"]
+
+if not hasattr(HttpResponseParser, "set_dangerous_leniencies"):
+    raise ImportError("This version of httptools is too old.", name="httptools")
 
 LIMITS: Final = limits()
 _PORTS: Final = {"http": 80, "https": 443}
@@ -56,8 +60,8 @@ class Transport(httpx2.AsyncBaseTransport):
         url = request.url
         origin = (url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
         connection = self._take(origin) or await self._connect(origin, request)
-        exchange = HttpExchange(connection, request, self._give_back)
         try:
+            exchange = HttpExchange(connection, request, self._give_back)
             head = await exchange.ask(data)
         except BaseException:
             connection.close()
@@ -107,13 +111,23 @@ class Transport(httpx2.AsyncBaseTransport):
         if scheme == "https":
             tls = {"ssl": self._context(), "server_hostname": host, "ssl_handshake_timeout": timeout}
 
-        async def connect(address: str) -> HttpConnection:
-            made = await loop.create_connection(lambda: HttpConnection(origin, self._forget), address, port, **tls)
-            return made[1]
+        async def connect(address: str) -> socket.socket:
+            sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+            try:
+                sock.setblocking(False)
+                await loop.sock_connect(sock, (address, port))
+            except BaseException:
+                sock.close()
+                raise
+            return sock
 
         try:
             async with asyncio.timeout(timeout):
-                connection = await _first(connect, await _addresses(host, port))
+                sock = await _first(connect, await _addresses(host, port))
+                # Only now: a handshake takes long, and is no reason to try another address.
+                _, connection = await loop.create_connection(
+                    lambda: HttpConnection(origin, self._forget), sock=sock, **tls
+                )
         except TimeoutError as exc:
             raise httpx2.ConnectTimeout(str(exc)) from exc
         except OSError as exc:
@@ -174,15 +188,15 @@ async def _addresses(host: str, port: int) -> list[str]:
     return [str(info[4][0]) for info in sorted(infos, key=place)]
 
 
-async def _first(connect: Callable[[str], Coroutine[Any, Any, HttpConnection]], addresses: list[str]) -> HttpConnection:
-    """The connection that is made first. Another address is tried as soon as one fails, or takes long.
+async def _first(connect: Callable[[str], Coroutine[Any, Any, socket.socket]], addresses: list[str]) -> socket.socket:
+    """The socket that is connected first. Another address is tried as soon as one fails, or takes long.
 
     Raises:
         OSError: none of them can be reached.
     """
-    tasks: list[asyncio.Task[HttpConnection]] = []
-    running: set[asyncio.Task[HttpConnection]] = set()
-    won: asyncio.Task[HttpConnection] | None = None
+    tasks: list[asyncio.Task[socket.socket]] = []
+    running: set[asyncio.Task[socket.socket]] = set()
+    won: asyncio.Task[socket.socket] | None = None
     try:
         while won is None and (running or len(tasks) < len(addresses)):
             if len(tasks) < len(addresses):

@@ -13,7 +13,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import Draining, LegatoError, StoreError
+from ..errors import Draining, LegatoError, Overloaded, StoreError
 from .crowd import Line
 from .life import Life
 from .operation import RETRY_AFTER, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
@@ -201,7 +201,7 @@ async def send_body(body: Body, error: LegatoError | None, scope: Scope, receive
             headers["allow"] = error.allowed
         if error.status in RETRY_AFTER:
             headers.setdefault("retry-after", RETRY_AFTER[error.status])
-        if error.status >= 500:
+        if error.status >= 500 and not isinstance(error, Overloaded):  # which is said for all at once
             logger.error("%s %s: %s", scope["method"], scope["path"], error)
     await respond(msgspec.structs.replace(body, headers=headers))(scope, receive, send)
 

@@ -12,6 +12,7 @@ import re
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from typing import Any, TypeVar, overload
@@ -154,7 +155,9 @@ class Legato:
         # Here, since a client of a model is nothing that every server needs.
         from ..agents.model import Model
         from ..agents.upstream import model_agent
+        from ..http import tasks  # what asks the model, which would else be loaded on the loop, by the first question
 
+        tasks.load()
         chosen = {name: options.pop(name) for name in ("base_url", "api_key", "background") if name in options}
         agent = model_agent(Model.read(spec, **chosen), **{"tools": self.tools, **options})
         self._add(agent)
@@ -380,10 +383,14 @@ async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _look_for_pages() -> None:
-    """Miss what the pages need at the start, though it is loaded later."""
+    """Miss what the pages need at the start, though it is loaded later.
+
+    Raises:
+        InvalidInput: it is not there.
+    """
     for name in ("linkify_it", "markdown_it", "nh3", "pygments"):
         if find_spec(name) is None:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            raise InvalidInput(f"The pages need the package {name}: pip install 'legato[server]'.", name=name)
 
 
 class _Pages:
@@ -395,10 +402,19 @@ class _Pages:
         self._loading: asyncio.Future[ASGIApp] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._loading is None:
-            # Without the context of the request: anyio would not be run in one that it runs already.
-            self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
-        pages = await asyncio.shield(self._loading)  # others wait for it, too
+        loading = self._loading
+        if loading is None:
+            # A thread of its own, since all others may be busy with agents. And without the context of the request:
+            # anyio would not be run in one that it runs already.
+            thread = ThreadPoolExecutor(1, thread_name_prefix="legato-pages")
+            loading = self._loading = asyncio.get_running_loop().run_in_executor(thread, self._load)
+            thread.shutdown(wait=False)
+        try:
+            pages = await asyncio.shield(loading)  # others wait for it, too
+        except Exception:
+            if self._loading is loading:
+                self._loading = None  # what was missing, such as a descriptor, may be there when it is asked again
+            raise
         await pages(scope, receive, send)
 
     def _load(self) -> ASGIApp:

@@ -52,7 +52,7 @@ class Line(Protocol):
         ...
 
     def frame(self, body: bytes) -> bytes:
-        """``body`` as it is sent on this line."""
+        """``body`` as it is sent on this line; nothing if it is empty."""
         ...
 
     def put(self, framed: bytes) -> None:
@@ -60,7 +60,7 @@ class Line(Protocol):
         ...
 
     async def write(self, body: bytes) -> None:
-        """Hand over ``body`` when the line is not full."""
+        """Wait until the line is not full, and hand over ``body``, which may be empty."""
         ...
 
     def end(self, *, proper: bool) -> None:
@@ -154,7 +154,7 @@ class Crowd:
 
     def join(self, member: Member, cursor: Offset) -> bool:
         """Take in a reader who has been given everything up to ``cursor``; False: there is more to be read."""
-        if self._due:
+        if self._due or cursor > self.cursor:
             self.go()
         if self._waiting is not None:
             self._newcomers[member] = cursor
@@ -218,7 +218,7 @@ class Crowd:
         """Go once, with what takes waiting."""
         try:
             events = await self._subscription.look()
-            if events:
+            if events and self._members:
                 if self._preparation is not None:
                     await self._preparation.ready(events)
                 self._give(events)
@@ -233,6 +233,8 @@ class Crowd:
             if not self.join(member, cursor):
                 member.crowd = None
                 member.go_alone(cursor, None)
+        if newcomers:
+            self.ring()  # what has come while there was nobody else has been read by nobody
         self._close_if_empty()
 
     def _fail(self, exc: Exception) -> None:
@@ -258,9 +260,12 @@ class Crowd:
             self._write(chunk[0] if len(chunk) == 1 else b"".join(chunk))
         self._subscription.after = events[-1].offset
         if self._encoder.over:
-            for member in list(self._members):
-                self.remove(member)
-                member.finish()
+            for member, line in list(self._members.items()):
+                if line.full:
+                    self.part(member)  # it ends when the last of it has been taken
+                else:
+                    self.remove(member)
+                    member.finish()
 
     def _part_from_the_slow(self) -> None:
         # Before anything is encoded: whoever goes alone takes the encoder along as it is now.
@@ -282,8 +287,11 @@ class Crowd:
         rest = self._sent_at + self._subscription.heartbeat - self._loop.time()
         if rest <= 0:
             rest = self._subscription.heartbeat
-            self._part_from_the_slow()
-            self._write(self._encoder.heartbeat(self.cursor))
+            try:
+                self._part_from_the_slow()
+                self._write(self._encoder.heartbeat(self.cursor))
+            except Exception as exc:
+                self._fail(exc)
             self.ring()  # a heartbeat repairs what a lost ring may have missed
         if self._open:
             self._timer = self._loop.call_later(rest, self._look_for_silence)

@@ -6,12 +6,14 @@ routing and anyio, which no other request needs.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -49,7 +51,11 @@ def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
         operations: that the reference describes.
         life: of the application.
     """
-    described = msgspec.json.encode(document(operations))
+
+    @functools.cache
+    def described() -> bytes:
+        return msgspec.json.encode(document(operations))
+
     anyio.run(anyio.sleep, 0)  # loads what serves files, which would else be at the first of them, on the loop
 
     def page(name: str) -> Callable[[HTTPRequest], Any]:
@@ -59,7 +65,7 @@ def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
         return endpoint
 
     async def openapi(http: HTTPRequest) -> Response:
-        return Response(described, media_type="application/json")
+        return Response(await anyio.to_thread.run_sync(described), media_type="application/json")
 
     async def rendering(http: HTTPRequest) -> Response:
         body = await Request(http, life, nobody(http.scope)).body(markdown.RenderRequest)

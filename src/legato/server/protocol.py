@@ -62,20 +62,26 @@ class HTTPLine:
 
     def frame(self, body: bytes) -> bytes:
         """See ``Line``."""
-        return b"%x\r\n%b\r\n" % (len(body), body) if self.framing == "chunked" else body
+        if self.framing == "chunked" and body:  # an empty chunk would be the end
+            return b"%x\r\n%b\r\n" % (len(body), body)
+        return body
 
     async def write(self, body: bytes) -> None:
         """See ``Line``."""
         while self.full and self._lost is not None:
             await self._protocol.flow.drain()
-        self.put(self.frame(body))
+        if body:
+            self.put(self.frame(body))
 
     def end(self, *, proper: bool) -> None:
         """See ``Line``."""
         self._let_go()
         cycle, transport = self._cycle, self._protocol.transport
         if not proper:
-            transport.close()
+            if self.full:
+                transport.abort()  # to close it would be to wait for who does not read
+            else:
+                transport.close()
             return
         if self.framing == "chunked":
             self.put(b"0\r\n\r\n")
@@ -124,6 +130,18 @@ class HTTPProtocol(HttpToolsProtocol):
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
+        self._take_line_back()
+
+    def on_response_complete(self) -> None:
+        """A response is over."""
+        self._take_line_back()
+        super().on_response_complete()
+
+    def _take_line_back(self) -> None:
+        """Let a request and its line, which know each other, go when they are not needed: without the collector."""
+        cycle, self._answering = self._answering, None
+        if cycle is not None and cycle.scope is not None:
+            cycle.scope.pop("extensions", None)
 
     def pause_writing(self) -> None:
         """See ``asyncio.Protocol``."""

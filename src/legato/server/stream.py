@@ -430,13 +430,18 @@ class Pump:
                 events = await subscription.look()
                 if events:
                     await self._deliver(events, self.line.write)
-                elif subscription.stopped:
+                    continue
+                await self._wait_for_room()  # here and not in a crowd, so that it is seen how long
+                if subscription.stopped:
                     break
-                else:
-                    self._task = None  # a crowd may send us away again at once
-                    if self._join():
-                        return
-                    self._task = asyncio.current_task()
+                self._task = None  # a crowd may send us away again at once
+                if self._join():
+                    return
+                self._task = asyncio.current_task()
+                with subscription:  # the crowd stands elsewhere: there is more to read, or there will be
+                    if not await subscription.wait():
+                        await self._write(self.line.write, self._encoder.heartbeat(subscription.after))
+            await self._wait_for_room()
         except asyncio.CancelledError:
             if not self._aborted:
                 self._hang_up(self.line.abort)
@@ -447,6 +452,11 @@ class Pump:
         else:
             self._task = None
             self._hang_up(functools.partial(self.line.end, proper=self._encoder.over or not self._resets))
+
+    async def _wait_for_room(self) -> None:
+        self._sending_since = time.monotonic()
+        await self.line.write(b"")
+        self._sending_since = 0.0
 
     # Both -------------------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,8 @@ class MemoryStore:
                 log.state = released(log.state, run.lease())
 
     async def close(self) -> None:
-        """Nothing to let go."""
+        """Let go of the event loop; the logs stay."""
+        self._loop = None
 
     def append(
         self,

@@ -283,12 +283,12 @@ class SQLiteStore:
         if limit <= 0 or not is_text(session):
             return []
         after = min(after, MAX_INTEGER)
-        events = self._tail.read(session, after, limit, deltas=deltas)
+        events = self.peek(session, after, limit=limit, deltas=deltas)
         if events is not None:
             return events
         async with self._reading:
             # Somebody may have read the same meanwhile: after a restart, all readers of a session come at once.
-            events = self._tail.read(session, after, limit, deltas=deltas)
+            events = self.peek(session, after, limit=limit, deltas=deltas)
             if events is None and deltas and limit >= READ_LIMIT:
                 events = self._blocks.read(session, after) or await self._read_block(session, after)
             return events or await self._read_page(session, after, limit, deltas)
@@ -310,6 +310,7 @@ class SQLiteStore:
         return page.events[bisect_right(page.events, after, key=_offset) :]
 
     async def _read_page(self, session: str, after: Offset, limit: int, deltas: bool) -> list[Event]:
+        torn = False
         while True:
             events = self._tail.read(session, after, limit, deltas=deltas)
             if events is not None:
@@ -318,8 +319,10 @@ class SQLiteStore:
             page = await self._page(session, after, limit, deltas)
             if page.events or not page.torn:
                 return page.events
-            if self._delivered == delivered:
+            # What tore the first was there before the second looked.
+            if torn or self._delivered == delivered:
                 raise StoreCorrupt(f"Events after offset {after} are gone: {self._path}.", path=self._path)
+            torn = True
 
     async def _page(self, session: str, after: Offset, limit: int, deltas: bool) -> Page:
         """A page from the disk, which the tail may go on from."""
@@ -333,8 +336,12 @@ class SQLiteStore:
         return page
 
     def peek(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event] | None:
-        """What the tail cache holds of what ``read`` would give; None if that is not all of it."""
-        return self._tail.read(session, after, limit, deltas=deltas)
+        """What is in memory of what ``read`` would give; None if that is not all of it."""
+        self._check_open()
+        events = self._tail.read(session, after, limit, deltas=deltas)
+        if events is None and (look := self._looks.get(session)) is not None and after >= look.state.head:
+            return []  # as readers at the head of a log ask that nobody has written to for long
+        return events
 
     async def info(self, session: str) -> SessionInfo:
         """See ``Store.info``. Without a query for sessions that were written to, or asked for, of late."""

@@ -87,6 +87,8 @@ class Journal:
 
         The words of a deleted session stand among those of others, so all that is left of the journal is packed.
         """
+        if not arrived and not deleted:  # so that whoever only looks writes nothing, also when nothing can be written
+            return Filing([], (), {}, self._start, self._end)
         if deleted:
             packed = {*self._sessions, *arrived}
         else:
