@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import signal
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +19,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from legato.server.adaptor import LINE
+from legato.server.protocol import HTTPProtocol
 from legato.server.serve import AddressTaken, listen
 from legato.sse import Decoder, SSEMessage
 from processes import Server, running
@@ -291,3 +297,38 @@ def test_connections_are_accepted_many_at_a_time() -> None:
     script = [sys.executable, "-c", COUNTING]
     rounds, connections = map(int, subprocess.run(script, capture_output=True, check=True, timeout=60).stdout.split())
     assert rounds < connections / 2
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_a_request_is_let_go_without_the_collector(status: int) -> None:
+    """It and its line know each other; when it has been answered, nothing of it is left, be its body read or not."""
+    kept: list[weakref.ref[object]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        kept.append(weakref.ref(scope["extensions"][LINE].send.__self__))
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: HTTPProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    request = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello"
+    gc.collect()
+    gc.disable()
+    try:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        for _ in range(3):
+            writer.write(request)
+            await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        async with asyncio.timeout(30):
+            while state.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert [ref() for ref in kept] == [None] * 3
+    finally:
+        gc.enable()
+        server.close()
