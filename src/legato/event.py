@@ -408,12 +408,8 @@ DELTAS = frozenset(name for name, fact in EVENTS.items() if fact.delta)
 
 # Facts and JSON -------------------------------------------------------------------------------------------------------
 
-
-@functools.cache
-def _decoder(fact: type[Fact]) -> msgspec.json.Decoder[Fact]:
-    return decoder(fact)
-
-
+# At once, and not when the first is read: several threads read (see ``json.known``).
+_decoders = {name: decoder(fact).decode for name, fact in EVENTS.items()}
 _object = decoder(JsonObject).decode
 
 
@@ -423,13 +419,13 @@ def read_fact(type: str, json: bytes | str) -> AnyFact:
     Raises:
         msgspec.DecodeError: it is no JSON object.
     """
-    known = EVENTS.get(type)
-    if known is None:
+    decode = _decoders.get(type)
+    if decode is None:
         return OtherFact(type, _object(json))
     try:
-        return _decoder(known).decode(json)
+        return decode(json)
     except msgspec.ValidationError:
-        return _mended(known, _object(json))
+        return _mended(EVENTS[type], _object(json))
 
 
 def fact(type: str, data: JsonObject) -> AnyFact:

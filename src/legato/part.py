@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .errors import InvalidInput
-from .json import JsonObject
+from .json import JsonObject, known
 
 T = TypeVar("T")
 
@@ -172,10 +172,10 @@ def _read(type: type, value: Any) -> Any:
 
 def read_part(value: JsonObject) -> Part:
     """The part that a JSON object is; an ``OtherPart`` also if it is of a known kind and does not fit."""
-    known = PARTS.get(value.get("type", "")) if isinstance(value, dict) else None
-    if known is not None:
+    kind = PARTS.get(value.get("type", "")) if isinstance(value, dict) else None
+    if kind is not None:
         try:
-            return msgspec.convert(value, known)
+            return msgspec.convert(value, known(kind))
         except msgspec.ValidationError:
             pass
     return OtherPart(value if isinstance(value, dict) else {"value": value})
@@ -187,12 +187,15 @@ def _write(value: Any) -> JsonObject:
     raise NotImplementedError(f"Objects of type {type(value).__name__} are not JSON")
 
 
+for _kind in (*PARTS.values(), Usage):
+    known(_kind)  # before there are threads that read logs
+
 _encoder = msgspec.json.Encoder(enc_hook=_write)
 
 
 def decoder(type: type[T]) -> msgspec.json.Decoder[T]:
     """What reads JSON as ``type``, parts of any kind included."""
-    return msgspec.json.Decoder(type, dec_hook=_read)
+    return msgspec.json.Decoder(known(type), dec_hook=_read)
 
 
 def convert(value: Any, type: type[T], *, strict: bool = True) -> T:
@@ -201,7 +204,7 @@ def convert(value: Any, type: type[T], *, strict: bool = True) -> T:
     Raises:
         msgspec.ValidationError: it does not fit.
     """
-    return msgspec.convert(value, type, strict=strict, dec_hook=_read)
+    return msgspec.convert(value, known(type), strict=strict, dec_hook=_read)
 
 
 def encode(value: object) -> bytes:

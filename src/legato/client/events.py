@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import msgspec
 
 from ..http.errors import ResponseInvalid
-from ..json import JsonObject
+from ..json import JsonObject, known
 from ..sse import SSEMessage
 
 __all__ = [
@@ -473,7 +473,7 @@ def _table() -> dict[str, tuple[Callable[..., StreamEvent], msgspec.json.Decoder
     for kind in get_args(StreamEvent):
         hints = get_type_hints(kind)
         # Not strict: numbers that a server wrote as text are taken too.
-        rows[get_args(hints["event"])[0]] = (kind, msgspec.json.Decoder(hints["data"], strict=False))
+        rows[get_args(hints["event"])[0]] = (kind, msgspec.json.Decoder(known(hints["data"]), strict=False))
     return rows
 
 

@@ -18,6 +18,7 @@ import msgspec
 import legato
 
 from ..errors import InvalidInput
+from ..json import known
 from .errors import APIError, ClientError, ConnectionFailed, ConnectionLost, ResponseInvalid
 from .packages import httpx2
 from .retry import UNSET, RetryConfig, Unset
@@ -139,7 +140,7 @@ def answer(call: HttpCall[T], response: httpx2.Response) -> T:
     if call.returns is NoneType:
         return call.nothing()
     try:
-        return msgspec.json.decode(response.content, type=call.returns, strict=False)
+        return msgspec.json.decode(response.content, type=known(call.returns), strict=False)
     except (msgspec.MsgspecError, UnicodeError) as exc:
         raise ResponseInvalid(
             f"{call.method} {call.path} was answered with {response.status_code}, but not as documented: {exc}.",

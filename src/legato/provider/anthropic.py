@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import InvalidInput
 from ..http.call import HttpCall
-from ..json import JsonObject
+from ..json import JsonObject, known
 from ..sse import SSEMessage
 from .errors import ProviderError, ResponseIncomplete, StreamMalformed, failed
 from .prompt import FunctionTool, as_text, read_tool, tool_calls
@@ -118,13 +118,13 @@ class AnthropicFold:
     def take(self, message: SSEMessage) -> list[StreamChunk]:
         """See ``WireFold``."""
         try:
-            head = msgspec.json.decode(message.data, type=_Failure)
+            head = msgspec.json.decode(message.data, type=known(_Failure))
             if head.type == "error":
                 self.failure, self.over = failed({"error": head.error}), True
                 return []
             if head.type not in _TAKES:
                 return []
-            event = msgspec.json.decode(message.data, type=_MessageEvent)
+            event = msgspec.json.decode(message.data, type=known(_MessageEvent))
         except (msgspec.MsgspecError, UnicodeError) as exc:
             raise StreamMalformed(f"An event of a message was expected, not {message.data[:200]!r}: {exc}.") from exc
         return _TAKES[event.type](self, event)
@@ -251,7 +251,7 @@ class AnthropicWire:
             ProviderError: it was stopped before its end, or it is no answer.
         """
         try:
-            message = msgspec.convert(raw, _Message)
+            message = msgspec.convert(raw, known(_Message))
         except msgspec.ValidationError as exc:
             raise StreamMalformed(f"A message was expected, not {raw!r:.200}: {exc}.") from exc
         if message.content is None:

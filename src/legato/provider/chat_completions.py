@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from ..http.call import HttpCall
-from ..json import JsonObject
+from ..json import JsonObject, known
 from ..sse import SSEMessage
 from .errors import ProviderError, ResponseIncomplete, StreamMalformed, failed
 from .prompt import FunctionTool, as_text, read_tool
@@ -96,7 +96,7 @@ class ChatCompletionsFold:
     def take(self, message: SSEMessage) -> list[StreamChunk]:
         """See ``WireFold``."""
         try:
-            chunk = msgspec.json.decode(message.data, type=Completion)
+            chunk = msgspec.json.decode(message.data, type=known(Completion))
         except (msgspec.MsgspecError, UnicodeError) as exc:
             raise StreamMalformed(f"A chunk of a chat was expected, not {message.data[:200]!r}: {exc}.") from exc
         return self.take_chunk(chunk)
@@ -219,7 +219,7 @@ class ChatCompletionsWire:
         """
         fold = ChatCompletionsFold()
         try:
-            fold.take_chunk(msgspec.convert(raw, Completion))
+            fold.take_chunk(msgspec.convert(raw, known(Completion)))
         except msgspec.ValidationError as exc:
             raise StreamMalformed(f"An answer of a chat was expected, not {raw!r:.200}: {exc}.") from exc
         fold.done()

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from ..json import JsonObject
+from ..json import JsonObject, known
 from ..sse import SSEMessage
 from .errors import StreamMalformed
 
@@ -182,7 +182,7 @@ def decode_event(message: SSEMessage) -> ResponseEvent:
     raw = decode_object(message)
     kind = raw.get("type", message.event)
     try:
-        event = msgspec.convert({**raw, "type": kind}, _CLASSES.get(str(kind), ResponseEvent))
+        event = msgspec.convert({**raw, "type": kind}, known(_CLASSES.get(str(kind), ResponseEvent)))
     except msgspec.ValidationError as exc:
         raise StreamMalformed(f"An event {kind!r:.64} is not as documented: {exc}.") from exc
     msgspec.structs.force_setattr(event, "raw", raw)  # convert() would copy all of it

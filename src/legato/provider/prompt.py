@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from ..errors import InvalidInput
-from ..json import JsonObject
+from ..json import JsonObject, known
 from .result import ToolCall
 
 __all__ = ["FunctionTool", "as_text", "read_tool", "tool_calls"]
@@ -41,7 +41,7 @@ def read_tool(tool: Mapping[str, object]) -> FunctionTool | JsonObject:
     if isinstance(function, Mapping) and "input_schema" in function:  # as Anthropic calls it
         function = {**function, "parameters": function["input_schema"]}
     try:
-        return msgspec.convert(function, FunctionTool)
+        return msgspec.convert(function, known(FunctionTool))
     except msgspec.ValidationError as exc:
         raise InvalidInput(f"A tool has a name, and may have a description and parameters: {exc}.") from exc
 
