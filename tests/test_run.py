@@ -1097,6 +1097,17 @@ async def test_an_idle_runner_takes_its_share(stage: Stage) -> None:
     assert sorted(held.begun + other.begun) == [str(number) for number in range(7)]
 
 
+async def test_a_stop_leaves_no_timer(stage: Stage) -> None:
+    """What waits for work ends with the life that it belongs to."""
+    runner = stage.runner(lambda turn: "yes")
+    await runner.start()
+    async with asyncio.timeout(NET):
+        while runner._bell._timer is None:  # noqa: ASYNC110  # it waits soon
+            await asyncio.sleep(0)
+    await runner.stop()
+    assert runner._bell._timer is None
+
+
 async def test_a_clean_stop_gives_back_at_once(stage: Stage) -> None:
     """What a runner leaves is begun by another one though its clock stands still: nothing has run out."""
     held = Held()

@@ -241,6 +241,7 @@ class Runner:
                 await self._bell.wait(pause)
         finally:
             self.store.doorbell.take_work(self._bell)
+            self._bell.close()
 
     def _until_needed(self) -> float:
         until = self._renewal[0]
