@@ -85,6 +85,14 @@ class Wire:
         self.ended = "aborted"
 
 
+class Narrow(Wire):
+    """One that is full after each write."""
+
+    def put(self, framed: bytes) -> None:
+        super().put(framed)
+        self.stall()
+
+
 class Counting(MemoryStore):
     """A store that counts how often it was asked for events; ``hold`` makes reads wait, and peeks impossible."""
 
@@ -120,6 +128,13 @@ class Scene:
 
     async def say(self, *words: str) -> None:
         await self.store.append("s", [draft("session.rewound", {"to": word}) for word in words])
+
+    async def say_unseen(self, word: str) -> None:
+        """Say it while nothing is at hand: who is at the head waits for the disk, until ``gate`` opens."""
+        self.store.blind = True
+        self.store.gate.clear()
+        await self.say(word)
+        await settle()
 
     def read(
         self,
@@ -232,11 +247,6 @@ async def test_who_stops_reading_parts_and_comes_back(scene: Scene) -> None:
 async def test_a_large_batch_does_not_pile_up_in_a_line(scene: Scene) -> None:
     """Whose line is full after one write of it is sent the rest when it reads again."""
 
-    class Narrow(Wire):
-        def put(self, framed: bytes) -> None:
-            super().put(framed)
-            self.stall()
-
     wide, narrow = scene.read(1), scene.read(1, wire=Narrow())
     text = "x" * (WRITE_BYTES // 2)
     await scene.say(*[text] * 6)
@@ -316,10 +326,7 @@ async def test_who_comes_while_the_crowd_waits(scene: Scene, more: bool) -> None
     """Is let in if it stands where the crowd then stands, and else reads on alone."""
     first = scene.read(1)
     await settle()
-    scene.store.blind = True
-    scene.store.gate.clear()
-    await scene.say("w1")
-    await settle()
+    await scene.say_unseen("w1")
     scene.store.blind = False
     wires = {after: scene.read(after) for after in (2, 1)}
     await settle()
@@ -342,10 +349,7 @@ async def test_a_crowd_whose_readers_leave_while_it_waits(scene: Scene) -> None:
     """It ends when it need not wait any more; who comes then begins another."""
     wire = scene.read(1)
     await settle()
-    scene.store.blind = True
-    scene.store.gate.clear()
-    await scene.say("w1")
-    await settle()
+    await scene.say_unseen("w1")
     wire.lost()
     assert (wire.ended, scene.crowds) == ("aborted", 1)
     scene.store.gate.set()
@@ -360,10 +364,7 @@ async def test_who_is_let_in_when_all_others_have_left(scene: Scene) -> None:
     """While a crowd waited: what has come since is read for who is in it now."""
     first = scene.read(1)
     await settle()
-    scene.store.blind = True
-    scene.store.gate.clear()
-    await scene.say("w1")
-    await settle()
+    await scene.say_unseen("w1")
     scene.store.blind = False
     second = scene.read(2)
     await settle()
@@ -503,11 +504,6 @@ async def test_the_end_of_the_log_is_the_end_of_all(scene: Scene) -> None:
 
 async def test_who_has_not_taken_the_end_is_waited_for(scene: Scene) -> None:
     """The stream ends when the reader has all of it, or is dropped with the others who take nothing."""
-
-    class Narrow(Wire):
-        def put(self, framed: bytes) -> None:
-            super().put(framed)
-            self.stall()
 
     wires = [scene.read(1, wire=Narrow()) for _ in range(2)]
     await scene.say("w1", "end")

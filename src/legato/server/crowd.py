@@ -144,9 +144,6 @@ class Crowd:
         self._timer = self._loop.call_later(subscription.heartbeat, self._look_for_silence)
         subscription.hang(self)
 
-    def __len__(self) -> int:
-        return len(self._members)
-
     @property
     def cursor(self) -> Offset:
         """The offset up to which everything has been handed over."""
