@@ -3,7 +3,7 @@
 A stalled reader asks for the whole session, which holds two million characters, and never reads from its socket.
 Reported: how long a token takes from the agent's ``yield`` to the healthy reader, what each stalled reader holds of
 the server's memory, and by how much that grew while the run went on. (In its user space; what the kernel buffers for
-each stalled socket is bounded by the listening socket's SO_SNDBUF.)
+each stalled socket is bounded by the listening socket's TCP_NOTSENT_LOWAT.)
 
     python benchmarks/stalled.py [--base CHECKOUT] [--rounds 3] [--seconds 6] [--quick] [--save]
 """

@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -332,3 +334,55 @@ async def test_a_request_is_let_go_without_the_collector(status: int) -> None:
     finally:
         gc.enable()
         server.close()
+
+
+def sent_while_nobody_reads(listener: socket.socket) -> int:
+    """Bytes that can be written to a connection whose other end reads nothing, with next to no room of its own."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.getsockname())
+        server, _ = accepted(listener)
+        with server:
+            server.setblocking(False)
+            sent, still = 0, 0
+            while still < 5:  # what is on its way when the buffer is full makes room once more
+                try:
+                    sent += server.send(b"x" * 65_536)
+                    still = 0
+                except BlockingIOError:
+                    still += 1
+                    time.sleep(0.02)
+            return sent
+
+
+def accepted(listener: socket.socket) -> tuple[socket.socket, Any]:
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return listener.accept()
+        time.sleep(0.001)
+
+
+def seconds_for(listener: socket.socket, size: int) -> float:
+    """How long so many bytes take to a reader who reads as fast as it can."""
+    with socket.create_connection(listener.getsockname()) as client:
+        server, _ = accepted(listener)
+        with server:
+            server.setblocking(True)
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            writer = threading.Thread(target=server.sendall, args=(b"x" * size,))
+            began = time.perf_counter()
+            writer.start()
+            while size:
+                size -= len(client.recv(65_536))
+            writer.join()
+            return time.perf_counter() - began
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="not on this system")
+def test_what_the_kernel_holds_for_a_stalled_reader_is_bounded_and_a_fast_one_is_not_held_up() -> None:
+    """A connection holds little for who does not read, and carries as much as one without any bound."""
+    size = 32_000_000
+    with socket.create_server(("127.0.0.1", 0)) as plain, listen("127.0.0.1", 0) as ours:
+        assert sent_while_nobody_reads(ours) <= 65_536 < sent_while_nobody_reads(plain)
+        without = min(seconds_for(plain, size) for _ in range(3))
+        assert min(seconds_for(ours, size) for _ in range(3)) < 12 * without

@@ -23,8 +23,9 @@ from .protocol import HTTPProtocol
 
 logger = logging.getLogger("legato")
 
-SEND_BUFFER = 32_768
-"""Bytes that the kernel may hold for a reader that has stopped reading; by itself it would take some 4 MB for each."""
+UNSENT = 16_384
+"""Bytes that the kernel takes for a reader beyond what it has sent; by itself it would take some 4 MB for one that has
+stopped reading. A bound of its whole buffer (SO_SNDBUF) would do that too, and let nobody have more than 2 MB/s."""
 
 
 GC_THRESHOLD = (20_000, 20, 20)
@@ -53,7 +54,8 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # the accepted ones inherit it
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux, macOS
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)  # the accepted ones inherit it
         listener.bind(address)
         listener.listen(2048)
     except OSError as exc:
