@@ -25,6 +25,8 @@
     |-- Overloaded          503     the server has too much to do; try again later
     |-- StoreError          500     the store could not do it; nothing was written
     |   |-- StoreLocked     500     another process has this file open
+    |   |-- StoreBusy       503     another program has locked the file; try again later
+    |   |-- StoreLost       503     the file is not where it was
     |   |-- StoreReadOnly   500
     |   |-- StoreFull       507     the disk is full
     |   |-- StoreCorrupt    500
@@ -219,6 +221,20 @@ class StoreLocked(StoreError):
     """Another process has this file open."""
 
     code = "store_locked"
+
+
+class StoreBusy(StoreError):
+    """Another program has locked the file for longer than one waits; try again later."""
+
+    code = "store_busy"
+    status = 503
+
+
+class StoreLost(StoreError):
+    """The file has been moved, removed or cut while it was in use, so nothing is stored until it is back."""
+
+    code = "store_lost"
+    status = 503
 
 
 class StoreReadOnly(StoreError):

@@ -141,7 +141,8 @@ class Store(Leaser, Protocol):
 
     A store that holds some events in memory may have ``peek``, too, which is no coroutine: what ``read`` would give,
     but never fewer than ``limit`` while there are more; or None, where that takes waiting. Readers at the head of a
-    log cost less with it.
+    log cost less with it. One that can know without being asked that it cannot store anything for now may have
+    ``trouble``, a property: the ``StoreError`` that says why, or None. The server is not ready as long as there is one.
     """
 
     doorbell: Doorbell

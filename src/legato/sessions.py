@@ -39,6 +39,7 @@ from .errors import (
     RunNotFound,
     SessionExists,
     SessionNotFound,
+    StoreError,
     TooLarge,
 )
 from .event import (
@@ -173,6 +174,11 @@ class Sessions:
     def draining(self) -> bool:
         """Whether no new messages are taken."""
         return self._runner.draining
+
+    @property
+    def trouble(self) -> StoreError | None:
+        """Why nothing can be stored for now, as far as the store knows."""
+        return getattr(self._store, "trouble", None)
 
     @property
     def running(self) -> int:

@@ -251,9 +251,9 @@ class Health(_Wire):
 
 
 class Ready(_Wire):
-    """Whether new messages are taken."""
+    """Whether new messages are taken: not while the server stops, nor while its store can keep nothing."""
 
-    status: Literal["ready", "draining"]
+    status: Literal["ready", "draining", "store"]
 
 
 class ApiKey(msgspec.Struct):

@@ -333,8 +333,12 @@ async def health(request: Request) -> Body:
 
 async def ready(request: Request) -> Body:
     """Whether the server takes new messages."""
-    status: Literal["ready", "draining"] = "draining" if request.sessions.draining else "ready"
-    if status == "draining":
+    status: Literal["ready", "draining", "store"] = "ready"
+    if request.sessions.draining:
+        status = "draining"
+    elif request.sessions.trouble is not None:
+        status = "store"
+    if status != "ready":
         return Body(503, mix_api.Ready(status=status), {"retry-after": RETRY_AFTER[503]})
     return Body(200, mix_api.Ready(status=status))
 

@@ -33,6 +33,7 @@ from ..event import Draft, Event, Offset
 from ..log import MICRO, READ_LIMIT, Appended, Doorbell, SessionInfo, SessionPage, Store, Take
 from ..machine import Lease, OpenRun
 from .lock import FileLock
+from .sqlite_errors import store_error
 from .sqlite_file import (
     Page,
     apsw,
@@ -42,7 +43,6 @@ from .sqlite_file import (
     read_open_runs,
     read_page,
     read_sessions,
-    store_error,
 )
 from .sqlite_journal import Journal
 from .sqlite_writer import (
@@ -126,9 +126,11 @@ class SQLiteStore:
 
     def _open(self) -> apsw.Connection:
         folder = Path(self._path).parent
-        if not folder.is_dir():
-            raise StoreError(f"There is no folder {folder}; create it first.", path=self._path)
         try:
+            if not folder.is_dir():
+                raise StoreError(f"There is no folder {folder}; create it first.", path=self._path)
+            if Path(self._path).exists() and not Path(self._path).is_file():
+                raise StoreError(f"{self._path} is a folder or a device; name a file in it.", path=self._path)
             self._lock.acquire()
             connection = connect(self._path, write=True)
             try:
@@ -381,6 +383,11 @@ class SQLiteStore:
     async def open_runs(self, *, limit: int = READ_LIMIT) -> list[OpenRun]:
         """See ``Leaser.open_runs``."""
         return await self._ask(lambda connection: read_open_runs(connection, limit))
+
+    @property
+    def trouble(self) -> StoreError | None:
+        """Why nothing can be stored for now, see ``Store``."""
+        return None if self._writer is None else self._writer.trouble
 
     def facts(self) -> dict[str, str | int]:
         """What an operator may want to know: the durability, and what the tail cache holds (sessions, bytes)."""

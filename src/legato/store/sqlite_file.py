@@ -1,4 +1,4 @@
-"""The file of a SQLite store: its schema and migrations, the SQL, and what SQLite's errors mean.
+"""The file of a SQLite store: its schema and migrations, and the SQL.
 
 It knows no threads and no event loop, but their lock (the GIL) shapes how it writes. apsw lets go of it around every
 step of a statement. A short step (a row read from the cache) has it back before another thread noticed; after a long
@@ -11,9 +11,9 @@ work.
 
 from __future__ import annotations
 
-import errno
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ except ModuleNotFoundError as exc:
         "The SQLite store needs the package apsw: pip install 'legato[server]'", name="apsw"
     ) from exc
 
-from ..errors import StoreCorrupt, StoreError, StoreFull, StoreReadOnly, StoreVersion
+from ..errors import StoreError, StoreVersion
 from ..event import AnyFact, Event, Offset, read_fact
 from ..log import MICRO, SessionInfo, created
 from ..machine import OpenRun, RunState
@@ -417,10 +417,14 @@ def prepare(connection: apsw.Connection, path: str, durability: str) -> None:
     """
     version = _check_version(connection, path)
     if connection.pragma("journal_mode", "wal") != "wal":
-        raise StoreError(f"SQLite could not set up its write-ahead log beside {path}.", path=path)
+        raise StoreError(
+            f"SQLite could not set up its write-ahead log beside {path}, as on file systems of networks. Put the file "
+            "on a local disk.",
+            path=path,
+        )
     connection.pragma("synchronous", durability)
     connection.pragma("journal_size_limit", WAL_BYTES)
-    with connection:
+    with transaction(connection):
         for migration in MIGRATIONS[version:]:
             connection.execute(migration)
         if version < len(MIGRATIONS):
@@ -428,6 +432,19 @@ def prepare(connection: apsw.Connection, path: str, durability: str) -> None:
             connection.pragma("user_version", len(MIGRATIONS))
         connection.execute("UPDATE open_run SET owner = NULL, expires_at = 0 WHERE owner IS NOT NULL")
     connection.execute(CHANGE)
+
+
+@contextmanager
+def transaction(connection: apsw.Connection) -> Iterator[None]:
+    """All of it or nothing. What fails is raised as it was, also where SQLite has rolled back by itself."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if not connection.get_autocommit():
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _check_version(connection: apsw.Connection, path: str) -> int:
@@ -444,31 +461,3 @@ def _check_version(connection: apsw.Connection, path: str) -> int:
             known=len(MIGRATIONS),
         )
     return version
-
-
-# Errors ---------------------------------------------------------------------------------------------------------------
-
-_MEANINGS: list[tuple[tuple[type[Exception], ...], type[StoreError], str]] = [
-    ((apsw.FullError,), StoreFull, "The disk is full"),
-    ((apsw.ReadOnlyError, apsw.PermissionsError), StoreReadOnly, "The file cannot be written"),
-    ((apsw.CorruptError, apsw.NotADBError, msgspec.MsgspecError), StoreCorrupt, "The file is damaged, or no database"),
-    ((apsw.CantOpenError,), StoreError, "The file cannot be opened"),
-]
-_ERRNOS: dict[int | None, tuple[type[StoreError], str]] = {
-    errno.EACCES: (StoreReadOnly, "The file or its folder cannot be written"),
-    errno.EPERM: (StoreReadOnly, "The file or its folder cannot be written"),
-    errno.EROFS: (StoreReadOnly, "The file system cannot be written"),
-    errno.ENOSPC: (StoreFull, "The disk is full"),
-    errno.EDQUOT: (StoreFull, "The disk quota is used up"),
-}
-
-
-def store_error(exc: Exception, path: str) -> StoreError:
-    """What to raise for an error of SQLite or of the system."""
-    if isinstance(exc, OSError):
-        error, text = _ERRNOS.get(exc.errno, (StoreError, "The file cannot be opened"))
-        return error(f"{text}: {path} ({exc}).", path=path)
-    for kinds, error, text in _MEANINGS:
-        if isinstance(exc, kinds):
-            return error(f"{text}: {path} ({exc}).", path=path)
-    return StoreError(f"SQLite could not do it: {path} ({type(exc).__name__}: {exc}).", path=path)

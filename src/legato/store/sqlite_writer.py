@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -20,10 +21,11 @@ from typing import Any
 
 import msgspec
 
-from ..errors import InvalidInput, LegatoError, RunEnded, StoreCorrupt, TooLarge
+from ..errors import InvalidInput, LegatoError, RunEnded, StoreBusy, StoreCorrupt, StoreError, StoreLost, TooLarge
 from ..event import AnyFact, Draft, Event, Offset, SessionCreated, settle
 from ..log import MICRO, Appended, Take, created, moment
 from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
+from .sqlite_errors import store_error
 from .sqlite_file import (
     DELETED,
     EVENT,
@@ -43,10 +45,12 @@ from .sqlite_file import (
     read_page,
     read_used,
     read_waiting,
-    store_error,
     value,
 )
 from .sqlite_journal import Filing, Journal
+from .watch import FileWatch
+
+logger = logging.getLogger("legato")
 
 GROUP_REQUESTS = 1_000
 """Requests in one commit at most, so that the first of many does not wait for all."""
@@ -60,6 +64,17 @@ PACKED_BYTES = 4_096
 """A delta whose JSON is longer is an event by itself, so that a pack is no large thing."""
 MAX_DATA_BYTES = 256 * 1024 * 1024
 """An event's data, as JSON. SQLite's own limit is 1 GB a row, and one row beyond it would fail its whole group."""
+BUSY_MS = 50
+"""Milliseconds for which a commit waits in SQLite for another program's lock. Then the group waits here, where who only
+asks need not wait with it,"""
+BUSY_SECONDS = 2.0
+"""and after so many seconds it fails, as does at once what comes as long as the lock is there."""
+BUSY_RETRY = 0.05
+"""Seconds between two tries of a group that waits for a lock."""
+LOOK_SECONDS = 0.1
+"""A commit is preceded by a look whether the file is still there, unless the last one is not older than so."""
+IDLE_SECONDS = 1.0
+"""Seconds between two looks while nothing is to be committed."""
 KNOWN_SESSIONS = 10_000
 """Sessions whose head the writer remembers; others cost a look-up."""
 DAMAGE = (apsw.Error, msgspec.MsgspecError)
@@ -549,6 +564,11 @@ class Writer:
         deliver: Callable[[list[WriteRequest], dict[str, Look]], None],
     ) -> None:
         self._path = path
+        self._watch = FileWatch(path)
+        self._looked_at = 0.0  # when the files were
+        self._trouble: StoreError | None = None
+        self._patient_until = 0.0  # with another program's lock
+        self._held: list[WriteRequest] = []  # as long as there is patience
         self._connection = connection
         self._journal = journal
         self._clock = clock
@@ -562,6 +582,7 @@ class Writer:
 
     def start(self) -> None:
         """Begin to take requests."""
+        self._connection.set_busy_timeout(BUSY_MS)
         self._thread.start()
 
     def submit(self, request: WriteRequest) -> None:
@@ -579,7 +600,17 @@ class Writer:
 
     def _run(self) -> None:
         begun = 0.0
-        while (first := self._queue.get()) is not None:
+        while True:
+            try:
+                first = self._queue.get(timeout=BUSY_RETRY if self._held else IDLE_SECONDS)
+            except queue.Empty:
+                if self._held:
+                    self._do([])
+                else:
+                    self._blocked()
+                continue
+            if first is None:
+                break
             if self._awaited and (pause := begun + COMMIT_INTERVAL - time.monotonic()) > 0:
                 self._back.wait(pause)  # meanwhile others join the group
             begun = time.monotonic()
@@ -592,28 +623,87 @@ class Writer:
                 self._awaited = {each.session for each in requests}
             self._do(requests)
             if len(requests) < len(taken):
-                return
+                break
+        if self._held:
+            self._patient_until = 0.0
+            self._do([])
 
     def _do(self, requests: list[WriteRequest]) -> None:
+        requests, self._held = self._held + requests if self._held else requests, []
         # Before the commit, so that whoever reads its effects from the disk can know that it is being delivered.
         self.begun += 1
         looks = self._try(requests)
-        if looks is None and (asking := [request for request in requests if isinstance(request, Inform)]):
-            looks = self._try(asking)
+        if looks is None:
+            asking: list[WriteRequest] = [request for request in requests if isinstance(request, Inform)]
+            if time.monotonic() < self._patient_until:
+                self._held = [request for request in requests if not isinstance(request, Inform)]
+                requests = asking
+            looks = self._try(asking) if asking else {}
         self._deliver(requests, looks or {})
 
     def _try(self, requests: Sequence[WriteRequest]) -> dict[str, Look] | None:
         """Commit a group; None if it could not be, which each of its requests has been told."""
-        try:
-            return self._commit(requests)
-        except Exception as exc:  # whatever it is, this thread goes on for the other sessions
-            self._undo()
-            for request in requests:
-                request.error, request.outcome = store_error(exc, self._path), None
-                request.error.__cause__ = exc
-                if isinstance(request, Append):
-                    request.stored = []
+        cause: Exception | None = None
+        if not all(isinstance(request, Inform) for request in requests):
+            cause = self._blocked()
+        if cause is None:
+            try:
+                return self._commit(requests)
+            except Exception as exc:  # whatever it is, this thread goes on for the other sessions
+                self._undo()
+                cause = exc
+                if isinstance(exc, apsw.BusyError):
+                    self._note(store_error(exc, self._path))
+        for request in requests:
+            request.error, request.outcome = store_error(cause, self._path), None
+            request.error.__cause__ = cause
+            if isinstance(request, Append):
+                request.stored = []
+        return None
+
+    # When others have the file ----------------------------------------------------------------------------------------
+
+    @property
+    def trouble(self) -> StoreError | None:
+        """Why nothing can be stored for now: the file is not where it was, or another program does not let go of it."""
+        return None if time.monotonic() < self._patient_until else self._trouble
+
+    def _blocked(self) -> Exception | None:
+        """Why nothing can be stored; looked for no more often than needed, unless there was a reason the last time."""
+        now = time.monotonic()
+        if self._trouble is None and now < self._looked_at + LOOK_SECONDS:
             return None
+        self._looked_at = now
+        if wrong := self._watch.trouble():
+            found: Exception | None = StoreLost(
+                f"{wrong} Nothing is stored until it is back as it was. Do not stop the server before: what has been "
+                "stored may be in the open file alone.",
+                path=self._path,
+            )
+        else:
+            found = self._locked() if isinstance(self._trouble, StoreBusy) else None
+        self._note(found if found is None else store_error(found, self._path))
+        return found
+
+    def _locked(self) -> Exception | None:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("ROLLBACK")
+        except apsw.BusyError as exc:
+            return exc
+        return None
+
+    def _note(self, trouble: StoreError | None) -> None:
+        before, self._trouble = self._trouble, trouble
+        if type(before) is type(trouble):
+            return
+        locked = isinstance(trouble, StoreBusy)
+        self._patient_until = time.monotonic() + BUSY_SECONDS if locked else 0.0
+        self._connection.set_busy_timeout(0 if locked else BUSY_MS)  # as long as it is known, nobody waits for it here
+        if trouble is None:
+            logger.warning("%s can be written again", self._path)
+        else:
+            logger.error("nothing can be stored: %s", trouble)
 
     def _commit(self, requests: Sequence[WriteRequest]) -> dict[str, Look]:
         if self._memory is None:

@@ -1,0 +1,482 @@
+"""What others do to the file of a SQLite store while it is open: move it, cut it, lock it; and disks that refuse."""
+
+# ruff: noqa: ASYNC110, ASYNC221, ASYNC240  # a test has its event loop for itself
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from driving import echo
+from facts import draft
+from legato.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreLost, StoreReadOnly
+from legato.event import Draft
+from legato.log import Log
+from legato.server.app import Legato
+from legato.store import sqlite, sqlite_writer
+from legato.store.sqlite import SQLiteStore
+from legato.store.sqlite_errors import store_error
+from legato.testing import Driver
+from processes import EXAMPLES, running
+
+NET = 30.0
+CREATED = draft("session.created", {"title": "t"})
+
+
+def message(run: str = "r") -> Draft:
+    return draft("message.created", {"text": "hello"}, run)
+
+
+def text(text: str = "x", run: str = "r") -> Draft:
+    return draft("text.delta", {"part": 0, "step": 0, "start": 0, "text": text}, run)
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path, **options: Any) -> AsyncIterator[SQLiteStore]:
+    store = SQLiteStore(path, **options)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+async def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+async def store(folder: Path) -> AsyncIterator[SQLiteStore]:
+    async with opened(folder / "log.db") as store:
+        await Log(store, "s").append(CREATED, message())
+        yield store
+
+
+@pytest.fixture(autouse=True)
+def looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two tests differ by how long ago the last look was."""
+    monkeypatch.setattr(sqlite_writer, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(sqlite_writer, "IDLE_SECONDS", 0.05)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """A safety net around what comes without being asked for."""
+    async with asyncio.timeout(NET):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+# The file is not where it was
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def move(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).rename(folder / f"{name}.moved") and None
+
+
+def replace(name: str) -> Callable[[Path], None]:
+    def swap(folder: Path) -> None:
+        shutil.copy(folder / name, folder / "other")
+        (folder / "other").replace(folder / name)
+
+    return swap
+
+
+def cut(name: str, size: int) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, size)
+
+
+def remove_all(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def move_folder(folder: Path) -> None:
+    folder.rename(folder.with_name("moved"))
+
+
+NAMES = ["log.db", "log.db-wal", "log.db-shm", "log.db.lock"]
+LOSSES = {
+    **{f"{kind} {name}": do(name) for kind, do in [("rm", remove), ("mv", move), ("cp", replace)] for name in NAMES},
+    "empty": cut("log.db", 0),
+    "cut to a head": cut("log.db", 100),
+    "cut to a page": cut("log.db", 4096),
+    "rm -r": remove_all,
+    "mv folder": move_folder,
+}
+
+
+async def checkpointed(store: SQLiteStore) -> None:
+    """Let the file have pages beside those of the write-ahead log."""
+    other = apsw.Connection(store._path)
+    other.pragma("user_version")
+    assert other.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)[0] > 0
+    other.close()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+async def test_what_is_gone_is_noticed_before_the_next_commit(store: SQLiteStore, folder: Path, loss: str) -> None:
+    """Nothing is acknowledged that the next start would not find; what was committed is read on."""
+    await checkpointed(store)
+    await store.append("s", [text("before")])
+    LOSSES[loss](folder)
+    with pytest.raises(StoreLost) as caught:
+        await store.append("s", [text("after")])
+
+    assert (503, "store_lost") == (caught.value.status, caught.value.code)
+    assert isinstance(store.trouble, StoreLost)
+    assert 3 == (await store.info("s")).head == (await store.read("s", 0))[-1].offset
+
+
+@pytest.mark.parametrize("loss", [*(f"{how} {name}" for how in ("rm", "mv") for name in NAMES), "rm -r", "empty"])
+async def test_what_is_gone_is_noticed_while_nothing_is_stored(
+    store: SQLiteStore, folder: Path, loss: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without any append, and said once."""
+    await checkpointed(store)
+    await until(lambda: store._writer is not None and store._writer._looked_at > 0)
+    LOSSES[loss](folder)
+    await until(lambda: store.trouble is not None)
+    with pytest.raises(StoreLost):
+        await store.append("s", [text()])
+
+    assert 1 == sum("nothing can be stored" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("name", [*NAMES, ""])
+async def test_what_is_put_back_goes_on(folder: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Also the whole folder. All that was acknowledged, before and after, is there at the next start."""
+    async with opened(folder / "log.db") as store:
+        await Log(store, "s").append(CREATED, message(), text("1"))
+        place = folder / name if name else folder
+        place.rename(place.with_name("moved"))
+        with pytest.raises(StoreLost):
+            await store.append("s", [text("2")])
+        place.with_name("moved").rename(place)
+        await until(lambda: store.trouble is None)
+        await store.append("s", [text("3")])
+        assert any("can be written again" in record.message for record in caplog.records)
+    async with opened(folder / "log.db") as store:
+        texts = [getattr(event.fact, "text", "") for event in await store.read("s", 0)]
+        assert ["", "hello", "1", "3"] == texts
+
+
+async def test_a_file_that_grows_smaller_in_order_is_not_cut(store: SQLiteStore, folder: Path) -> None:
+    """Another program may give back what is free: the file is whole then."""
+    await store.append("s", [text("x" * 1_000_000)])
+    await checkpointed(store)
+    await store.append("s", [draft("session.deleted", {})])
+    before = (folder / "log.db").stat().st_size
+    other = apsw.Connection(str(folder / "log.db"))
+    other.execute("VACUUM")
+    other.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    other.close()
+    assert (folder / "log.db").stat().st_size < before
+
+    await store.append("t", [CREATED])
+    assert store.trouble is None
+
+
+# Another program has the write lock
+
+
+class Stuck:
+    """Another program that holds the write lock from now until it is told to end."""
+
+    def __init__(self, path: Path) -> None:
+        code = (
+            "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); "
+            "db.execute('BEGIN IMMEDIATE'); print('locked', flush=True); sys.stdin.read()"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout
+        assert b"locked\n" == self._process.stdout.readline()
+
+    def end(self) -> None:
+        self._process.communicate()
+
+
+@pytest.fixture
+def stuck(store: SQLiteStore, folder: Path) -> Iterator[Stuck]:
+    stuck = Stuck(folder / "log.db")
+    yield stuck
+    with contextlib.suppress(ValueError):
+        stuck.end()
+
+
+READS: dict[str, Callable[[SQLiteStore], Awaitable[Any]]] = {
+    "read": lambda store: store.read("s", 0),
+    "read without deltas": lambda store: store.read("s", 0, deltas=False),
+    "info": lambda store: store.info("s"),
+    "info of nobody": lambda store: store.info("t"),
+    "sessions": lambda store: store.sessions(),
+    "open runs": lambda store: store.open_runs(),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+async def test_reads_do_not_wait_for_a_stuck_writer(
+    store: SQLiteStore, stuck: Stuck, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While an append waits for the lock, and its patience has no end, whoever only reads is answered."""
+    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 10 * NET)
+    append = store.append("s", [text()])
+    await until(lambda: store._writer is not None and bool(store._writer._held))
+    store._tail.forget("s")
+    store._looks.clear()
+    async with asyncio.timeout(NET):
+        with contextlib.suppress(Exception) if read.endswith("nobody") else contextlib.nullcontext():
+            assert await READS[read](store)
+
+    assert not append.done()
+    stuck.end()
+    assert [3] == [event.offset for event in (await append).events]
+
+
+async def test_appends_wait_for_a_short_lock_and_keep_their_order(store: SQLiteStore, stuck: Stuck) -> None:
+    """What has come while the lock was there is stored when it is gone, in the order in which it came."""
+    store_patience = [store.append("s", [text(str(number))]) for number in range(3)]
+    await until(lambda: store._writer is not None and bool(store._writer._held))
+    assert store.trouble is None  # a short lock is no trouble
+    later = store.append("s", [text("3")])
+    stuck.end()
+    await asyncio.gather(*store_patience, later)
+
+    assert ["0", "1", "2", "3"] == [getattr(event.fact, "text", "") for event in await store.read("s", 2)]
+
+
+async def test_appends_are_refused_while_the_lock_stays(
+    store: SQLiteStore, stuck: Stuck, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that have waited, then all others at once; and they are stored again when the lock is gone."""
+    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 0.2)
+    threads = threading.active_count()
+    for _ in range(3):
+        refused = await asyncio.gather(*[store.append("s", [text()]) for _ in range(50)], return_exceptions=True)
+        assert {(StoreBusy, 503, "store_busy")} == {(type(e), e.status, e.code) for e in refused}  # type: ignore[union-attr]
+    assert isinstance(store.trouble, StoreBusy)
+    assert threading.active_count() <= threads + sqlite.READERS
+    assert 1 == sum("nothing can be stored" in record.message for record in caplog.records)
+
+    stuck.end()
+    await until(lambda: store.trouble is None)
+    assert [3] == [event.offset for event in (await store.append("s", [text()])).events]
+
+
+async def test_closing_does_not_wait_for_a_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What still waits then is refused."""
+    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 10 * NET)
+    async with opened(folder / "log.db") as store:
+        await Log(store, "s").append(CREATED, message())
+        stuck = Stuck(folder / "log.db")
+        append = store.append("s", [text()])
+        await until(lambda: store._writer is not None and bool(store._writer._held))
+        async with asyncio.timeout(NET):
+            await store.close()
+    with pytest.raises(StoreBusy):
+        await append
+    stuck.end()
+
+
+# What callers are told
+
+
+@pytest.mark.parametrize("kind", ["lost", "locked"])
+async def test_a_server_that_can_store_nothing_is_not_ready(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not ready, and each message is refused with 503, a code and a time to try again; what is stored is read."""
+    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 0.05)
+    path = folder / "log.db"
+    app = Legato(f"sqlite:///{path}", agents=[echo])
+    async with Driver(app) as driver:
+        await driver.request("POST", "/api/sessions", json={"id": "s"})
+        if kind == "lost":
+            path.rename(folder / "moved")
+            back = lambda: (folder / "moved").rename(path) and None  # noqa: E731
+        else:
+            back = Stuck(path).end
+        for url, body in [
+            ("/api/sessions/s/messages", {"text": "hello"}),
+            ("/stream/s/message", {"content": "hello"}),
+            ("/v1/responses", {"input": "hello"}),
+            ("/api/sdk/chat/s/messages", {"text": "hello"}),
+            ("/api/sessions", {}),
+        ]:
+            refused = await driver.request("POST", url, json=body)
+            assert 503 == refused.status, url
+            assert f"store_{'busy' if kind == 'locked' else 'lost'}" in refused.text, url
+            assert refused.headers["retry-after"]
+        ready = await driver.request("GET", "/ready")
+        assert (503, "store") == (ready.status, ready.json()["status"])
+        assert 200 == (await driver.request("GET", "/health")).status
+        assert 200 == (await driver.request("GET", "/api/sessions/s")).status
+        assert ["s"] == [each["id"] for each in (await driver.request("GET", "/api/sessions")).json()]
+
+        back()
+        await until(lambda: app.sessions.trouble is None)
+        assert 200 == (await driver.request("GET", "/ready")).status
+        sent = await driver.request("POST", "/api/sessions/s/messages", json={"text": "hello"})
+        assert sent.status in (200, 202)
+
+
+async def test_an_answer_outlives_a_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an agent says while another program has the lock is stored when it is gone, once and in order."""
+    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 0.05)
+    go_on = asyncio.Event()
+    path = folder / "log.db"
+
+    async def agent(turn: Any) -> AsyncIterator[str]:
+        yield "one "
+        await turn.stored()
+        go_on.set()
+        await asyncio.sleep(0)
+        yield "two"
+
+    app = Legato(f"sqlite:///{path}", agents=[agent])
+    async with Driver(app) as driver:
+        await driver.request("POST", "/api/sessions", json={"id": "s"})
+        await driver.request("POST", "/stream/s/message", json={"content": "hello"})
+        await asyncio.wait_for(go_on.wait(), NET)
+        stuck = Stuck(path)
+        await asyncio.sleep(0.2)
+        stuck.end()
+        async with asyncio.timeout(NET):
+            while len(found := (await driver.request("GET", "/api/sessions/s/messages")).json()) < 2:
+                await asyncio.sleep(0.05)
+    assert ("one two", "completed") == (found[1]["assistantResponse"], found[1]["status"])
+
+
+def test_a_served_file_is_missed(tmp_path: Path) -> None:
+    """A server by itself, whose file is removed: within seconds it says so, aloud and at ``/ready``."""
+    import httpx2
+
+    store = tmp_path / "chat.db"
+    with running(
+        "legato", "serve", str(EXAMPLES / "agent.py"), "--port", "0", "--store", f"sqlite:///{store}"
+    ) as server:
+        assert 200 == httpx2.get(f"{server.url}/ready").status_code
+        store.unlink()
+        assert server.said("nothing can be stored")
+        assert 503 == httpx2.get(f"{server.url}/ready").status_code
+        assert 503 == httpx2.post(f"{server.url}/api/sessions", json={}).status_code
+
+
+# Opening
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KB of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if done.returncode:
+        pytest.skip("this user may mount nothing")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("pages", range(15))
+async def test_a_full_disk_at_the_start_is_called_so(small_disk: Path, pages: int) -> None:
+    """However little room there is, and whichever file is the one that finds none."""
+    (small_disk / "others").write_bytes(bytes((16 - pages) * 4096))
+    with pytest.raises(StoreFull, match=r"disk is full.*Make room"):
+        await SQLiteStore(small_disk / "log.db").open()
+    assert not list(small_disk.glob("*probe*"))
+
+
+async def test_a_disk_that_is_for_reading_only(small_disk: Path) -> None:
+    """Whether the file is there already or not."""
+    (small_disk / "old.db").write_bytes(b"")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for name in ("old.db", "new.db"):
+        with pytest.raises(StoreReadOnly, match="file system cannot be written"):
+            await SQLiteStore(small_disk / name).open()
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("none/log.db", "no folder"), ("folder", "is a folder"), ("file/log.db", "no folder"), ("x" * 300, "too long")],
+)
+async def test_places_that_are_no_file(tmp_path: Path, place: str, words: str) -> None:
+    """The error says what is there instead."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match=words):
+        await SQLiteStore(tmp_path / place).open()
+
+
+async def test_a_file_that_another_program_has_locked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start there is some patience, and then an error that says who is waited for."""
+    monkeypatch.setattr("legato.store.sqlite_file.BUSY_MS", 10)
+    async with opened(folder / "log.db"):
+        pass
+    stuck = Stuck(folder / "log.db")
+    with pytest.raises(StoreBusy, match="Another program has locked the file"):
+        await SQLiteStore(folder / "log.db").open()
+    stuck.end()
+    async with opened(folder / "log.db"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("exc", "error", "words"),
+    [
+        (apsw.exception_for(apsw.SQLITE_IOERR_SHMMAP), StoreError, "local disk"),
+        (apsw.exception_for(apsw.SQLITE_IOERR_SHMOPEN), StoreError, "local disk"),
+        (apsw.exception_for(apsw.SQLITE_IOERR_LOCK), StoreError, "local disk"),
+        (apsw.exception_for(apsw.SQLITE_PROTOCOL), StoreError, "local disk"),
+        (apsw.exception_for(apsw.SQLITE_IOERR_READ), StoreError, "disk has failed"),
+        (apsw.exception_for(apsw.SQLITE_BUSY), StoreBusy, "locked"),
+        (apsw.exception_for(apsw.SQLITE_FULL), StoreFull, "full"),
+        (apsw.exception_for(apsw.SQLITE_READONLY), StoreReadOnly, "written"),
+        (apsw.exception_for(apsw.SQLITE_NOTADB), StoreCorrupt, "no database"),
+        (OSError(errno.ENOLCK, "no locks"), StoreError, "local disk"),
+        (OSError(errno.EDQUOT, "quota"), StoreFull, "quota"),
+        (OSError(errno.EMFILE, "many"), StoreError, "ulimit"),
+        (OSError(errno.EROFS, "ro"), StoreReadOnly, "file system"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_errors_mean(tmp_path: Path, exc: Exception, error: type[StoreError], words: str) -> None:
+    """Each says what is wrong, and of which file."""
+    told = store_error(exc, str(tmp_path / "log.db"))
+    assert (error, True, True) == (type(told), words in told.message, "log.db" in told.message)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_the_system_is_asked_what_sqlite_does_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A failed write is told as what the system says of another one beside it."""
+
+    def refuse(*args: Any) -> int:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("legato.store.sqlite_errors.os.write", refuse)
+    told = store_error(apsw.exception_for(apsw.SQLITE_IOERR_WRITE), str(tmp_path / "log.db"))
+    assert type(told) is (StoreFull if number in (errno.ENOSPC, errno.EDQUOT) else StoreReadOnly)
+    assert not list(tmp_path.iterdir())
