@@ -48,6 +48,7 @@ RUNS = {
     "chat": Run(["--rounds", "2", "--seconds", "3"], ["--quick"]),
     "overload": Run([], ["--quick"]),
     "first_word": Run(["--busy", "100", "--messages", "200"], ["--busy", "20", "--messages", "30"]),
+    "long_session": Run(["--messages", "10"], ["--messages", "5", "--lengths", "100", "1000"]),
     "memory": Run(["--seconds", "4"], ["--quick"]),
     "catch_up": Run([], ["--quick"]),
     "resume": Run(["--cases", "A"], ["--cases", "A", "--dialects", "mix"]),

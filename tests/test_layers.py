@@ -32,6 +32,7 @@ LAYERS: list[tuple[str, int]] = [
     ("agent", 2),
     ("tool", 2),
     ("load", 2),
+    ("contents", 2),
     ("execution", 2),
     ("run", 2),
     ("sessions", 2),

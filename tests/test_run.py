@@ -1767,10 +1767,10 @@ async def test_a_session_whose_past_cannot_be_understood(
 ) -> None:
     """A message in it ends as failed, at once; it is not tried again for ever."""
 
-    def history(events: list[Event]) -> list[Message]:
+    def told(event: Event) -> Message:
         raise KeyError("odd")
 
-    monkeypatch.setattr("legato.run.history", history)
+    monkeypatch.setattr("legato.run.told", told)
     runner, session = stage.runner(echo, lease_ttl=0.03), await stage.session()
     await runner.start()
     ended = await stage.ended(await runner.send(session, "hello"))

@@ -76,7 +76,9 @@ class Turn:
     Attributes:
         session, run: ids.
         message: the user's message; ``message.text`` is what they wrote.
-        history: the messages before it, oldest first, whole.
+        history: the messages before it, oldest first, each whole; of a long conversation the last ones
+            (``Limits.history_messages``, ``history_bytes``).
+        omitted: how many messages before those are not in ``history``; ``earlier`` has them.
         agent: the name under which this agent was called.
         caller: who sent the message.
         attempt: 1, or more when earlier attempts died with their process (``on_crash`` is ``retry`` or ``resume``).
@@ -92,6 +94,8 @@ class Turn:
         run: str,
         message: Message,
         history: Sequence[Message] = (),
+        omitted: int = 0,
+        earlier: Callable[[int], Awaitable[list[Message]]] | None = None,
         agent: str = "",
         caller: Caller = NOBODY,
         attempt: int = 1,
@@ -102,6 +106,7 @@ class Turn:
         self.run = run
         self.message = message
         self.history = list(history)
+        self.omitted = omitted
         self.agent = agent
         self.caller = caller
         self.attempt = attempt
@@ -113,6 +118,7 @@ class Turn:
         """True when it was told to stop because the server does, and a further attempt is to go on: what was begun
         elsewhere for this run is not to be ended."""
         self._desk = desk
+        self._earlier = earlier
         self._loop = asyncio.get_running_loop()
         self._left = False
         self._waits: set[concurrent.futures.Future[Any]] = set()
@@ -178,6 +184,15 @@ class Turn:
         asked = list(choices) if choices else None
         notification = NotificationCreated("", kind, title, message, response, 0.0, 0.0, asked)
         return await self._desk.notify(notification, _finite(timeout), wait)
+
+    async def earlier(self, most: int | None = None) -> list[Message]:
+        """The messages before those of ``history``, oldest first.
+
+        Args:
+            most: so many at most, the newest of them; None: all ``omitted`` ones.
+        """
+        most = self.omitted if most is None else max(most, 0)
+        return [] if self._earlier is None else await self._earlier(most)
 
     async def stored(self) -> None:
         """Wait until everything that was yielded so far is stored, so that no crash can make it forgotten.

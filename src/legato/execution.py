@@ -67,6 +67,7 @@ class Limits(msgspec.Struct, frozen=True):
         run_characters: of the whole message (``too_large``).
         event_bytes: of one event that cannot be split, such as a tool's output (``too_large``).
         message_characters: of a user's message.
+        history_messages, history_bytes: of the messages before, as JSON, that an agent is given (``Turn.history``).
         concurrent_runs: that run at once in this process; more wait.
         place_seconds: how long a run waits for its place among them (``overloaded``).
         queued_messages: that may wait in one session.
@@ -82,6 +83,8 @@ class Limits(msgspec.Struct, frozen=True):
     run_characters: int = 4_194_304
     event_bytes: int = 262_144
     message_characters: int = 1_000_000
+    history_messages: int = 200
+    history_bytes: int = 1_048_576
     concurrent_runs: int = 1_000
     place_seconds: float = 60.0
     queued_messages: int = 100

@@ -22,6 +22,7 @@ from typing import Any
 
 from .agent import Agent, Turn
 from .caller import Caller
+from .contents import Catalogue, window
 from .errors import (
     HeadMoved,
     InvalidInput,
@@ -38,7 +39,7 @@ from .execution import CANCELLED, INTERRUPTED, LEFT_OPEN, Ending, Execution, Lim
 from .load import Load
 from .log import Appended, Bell, Log, Store, Take
 from .machine import Lease, RunState, free
-from .transcript import Recorder, default_agent, fold, history
+from .transcript import Recorder, fold, told
 
 logger = logging.getLogger("legato")
 
@@ -77,6 +78,7 @@ class Runner:
         self.owner = secrets.token_hex(8)
         self.clock = clock
         self.load = Load(self.limits.gather_seconds)
+        self.contents = Catalogue(store)
         self._lease_ttl = lease_ttl
         self._taken = 0  # places
         self._idle = asyncio.Event()  # none is
@@ -364,21 +366,23 @@ class Runner:
 
     async def _answer_run(self, lease: Lease, begun: bool) -> bool:
         log = Log(self.store, lease.session)
-        events = [event async for event in log.all(deltas=False)]
-        mine = [event for event in events if event.run == lease.run]
+        info = await self.store.info(lease.session)
+        contents = await self.contents.of(lease.session, info.head)
+        place, asked = contents.place(lease.run), contents.runs[lease.run].offset
+        before = contents.entries[:place]
+        mine = [event async for event in log.all(asked - 1, deltas=False) if event.run == lease.run]
         if not mine:  # the session has been deleted meanwhile
             return await self._finish(lease, BROKEN)
-        asked, fact = mine[0].offset, mine[0].fact
+        fact = mine[0].fact
         assert isinstance(fact, MessageCreated)
         attempt = sum(isinstance(event.fact, RunStarted) for event in mine) + (0 if begun else 1)
-        name = fact.agent or default_agent(events, self.default)
+        name = fact.agent or info.created.agent or self.default
         agent = self.agents.get(name)
-        messages = history(events)
-        del events  # a run may last for an hour, and the tools of all runs before it may have had much to say
-        place = next((place for place, message in enumerate(messages) if message.run == lease.run), None)
         ending = self._ending_before(mine, attempt, name, agent) or (REWOUND if place is None else None)
         earlier = ending is None and attempt > 1
         left = [event async for event in log.all(asked - 1) if event.run == lease.run] if earlier else mine
+        said = window(before, messages=self.limits.history_messages, bytes=self.limits.history_bytes)
+        history = [] if ending is not None else await self.contents.messages(lease.session, before[said:])
         if self.draining and not begun:  # no await from here until ``stop`` can see the execution
             return False  # the run waits for the next start
         if ending is not None or agent is None or place is None:
@@ -403,8 +407,10 @@ class Runner:
             desk=execution,
             session=lease.session,
             run=lease.run,
-            message=messages[place],
-            history=messages[:place],
+            message=told(mine[0]),
+            history=history,
+            omitted=said,
+            earlier=lambda most: self.contents.messages(lease.session, before[said - min(most, said) : said]),
             agent=name,
             caller=Caller(fact.caller or ""),
             attempt=attempt,

@@ -23,6 +23,7 @@ import msgspec
 from .agent import Agent
 from .caller import Caller, May, Verb
 from .caller import may as may_what_is_theirs
+from .contents import Contents, Entry
 from .errors import (
     AskNotFound,
     Conflict,
@@ -64,7 +65,7 @@ from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Sub
 from .machine import OpenRun
 from .part import Message, as_json
 from .run import Runner
-from .transcript import Asking, askings, default_agent, history
+from .transcript import Asking, answer_place, askings, default_agent, history
 
 logger = logging.getLogger("legato")
 
@@ -134,10 +135,10 @@ class _Place(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """A session as it was when a verb looked at it: no deltas are among the events."""
+    """A session as it was when a verb looked at it. The contents go on changing with the next await."""
 
     info: SessionInfo
-    events: list[Event]
+    contents: Contents
 
     @property
     def head(self) -> Offset:
@@ -157,6 +158,7 @@ class Sessions:
     def __init__(self, store: Store, runner: Runner, *, may: May = may_what_is_theirs) -> None:
         self._store = store
         self._runner = runner
+        self._contents = runner.contents
         self._refusing = False
         self._may = may
 
@@ -215,8 +217,12 @@ class Sessions:
         return history(await self.events(caller, session))
 
     async def events(self, caller: Caller, session: str, *, verb: Verb = "history") -> list[Event]:
-        """The session's events but for deltas."""
-        return (await self._look(caller, session, verb)).events
+        """The session's events but for deltas: all of them, so this costs what the session is long."""
+        info = await self.info(caller, session, verb=verb)
+        events = [event async for event in Log(self._store, session).all(until=info.head, deltas=False)]
+        if not events:  # nothing but a tombstone, beyond the head
+            raise SessionNotFound(session)
+        return events
 
     async def read(self, caller: Caller, session: str, after: Offset, *, limit: int = READ_LIMIT) -> list[Event]:
         """A page of the log, see ``Store.read``."""
@@ -241,12 +247,14 @@ class Sessions:
     async def find(self, caller: Caller, session: str, run: str, *, withdrawn: bool = False) -> Located | None:
         """A run; None if there is no such run, or if it has been withdrawn and that is not wanted."""
         try:
-            events = (await self._look(caller, session, "read")).events
+            info, contents = await self._look(caller, session, "read")
+            asked = contents.runs.get(run)
+            if asked is None or asked.role != "user" or (run in contents.withdrawn and not withdrawn):
+                return None
+            asking = await self._asking(session, asked)
         except SessionNotFound:
             return None
-        if not withdrawn and run in _withdrawn(events):
-            return None
-        return located(session, run, events)
+        return Located(session, run, asking, asking.fact.agent or info.created.agent or "default")
 
     async def run_at(self, caller: Caller, session: str, offset: Offset) -> str | None:
         """The run whose event stands at ``offset``; None if it is no run's, or there is no such event."""
@@ -282,11 +290,14 @@ class Sessions:
             raise Forbidden("This caller may not begin a session.")
 
     async def _look(self, caller: Caller, session: str, verb: Verb) -> _Seen:
-        info = await self.info(caller, session, verb=verb)
-        events = [event async for event in Log(self._store, session).all(until=info.head, deltas=False)]
-        if not events:  # nothing but a tombstone, beyond the head
-            raise SessionNotFound(session)
-        return _Seen(info, events)
+        while True:
+            info = await self.info(caller, session, verb=verb)
+            contents = await self._contents.of(session, info.head)
+            if contents.whole <= info.head:  # else somebody has stored something meanwhile, which the info has not
+                return _Seen(info, contents)
+
+    async def _asking(self, session: str, entry: Entry) -> Asking:
+        return askings([await self._contents.event(session, entry.offset)])[0]
 
     # Beginning and ending sessions ------------------------------------------------------------------------------------
 
@@ -311,13 +322,13 @@ class Sessions:
         """
         seen = await self._look(caller, source, "fork")
         self._check_begin(caller)
-        messages = history(seen.events)
-        if last >= len(messages):
+        entries = seen.contents.entries
+        if last >= len(entries):
             raise InvalidInput(
-                f"messageIndex counts from 0 and the session has {len(messages)} messages, got {last}.",
-                messages=len(messages),
+                f"messageIndex counts from 0 and the session has {len(entries)} messages, got {last}.",
+                messages=len(entries),
             )
-        copy = _copied(seen.info, messages[: last + 1], title)
+        copy = _copied(seen.info, await self._contents.messages(source, entries[: last + 1]), title)
         await self._store.append(session, [Draft(_owned(copy[0], caller)), *map(Draft, copy[1:])])
         return await self._store.info(session)
 
@@ -333,7 +344,7 @@ class Sessions:
             until = seen.head if until is None else until  # what has come since the first look stays
             if seen.info.open_runs:
                 raise Conflict("A session cannot be rewound while an answer is being given; cancel it first.")
-            if all(message.id != to for message in history(seen.events)):
+            if all(entry.id != to for entry in seen.contents.entries):
                 raise NotFound(f"The session has no message {to[:200]!r}.")
             try:
                 await self._store.append(session, [Draft(SessionRewound(to, until=until))], head=seen.head)
@@ -355,10 +366,10 @@ class Sessions:
         while True:
             try:
                 seen = await self._look(caller, session, "withdraw")
-                left = {each.run for each in askings(seen.events) if each.run is not None} - _withdrawn(seen.events)
+                left = seen.contents.left
                 if run not in left:
                     raise RunNotFound(run)
-                fact: Fact = SessionDeleted() if left == {run} else RunWithdrawn(run)
+                fact: Fact = SessionDeleted() if len(left) == 1 else RunWithdrawn(run)
                 await self._store.append(session, [Draft(fact)], head=seen.head)
             except HeadMoved:
                 continue  # whatever came has to be looked at
@@ -405,18 +416,17 @@ class Sessions:
         self._check(question)
 
         async def decide(exists: bool) -> _Place:
-            seen = await self._look(caller, session, "send")
-            asked = [event for event in seen.events if isinstance(event.fact, MessageCreated)]
-            messages = history(seen.events)
-            if run in _withdrawn(seen.events) or all(message.run != run for message in messages):
+            info, contents = await self._look(caller, session, "send")
+            entries = contents.entries
+            place = answer_place(entries, run)  # after the last of the two that are the run's
+            if run in contents.withdrawn or place is None:
                 raise RunNotFound(run)
-            if asked[-1].run == run or _key_used(seen.events, caller, question.key):
-                return _Place(session, [], seen.info)
-            place = next((n for n, m in enumerate(messages) if m.run == run and m.role == "assistant"), None)
-            if place is None:
+            if contents.last == run or _key_used(contents, caller, question.key):
+                return _Place(session, [], info)
+            if entries[place - 1].role != "assistant":
                 raise RunInProgress("The answer is still being given, and others wait behind it.", run=run)
             self._check_begin(caller, "send")
-            copy = _copied(seen.info, messages[: place + 1], seen.info.created.title)
+            copy = _copied(info, await self._contents.messages(session, entries[:place]), info.created.title)
             drafts = [Draft(_owned(copy[0], caller)), *map(Draft, copy[1:])]
             branched = new_session(caller, question.key)
             if exists:
@@ -444,15 +454,15 @@ class Sessions:
             Draining, Overloaded: nothing was stored.
         """
         seen = await self._look(caller, session, "send")
-        found = _askings(seen.events, message)
+        found = _asked(seen.contents, message)
         last = found[-1]
         going_on = last.run in seen.info.runs
         if run is None:
-            known = last if going_on and last.fact.retries is not msgspec.UNSET else None
+            known = last if going_on and last.retries is not msgspec.UNSET else None
         else:
-            known = next((asking for asking in found if asking.fact.retries == run), None)
+            known = next((entry for entry in found if entry.retries == run), None)
         if known is not None:
-            return _sent(session, known, repeated=True)
+            return _sent(session, message, known, repeated=True)
         if run not in (None, last.run):
             raise NotFound(f"Run {str(run)[:200]!r} is not one of message {message[:200]!r}.")
         if going_on:
@@ -468,18 +478,18 @@ class Sessions:
             Draining, Overloaded: nothing was stored.
         """
         seen = await self._look(caller, session, "send")
-        last = _askings(seen.events, message)[-1]
+        last = _asked(seen.contents, message)[-1]
         if last.run is not None:
-            return _sent(session, last, repeated=True)
+            return _sent(session, message, last, repeated=True)
         return await self._answer_anew(caller, seen, last)
 
-    async def asked(self, caller: Caller, session: str, message: str) -> list[Asking]:
-        """A user's message as it was put to an agent, once or more, oldest first.
+    async def asked(self, caller: Caller, session: str, message: str) -> list[Entry]:
+        """Where a user's message stands, once for each time that it was put to an agent, oldest first.
 
         Raises:
             SessionNotFound, NotFound: no such session; no such message of a user.
         """
-        return _askings(await self.events(caller, session), message)
+        return list(_asked((await self._look(caller, session, "history")).contents, message))
 
     def check_agent(self, agent: str | None) -> None:
         """Raise ``InvalidInput`` if ``agent`` is not None and there is none of that name."""
@@ -561,46 +571,49 @@ class Sessions:
         stored = next(asking for asking in askings(appended.events) if asking.run is not None)
         if appended.repeated and msgspec.structs.replace(stored.fact, id=fact.id) != fact:
             raise KeyReused("This idempotency key came with another message before.", key=question.key)
-        return _sent(session, stored, repeated=appended.repeated)
+        return _sent(session, stored.fact.id, stored, repeated=appended.repeated)
 
     async def _check_queue(self, caller: Caller, info: SessionInfo | None, key: str | None) -> None:
         if info is None or len(info.open_runs) <= self.limits.queued_messages:
             return
-        if key is not None and _key_used((await self._look(caller, info.session, "send")).events, caller, key):
+        if key is not None and _key_used((await self._look(caller, info.session, "send")).contents, caller, key):
             return
         raise QueueFull(
             f"{len(info.open_runs)} messages wait in this session already.", limit=self.limits.queued_messages
         )
 
-    async def _answer_anew(self, caller: Caller, seen: _Seen, asking: Asking) -> Sent:
+    async def _answer_anew(self, caller: Caller, seen: _Seen, asked: Entry) -> Sent:
         session, until = seen.info.session, seen.head
         while True:
             # What others have stored since the first look comes after ``until``: it is not taken back, and it does not
             # matter that this message is no longer the last.
-            messages = [message for message in history(seen.events) if message.offset <= until]
-            place = next((n for n in reversed(range(len(messages))) if messages[n].role == "user"), None)
-            if place is None or messages[place].id != asking.fact.id:
-                if any(message.id == asking.fact.id for message in messages):
+            known = (entry for entry in reversed(seen.contents.entries) if entry.offset <= until)
+            last = next((entry for entry in known if entry.role == "user"), None)
+            before = next(known, None)
+            if last is None or last.id != asked.id:
+                if any(entry.id == asked.id for entry in seen.contents.entries):
                     raise Conflict("Only the last message of a session can be answered anew.")
                 raise NotFound("The message has been taken back.")
             self.check_ready()
-            back = SessionRewound(messages[place - 1].id if place else "", until=until)
-            again = msgspec.structs.replace(asking.fact, caller=caller.subject or None, key=None, retries=asking.run)
+            back = SessionRewound("" if before is None else before.id, until=until)
+            idle, head, created = not seen.info.open_runs, seen.head, seen.info.created
+            fact = (await self._asking(session, asked)).fact
+            again = msgspec.structs.replace(fact, caller=caller.subject or None, key=None, retries=asked.run)
             try:
                 appended = await self._append_question(
                     session,
                     [Draft(back)],
                     Draft(again, f"{session}~{secrets.token_hex(6)}"),
-                    idle=not seen.info.open_runs,
-                    agent=again.agent or seen.info.created.agent,
-                    once=f"retry:{asking.run or asking.fact.id}",
-                    head=seen.head,
+                    idle=idle,
+                    agent=again.agent or created.agent,
+                    once=f"retry:{asked.run or asked.id}",
+                    head=head,
                 )
             except HeadMoved:
                 seen = await self._look(caller, session, "send")
                 continue
             stored = next(each for each in askings(appended.events) if each.run is not None)
-            return _sent(session, stored, repeated=appended.repeated)
+            return _sent(session, asked.id, stored, repeated=appended.repeated)
 
     async def _append_question(
         self,
@@ -677,11 +690,11 @@ class Sessions:
         try:
             events = (await self._store.append(_session_of(id), [Draft(fact, run)], once=resolve_key(id))).events
         except RunEnded:  # with that it has been answered, unless somebody else wrote the log
-            events = await self.events(caller, _session_of(id), verb="resolve")
-        for event in events:
-            if isinstance(event.fact, PermissionResolved) and event.fact.id == id:
-                return event.fact.granted
-        raise AskNotFound(f"The run that asked {id[:200]!r} has ended.")
+            answer = (await self._look(caller, _session_of(id), "resolve")).contents.granted.get(id)
+            if answer is None:
+                raise AskNotFound(f"The run that asked {id[:200]!r} has ended.") from None
+            return answer
+        return next(event.fact.granted for event in events if isinstance(event.fact, PermissionResolved))
 
     async def resolve_notification(self, caller: Caller, id: str, response: str, value: str | None = None) -> None:
         """Answer a notification, once.
@@ -706,9 +719,12 @@ class Sessions:
     async def _find_ask(self, caller: Caller, id: str, kind: type[A]) -> tuple[str | None, A]:
         # An ask's id begins with its session's, so that any node can find it without an index.
         try:
-            for event in (await self._look(caller, _session_of(id), "resolve")).events:
-                if isinstance(event.fact, kind) and event.fact.id == id:
-                    return event.run, event.fact
+            contents = (await self._look(caller, _session_of(id), "resolve")).contents
+            if (kind.type, id) in contents.asks:
+                run, offset = contents.asks[kind.type, id]
+                fact = (await self._contents.event(_session_of(id), offset)).fact
+                assert isinstance(fact, kind)
+                return run, fact
         except SessionNotFound:
             pass
         raise AskNotFound(f"There is no {kind.type.partition('.')[0]} {id[:200]!r}.")
@@ -736,13 +752,8 @@ def _once(verb: str, caller: Caller, key: str | None) -> str | None:
     return None if key is None else f"{verb}:{caller.subject} {key}" if caller.subject else f"{verb}:{key}"
 
 
-def _key_used(events: Sequence[Event], caller: Caller, key: str | None) -> bool:
-    sent = [event.fact for event in events if isinstance(event.fact, MessageCreated)]
-    return key is not None and any(fact.key == key and (fact.caller or "") == caller.subject for fact in sent)
-
-
-def _withdrawn(events: Sequence[Event]) -> set[str]:
-    return {event.fact.run for event in events if isinstance(event.fact, RunWithdrawn)}
+def _key_used(contents: Contents, caller: Caller, key: str | None) -> bool:
+    return key is not None and (caller.subject, key) in contents.keys
 
 
 def _owned(begin: SessionCreated, caller: Caller) -> SessionCreated:
@@ -769,16 +780,16 @@ def _copied(
     return begin, *copies
 
 
-def _askings(events: Sequence[Event], message: str) -> list[Asking]:
-    found = askings(events, message)
-    if not found:
+def _asked(contents: Contents, message: str) -> list[Entry]:
+    found = contents.asked.get(message)
+    if found is None:
         raise NotFound(f"The session has no message {message[:200]!r} of a user.")
     return found
 
 
-def _sent(session: str, asking: Asking, *, repeated: bool) -> Sent:
-    assert asking.run is not None
-    return Sent(session=session, run=asking.run, message=asking.fact.id, offset=asking.offset, repeated=repeated)
+def _sent(session: str, message: str, asked: Asking | Entry, *, repeated: bool) -> Sent:
+    assert asked.run is not None
+    return Sent(session=session, run=asked.run, message=message, offset=asked.offset, repeated=repeated)
 
 
 def _session_of(id: str) -> str:

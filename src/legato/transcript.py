@@ -10,8 +10,8 @@ message of the model, numbered from 1: what the model says after tool results be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -424,18 +424,48 @@ def history(events: Iterable[Event]) -> list[Message]:
     for event in events:
         fact = event.fact
         if isinstance(fact, MessageCreated):
-            messages.append(_question(event, fact))
+            messages.append(told(event))
         elif isinstance(fact, Terminal):
-            for place in reversed(range(len(messages))):  # its question is among the last
-                if messages[place].run == event.run:
-                    messages.insert(place + 1, _answer(event, fact))
-                    break
+            place = answer_place(messages, event.run)
+            if place is not None:
+                messages.insert(place, told(event))
         elif isinstance(fact, SessionRewound):
-            messages = _rewound(messages, fact, event.offset)
+            messages = rewound(messages, fact, event.offset)
     return messages
 
 
-def _rewound(messages: list[Message], fact: SessionRewound, offset: int) -> list[Message]:
+class _Placed(Protocol):
+    """A message, as far as its place in a conversation depends on it."""
+
+    @property
+    def id(self) -> str:
+        """The message's own."""
+        ...
+
+    @property
+    def run(self) -> str | None:
+        """The run that answers it, or that gave it."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """Of its event."""
+        ...
+
+
+P = TypeVar("P", bound=_Placed)
+
+
+def answer_place(messages: Sequence[_Placed], run: str | None) -> int | None:
+    """Where the answer of ``run`` belongs: right after its question; None if that is no longer there."""
+    for place in reversed(range(len(messages))):  # its question is among the last
+        if messages[place].run == run:
+            return place + 1
+    return None
+
+
+def rewound(messages: list[P], fact: SessionRewound, offset: int) -> list[P]:
+    """What is left of ``messages`` after a rewind that stands at ``offset``."""
     until = offset if fact.until is None else fact.until
     if fact.to == "":
         kept = 0
@@ -445,6 +475,15 @@ def _rewound(messages: list[Message], fact: SessionRewound, offset: int) -> list
         return messages
     # What its author had not seen when it was written, it does not take back.
     return [*messages[:kept], *(message for message in messages[kept:] if message.offset > until)]
+
+
+def told(event: Event) -> Message:
+    """The message that ``event`` has, which is a ``message.created`` or a terminal event."""
+    fact = event.fact
+    if isinstance(fact, MessageCreated):
+        return _question(event, fact)
+    assert isinstance(fact, Terminal)
+    return _answer(event, fact)
 
 
 def _question(event: Event, fact: MessageCreated) -> Message:

@@ -235,8 +235,7 @@ async def _answered(request: Request, sent: Sent) -> mix_api.BackendMessage:
                     if isinstance(event.fact, SessionDeleted):
                         raise SessionNotFound(sent.session)
                     if event.run == sent.run and event.fact.terminal:
-                        logged = await sessions.events(caller, sent.session)
-                        return mix_api.backend_message(sent.session, _stored_at(logged, event.offset))
+                        return mix_api.backend_message(sent.session, transcript.told(event))
                 if not events and subscription.stopped:  # the run goes on; only nobody waits here any more
                     raise InvalidInput("The connection ended before the answer.")
                 if not events and sessions.draining and not sessions.running:
@@ -244,12 +243,6 @@ async def _answered(request: Request, sent: Sent) -> mix_api.BackendMessage:
                     raise Conflict("The server is stopping; the message is stored and answered at the next start.")
         finally:
             watcher.cancel()
-
-
-def _stored_at(events: list[Event], offset: Offset) -> Message:
-    # As the log was then: what came later may have taken the message back.
-    messages = transcript.history(event for event in events if event.offset <= offset)
-    return next(message for message in messages if message.offset == offset)
 
 
 async def retry(request: Request) -> Body:

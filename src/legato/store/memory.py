@@ -7,6 +7,7 @@ Every rule of ``legato.log.Store`` is here in its plainest form. There is one lo
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -146,7 +147,8 @@ class MemoryStore:
         start = max(after + 1 - log.first, 0)
         if deltas:
             return log.events[start : start + limit]
-        return [event for event in log.events[start:] if not event.fact.delta][:limit]
+        later = (log.events[place] for place in range(start, len(log.events)))
+        return list(itertools.islice((event for event in later if not event.fact.delta), limit))
 
     async def info(self, session: str) -> SessionInfo:
         """See ``Store.info``."""

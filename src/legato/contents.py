@@ -1,0 +1,221 @@
+"""The contents of a log: which messages stand in it and where, as a fold that goes on with it.
+
+What a verb or a run has to know of a session (was there this key, that message, this question; what comes before) it
+finds here, so that it costs the same after ten messages and after ten thousand. What was said stays in the log, and is
+read from there as far as it is wanted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from .errors import SessionNotFound
+from .event import (
+    Event,
+    MessageCreated,
+    NotificationCreated,
+    Offset,
+    PermissionRequested,
+    PermissionResolved,
+    RunWithdrawn,
+    SessionDeleted,
+    SessionRewound,
+    Terminal,
+)
+from .log import READ_LIMIT, Store
+from .part import Message
+from .transcript import answer_place, rewound, told
+
+KEPT = 100_000
+"""Entries kept in memory, of all sessions; some 500 bytes each. What was let go is read anew when it is asked for."""
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A message, without what it says.
+
+    Attributes:
+        id, role, run: as ``Message`` has them.
+        offset: of the event that has it.
+        size: bytes of that event's JSON.
+        retries: see ``MessageCreated``.
+    """
+
+    id: str
+    role: str
+    run: str | None
+    offset: Offset
+    size: int
+    retries: str | UnsetType | None = UNSET
+
+
+class Contents:
+    """What stands where in a log.
+
+    Attributes:
+        after: the offset up to which the log has been taken.
+        whole: the offset of the last event that was taken and is no delta.
+        entries: the messages, as ``transcript.history`` has them.
+        asked: by the id of a user's message: each time that it was put to an agent.
+        runs: the messages that runs answer.
+        last: the run of the last message that was stored.
+        left: runs of users' messages that are not withdrawn.
+        withdrawn: runs that are.
+        keys: the messages that came under a key, by the sender's subject and the key.
+        asks: of permissions and notifications, by type and id: their runs, and where they stand.
+        granted: the answers that permissions have had.
+        gone: the session has been deleted.
+        weight: how many things it holds.
+    """
+
+    def __init__(self) -> None:
+        self.after: Offset = 0
+        self.whole: Offset = 0
+        self.entries: list[Entry] = []
+        self.asked: dict[str, list[Entry]] = {}
+        self.runs: dict[str, Entry] = {}
+        self.last: str | None = None
+        self.left: set[str] = set()
+        self.withdrawn: set[str] = set()
+        self.keys: dict[tuple[str, str], Entry] = {}
+        self.asks: dict[tuple[str, str], tuple[str | None, Offset]] = {}
+        self.granted: dict[str, bool] = {}
+        self.gone = False
+        self.weight = 0
+
+    def take(self, event: Event) -> None:
+        """Go on with the next event that is no delta. One that has been taken does nothing."""
+        if event.offset <= self.after:
+            return
+        self.after = self.whole = event.offset
+        self.weight += 1
+        fact = event.fact
+        if isinstance(fact, MessageCreated):
+            self._message(event, fact)
+        elif isinstance(fact, Terminal):
+            place = answer_place(self.entries, event.run)
+            if place is not None:
+                answer = Entry(fact.said.id, "assistant", event.run, event.offset, len(event.json))
+                self.entries.insert(place, answer)
+        elif isinstance(fact, SessionRewound):
+            self.entries = rewound(self.entries, fact, event.offset)
+        elif isinstance(fact, RunWithdrawn):
+            self.withdrawn.add(fact.run)
+            self.left.discard(fact.run)
+        elif isinstance(fact, PermissionRequested | NotificationCreated):
+            self.asks.setdefault((fact.type, fact.id), (event.run, event.offset))
+        elif isinstance(fact, PermissionResolved):
+            self.granted.setdefault(fact.id, fact.granted)
+        elif isinstance(fact, SessionDeleted):
+            self.gone = True
+        else:
+            self.weight -= 1
+
+    def _message(self, event: Event, fact: MessageCreated) -> None:
+        entry = Entry(fact.id, fact.role, event.run, event.offset, len(event.json), fact.retries)
+        self.entries.append(entry)
+        self.last = event.run
+        if fact.key is not None:
+            self.keys.setdefault((fact.caller or "", fact.key), entry)
+        if event.run is not None:
+            self.runs.setdefault(event.run, entry)
+        if fact.role == "user":
+            self.asked.setdefault(fact.id, []).append(entry)
+            if event.run is not None and event.run not in self.withdrawn:
+                self.left.add(event.run)
+
+    def place(self, run: str) -> int | None:
+        """The place among ``entries`` of the message that ``run`` answers; None if it has been taken back."""
+        asked, entries = self.runs.get(run), self.entries
+        return next((n for n in reversed(range(len(entries))) if entries[n] is asked), None)
+
+
+def window(entries: Sequence[Entry], *, messages: int, bytes: int) -> int:
+    """Where the last of ``entries`` begin that are so many messages at most, and so many bytes; one in any case."""
+    begin = len(entries)
+    while begin > 0 and len(entries) - begin < messages:
+        bytes -= entries[begin - 1].size
+        if bytes < 0 and begin < len(entries):
+            break
+        begin -= 1
+    return begin
+
+
+class Catalogue:
+    """The contents of the logs that were used last, each as far as somebody has looked.
+
+    Args:
+        store: where the logs live.
+        kept: entries at most; the session that was not looked at for longest goes first.
+    """
+
+    def __init__(self, store: Store, *, kept: int = KEPT) -> None:
+        self._store = store
+        self._kept = kept
+        self._known: OrderedDict[str, tuple[Contents, int]] = OrderedDict()  # and what each was counted as
+        self._held = 0
+
+    async def of(self, session: str, head: Offset) -> Contents:
+        """The contents of a log up to ``head``, or further. They go on changing: what is decided by them is decided
+        before the next await.
+
+        Raises:
+            SessionNotFound: the session has been deleted.
+        """
+        contents, _ = self._known.setdefault(session, (Contents(), 0))
+        while contents.after < head and not contents.gone:
+            events = await self._store.read(session, contents.after, deltas=False)
+            for event in events:  # whoever took some of them meanwhile has left those that follow
+                contents.take(event)
+            if not events:  # there are none up to the head, which was there before the read
+                contents.after = max(contents.after, head)
+        self._count(session, contents)
+        if contents.gone:
+            raise SessionNotFound(session)
+        return contents
+
+    def _count(self, session: str, contents: Contents) -> None:
+        known = self._known.get(session)
+        if known is None or known[0] is not contents:
+            return  # let go meanwhile
+        self._held += contents.weight - known[1]
+        self._known[session] = (contents, contents.weight)
+        self._known.move_to_end(session)
+        if contents.gone:
+            self._held -= self._known.pop(session)[1]
+        while self._held > self._kept and len(self._known) > 1:
+            self._held -= self._known.popitem(last=False)[1][1]
+
+    async def event(self, session: str, offset: Offset) -> Event:
+        """The event that stands at ``offset``.
+
+        Raises:
+            SessionNotFound: the session has been deleted.
+        """
+        events = await self._store.read(session, offset - 1, limit=1)
+        if not events or events[0].offset != offset:
+            raise SessionNotFound(session)
+        return events[0]
+
+    async def messages(self, session: str, entries: Sequence[Entry]) -> list[Message]:
+        """What these messages say, in their order.
+
+        Raises:
+            SessionNotFound: the session has been deleted.
+        """
+        missing = sorted(entry.offset for entry in entries)
+        found: dict[Offset, Message] = {}
+        place = 0
+        while place < len(missing):
+            # What stands between two messages is little as a rule, so it is read along with them.
+            events = await self._store.read(session, missing[place] - 1, limit=READ_LIMIT, deltas=False)
+            if not events or events[0].offset != missing[place]:
+                raise SessionNotFound(session)
+            for event in events:
+                if place < len(missing) and event.offset == missing[place]:
+                    found[event.offset] = told(event)
+                    place += 1
+        return [found[entry.offset] for entry in entries]
