@@ -314,6 +314,31 @@ def test_serve_guards_loopback_by_host_name(start: Start, folder: Path) -> None:
     assert statuses == [200, 200, 200, 200, 421]
 
 
+def test_serve_lets_other_machines_in_under_names(start: Start, folder: Path) -> None:
+    """Without them, whoever has a name lead here could read the chats; a whole app may have its own."""
+    agents, app, named = str(folder / "agents.py"), folder / "whole.py", folder / "named.py"
+    whole = "from legato import Legato\nfrom agents import agent\napp = Legato('memory:', agents=[agent]%s)\n"
+    app.write_text(whole % "")
+    named.write_text(whole % ", hosts='box.example'")
+    for host in ("0.0.0.0", "::", "192.0.2.1", "box.example"):
+        for target, how in ((agents, "--allow-host chat.example.com"), (str(app), "Legato(hosts=")):
+            refused = run("serve", target, "--host", host, "--port", "0", cwd=folder)
+            assert refused.returncode == 2
+            assert how in refused.stderr
+    wrong = run("serve", agents, "--allow-host", "https://box.example", "--port", "0")
+    assert (wrong.returncode, "A host is a name alone" in wrong.stderr) == (2, True)
+    for target, options in ((agents, ["--allow-host", "box.example"]), (str(named), []), (agents, ["--allow-host=*"])):
+        store = [] if target == str(named) else ["--store", "memory:"]
+        server = start("serve", target, "--host", "0.0.0.0", "--port", "0", *store, *options, cwd=folder)
+        url = serving(server)
+        with Client(url, retry_config=None) as client:
+            statuses = [
+                client.http.get(f"{url}/health", headers={"host": name}).status_code
+                for name in ("127.0.0.1:8088", "box.example", "evil.example")
+            ]
+        assert statuses == [200, 200, 200 if "--allow-host=*" in options else 421]
+
+
 def test_taken_port(start: Start, url: str, folder: Path) -> None:
     """A taken port is one line that says what to do."""
     port = url.rpartition(":")[2]

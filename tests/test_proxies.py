@@ -35,7 +35,8 @@ async def agent(turn):
 def server(tmp_path: Path) -> Iterator[Server]:
     file = tmp_path / "word.py"
     file.write_text(AGENT)
-    with running("legato", "serve", str(file), "--port", "0", "--store", f"sqlite:///{tmp_path / 'log.db'}") as server:
+    command = ("legato", "serve", str(file), "--port", "0", "--allow-host", "chat.example.com")
+    with running(*command, "--store", f"sqlite:///{tmp_path / 'log.db'}") as server:
         yield server
 
 
@@ -155,3 +156,18 @@ def test_a_stream_passes_event_by_event_and_resumes(kind: str, tmp_path: Path, s
                     break
         assert ["one ", "two ", "three "] == words
         assert sent["runId"] == data(message)["runId"]
+
+
+@pytest.mark.parametrize("kind", ["nginx, as documented", "haproxy"])
+@pytest.mark.parametrize("place", ["chat.example.com", "chat.example.com:8443"])
+def test_the_servers_own_page_may_send(kind: str, place: str, tmp_path: Path, server: Server) -> None:
+    """Whatever port it was opened at; another site's page may not, and no other name is answered."""
+    with proxied(kind, tmp_path, server) as client:
+        for host, origin, status in (
+            (place, f"https://{place}", 201),
+            (place, "https://evil.test", 403),
+            (place, "https://chat.example.com:9443", 403),
+            ("evil.test", "https://evil.test", 421),
+        ):
+            answer = client.post("/api/sessions", json={}, headers={"host": host, "origin": origin})
+            assert answer.status_code == status

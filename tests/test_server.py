@@ -717,7 +717,7 @@ async def test_a_foreign_page_may_not_call(origin: str) -> None:
 
 async def test_the_servers_own_page_may_call() -> None:
     """Under the name by which it was reached, also behind a proxy that tells it."""
-    async with chatting() as chat:
+    async with chatting(hosts=["chat.example", "10.0.0.1"]) as chat:
         for headers in (
             {"host": "chat.example", "origin": "https://chat.example"},
             {"host": "10.0.0.1:8088", "origin": "https://chat.example", "x-forwarded-host": "chat.example"},

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .target import Target
 
 STORE = "sqlite:///legato.db"
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 _APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
@@ -135,7 +134,11 @@ class ServeOptions(TypedDict):
     help="Origin of a web site whose pages may use this server; may be repeated.",
 )
 @click.option(
-    "--allow-host", multiple=True, metavar="NAME", help="Host name that is answered besides localhost; may be repeated."
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Name that the server goes by besides localhost, '*' for any; may be repeated. Needed with a --host that "
+    "lets other machines in.",
 )
 @click.option(
     "--log-level",
@@ -221,8 +224,15 @@ def _application(target: str | None, host: str, given: set[str], options: ServeO
             )
     found = _target(target, given, options)
     allowed = options["allow_host"]
-    hosts = (*LOOPBACK_HOSTS, *allowed) if allowed or _is_loopback(host) else None
     app = found.app
+    if not (allowed or (app is not None and app.hosts) or _is_loopback(host)):
+        how = "Legato(hosts=['chat.example.com'])" if app is not None else "--allow-host chat.example.com"
+        every = "hosts='*'" if app is not None else "--allow-host '*'"
+        raise Misuse(
+            f"--host {host} lets other machines in; say by which names they reach this server: {how}. With {every} "
+            "it goes by any name, and a web page that somebody visits can read the chats under one of its own, unless "
+            "what stands before the server looks at names."
+        )
     if app is not None:
         if own := given.intersection(_APP_OPTIONS):
             named = ", ".join(sorted("--" + name.replace("_", "-") for name in own))
@@ -231,7 +241,6 @@ def _application(target: str | None, host: str, given: set[str], options: ServeO
             app.source = options["store"]
         if "grace" in given:
             app.grace = options["grace"]
-        app.hosts = hosts if app.hosts is None else app.hosts
     else:
         app = Legato(
             options["store"] or STORE,
@@ -239,7 +248,7 @@ def _application(target: str | None, host: str, given: set[str], options: ServeO
             heartbeat=options["heartbeat"],
             client=options["client"],
             cors=options["cors"],
-            hosts=hosts,
+            hosts=allowed,
             grace=options["grace"],
         )
         for tool in found.tools:

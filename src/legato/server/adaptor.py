@@ -108,6 +108,10 @@ class Adaptor:
         self._routes = Routes(dialects)
         self._life = life
 
+    def speaks(self, scope: Scope) -> bool:
+        """Whether a path is a dialect's, if only by its first segment."""
+        return self._routes.dialect(scope) is not None
+
     async def refuse(self, error: LegatoError, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request before it is looked at, in the form that its path has errors in."""
         dialect = self._routes.dialect(scope)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -17,7 +16,6 @@ from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from typing import Any, TypeVar, overload
 
-from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -34,15 +32,13 @@ from ..store import open_store
 from ..tool import Tool
 from .adaptor import SEND_BODY, Adaptor, ApplicationStopped, respond_error
 from .dialects import DIALECTS
+from .guard import LOCAL_ORIGINS, Guard, host_names, origin_as_sent
 from .inspect import Inspector
 from .life import Life, Settings, nobody
 from .operation import Dialect, NoSuchRoute, Operation
 from .stream import Streams
 
 logger = logging.getLogger("legato")
-
-LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
-"""Browser origins that may use the API by default, besides its own: pages on this machine."""
 
 F = TypeVar("F", bound=AgentFunction)
 
@@ -59,7 +55,8 @@ class Legato:
         heartbeat: seconds of silence after which a stream says that it is alive. Proxies cut at 30 s and more.
         client: what to take a client for that does not tell its version: ``"python-0.8.1"`` ...
         cors: origins of other sites' pages that may call the API, ``"*"`` for all; pages on this machine always may.
-        hosts: Host names that are answered; None for all. Guards a server on loopback against DNS rebinding.
+        hosts: names that the server goes by, besides those of loopback and the address that a request came to; ``"*"``
+            for any name. What is asked of another name is refused, so that none can be rebound to this server.
         max_streams, max_streams_per_session: bounds of open streams.
         max_body: bytes of a request's body.
         grace: seconds that runs have to finish when the application is shut down.
@@ -108,8 +105,9 @@ class Legato:
             identify=identify,
             may=may or (may_on_open_server if identify is nobody else may_what_is_theirs),
         )
-        self._cors = _names(cors) or ()
+        self._cors = tuple(map(origin_as_sent, _names(cors)))
         self.hosts = _names(hosts)
+        host_names(self.hosts)  # for its error
         self._page = page
         self._dialects = (*DIALECTS, *dialects)
         self._life: Life | None = None
@@ -360,7 +358,7 @@ class Legato:
             allow_headers=["*"],  # Last-Event-ID, Idempotency-Key, what SDKs add of their own; the origin decides
             expose_headers=["Legato-Cursor", "Legato-Next", "Legato-Repeated", "Retry-After", "Location"],
         )
-        return _Guard(cors, adaptor, self._cors, self.hosts)  # outermost: it looks at preflights, too
+        return Guard(cors, adaptor, self._cors, self.hosts)  # outermost: it looks at preflights, too
 
     def _build_stopped(self) -> ASGIApp:
         """What answers between two lives: that there is none, in the words of each dialect."""
@@ -373,9 +371,9 @@ class Legato:
         return self._guarded(route, adaptor)
 
 
-def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def _names(given: str | Sequence[str] | None) -> tuple[str, ...]:
     """One name is a list of one: a string is a sequence, too, but of letters."""
-    return (given,) if isinstance(given, str) else None if given is None else tuple(given)
+    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -421,52 +419,3 @@ class _Pages:
         from .pages import pages
 
         return pages(self._operations, self._life)
-
-
-class _Guard:
-    """Refuses what a foreign page or a rebound name sends: checks Host and Origin of every request."""
-
-    def __init__(self, app: ASGIApp, adaptor: Adaptor, origins: Sequence[str], hosts: Sequence[str] | None) -> None:
-        self._app = app
-        self._adaptor = adaptor
-        self._origins = frozenset(origins)
-        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(Headers(scope=scope))
-        if refusal is None:
-            await self._app(scope, receive, send)
-        else:
-            await self._adaptor.refuse(refusal, scope, receive, send)
-
-    def _refusal(self, headers: Headers) -> LegatoError | None:
-        host = headers.get("host", "").lower()
-        if self._hosts is not None and re.sub(r":\d+$", "", host) not in self._hosts:
-            return HostRefused(host)
-        origin = headers.get("origin")
-        if origin is None or "*" in self._origins or origin in self._origins or re.fullmatch(LOCAL_ORIGINS, origin):
-            return None
-        own = {host, headers.get("x-forwarded-host", "").lower()} - {""}
-        if re.sub(r"^https?://", "", origin.lower()) in own:
-            return None
-        return OriginRefused(origin)
-
-
-class HostRefused(LegatoError):
-    """The request is for a name that this server does not go by."""
-
-    code = "host_not_allowed"
-    status = 421
-
-    def __init__(self, host: str) -> None:
-        super().__init__(f"This server is not {host[:200]!r}; see --allow-host.")
-
-
-class OriginRefused(LegatoError):
-    """The request is of another site's page."""
-
-    code = "origin_not_allowed"
-    status = 403
-
-    def __init__(self, origin: str) -> None:
-        super().__init__(f"Pages of {origin[:200]!r} may not use this server; see cors.")

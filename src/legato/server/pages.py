@@ -39,7 +39,6 @@ WEB = Path(__file__).parent.parent / "web"
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'self'; base-uri 'none'; form-action 'self'",
     "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }
 

@@ -1,0 +1,229 @@
+"""The guard: refuses what another site's page, or a name that was rebound to this machine, asks for.
+
+A browser says of each request which name it was sent to (``Host``) and, of most, which page sent it (``Origin``,
+``Sec-Fetch-Site``). No page can forge these. What is no browser can leave them out, and is not kept away by them.
+
+- *Host.* A page of ``evil.test`` may have that name lead here, and read as if it were ours. So only names that are ours
+  are answered: those of loopback, ``hosts``, and the address that the request came to, since no address can be rebound.
+- *Origin.* Our own pages, those on this machine and those of ``cors`` may call.
+- *Sec-Fetch-Site.* An image's or a link's request has no ``Origin``. What comes from elsewhere gets pages and what
+  they load, and nothing of a dialect: there it could begin work, though it could not read the answer.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import InvalidInput, LegatoError
+from .adaptor import Adaptor
+
+LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+"""Browser origins that may use the API by default, besides its own: pages on this machine."""
+HEAD: list[tuple[bytes, bytes]] = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),  # CORS, by which all that may be elsewhere is asked, is free
+]
+"""On each answer, unless it says otherwise itself."""
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_PORTS = {"http": 80, "https": 443}
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,255})(?::(\d{0,5}))?", re.ASCII)
+
+
+def authority(text: str) -> tuple[str, int | None] | None:
+    """Name and port of a ``Host`` field, so that what is the same is equal; None if it has not that form.
+
+    Case, a dot at the end and the ways to write an address make no difference. An IPv6 address is without brackets.
+    """
+    match = _AUTHORITY.fullmatch(text.lower())
+    if match is None or (match[2] and int(match[2]) > 65_535):
+        return None
+    name = match[1].removesuffix(".")
+    ip = _ip(name.strip("[]"))
+    if ip is None and (not name or name.startswith("[")):
+        return None
+    return str(ip or name), int(match[2]) if match[2] else None
+
+
+def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        ip = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+def host_names(given: Sequence[str]) -> frozenset[str]:
+    """Names of ``hosts``, as ``authority`` has them.
+
+    Raises:
+        InvalidInput: one has not the form of a name.
+    """
+    return frozenset(text if text == "*" else _host_name(text) for text in given)
+
+
+def _host_name(text: str) -> str:
+    try:
+        found = authority(text if text.isascii() else text.encode("idna").decode()) or authority(f"[{text}]")
+    except UnicodeError:
+        found = None
+    if found is None or found[1] is not None:
+        raise InvalidInput(f"A host is a name alone, such as chat.example.com, or '*' for all; got {text[:200]!r}.")
+    return found[0]
+
+
+def _split(origin: str) -> tuple[str, str, int | None] | None:
+    """Scheme, name and port of an origin; the port is there also where it is the scheme's own."""
+    scheme, _, rest = origin.lower().partition("://")
+    found = authority(rest)
+    return None if found is None else (scheme, found[0], found[1] or _PORTS.get(scheme))
+
+
+def origin_as_sent(text: str) -> str:
+    """An origin as browsers write it: in lower case, without a slash at the end or the port that its scheme has."""
+    split = _split(text.removesuffix("/"))
+    if split is None:
+        return text
+    scheme, name, port = split
+    shown = f"[{name}]" if ":" in name else name
+    return f"{scheme}://{shown}" if port == _PORTS.get(scheme) else f"{scheme}://{shown}:{port}"
+
+
+class Guard:
+    """Stands before an application of dialects and pages; also says in each answer's head what browsers make of it.
+
+    Args:
+        app: what is guarded.
+        adaptor: of its dialects.
+        origins: of other sites' pages that may call, as ``origin_as_sent``; ``"*"`` for all.
+        hosts: names that are ours besides those of loopback; ``"*"`` for all.
+
+    Raises:
+        InvalidInput: one of ``hosts`` has not the form of a name.
+    """
+
+    def __init__(self, app: ASGIApp, adaptor: Adaptor, origins: Sequence[str], hosts: Sequence[str]) -> None:
+        self._app = app
+        self._adaptor = adaptor
+        self._origins = frozenset(origins)
+        self._hosts = host_names(hosts).union(_LOOPBACK)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entry point."""
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                said = {name.lower() for name, _ in message["headers"]}
+                marks = [mark for mark in HEAD if mark[0] not in said]
+                message = {**message, "headers": [*message["headers"], *marks]}
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is None:
+            await self._app(scope, receive, send_marked)
+        else:
+            await self._adaptor.refuse(refusal, scope, receive, send_marked)
+
+    def _refusal(self, scope: Scope) -> LegatoError | None:
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if len(hosts) > 1:  # who stands before the server may have looked at the other one
+            return HostRepeated(hosts)
+        host = hosts[0] if hosts else ""
+        found = authority(host)
+        old = not hosts and scope.get("http_version") == "1.0"  # of which no browser is
+        if "*" not in self._hosts and not old and (found is None or not self._is_ours(found[0], scope)):
+            return HostRefused(host)
+        site = headers.get("sec-fetch-site", "")
+        if site == "same-origin":  # the browser knows where it sent the request, whatever proxies made of its address
+            return None
+        origin = headers.get("origin")
+        if origin is not None:
+            return None if self._may_call(origin, found, headers) else OriginRefused(origin)
+        if site not in ("cross-site", "same-site") or "*" in self._origins:
+            return None
+        guarded = scope["method"] not in ("GET", "HEAD") or self._adaptor.speaks(scope)
+        return SiteRefused(site) if guarded else None
+
+    def _is_ours(self, name: str, scope: Scope) -> bool:
+        if name in self._hosts:
+            return True
+        ip = _ip(name)
+        if ip is not None and ip.is_loopback:
+            return True
+        server, client = scope.get("server"), scope.get("client")
+        if not server or name != str(_ip(server[0]) or server[0]).lower():
+            return False
+        # Servers may have that from Host, so a name counts only in a process that calls itself, as tests do.
+        return ip is not None or (client is not None and _ip(client[0]) is None)
+
+    def _may_call(self, origin: str, host: tuple[str, int | None] | None, headers: Headers) -> bool:
+        if "*" in self._origins or origin in self._origins or re.fullmatch(LOCAL_ORIGINS, origin):
+            return True
+        split = _split(origin)
+        if split is None:
+            return False
+        scheme, name, port = split
+        # The first of each list is what the browser asked for. A proxy may tell the port apart from the name.
+        told = authority(headers.get("x-forwarded-host", "").partition(",")[0].strip())
+        apart = headers.get("x-forwarded-port", "").partition(",")[0].strip()
+        return any(
+            own is not None
+            and name == own[0]
+            and (port == (own[1] or _PORTS.get(scheme)) or (own[1] is None and apart == str(port)))
+            for own in (host, told)
+        )
+
+
+class HostRepeated(InvalidInput):
+    """A request has more than one Host."""
+
+    code = "host_repeated"
+
+    def __init__(self, hosts: Sequence[str]) -> None:
+        came = ", ".join(repr(host[:100]) for host in hosts[:3])
+        super().__init__(f"A request has one Host; got {len(hosts)}: {came}.")
+
+
+class HostRefused(LegatoError):
+    """The request is for a name that this server does not go by."""
+
+    code = "host_not_allowed"
+    status = 421
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"This server does not go by the name {host[:200]!r}. If it is to, start it with --allow-host, or give "
+            "the name to Legato(hosts=[...])."
+        )
+
+
+class OriginRefused(LegatoError):
+    """The request is of another site's page."""
+
+    code = "origin_not_allowed"
+    status = 403
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            f"Pages of {origin[:200]!r} may not use this server; see cors. If they are its own, the proxy before it is "
+            "to pass Host on as it came, with the port."
+        )
+
+
+class SiteRefused(LegatoError):
+    """The request comes from another site, and not in the way in which those that may call do it."""
+
+    code = "site_not_allowed"
+    status = 403
+
+    def __init__(self, site: str) -> None:
+        super().__init__(
+            f"This is not for links, images or frames of other sites (Sec-Fetch-Site: {site}); pages that may use this "
+            "server, see cors, ask by fetch."
+        )
