@@ -269,7 +269,7 @@ def test_the_output_and_its_success_stand_in_the_part() -> None:
         ([ToolCall("1", "A", "{}"), ToolResult("1"), ToolResult("1")], "has its result already"),
         ([5], "this one yielded int"),
         ([b"bytes"], "this one yielded bytes"),
-        ([Text(5)], "Expected text, got int"),  # type: ignore[arg-type]
+        ([Text(5)], "Text.text must be text, got int"),  # type: ignore[arg-type]
         ([ToolCall("1", "A", "{}"), ToolResult("1", object())], "must be made of JSON values"),
         ([ToolCall("1", "A", "{}"), ToolResult("1", {1, 2, object()})], "must be made of JSON values"),
     ],
@@ -550,7 +550,7 @@ def test_usage_that_is_not_json_is_refused_at_once() -> None:
     """Counts that no store could take are the agent's mistake now, not a run that cannot end later."""
     recorder = Recorder("r")
 
-    with pytest.raises(InvalidInput, match="Usage must be made of JSON values"):
+    with pytest.raises(InvalidInput, match=r"Usage\.input_tokens must be a whole number"):
         recorder.record(Usage(input_tokens=object()))  # type: ignore[arg-type]
     assert recorder.usage is None
 

@@ -20,18 +20,18 @@ import contextlib
 import contextvars
 import functools
 import inspect
-import math
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import msgspec
 
 from .caller import NOBODY, Caller
+from .check import as_flag, as_id, as_name, as_seconds, as_text, as_word, refused
 from .errors import InvalidInput
 from .event import CheckpointNoted, Event, NotificationCreated, PermissionRequested
 from .json import JsonObject
-from .part import Message
+from .part import Message, as_json
 
 T = TypeVar("T")
 
@@ -154,9 +154,22 @@ class Turn:
 
         Returns:
             True if granted. False if denied or nobody answered in time.
+
+        Raises:
+            InvalidInput, TooLarge: an argument is not what it must be; the text names it.
         """
-        request = PermissionRequested("", tool, description, action, path, params, call)
-        return await self._desk.ask_permission(request, _finite(timeout))
+        if params is not None and not isinstance(params, dict):
+            raise refused("ask_permission's params", "a dict", params)
+        request = PermissionRequested(
+            "",
+            as_name("ask_permission's tool", tool),
+            as_text("ask_permission's description", description),
+            as_text("ask_permission's action", action),
+            None if path is None else as_text("ask_permission's path", path),
+            None if params is None else as_json("ask_permission's params", params),
+            None if call is None else as_id("ask_permission's call", call),
+        )
+        return await self._desk.ask_permission(request, as_seconds("ask_permission's timeout", timeout))
 
     async def notify(
         self,
@@ -178,12 +191,29 @@ class Turn:
             choices: what to choose from, when ``response`` is ``"choice"``.
             timeout: seconds until it can no longer be answered; None for a day.
             wait: whether to wait; without it None is returned at once.
+
+        Raises:
+            InvalidInput, TooLarge: an argument is not what it must be; the text names it.
         """
-        if (response == "choice") != bool(choices):
+        if choices is not None and (isinstance(choices, str | bytes) or not isinstance(choices, Sequence)):
+            raise refused("notify's choices", "a list of texts", choices)
+        asked = [as_text("A choice of notify", choice) for choice in choices or ()]
+        expected = as_word("notify's response", response, get_args(ResponseType))
+        if (expected == "choice") != bool(asked):
             raise InvalidInput("notify needs choices with response='choice', and only then.")
-        asked = list(choices) if choices else None
-        notification = NotificationCreated("", kind, title, message, response, 0.0, 0.0, asked)
-        return await self._desk.notify(notification, _finite(timeout), wait)
+        notification = NotificationCreated(
+            "",
+            as_word("notify's kind", kind, get_args(NotificationKind)),
+            as_text("notify's title", title),
+            as_text("notify's message", message),
+            expected,
+            0.0,
+            0.0,
+            asked or None,
+        )
+        return await self._desk.notify(
+            notification, as_seconds("notify's timeout", timeout), as_flag("notify's wait", wait)
+        )
 
     async def earlier(self, most: int | None = None) -> list[Message]:
         """The messages before those of ``history``, oldest first.
@@ -226,10 +256,6 @@ class Turn:
         self._left = True
         for future in list(self._waits):
             future.cancel()
-
-
-def _finite(timeout: float | None) -> float | None:
-    return None if timeout == math.inf else timeout  # JSON has no infinity
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop) -> bool:

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from .agent import Agent, Answer, Turn
+from .check import as_name, as_text, refused
 from .errors import AgentError, InvalidInput, NotFound, RunEnded, StaleLease, StoreError, TooLarge
 from .event import (
     CancelRequested,
@@ -43,7 +44,7 @@ from .json import JsonObject
 from .load import Load
 from .log import Appended, Log, Store, Subscription
 from .machine import Lease, OpenRun
-from .part import Usage, encode, to_builtins
+from .part import Usage, as_json, encode, to_builtins
 from .transcript import Recorder, Transcript, fold, merge
 
 logger = logging.getLogger("legato")
@@ -56,6 +57,8 @@ WATCH_HEARTBEAT = 5.0
 """Seconds after which the watcher looks at the log without having been woken."""
 WATCH_RETRY = 1.0
 """Seconds after which the watcher tries again to read a log that could not be read."""
+ERROR_CHARACTERS = 10_000
+"""Of an error's text for people; a longer one, such as a page of a provider's, is cut."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -65,6 +68,8 @@ class Limits(msgspec.Struct, frozen=True):
         run_seconds: length of a run (code ``timeout``).
         run_events: events in a run (``too_many_events``).
         run_characters: of the whole message (``too_large``).
+        run_bytes: of all that a run stores before its end: checkpoints, questions, notifications and names as well
+            (``too_many_bytes``); of text as UTF-8, of all else as JSON. Its end says the message once more.
         event_bytes: of one event that cannot be split, such as a tool's output (``too_large``).
         message_characters: of a user's message.
         history_messages, history_bytes: of the messages before, as JSON, that an agent is given (``Turn.history``).
@@ -81,6 +86,7 @@ class Limits(msgspec.Struct, frozen=True):
     run_seconds: float = 3600.0
     run_events: int = 100_000
     run_characters: int = 4_194_304
+    run_bytes: int = 33_554_432
     event_bytes: int = 262_144
     message_characters: int = 1_000_000
     history_messages: int = 200
@@ -120,6 +126,7 @@ def failed(code: str, message: str, **detail: Any) -> Ending:
     return Ending("failed", code=code, message=message, detail=detail or None)
 
 
+TOO_LONG = failed("too_large", "The answer is too long to be kept as one message; its pieces are in the log.")
 INTERRUPTED = failed("interrupted", "The server stopped while the answer was being given. What came is kept.")
 
 Asked = PermissionRequested | NotificationCreated
@@ -383,7 +390,12 @@ class Execution:
         for id in list(self._asked):
             if id not in self._resolved and is_permission(id):
                 await self._append([expired(id, self._lease.run)], once=resolve_key(id))
-        await self._append([terminal(ending, self._lease.run, await self._transcript(), self._recorder.usage)])
+        run, usage = self._lease.run, self._recorder.usage
+        try:
+            await self._append([terminal(ending, run, await self._transcript(), usage)])
+        except (InvalidInput, TooLarge) as exc:
+            logger.error("run %s: its end cannot be stored with all that it said: %s", run, exc)
+            await self._append([terminal(TOO_LONG if ending.kind == "completed" else ending, run, Transcript(), usage)])
         return True
 
     async def _transcript(self) -> Transcript:
@@ -401,11 +413,31 @@ class Execution:
         if error is None:
             return Ending("completed", self._recorder.finish_reason)
         if isinstance(error, AgentError | InvalidInput | TooLarge):
-            ending = failed(error.code, error.message, **error.detail)
-            if _is_json([ending.code, ending.message, ending.detail]):
-                return ending
+            try:
+                if not isinstance(error, AgentError):
+                    logger.warning("run %s: the agent did what it cannot: %s", self._lease.run, error)
+                return self._told(error)
+            except (InvalidInput, TooLarge) as refusal:
+                logger.warning("run %s: the agent's error cannot be told: %s", self._lease.run, refusal)
+                return failed(refusal.code, refusal.message)
+            except Exception as exc:  # what is no JSON, or a class of the agent's own without what an error has
+                logger.warning("run %s: the agent's error cannot be told: %s", self._lease.run, type(exc).__name__)
         logger.error("run %s: the agent failed", self._lease.run, exc_info=error)
         return failed("agent_error", "The agent failed. The server's log has the details.")
+
+    def _told(self, error: AgentError | InvalidInput | TooLarge) -> Ending:
+        """How a run ends by an error whose words are for users."""
+        code = as_name(f"{type(error).__name__}.code", error.code)
+        if code != error.code:
+            raise ValueError("a code for programs is not mended")
+        message = as_text(f"{type(error).__name__}.message", error.message)
+        if len(message) > ERROR_CHARACTERS:
+            message = f"{message[: ERROR_CHARACTERS - 1]}…"
+        size = len(encode(error.detail))
+        if size > self._limits.event_bytes:  # the error is worth more than what goes with it
+            logger.warning("run %s: an error is told without its detail of %d bytes", self._lease.run, size)
+            return failed(code, message)
+        return Ending("failed", code=code, message=message, detail=_object("AgentError.detail", error.detail))
 
     # What others append -----------------------------------------------------------------------------------------------
 
@@ -474,8 +506,10 @@ class Execution:
         asked = self._asked.get(id)
         if asked is None:
             asked = msgspec.structs.replace(settled, id=id, **times)
-            if len(encode(asked)) > self._limits.event_bytes:
+            size = len(encode(asked))
+            if size > self._limits.event_bytes:
                 raise TooLarge(f"A {asked.type} event is beyond the limit of {self._limits.event_bytes} bytes.")
+            self._recorder.spend(size)
             self._put([Draft(asked, self._lease.run)])
             self._asked[id] = asked
         assert isinstance(asked, type(request))
@@ -524,19 +558,17 @@ class Execution:
             del self._waiting[id]
 
 
+def _object(name: str, value: Any) -> JsonObject | None:
+    if not isinstance(value, dict):
+        raise refused(name, "a dict", value)
+    return as_json(name, value) or None
+
+
 def _question(asked: Asked) -> Asked:
     """What was asked, without what differs from attempt to attempt although the question is the same."""
     if isinstance(asked, PermissionRequested):
         return msgspec.structs.replace(asked, id="", expires_at=None)
     return msgspec.structs.replace(asked, id="", timeout=0.0, created_at=0.0)
-
-
-def _is_json(value: object) -> bool:
-    try:
-        encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        return False
-    return True
 
 
 def _too_many_events(limit: int) -> TooLarge:

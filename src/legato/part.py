@@ -17,6 +17,9 @@ from .json import JsonObject, known
 
 T = TypeVar("T")
 
+DEPTH = 200
+"""How deep others' JSON may be nested. A reader in Python gives up at about 1,000, wherever it begins to count."""
+
 
 class Part:
     """A piece of a message: ``TextPart``, ``ThinkingPart``, ``RefusalPart``, ``CallPart``, or ``OtherPart``.
@@ -228,9 +231,26 @@ def as_json(name: str, value: Any) -> Any:
     """What JSON makes of ``value`` (lists for tuples, text for dates), and a copy that nobody else can change.
 
     Raises:
-        InvalidInput: it is not made of JSON values; the text begins with ``name``.
+        InvalidInput: it is not made of JSON values, or they are nested deeper than ``DEPTH``; the text begins with
+            ``name``.
     """
     try:
-        return msgspec.json.decode(encode(value))
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        json = encode(value)
+        made = msgspec.json.decode(json)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
         raise InvalidInput(f"{name} must be made of JSON values: {exc}") from exc
+    if json.count(b"[") + json.count(b"{") > DEPTH and _deeper(made, DEPTH):
+        raise InvalidInput(f"{name} must not be nested deeper than {DEPTH}.")
+    return made
+
+
+def _deeper(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        level = [
+            each
+            for one in level
+            if isinstance(one, list | dict)
+            for each in (one.values() if isinstance(one, dict) else one)
+        ]
+    return any(isinstance(one, list | dict) for one in level)

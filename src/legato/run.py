@@ -393,6 +393,8 @@ class Runner:
             resumed=agent.on_crash == "resume",
             max_event_bytes=self.limits.event_bytes,
             max_run_characters=self.limits.run_characters,
+            max_run_bytes=self.limits.run_bytes,
+            spent=sum(len(event.json) for event in left) if earlier else 0,
         )
         execution = Execution(
             self.store,

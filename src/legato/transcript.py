@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from .check import as_amount, as_count, as_flag, as_id, as_name, as_text
 from .errors import InvalidInput, TooLarge
 from .event import (
     AnyFact,
@@ -210,6 +211,8 @@ class Recorder:
         resumed: the agent goes on in the middle of the text that the earlier attempt left.
         max_event_bytes: bound of one event's data; a longer text is split, anything else raises ``TooLarge``.
         max_run_characters: bound of the whole message.
+        max_run_bytes: bound of all that the run stores before its end: of text as UTF-8, of all else as JSON.
+        spent: of those, what earlier attempts have stored.
     """
 
     def __init__(
@@ -220,6 +223,8 @@ class Recorder:
         resumed: bool = False,
         max_event_bytes: int = 262_144,
         max_run_characters: int = 4_194_304,
+        max_run_bytes: int = 33_554_432,
+        spent: int = 0,
     ) -> None:
         self.transcript = earlier or Transcript()
         self.usage: Usage | None = None
@@ -227,6 +232,8 @@ class Recorder:
         self._run = run
         self._max_event_bytes = max_event_bytes
         self._max_run_characters = max_run_characters
+        self._max_run_bytes = max_run_bytes
+        self._spent = spent
         self._ids: dict[str, str] = {}  # the agent's id of a call -> its id in the log
         if resumed:
             self._ids = {part.id: part.id for part in self.transcript.parts if part.kind == "tool_call"}
@@ -247,7 +254,7 @@ class Recorder:
             TooLarge: beyond a bound.
         """
         if isinstance(item, str):
-            return self._text(TextDelta, item)
+            return self._text("Text.text", TextDelta, item)
         handler = _HANDLERS.get(type(item))
         if handler is None:
             raise InvalidInput(
@@ -256,8 +263,22 @@ class Recorder:
             )
         return handler(self, item)
 
-    def _text(self, kind: type[TextPiece], text: str) -> list[Draft]:
-        text = _storable(text)
+    def spend(self, size: int) -> None:
+        """Count so many bytes that are about to be stored for the run.
+
+        Raises:
+            TooLarge: they are more than it has left.
+        """
+        self._spent += size
+        if self._spent > self._max_run_bytes:
+            limit = self._max_run_bytes
+            error = TooLarge(f"The run has passed its limit of {limit} bytes in all that it stores.", limit=limit)
+            error.code = "too_many_bytes"
+            raise error
+
+    def _text(self, name: str, kind: type[TextPiece], text: str) -> list[Draft]:
+        text = as_text(name, text)
+        self.spend(len(text) if text.isascii() else len(text.encode()))
         transcript, parts = self.transcript, self.transcript.parts
         drafts = []
         for begin in range(0, len(text), DELTA_CHARACTERS):
@@ -274,69 +295,76 @@ class Recorder:
 
     def _call(self, item: ToolCall) -> list[Draft]:
         step, part = self.transcript.step + self.transcript.answered, len(self.transcript.parts)
-        if item.id in self._ids:
-            raise InvalidInput(f"Tool call {item.id!r} exists already in this run; each call needs its own id.")
-        id, name = _storable(item.id), _storable(item.name)
+        id = own = as_id("ToolCall.id", item.id)
+        name = as_name("ToolCall.name", item.name)
+        arguments = None if item.arguments is None else as_text("ToolCall.arguments", item.arguments)
+        if own in self._ids:
+            raise InvalidInput(f"Tool call {own!r} exists already in this run; each call needs its own id.")
         while self.transcript.call(id) is not None:  # an earlier attempt made the same call
             id = f"{id}~{part}"
-        self._ids[item.id] = id
+        self._ids[own] = id
         drafts = [self._draft(CallStarted(part, step, id, name))]
-        if item.arguments is not None:
-            drafts.append(self._draft(CallCompleted(part, step, id, name, _storable(item.arguments))))
+        if arguments is not None:
+            drafts.append(self._draft(CallCompleted(part, step, id, name, arguments)))
         return drafts
 
     def _arguments(self, item: ToolArguments) -> list[Draft]:
-        place, part = self._find(item.id)
+        place, part = self._find(item)
+        text = as_text("ToolArguments.text", item.text)
         if part.ready:
             raise InvalidInput(f"The arguments of tool call {item.id!r} are complete; no more can follow.")
-        start, text = part.length, _storable(item.text)
+        start = part.length
         return [
             self._draft(CallDelta(place, part.step, part.id, start + begin, text[begin : begin + DELTA_CHARACTERS]))
             for begin in range(0, len(text), DELTA_CHARACTERS)
         ]
 
     def _ready(self, item: ToolReady | ToolStarted | ToolResult) -> list[Draft]:
-        place, part = self._find(item.id)
+        place, part = self._find(item)
         if part.ready:
             return []
         return [self._draft(CallCompleted(place, part.step, part.id, part.name, part.text))]
 
     def _started(self, item: ToolStarted) -> list[Draft]:
-        _, part = self._find(item.id)
-        return [*self._ready(item), self._draft(ToolBegun(part.id, part.name, _storable(item.progress)))]
+        _, part = self._find(item)
+        progress = as_text("ToolStarted.progress", item.progress)
+        return [*self._ready(item), self._draft(ToolBegun(part.id, part.name, progress))]
 
     def _result(self, item: ToolResult) -> list[Draft]:
-        _, part = self._find(item.id)
+        _, part = self._find(item)
+        success = as_flag("ToolResult.success", item.success)
+        progress, output = as_text("ToolResult.progress", item.progress), _output(item.output)
         if part.done:
             raise InvalidInput(f"Tool call {item.id!r} has its result already.")
-        progress, output = _storable(item.progress), _output(item.output)
         return [
             *self._ready(item),
-            self._draft(ToolCompleted(part.id, part.name, progress, item.success, output)),
+            self._draft(ToolCompleted(part.id, part.name, progress, success, output)),
         ]
 
     def _usage(self, item: Usage) -> list[Draft]:
-        self._check_size("Usage", item)  # now, and not when the run is to end
-        self.usage = item
+        self.usage = checked_usage(item)
         return []
 
     def _finish(self, item: Finish) -> list[Draft]:
-        self._finished = _storable(item.reason)
+        self._finished = as_name("Finish.reason", item.reason)
         return []
 
     def _checkpoint(self, item: Checkpoint) -> list[Draft]:
-        return [self._draft(CheckpointNoted(as_json("A checkpoint", item.data)))]
+        return [self._draft(CheckpointNoted(as_json("Checkpoint.data", item.data)))]
 
-    def _find(self, id: str) -> tuple[int, Growing]:
+    def _find(self, item: ToolArguments | ToolReady | ToolStarted | ToolResult) -> tuple[int, Growing]:
         """The part of a call, by the agent's id of it, and its number."""
+        id = as_id(f"{type(item).__name__}.id", item.id)
         place = self.transcript.call(self._ids.get(id, ""))
         if place is None:
             raise InvalidInput(f"There is no tool call {id!r} in this run; yield ToolCall(id, name) first.")
         return place, self.transcript.parts[place]
 
     def _draft(self, fact: Fact) -> Draft:
-        if not fact.delta:
-            self._check_size(fact.type, fact)
+        if isinstance(fact, CallDelta):
+            self.spend(len(fact.arguments.encode()))
+        else:
+            self.spend(self._checked_size(fact))
         self.transcript.apply(fact)
         if self.transcript.size > self._max_run_characters:
             raise self._too_many_characters()
@@ -346,23 +374,21 @@ class Recorder:
         limit = self._max_run_characters
         return TooLarge(f"The run has passed its limit of {limit} characters.", limit=limit)
 
-    def _check_size(self, name: str, value: Fact | Usage) -> None:
-        try:
-            size = len(encode(value))
-        except (TypeError, ValueError, OverflowError) as exc:
-            raise InvalidInput(f"{name} must be made of JSON values: {exc}") from exc
+    def _checked_size(self, fact: Fact) -> int:
+        size = len(encode(fact))
         if size > self._max_event_bytes:
             raise TooLarge(
-                f"A {name} event of {size} bytes is beyond the limit of {self._max_event_bytes}.",
+                f"A {fact.type} event of {size} bytes is beyond the limit of {self._max_event_bytes}.",
                 size=size,
                 limit=self._max_event_bytes,
             )
+        return size
 
 
 _HANDLERS: dict[type, Callable[[Recorder, Any], list[Draft]]] = {
-    Text: lambda recorder, item: recorder._text(TextDelta, item.text),
-    Refusal: lambda recorder, item: recorder._text(RefusalDelta, item.text),
-    Thinking: lambda recorder, item: recorder._text(ThinkingDelta, item.text),
+    Text: lambda recorder, item: recorder._text("Text.text", TextDelta, item.text),
+    Refusal: lambda recorder, item: recorder._text("Refusal.text", RefusalDelta, item.text),
+    Thinking: lambda recorder, item: recorder._text("Thinking.text", ThinkingDelta, item.text),
     ToolCall: Recorder._call,
     ToolArguments: Recorder._arguments,
     ToolReady: Recorder._ready,
@@ -374,17 +400,24 @@ _HANDLERS: dict[type, Callable[[Recorder, Any], list[Draft]]] = {
 }
 
 
-def _storable(text: str) -> str:
-    """``text`` with each lone surrogate replaced by U+FFFD, since UTF-8 has no place for it."""
-    if not isinstance(text, str):
-        raise InvalidInput(f"Expected text, got {type(text).__name__}.")
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def checked_usage(usage: Usage) -> Usage:
+    """``usage`` as it can be stored and added up: what is not known is 0, or an empty name.
+
+    Raises:
+        InvalidInput, TooLarge: a field is none of that; the text names it.
+    """
+    return Usage(
+        as_count("Usage.input_tokens", usage.input_tokens),
+        as_count("Usage.output_tokens", usage.output_tokens),
+        as_count("Usage.cached_tokens", usage.cached_tokens),
+        as_count("Usage.reasoning_tokens", usage.reasoning_tokens),
+        as_amount("Usage.cost", usage.cost),
+        "" if usage.model is None else as_name("Usage.model", usage.model),
+    )
 
 
 def _output(output: Any) -> Any:
-    return _storable(output) if isinstance(output, str) else as_json("A tool's output", output)
+    return as_text("ToolResult.output", output) if isinstance(output, str) else as_json("ToolResult.output", output)
 
 
 def merge(drafts: list[Draft]) -> list[Draft]:

@@ -1,0 +1,133 @@
+"""Values that others give, checked where they give them.
+
+A type annotation is a promise that nobody has to keep: a provider's ``null`` comes as a count of tokens. Each function
+gives what a log can hold, or says what was expected, where, and what came. So what is stored is what the facts say it
+is.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import InvalidInput, TooLarge
+
+ID_CHARACTERS = 512
+"""Bound of an id that an agent gives; providers' have some 60."""
+NAME_CHARACTERS = 256
+"""Bound of a name: a tool's (64 at most providers), a model's, a finish reason."""
+MOST_COUNT = 2**53 - 1
+"""The greatest whole number that a browser tells from its neighbours."""
+MOST_SECONDS = 1e9
+"""What is to last for longer, 31 years, has no end."""
+
+
+def as_text(name: str, value: Any, most: int | None = None) -> str:
+    """``value`` as plain text, each lone surrogate replaced by U+FFFD, since UTF-8 has no place for it.
+
+    Args:
+        name: of what it is, for the error.
+        value: a ``str``.
+        most: characters that it may have.
+
+    Raises:
+        InvalidInput: no text.
+        TooLarge: longer.
+    """
+    if not isinstance(value, str):
+        raise refused(name, "text", value)
+    text: str = value if type(value) is str else str.__str__(value)  # JSON is not made of subclasses
+    if most is not None and len(text) > most:
+        raise TooLarge(f"{name} of {len(text)} characters is beyond the limit of {most}.", limit=most)
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def as_id(name: str, value: Any) -> str:
+    """``value`` as an id, see ``as_text``."""
+    return as_text(name, value, ID_CHARACTERS)
+
+
+def as_name(name: str, value: Any) -> str:
+    """``value`` as a name, see ``as_text``."""
+    return as_text(name, value, NAME_CHARACTERS)
+
+
+def as_word(name: str, value: Any, words: Sequence[str]) -> str:
+    """``value``, which is one of ``words``.
+
+    Raises:
+        InvalidInput: it is none of them.
+    """
+    word = as_text(name, value)
+    if word not in words:
+        raise InvalidInput(f"{name} must be one of {', '.join(words)}, got {word[:60]!r}.", field=name)
+    return word
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """``value``, which is True or False.
+
+    Raises:
+        InvalidInput: it is something else, also if that would count as one of them.
+    """
+    if not isinstance(value, bool):
+        raise refused(name, "True or False", value)
+    return value
+
+
+def as_count(name: str, value: Any) -> int:
+    """``value`` as a whole number from 0; None, with which providers say that they do not know, is 0.
+
+    Raises:
+        InvalidInput: it is none, or beyond ``MOST_COUNT``. Text is no number.
+    """
+    number = 0.0 if value is None else _number(value)
+    if number is None or not 0 <= number <= MOST_COUNT or not number.is_integer():
+        raise refused(name, f"a whole number from 0 to {MOST_COUNT}", value)
+    return int(number)
+
+
+def as_amount(name: str, value: Any) -> float:
+    """``value`` as a number from 0; None is 0.
+
+    Raises:
+        InvalidInput: it is none, or not finite. Text is no number.
+    """
+    number = 0.0 if value is None else _number(value)
+    if number is None or not math.isfinite(number) or number < 0:
+        raise refused(name, "a number that is finite and not negative", value)
+    return number
+
+
+def as_seconds(name: str, value: Any) -> float | None:
+    """``value`` as a time to wait; None for no end. What is negative is 0.
+
+    Raises:
+        InvalidInput: no number.
+    """
+    if value is None:
+        return None
+    number = _number(value)
+    if number is None or math.isnan(number):
+        raise refused(name, "a number of seconds, or None", value)
+    return max(number, 0.0) if number <= MOST_SECONDS else None
+
+
+def refused(name: str, expected: str, value: Any) -> InvalidInput:
+    """The error for a ``value`` of ``name`` that is not what was expected."""
+    came = repr(value) if isinstance(value, bool | float) else type(value).__name__
+    return InvalidInput(f"{name} must be {expected}, got {came}.", field=name)
+
+
+def _number(value: Any) -> float | None:
+    """``value`` as a number; None if it is none."""
+    if isinstance(value, bool) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf if operator.gt(value, 0) else -math.inf
+    except Exception:  # somebody's own kind of number
+        return None
