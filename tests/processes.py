@@ -82,3 +82,11 @@ def running(
         thread.join(30)
         if process.stdout:
             process.stdout.close()
+
+
+def finished(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """``python -m`` with ``arguments``, once it has ended, with all that it has written."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,
+        check=False,
+    )  # fmt: skip

@@ -41,6 +41,7 @@ LAYERS: list[tuple[str, int]] = [
     ("agents", 3),
     ("server", 3),
     ("testing", 4),
+    ("torture", 4),
     ("terminal", 4),
     ("cli", 4),
     ("__main__", 4),

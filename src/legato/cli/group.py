@@ -17,6 +17,7 @@ _HOMES = {
     "serve": ".serve",
     "sessions": ".sessions",
     "tail": ".sessions",
+    "torture": ".torture",
 }
 """The commands, and where each is; that module is loaded when the command is named, or the help."""
 

@@ -1,0 +1,279 @@
+"""A soak: an honest load alone, then the same beside a hostile one, then rest, and the honest alone once more.
+
+The server, and what is hostile, are processes of their own; what is honest is measured here. What must hold: every
+honest answer is whole and in order; and when the hostile have gone, the server holds what it held before. How much
+longer honest people waited is a figure, and no verdict: a busy machine makes them wait as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..client import AsyncClient
+from ..errors import LegatoError
+from .honest import Measured, honest_load
+from .served import State
+
+PATIENCE = 120.0
+"""Seconds that the last honest answers may take; a server that is slower than that has failed."""
+REST = 90.0
+"""Seconds within which the server is to have let go of what the hostile left."""
+SLACK = {"descriptors": 12, "threads": 48, "tasks": 12, "streams": 0, "runs": 0}
+"""By how much more there may be at the end than before: kept connections, threads of pools that grew."""
+MEMORY = 1.25
+"""How much larger its memory may be after the hostile load than after the honest one."""
+MEGABYTES = 96
+"""How much more memory may be anything, in megabytes: caches that have been filled for the first time."""
+
+
+class ServerFailed(LegatoError):
+    """The tortured server has ended by itself, or answers nobody any more."""
+
+    code = "server_failed"
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a soak is to do.
+
+    Attributes:
+        seconds: of the hostile load; the honest load is measured alone for a quarter of it, before and after.
+        people: who talk honestly at once.
+        seed: of what is random.
+    """
+
+    seconds: float = 600.0
+    people: int = 10
+    seed: int = 0
+
+
+class Report(msgspec.Struct):
+    """What came of it.
+
+    Attributes:
+        plan: what was done.
+        alone, beside, after: the honest load before, beside and after the hostile one.
+        states: what the server held, by when: ``"before"``, ``"after"``, and ``"most"`` while it was tortured.
+        hostile: by kind, how often it was done, and which statuses answered it.
+        said: what the server wrote to its log: its last lines.
+    """
+
+    plan: Plan
+    alone: Measured
+    beside: Measured
+    after: Measured
+    states: dict[str, State]
+    hostile: dict[str, Any]
+    said: list[str]
+
+    @property
+    def faults(self) -> list[str]:
+        """What must not be. Empty: the server has passed."""
+        found = [fault for load in (self.alone, self.beside, self.after) for fault in load.faults]
+        before, after = self.states["before"], self.states["after"]
+        for name, slack in SLACK.items():
+            had, has = getattr(before, name), getattr(after, name)
+            if has > had + slack:
+                found.append(f"the server held {had} {name} before, and holds {has}")
+        if after.rss > max(before.rss * MEMORY, before.rss + MEGABYTES * 1e6):
+            found.append(f"the server held {before.rss / 1e6:.0f} MB before, and holds {after.rss / 1e6:.0f} MB")
+        return found
+
+    def lines(self) -> list[str]:
+        """The figures side by side, for people."""
+        loads = (self.alone, self.beside, self.after)
+        rows: list[tuple[str, ...]] = [("", "alone", "beside", "ratio", "after")]
+        for name, label in (("piece", "a piece, yield to reader"), ("taken", "message taken"), ("health", "/health")):
+            for share, suffix in ((0.5, "p50"), (0.99, "p99"), (1.0, "longest")):
+                alone, beside, after = (load.quantile(name, share) * 1e3 for load in loads)
+                ratio = f"{beside / alone:.2f}" if alone else ""
+                rows.append((f"{label}, {suffix}, ms", f"{alone:.1f}", f"{beside:.1f}", ratio, f"{after:.1f}"))
+        rows.append(_row("whole answers", *(load.answers for load in loads)))
+        rows.append(_row("refused or failed", *(sum(load.refused.values()) for load in loads)))
+        rows.append(("", "before", "most", "", "after"))
+        states = [self.states[name] for name in ("before", "most", "after")]
+        rows.append(_row("memory, MB", *(state.rss // 1_000_000 for state in states)))
+        rows += [_row(name, *(getattr(state, name) for state in states)) for name in SLACK]
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        figures = [
+            f"{name:<{widths[0]}}"
+            + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+            for name, *cells in rows
+        ]
+        told = [f"{kind}: {each['done']} x {_statuses(each['answers'])}" for kind, each in self.hostile.items()]
+        return [*figures, "", "hostile", *(f"  {each}" for each in told)]
+
+
+def _row(name: str, one: int, other: int, last: int) -> tuple[str, ...]:
+    return name, str(one), str(other), "", str(last)
+
+
+def _statuses(answers: dict[str, int]) -> str:
+    return ", ".join(f"{status} ({count})" for status, count in sorted(answers.items()))
+
+
+async def soak(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> Report:
+    """Torture a server of our own, on a store of its own that is thrown away.
+
+    Args:
+        plan: for how long, and how.
+        progress: is told what is done now.
+
+    Raises:
+        ServerFailed: it has ended; the error says what it wrote last.
+    """
+    quarter = max(plan.seconds / 4, 5.0)
+    with tempfile.TemporaryDirectory(prefix="legato-torture-") as folder:
+        async with serving(f"sqlite:///{folder}/torture.db") as server:
+            progress(f"an honest load alone, {quarter:.0f} s")
+            await server.bear(plan, 5.0, 0)  # what is loaded at its first use is loaded
+            alone = await server.bear(plan, quarter, 1)
+            before = await server.state()
+            progress(f"the same beside a hostile load, {plan.seconds:.0f} s")
+            most = before
+
+            async def watch() -> None:
+                nonlocal most
+                while True:
+                    most = _larger(most, await server.state())
+                    await asyncio.sleep(1.0)
+
+            watching = asyncio.create_task(watch())
+            async with _attacking(server.port, plan.seed) as attacker:
+                beside = await server.bear(plan, plan.seconds, 2)
+                hostile = await attacker()
+            watching.cancel()
+            progress("rest, until the server has let go")
+            until = asyncio.get_running_loop().time() + REST
+            while asyncio.get_running_loop().time() < until:
+                after = await server.state()
+                if all(getattr(after, name) <= getattr(before, name) + slack for name, slack in SLACK.items()):
+                    break
+                await asyncio.sleep(1.0)
+            progress(f"the honest load alone again, {quarter:.0f} s")
+            again = await server.bear(plan, quarter, 3)
+            after = await server.state()
+            states = {"before": before, "most": most, "after": after}
+            return Report(plan, alone, beside, again, states, hostile, server.said[-50:])
+
+
+def _larger(one: State, other: State) -> State:
+    return State(**{name: max(getattr(one, name), getattr(other, name)) for name in State.__struct_fields__})
+
+
+class ServedProcess:
+    """A server in a process of its own.
+
+    Attributes:
+        port, url: where it answers.
+        said: the last lines of its log.
+    """
+
+    def __init__(self, process: Process, port: int) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.said: list[str] = []
+        self._process = process
+        self._client = AsyncClient(self.url)
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            self.said = [*self.said[-499:], line.decode("utf-8", "replace").rstrip()]
+
+    async def state(self) -> State:
+        """What it holds now."""
+        answer = await self._client.http.get(f"{self.url}/torture/state", timeout=60)
+        return msgspec.json.decode(answer.content, type=State)
+
+    async def bear(self, plan: Plan, seconds: float, seed: int) -> Measured:
+        """Carry the honest load of a plan for so long.
+
+        Raises:
+            ServerFailed: the server has ended meanwhile, or some of the load is not answered.
+        """
+        load = asyncio.create_task(honest_load(self.url, plan.people, seconds, plan.seed + seed))
+        ended = asyncio.create_task(self._process.wait())
+        await asyncio.wait([load, ended], timeout=seconds + PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if load.done():
+            return load.result()
+        load.cancel()
+        status = self._process.returncode
+        what = f"answers nobody for {PATIENCE:.0f} s" if status is None else f"has ended with status {status}"
+        raise ServerFailed("\n".join([f"The server {what}. It wrote last:", *self.said[-20:]]))
+
+    async def aclose(self) -> None:
+        """Stop looking at it."""
+        await self._client.aclose()
+        self._reading.cancel()
+
+
+@asynccontextmanager
+async def serving(store: str) -> AsyncIterator[ServedProcess]:
+    """A server on that store, from when it answers until it is killed.
+
+    Raises:
+        ServerFailed: it did not start.
+    """
+    process = await _start("served", store, stderr=PIPE)
+    try:
+        assert process.stdout is not None
+        port = await process.stdout.readline()
+        if not re.fullmatch(rb"\d+\n", port):
+            assert process.stderr is not None
+            raise ServerFailed(f"The server did not start: {(await process.stderr.read()).decode('utf-8', 'replace')}")
+        server = ServedProcess(process, int(port))
+        try:
+            yield server
+        finally:
+            await server.aclose()
+    finally:
+        await _end(process)
+
+
+@asynccontextmanager
+async def _attacking(port: int, seed: int) -> AsyncIterator[Callable[[], Any]]:
+    """What gives the report of the attackers, once they have been told to stop."""
+    process = await _start("hostile", str(port), str(seed))
+
+    async def stop() -> Any:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        report = await process.stdout.read()
+        if not report:
+            raise LegatoError("The hostile load ended without a report; its error is above.")
+        return json.loads(report)
+
+    try:
+        yield stop
+    finally:
+        await _end(process)
+
+
+async def _start(module: str, *arguments: str, stderr: int | None = None) -> Process:
+    command = (sys.executable, "-m", f"{__package__}.{module}", *arguments)
+    return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=stderr)
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
+
+
+def written(report: Report, path: Path) -> None:
+    """Write all of a report to a file, as JSON."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
