@@ -24,7 +24,7 @@ from msgspec import UNSET, UnsetType
 
 from .errors import InvalidInput
 from .json import JsonObject
-from .part import Part, Usage, convert, decoder, encode
+from .part import Part, Usage, convert, decoder, encode, encode_flat
 
 logger = logging.getLogger("legato")
 
@@ -501,18 +501,20 @@ def settle(fact: AnyFact) -> tuple[AnyFact, bytes]:
     Raises:
         InvalidInput: it is not.
     """
-    said: object = fact
-    if isinstance(fact, OtherFact):
-        said = fact.data
-        if not isinstance(said, dict):
-            raise InvalidInput(f"The data of {fact.type} must be a dict, not {type(said).__name__}.")
-        if fact.type in EVENTS:
-            raise InvalidInput(f"{fact.type} is no unknown type; it is a {EVENTS[fact.type].__name__}.")
     try:
+        if not fact.open:
+            return fact, encode_flat(fact)
+        said: object = fact
+        if isinstance(fact, OtherFact):
+            said = fact.data
+            if not isinstance(said, dict):
+                raise InvalidInput(f"The data of {fact.type} must be a dict, not {type(said).__name__}.")
+            if fact.type in EVENTS:
+                raise InvalidInput(f"{fact.type} is no unknown type; it is a {EVENTS[fact.type].__name__}.")
         json = encode(said)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
         raise InvalidInput(f"The data of {fact.type} cannot be stored as JSON: {exc}.", type=fact.type) from exc
-    return (read_fact(fact.type, json) if fact.open else fact), json
+    return read_fact(fact.type, json), json
 
 
 class Event(msgspec.Struct, frozen=True, eq=False, gc=False):

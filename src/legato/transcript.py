@@ -277,21 +277,31 @@ class Recorder:
             raise error
 
     def _text(self, name: str, kind: type[TextPiece], text: str) -> list[Draft]:
-        text = as_text(name, text)
-        self.spend(len(text) if text.isascii() else len(text.encode()))
-        transcript, parts = self.transcript, self.transcript.parts
-        drafts = []
-        for begin in range(0, len(text), DELTA_CHARACTERS):
-            step = transcript.step + transcript.answered
-            part, start = len(parts), 0
-            if parts and parts[-1].kind == _KINDS[kind] and parts[-1].step == step:
-                part, start = part - 1, parts[-1].length
-            piece = kind(part, step, start, text[begin : begin + DELTA_CHARACTERS])
+        # As few calls as there can be: nearly all that agents yield comes this way.
+        if type(text) is str and text.isascii():
+            size = len(text)
+        else:
+            text = as_text(name, text)
+            size = len(text.encode())
+        if not size:
+            return []
+        if len(text) > DELTA_CHARACTERS:
+            pieces = [text[begin : begin + DELTA_CHARACTERS] for begin in range(0, len(text), DELTA_CHARACTERS)]
+            return [draft for piece in pieces for draft in self._text(name, kind, piece)]
+        self._spent += size
+        if self._spent > self._max_run_bytes:
+            self.spend(0)  # which says so
+        transcript = self.transcript
+        step, parts = transcript.step + transcript.answered, transcript.parts
+        if parts and (last := parts[-1]).step == step and last.kind == _KINDS[kind]:
+            piece = kind(len(parts) - 1, step, last.length, text)
+            transcript.size += last.add(last.length, text)
+        else:
+            piece = kind(len(parts), step, 0, text)
             transcript.say(piece)
-            if transcript.size > self._max_run_characters:
-                raise self._too_many_characters()
-            drafts.append(Draft(piece, self._run))
-        return drafts
+        if transcript.size > self._max_run_characters:
+            raise self._too_many_characters()
+        return [Draft(piece, self._run)]
 
     def _call(self, item: ToolCall) -> list[Draft]:
         step, part = self.transcript.step + self.transcript.answered, len(self.transcript.parts)
