@@ -138,6 +138,7 @@ async def test_what_is_no_delta_does_not_gather(stage: Stage) -> None:
 
     async def agent(turn: Turn) -> AsyncIterator[Any]:
         yield "first"
+        await quiet()
         yield Thinking("hm")
         await quiet()
         yield "second"

@@ -1,10 +1,10 @@
 """One run being driven: from what the agent yields to the log, until exactly one terminal event.
 
-Two tasks share the work. The *speaker* iterates over the agent, turns what it yields into drafts and hands them to the
-store; the *watcher* reads what others append to the session (a cancel, an answer). One append is under way at a time:
-meanwhile drafts gather, neighbouring deltas become one, and the end of the append hands them over. No task waits for
-the store, since its steps would cost more than all else does for a token. The speaker may be ahead of the store by a
-bounded number of drafts.
+Two tasks share the work. The *speaker* iterates over the agent and turns what it yields into drafts, which go to the
+store at the end of the event loop's round; the *watcher* reads what others append to the session (a cancel, an answer).
+One append is under way at a time: meanwhile drafts gather, neighbouring deltas become one, and the end of the append
+hands them over. No task waits for the store, since its steps would cost more than all else does for a token. The
+speaker may be ahead of the store by a bounded number of drafts.
 
 The one rule: the terminal event is appended last, once, under the lease, after everything that the agent said.
 """
@@ -167,8 +167,10 @@ class Execution:
         self._clock = clock
         self._drafts: list[Draft] = []
         self._count = 0
-        self._room = asyncio.Event()  # something has been stored
+        self._room: asyncio.Event | None = None  # something has been stored, for who waits for it
         self._after = 0
+        self._due = False  # at the end of this round of the loop it goes on
+        self._handed: list[Draft] = []  # what is being stored, to try again if it fails; none if that is done
         self._storing: asyncio.Future[Any] | None = None  # the append that is under way, or that has failed
         self._handed_at = -math.inf  # when drafts were last handed over, by the loop's time
         self._gathering: asyncio.TimerHandle | None = None  # hands over what gathers
@@ -269,8 +271,7 @@ class Execution:
                     if not spoken % AHEAD:
                         await asyncio.sleep(0)  # an agent may yield for ever without waiting, even what stores nothing
                     while len(self._drafts) >= AHEAD:
-                        self._room.clear()
-                        await self._room.wait()
+                        await self._wait_for_room()
                 except asyncio.CancelledError as exc:
                     # It hit us between two yields; the agent is to hear of it where it stands.
                     advance = functools.partial(stream.athrow, exc)
@@ -288,44 +289,62 @@ class Execution:
         if self._count > self._limits.run_events:
             raise _too_many_events(self._limits.run_events)
         self._drafts += drafts
-        if self._storing is None:
-            self._go_on()
+        if self._storing is None and not self._due:
+            self._due = True
+            self._load.soon(self._go_on)
 
     async def stored(self) -> None:
         """See ``Desk``."""
         while self._drafts or self._storing is not None:
             self._check_not_over()
             self._end_gathering()  # whoever waits for it is not to wait for more
-            self._room.clear()
-            await self._room.wait()
+            if self._storing is not None:
+                await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        if self._room is None:
+            self._room = asyncio.Event()
+        await self._room.wait()
+
+    def _make_room(self) -> None:
+        room, self._room = self._room, None
+        if room is not None:
+            room.set()
 
     # Storing ----------------------------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
         """Hand over what is ready, unless an append is under way or more is to gather. Once nothing more can come, the
         run may end."""
+        self._due = False
         if self._storing is not None or self._all_stored.done():
             return
         silent = self._abandoned or (self._speaker is not None and self._speaker.done())
-        if not self._drafts:
-            if silent:
-                self._all_stored.set_result(None)
-        elif silent or not self._load.gather or self._has_gathered():
+        if self._drafts and (silent or not self._load.gather or self._has_gathered()):
             self._hand_over()
+        if silent and not self._drafts and self._storing is None:
+            self._all_stored.set_result(None)
 
     def _hand_over(self) -> None:
         drafts, self._drafts = self._drafts, []
-        drafts = merge(drafts) if len(drafts) > 1 else drafts
-        self._handed_at = self._loop.time()
+        if len(drafts) > 1:
+            drafts = merge(drafts)
+        if self._load.gather:
+            self._handed_at = self._loop.time()
         storing: Awaitable[Appended]
         try:
-            storing = self._try(drafts)
+            storing = self._store.append(self._lease.session, drafts, lease=self._lease)
         except Exception as exc:  # a store that says so at once says the same
             storing = self._loop.create_future()
             storing.set_exception(exc)
         # To ask first is cheaper than to have it asked: what is a future already is to cost nothing more.
-        self._storing = storing if isinstance(storing, asyncio.Future) else asyncio.ensure_future(storing)
-        self._storing.add_done_callback(functools.partial(self._on_stored, drafts))
+        if not isinstance(storing, asyncio.Future):
+            storing = asyncio.ensure_future(storing)
+        elif storing.done() and not storing.cancelled() and storing.exception() is None:
+            self._make_room()
+            return
+        self._handed, self._storing = drafts, storing
+        storing.add_done_callback(self._on_stored)
 
     def _has_gathered(self) -> bool:
         """Whether it has been long enough since drafts were handed over; if not, they will be when it is. Only deltas
@@ -345,19 +364,19 @@ class Execution:
         self._handed_at = -math.inf
         self._go_on()
 
-    def _on_stored(self, drafts: list[Draft], storing: asyncio.Future[Any]) -> None:
-        """``drafts``: what to try again if it failed; none if that has been done."""
+    def _on_stored(self, storing: asyncio.Future[Any]) -> None:
         if storing.cancelled():
             self._all_stored.cancel()
         elif (error := storing.exception()) is None:
             self._storing = None
             self._go_on()
-            self._room.set()
+            self._make_room()
         elif self._all_stored.done():
             pass  # the run has been given up meanwhile
-        elif drafts and isinstance(error, StoreError):
+        elif self._handed and isinstance(error, StoreError):
+            drafts, self._handed = self._handed, []
             self._storing = self._loop.create_task(self._append_again(drafts, error))
-            self._storing.add_done_callback(functools.partial(self._on_stored, []))
+            self._storing.add_done_callback(self._on_stored)
         else:
             self._all_stored.set_exception(error)
 
@@ -539,7 +558,7 @@ class Execution:
 
     def _release_asks(self) -> None:
         # The agent's own task is cancelled; this is for its threads and for tasks that it has left behind.
-        self._room.set()
+        self._make_room()
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(RunEnded(f"Run {self._lease.run!r} has ended.", run=self._lease.run))

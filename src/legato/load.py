@@ -25,6 +25,24 @@ EASED = 0.8
 """What is left of that time after a look at a loop that is not late."""
 
 
+class Round:
+    """What is to be done at the end of a round of an event loop, in one turn for all, instead of one for each."""
+
+    def __init__(self) -> None:
+        self._due: list[Callable[[], None]] = []
+
+    def add(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` at the end of this round. It must raise nothing."""
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._go)
+        self._due.append(callback)
+
+    def _go(self) -> None:
+        due, self._due = self._due, []
+        for callback in due:
+            callback()
+
+
 class Load:
     """How late an event loop is. For one loop, between ``start`` and ``stop``.
 
@@ -33,6 +51,7 @@ class Load:
         clock: monotonic, in seconds.
 
     Attributes:
+        soon: calls what it is given at the end of the round, see ``Round``.
         gather: seconds for which a run is to gather what it says, now.
         lag: seconds by which each of the last ``LOOKS`` looks was late at least: a long step makes one of them late.
     """
@@ -45,6 +64,7 @@ class Load:
         self._late = deque([0.0] * LOOKS, LOOKS)
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self.soon = Round().add
 
     def start(self) -> None:
         """Begin to look. Idempotent."""

@@ -21,6 +21,7 @@ from starlette.types import Send
 
 from ..dialect.fold import Encoder
 from ..event import Event, Offset
+from ..load import Round
 from ..log import READ_LIMIT, Subscription
 
 WRITE_BYTES = 16_384
@@ -120,6 +121,7 @@ class Crowd:
         subscription: where they stand; the crowd's own from now on.
         encoder: of one of them; what it makes is for all.
         preparation: before events are encoded.
+        soon: calls what it is given at the end of the round, see ``Round``.
         closed: called when nobody is left.
     """
 
@@ -128,6 +130,7 @@ class Crowd:
         subscription: Subscription,
         encoder: Encoder,
         preparation: Preparation | None,
+        soon: Callable[[Callable[[], None]], None],
         closed: Callable[[], object],
     ) -> None:
         self._members: dict[Member, Line] = {}
@@ -135,6 +138,7 @@ class Crowd:
         self._subscription = subscription
         self._encoder = encoder
         self._preparation = preparation
+        self._soon = soon
         self._closed = closed
         self._open = True
         self._loop = asyncio.get_running_loop()
@@ -189,7 +193,7 @@ class Crowd:
         """See ``Listener``."""
         if not self._due:
             self._due = True
-            self._loop.call_soon(self.go)
+            self._soon(self.go)
 
     def go(self) -> None:
         """Give everybody what has come."""
@@ -266,16 +270,23 @@ class Crowd:
 
     def _part_from_the_slow(self) -> None:
         # Before anything is encoded: whoever goes alone takes the encoder along as it is now.
+        for line in self._members.values():
+            if line.full:
+                break
+        else:
+            return
         for member in [member for member, line in self._members.items() if line.full]:
             self.part(member)
 
     def _write(self, body: bytes) -> None:
         framed: dict[object, bytes] = {}
+        framing: object = self  # nobody's
+        made = b""
         size = len(body)
         for member, line in self._members.items():
-            made = framed.get(line.framing)
-            if made is None:
-                made = framed[line.framing] = line.frame(body)
+            if line.framing is not framing:
+                framing = line.framing
+                made = framed.get(framing) or framed.setdefault(framing, line.frame(body))
             line.put(made)
             member.bytes += size
         self._sent_at = self._loop.time()
@@ -299,6 +310,7 @@ class Crowds:
 
     def __init__(self) -> None:
         self._crowds: dict[Hashable, Crowd] = {}
+        self._round = Round()
 
     def __len__(self) -> int:
         return len(self._crowds)
@@ -318,7 +330,11 @@ class Crowds:
         if crowd is not None:
             return crowd.join(member, subscription.after)
         crowd = self._crowds[key] = Crowd(
-            copy.copy(subscription), copy.copy(encoder), preparation, lambda: self._crowds.pop(key)
+            copy.copy(subscription),
+            copy.copy(encoder),
+            preparation,
+            self._round.add,
+            lambda: self._crowds.pop(key),
         )
         crowd.join(member, subscription.after)
         crowd.go()  # its bell was not hung up yet when the reader looked
