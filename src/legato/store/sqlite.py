@@ -200,11 +200,16 @@ class SQLiteStore:
         Raises:
             InvalidInput: the data is not JSON.
         """
-        loop = asyncio.get_running_loop() if self._writer is None else self._loop  # the former is a system call
+        writer = self._writer
+        loop = asyncio.get_running_loop() if writer is None else self._loop  # the former is a system call
         future: asyncio.Future[Appended] = loop.create_future()
         try:
-            writer = self._check_open()
-            check_text(session, once)
+            if writer is None:
+                writer = self._check_open()
+            if session not in self._looks:  # as what has been stored is not
+                check_text(session)
+            if once is not None:
+                check_text(once)
             if take is not None:
                 check_text(take.run, take.owner)
             writer.submit(Append(session, future, drafts, lease=lease, once=once, head=head, take=take))
@@ -260,13 +265,15 @@ class SQLiteStore:
             self._looks.popitem(last=False)
         free = False
         for request in requests:
-            if isinstance(request, Append) and request.stored:
-                self._tail.put(request.session, request.stored, [len(event.json) for event in request.stored])
-                if request.stored[-1].type == "session.deleted":
-                    self._blocks.forget(request.session)
-                self.doorbell.ring(request.session, outside=request.lease is None)
-                free = free or request.free
-            free = free or isinstance(request, Release)
+            if isinstance(request, Append):
+                if stored := request.stored:
+                    self._tail.put(request.session, stored, [len(event.json) for event in stored])
+                    if stored[-1].fact.type == "session.deleted":
+                        self._blocks.forget(request.session)
+                    self.doorbell.ring(request.session, outside=request.lease is None)
+                    free = free or request.free
+            elif isinstance(request, Release):
+                free = True
             request.settle()
         if free:
             self.doorbell.ring_work()
@@ -339,7 +346,8 @@ class SQLiteStore:
 
     def peek(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event] | None:
         """What is in memory of what ``read`` would give; None if that is not all of it."""
-        self._check_open()
+        if self._writer is None:
+            self._check_open()
         events = self._tail.read(session, after, limit, deltas=deltas)
         if events is None and (look := self._looks.get(session)) is not None and after >= look.state.head:
             return []  # as readers at the head of a log ask that nobody has written to for long

@@ -92,7 +92,7 @@ class Journal:
         if deleted:
             packed = {*self._sessions, *arrived}
         else:
-            packed = {name for name, (id, records) in arrived.items() if self._is_due(name, id, records)}
+            packed = self._due(arrived)
             for name, unpacked in self._sessions.items():
                 if unpacked.row >= self._end - JOURNAL_BYTES:
                     break
@@ -139,8 +139,13 @@ class Journal:
             else:
                 unpacked.records += records
 
-    def _is_due(self, name: str, id: int, records: Sequence[Record]) -> bool:
-        """Whether the head passes a multiple of ``PACK_EVENTS``, shifted by ``id``, so that not all do so at once."""
-        unpacked = self._sessions.get(name)
-        first = records[0][0] if unpacked is None else unpacked.records[0][0]
-        return (first + id) // PACK_EVENTS != (records[-1][0] + 1 + id) // PACK_EVENTS
+    def _due(self, arrived: Mapping[str, Arrived]) -> set[str]:
+        """The sessions whose head passes a multiple of ``PACK_EVENTS``, shifted by the id, so that not all do so at
+        once."""
+        due: set[str] = set()
+        for name, (id, records) in arrived.items():
+            unpacked = self._sessions.get(name)
+            first = records[0][0] if unpacked is None else unpacked.records[0][0]
+            if (first + id) // PACK_EVENTS != (records[-1][0] + 1 + id) // PACK_EVENTS:
+                due.add(name)
+        return due

@@ -135,12 +135,15 @@ class Append(WriteRequest):
         super().__init__(session, future)
         self.session: str = session
         self.drafts = list(drafts)
-        self.settled = []
-        run = None
+        self.settled: list[tuple[AnyFact, bytes]] = []
+        run = None if lease is None else lease.run  # of which that has been asked
         for draft in self.drafts:
             if draft.run is not run:
                 check_text(run := draft.run)
-            self.settled.append(_settle(draft.fact))
+            fact, json = settled = settle(draft.fact)
+            if fact.open or len(json) > MAX_DATA_BYTES:
+                _check(fact, json)
+            self.settled.append(settled)
         self.lease = lease
         self.once = once
         self.head = head
@@ -224,13 +227,11 @@ class Release(WriteRequest):
         group.release(self.lease)
 
 
-def _settle(fact: AnyFact) -> tuple[AnyFact, bytes]:
-    fact, json = settled = settle(fact)
+def _check(fact: AnyFact, json: bytes) -> None:
     if fact.open:  # as deltas are not
         check_text(fact.type, fact.owner if isinstance(fact, SessionCreated) else None)
     if len(json) > MAX_DATA_BYTES:
         raise TooLarge(f"The data of {fact.type} is beyond {MAX_DATA_BYTES} bytes.", limit=MAX_DATA_BYTES)
-    return settled
 
 
 def is_text(text: str) -> bool:
@@ -336,8 +337,8 @@ class _Memory:
 
     def now(self, now: float) -> int:
         """The time of the next append, see ``moment``."""
-        self.last_at = moment(now, self.last_at)
-        return self.last_at
+        self.last_at = at = moment(now, self.last_at)
+        return at
 
 
 class _Group:
@@ -394,12 +395,13 @@ class _Group:
         name, take = request.session, request.take
         known = self._memory.sessions.get(name)
         before = known.state if known is not None else SessionState(name)
-        if known is not None and request.once is not None and before.exists:
+        if request.once is not None and known is not None and before.exists:
             again = self._before(name, known, request.once)
             if again is not None:
                 return Appended(again, repeated=True)
         state = moved(before, request.drafts, lease=request.lease)
-        check_head(before, request.head)
+        if request.head is not None:
+            check_head(before, request.head)
         if take is not None:
             state = self._leased(state, take)
         # From here on nothing can be refused.
@@ -430,7 +432,11 @@ class _Group:
         if request.once is not None:
             self._rows += (ONCE, known.id, request.once, before.head + 1, state.head, None, None, None)
             self._fresh[known.id, request.once] = events
-        self._move(known, state)
+        if state.runs is before.runs:
+            known.state = state
+            self.touched[name] = known
+        else:
+            self._move(known, state)
         if state.deleted:
             self._deleted.add(name)
             self._rows += (DELETED, known.id, state.head, None, None, None, None, None)

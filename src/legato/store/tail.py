@@ -38,19 +38,15 @@ class _Tail:
     It is never the longer one.
     """
 
-    __slots__ = ("bytes", "events", "floor", "sizes", "whole", "whole_floor", "whole_sizes")
+    __slots__ = ("bytes", "events", "floor", "head", "sizes", "whole", "whole_floor", "whole_sizes")
 
     def __init__(self, floor: Offset) -> None:
-        self.floor = self.whole_floor = floor
+        self.floor = self.whole_floor = self.head = floor
         self.events: list[Event] = []
         self.sizes: list[int] = []
         self.whole: list[Event] = []
         self.whole_sizes: list[int] = []
         self.bytes = 0
-
-    @property
-    def head(self) -> Offset:
-        return self.events[-1].offset if self.events else self.floor
 
     def extend(self, events: Sequence[Event], sizes: Sequence[int]) -> None:
         for event, size in zip(events, sizes, strict=True):
@@ -62,6 +58,8 @@ class _Tail:
                 self.whole.append(event)
                 self.whole_sizes.append(cost)
                 self.bytes += cost
+        if events:
+            self.head = events[-1].offset
 
     def trim(self, keep: int) -> None:
         """Let go of all but the newest ``keep`` events of each list."""
@@ -74,13 +72,7 @@ class _Tail:
             self.bytes -= sum(self.whole_sizes[:drop])
             del self.whole[:drop], self.whole_sizes[:drop]
 
-    def read(self, after: Offset, limit: int, deltas: bool) -> list[Event] | None:
-        if deltas:
-            if after < self.floor:
-                return None
-            # Dense, so the place of an offset is a subtraction; a tombstone alone may begin far above its floor.
-            start = max(after + 1 - self.events[0].offset, 0) if self.events else 0
-            return self.events[start : start + limit]
+    def whole_after(self, after: Offset, limit: int) -> list[Event] | None:
         if after < self.whole_floor:
             return None
         start = bisect_right(self.whole, after, key=_offset)
@@ -145,7 +137,13 @@ class TailCache:
         if tail is None:
             return None
         self._tails.move_to_end(session)
-        return tail.read(after, limit, deltas)
+        if not deltas:
+            return tail.whole_after(after, limit)
+        if after < tail.floor:
+            return None
+        # Dense, so the place of an offset is a subtraction; a tombstone alone may begin far above its floor.
+        start = max(after + 1 - tail.events[0].offset, 0) if tail.events else 0
+        return tail.events[start : start + limit]
 
     def floor(self, session: str) -> Offset | None:
         """The offset after which it holds all events; None if it holds nothing of the session."""
