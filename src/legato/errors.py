@@ -212,9 +212,14 @@ class Overloaded(LegatoError):
 
 
 class StoreError(LegatoError):
-    """The store could not do it. What was to be appended was not written, whole or in part."""
+    """The store could not do it. What was to be appended was not written, whole or in part.
+
+    Attributes:
+        told: what callers are told of it; ``message`` may name files, and is for the server's log.
+    """
 
     code = "store_failed"
+    told: ClassVar[str] = "The server's store failed; the server's log says why."
 
 
 class StoreLocked(StoreError):
@@ -228,6 +233,7 @@ class StoreBusy(StoreError):
 
     code = "store_busy"
     status = 503
+    told = "The server's store is in use by another program; try again later."
 
 
 class StoreLost(StoreError):
@@ -235,12 +241,14 @@ class StoreLost(StoreError):
 
     code = "store_lost"
     status = 503
+    told = "The server's store is away, and nothing is stored until it is back; try again later."
 
 
 class StoreReadOnly(StoreError):
     """The file or its folder cannot be written."""
 
     code = "store_read_only"
+    told = "The server's store cannot be written; the server's log says why."
 
 
 class StoreFull(StoreError):
@@ -248,12 +256,14 @@ class StoreFull(StoreError):
 
     code = "store_full"
     status = 507
+    told = "The server's disk is full; what was acknowledged is safe."
 
 
 class StoreCorrupt(StoreError):
     """The file is not a database, or it is damaged."""
 
     code = "store_corrupt"
+    told = "The server's store is damaged; the server's log says where."
 
 
 class StoreVersion(StoreError):

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar, Unpack, get_args
 import msgspec
 
 from .agent import Turn
-from .errors import InvalidInput, LegatoError
+from .errors import AgentError, InvalidInput, LegatoError, TooLarge
 from .json import JsonObject
 from .part import as_json
 
@@ -157,7 +157,10 @@ class Tool:
             if limit.expired():
                 raise ToolError(f"{self.name} did not finish within {self.timeout:g} seconds.") from exc
             logger.error("tool %s failed", self.name, exc_info=exc)
-            words = exc.message if isinstance(exc, LegatoError) else "The server's log has the details."
+            # Other errors of Legato, as of a store or a provider, may name files or quote keys.
+            words = "The server's log has the details."
+            if isinstance(exc, AgentError | InvalidInput | TooLarge):
+                words = exc.message
             raise ToolError(f"{self.name} failed. {words}") from exc
 
 

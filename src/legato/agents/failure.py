@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from ..errors import AgentError
 from ..provider import ProviderError, ProviderRefused, ProviderUnreachable, ResponseFailed, StreamInterrupted
@@ -11,6 +12,13 @@ logger = logging.getLogger("legato")
 
 WORDS = 1_000
 """Characters of a provider's words that are shown."""
+_SECRET = re.compile(
+    r"\b(?:sk|pk|rk|gsk|xai|hf)[-_][\w*.-]{6,}|\bAIza[\w*-]{10,}"  # as providers write keys, if only in part
+    r"|(?<=\bBearer )\S+"
+    r"|(?<![\w:/.])/(?:[\w.@~+-]+/)+[\w.@~+-]*"  # a file of a model server's machine, which may be this one
+    r"|\b[A-Za-z]:\\[\w.\\~-]+"
+    r"|\b0x[0-9a-f]{6,}"
+)
 
 
 def failure(error: ProviderError, key: str | None = None) -> AgentError:
@@ -33,5 +41,5 @@ def failure(error: ProviderError, key: str | None = None) -> AgentError:
     if isinstance(error, StreamInterrupted):
         return AgentError("The model's answer broke off, and cannot be continued.", code="model_interrupted")
     if isinstance(error, ProviderRefused | ResponseFailed):
-        return AgentError(f"The model's provider says: {said[:WORDS]}", code=error.code)
+        return AgentError(f"The model's provider says: {_SECRET.sub('[...]', said)[:WORDS]}", code=error.code)
     return AgentError("What the model's provider sent cannot be understood.", code="model_malformed")

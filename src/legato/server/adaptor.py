@@ -148,8 +148,9 @@ class Adaptor:
                 made = await self._pump(reply, request) if isinstance(reply, Follow) else reply
             except LegatoError as exc:
                 error = ApplicationStopped() if isinstance(exc, StoreError) and life.over else exc
-                error.stored = request is not None and request.stored
-                made = dialect.refuse(error)
+                told = as_told(error)
+                told.stored = request is not None and request.stored
+                made = dialect.refuse(told)
             except Exception:
                 internal = Internal()
                 internal.stored = request is not None and request.stored
@@ -210,6 +211,15 @@ async def send_body(body: Body, error: LegatoError | None, scope: Scope, receive
     await respond(msgspec.structs.replace(body, headers=headers))(scope, receive, send)
 
 
+def as_told(error: LegatoError) -> LegatoError:
+    """The error as callers get it: what a store says names files, and is for the server's log."""
+    if not isinstance(error, StoreError):
+        return error
+    told = type(error).__new__(type(error))  # a store's own errors may be made otherwise
+    LegatoError.__init__(told, error.told)
+    return told
+
+
 def respond(body: Body) -> Response:
     """``body`` as a response."""
     if body.body is None:
@@ -221,7 +231,7 @@ def respond(body: Body) -> Response:
 
 def respond_error(error: LegatoError) -> Response:
     """An error as a response, where it is no dialect's."""
-    body = refuse(error)
+    body = refuse(as_told(error))
     after = {"retry-after": RETRY_AFTER[error.status]} if error.status in RETRY_AFTER else {}
     return respond(msgspec.structs.replace(body, headers={**body.headers, **after}))
 
