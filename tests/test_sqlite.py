@@ -70,6 +70,12 @@ def text(text: str = "x", run: str = "r") -> Draft:
     return draft("text.delta", {"part": 0, "step": 0, "start": 0, "text": text}, run)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_tidied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a test may use the writer's connection."""
+    monkeypatch.setattr(sqlite_writer, "TIDY_SECONDS", 1_000.0)
+
+
 @contextlib.asynccontextmanager
 async def opened(path: Path, **options: Any) -> AsyncIterator[SQLiteStore]:
     store = SQLiteStore(path, **options)

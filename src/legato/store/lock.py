@@ -26,7 +26,7 @@ class FileLock:
             StoreLocked: somebody has it.
             OSError: the lock file cannot be written.
         """
-        file = os.open(self._path + ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(self._path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             if not _lock(file):
                 pid = os.read(file, 20).decode("ascii", "replace").strip()

@@ -59,6 +59,7 @@ from .sqlite_writer import (
     is_text,
 )
 from .tail import BlockCache, TailCache
+from .watch import keep_private
 
 READERS = 2
 """Threads that read. A page is short work; the second thread is there for when the disk keeps the first one waiting."""
@@ -132,10 +133,13 @@ class SQLiteStore:
             if Path(self._path).exists() and not Path(self._path).is_file():
                 raise StoreError(f"{self._path} is a folder or a device; name a file in it.", path=self._path)
             self._lock.acquire()
+            keep_private(self._path)
+            left = os.path.exists(self._path + "-wal")
             connection = connect(self._path, write=True)
             try:
                 prepare(connection, self._path, self._durability)
                 self._journal = Journal(read_journal(connection))
+                self._untidy = left or bool(connection.pragma("freelist_count"))
             except BaseException:
                 connection.close()
                 raise
@@ -161,7 +165,7 @@ class SQLiteStore:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="legato-sqlite-reader")
         self._reading = asyncio.Semaphore(READERS)
         self._writer = Writer(self._path, self._connection, self._journal, self._clock, self._delivered_by_writer)
-        self._writer.start()
+        self._writer.start(untidy=self._untidy)
 
     async def close(self) -> None:
         """Store what was appended so far and close the file. Idempotent."""

@@ -12,6 +12,7 @@ work.
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
@@ -30,6 +31,8 @@ from ..errors import StoreError, StoreVersion
 from ..event import AnyFact, Event, Offset, read_fact
 from ..log import MICRO, SessionInfo, created
 from ..machine import OpenRun, RunState
+
+logger = logging.getLogger("legato")
 
 # Times are integers, microseconds since the epoch: exact in SQL, and the same float again after division.
 MIGRATIONS = [
@@ -154,6 +157,12 @@ PAGE_BYTES = 4 * 1024 * 1024
 """A page of events ends when it holds so much data, whatever its limit: large events must not fill the memory."""
 BUSY_MS = 5_000
 """Patience with a lock of SQLite, in milliseconds; only foreign tools (a backup) ever hold one."""
+INCREMENTAL = 2
+"""The ``auto_vacuum`` of a file that can be made smaller in pieces."""
+TIDY_PAGES = 128
+"""Free pages that are given back in one step: some 2 ms."""
+REWRITE_BYTES = 64 * 1024 * 1024
+"""A file of an older version is rewritten when it is opened, so that it can be made smaller, unless it is larger."""
 WAL_BYTES = 64 * 1024 * 1024
 """What the write-ahead log is cut down to when it has grown beyond."""
 
@@ -416,6 +425,7 @@ def prepare(connection: apsw.Connection, path: str, durability: str) -> None:
         StoreError: it is another program's.
     """
     version = _check_version(connection, path)
+    connection.pragma("auto_vacuum", INCREMENTAL)  # it counts while nothing is in the file yet, or once it is rewritten
     if connection.pragma("journal_mode", "wal") != "wal":
         raise StoreError(
             f"SQLite could not set up its write-ahead log beside {path}, as on file systems of networks. Put the file "
@@ -431,7 +441,46 @@ def prepare(connection: apsw.Connection, path: str, durability: str) -> None:
             connection.pragma("application_id", APPLICATION_ID)
             connection.pragma("user_version", len(MIGRATIONS))
         connection.execute("UPDATE open_run SET owner = NULL, expires_at = 0 WHERE owner IS NOT NULL")
+    # What is deleted is overwritten in pages that are written anyway. Those that become free are given back (``tidy``);
+    # where that cannot be, they are overwritten too.
+    connection.pragma("secure_delete", "fast")
+    if not _can_shrink(connection, path):
+        connection.pragma("secure_delete", True)
     connection.execute(CHANGE)
+
+
+def _can_shrink(connection: apsw.Connection, path: str) -> bool:
+    if connection.pragma("auto_vacuum") == INCREMENTAL:
+        return True
+    size = int(connection.pragma("page_count") or 0) * int(connection.pragma("page_size") or 0)
+    if size <= REWRITE_BYTES:
+        try:
+            connection.execute("VACUUM")
+        except apsw.FullError:
+            pass  # another time
+        return bool(connection.pragma("auto_vacuum") == INCREMENTAL)
+    logger.warning(
+        "%s was made by an older version: it does not grow smaller when sessions are deleted, and may keep words of "
+        "theirs. While no server has it open, run: sqlite3 FILE 'PRAGMA secure_delete = 1; PRAGMA auto_vacuum = 2; "
+        "VACUUM;'",
+        path,
+    )
+    return False
+
+
+def tidy(connection: apsw.Connection) -> bool:
+    """Give back some of the free pages; whether that was all. Then the write-ahead log is empty too, and what was
+    deleted is in no byte of the files any more.
+
+    Raises:
+        apsw.BusyError: somebody still reads what is old.
+    """
+    if connection.pragma("freelist_count") and connection.pragma("auto_vacuum") == INCREMENTAL:
+        for _ in connection.execute(f"PRAGMA incremental_vacuum({TIDY_PAGES})"):
+            pass
+        return False
+    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    return True
 
 
 @contextmanager

@@ -45,10 +45,11 @@ from .sqlite_file import (
     read_page,
     read_used,
     read_waiting,
+    tidy,
     value,
 )
 from .sqlite_journal import Filing, Journal
-from .watch import FileWatch
+from .watch import HEAD_BYTES, FileWatch
 
 logger = logging.getLogger("legato")
 
@@ -75,6 +76,10 @@ LOOK_SECONDS = 0.1
 """A commit is preceded by a look whether the file is still there, unless the last one is not older than so."""
 IDLE_SECONDS = 1.0
 """Seconds between two looks while nothing is to be committed."""
+TIDY_SECONDS = 0.02
+"""Seconds between two steps that give back free pages,"""
+TIDY_AGAIN_SECONDS = 1.0
+"""and between two tries when somebody still reads what is old."""
 KNOWN_SESSIONS = 10_000
 """Sessions whose head the writer remembers; others cost a look-up."""
 DAMAGE = (apsw.Error, msgspec.MsgspecError)
@@ -526,6 +531,11 @@ class _Group:
         if known is not None:
             self._move(known, released(known.state, lease))
 
+    @property
+    def deletes(self) -> bool:
+        """Whether a session ends with it."""
+        return bool(self._deleted)
+
     def filing(self) -> Filing:
         """What the change does to the journal."""
         return self._memory.journal.file(self._arrived, self._deleted)
@@ -570,11 +580,12 @@ class Writer:
         deliver: Callable[[list[WriteRequest], dict[str, Look]], None],
     ) -> None:
         self._path = path
-        self._watch = FileWatch(path)
+        self._watch = FileWatch(path, lambda: connection.read("main", 0, 0, HEAD_BYTES)[1])
         self._looked_at = 0.0  # when the files were
         self._trouble: StoreError | None = None
         self._patient_until = 0.0  # with another program's lock
         self._held: list[WriteRequest] = []  # as long as there is patience
+        self._tidy_at: float | None = None  # while something deleted may still be in the files
         self._connection = connection
         self._journal = journal
         self._clock = clock
@@ -586,8 +597,9 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="legato-sqlite-writer", daemon=True)
         self.begun = 0
 
-    def start(self) -> None:
-        """Begin to take requests."""
+    def start(self, *, untidy: bool = False) -> None:
+        """Begin to take requests. ``untidy``: something that was deleted may have been left in the files."""
+        self._tidy_at = 0.0 if untidy else None
         self._connection.set_busy_timeout(BUSY_MS)
         self._thread.start()
 
@@ -607,8 +619,13 @@ class Writer:
     def _run(self) -> None:
         begun = 0.0
         while True:
+            pause = BUSY_RETRY if self._held else IDLE_SECONDS
+            if self._tidy_at is not None and not self._held:
+                pause = min(max(self._tidy_at - time.monotonic(), 0.0), pause)
+                if not pause:
+                    self._tidy()
             try:
-                first = self._queue.get(timeout=BUSY_RETRY if self._held else IDLE_SECONDS)
+                first = self._queue.get(timeout=pause)
             except queue.Empty:
                 if self._held:
                     self._do([])
@@ -633,6 +650,9 @@ class Writer:
         if self._held:
             self._patient_until = 0.0
             self._do([])
+        until = time.monotonic() + TIDY_AGAIN_SECONDS
+        while self._tidy_at is not None and time.monotonic() < until:
+            self._tidy()
 
     def _do(self, requests: list[WriteRequest]) -> None:
         requests, self._held = self._held + requests if self._held else requests, []
@@ -666,6 +686,20 @@ class Writer:
             if isinstance(request, Append):
                 request.stored = []
         return None
+
+    def _tidy(self) -> None:
+        """A step on the way to files that hold nothing that was deleted. It waits for nobody."""
+        self._tidy_at = time.monotonic() + TIDY_AGAIN_SECONDS
+        if self._blocked() is not None:
+            return
+        self._connection.set_busy_timeout(0)
+        try:
+            self._tidy_at = None if tidy(self._connection) else time.monotonic() + TIDY_SECONDS
+        except apsw.Error as exc:
+            if not isinstance(exc, apsw.BusyError):
+                logger.warning("what was deleted may still be in %s: %s", self._path, exc)
+        finally:
+            self._connection.set_busy_timeout(BUSY_MS)
 
     # When others have the file ----------------------------------------------------------------------------------------
 
@@ -719,6 +753,8 @@ class Writer:
         filing = group.filing()
         self._write_all(group.rows() + filing.rows)
         self._journal.filed(filing)
+        if group.deletes:
+            self._tidy_at = time.monotonic() + TIDY_SECONDS
         return {name: known.look() for name, known in group.touched.items()}
 
     def _write_all(self, rows: list[Any]) -> None:

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
+from collections.abc import Callable
 from typing import NamedTuple
 
+logger = logging.getLogger("legato")
+
+SUFFIXES = ("", "-wal", "-shm", ".lock")
+"""What the names of a database's files end with."""
 HEAD_BYTES = 100
 """The head of a SQLite file: at 16 the size of a page (1: 65,536), at 28 the number of pages."""
+
+
+def keep_private(path: str) -> None:
+    """Make the file of a database, if there is none, for this user alone, and take from others what all could read.
+
+    Who has given a file to a group, but not to all, has meant it, and keeps it so.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    if not os.path.exists(path):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))  # those beside it get its mode
+    for name in (path + suffix for suffix in SUFFIXES):
+        try:
+            mode = stat.S_IMODE(os.stat(name).st_mode)
+            if mode & 0o007 and os.name == "posix":
+                os.chmod(name, mode & 0o700)
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            logger.warning("%s can be read by everybody on this machine, and that cannot be changed: %s", name, exc)
 
 
 class _File(NamedTuple):
@@ -21,12 +49,14 @@ class FileWatch:
 
     Args:
         path: of the database.
-        beside: what is added to ``path`` for the others.
+        head: reads the first ``HEAD_BYTES`` of it, out of the file that is open. (To open it once more would do harm:
+            on POSIX, who closes a file lets go of all locks that the process has on it.)
     """
 
-    def __init__(self, path: str, beside: tuple[str, ...] = ("-wal", "-shm", ".lock")) -> None:
+    def __init__(self, path: str, head: Callable[[], bytes]) -> None:
         self._path = path
-        self._seen = {path + suffix: _look(path + suffix) for suffix in ("", *beside)}
+        self._head = head
+        self._seen = {path + suffix: _look(path + suffix) for suffix in SUFFIXES}
         self._cut = ""
 
     def trouble(self) -> str:
@@ -40,7 +70,7 @@ class FileWatch:
                 return f"{name} is gone ({exc.strerror})."
             if now.file != before.file:
                 return f"{name} is another file than the one that is open."
-            if name == self._path and now.size < before.size and _is_cut(name, now.size):
+            if name == self._path and now.size < before.size and _is_cut(self._head(), now.size):
                 self._cut = f"{name} has been cut to {now.size} bytes."
                 return self._cut
             self._seen[name] = now
@@ -52,10 +82,8 @@ def _look(name: str) -> _File:
     return _File((found.st_dev, found.st_ino), found.st_size)
 
 
-def _is_cut(name: str, size: int) -> bool:
+def _is_cut(head: bytes, size: int) -> bool:
     """Whether a file lacks pages that its head tells of. One that has been made smaller in order does not."""
-    with open(name, "rb") as file:
-        head = file.read(HEAD_BYTES)
     page = int.from_bytes(head[16:18], "big")
     pages = int.from_bytes(head[28:32], "big")
-    return len(head) < HEAD_BYTES or size < pages * (65_536 if page == 1 else page)
+    return size < HEAD_BYTES or size < pages * (65_536 if page == 1 else page)
