@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from legato import Legato, Turn
-from legato.server import markdown
+from legato.server import press
 from legato.server.markdown import render, render_growing
 
 
@@ -233,7 +233,7 @@ def test_the_route() -> None:
             {"blocks": [{"line": 0, "html": "<p>b</p>"}]},
         ] == answer.json()["rendered"]
         assert client.post("/web/markdown", json={"texts": ["*a"], "growing": True}).json()["rendered"][0]["blocks"]
-        assert 413 == client.post("/web/markdown", json={"texts": ["x" * (markdown.MAX_CHARACTERS + 1)]}).status_code
-        assert 413 == client.post("/web/markdown", json={"texts": [""] * (markdown.MAX_TEXTS + 1)}).status_code
+        assert 413 == client.post("/web/markdown", json={"texts": ["x" * (press.MAX_CHARACTERS + 1)]}).status_code
+        assert 413 == client.post("/web/markdown", json={"texts": [""] * (press.MAX_TEXTS + 1)}).status_code
         assert 400 == client.post("/web/markdown", json={"texts": "a"}).status_code
         assert 403 == client.post("/web/markdown", json={"texts": []}, headers={"origin": "https://x.test"}).status_code

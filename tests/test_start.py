@@ -22,9 +22,11 @@ from legato.testing import Driver
 
 HTTP = {"httpx2", "httpcore2", "stamina", "tenacity", "ssl", "email.utils", "importlib.metadata"}
 """What a client needs for its first request."""
-PAGES = {"markdown_it", "pygments", "nh3", "starlette.staticfiles", "starlette.routing", "anyio._backends._asyncio"}
+RENDERING = {"markdown_it", "pygments", "nh3", "legato.server.markdown"}
+"""What no server needs, since it is done in processes of its own."""
+PAGES = {"starlette.staticfiles", "starlette.routing", "anyio._backends._asyncio"}
 """What a server needs for its pages, besides modules of ours."""
-OUR_PAGES = {"legato.server.pages", "legato.server.markdown", "legato.server.openapi"}
+OUR_PAGES = {"legato.server.pages", "legato.server.openapi"}
 
 # Tells what is loaded for each line on its standard input.
 TELLING = """
@@ -84,7 +86,9 @@ def test_a_server_loads_its_pages_when_one_is_asked_for() -> None:
             first = after("/health")
             assert first & {*PAGES, *OUR_PAGES, *HTTP - {"ssl", "email.utils"}, "rich", "legato.client"} == set()
             assert first & {"legato.cli.chat", "legato.cli.sessions", "legato.agents.upstream"} == set()
-            assert after("/").issuperset({*PAGES, *OUR_PAGES})
+            pages = after("/")
+            assert pages.issuperset({*PAGES, *OUR_PAGES})
+            assert pages.isdisjoint(RENDERING)
         finally:
             process.kill()
 

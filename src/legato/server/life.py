@@ -20,6 +20,7 @@ from ..run import Runner
 from ..sessions import Located, Sessions
 from .memory import Memory, SharedEncoder
 from .pace import Pace
+from .press import Press
 from .reply import Follow, View
 from .stream import Streams
 
@@ -69,6 +70,7 @@ class Life:
         pace: of requests and of readers who are behind.
         memory: of the runs that are read.
         pages: of deltas that were joined of late.
+        press: makes HTML of texts.
         began_at: seconds since the epoch.
         over: the store is being closed; nothing can be asked of it any more.
     """
@@ -82,6 +84,7 @@ class Life:
         self.pace = Pace()
         self.memory = Memory(store, self.pace)
         self.pages = JoinedPages()
+        self.press = Press()
         self.began_at = time.time()
         self.over = False
         self._kept: dict[type, object] = {}
@@ -112,7 +115,10 @@ class Life:
                 await self.streams.close()
             finally:
                 self.over = True
-                await self.store.close()
+                try:
+                    await self.press.close()
+                finally:
+                    await self.store.close()
 
     def kept(self, kind: type[T]) -> T:
         """The one object of this kind that the life keeps; made when it is first asked for."""

@@ -1,21 +1,21 @@
 """Markdown of answers as HTML that a page may show: markdown-it-py reads it, Pygments colours code, nh3 cleans all.
 
-The chat page asks for it beside the stream, never on its path: text is shown as it comes, and its looks follow. What an
-answer says becomes markup only here, and only through ``_CLEANER``: raw HTML stays text, images become links, and links
-lead to http, https and mail addresses.
+What an answer says becomes markup only here, and only through ``_CLEANER``: raw HTML stays text, images become links,
+and links lead to http, https and mail addresses.
 
 A text that still grows is rendered as if it ended well: markers that are not closed yet are closed or left out, so that
 nobody sees ``**`` before it turns into bold.
+
+Parsers and lexers of others take their time with some texts, more than in proportion to their length, and hold the
+interpreter meanwhile. So a server loads nothing of this: it has it done by a ``Press``. What is ours takes time in
+proportion to the text's length.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import html
 import re
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
@@ -28,29 +28,10 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
-from ..errors import TooLarge
+from .typeset import FRESH
 
-MAX_TEXTS = 256
-MAX_CHARACTERS = 200_000
-"""Of all texts of one request together; a page shows what is longer as it is."""
 HIGHLIGHTED = 20_000
-"""Characters of a code block up to which its words are marked; lexers are regular expressions, slow on some input."""
-CACHED = 512
-CACHED_CHARACTERS = 20_000
-
-_THREAD = ThreadPoolExecutor(1, thread_name_prefix="legato-markdown")  # one: the parser's linkifier keeps state
-
-
-class RenderRequest(msgspec.Struct, frozen=True):
-    """What a page wants to show.
-
-    Attributes:
-        texts: Markdown, each on its own.
-        growing: whether more is to come at their ends.
-    """
-
-    texts: list[str]
-    growing: bool = False
+"""Characters of a code block up to which its words are marked."""
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -66,119 +47,141 @@ class Rendered(msgspec.Struct, frozen=True):
     blocks: list[Block]
 
 
-class RenderAnswer(msgspec.Struct, frozen=True):
-    """The texts in the order in which they were sent."""
-
-    rendered: list[Rendered]
-
-
-async def answer(request: RenderRequest) -> RenderAnswer:
-    """All texts of a request, beside the event loop.
-
-    Raises:
-        TooLarge: more than ``MAX_TEXTS`` or ``MAX_CHARACTERS``.
-    """
-    if len(request.texts) > MAX_TEXTS or sum(map(len, request.texts)) > MAX_CHARACTERS:
-        raise TooLarge(
-            f"A request may have {MAX_TEXTS} texts with {MAX_CHARACTERS} characters together.", limit=MAX_CHARACTERS
-        )
-    one = render_growing if request.growing else render
-    work: Callable[[], list[Rendered]] = functools.partial(list, map(one, request.texts))
-    return RenderAnswer(await asyncio.get_running_loop().run_in_executor(_THREAD, work))
+def render(text: str, *, colours: bool = True) -> Rendered:
+    """A whole text; without ``colours``, code has no words marked."""
+    return Rendered(_blocks(text, colours))
 
 
-def render(text: str) -> Rendered:
-    """A whole text."""
-    return _render_short(text) if len(text) <= CACHED_CHARACTERS else Rendered(_blocks(text))
-
-
-@functools.lru_cache(CACHED)
-def _render_short(text: str) -> Rendered:
-    return Rendered(_blocks(text))
-
-
-def render_growing(text: str) -> Rendered:
+def render_growing(text: str, *, colours: bool = True) -> Rendered:
     """A text to which more will be added.
 
     The place where more can be shown until the next rendering is marked by an empty ``<span class="fresh">``. There is
     none after a line's end, or while the meaning of a marker is undecided.
     """
-    text = re.sub(r"\r\n?", "\n", text)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     kept, closers = mend(text)
-    goes_on = kept == text and _CARET not in text and (not _LINE_BEGINS.search(text) or _ends_in_code(text, level=0))
-    blocks = _blocks(kept + _CARET + closers if goes_on else kept + closers)
+    begun = text[text.rfind("\n") + 1 :] if "\n" in text else "x"
+    goes_on = kept == text and _CARET not in text and (begun.strip(" \t>") != "" or _ends_in_code(text, level=0))
+    blocks = _blocks(kept + _CARET + closers if goes_on else kept + closers, colours)
     if blocks and blocks[-1].html.startswith("<p>|"):  # it may become a table
         return Rendered(blocks[:-1])
-    return Rendered([Block(block.line, block.html.replace(_CARET, _FRESH)) for block in blocks] if goes_on else blocks)
+    return Rendered([Block(block.line, block.html.replace(_CARET, FRESH)) for block in blocks] if goes_on else blocks)
 
 
 # Text that grows ------------------------------------------------------------------------------------------------------
+# No expression here is searched for that can begin in many places and fail in each only at the end of the text.
 
 _CARET = "\u2e2e"
 """Stands where text will go on, while it is parsed: punctuation, so that it changes no marker's meaning; and rare."""
-_FRESH = '<span class="fresh"></span>'
 
-_UNDECIDED = re.compile(r"[ \t>]*(?:[-*+=_#]+|\d{1,9}[.)]?|[`~]+|(?:`{3,}|~{3,})[^`]*)?[ \t]*")
-"""A line of which nobody can say yet what it begins."""
-
-_UNFINISHED = (
-    (re.compile(r"!\[[^\]\n]*(?:\](?:\([^)\n]*)?)?$"), ""),
-    (re.compile(r"\[([^\]\n]*)(?:\](?:\([^)\n]*)?)?$"), r"\1"),
-    (re.compile(r"(?:<[^>\s]*|!|\\)$"), ""),
-)
-_LINE_BEGINS = re.compile(r"\n[ \t>]*$")
-_PARTIAL_FENCE = re.compile(r"\n[ \t>]*[`~]+[ \t]*$")
-_CODE_SPAN = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
+_UNDECIDED = re.compile(r"[-*+=_#]+|\d{1,9}[.)]?|[`~]+|(?:`{3,}+|~{3,}+)[^`]*+|")
+"""A line, without what is around it, of which nobody can say yet what it begins."""
 _MARKS = re.compile(r"(?<!\\)(?:\*\*\*|\*\*|\*|~~)")
 
 
 def mend(text: str) -> tuple[str, str]:
     """``text`` as if its last paragraph ended well: without what is undecided, and what closes the open markers."""
-    if _ends_in_code(text):
-        return _PARTIAL_FENCE.sub("\n", text), ""
     line = text.rfind("\n") + 1
-    if _UNDECIDED.fullmatch(text, line):
+    end = text[line:].lstrip(" \t>").rstrip(" \t")
+    if _ends_in_code(text):
+        return text[:line] if line and end and not end.strip("`~") else text, ""
+    if _UNDECIDED.fullmatch(end):
         text = text[:line]
     begin = _last_inline(text)
     if begin is None:
         return text, ""
     before, last = text[:begin], text[begin:]
-    plain = _CODE_SPAN.sub(_harmless, last)
-    if opened := re.search(r"(`+)[^`]*$", plain):
-        if last[opened.end(1) :].strip():
-            return text, opened[1]
-        last, plain = last[: opened.start()], plain[: opened.start()]
-    for unfinished, instead in _UNFINISHED:
-        if found := unfinished.search(plain):
-            last = last[: found.start()] + found.expand(instead)
-            plain = plain[: found.start()] + found.expand(instead)
+    plain = _without_code(last)
+    if "`" in plain:
+        opened = plain.rindex("`") + 1
+        start = len(plain[:opened].rstrip("`"))
+        if last[opened:].strip():
+            return text, plain[start:opened]
+        last, plain = last[:start], plain[:start]
+    for opener, keep in (("![", False), ("[", True)):
+        if found := _unfinished_link(plain, opener):
+            start, until = found
+            label = slice(start + 1, until if keep else start + 1)
+            last, plain = last[:start] + plain[label], plain[:start] + plain[label]
+    if (sign := _unfinished_sign(plain)) is not None:
+        last, plain = last[:sign], plain[:sign]
     last, closers = _closed(last, plain)
     return before + last, closers
 
 
-def _harmless(code: re.Match[str]) -> str:
-    return "x" * len(code[0])
+def _without_code(text: str) -> str:
+    """The text with what is in code spans made harmless; of the same length."""
+    runs = [run.span() for run in re.finditer("`+", text)]
+    closing: dict[int, int] = {}  # of each run that has it, the next one of the same length
+    following: dict[int, int] = {}
+    for number, (begin, end) in reversed(list(enumerate(runs))):
+        if end - begin in following:
+            closing[number] = following[end - begin]
+        following[end - begin] = number
+    pieces, at, number = [], 0, 0
+    while number < len(runs):
+        if number in closing:
+            begin, number = runs[number][0], closing[number]
+            end = runs[number][1]
+            pieces += [text[at:begin], "x" * (end - begin)]
+            at = end
+        number += 1
+    return "".join([*pieces, text[at:]])
+
+
+def _unfinished_link(text: str, opener: str) -> tuple[int, int] | None:
+    """Where a link begins at the end of the text that is not closed, and where its label ends."""
+    text = text.removesuffix("\n")
+    line, length, address = text.rfind("\n") + 1, len(text), text.rfind(")")
+    while line < length:
+        end = text.find("]", line)
+        begin = text.find(opener, line, length if end < 0 else end)
+        if end < 0:
+            return None if begin < 0 else (begin, length)
+        if begin >= 0 and (end == length - 1 or (text[end + 1] == "(" and address < end)):
+            return begin, end
+        line = end + 1
+    return None
+
+
+def _unfinished_sign(text: str) -> int | None:
+    """Where something begins at the end of the text that may be a tag, an image or an escape."""
+    text = text.removesuffix("\n")
+    if not text or text[-1].isspace():
+        return None
+    word = text.rsplit(None, 1)[-1].rpartition(">")[2]
+    if "<" in word:
+        return len(text) - len(word) + word.index("<")
+    return len(text) - 1 if text[-1] in "!\\" else None
 
 
 def _closed(text: str, plain: str) -> tuple[str, str]:
     """What closes bold, emphasis and deletions; ``plain`` is the text with its code made harmless."""
-    bare = re.search(r"[*~]+$", plain)  # opens nothing yet, or closes, perhaps by half
-    end = bare.start() if bare else len(plain)
-    closers = "".join(reversed(_opened(plain[:end])))
-    if bare and bare[0] == closers:
+    body = plain.removesuffix("\n")
+    end = len(body.rstrip("*~"))
+    bare = body[end:]  # opens nothing yet, or closes, perhaps by half
+    closers = "".join(reversed(_opened(plain[:end] if bare else plain)))
+    if bare and bare == closers:
         return text, ""
-    return (text[:end].rstrip() if closers or bare else text), closers
+    if bare:
+        text = text[:end]
+    return (text.rstrip() if closers or bare else text), closers
 
 
 def _opened(plain: str) -> list[str]:
     opened: list[str] = []
+    first: dict[str, int] = {}  # where each kind of mark stands for the first time
     for mark in _MARKS.finditer(plain):
+        kind = mark[0]
         after = plain[mark.end() : mark.end() + 1]
         before = plain[mark.start() - 1 : mark.start()] if mark.start() else ""
-        if mark[0] in opened and before.strip():
-            del opened[opened.index(mark[0]) :]
+        if kind in first and before.strip():
+            place = first[kind]
+            del opened[place:]
+            first = {each: at for each, at in first.items() if at < place}
         elif after.strip():
-            opened.append(mark[0])
+            first.setdefault(kind, len(opened))
+            opened.append(kind)
     return opened
 
 
@@ -192,7 +195,7 @@ def _last_inline(text: str) -> int | None:
 
 
 def _last_leaf(text: str) -> Token | None:
-    return next((token for token in reversed(_PARSER.parse(text)) if token.nesting == 0), None)
+    return next((token for token in reversed(_BLOCKS_ALONE.parse(text)) if token.nesting == 0), None)
 
 
 def _ends_in_code(text: str, level: int | None = None) -> bool:
@@ -204,16 +207,16 @@ def _ends_in_code(text: str, level: int | None = None) -> bool:
     first, end = token.map
     if end < len(lines) - (lines[-1] == "") or first == len(lines) - 1:
         return False
-    closing = re.fullmatch(rf"[ \t>]*{re.escape(token.markup)}+[ \t]*", lines[end - 1])
-    return first == end - 1 or closing is None
+    closing = lines[end - 1].lstrip(" \t>").rstrip(" \t")
+    return first == end - 1 or len(closing) < len(token.markup) or closing.strip(token.markup[0]) != ""
 
 
 # Markup ---------------------------------------------------------------------------------------------------------------
 
 
-def _blocks(text: str) -> list[Block]:
+def _blocks(text: str, colours: bool) -> list[Block]:
     """Each top-level block by itself, so that a page can keep those that are finished."""
-    environment: MutableMapping[str, Any] = {}  # link definitions, which hold for the whole text
+    environment: MutableMapping[str, Any] = {"colours": colours}  # and link definitions, which hold for the whole text
     tokens = _PARSER.parse(text, environment)
     return [
         Block(line, _CLEANER.clean(_PARSER.renderer.render(group, _PARSER.options, environment)).strip())
@@ -265,12 +268,15 @@ def _without_images(tokens: Sequence[Token]) -> Iterator[Token]:
             yield Token("link_close", "a", -1)
 
 
-def _fence(renderer: object, tokens: Sequence[Token], at: int, options: object, environment: object) -> str:
+def _fence(
+    renderer: object, tokens: Sequence[Token], at: int, options: object, environment: MutableMapping[str, Any]
+) -> str:
     token = tokens[at]
     language = (token.info.split(maxsplit=1) or [""])[0][:30]
     code, grows, rest = token.content.partition(_CARET)
     named = f' data-language="{html.escape(language)}"' if language else ""
-    return f"<pre{named}><code>{_highlighted(code, language)}{grows}{rest}</code></pre>"
+    shown = _highlighted(code, language) if environment["colours"] else html.escape(code)
+    return f"<pre{named}><code>{shown}{grows}{rest}</code></pre>"
 
 
 def _parser() -> MarkdownIt:
@@ -288,6 +294,8 @@ def _attribute(tag: str, name: str, value: str) -> str | None:
 
 _FORMATTER = HtmlFormatter(nowrap=True)
 _PARSER = _parser()
+_BLOCKS_ALONE = _parser()
+_BLOCKS_ALONE.core.ruler.enableOnly(["normalize", "block"])
 _CLEANER = nh3.Cleaner(
     tags={
         *("p", "br", "hr", "h2", "h3", "h4", "h5", "h6", "blockquote", "ul", "ol", "li", "pre", "code", "span"),

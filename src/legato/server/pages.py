@@ -1,11 +1,12 @@
 """The pages and what they ask for besides: the chat, the API's reference with its document, the inspector, Markdown.
 
-It is loaded when something that no dialect has is first asked for, since it brings the Markdown renderer, Starlette's
-routing and anyio, which no other request needs.
+It is loaded when something that no dialect has is first asked for, since it brings Starlette's routing and anyio, which
+no other request needs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -24,11 +25,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from ..errors import LegatoError
-from . import markdown
 from .adaptor import Internal, respond, respond_error
 from .life import Life, nobody
 from .openapi import document
 from .operation import NoSuchRoute, Operation, WrongMethod
+from .press import RenderRequest
 from .reply import Body
 from .request import Request
 
@@ -67,8 +68,16 @@ def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
         return Response(await anyio.to_thread.run_sync(described), media_type="application/json")
 
     async def rendering(http: HTTPRequest) -> Response:
-        body = await Request(http, life, nobody(http.scope)).body(markdown.RenderRequest)
-        return respond(Body(200, await markdown.answer(body)))
+        request = Request(http, life, nobody(http.scope))
+        body = await request.body(RenderRequest)
+        rendered = asyncio.ensure_future(life.press.answer(body, http.client.host if http.client else ""))
+        left = asyncio.ensure_future(request.left())
+        try:
+            await asyncio.wait({rendered, left}, return_when=asyncio.FIRST_COMPLETED)
+            return respond(Body(200, rendered.result() if rendered.done() else None))
+        finally:
+            rendered.cancel()  # nobody is there to be answered
+            left.cancel()
 
     return Starlette(
         routes=[

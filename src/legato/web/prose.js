@@ -47,6 +47,7 @@ export class Typesetter {
 
   /** Of a text that grows; not repeated, since the next one will be asked for soon. @param {string} text @returns {Promise<Block[]>} */
   async growing(text) {
+    if (text.length > LONGEST) throw new RangeError("Too long to be rendered.");
     const response = await this.#server.once("POST", "web/markdown", { texts: [text], growing: true });
     if (!response.ok) throw new Error(`Not rendered: ${response.status}.`);
     return (await response.json()).rendered[0].blocks;
