@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import resource
 import signal
@@ -131,6 +132,7 @@ STATE = Operation("tortureState", "GET", "/torture/state", "torture", "What the 
 
 def main() -> None:
     """Serve until told to stop, or until whoever started this has gone."""
+    faulthandler.enable()  # where it stood when it is ended for having stopped
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     app = Legato(sys.argv[1], agents=[honest, hostile], grace=GRACE, dialects=[Dialect("torture", [STATE])])
     listener = listen("127.0.0.1", 0)

@@ -8,8 +8,10 @@ longer honest people waited is a figure, and no verdict: a busy machine makes th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
+import signal
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
@@ -22,6 +24,7 @@ import msgspec
 
 from ..client import AsyncClient
 from ..errors import LegatoError
+from ..http.packages import httpx2
 from .honest import Measured, honest_load
 from .served import State
 
@@ -140,19 +143,9 @@ async def soak(plan: Plan, progress: Callable[[str], None] = lambda text: None) 
             alone = await server.bear(plan, quarter, 1)
             before = await server.state()
             progress(f"the same beside a hostile load, {plan.seconds:.0f} s")
-            most = before
-
-            async def watch() -> None:
-                nonlocal most
-                while True:
-                    most = _larger(most, await server.state())
-                    await asyncio.sleep(1.0)
-
-            watching = asyncio.create_task(watch())
-            async with _attacking(server.port, plan.seed) as attacker:
+            async with _attacking(server.port, plan.seed) as attackers, server.watched() as most:
                 beside = await server.bear(plan, plan.seconds, 2)
-                hostile = await attacker()
-            watching.cancel()
+                hostile = await attackers()
             progress("rest, until the server has let go")
             until = asyncio.get_running_loop().time() + REST
             while asyncio.get_running_loop().time() < until:
@@ -163,12 +156,12 @@ async def soak(plan: Plan, progress: Callable[[str], None] = lambda text: None) 
             progress(f"the honest load alone again, {quarter:.0f} s")
             again = await server.bear(plan, quarter, 3)
             after = await server.state()
-            states = {"before": before, "most": most, "after": after}
+            states = {"before": before, "most": _largest(most), "after": after}
             return Report(plan, alone, beside, again, states, hostile, server.said[-50:])
 
 
-def _larger(one: State, other: State) -> State:
-    return State(**{name: max(getattr(one, name), getattr(other, name)) for name in State.__struct_fields__})
+def _largest(states: list[State]) -> State:
+    return State(**{name: max(getattr(each, name) for each in states) for name in State.__struct_fields__})
 
 
 class ServedProcess:
@@ -210,9 +203,30 @@ class ServedProcess:
         if load.done():
             return load.result()
         load.cancel()
-        status = self._process.returncode
-        what = f"answers nobody for {PATIENCE:.0f} s" if status is None else f"has ended with status {status}"
-        raise ServerFailed("\n".join([f"The server {what}. It wrote last:", *self.said[-20:]]))
+        what = f"has ended with status {self._process.returncode}"
+        if self._process.returncode is None:
+            what = f"has not answered all within {PATIENCE:.0f} s"
+            self._process.send_signal(signal.SIGABRT)  # it says where it stands
+            await self._process.wait()
+        await self._reading
+        raise ServerFailed("\n".join([f"The server {what}. It wrote last:", *self.said[-100:]]))
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[list[State]]:
+        """What it holds, once a second."""
+        states = [await self.state()]
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(1.0)
+                with contextlib.suppress(httpx2.HTTPError):  # who bears the load says what is wrong
+                    states.append(await self.state())
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield states
+        finally:
+            watching.cancel()
 
     async def aclose(self) -> None:
         """Stop looking at it."""
