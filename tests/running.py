@@ -172,10 +172,9 @@ class Stage:
         """A message in a session of its own whose run has found no place: it is in the log, and nobody has it."""
         sent = await runner.send(await self.session(), text)
         async with asyncio.timeout(NET):
-            while not runner._short:  # noqa: ASYNC110  # it looks in its own time
+            while not runner.places.waiting:  # noqa: ASYNC110  # it looks in its own time
                 await asyncio.sleep(0)
-        run = (await self.store.info(sent.session)).runs.get(sent.run)
-        assert run is None or run.owner is None  # it may have been turned away already
+        assert (await self.store.info(sent.session)).runs[sent.run].owner is None
         return sent
 
     async def ended(self, sent: Sent) -> Event:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from facts import draft
 from legato import execution
 from legato.agent import Agent, Answer, OnCrash, Turn
 from legato.errors import AgentError, AskNotFound, InvalidInput, RunEnded, StoreError
@@ -99,8 +100,11 @@ async def test_every_state_is_reached(stage: Stage) -> None:
     await waiting.cancel(session, (await stage.store.info(session)).open_runs[0].run)
     await stage.ended(second)
     await waiting.stop()
-    full = stage.runner(agent, limits=Limits(concurrent_runs=0, place_seconds=0.0))
-    await stage.ended(await full.send(session, "too much"))
+    await stage.store.append(
+        session, [draft("message.created", {"id": "m", "role": "user", "text": "?", "agent": "nobody"}, f"{session}~x")]
+    )
+    await stage.runner(agent).start()
+    await stage.seen(session, lambda event: event.run == f"{session}~x" and event.type == "run.failed")
 
     rows = set()
     states: dict[str, RunState | None] = {}

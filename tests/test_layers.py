@@ -34,6 +34,7 @@ LAYERS: list[tuple[str, int]] = [
     ("tool", 2),
     ("load", 2),
     ("contents", 2),
+    ("places", 2),
     ("execution", 2),
     ("run", 2),
     ("sessions", 2),

@@ -18,6 +18,7 @@ from driving import Chat, Gate, data, decoded, ends, lines, logged  # noqa: F401
 from legato.agent import Turn
 from legato.errors import AgentError
 from legato.event import EVENTS
+from legato.execution import Limits
 from legato.log import Store, Subscription
 from legato.part import Usage
 from legato.server.app import Legato
@@ -82,7 +83,12 @@ async def record(chat: Chat) -> None:
     first = (await chat.get("/messages")).json()[0]["id"]
     assert (await chat.driver.request("DELETE", f"/v1/responses/resp_{answer['runId']}")).status == 200
     assert (await chat.post("/rewind", {"messageId": first})).status == 200
-    await chat.said("bye")
+    runner = chat.app.life.runner
+    limits, runner.limits = runner.limits, Limits(concurrent_runs=0)
+    answer = (await chat.send("bye")).json()
+    runner.limits = limits
+    runner.wake(chat.session)
+    await chat.follow(answer["cursor"], until=ends(answer["runId"]))
 
 
 async def react(chat: Chat, text: str, message: SSEMessage) -> None:

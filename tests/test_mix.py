@@ -40,7 +40,9 @@ ALWAYS = {
 }  # fmt: skip
 SESSIONS = {"session_created", "session_deleted"}
 TOOL_USE = {"tool_use_start", "tool_use_parameter_delta", "tool_use_parameter_streaming_complete"}
-OWN = {"run_started", "permission_resolved", "notification_resolved", "cancel_requested", "session_rewound"}
+OWN = {
+    "run_waiting", "run_started", "permission_resolved", "notification_resolved", "cancel_requested", "session_rewound",
+}  # fmt: skip
 
 # What each release knows beyond ALWAYS, and the status with which it expects a sent message to be answered.
 CLIENTS: dict[str, tuple[set[str], int]] = {
@@ -97,6 +99,7 @@ REQUIRED: dict[str, dict[str, type]] = {
     },
     "complete": {"type": str, "done": bool, "content": str, "messageId": str, "runId": str, "finishReason": str},
     "error": {"type": str, "error": str, "runId": str},
+    "run_waiting": {"type": str, "runId": str, "for": str},
     "run_started": {"type": str, "runId": str, "agent": str, "attempt": int},
     "permission_resolved": {"type": str, "id": str, "granted": bool, "by": str, "runId": str},
     "notification_resolved": {"type": str, "id": str, "by": str},
@@ -122,6 +125,7 @@ SAMPLES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("session.created", {"title": "A\r\nB", "agent": "a", "metadata": {"x": None}}, ["session_created"]),
     ("message.created", {"id": "m", "role": "user", "text": "Hi\u2028\r\n\x00"}, ["user_message_created"]),
     ("message.created", {"id": "m", "role": "assistant", "text": "copied"}, []),
+    ("run.waiting", {}, ["run_waiting"]),
     ("run.started", {"agent": "a", "attempt": 1}, ["run_started"]),
     ("thinking.delta", {"part": 0, "step": 1, "start": 0, "text": "Hm"}, ["thinking"]),
     ("text.delta", {"part": 2, "step": 2, "start": 4, "text": "🎵\n\ndata: x\r"}, ["content"]),

@@ -26,7 +26,7 @@ from legato.errors import (
     StoreError,
     TooLarge,
 )
-from legato.event import TERMINAL, Draft, Event, MessageCreated, SessionCreated
+from legato.event import TERMINAL, Draft, Event, SessionCreated
 from legato.execution import LEFT_OPEN, Limits
 from legato.log import Appended
 from legato.machine import Lease, RunState
@@ -286,48 +286,25 @@ async def test_concurrent_runs_are_bounded(stage: Stage) -> None:
     assert most == 2
 
 
-async def test_no_place_in_time(stage: Stage) -> None:
-    """Who waits too long for a place is told so; who then sends again is answered."""
+async def test_who_waits_for_a_place_waits_as_long_as_it_takes(stage: Stage) -> None:
+    """What was taken is answered, and its readers are told what it waits for; behind a run nobody waits for a place."""
     held = Held()
-    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.01))
-    second = await runner.send(await stage.session(), "too much")
-    end = await stage.ended(second)
-    assert (end.type, end.data["code"]) == ("run.failed", "overloaded")
-    held.go.set()
-    await stage.ended(first)
-    await stage.idle(runner)
-    assert (await stage.ended(await runner.send(second.session, "again"))).type == "run.completed"
-
-
-async def test_who_waits_behind_a_run_waits_for_no_place(stage: Stage) -> None:
-    """The wait for a place begins when it is a session's turn; until then a message may wait as long as it takes."""
-    held = Held()
-    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
-    behind = await runner.send(first.session, "behind")
-    for number in range(3):
-        assert (await stage.ended(await stage.waiting(runner, str(number)))).data["code"] == "overloaded"
+    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1))
+    second = await stage.waiting(runner, "second")
+    behind = await runner.send(second.session, "behind")
+    assert await stage.types(second) == ["message.created", "run.waiting"]
     assert await stage.types(behind) == ["message.created"]
     held.go.set()
-    assert (await stage.ended(behind)).type == "run.completed"
-    assert held.begun == ["hello", "behind"]
+    for sent in (first, second, behind):
+        assert (await stage.ended(sent)).type == "run.completed"
+    assert held.begun == ["hello", "second", "behind"]
     await all_places_are_free(stage, runner)
 
 
-async def test_no_place_for_any_of_a_session(stage: Stage) -> None:
-    """All of its messages are told so, each when its turn has lasted long enough; what has a place goes on."""
-    held = Held()
-    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
-    session = await stage.session()
-    sents = [await runner.send(session, str(number)) for number in range(3)]
-    assert [(await stage.ended(sent)).data["code"] for sent in sents] == ["overloaded"] * 3
-    held.go.set()
-    assert (await stage.ended(first)).type == "run.completed"
-
-
 async def test_a_cancelled_run_that_finds_no_place(stage: Stage) -> None:
-    """It is told that it was cancelled, and not to come again."""
+    """It ends at once, though another of its session comes before it and waits, too."""
     held = Held()
-    runner, _ = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
+    runner, _ = await begun(stage, held, limits=Limits(concurrent_runs=1))
     session = await stage.session()
     for number in range(2):
         last = await runner.send(session, str(number))
@@ -335,12 +312,12 @@ async def test_a_cancelled_run_that_finds_no_place(stage: Stage) -> None:
     assert (await stage.ended(last)).type == "run.cancelled"
 
 
-async def test_a_store_that_cannot_turn_away(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    """One session's trouble does not keep others from being told, and it is told later."""
+async def test_a_store_that_cannot_give_what_waits(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """One session's trouble does not keep others from their places, and it has its own later."""
     held = Held()
-    limits = Limits(concurrent_runs=1, place_seconds=0.02)
+    limits = Limits(concurrent_runs=1)
     runner, first = await begun(stage, held, limits=limits, lease_ttl=3600.0)  # nothing else wakes it
-    sick, well = await stage.waiting(runner), await stage.waiting(runner)
+    sick, well = await stage.waiting(runner, "sick"), await stage.waiting(runner, "well")
     mended = False
 
     async def info(session: str) -> Any:
@@ -349,51 +326,14 @@ async def test_a_store_that_cannot_turn_away(stage: Stage, caplog: pytest.LogCap
         return await stage.store.inner.info(session)
 
     stage.store.info = info
-    assert (await stage.ended(well)).data["code"] == "overloaded"
-    assert await stage.types(sick) == ["message.created"]
-    mended = True
-    assert (await stage.ended(sick)).data["code"] == "overloaded"
-    assert "The disk is on strike." in caplog.text
     held.go.set()
-    assert (await stage.ended(first)).type == "run.completed"
-
-
-@pytest.mark.parametrize("first", ["end", "start"])
-async def test_a_place_that_comes_too_late(stage: Stage, first: str) -> None:
-    """The run is claimed while it is being turned away: it ends, unasked; or it has been begun, and is let be."""
-    held = Held()
-    runner, one = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
-    append, turning, go = stage.store.append, asyncio.Event(), asyncio.Event()
-
-    async def crossing(session: str, drafts: Sequence[Draft], **options: Any) -> Appended:
-        if drafts[-1].type == "run.failed":
-            turning.set()
-            await go.wait()
-        return await append(session, drafts, **options)
-
-    stage.store.append = crossing  # type: ignore[method-assign]
-    two = await stage.waiting(runner)
-    other = stage.runner(held)
-    async with asyncio.timeout(NET):
-        await turning.wait()
-        gate = Gate(stage.store, "run.started")
-        await other.start()
-        await gate.reached.wait()  # the other one has it
-        if first == "start":
-            gate.open()
-            await stage.seen(two.session, "text.delta")
-        go.set()
-        await rounds()
-        gate.open()
-        held.go.set()
-        end = await stage.ended(two)
-    await stage.ended(one)
-    await stage.idle(other)
-    del stage.store.append
-    if first == "end":
-        assert (end.type, end.data["code"], held.begun) == ("run.failed", "overloaded", ["hello"])
-    else:
-        assert (end.type, held.begun) == ("run.completed", ["hello", "waiting"])
+    assert (await stage.ended(well)).type == "run.completed"
+    assert await stage.types(sick) == ["message.created", "run.waiting"]
+    assert "The disk is on strike." in caplog.text
+    mended = True
+    await stage.idle(runner)
+    await runner.send(first.session, "another")  # whoever is done looks for who waits
+    assert (await stage.ended(sick)).type == "run.completed"
 
 
 async def test_who_waits_for_a_place_comes_before_who_comes_later(stage: Stage) -> None:
@@ -413,76 +353,12 @@ async def test_who_waits_for_a_place_comes_before_who_comes_later(stage: Stage) 
     held.go.set()
     await stage.ended(first)
     await stage.idle(runner)
-    assert runner._taken == 0
+    assert runner.places.taken == 0
     third = await runner.send(await stage.session(), "third")
-    assert await stage.types(third) == ["message.created"]
+    assert await stage.types(third) == ["message.created", "run.waiting"]
     go.set()
     assert [(await stage.ended(sent)).type for sent in (second, third)] == ["run.completed"] * 2
     assert held.begun == ["hello", "waiting", "third"]
-
-
-async def test_the_wait_of_a_session_begins_with_its_turn(stage: Stage) -> None:
-    """However long its run before took: then the next one has all the time to wait for a place, and no more."""
-    held = Held()
-    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
-    behind = await runner.send(first.session, "behind")
-    for number in range(3):
-        await stage.ended(await stage.waiting(runner, str(number)))
-    runner.limits = Limits(concurrent_runs=0, place_seconds=3600.0)  # there will be no place
-    until = asyncio.get_running_loop().time() + 3600.0
-    held.go.set()
-    await stage.ended(first)
-    await stage.idle(runner)
-    assert runner._waits[first.session] >= until
-    assert await stage.types(behind) == ["message.created"]
-    runner.limits = Limits(concurrent_runs=0, place_seconds=0.02)
-    runner._wait(first.session)
-    runner.wake(first.session)
-    assert (await stage.ended(behind)).data["code"] == "overloaded"
-
-
-async def test_who_comes_later_does_not_make_the_first_wait_longer(stage: Stage) -> None:
-    """The wait of a session's next run goes on, however much is sent behind it."""
-    runner, _ = await begun(stage, Held(), limits=Limits(concurrent_runs=1, place_seconds=3600.0))
-    waits = await stage.waiting(runner, "waits")
-    until = runner._waits[waits.session]
-    await runner.send(waits.session, "behind")
-    assert runner._waits[waits.session] == until
-
-
-async def test_all_that_wait_at_a_start_are_turned_away_in_time(stage: Stage) -> None:
-    """However many they are."""
-    runner, _ = await begun(stage, Held(), limits=Limits(concurrent_runs=1, place_seconds=3600.0))
-    for number in range(510):
-        session = f"q{number}"
-        await stage.store.append(
-            session, [Draft(SessionCreated()), Draft(MessageCreated(f"{session}~u", "user", "hi"), f"{session}~1")]
-        )
-    await runner.start()
-    assert {f"q{number}" for number in range(510)} <= runner._waits.keys()
-
-
-async def test_who_waited_behind_a_run_for_long_is_turned_away_too(stage: Stage) -> None:
-    """When its turn has come and lasted, with no place."""
-    held = Held()
-    runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, place_seconds=0.02))
-    behind = await runner.send(first.session, "behind")
-    for number in range(3):
-        await stage.ended(await stage.waiting(runner, str(number)))
-    runner.limits = Limits(concurrent_runs=0, place_seconds=0.02)  # there will be no place
-    held.go.set()
-    await stage.ended(first)
-    assert (await stage.ended(behind)).data["code"] == "overloaded"
-
-
-async def test_no_place_for_a_further_attempt(stage: Stage) -> None:
-    """Also then what the first attempt said is kept."""
-    held = Agent(Held(), name="held", on_crash="retry")
-    _, sent = await begun(stage, held)
-    await stage.crash()
-    await stage.runner(held, limits=Limits(concurrent_runs=0, place_seconds=0.0)).start()
-    end = await stage.ended(sent)
-    assert (end.data["code"], end.data["partial"]["text"]) == ("overloaded", "begun ")
 
 
 async def test_cancel_of_a_run_that_waits_for_a_place(stage: Stage) -> None:
@@ -492,7 +368,7 @@ async def test_cancel_of_a_run_that_waits_for_a_place(stage: Stage) -> None:
     second = await stage.waiting(runner)
     await runner.cancel(second.session)
     assert (await stage.ended(second)).type == "run.cancelled"
-    assert await stage.types(second) == ["message.created", "run.cancel_requested", "run.cancelled"]
+    assert await stage.types(second) == ["message.created", "run.waiting", "run.cancel_requested", "run.cancelled"]
     assert await stage.types(first) == ["message.created", "run.started", "text.delta"]
     held.go.set()
     await stage.ended(first)
@@ -509,7 +385,7 @@ async def test_a_run_that_waits_is_cancelled_by_whoever_appends_it(stage: Stage)
     others.draining = True  # it takes nothing up
     third = (await runner.send(second.session, "third")).run
     await others.cancel(second.session, third)
-    assert await stage.types(second) == ["message.created"]
+    assert await stage.types(second) == ["message.created", "run.waiting"]
     await others.cancel(second.session, second.run)
     assert (await stage.ended(second)).type == "run.cancelled"
 
@@ -560,15 +436,15 @@ async def test_a_store_that_fails_while_a_run_waits_for_a_place(stage: Stage, ca
     second = await stage.waiting(runner)
     failures = 0
 
-    async def claim(**settings: Any) -> list[Lease]:
+    async def acquire(*args: str, **settings: Any) -> Lease:
         nonlocal failures
         failures += 1
         if failures < 3:
             raise StoreError("The disk is on strike.")
-        leases: list[Lease] = await stage.store.inner.claim(**settings)
-        return leases
+        lease: Lease = await stage.store.inner.acquire(*args, **settings)
+        return lease
 
-    stage.store.claim = claim
+    stage.store.acquire = acquire
     held.go.set()
     await stage.ended(first)
     assert (await stage.ended(second)).type == "run.completed"
@@ -1124,7 +1000,7 @@ async def test_a_clean_stop_gives_back_at_once(stage: Stage) -> None:
             await asyncio.sleep(0)
     held.go.set()
     assert (await stage.ended(sent)).data["message"]["text"] == "begun done"
-    assert (first._taken, first._left) == (0, {})
+    assert (first.places.taken, first._left) == (0, {})
 
 
 async def test_a_release_that_fails_is_tried_again(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
@@ -1264,7 +1140,7 @@ async def test_a_stop_while_a_claim_is_stuck(stage: Stage) -> None:
     async with asyncio.timeout(NET):
         await claiming.wait()
         await runner.stop()
-    assert runner._taken == 0
+    assert runner.places.taken == 0
 
 
 @pytest.mark.parametrize("claimed", [False, True])
@@ -1292,7 +1168,7 @@ async def test_a_stop_while_runs_are_claimed(stage: Stage, claimed: bool) -> Non
         go.set()
         await stopping
     assert (await stage.store.info(sent.session)).runs[sent.run].owner is None
-    assert await stage.types(sent) == ["message.created"]
+    assert await stage.types(sent) == ["message.created", "run.waiting"]
     assert held.begun == []
     del stage.store.claim
     await stage.runner(echo).start()
@@ -1315,7 +1191,7 @@ async def test_a_sender_that_is_cancelled(stage: Stage) -> None:
 
 async def test_a_sender_that_is_cancelled_where_there_is_no_place(stage: Stage) -> None:
     """What it has stored waits for a place as long as all others."""
-    runner, _ = await begun(stage, Held(), limits=Limits(concurrent_runs=1, place_seconds=3600.0))
+    runner, _ = await begun(stage, Held(), limits=Limits(concurrent_runs=1))
     session, stored, append = await stage.session(), asyncio.Event(), stage.store.append
 
     async def slow(name: str, drafts: Sequence[Draft], **options: Any) -> Appended:
@@ -1332,7 +1208,7 @@ async def test_a_sender_that_is_cancelled_where_there_is_no_place(stage: Stage) 
     sending.cancel()
     await asyncio.wait([sending])
     stage.store.append = append  # type: ignore[method-assign]
-    assert session in runner._waits
+    assert runner.places.queued[(await stage.store.info(session)).open_runs[0].run] == session
 
 
 async def test_places_are_counted_right_over_failures(stage: Stage) -> None:
@@ -1367,7 +1243,7 @@ async def test_places_are_counted_right_over_failures(stage: Stage) -> None:
     drafts = [draft("message.created", {"id": "m", "role": "user", "text": "?"}, "r")]
 
     async def begin() -> None:
-        while await runner.begin("nobody", drafts, "r") is None:  # it looks for those who were first
+        while await runner.begin("nobody", drafts, "r", party="") is None:  # it looks for those who were first
             await rounds()
 
     with pytest.raises(SessionNotFound):
@@ -1551,7 +1427,7 @@ async def test_drain_does_not_begin_what_waits_for_a_place(stage: Stage) -> None
     runner, first = await begun(stage, held, limits=Limits(concurrent_runs=1, cancel_grace=5.0))
     second = await stage.waiting(runner)
     await runner.stop()
-    assert await stage.types(second) == ["message.created"]
+    assert await stage.types(second) == ["message.created", "run.waiting"]
     assert (await stage.ended(first)).data["code"] == "interrupted"
     await stage.crash()
     held.go.set()
@@ -1669,7 +1545,7 @@ async def test_the_runner_keeps_nothing_of_a_session_it_has_left(stage: Stage) -
     await stage.store.append(sent.session, [draft("session.deleted", {})])
     await stage.idle(runner)
     async with asyncio.timeout(NET):
-        while runner._waits:  # noqa: ASYNC110  # it looks in its own time
+        while runner.places.waiting:  # noqa: ASYNC110  # it looks in its own time
             await asyncio.sleep(0)
     await asyncio.wait_for(runner._idle.wait(), NET)
     assert (runner._drives, runner._executions, runner._left) == ({}, {}, {})

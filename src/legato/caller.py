@@ -6,6 +6,8 @@ The verbs are what can be asked for: those of ``Sessions``, each under the name 
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 from collections.abc import Callable
 from typing import Literal
 
@@ -40,9 +42,30 @@ class Caller(msgspec.Struct, frozen=True):
 
     Attributes:
         subject: a text that the application chose, for example its id of a user; "" for nobody in particular.
+        address: where a request of nobody in particular came from, so that places are shared fairly; it is not stored.
     """
 
     subject: str = ""
+    address: str = ""
+
+    @property
+    def party(self) -> str:
+        """Whose places a run takes, see ``places``: a subject's, or an address's."""
+        if self.subject:
+            return f"subject {self.subject}"
+        return f"address {_network(self.address)}" if self.address else ""
+
+
+@functools.lru_cache(4096)
+def _network(address: str) -> str:
+    """Whose an address is: of IPv6 the first half, as a household or a machine has all the rest."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(parsed.ipv4_mapped or ipaddress.IPv6Address(int(parsed) >> 64 << 64))
 
 
 NOBODY = Caller()

@@ -136,6 +136,12 @@ class MessageCreated(Fact, frozen=True):
     retries: str | UnsetType | None = UNSET
 
 
+class RunWaiting(Fact, frozen=True):
+    """All places for runs are taken, so the run waits for one."""
+
+    type = "run.waiting"
+
+
 class RunStarted(Fact, frozen=True):
     """An agent is asked, for the ``attempt``-th time (from 1)."""
 
@@ -391,7 +397,7 @@ Terminal = RunCompleted | RunFailed | RunCancelled
 EVENTS: dict[str, type[Fact]] = {
     fact.type: fact
     for fact in (
-        *(SessionCreated, SessionDeleted, SessionRewound, RunWithdrawn, MessageCreated, RunStarted),
+        *(SessionCreated, SessionDeleted, SessionRewound, RunWithdrawn, MessageCreated, RunWaiting, RunStarted),
         *(ThinkingDelta, TextDelta, RefusalDelta, CallStarted, CallDelta, CallCompleted, ToolBegun, ToolCompleted),
         *(PermissionRequested, PermissionResolved, NotificationCreated, NotificationResolved),
         *(CheckpointNoted, CancelRequested, RunCompleted, RunFailed, RunCancelled),

@@ -73,9 +73,9 @@ class Limits(msgspec.Struct, frozen=True):
         event_bytes: of one event that cannot be split, such as a tool's output (``too_large``).
         message_characters: of a user's message.
         history_messages, history_bytes: of the messages before, as JSON, that an agent is given (``Turn.history``).
-        concurrent_runs: that run at once in this process; more wait.
-        place_seconds: how long a run waits for its place among them (``overloaded``).
+        concurrent_runs: that run at once in this process, and a tenth more of those who have few; more wait.
         queued_messages: that may wait in one session.
+        waiting_messages: of one caller that may wait, over all sessions; see ``places``.
         attempts: of a run whose process dies again and again, for agents with ``on_crash``.
         cancel_grace: seconds that a cancelled agent has for its last word.
         lag_seconds: by which the event loop may be late; beyond, new messages are refused (``overloaded``, 503).
@@ -92,8 +92,8 @@ class Limits(msgspec.Struct, frozen=True):
     history_messages: int = 200
     history_bytes: int = 1_048_576
     concurrent_runs: int = 1_000
-    place_seconds: float = 60.0
     queued_messages: int = 100
+    waiting_messages: int = 1_000
     attempts: int = 3
     cancel_grace: float = 0.5
     lag_seconds: float = 0.25

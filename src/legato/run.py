@@ -17,7 +17,8 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from .agent import Agent, Turn
@@ -38,17 +39,17 @@ from .event import CancelRequested, Draft, Event, MessageCreated, Offset, RunSta
 from .execution import CANCELLED, INTERRUPTED, LEFT_OPEN, Ending, Execution, Limits, ended, failed
 from .load import Load
 from .log import Appended, Bell, Log, Store, Take
-from .machine import Lease, RunState, free
+from .machine import Lease, OpenRun, free
+from .places import Places
 from .transcript import Recorder, fold, told
 
 logger = logging.getLogger("legato")
 
-OVERLOADED = failed("overloaded", "Too many answers are being given at once; send the message again later.")
 BROKEN = failed("internal_error", "The server could not answer. Its log has the details.")
 REWOUND = failed("rewound", "The message was taken back before it was answered.")
 
 CLAIM = 32
-"""Runs that are claimed, or turned away, in one go: others come in between, be it nodes or the renewal of leases."""
+"""Runs that are taken, or looked at, in one go: others come in between, be it nodes or the renewal of leases."""
 
 
 class Runner:
@@ -80,15 +81,14 @@ class Runner:
         self.load = Load(self.limits.gather_seconds)
         self.contents = Catalogue(store)
         self._lease_ttl = lease_ttl
-        self._taken = 0  # places
-        self._idle = asyncio.Event()  # none is
+        self.places = Places(lambda: self.limits.concurrent_runs, lambda: self.limits.waiting_messages)
+        self._idle = asyncio.Event()  # no place is taken
         self._idle.set()
-        self._short = False  # something may have been left unclaimed for want of a place
         self._bell = Bell()
-        self._drives: dict[asyncio.Task[None], str] = {}  # each in a place, with its session
+        self._drives: dict[asyncio.Task[None], tuple[str, str]] = {}  # each in a place: its session and its party
+        self._busy: Counter[str] = Counter()  # the sessions of those
         self._executions: dict[Execution, Agent] = {}
         self._left: dict[str, Lease] = {}  # of runs that could not be driven on; given back a little later
-        self._waits: dict[str, float] = {}  # sessions that may want a place, and until when; the first to end first
         self._worker: asyncio.Task[None] | None = None
         self._renewal = (0.0, 0.0)  # when the next one is due, in the loop's time and the clock's
         self._late = False  # the grace of ``stop`` is over
@@ -111,6 +111,7 @@ class Runner:
         drafts: Sequence[Draft],
         run: str,
         *,
+        party: str,
         agent: str | None = None,
         once: str | None = None,
         head: Offset | None = None,
@@ -119,13 +120,13 @@ class Runner:
         is cancelled meanwhile.
 
         Returns:
-            What was stored. None if it was nothing, since there is no place here or another run comes first.
+            What was stored. None if it was nothing, since there is no place for ``party`` or another run comes first.
 
         Raises:
             LegatoError: see ``Store.append``.
         """
         name = agent or self.default
-        if name not in self.agents or self._short or not self._reserve(1):  # who waits already comes first
+        if name not in self.agents or self.draining or not self.places.take(party):
             return None
         append = functools.partial(
             self.store.append,
@@ -136,13 +137,13 @@ class Runner:
             take=Take(run, self.owner, self._lease_ttl),
         )
         stored: asyncio.Future[Appended | None] = asyncio.get_running_loop().create_future()
-        self._place(session, run, self._begin(append, stored))
+        self._place(session, run, party, self._begin(append, stored))
         return await stored
 
     def wake(self, session: str) -> None:
-        """Look for runs: one of ``session`` has been stored without a place."""
-        if session not in self._waits:  # the wait of what is there already goes on
-            self._wait(session)
+        """Look for runs: one of ``session`` has been stored without a place, or left."""
+        if session not in self._busy:  # else it waits behind the one that has a place
+            self.places.wait(session)
         self._work()
         self._bell.ring()
 
@@ -154,8 +155,7 @@ class Runner:
         Raises:
             StoreError: the store cannot be asked.
         """
-        for run in await self.store.open_runs(limit=sys.maxsize):
-            self._wait(run.session)
+        await self._learn()
         await self._look()
         self._work()
         self.load.start()
@@ -187,37 +187,30 @@ class Runner:
 
     # Places -----------------------------------------------------------------------------------------------------------
 
-    def _reserve(self, most: int) -> int:
-        """Take up to so many places; each is then ``_place``'s, or given back."""
-        count = 0 if self.draining else max(min(most, self.limits.concurrent_runs - self._taken), 0)
-        self._taken += count
-        if self._taken:
-            self._idle.clear()
-        return count
-
-    def _give_back(self, count: int) -> None:
-        self._taken -= count
-        if not self._taken:
-            self._idle.set()
-
-    def _place(self, session: str, run: str, driving: Coroutine[Any, Any, None]) -> None:
-        """Do this in a place that has been reserved."""
+    def _place(self, session: str, run: str, party: str, driving: Coroutine[Any, Any, None]) -> None:
+        """Do this in a place that has been taken."""
+        self._idle.clear()
+        self.places.unqueue(session, run)
+        self.places.leave(session)
+        self._busy[session] += 1
         task = asyncio.create_task(driving, name=f"legato-run-{run}")
-        self._drives[task] = session
+        self._drives[task] = session, party
         task.add_done_callback(self._over)
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        session = self._drives.pop(task)
-        self._give_back(1)
-        if session in self._waits:  # for what was behind the run the wait begins now
-            self._wait(session)
-            self._bell.ring()
-        elif self._short:
+        session, party = self._drives.pop(task)
+        self._give_back(party)
+        self._busy[session] -= 1
+        if not self._busy[session]:
+            del self._busy[session]
+            self.places.wait(session)  # what was behind the run
+        if self.places.waiting:
             self._bell.ring()
 
-    def _wait(self, session: str) -> None:
-        self._waits.pop(session, None)
-        self._waits[session] = asyncio.get_running_loop().time() + self.limits.place_seconds
+    def _give_back(self, party: str, count: int = 1) -> None:
+        self.places.give_back(party, count)
+        if not self.places.taken:
+            self._idle.set()
 
     # Looking for runs -------------------------------------------------------------------------------------------------
 
@@ -232,10 +225,10 @@ class Runner:
                 self._bell.clear()
                 pause = self._lease_ttl / 3
                 try:
-                    await self._renew()
+                    if await self._renew() and self.places.queued:
+                        await self._learn()
                     await self._look()
-                    await self._turn_away()
-                    pause = self._until_needed()
+                    pause = max(self._renewal[0] - asyncio.get_running_loop().time(), 0.001)
                 except LegatoError as exc:
                     logger.warning("cannot look after leases: %s", exc)
                 except Exception:  # whatever it is: without this task leases would lapse and runs stay open
@@ -245,68 +238,100 @@ class Runner:
             self.store.doorbell.take_work(self._bell)
             self._bell.close()
 
-    def _until_needed(self) -> float:
-        until = self._renewal[0]
-        if self._waits and not self.draining:
-            until = min(until, next(iter(self._waits.values())))
-        return max(until - asyncio.get_running_loop().time(), 0.001)
-
-    async def _renew(self) -> None:
+    async def _renew(self) -> bool:
         """Renew all leases, if it is time; before others are claimed, as else our own might be among those."""
         now = asyncio.get_running_loop().time(), self.clock()
         if now[0] < self._renewal[0] and now[1] < self._renewal[1]:  # they differ after the machine has slept
-            return
+            return False
         await self.store.renew(owner=self.owner, ttl=self._lease_ttl)
         self._renewal = now[0] + self._lease_ttl / 3, now[1] + self._lease_ttl / 3
         await self._give_up(*self._left.values())
+        return True
+
+    async def _learn(self) -> None:
+        """Let all that waits be known, with whose it is: at a start what an earlier life took, later what other nodes
+        have; and forget what waits no more. Where there are places for all it does not matter whose they are."""
+        before = self.places.queued
+        runs = await self.store.open_runs(limit=sys.maxsize)
+        still = {run.run for run in runs}
+        for name, session in before.items():
+            if name not in still:
+                self.places.unqueue(session, name)
+        now = self.clock()
+        firsts: dict[str, OpenRun] = {}
+        for run in runs:
+            firsts.setdefault(run.session, run)
+        waiting = [name for name, run in firsts.items() if not run.held(now)]
+        if not self.places.waiting and len(waiting) <= self.limits.concurrent_runs - self.places.taken:
+            return
+        new = [run for run in runs if run.run not in before and not run.held(now)]
+        found: list[tuple[float, OpenRun, str]] = []
+        for place in range(0, len(new), CLAIM):
+            found += await asyncio.gather(*map(self._whose, new[place : place + CLAIM]))
+            await self._renew()
+        for _, run, party in sorted(found, key=lambda each: each[0]):
+            self.places.queue(run.session, run.run, party)
+        first = {run.session: at for at, run, _ in reversed(found)}
+        for session in sorted(waiting, key=lambda session: first.get(session, 0.0)):
+            if session not in self._busy:
+                self.places.wait(session)
+
+    async def _whose(self, run: OpenRun) -> tuple[float, OpenRun, str]:
+        """When the message of a run was sent, and whose it is as far as the log has it."""
+        events = await self.store.read(run.session, run.offset - 1, limit=1)
+        sent = next((event.fact for event in events if isinstance(event.fact, MessageCreated)), None)
+        return events[0].at if events else 0.0, run, Caller("" if sent is None else sent.caller or "").party
 
     async def _look(self) -> None:
-        """Claim what waits, as far as there are places."""
-        while places := self._reserve(CLAIM):
+        """Take what waits, as far as there are places: first what is known to wait, in fair order; if that is nothing,
+        what the store knows of."""
+        later: list[str] = []
+        try:
+            while turns := list(itertools.islice(self._turns(), CLAIM)):
+                self._idle.clear()
+                taken = await asyncio.gather(*(self._take(*turn) for turn in turns))
+                later += [session for (session, _), done in zip(turns, taken, strict=True) if not done]
+        finally:
+            for session in later:
+                self.places.wait(session)
+        while not self.draining and (places := self.places.take_all("", CLAIM)):
             leases: list[Lease] = []
+            self._idle.clear()
             try:
                 leases = await self.store.claim(owner=self.owner, ttl=self._lease_ttl, limit=places)
             finally:
-                self._give_back(places - len(leases))
+                self._give_back("", places - len(leases))
             for lease in leases:
-                self._place(lease.session, lease.run, self._drive(lease, begun=False))
-            if len(leases) < places:  # nothing waits, but perhaps behind what is driven
-                driven = set(self._drives.values()) if self._waits else ()
-                self._waits = {session: until for session, until in self._waits.items() if session in driven}
-                self._short = False
+                self._place(lease.session, lease.run, "", self._drive(lease, begun=False))
+            if len(leases) < places:
                 return
-        self._short = True
 
-    async def _turn_away(self) -> None:
-        """End the runs that have waited too long for a place."""
-        now = asyncio.get_running_loop().time()
-        driven = set(self._drives.values()) if self._waits else ()
-        for session, until in list(itertools.islice(self._waits.items(), CLAIM)):
-            if until > now or self.draining:
-                return
-            self._wait(session)
-            try:
-                if session not in driven and not await self._turned_away(session):
-                    self._waits.pop(session, None)
-            except (RunEnded, NotFound):
-                self._waits.pop(session, None)
-            except LegatoError as exc:
-                logger.warning("session %s: cannot turn away what waits: %s", session, exc)
+    def _turns(self) -> Iterator[tuple[str, str]]:
+        while not self.draining and (turn := self.places.turn()) is not None:
+            yield turn
 
-    async def _turned_away(self, session: str) -> bool:
-        """End the session's next run, if nobody has it; whether another waits behind it."""
-        while True:
-            info = await self.store.info(session)
-            run = free(info.runs, self.clock())
-            if run is None:
-                return False
-            ending = CANCELLED if run.state is RunState.CANCELLING else OVERLOADED
-            try:
-                # Whoever has claimed it meanwhile finds that it has ended; if it has been begun, the head has moved.
-                await self.store.append(session, await ended(self.store, run, ending), head=info.head)
-            except HeadMoved:
-                continue
-            return len(info.open_runs) > 1
+    async def _take(self, session: str, party: str) -> bool:
+        """Take the run of a session whose turn it is, in the place that is taken for it; False if that failed."""
+        lease: Lease | None = None
+        try:
+            runs = (await self.store.info(session)).runs
+            self.places.keep(session, runs)
+            run = free(runs, self.clock())
+            if run is not None and session not in self._busy:
+                lease = await self.store.acquire(session, run.run, owner=self.owner, ttl=self._lease_ttl)
+        except NotFound:
+            self.places.keep(session, ())
+        except (LeaseHeld, RunEnded):
+            pass  # somebody else has it, or it has ended
+        except LegatoError as exc:
+            logger.warning("session %s: cannot take what waits: %s", session, exc)
+            return False
+        finally:
+            if lease is None:
+                self._give_back(party)
+        if lease is not None:
+            self._place(session, lease.run, party, self._drive(lease, begun=False))
+        return True
 
     async def _give_up(self, *leases: Lease) -> None:
         """Give leases back; if that fails, later."""

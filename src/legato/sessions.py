@@ -12,6 +12,7 @@ commit.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -32,6 +33,7 @@ from .errors import (
     HeadMoved,
     InvalidInput,
     KeyReused,
+    LegatoError,
     NotFound,
     Overloaded,
     QueueFull,
@@ -42,6 +44,7 @@ from .errors import (
     SessionNotFound,
     StoreError,
     TooLarge,
+    TooMany,
 )
 from .event import (
     CancelRequested,
@@ -54,6 +57,7 @@ from .event import (
     Offset,
     PermissionRequested,
     PermissionResolved,
+    RunWaiting,
     RunWithdrawn,
     SessionCreated,
     SessionDeleted,
@@ -391,8 +395,8 @@ class Sessions:
             begin: what begins the session if it does not exist yet.
 
         Raises:
-            InvalidInput, TooLarge, SessionNotFound, SessionExists, KeyReused, QueueFull, Draining, Overloaded: nothing
-                was stored.
+            InvalidInput, TooLarge, SessionNotFound, SessionExists, KeyReused, QueueFull, TooMany, Draining, Overloaded:
+                nothing was stored.
         """
         self._check(question)
 
@@ -402,7 +406,7 @@ class Sessions:
             self._check_begin(caller, "send")
             return _Place(session, [Draft(_owned(begin, caller))], None)
 
-        return await self._ask(caller, question, decide)
+        return await self._ask(caller, session, question, decide)
 
     async def branch(self, caller: Caller, session: str, run: str, question: Question) -> Sent:
         """Send a message that goes on from the answer of ``run``: in its session, if it is the last there; else in a
@@ -411,7 +415,7 @@ class Sessions:
         Raises:
             RunNotFound: its answer is no part of the conversation (any more).
             RunInProgress: it is still being given, and others wait behind it.
-            InvalidInput, TooLarge, KeyReused, QueueFull, Draining, Overloaded: nothing was stored.
+            InvalidInput, TooLarge, KeyReused, QueueFull, TooMany, Draining, Overloaded: nothing was stored.
         """
         self._check(question)
 
@@ -433,7 +437,7 @@ class Sessions:
                 return _Place(branched, [], await self.info(caller, branched, verb="send"))
             return _Place(branched, drafts, None)
 
-        return await self._ask(caller, question, decide)
+        return await self._ask(caller, session, question, decide)
 
     async def retry(self, caller: Caller, session: str, message: str, *, run: str | None = None) -> Sent:
         """Have the last user message of a session answered anew, because a person asked for it.
@@ -522,30 +526,53 @@ class Sessions:
         except UnicodeEncodeError:
             raise InvalidInput("The text holds half of a surrogate pair, which cannot be stored as UTF-8.") from None
         self.check_agent(question.agent)
-        self.check_ready()
 
     async def _ask(
         self,
         caller: Caller,
+        session: str,
         question: Question,
         decide: Callable[[bool], Awaitable[_Place]],
     ) -> Sent:
         """Store a question where ``decide`` says, told whether what it would begin has turned out to exist."""
         metadata = as_json("metadata", question.metadata) if question.metadata else None
+        said = MessageCreated(
+            "", "user", question.text, None, question.agent or None, metadata, caller.subject or None, question.key
+        )
+        try:
+            return await self._ask_new(caller, question, said, decide)
+        except (Draining, Overloaded, QueueFull, TooMany):
+            # What came before, under the same key, is not refused, since nothing is to be done for it.
+            before = await self._sent_before(caller, session, said)
+            if before is None:
+                raise
+            return before
+
+    async def _sent_before(self, caller: Caller, session: str, said: MessageCreated) -> Sent | None:
+        """What came before under the key of this message, in its session or in the one that it would branch off."""
+        for each in (session, new_session(caller, said.key)) if said.key is not None else ():
+            with contextlib.suppress(SessionNotFound):
+                contents = (await self._look(caller, each, "send")).contents
+                entry = contents.keys.get((caller.subject, said.key or ""))
+                if entry is not None:
+                    asking = await self._asking(each, entry)
+                    return _sent_again(each, asking, said)
+        return None
+
+    async def _ask_new(
+        self,
+        caller: Caller,
+        question: Question,
+        said: MessageCreated,
+        decide: Callable[[bool], Awaitable[_Place]],
+    ) -> Sent:
+        self.check_ready()
         stamp = secrets.token_hex(6)
         exists = False
         while True:
             session, before, info = await decide(exists)
-            fact = MessageCreated(
-                id=f"{session}~{stamp}~u",
-                role="user",
-                text=question.text,
-                agent=question.agent or None,
-                metadata=metadata,
-                caller=caller.subject or None,
-                key=question.key,
-            )
-            await self._check_queue(caller, info, question.key)
+            fact = msgspec.structs.replace(said, id=f"{session}~{stamp}~u")
+            self._check_queue(info)
             stem = f"{session}~h" if info is None else f"{session}~h{stamp}."
             earlier = [
                 Draft(msgspec.structs.replace(each, id=f"{stem}{place}")) for place, each in enumerate(question.earlier)
@@ -555,6 +582,7 @@ class Sessions:
                     session,
                     [*before, *earlier],
                     Draft(fact, f"{session}~{stamp}"),
+                    party=caller.party,
                     idle=info is None or not info.open_runs,
                     agent=question.agent or _agent_of(before, info),
                     once=_once("send", caller, question.key),
@@ -569,18 +597,15 @@ class Sessions:
                 continue
             break
         stored = next(asking for asking in askings(appended.events) if asking.run is not None)
-        if appended.repeated and msgspec.structs.replace(stored.fact, id=fact.id) != fact:
-            raise KeyReused("This idempotency key came with another message before.", key=question.key)
-        return _sent(session, stored.fact.id, stored, repeated=appended.repeated)
+        if appended.repeated:
+            return _sent_again(session, stored, said)
+        return _sent(session, stored.fact.id, stored, repeated=False)
 
-    async def _check_queue(self, caller: Caller, info: SessionInfo | None, key: str | None) -> None:
-        if info is None or len(info.open_runs) <= self.limits.queued_messages:
-            return
-        if key is not None and _key_used((await self._look(caller, info.session, "send")).contents, caller, key):
-            return
-        raise QueueFull(
-            f"{len(info.open_runs)} messages wait in this session already.", limit=self.limits.queued_messages
-        )
+    def _check_queue(self, info: SessionInfo | None) -> None:
+        if info is not None and len(info.open_runs) > self.limits.queued_messages:
+            raise QueueFull(
+                f"{len(info.open_runs)} messages wait in this session already.", limit=self.limits.queued_messages
+            )
 
     async def _answer_anew(self, caller: Caller, seen: _Seen, asked: Entry) -> Sent:
         session, until = seen.info.session, seen.head
@@ -604,6 +629,7 @@ class Sessions:
                     session,
                     [Draft(back)],
                     Draft(again, f"{session}~{secrets.token_hex(6)}"),
+                    party=caller.party,
                     idle=idle,
                     agent=again.agent or created.agent,
                     once=f"retry:{asked.run or asked.id}",
@@ -621,23 +647,38 @@ class Sessions:
         before: list[Draft],
         question: Draft,
         *,
+        party: str,
         idle: bool,
         agent: str | None,
         once: str | None,
         head: Offset | None,
     ) -> Appended:
-        """Store a question; with the lease and the beginning of its run, if there is a place for it."""
+        """Store a question; with the lease and the beginning of its run, if there is a place for it, and else as one
+        that waits: from then on it does so until it has one.
+
+        Raises:
+            TooMany: too much of this party waits already.
+        """
         run = question.run
         assert run is not None
         drafts = [*before, question]
-        appended = None
         if idle:
-            appended = await self._runner.begin(session, drafts, run, agent=agent, once=once, head=head)
-        if appended is None:
-            try:
-                appended = await self._store.append(session, drafts, once=once, head=head)
-            finally:  # stored or not, as far as a cancelled caller knows
-                self._runner.wake(session)
+            begun = await self._runner.begin(session, drafts, run, party=party, agent=agent, once=once, head=head)
+            if begun is not None:
+                return begun
+            drafts.append(Draft(RunWaiting(), run))
+        places = self._runner.places
+        places.check(party)
+        places.queue(session, run, party)  # before it is stored, so that the bound holds however many come at once
+        try:
+            appended = await self._store.append(session, drafts, once=once, head=head)
+        except LegatoError:
+            places.unqueue(session, run)
+            raise
+        finally:  # stored or not, as far as a cancelled caller knows
+            self._runner.wake(session)
+        if appended.repeated:
+            places.unqueue(session, run)
         return appended
 
     # Stopping and answering -------------------------------------------------------------------------------------------
@@ -645,7 +686,7 @@ class Sessions:
     async def cancel(self, caller: Caller, session: str, run: str | None = None) -> list[str]:
         """Ask ``run``, or all open runs of the session, to stop; the request is in the log when this returns.
 
-        A run that waits for a place ends with that; one that waits behind another ends when its turn comes.
+        A run that waits, for a place or behind another, ends with that.
 
         Returns:
             The runs that were open.
@@ -659,8 +700,9 @@ class Sessions:
         while True:
             info = await self._store.info(run.session)
             drafts, head = [Draft(CancelRequested(), run.run)], None
-            if info.open_runs and info.open_runs[0].run == run.run and info.open_runs[0].owner is None:
-                drafts += await ended(self._store, info.open_runs[0], CANCELLED)
+            now = info.runs.get(run.run)
+            if now is not None and now.owner is None:
+                drafts += await ended(self._store, now, CANCELLED)
                 head = info.head
             try:
                 await self._store.append(run.session, drafts, once=f"cancel:{run.run}", head=head)
@@ -785,6 +827,12 @@ def _asked(contents: Contents, message: str) -> list[Entry]:
     if found is None:
         raise NotFound(f"The session has no message {message[:200]!r} of a user.")
     return found
+
+
+def _sent_again(session: str, stored: Asking, said: MessageCreated) -> Sent:
+    if msgspec.structs.replace(stored.fact, id=said.id) != said:
+        raise KeyReused("This idempotency key came with another message before.", key=said.key)
+    return _sent(session, stored.fact.id, stored, repeated=True)
 
 
 def _sent(session: str, message: str, asked: Asking | Entry, *, repeated: bool) -> Sent:

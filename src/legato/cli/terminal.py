@@ -32,6 +32,7 @@ from ..client.events import (
     PermissionResolvedData,
     PermissionResolvedEvent,
     RunStartedEvent,
+    RunWaitingEvent,
     SessionDeletedEvent,
     SessionRewoundEvent,
     StreamEvent,
@@ -154,6 +155,8 @@ class TerminalView:
         match event:
             case UserMessageCreatedEvent(data=data):
                 self._user_message(data)
+            case RunWaitingEvent():
+                self.say("waiting for a place…", "warning")
             case RunStartedEvent(data=data) if data.attempt > 1:
                 self.say(f"the server was interrupted; attempt {data.attempt}", "warning")
             case ThinkingEvent(data=data):

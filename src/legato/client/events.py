@@ -36,6 +36,7 @@ __all__ = [
     "PermissionEvent",
     "PermissionResolvedEvent",
     "RunStartedEvent",
+    "RunWaitingEvent",
     "SessionCreatedEvent",
     "SessionDeletedEvent",
     "SessionRewoundEvent",
@@ -267,6 +268,12 @@ class SessionRewoundData(Data, frozen=True, kw_only=True):
     to: str
 
 
+class RunWaitingData(Data, frozen=True, kw_only=True):
+    """Of a run that waits, ``for_`` a ``"place"`` among those that the server runs at once."""
+
+    for_: str = msgspec.field(default="place", name="for")
+
+
 class RunStartedData(Data, frozen=True, kw_only=True):
     """Of an agent that begins to answer; ``attempt`` counts from 1."""
 
@@ -312,6 +319,13 @@ class UserMessageCreatedEvent(Envelope, frozen=True, kw_only=True):
 
     data: UserMessageCreatedData
     event: Literal["user_message_created"] = "user_message_created"
+
+
+class RunWaitingEvent(Envelope, frozen=True, kw_only=True):
+    """All places for runs are taken; the agent will be asked when there is one."""
+
+    data: RunWaitingData
+    event: Literal["run_waiting"] = "run_waiting"
 
 
 class RunStartedEvent(Envelope, frozen=True, kw_only=True):
@@ -444,6 +458,7 @@ StreamEvent = (
     ConnectedEvent
     | HeartbeatEvent
     | UserMessageCreatedEvent
+    | RunWaitingEvent
     | RunStartedEvent
     | ThinkingEvent
     | ContentEvent

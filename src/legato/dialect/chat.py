@@ -25,6 +25,7 @@ from ..event import (
     RunCompleted,
     RunFailed,
     RunStarted,
+    RunWaiting,
     SessionDeleted,
     Terminal,
     TextDelta,
@@ -61,6 +62,10 @@ class _ChatCall:
 
     def copy(self) -> _ChatCall:
         return _ChatCall(self.index, self.name, self.arguments.copy(), answered=self.answered)
+
+
+WAITING = b": waiting for a place\n\n"
+"""What is said while a run waits; this dialect has no event for it."""
 
 
 class ChatEncoder:
@@ -106,6 +111,8 @@ class ChatEncoder:
         if isinstance(event.fact, SessionDeleted):
             self.over = True
             return _frame(_failure("response_deleted", "The answer was deleted while it was being read."))
+        if isinstance(event.fact, RunWaiting) and event.run == self._run:
+            return WAITING
         return b"".join(_frame(chunk) for chunk in self.feed(event)) + (DONE if self.over else b"")
 
     def heartbeat(self, cursor: Offset) -> bytes:

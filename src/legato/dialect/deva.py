@@ -31,6 +31,7 @@ from ..event import (
     RunCompleted,
     RunFailed,
     RunStarted,
+    RunWaiting,
     SessionDeleted,
     TextDelta,
 )
@@ -72,6 +73,10 @@ def opening(retry: int) -> bytes:
     return sse.HEARTBEAT + b"retry: %d\n" % retry
 
 
+WAITING = b": waiting for a place\n"
+"""What is said while a run waits, to whoever looks at the bytes: as a heartbeat, it reaches no client's handlers."""
+
+
 class AnswerEncoder:
     """The bytes of one reader's stream, event by event.
 
@@ -107,6 +112,8 @@ class AnswerEncoder:
         deleted = isinstance(event.fact, SessionDeleted)
         if self.over or not (event.run == self._run or deleted):
             return b""
+        if isinstance(event.fact, RunWaiting):
+            return WAITING
         handler = _HANDLERS.get(type(event.fact))
         named = handler(self, event.fact, event.at) if handler else []
         self.over = event.fact.terminal or deleted

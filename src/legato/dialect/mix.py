@@ -38,6 +38,7 @@ from ..event import (
     RunCompleted,
     RunFailed,
     RunStarted,
+    RunWaiting,
     SessionCreated,
     SessionDeleted,
     SessionRewound,
@@ -75,7 +76,14 @@ class Profile(msgspec.Struct, frozen=True):
 _ALWAYS = ("connected", "heartbeat", "thinking", "content", "tool_execution_start", "tool_execution_complete",
            "permission", "complete", "error")  # fmt: skip
 _TOOL_USE = ("tool_use_start", "tool_use_parameter_delta", "tool_use_parameter_streaming_complete")
-_OWN = ("run_started", "permission_resolved", "notification_resolved", "cancel_requested", "session_rewound")
+_OWN = (
+    "run_waiting",
+    "run_started",
+    "permission_resolved",
+    "notification_resolved",
+    "cancel_requested",
+    "session_rewound",
+)
 
 _NEVER: Version = (999, 0, 0)
 _FIRST: Version = (0, 0, 0)
@@ -324,6 +332,10 @@ def _message_created(fact: MessageCreated, event: Event, session: str) -> list[N
     return [("user_message_created", _present(messageId=fact.id, content=fact.text, runId=event.run))]
 
 
+def _run_waiting(fact: RunWaiting, event: Event, session: str) -> list[Named]:
+    return [("run_waiting", {"for": "place", **_present(runId=event.run)})]
+
+
 def _run_started(fact: RunStarted, event: Event, session: str) -> list[Named]:
     return [("run_started", {"agent": fact.agent, "attempt": fact.attempt, **_present(runId=event.run)})]
 
@@ -411,6 +423,7 @@ _ENCODERS: dict[type[AnyFact], Callable[[Any, Event, str], list[Named]]] = {
     SessionDeleted: _session_deleted,
     SessionRewound: _session_rewound,
     MessageCreated: _message_created,
+    RunWaiting: _run_waiting,
     RunStarted: _run_started,
     ThinkingDelta: _thinking,
     TextDelta: _text,

@@ -36,6 +36,7 @@ from ..event import (
     RunCompleted,
     RunFailed,
     RunStarted,
+    RunWaiting,
     SessionDeleted,
     Terminal,
     TextDelta,
@@ -412,6 +413,11 @@ class ResponseFold:
             self._status = "in_progress"
             self._lifecycle("created")
 
+    def _waiting(self, fact: RunWaiting, at: float) -> None:
+        if self._status != "queued":  # else it has been told
+            self._status = "queued"
+            self._lifecycle("queued")
+
     def _started(self, fact: RunStarted, at: float) -> None:
         self._agent = fact.agent
         self._status = "in_progress"
@@ -509,6 +515,7 @@ class ResponseFold:
 
 _HANDLERS: dict[type[AnyFact], Callable[[ResponseFold, Any, float], None]] = {
     MessageCreated: ResponseFold._message,
+    RunWaiting: ResponseFold._waiting,
     RunStarted: ResponseFold._started,
     TextDelta: ResponseFold._text,
     RefusalDelta: ResponseFold._text,

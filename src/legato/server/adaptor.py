@@ -13,6 +13,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ..caller import Caller
 from ..errors import Draining, LegatoError, Overloaded, StoreError
 from .crowd import Line
 from .life import Life
@@ -143,7 +144,8 @@ class Adaptor:
         try:
             try:
                 caller = life.settings.identify(scope)
-                request = Request(http, life, await caller if inspect.isawaitable(caller) else caller)
+                caller = await caller if inspect.isawaitable(caller) else caller
+                request = Request(http, life, _with_address(caller, scope))
                 reply = await operation.handler(request)
                 made = await self._pump(reply, request) if isinstance(reply, Follow) else reply
             except LegatoError as exc:
@@ -234,6 +236,14 @@ def respond_error(error: LegatoError) -> Response:
     body = refuse(as_told(error))
     after = {"retry-after": RETRY_AFTER[error.status]} if error.status in RETRY_AFTER else {}
     return respond(msgspec.structs.replace(body, headers={**body.headers, **after}))
+
+
+def _with_address(caller: Caller, scope: Scope) -> Caller:
+    """The caller, with where the request came from if that is all that is known of who asks."""
+    client = scope.get("client")
+    if caller.subject or caller.address or not client:
+        return caller
+    return msgspec.structs.replace(caller, address=client[0])
 
 
 def _line(scope: Scope) -> Line | None:

@@ -230,7 +230,6 @@ async def _begin(request: Request, body: Create, asked: Prompt) -> Located:
     """Store what is asked where it belongs: one append, or a refusal."""
     key = idempotency_key(request.headers.get("idempotency-key"))
     question = Question(asked.text, body.model, asked.metadata, key, asked.earlier)
-    request.sessions.check_ready()
     sent = await _send(request, body, question, asked)
     request.stored = True
     found = await request.sessions.find(request.caller, sent.session, sent.run)

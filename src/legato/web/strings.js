@@ -15,6 +15,7 @@ const STRINGS = {
   turn: "Message and answer",
   sending: "Sending…",
   waiting: "Waiting for its turn…",
+  waitingForPlace: "Waiting for a place: many answers are being given…",
   generating: "Generating the answer.",
   typing: "The agent is typing.",
   complete: "The answer is complete.",

@@ -39,10 +39,10 @@ export class TurnView {
     const part = turn.parts[turn.parts.length - 1];
     const asked = part !== undefined && "answer" in part && part.answer === null;
     const typing = turn.state === "running" && part?.kind !== "text" && !asked;
-    const state = `${turn.state} ${typing} ${turn.id} ${last}`;
+    const state = `${turn.state} ${turn.waits} ${typing} ${turn.id} ${last}`;
     if (state === this.#state) return;
     this.#state = state;
-    this.#sending.textContent = turn.state === "sending" || turn.state === "waiting" ? chat.word(turn.state) : "";
+    this.#sending.textContent = turn.state === "sending" ? chat.word("sending") : turn.state === "waiting" ? chat.word(turn.waits) : "";
     this.#foot.replaceChildren(...this.#footing(typing));
   }
 

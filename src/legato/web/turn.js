@@ -22,6 +22,8 @@ export class Turn {
   run = null;
   /** @type {"sending" | "unsent" | "waiting" | "running" | "stopping" | "done" | "stopped" | "failed"} */
   state = "waiting";
+  /** @type {"waiting" | "waitingForPlace"} What a turn that waits is told to wait for. */
+  waits = "waiting";
   error = "";
   /** @type {Date | null} When it ended. */
   at = null;
@@ -143,7 +145,7 @@ export class Conversation {
     const turn = this.#turn(data);
     if (turn === null || turn.ended) return turn;
     turn.live = true;
-    if (name !== "run_started" && name !== "cancel_requested" && turn.state === "waiting") turn.state = "running";
+    if (!BEFORE.has(name) && turn.state === "waiting") turn.state = "running";
     handler(turn, data, this);
     return turn;
   }
@@ -234,9 +236,13 @@ const end = (turn, state) => {
   }
 };
 
+/** What may come of a turn before its agent is asked. */
+const BEFORE = new Set(["run_waiting", "run_started", "cancel_requested"]);
+
 /** @type {Record<string, (turn: any, data: any, conversation: any) => void>} */
 const EVENTS = {
   user_message_created: () => {},
+  run_waiting: (turn) => (turn.waits = "waitingForPlace"),
   run_started: (turn, data, conversation) => {
     conversation.agent = data.agent ?? conversation.agent;
     if (turn.state !== "stopping") turn.state = "running";

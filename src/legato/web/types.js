@@ -44,6 +44,7 @@
  * @property {{}} session_deleted
  * @property {{to: string}} session_rewound
  * @property {{messageId: string, content: string, runId?: string}} user_message_created
+ * @property {{runId: string, for: string}} run_waiting
  * @property {{runId: string, agent?: string, attempt?: number}} run_started
  * @property {Delta} thinking
  * @property {Delta} content
