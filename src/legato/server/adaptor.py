@@ -4,6 +4,7 @@ reply, or of the error in its place, what ASGI sends; for every dialect in that 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Sequence
@@ -21,12 +22,15 @@ from .operation import RETRY_AFTER, Dialect, NoSuchRoute, Operation, WrongMethod
 from .reply import Body, Follow
 from .request import Request
 from .stream import ASGISink, Pump
+from .traffic import SMALL, BudgetSpent, Held, Traffic
 
 logger = logging.getLogger("legato")
 
 
 LINE = "legato.line"
 """Among a scope's extensions: a ``Line`` to the reader, where the server is our own."""
+PIECE_BYTES = 32_768
+"""Of an answer that is no stream, handed over at a time."""
 SEND_BODY = "legato.send"
 """In a scope: the ``send`` that the application was given, before anything of its own looked at the head."""
 
@@ -146,20 +150,23 @@ class Adaptor:
                 caller = life.settings.identify(scope)
                 caller = await caller if inspect.isawaitable(caller) else caller
                 request = Request(http, life, _with_address(caller, scope))
-                reply = await operation.handler(request)
-                made = await self._pump(reply, request) if isinstance(reply, Follow) else reply
+                made = await self._made(operation, request)
             except LegatoError as exc:
                 error = ApplicationStopped() if isinstance(exc, StoreError) and life.over else exc
                 told = as_told(error)
                 told.stored = request is not None and request.stored
                 made = dialect.refuse(told)
+                del told
             except Exception:
                 internal = Internal()
                 internal.stored = request is not None and request.stored
                 await send_body(dialect.refuse(internal), None, scope, receive, send)
                 raise  # for the server's log
             if isinstance(made, Body):
-                await send_body(made, error, scope, receive, send)
+                response = _response(made, error, scope)
+                del made  # the text stands for it from here on
+                error = None  # by its traceback it knows this frame, and what there was of a body
+                await self._write(life, response, dialect, scope, receive, send)
                 return
             pump, head = made
             sink = ASGISink(receive, send, scope.get(SEND_BODY))
@@ -175,6 +182,33 @@ class Adaptor:
         finally:
             if request is not None and request.reserved is not None:
                 request.reserved.give_back()
+
+    async def _made(self, operation: Operation, request: Request) -> Body | tuple[Pump, list[tuple[bytes, bytes]]]:
+        reply = await operation.handler(request)
+        return await self._pump(reply, request) if isinstance(reply, Follow) else reply
+
+    async def _write(
+        self, life: Life, response: WholeResponse, dialect: Dialect, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Write an answer that is no stream, counted among those that are being written if it is large."""
+        response.seconds = life.settings.traffic.write_seconds
+        if len(response.body) <= SMALL:
+            await response(scope, receive, send)
+            return
+        try:
+            held = life.answers.hold(len(response.body), response.let_go)
+        except BudgetSpent as exc:
+            # Who merely looks can look again. What was done is answered: that has cost its caller a message.
+            if scope["method"] in ("GET", "HEAD"):
+                response = _response(dialect.refuse(exc), exc, scope)
+            await response(scope, receive, send)
+            return
+        try:
+            with held:
+                response.held = held
+                await response(scope, receive, send)
+        finally:
+            response.held = None  # they know each other; it need not wait for the collector
 
     async def _pump(self, reply: Follow, request: Request) -> tuple[Pump, list[tuple[bytes, bytes]]]:
         """What writes a stream, its place reserved, and the head's own fields."""
@@ -200,8 +234,52 @@ class Adaptor:
         return pump, [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
 
 
+class WholeResponse(Response):
+    """An answer that is no stream, written piece by piece as who asked takes it, so that it does not wait in the
+    server's buffers as well. Who takes nothing for ``seconds`` is cut off.
+
+    Attributes:
+        held: its bytes, where they are counted.
+    """
+
+    seconds = Traffic().write_seconds
+    held: Held | None = None
+    _patience: asyncio.Timeout | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entry point."""
+        size = len(self.body)
+        if size <= PIECE_BYTES:
+            await super().__call__(scope, receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        view = memoryview(self.body)
+        try:
+            async with asyncio.timeout(self.seconds) as self._patience:
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                for start in range(0, size, PIECE_BYTES):
+                    piece, more = bytes(view[start : start + PIECE_BYTES]), start + PIECE_BYTES < size
+                    await send({"type": "http.response.body", "body": piece, "more_body": more})
+                    if self.held is not None:
+                        self.held.move(len(piece))
+                    self._patience.reschedule(loop.time() + self.seconds)
+        except TimeoutError:
+            logger.info("%s %s: cut off, for the answer was not read", scope["method"], scope["path"])
+            if (line := (scope.get("extensions") or {}).get(LINE)) is not None:
+                line.abort()  # to close the connection would be to wait for who does not read
+
+    def let_go(self) -> None:
+        """Cut it off now."""
+        if self._patience is not None:
+            self._patience.reschedule(asyncio.get_running_loop().time())
+
+
 async def send_body(body: Body, error: LegatoError | None, scope: Scope, receive: Receive, send: Send) -> None:
     """A body as a response; it says when to try again where that may help."""
+    await _response(body, error, scope)(scope, receive, send)
+
+
+def _response(body: Body, error: LegatoError | None, scope: Scope) -> WholeResponse:
     headers = dict(body.headers)
     if error is not None:
         if isinstance(error, WrongMethod):
@@ -210,7 +288,7 @@ async def send_body(body: Body, error: LegatoError | None, scope: Scope, receive
             headers.setdefault("retry-after", RETRY_AFTER[error.status])
         if error.status >= 500 and not isinstance(error, Overloaded):  # which is said for all at once
             logger.error("%s %s: %s", scope["method"], scope["path"], error)
-    await respond(msgspec.structs.replace(body, headers=headers))(scope, receive, send)
+    return respond(msgspec.structs.replace(body, headers=headers))
 
 
 def as_told(error: LegatoError) -> LegatoError:
@@ -222,13 +300,13 @@ def as_told(error: LegatoError) -> LegatoError:
     return told
 
 
-def respond(body: Body) -> Response:
+def respond(body: Body) -> WholeResponse:
     """``body`` as a response."""
     if body.body is None:
-        return Response(status_code=body.status, headers=dict(body.headers))
+        return WholeResponse(status_code=body.status, headers=dict(body.headers))
     content = msgspec.json.encode(body.body)
     headers = {"cache-control": "no-store", **body.headers}
-    return Response(content, status_code=body.status, headers=headers, media_type="application/json")
+    return WholeResponse(content, status_code=body.status, headers=headers, media_type="application/json")
 
 
 def respond_error(error: LegatoError) -> Response:

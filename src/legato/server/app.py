@@ -37,6 +37,7 @@ from .inspect import Inspector
 from .life import Life, Settings, nobody
 from .operation import Dialect, NoSuchRoute, Operation
 from .stream import Streams
+from .traffic import Traffic
 
 logger = logging.getLogger("legato")
 
@@ -59,6 +60,7 @@ class Legato:
             for any name. What is asked of another name is refused, so that none can be rebound to this server.
         max_streams, max_streams_per_session: bounds of open streams.
         max_body: bytes of a request's body.
+        traffic: what connections may take, in seconds and in bytes.
         grace: seconds that runs have to finish when the application is shut down.
         page: whether to serve the chat page at ``/``, the inspector with its API, and the API's pages.
         dialects: rows for the table of dialects, besides those that every application speaks.
@@ -81,6 +83,7 @@ class Legato:
         max_streams: int = 10_000,
         max_streams_per_session: int = 2_000,
         max_body: int = 4_194_304,
+        traffic: Traffic | None = None,
         grace: float = 25.0,
         page: bool = True,
         dialects: Sequence[Dialect] = (),
@@ -94,6 +97,8 @@ class Legato:
         """Whether SIGTERM and SIGINT end the streams; the server that runs the application may do it itself."""
         self.source = store
         """The store, or its URL; may be changed until ``start``, as ``hosts`` and ``grace`` may."""
+        self.traffic = traffic or Traffic()
+        """What connections may take; the server that runs the application keeps its part of it."""
         mix.profile(client)  # for its error
         self._settings = Settings(
             heartbeat=heartbeat,
@@ -103,6 +108,7 @@ class Legato:
             max_streams_per_session=max_streams_per_session,
             limits=limits or Limits(),
             identify=identify,
+            traffic=self.traffic,
             may=may or (may_on_open_server if identify is nobody else may_what_is_theirs),
         )
         self._cors = tuple(map(origin_as_sent, _names(cors)))

@@ -23,6 +23,7 @@ from .pace import Pace
 from .press import Press
 from .reply import Follow, View
 from .stream import Streams
+from .traffic import Budget, Traffic
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True):
         limits: of runs and messages.
         identify: who asks, from the ASGI scope of a request.
         may: what they may do, see ``caller.may``.
+        traffic: what connections may take.
     """
 
     heartbeat: float = 15.0
@@ -53,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
     identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody
     may: May = may_on_open_server
+    traffic: Traffic = Traffic()
 
 
 class Life:
@@ -71,6 +74,7 @@ class Life:
         memory: of the runs that are read.
         pages: of deltas that were joined of late.
         press: makes HTML of texts.
+        bodies, answers: the bytes of requests that are being read, and of answers that are being written.
         began_at: seconds since the epoch.
         over: the store is being closed; nothing can be asked of it any more.
     """
@@ -85,6 +89,8 @@ class Life:
         self.memory = Memory(store, self.pace)
         self.pages = JoinedPages()
         self.press = Press()
+        self.bodies = Budget(settings.traffic.body_bytes, "bodies of requests")
+        self.answers = Budget(settings.traffic.answer_bytes, "answers")
         self.began_at = time.time()
         self.over = False
         self._kept: dict[type, object] = {}

@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from ..errors import LegatoError
-from .adaptor import Internal, respond, respond_error
+from .adaptor import Internal, WholeResponse, respond, respond_error
 from .life import Life, nobody
 from .openapi import document
 from .operation import NoSuchRoute, Operation, WrongMethod
@@ -65,7 +65,7 @@ def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
         return endpoint
 
     async def openapi(http: HTTPRequest) -> Response:
-        return Response(await anyio.to_thread.run_sync(described), media_type="application/json")
+        return WholeResponse(await anyio.to_thread.run_sync(described), media_type="application/json")
 
     async def rendering(http: HTTPRequest) -> Response:
         request = Request(http, life, nobody(http.scope))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TypeVar
 
 import msgspec
@@ -12,6 +13,7 @@ from ..caller import Caller
 from ..errors import InvalidInput, TooLarge
 from .life import Life
 from .stream import Reserved
+from .traffic import RequestTimeout
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ class Request:
         """The JSON body, checked; ``default`` when there is none.
 
         Raises:
-            TooLarge: over the bound; the rest is not read.
+            TooLarge, BudgetSpent, RequestTimeout: see ``raw_body``.
             InvalidInput: not JSON, or not of the type; the text names the place.
         """
         raw = await self.raw_body()
@@ -57,17 +59,47 @@ class Request:
             raise InvalidInput(f"The body must be a JSON object: {exc}.") from exc
 
     async def raw_body(self) -> bytes:
-        """The body's bytes, up to the bound."""
+        """The body's bytes, up to the bound.
+
+        They are the handler's own from then on: what is bounded together is what has not come in full, see ``Budget``.
+
+        Raises:
+            TooLarge: over the bound; the rest is not read.
+            BudgetSpent: all bodies that are being read have what they may have.
+            RequestTimeout: it came too slowly.
+            InvalidInput: it ended before its end.
+        """
+        limit, traffic = self.life.settings.max_body, self.life.settings.traffic
+        length = self.headers.get("content-length", "")
+        declared = int(length[:18]) if length.isascii() and length.isdigit() else 0
+        if declared > limit:
+            raise TooLarge(f"A body may have {limit} bytes.", limit=limit)
         chunks: list[bytes] = []
-        size, limit = 0, self.life.settings.max_body
+        size = 0
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
-            async for chunk in self._http.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise TooLarge(f"A body may have {limit} bytes.", limit=limit)
-                chunks.append(chunk)
+            async with asyncio.timeout(traffic.body_seconds) as patience:
+                with self.life.bodies.hold(declared, lambda: patience.reschedule(loop.time())) as held:
+                    async for chunk in self._http.stream():
+                        size += len(chunk)
+                        if size > limit:
+                            raise TooLarge(f"A body may have {limit} bytes.", limit=limit)
+                        chunks.append(chunk)
+                        held.grow(size)
+                        held.move(len(chunk))
+                        if self.life.bodies.holds(held):
+                            patience.reschedule(began + traffic.body_seconds + size / traffic.body_rate)
         except ClientDisconnect:
             raise InvalidInput("The connection ended in the middle of the body.") from None
+        except TimeoutError:
+            raise RequestTimeout(
+                f"The body did not come in time: {size} bytes came in {loop.time() - began:.0f} s. It has "
+                f"{traffic.body_seconds:g} s, or longer at {traffic.body_rate} bytes a second, and less while the "
+                "server holds as much as it can."
+            ) from None
+        if size < declared:
+            raise InvalidInput(f"The head promises a body of {declared} bytes; {size} came.")
         return b"".join(chunks)
 
     async def left(self) -> None:

@@ -8,6 +8,7 @@ ends it at once; what was stored is found at the next start.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import signal
@@ -19,6 +20,8 @@ import uvicorn
 
 from ..errors import LegatoError
 from .app import Legato
+from .connections import ACCEPTS as ACCEPTS
+from .connections import Acceptor, Connections, room_for_connections
 from .protocol import HTTPProtocol
 
 logger = logging.getLogger("legato")
@@ -31,11 +34,6 @@ stopped reading. A bound of its whole buffer (SO_SNDBUF) would do that too, and 
 GC_THRESHOLD = (20_000, 20, 20)
 """How much has to be made before Python looks for circles of garbage: there are next to none, and by default (700, 10,
 10) looking takes 6 to 10 % of the time."""
-
-
-ACCEPTS = 16
-"""Connections that are accepted in one round of the event loop. libuv accepts one for each listening socket, so there
-are so many of the same: in a loop with much to do, new connections would wait for hundreds of rounds."""
 
 
 class AddressTaken(LegatoError):
@@ -77,7 +75,13 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         # Not left to uvicorn's lifespan, which would log the error and tell nobody.
         await self._legato.start()
-        await super().startup(sockets)
+        connections = Connections(self._legato.traffic, bound=room_for_connections())
+        make = functools.partial(HTTPProtocol, self.config, self.server_state, {}, connections=connections)
+        try:
+            self.servers = [Acceptor(listener, make, connections) for listener in sockets or ()]  # type: ignore[misc]
+        except NotImplementedError:  # the event loop of Windows
+            await super().startup(sockets)
+        self.started = True
         if self.started:
             # What is there now stays: looking at it again in each full collection would hold the loop for 20 ms.
             gc.freeze()
@@ -136,11 +140,10 @@ def serve(
         log_level=log_level,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=20,
         timeout_graceful_shutdown=5,
     )
     app.drain_on_signal = False  # handle_exit does it, and lets the readers see their runs end first
     server = _Server(config, app, on_ready)
-    server.run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTS - 1))])
+    server.run(sockets=[listener])
     if not server.started:
         raise LegatoError("The server could not start.")

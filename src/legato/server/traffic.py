@@ -1,0 +1,198 @@
+"""What connections may take of a server, in seconds and in bytes; and a budget, which is bytes that many share.
+
+A bound for each and a bound of how many there may be are no bound of what they hold together: their product is larger
+than a process. So what is in flight is counted together, and when it is too much, who hardly moves gives way.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from ..errors import LegatoError, Overloaded
+
+logger = logging.getLogger("legato")
+
+SMALL = 65_536
+"""Bytes up to which something is small: as much again as the budget is kept for it, so that a few large ones in flight
+are no reason to refuse a message."""
+PRESSED_RATE = 65_536
+"""Bytes a second on average; who is slower gives way when a budget is spent."""
+PRESSED_AFTER = 1.0
+"""Seconds before anybody is taken to be slow."""
+LOG_SECONDS = 10.0
+"""Between two lines in the log about the same refusals."""
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """What connections may take of the server.
+
+    Attributes:
+        head_seconds: from a connection, or the first byte of a request, to the end of the request's head.
+        body_seconds: for a body; longer only if it comes at ``body_rate`` bytes a second on average from then on.
+        idle_seconds: between two requests of a connection. Longer than proxies keep theirs: most of them 60 to 120 s.
+        write_seconds: for which who asked may take nothing of an answer. A stream has 60 s.
+        connections: at once in one process; fewer if there are not as many descriptors. Beyond, the one that has been
+            idle for longest is closed, and if none is, the new one is refused.
+        body_bytes: of all bodies that are being read.
+        answer_bytes: of all answers that are being written and are no streams.
+    """
+
+    head_seconds: float = 10.0
+    body_seconds: float = 30.0
+    body_rate: int = 4096
+    idle_seconds: float = 130.0
+    write_seconds: float = 30.0
+    connections: int = 20_000
+    body_bytes: int = 67_108_864
+    answer_bytes: int = 67_108_864
+
+
+class BudgetSpent(Overloaded):
+    """What is in flight is as much as this server holds at once; try again in a moment."""
+
+    code = "too_much_in_flight"
+
+
+class RequestTimeout(LegatoError):
+    """A request did not come in the time that it had."""
+
+    code = "request_timeout"
+    status = 408
+
+
+class Refusals:
+    """Counts what is refused for one reason, and says so in the log, once per so often.
+
+    Args:
+        what: a sentence with one ``%d``, for how many it were since the last line.
+
+    Attributes:
+        count: of all.
+    """
+
+    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.count = 0
+        self._what = what
+        self._clock = clock
+        self._said_at = -LOG_SECONDS
+        self._said = 0
+
+    def add(self) -> None:
+        """One more."""
+        self.count += 1
+        now = self._clock()
+        if now - self._said_at >= LOG_SECONDS:
+            logger.warning(self._what, self.count - self._said)
+            self._said_at, self._said = now, self.count
+
+
+class Held:
+    """Some bytes of a budget, until they are given back.
+
+    Args:
+        budget: of which.
+        size: of what is held.
+        let_go: called, once, when it has to give way.
+    """
+
+    def __init__(self, budget: Budget, size: int, let_go: Callable[[], None]) -> None:
+        self.size = size
+        self.let_go = let_go
+        self.moved = 0
+        self._budget = budget
+        self._since = budget.clock()
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._budget.give_back(self)
+
+    def move(self, count: int) -> None:
+        """So many bytes more have come, or gone."""
+        self.moved += count
+
+    def grow(self, size: int) -> None:
+        """Hold as much as this at least.
+
+        Raises:
+            BudgetSpent: there is no room for it.
+        """
+        if size > self.size and self._budget.holds(self):
+            self._budget.make_room(size - self.size, size, self)
+            self.size = size
+
+    def rate(self, now: float) -> float:
+        """Bytes a second; who has just come is not slow."""
+        age = now - self._since
+        return self.moved / age if age >= PRESSED_AFTER else PRESSED_RATE
+
+
+class Budget:
+    """Bytes that many share. One that is larger than the budget is let in when nobody else holds anything.
+
+    Args:
+        total: bytes.
+        what: they are, for people.
+    """
+
+    def __init__(self, total: int, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total = total
+        self.used = 0
+        self.clock = clock
+        self._what = what
+        self._holders: set[Held] = set()
+        self._refusals = Refusals(f"%d refused: {what} in flight have the {total} bytes that they may have", clock)
+
+    def hold(self, size: int, let_go: Callable[[], None]) -> Held:
+        """Take ``size`` bytes, to be used as a context manager.
+
+        Raises:
+            BudgetSpent: there is no room, and nobody who would have to make some.
+        """
+        self.make_room(size, size)
+        held = Held(self, size, let_go)
+        self._holders.add(held)
+        self.used += size
+        return held
+
+    def make_room(self, more: int, size: int, by: Held | None = None) -> None:
+        """Have the slowest let go until ``more`` bytes fit, for one that has ``size`` then; see ``hold``."""
+        total = self.total if size > SMALL else 2 * self.total
+        others = self.used - (0 if by is None else by.size)
+        excess = min(self.used + more - total, others)
+        if excess > 0:
+            for held in self._slow(excess, by):
+                self.give_back(held)
+                held.let_go()
+        if by is not None:
+            self.used += more
+
+    def _slow(self, excess: int, by: Held | None) -> list[Held]:
+        """Those who are to give way so that so many bytes are free, the slowest first."""
+        now = self.clock()
+        large = [held for held in self._holders if held.size > SMALL and held is not by]
+        found = []
+        for held in sorted(large, key=lambda held: held.rate(now)):
+            if excess <= 0 or held.rate(now) >= PRESSED_RATE:
+                break
+            found.append(held)
+            excess -= held.size
+        if excess > 0:
+            self._refusals.add()
+            raise BudgetSpent(f"This server holds {self.total} bytes of {self._what} at once; try again.")
+        return found
+
+    def holds(self, held: Held) -> bool:
+        """Whether it has not been given back, nor had to give way."""
+        return held in self._holders
+
+    def give_back(self, held: Held) -> None:
+        """What was held. Idempotent."""
+        if held in self._holders:
+            self._holders.remove(held)
+            self.used -= held.size
