@@ -48,19 +48,6 @@ class _Tail:
         self.whole_sizes: list[int] = []
         self.bytes = 0
 
-    def extend(self, events: Sequence[Event], sizes: Sequence[int]) -> None:
-        for event, size in zip(events, sizes, strict=True):
-            cost = size + EVENT_BYTES
-            self.events.append(event)
-            self.sizes.append(cost)
-            self.bytes += cost
-            if not event.fact.delta:
-                self.whole.append(event)
-                self.whole_sizes.append(cost)
-                self.bytes += cost
-        if events:
-            self.head = events[-1].offset
-
     def trim(self, keep: int) -> None:
         """Let go of all but the newest ``keep`` events of each list."""
         if (drop := len(self.events) - keep) > 0:
@@ -159,14 +146,23 @@ class TailCache:
 
     def _grow(self, session: str, tail: _Tail, events: Sequence[Event], sizes: Sequence[int]) -> None:
         self._tails.move_to_end(session)
-        self._held -= tail.bytes
-        tail.extend(events, sizes)
+        before = tail.bytes
+        for event, size in zip(events, sizes, strict=True):
+            cost = size + EVENT_BYTES
+            tail.events.append(event)
+            tail.sizes.append(cost)
+            tail.bytes += cost
+            tail.head = event.offset
+            if not event.fact.delta:
+                tail.whole.append(event)
+                tail.whole_sizes.append(cost)
+                tail.bytes += cost
         if len(tail.events) > self._most:
             tail.trim(self._events)
         while tail.bytes > self._bytes // 2 and tail.events:
             # One session alone never takes more than half: the others live too.
             tail.trim(len(tail.events) * 7 // 8)
-        self._held += tail.bytes
+        self._held += tail.bytes - before
         while self._held > self._bytes or len(self._tails) > self._sessions:
             self._shrink()
 
