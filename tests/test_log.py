@@ -9,7 +9,7 @@ import pytest
 from facts import draft
 from legato.errors import SessionNotFound
 from legato.event import Draft, Event, Offset
-from legato.log import READ_LIMIT, Bell, Doorbell, Log, Subscription
+from legato.log import READ_LIMIT, Bell, Doorbell, Log, Storing, Subscription
 from legato.store.memory import MemoryStore
 
 NEVER = 3_600.0
@@ -267,10 +267,42 @@ async def test_log_reads_all_pages() -> None:
 
 
 async def test_an_append_to_the_memory_store_is_done_at_once() -> None:
-    """It gives a future, so nobody needs a task to hear of it; refusals are in it, too."""
+    """It is over when it returns, so nobody needs a task to hear of it; refusals are in it, too."""
     store = MemoryStore()
     stored = store.append("s", [draft("session.created", {})])
     refused = store.append("nobody", [text(0)])
     assert stored.done()
     assert [1] == offsets(stored.result().events)
     assert isinstance(refused.exception(), SessionNotFound)
+
+
+async def test_an_append_under_way_tells_who_waits_and_who_is_to_be_called() -> None:
+    """All of them, once; who comes later, at once; and nobody after it was cancelled."""
+    told: list[object] = []
+    storing, other = Storing(), Storing()
+    storing.add_done_callback(told.append)
+    storing.add_done_callback(told.append)
+    waiting = [asyncio.ensure_future(wait_for(storing)) for _ in range(2)]
+    gone = asyncio.ensure_future(wait_for(storing))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    storing.outcome = "stored"
+    storing.settle()
+    assert told == [storing, storing]
+    storing.add_done_callback(told.append)
+    assert told == [storing, storing, storing]
+    assert await asyncio.gather(*waiting) == ["stored", "stored"]
+    assert await storing == "stored"
+
+    other.add_done_callback(told.append)
+    other.cancel()
+    other.error = SessionNotFound("s")
+    other.settle()
+    with pytest.raises(SessionNotFound):
+        await other
+    assert told == [storing, storing, storing]
+
+
+async def wait_for(storing: Storing) -> object:
+    return await storing

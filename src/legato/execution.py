@@ -42,7 +42,7 @@ from .event import (
 )
 from .json import JsonObject
 from .load import Load
-from .log import Appended, Log, Store, Subscription
+from .log import Appended, Log, Store, Storing, Subscription
 from .machine import Lease, OpenRun
 from .part import Usage, as_json, encode, to_builtins
 from .transcript import Recorder, Transcript, fold, merge
@@ -171,7 +171,7 @@ class Execution:
         self._after = 0
         self._due = False  # at the end of this round of the loop it goes on
         self._handed: list[Draft] = []  # what is being stored, to try again if it fails; none if that is done
-        self._storing: asyncio.Future[Any] | None = None  # the append that is under way, or that has failed
+        self._storing: Storing | asyncio.Future[Any] | None = None  # the append that is under way, or that has failed
         self._handed_at = -math.inf  # when drafts were last handed over, by the loop's time
         self._gathering: asyncio.TimerHandle | None = None  # hands over what gathers
         self._loop = asyncio.get_running_loop()
@@ -331,17 +331,16 @@ class Execution:
             drafts = merge(drafts)
         if self._load.gather:
             self._handed_at = self._loop.time()
-        storing: Awaitable[Appended]
         try:
             storing = self._store.append(self._lease.session, drafts, lease=self._lease)
         except Exception as exc:  # a store that says so at once says the same
             storing = self._loop.create_future()
             storing.set_exception(exc)
-        # To ask first is cheaper than to have it asked: what is a future already is to cost nothing more.
-        if not isinstance(storing, asyncio.Future):
+        if not isinstance(storing, Storing):
             storing = asyncio.ensure_future(storing)
-        elif storing.done() and not storing.cancelled() and storing.exception() is None:
-            self._make_room()
+        elif storing.over and storing.error is None:
+            if self._room is not None:
+                self._make_room()
             return
         self._handed, self._storing = drafts, storing
         storing.add_done_callback(self._on_stored)
@@ -364,13 +363,14 @@ class Execution:
         self._handed_at = -math.inf
         self._go_on()
 
-    def _on_stored(self, storing: asyncio.Future[Any]) -> None:
+    def _on_stored(self, storing: Storing | asyncio.Future[Any]) -> None:
         if storing.cancelled():
             self._all_stored.cancel()
         elif (error := storing.exception()) is None:
             self._storing = None
             self._go_on()
-            self._make_room()
+            if self._room is not None:
+                self._make_room()
         elif self._all_stored.done():
             pass  # the run has been given up meanwhile
         elif self._handed and isinstance(error, StoreError):

@@ -12,9 +12,10 @@ fell between the two. A lost ring costs at most one heartbeat, never an event.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -83,6 +84,74 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
     events: list[Event]
     repeated: bool = False
     lease: Lease | None = None
+
+
+class Storing:
+    """An append that is under way: to be awaited, or to call back when it is over, which takes no turn of the loop.
+
+    Attributes:
+        outcome: what it gave, once it is over.
+        error: what it raised instead.
+        over: whether it is over.
+    """
+
+    __slots__ = ("_then", "error", "outcome", "over")
+
+    def __init__(self, outcome: Any = None, error: Exception | None = None, *, over: bool = False) -> None:
+        self.outcome = outcome
+        self.error = error
+        self.over = over
+        self._then: list[Callable[[Any], object]] | None = None
+
+    def settle(self) -> None:
+        """It is over, as ``outcome`` and ``error`` say: tell who waits."""
+        self.over = True
+        then, self._then = self._then, None
+        for callback in then or ():
+            callback(self)
+
+    def done(self) -> bool:
+        """As ``over``; this and the next ones are as those of a future."""
+        return self.over
+
+    def cancelled(self) -> bool:
+        """Never: what has been handed over is stored, or refused."""
+        return False
+
+    def cancel(self) -> None:
+        """Call nobody back."""
+        self._then = None
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        """Call ``callback`` with this when it is over, at once if it is. It must raise nothing."""
+        if self.over:
+            callback(self)
+        elif self._then is None:
+            self._then = [callback]
+        else:
+            self._then.append(callback)
+
+    def exception(self) -> Exception | None:
+        """What it raised."""
+        return self.error
+
+    def result(self) -> Any:
+        """What it gave, or raises."""
+        if self.error is not None:
+            raise self.error
+        return self.outcome
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if not self.over:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.add_done_callback(functools.partial(_wake, waiter))
+            yield from waiter
+        return self.result()
+
+
+def _wake(waiter: asyncio.Future[None], _: Storing) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Leaser(Protocol):
@@ -165,7 +234,7 @@ class Store(Leaser, Protocol):
         head: Offset | None = None,
         take: Take | None = None,
     ) -> Awaitable[Appended]:
-        """Store ``drafts`` as the next events of ``session``. A coroutine will do; what gives a future needs no task.
+        """Store ``drafts`` as the next events of ``session``. A coroutine will do; ``Storing`` needs no task.
 
         Args:
             session: its id.

@@ -6,7 +6,6 @@ Every rule of ``legato.log.Store`` is here in its plainest form. There is one lo
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from ..log import (
     SessionInfo,
     SessionPage,
     Store,
+    Storing,
     Take,
     created,
     moment,
@@ -58,18 +58,15 @@ class MemoryStore:
         self._clock = clock
         self._logs: dict[str, _Log] = {}
         self._last_at = 0  # microseconds
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
         """Forget the leases of an earlier life, as a store for one process does."""
-        self._loop = asyncio.get_running_loop()
         for log in self._logs.values():
             for run in log.state.runs.values():
                 log.state = released(log.state, run.lease())
 
     async def close(self) -> None:
-        """Let go of the event loop; the logs stay."""
-        self._loop = None
+        """Nothing is held; the logs stay."""
 
     def append(
         self,
@@ -80,15 +77,12 @@ class MemoryStore:
         once: str | None = None,
         head: Offset | None = None,
         take: Take | None = None,
-    ) -> asyncio.Future[Appended]:
-        """See ``Store.append``. Gives a future that is done, and has all errors too."""
-        loop = self._loop or asyncio.get_running_loop()  # which is a system call
-        appended: asyncio.Future[Appended] = loop.create_future()
+    ) -> Storing:
+        """See ``Store.append``. It is over at once, and has all errors too."""
         try:
-            appended.set_result(self._append(session, drafts, lease, once, head, take))
+            return Storing(self._append(session, drafts, lease, once, head, take), over=True)
         except Exception as exc:
-            appended.set_exception(exc)
-        return appended
+            return Storing(error=exc, over=True)
 
     def _append(
         self,

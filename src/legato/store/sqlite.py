@@ -14,6 +14,7 @@ disk is missing from the tail cache, so that a later read never shows less than 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
@@ -24,13 +25,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from ..errors import CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreCorrupt, StoreError
 from ..event import Draft, Event, Offset
-from ..log import MICRO, READ_LIMIT, Appended, Doorbell, SessionInfo, SessionPage, Store, Take
+from ..log import MICRO, READ_LIMIT, Doorbell, SessionInfo, SessionPage, Store, Storing, Take
 from ..machine import Lease, OpenRun
 from .lock import FileLock
 from .sqlite_errors import store_error
@@ -60,6 +61,8 @@ from .sqlite_writer import (
 )
 from .tail import BlockCache, TailCache
 from .watch import keep_private
+
+logger = logging.getLogger("legato")
 
 READERS = 2
 """Threads that read. A page is short work; the second thread is there for when the disk keeps the first one waiting."""
@@ -174,6 +177,7 @@ class SQLiteStore:
         if self._closing is None:
             writer, self._writer = self._writer, None
             assert writer is not None
+            writer.flush()
             self._closing = asyncio.create_task(asyncio.to_thread(self._close, writer))
         await asyncio.shield(self._closing)
 
@@ -198,61 +202,50 @@ class SQLiteStore:
         once: str | None = None,
         head: Offset | None = None,
         take: Take | None = None,
-    ) -> asyncio.Future[Appended]:
-        """See ``Store.append``. Gives the writer's own future, which has all errors too.
-
-        Raises:
-            InvalidInput: the data is not JSON.
-        """
-        writer = self._writer
-        loop = asyncio.get_running_loop() if writer is None else self._loop  # the former is a system call
-        future: asyncio.Future[Appended] = loop.create_future()
+    ) -> Storing:
+        """See ``Store.append``. Gives the writer's request, which has all errors too."""
         try:
-            if writer is None:
-                writer = self._check_open()
+            writer = self._writer or self._check_open()
             if session not in self._looks:  # as what has been stored is not
                 check_text(session)
             if once is not None:
                 check_text(once)
             if take is not None:
                 check_text(take.run, take.owner)
-            writer.submit(Append(session, future, drafts, lease=lease, once=once, head=head, take=take))
+            request = Append(session, drafts, lease, once, head, take)
         except LegatoError as exc:
-            future.set_exception(exc)
-        return future
+            return Storing(error=exc, over=True)
+        writer.submit(request)
+        return request
 
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
         """See ``Leaser.acquire``."""
         check_text(session, run, owner)
-        lease: Lease = await self._submit(Acquire(session, self._future(), Take(run, owner, ttl)))
+        lease: Lease = await self._submit(Acquire(session, Take(run, owner, ttl)))
         return lease
 
     async def claim(self, *, owner: str, ttl: float, limit: int) -> list[Lease]:
         """See ``Leaser.claim``."""
         check_text(owner)
-        leases: list[Lease] = await self._submit(Claim(self._future(), owner, ttl, limit))
+        leases: list[Lease] = await self._submit(Claim(owner, ttl, limit))
         return leases
 
     async def renew(self, *, owner: str, ttl: float) -> None:
         """See ``Leaser.renew``."""
-        await self._submit(Renew(self._future(), owner, ttl))
+        await self._submit(Renew(owner, ttl))
 
     async def release(self, lease: Lease) -> None:
         """See ``Leaser.release``."""
-        await self._submit(Release(self._future(), lease))
-
-    def _future(self) -> asyncio.Future[Any]:
-        self._check_open()
-        return self._loop.create_future()
+        await self._submit(Release(lease))
 
     def _check_open(self) -> Writer:
         if self._writer is None:
             raise StoreError(f"The store is not open: {self._path}.", path=self._path)
         return self._writer
 
-    def _submit(self, request: WriteRequest) -> asyncio.Future[Any]:
+    def _submit(self, request: WriteRequest) -> Storing:
         self._check_open().submit(request)
-        return request.future
+        return request
 
     def _delivered_by_writer(self, requests: list[WriteRequest], looks: dict[str, Look]) -> None:
         try:
@@ -278,7 +271,11 @@ class SQLiteStore:
                     free = free or request.free
             elif isinstance(request, Release):
                 free = True
-            request.settle()
+        for request in requests:
+            try:
+                request.settle()
+            except Exception:  # whoever was called back: the others are told all the same
+                logger.exception("a call back from %s failed", self._path)
         if free:
             self.doorbell.ring_work()
         self._delivered += 1
@@ -364,7 +361,7 @@ class SQLiteStore:
         if look is not None:
             self._looks.move_to_end(session)
         elif is_text(session):
-            found = await self._submit(Inform(session, self._future()))
+            found = await self._submit(Inform(session))
             # Something newer may have been delivered meanwhile, and so much else that this has been let go again.
             look = self._looks.get(session, found)
         if look is None or look.state.deleted:

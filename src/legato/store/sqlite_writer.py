@@ -23,7 +23,7 @@ import msgspec
 
 from ..errors import InvalidInput, LegatoError, RunEnded, StoreBusy, StoreCorrupt, StoreError, StoreLost, TooLarge
 from ..event import AnyFact, Draft, Event, Offset, SessionCreated, settle
-from ..log import MICRO, Appended, Take, created, moment
+from ..log import MICRO, Appended, Storing, Take, created, moment
 from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
 from .sqlite_errors import store_error
 from .sqlite_file import (
@@ -88,30 +88,19 @@ DAMAGE = (apsw.Error, msgspec.MsgspecError)
 # Requests -------------------------------------------------------------------------------------------------------------
 
 
-class WriteRequest(abc.ABC):
-    """What is asked of the writer: ``plan`` it, and after the commit ``future`` gets what it gave or raised."""
+class WriteRequest(Storing, abc.ABC):
+    """What is asked of the writer: ``plan`` it, and after the commit tell who waits what that gave or raised."""
 
-    __slots__ = ("error", "future", "once", "outcome", "session")
+    __slots__ = ("once", "session")
 
-    def __init__(self, session: str | None, future: asyncio.Future[Any]) -> None:
+    def __init__(self, session: str | None) -> None:
+        super().__init__()
         self.session = session
-        self.future = future
         self.once: str | None = None
-        self.outcome: Any = None
-        self.error: Exception | None = None
 
     @abc.abstractmethod
     def plan(self, group: _Group) -> Any:
         """What the caller gets; note the change in ``group``."""
-
-    def settle(self) -> None:
-        """Tell the caller, unless it has gone."""
-        if self.future.done():
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.outcome)
 
 
 class Append(WriteRequest):
@@ -129,15 +118,17 @@ class Append(WriteRequest):
     def __init__(
         self,
         session: str,
-        future: asyncio.Future[Any],
         drafts: Sequence[Draft],
-        *,
         lease: Lease | None,
         once: str | None,
         head: Offset | None,
         take: Take | None,
     ) -> None:
-        super().__init__(session, future)
+        # All that ``super`` does, for what is made for each token.
+        self.outcome: Any = None
+        self.error = None
+        self.over = False
+        self._then = None
         self.session: str = session
         self.drafts = list(drafts)
         self.settled: list[tuple[AnyFact, bytes]] = []
@@ -166,8 +157,8 @@ class Inform(WriteRequest):
 
     __slots__ = ()
 
-    def __init__(self, session: str, future: asyncio.Future[Any]) -> None:
-        super().__init__(session, future)
+    def __init__(self, session: str) -> None:
+        super().__init__(session)
         self.session: str = session
 
     def plan(self, group: _Group) -> Look | None:
@@ -180,8 +171,8 @@ class Acquire(WriteRequest):
 
     __slots__ = ("take",)
 
-    def __init__(self, session: str, future: asyncio.Future[Any], take: Take) -> None:
-        super().__init__(session, future)
+    def __init__(self, session: str, take: Take) -> None:
+        super().__init__(session)
         self.session: str = session
         self.take = take
 
@@ -195,8 +186,8 @@ class Claim(WriteRequest):
 
     __slots__ = ("limit", "owner", "ttl")
 
-    def __init__(self, future: asyncio.Future[Any], owner: str, ttl: float, limit: int) -> None:
-        super().__init__(None, future)
+    def __init__(self, owner: str, ttl: float, limit: int) -> None:
+        super().__init__(None)
         self.owner, self.ttl, self.limit = owner, ttl, limit
 
     def plan(self, group: _Group) -> list[Lease]:
@@ -209,8 +200,8 @@ class Renew(WriteRequest):
 
     __slots__ = ("owner", "ttl")
 
-    def __init__(self, future: asyncio.Future[Any], owner: str, ttl: float) -> None:
-        super().__init__(None, future)
+    def __init__(self, owner: str, ttl: float) -> None:
+        super().__init__(None)
         self.owner, self.ttl = owner, ttl
 
     def plan(self, group: _Group) -> None:
@@ -223,8 +214,8 @@ class Release(WriteRequest):
 
     __slots__ = ("lease",)
 
-    def __init__(self, future: asyncio.Future[Any], lease: Lease) -> None:
-        super().__init__(lease.session, future)
+    def __init__(self, lease: Lease) -> None:
+        super().__init__(lease.session)
         self.lease = lease
 
     def plan(self, group: _Group) -> None:
@@ -358,6 +349,7 @@ class _Group:
         self._memory = memory
         self._connection = connection
         self._now = now
+        self._at = 0  # when the last append was, in microseconds
         self._path = path
         self._rows: list[Any] = []
         self._arrived: dict[str, Arrived] = {}
@@ -410,7 +402,8 @@ class _Group:
         if take is not None:
             state = self._leased(state, take)
         # From here on nothing can be refused.
-        at = self._memory.now(self._now)
+        # Later than the one before, see ``moment``; within a group that is all there is to it.
+        self._memory.last_at = self._at = at = self._at + 1 if self._at else self._memory.now(self._now)
         if known is None:
             begun = created(request.settled[0][0])
             known = self._memory.sessions[name] = _Session(self._memory.next_id, before, begun, at, at)
@@ -590,9 +583,12 @@ class Writer:
         self._journal = journal
         self._clock = clock
         self._deliver = deliver
-        self._queue: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[WriteRequest] | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[WriteRequest] = []  # to join the next group
+        self._timer: asyncio.TimerHandle | None = None
         self._awaited: set[str | None] = set()  # sessions of the last group, of which nothing has come since
-        self._back = threading.Event()  # nothing is awaited
+        self._begun_at = 0.0  # when that group was begun
         self._memory: _Memory | None = None
         self._thread = threading.Thread(target=self._run, name="legato-sqlite-writer", daemon=True)
         self.begun = 0
@@ -604,49 +600,59 @@ class Writer:
         self._thread.start()
 
     def submit(self, request: WriteRequest) -> None:
-        """Hand over a request. For any thread."""
-        self._queue.put(request)
+        """Hand over a request. On the event loop, as ``flush``, which waits there and not in the writer's thread: each
+        time that one wakes takes the interpreter from the loop."""
+        self._waiting.append(request)
         if self._awaited:
             self._awaited.discard(request.session)
-            if not self._awaited:
-                self._back.set()
+            if self._timer is not None and self._awaited:
+                return
+            if self._awaited and (pause := self._begun_at + COMMIT_INTERVAL - time.monotonic()) > 0:
+                self._timer = self._loop.call_later(pause, self.flush)  # meanwhile others join the group
+                return
+        self.flush()
+
+    def flush(self) -> None:
+        """Let nothing wait for others."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            self._queue.put(waiting)
 
     def stop(self) -> None:
-        """Finish all requests so far and end the thread. Blocks."""
+        """Finish all that was flushed so far and end the thread. Blocks."""
         self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        begun = 0.0
-        while True:
+        ended = False
+        while not ended:
             pause = BUSY_RETRY if self._held else IDLE_SECONDS
             if self._tidy_at is not None and not self._held:
                 pause = min(max(self._tidy_at - time.monotonic(), 0.0), pause)
                 if not pause:
                     self._tidy()
             try:
-                first = self._queue.get(timeout=pause)
+                taken = self._queue.get(timeout=pause)
             except queue.Empty:
                 if self._held:
                     self._do([])
                 else:
                     self._blocked()
                 continue
-            if first is None:
-                break
-            if self._awaited and (pause := begun + COMMIT_INTERVAL - time.monotonic()) > 0:
-                self._back.wait(pause)  # meanwhile others join the group
-            begun = time.monotonic()
-            more = min(self._queue.qsize(), GROUP_REQUESTS - 1)
-            taken = [first, *[self._queue.get() for _ in range(more)]]
-            requests = [request for request in taken if request is not None]
-            self._awaited = set()
-            if len(requests) >= PACE_ABOVE:
-                self._back.clear()
-                self._awaited = {each.session for each in requests}
-            self._do(requests)
-            if len(requests) < len(taken):
-                break
+            self._begun_at = time.monotonic()
+            requests: list[WriteRequest] = []
+            while taken is not None:
+                requests += taken
+                if self._queue.empty():
+                    break
+                taken = self._queue.get()
+            ended = taken is None
+            self._awaited = {each.session for each in requests} if len(requests) >= PACE_ABOVE else set()
+            for start in range(0, len(requests), GROUP_REQUESTS):
+                self._do(requests[start : start + GROUP_REQUESTS])
         if self._held:
             self._patient_until = 0.0
             self._do([])
