@@ -21,7 +21,7 @@ from legato.part import Usage
 from legato.server.app import Legato
 from legato.sse import SSEMessage
 from legato.testing import ASGIResponse, ASGIStream, check_dialect
-from legato.transcript import Recorder
+from legato.transcript import Recorder, history
 from legato.yields import Finish, Text, Thinking, ToolCall, ToolResult
 from live_server import serving
 
@@ -531,9 +531,8 @@ async def test_agents_are_personas() -> None:
 def test_messages_that_are_no_runs_have_a_persona() -> None:
     """A fork's answers say nothing of who gave them."""
     data = [{"role": "user", "text": "q"}, {"role": "assistant", "text": "a"}]
-    events = [stored("session.created", {"agent": "g"}, 1, 0.0)]
-    events += [stored("message.created", {"id": str(n), **each}, n, 0.0) for n, each in enumerate(data, 2)]
-    found = deva_api.messages("s", events, default="d")
+    events = [stored("message.created", {"id": str(n), **each}, n, 0.0) for n, each in enumerate(data, 2)]
+    found = deva_api.messages("s", history(events), {}, default="g")
     assert [(message.persona_id, message.text) for message in found] == [("user", "q"), ("g", "a")]
 
 

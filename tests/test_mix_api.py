@@ -109,7 +109,7 @@ def test_times_are_rfc_3339_with_a_zone(at: float) -> None:
 
 def test_a_session_is_the_sum_of_its_messages() -> None:
     """All required fields, with the right types; optional ones only when there is something."""
-    assert wire(mix_api.session_data(info(), LOG)) == {
+    assert wire(mix_api.session_data(info(), MESSAGES)) == {
         "id": "s",
         "title": "T",
         "createdAt": "2026-01-01T00:00:00.000Z",
@@ -170,7 +170,7 @@ def test_a_failed_answer_says_so() -> None:
 
 def test_an_export_is_the_session_and_its_messages() -> None:
     """Each message with the fields that clients require."""
-    body = wire(mix_api.export(mix_api.session_data(info(), LOG), MESSAGES))
+    body = wire(mix_api.export(mix_api.session_data(info(), MESSAGES), MESSAGES))
     assert body["id"] == "s"
     for message in body["messages"]:
         assert {"id", "role", "content", "createdAt", "updatedAt"} <= set(message)

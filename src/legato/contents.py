@@ -21,6 +21,7 @@ from .event import (
     Offset,
     PermissionRequested,
     PermissionResolved,
+    RunStarted,
     RunWithdrawn,
     SessionDeleted,
     SessionRewound,
@@ -39,7 +40,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         id, role, run: as ``Message`` has them.
-        offset: of the event that has it.
+        offset, at: of the event that has it, and its time.
         size: bytes of that event's JSON.
         retries: see ``MessageCreated``.
     """
@@ -50,6 +51,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     offset: Offset
     size: int
     retries: str | UnsetType | None = UNSET
+    at: float = 0.0
 
 
 class Contents:
@@ -61,6 +63,7 @@ class Contents:
         entries: the messages, as ``transcript.history`` has them.
         asked: by the id of a user's message: each time that it was put to an agent.
         runs: the messages that runs answer.
+        agents: who answers, by run, as far as one was asked.
         last: the run of the last message that was stored.
         left: runs of users' messages that are not withdrawn.
         withdrawn: runs that are.
@@ -77,6 +80,7 @@ class Contents:
         self.entries: list[Entry] = []
         self.asked: dict[str, list[Entry]] = {}
         self.runs: dict[str, Entry] = {}
+        self.agents: dict[str | None, str] = {}
         self.last: str | None = None
         self.left: set[str] = set()
         self.withdrawn: set[str] = set()
@@ -98,10 +102,12 @@ class Contents:
         elif isinstance(fact, Terminal):
             place = answer_place(self.entries, event.run)
             if place is not None:
-                answer = Entry(fact.said.id, "assistant", event.run, event.offset, len(event.json))
+                answer = Entry(fact.said.id, "assistant", event.run, event.offset, len(event.json), at=event.at)
                 self.entries.insert(place, answer)
         elif isinstance(fact, SessionRewound):
             self.entries = rewound(self.entries, fact, event.offset)
+        elif isinstance(fact, RunStarted):
+            self.agents[event.run] = fact.agent
         elif isinstance(fact, RunWithdrawn):
             self.withdrawn.add(fact.run)
             self.left.discard(fact.run)
@@ -115,7 +121,7 @@ class Contents:
             self.weight -= 1
 
     def _message(self, event: Event, fact: MessageCreated) -> None:
-        entry = Entry(fact.id, fact.role, event.run, event.offset, len(event.json), fact.retries)
+        entry = Entry(fact.id, fact.role, event.run, event.offset, len(event.json), fact.retries, event.at)
         self.entries.append(entry)
         self.last = event.run
         if fact.key is not None:

@@ -216,8 +216,17 @@ class Sessions:
             return SessionPage([])
         return await self._store.sessions(limit=limit, after=after, owner=caller.subject)
 
+    async def contents(self, caller: Caller, session: str, *, verb: Verb = "history") -> Contents:
+        """Which messages stand in a session, without what they say; it changes with the next await."""
+        return (await self._look(caller, session, verb)).contents
+
+    async def messages(self, caller: Caller, session: str, entries: Sequence[Entry]) -> list[Message]:
+        """What some of them say, in their order."""
+        await self.info(caller, session, verb="history")
+        return await self._contents.messages(session, entries)
+
     async def history(self, caller: Caller, session: str) -> list[Message]:
-        """The conversation, see ``transcript.history``."""
+        """The conversation, see ``transcript.history``: all of it, however much was said."""
         return history(await self.events(caller, session))
 
     async def events(self, caller: Caller, session: str, *, verb: Verb = "history") -> list[Event]:
@@ -234,11 +243,11 @@ class Sessions:
         return await self._store.read(session, after, limit=limit)
 
     async def all(
-        self, caller: Caller, session: str, after: Offset = 0, *, deltas: bool = True
+        self, caller: Caller, session: str, after: Offset = 0, *, deltas: bool = True, verb: Verb = "read"
     ) -> AsyncIterator[Event]:
         """Every event of the log that is there now, page by page."""
-        await self.info(caller, session, verb="read")
-        async for event in Log(self._store, session).all(after, deltas=deltas):
+        info = await self.info(caller, session, verb=verb)
+        async for event in Log(self._store, session).all(after, until=info.head, deltas=deltas):
             yield event
 
     async def follow(

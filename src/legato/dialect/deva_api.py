@@ -7,17 +7,16 @@ the text that its types have.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from ..errors import CursorInvalid
-from ..event import Event, MessageCreated, RunStarted, Said
+from ..event import MessageCreated, Said
 from ..log import SessionInfo
-from ..part import Part, RefusalPart, TextPart
-from ..transcript import default_agent, history
+from ..part import Message, Part, RefusalPart, TextPart
 from .common import SessionId, Text, Title, rfc3339
 
 PARAGRAPH = "\n\n"
@@ -178,20 +177,21 @@ def shown(parts: Iterable[Part]) -> str:
     return PARAGRAPH.join(texts.values())
 
 
-def messages(session: str, events: list[Event], *, default: str, iso: bool = False) -> list[ThreadMessage]:
-    """The thread's messages in the order of the conversation, from its events without deltas.
+def messages(
+    session: str, said: Iterable[Message], agents: Mapping[str | None, str], *, default: str, iso: bool = False
+) -> list[ThreadMessage]:
+    """Messages of a thread in the order of the conversation.
 
     Args:
         session: its id.
-        events: from the first on.
+        said: the messages, each answer after its question.
+        agents: who answered, by run.
         default: the agent that answered where the log does not say which.
         iso: see ``ThreadMessage.created_at``.
     """
-    agents = {event.run: event.fact.agent for event in events if isinstance(event.fact, RunStarted)}
-    default = default_agent(events, default)
     found: list[ThreadMessage] = []
     asked: ThreadMessage | None = None
-    for each in history(events):
+    for each in said:
         if each.role == "user":
             asked = _asked(session, each.id, each.text, each.at, iso)
             found.append(asked)
@@ -203,19 +203,23 @@ def messages(session: str, events: list[Event], *, default: str, iso: bool = Fal
     return found
 
 
-def page(found: list[ThreadMessage], *, limit: int, cursor: str | None) -> MessagePage:
-    """The ``limit`` newest of ``found``, or those before the message that ``cursor`` names.
+def end(ids: Sequence[str], cursor: str | None) -> int:
+    """Where a page of these messages of a thread ends: with the newest, or before the one that ``cursor`` names.
 
     Raises:
         CursorInvalid: it names none; the conversation has been taken back to before it.
     """
-    end = len(found)
-    if cursor is not None:
-        end = next((place for place, each in enumerate(found) if each.id == cursor), -1)
-        if end < 0:
-            raise CursorInvalid("cursor is the next_cursor of a page of this thread; begin again without it.")
-    items = found[max(end - limit, 0) : end][::-1]
-    return MessagePage(items=items, next_cursor=items[-1].id if items and end > limit else None)
+    if cursor is None:
+        return len(ids)
+    if cursor not in ids:
+        raise CursorInvalid("cursor is the next_cursor of a page of this thread; begin again without it.")
+    return ids.index(cursor)
+
+
+def page(found: Sequence[ThreadMessage], *, more: bool) -> MessagePage:
+    """Messages as a page, the newest first; ``more``: there are older ones."""
+    items = list(found[::-1])
+    return MessagePage(items=items, next_cursor=items[-1].id if items and more else None)
 
 
 def thread(info: SessionInfo, *, default: str) -> Thread:

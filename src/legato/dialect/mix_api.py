@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from ..event import Event, Offset, SessionCreated
+from ..event import Event, MessageCreated, Offset, SessionCreated, SessionRewound, Terminal
 from ..json import JsonObject
 from ..log import SessionInfo
 from ..part import CallPart, Message, Part, ThinkingPart, Usage, encode, to_builtins
-from ..transcript import history
+from ..transcript import answer_place, rewound, told
 from .common import SessionId, Text, Title, rfc3339
 
 
@@ -278,10 +278,32 @@ class SystemInfo(_Wire, omit_defaults=False):
 
 # Folds ----------------------------------------------------------------------------------------------------------------
 
+BRIEF_CHARACTERS = 200
+"""What a summary holds of a session's first message."""
 
-def session_data(info: SessionInfo, events: Iterable[Event]) -> SessionData:
-    """The session's summary, from its events without deltas."""
-    messages = history(events)
+
+def take_brief(messages: list[Message], event: Event) -> None:
+    """Go on with a session's messages, but for what no summary tells: so a list costs no more than it shows."""
+    fact = event.fact
+    if isinstance(fact, MessageCreated):
+        messages.append(_brief(told(event)))
+    elif isinstance(fact, Terminal):
+        place = answer_place(messages, event.run)
+        if place is not None:
+            messages.insert(place, _brief(told(event)))
+    elif isinstance(fact, SessionRewound):
+        messages[:] = rewound(messages, fact, event.offset)
+
+
+def _brief(message: Message) -> Message:
+    calls = [part for part in message.parts if isinstance(part, CallPart)]
+    empty: list[Part] = [msgspec.structs.replace(call, arguments="", output=UNSET) for call in calls]
+    return msgspec.structs.replace(message, text=message.text[:BRIEF_CHARACTERS], parts=empty, metadata={}, error=None)
+
+
+def session_data(info: SessionInfo, messages: Iterable[Message]) -> SessionData:
+    """The session's summary, from its messages; ``take_brief`` leaves all that it takes."""
+    messages = list(messages)
     users = [message for message in messages if message.role == "user"]
     answers = [message for message in messages if message.role == "assistant"]
     used = [answer.usage for answer in answers if answer.usage is not None]
@@ -300,7 +322,7 @@ def session_data(info: SessionInfo, events: Iterable[Event]) -> SessionData:
         session_type=given.session_type,
         browser_mode=given.browser_mode,
         running=bool(info.open_runs),
-        first_user_message=users[0].text if users else UNSET,
+        first_user_message=users[0].text[:BRIEF_CHARACTERS] if users else UNSET,
         parent_session_id=info.created.forked_from or UNSET,
         agent=info.created.agent or UNSET,
     )
@@ -382,8 +404,18 @@ def _exported(message: Message) -> ExportedMessage:
     )
 
 
+LOG_BYTES = 4 * 1024 * 1024
+"""Bytes of events' data in a page of the canonical log at most; one event in any case."""
+
+
 def event_page(events: list[Event], head: Offset) -> EventPage:
-    """A page of the canonical log."""
+    """A page of the canonical log: these events, as far as they fit."""
+    room = LOG_BYTES
+    for count, event in enumerate(events):
+        room -= len(event.json)
+        if room < 0 and count:
+            events = events[:count]
+            break
     logged = [LoggedEvent(offset=e.offset, type=e.type, run=e.run, at=e.at, data=e.data) for e in events]
     last = events[-1].offset if events else head
     return EventPage(events=logged, head=head, next=last if last < head else None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..contents import window
 from ..dialect import deva, deva_api
 from ..dialect.common import idempotency_key
 from ..errors import CursorInvalid, InvalidInput, NotFound
@@ -41,16 +42,26 @@ def _default(request: Request) -> str:
     return next(iter(request.sessions.agents))
 
 
+PAGE_BYTES = 4 * 1024 * 1024
+"""Bytes of messages, as they are stored, in one page at most; one message in any case."""
+
 # Messages -------------------------------------------------------------------------------------------------------------
 
 
 async def messages(request: Request) -> Body:
     """A page of a thread's messages, the newest first."""
     thread, iso = thread_id(request.path["threadId"]), _iso(request.query)
-    events = await request.sessions.events(request.caller, thread)
     limit = request.number("limit", default=20, least=1, most=100)
-    found = deva_api.messages(thread, events, default=_default(request), iso=iso)
-    return Body(200, deva_api.page(found, limit=limit, cursor=request.query.get("cursor")))
+    info = await request.sessions.info(request.caller, thread)
+    contents = await request.sessions.contents(request.caller, thread)
+    entries = contents.entries[: deva_api.end([entry.id for entry in contents.entries], request.query.get("cursor"))]
+    begin = window(entries, messages=limit, bytes=PAGE_BYTES)
+    before = next((entry for entry in reversed(entries[:begin]) if entry.role == "user"), None)
+    asked = [before] if before is not None and entries[begin].role != "user" else []  # what the first of them answers
+    agents = {entry.run: contents.agents[entry.run] for entry in entries[begin:] if entry.run in contents.agents}
+    said = await request.sessions.messages(request.caller, thread, [*asked, *entries[begin:]])
+    found = deva_api.messages(thread, said, agents, default=info.created.agent or _default(request), iso=iso)
+    return Body(200, deva_api.page(found[len(asked) :], more=begin > 0))
 
 
 async def send(request: Request) -> Body:

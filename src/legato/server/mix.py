@@ -15,9 +15,10 @@ import msgspec
 import legato
 
 from .. import transcript
+from ..contents import Entry, window
 from ..dialect import mix, mix_api
 from ..dialect.common import idempotency_key, rfc3339
-from ..errors import Conflict, InvalidInput, SessionNotFound
+from ..errors import Conflict, CursorInvalid, InvalidInput, SessionNotFound, TooLarge
 from ..event import Event, Offset, SessionDeleted
 from ..json import JsonObject
 from ..log import MICRO, SessionInfo
@@ -27,6 +28,12 @@ from .operation import RETRY_AFTER, Dialect, Frames, Operation, Param, new_sessi
 from .reply import Body, Follow, View, come_back
 from .request import Request
 
+PAGE_BYTES = 4 * 1024 * 1024
+"""Bytes of messages, as they are stored, in one page at most; one message in any case."""
+EXPORT_BYTES = 64 * 1024 * 1024
+"""The same of an export, which has no pages."""
+MOST_MESSAGES = 10_000
+"""Messages in one page at most."""
 SUMMARIES = 10_000
 """Session summaries kept; each is made anew when its log has grown."""
 
@@ -45,8 +52,10 @@ class Summaries:
         known = self._known.get(info.session)
         if known is not None and known[0] == info.head:
             return known[1]
-        events = await request.sessions.events(request.caller, info.session, verb="info")
-        data = mix_api.session_data(info, events)
+        briefs: list[Message] = []
+        async for event in request.sessions.all(request.caller, info.session, deltas=False, verb="info"):
+            mix_api.take_brief(briefs, event)
+        data = mix_api.session_data(info, briefs)
         self._known[info.session] = (info.head, data)
         self._known.move_to_end(info.session)
         if len(self._known) > SUMMARIES:
@@ -171,7 +180,13 @@ async def fork(request: Request) -> Body:
 async def export(request: Request) -> Body:
     """A session with all its messages, as a file."""
     info = await _info(request)
-    messages = await request.sessions.history(request.caller, info.session)
+    entries = list((await request.sessions.contents(request.caller, info.session)).entries)
+    if (size := sum(entry.size for entry in entries)) > EXPORT_BYTES:
+        raise TooLarge(
+            f"The session's messages have {size} bytes, and an export at most {EXPORT_BYTES}; read them page by page.",
+            limit=EXPORT_BYTES,
+        )
+    messages = await request.sessions.messages(request.caller, info.session, entries)
     disposition = f'attachment; filename="{info.session}.json"'
     return Body(200, mix_api.export(await _summary(request, info), messages), {"content-disposition": disposition})
 
@@ -256,18 +271,33 @@ async def retry(request: Request) -> Body:
 
 
 async def messages(request: Request) -> Body:
-    """A session's messages, oldest first."""
-    session = _session(request)
-    found = await request.sessions.history(request.caller, session)
-    return Body(200, [mix_api.backend_message(session, message) for message in found])
+    """A session's messages, oldest first: the newest, as many as fit into some megabytes. If there are older ones, the
+    header `Legato-Next` leads to them."""
+    session, cursor = _session(request), request.query.get("cursor")
+    limit = request.number("limit", default=MOST_MESSAGES, least=1, most=MOST_MESSAGES)
+    entries = (await request.sessions.contents(request.caller, session)).entries
+    if cursor is not None:
+        entries = entries[: _place(entries, cursor)]
+    begin = window(entries, messages=limit, bytes=PAGE_BYTES)
+    found = await request.sessions.messages(request.caller, session, entries[begin:])
+    headers = {"legato-next": str(entries[begin].offset)} if begin else {}
+    return Body(200, [mix_api.backend_message(session, message) for message in found], headers)
+
+
+def _place(entries: Sequence[Entry], cursor: str) -> int:
+    """The place of the message that a page began with."""
+    place = next((n for n, entry in enumerate(entries) if str(entry.offset) == cursor), None)
+    if place is None:
+        raise CursorInvalid("cursor is the Legato-Next of a page of this session; begin again without it.")
+    return place
 
 
 async def history(request: Request) -> Body:
-    """Messages of all sessions, newest first."""
+    """Messages of all sessions, newest first. A page ends early where they are large; the next one begins behind it."""
     limit = request.number("limit", default=50, least=1, most=1000)
     skip = request.number("offset", default=0, least=0, most=100_000)
     sessions, caller = request.sessions, request.caller
-    newest: list[tuple[Message, str]] = []
+    newest: list[tuple[Entry, str]] = []
     after: str | None = None
     while True:
         page = await sessions.index(caller, limit=100, after=after)
@@ -275,14 +305,23 @@ async def history(request: Request) -> Body:
             # Sessions come by their last event, so once enough messages are younger than one, it adds nothing.
             if len(newest) < skip + limit or newest[-1][0].at < info.updated_at:
                 try:
-                    mine = [(message, info.session) for message in await sessions.history(caller, info.session)]
+                    mine = [(entry, info.session) for entry in (await sessions.contents(caller, info.session)).entries]
                 except SessionNotFound:
                     continue  # deleted meanwhile
                 newest = sorted([*newest, *mine], key=lambda pair: pair[0].at, reverse=True)[: skip + limit]
         after = page.next
         if after is None or (len(newest) == skip + limit and newest[-1][0].at >= page.infos[-1].updated_at):
             break
-    return Body(200, [mix_api.backend_message(session, m) for m, session in newest[skip : skip + limit]])
+    room = PAGE_BYTES
+    found: list[mix_api.BackendMessage] = []
+    for entry, session in newest[skip : skip + limit]:
+        room -= entry.size
+        if room < 0 and found:
+            break
+        with suppress(SessionNotFound):
+            [message] = await sessions.messages(caller, session, [entry])
+            found.append(mix_api.backend_message(session, message))
+    return Body(200, found)
 
 
 async def cancel(request: Request) -> Body:
@@ -444,7 +483,7 @@ def _operations() -> list[Operation]:
         Operation("forkSession", "POST", "/api/sessions/{id}/fork", "sessions", "Fork a session", fork,
                   {201: data}, params=[session], body=mix_api.Fork, errors=errors),
         Operation("exportSession", "GET", "/api/sessions/{id}/export", "sessions", "Export a session",
-                  export, {200: mix_api.ExportSession}, params=[session], errors=errors),
+                  export, {200: mix_api.ExportSession}, params=[session], errors=(404, 413)),
         Operation("listEvents", "GET", "/api/sessions/{id}/events", "sessions", "Read the canonical log",
                   events, {200: mix_api.EventPage},
                   params=[session, Param("after", "query", "Events after this offset.", _INTEGER), _limit(1000)],
@@ -458,7 +497,8 @@ def _operations() -> list[Operation]:
                   body=mix_api.SendMessage, errors=(404, 409),
                   description="Clients before Python 0.6.5 and TypeScript 0.7.4 get 200 when the turn is over."),
         Operation("listMessages", "GET", "/api/sessions/{id}/messages", "messages", "List a session's messages",
-                  messages, {200: list[mix_api.BackendMessage]}, params=[session], errors=errors),
+                  messages, {200: list[mix_api.BackendMessage]},
+                  params=[session, _limit(MOST_MESSAGES), cursor], errors=errors),
         Operation("retryMessage", "POST", "/api/sessions/{id}/messages/{messageId}/retry", "messages",
                   "Answer the last message anew", retry, {202: mix_api.Processing},
                   params=[session, Param("messageId", "path", "The last user message's id.", required=True)],

@@ -68,7 +68,9 @@ READERS = 2
 """Threads that read. A page is short work; the second thread is there for when the disk keeps the first one waiting."""
 MAX_INTEGER = 2**63 - 1
 LOOKS = 10_000
-"""Sessions of which it is known without asking what they look like."""
+"""Sessions of which it is known without asking what they look like,"""
+LOOKS_BYTES = 16 * 1024 * 1024
+"""unless what began them is large."""
 T = TypeVar("T")
 _offset = attrgetter("offset")
 
@@ -161,6 +163,7 @@ class SQLiteStore:
         self._tail = TailCache(events=self._tail_events, bytes=self._tail_bytes)
         self._blocks = BlockCache(bytes=self._tail_bytes // 2)
         self._looks: OrderedDict[str, Look] = OrderedDict()
+        self._looks_bytes = 0
         self._delivered = 0
         self._delivery: asyncio.Future[None] = self._loop.create_future()
         self._reader = threading.local()
@@ -256,10 +259,12 @@ class SQLiteStore:
     def _deliver(self, requests: list[WriteRequest], looks: dict[str, Look]) -> None:
         """Make a committed group visible."""
         for name, look in looks.items():
+            if name not in self._looks:
+                self._looks_bytes += look.size
             self._looks[name] = look
             self._looks.move_to_end(name)
-        while len(self._looks) > LOOKS:
-            self._looks.popitem(last=False)
+        while len(self._looks) > LOOKS or self._looks_bytes > LOOKS_BYTES:
+            self._looks_bytes -= self._looks.popitem(last=False)[1].size
         free = False
         for request in requests:
             if isinstance(request, Append):
@@ -385,9 +390,10 @@ class SQLiteStore:
         limit = max(limit, 0)
         self._check_open()
         journal = self._journal
-        infos = await self._ask(lambda connection: read_sessions(connection, limit + 1, until, owner, journal.heads()))
-        more = len(infos) > limit > 0
-        return SessionPage(infos[:limit], str(round(infos[limit - 1].updated_at * MICRO)) if more else None)
+        infos, more = await self._ask(
+            lambda connection: read_sessions(connection, limit, until, owner, journal.heads())
+        )
+        return SessionPage(infos, str(round(infos[-1].updated_at * MICRO)) if infos and more else None)
 
     async def open_runs(self, *, limit: int = READ_LIMIT) -> list[OpenRun]:
         """See ``Leaser.open_runs``."""

@@ -322,22 +322,27 @@ def read_journal(connection: apsw.Connection) -> list[tuple[int, int, dict[str, 
 
 def read_sessions(
     connection: apsw.Connection, limit: int, before: int, owner: str | None, heads: Mapping[str, Offset]
-) -> list[SessionInfo]:
-    """Sessions of this owner (None: of all), newest first, last written before ``before`` (microseconds).
+) -> tuple[list[SessionInfo], bool]:
+    """Sessions of this owner (None: of all), newest first, last written before ``before`` (microseconds), and whether
+    there are more than ``limit`` of them, or than fit into ``PAGE_BYTES`` (one does in any case).
 
     ``heads``: of deltas that were not packed, as it was before the call.
     """
     if owner is None:
-        return _infos(connection.execute(_NEWEST, (before, limit)), heads)
-    return _infos(connection.execute(_NEWEST_OWNED, (before, limit, owner)), heads)
+        return _infos(connection.execute(_NEWEST, (before, limit + 1)), limit, heads)
+    return _infos(connection.execute(_NEWEST_OWNED, (before, limit + 1, owner)), limit, heads)
 
 
-def _infos(rows: Iterable[Any], heads: Mapping[str, Offset]) -> list[SessionInfo]:
-    """Rows of a session and one of its open runs each (NULLs if it has none), joined again."""
+def _infos(rows: Iterable[Any], limit: int, heads: Mapping[str, Offset]) -> tuple[list[SessionInfo], bool]:
+    """Rows of a session and one of its open runs each (NULLs if it has none), joined again; whether more were left."""
     infos: dict[str, SessionInfo] = {}
+    room = PAGE_BYTES
     for name, head, created_at, updated_at, data, *run in rows:
         info = infos.get(name)
         if info is None:
+            room -= len(data)
+            if len(infos) == limit or (room < 0 and infos):
+                return list(infos.values()), True
             info = infos[name] = SessionInfo(
                 session=name,
                 head=max(head, heads.get(name, 0)),
@@ -348,7 +353,7 @@ def _infos(rows: Iterable[Any], heads: Mapping[str, Offset]) -> list[SessionInfo
             )
         if run[0] is not None:
             info.open_runs.append(_run(name, *run))
-    return list(infos.values())
+    return list(infos.values()), False
 
 
 def read_open_runs(connection: apsw.Connection, limit: int = -1) -> list[OpenRun]:
@@ -366,14 +371,15 @@ def _run(session: Any, run: Any, offset: Any, state: Any, owner: Any, epoch: Any
 
 
 class SessionRow(NamedTuple):
-    """A session's row, its head but for the journal, and its first event: what that says, and when (microseconds)."""
+    """A session's row, its head but for the journal, and its first event: what that says, when (microseconds), and its
+    length in bytes."""
 
     id: int
     name: str
     head: Offset
     whole: Offset
     deleted: bool
-    begun: tuple[AnyFact, int]
+    begun: tuple[AnyFact, int, int]
     updated_at: int
 
 
@@ -386,7 +392,7 @@ def read_heads(connection: apsw.Connection, names: Sequence[str]) -> list[Sessio
             head,
             whole or 0,
             bool(deleted),
-            (read_fact(type or "session.created", data or "{}"), at or 0),
+            (read_fact(type or "session.created", data or "{}"), at or 0, len(data or "")),
             updated_at,
         )
         for id, name, head, whole, deleted, type, at, data, updated_at in connection.execute(

@@ -81,7 +81,9 @@ TIDY_SECONDS = 0.02
 TIDY_AGAIN_SECONDS = 1.0
 """and between two tries when somebody still reads what is old."""
 KNOWN_SESSIONS = 10_000
-"""Sessions whose head the writer remembers; others cost a look-up."""
+"""Sessions whose head the writer remembers; others cost a look-up,"""
+KNOWN_BYTES = 16 * 1024 * 1024
+"""as do those of which it would remember more than so much of what began them."""
 DAMAGE = (apsw.Error, msgspec.MsgspecError)
 """What reading a damaged session raises."""
 
@@ -260,25 +262,29 @@ class Look(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         created: what its first event says, stored at ``created_at`` (microseconds since the epoch, as all here).
         updated_at: the time of its last event that is no delta.
+        size: bytes of ``created`` as JSON.
     """
 
     state: SessionState
     created: SessionCreated
     created_at: int
     updated_at: int
+    size: int
 
 
 class _Session:
     """What the writer remembers of a session: its row's id, and what it looks like."""
 
-    __slots__ = ("created", "created_at", "id", "state", "updated_at")
+    __slots__ = ("created", "created_at", "id", "size", "state", "updated_at")
 
-    def __init__(self, id: int, state: SessionState, created: SessionCreated, created_at: int, updated_at: int) -> None:
-        self.id, self.state = id, state
+    def __init__(
+        self, id: int, state: SessionState, created: SessionCreated, created_at: int, updated_at: int, size: int
+    ) -> None:
+        self.id, self.state, self.size = id, state, size
         self.created, self.created_at, self.updated_at = created, created_at, updated_at
 
     def look(self) -> Look:
-        return Look(self.state, self.created, self.created_at, self.updated_at)
+        return Look(self.state, self.created, self.created_at, self.updated_at, self.size)
 
 
 class _Memory:
@@ -296,6 +302,7 @@ class _Memory:
     def __init__(self, connection: apsw.Connection, journal: Journal) -> None:
         self.journal = journal
         self.sessions: OrderedDict[str, _Session] = OrderedDict()
+        self.bytes = 0  # of what began them
         runs: dict[str, dict[str, OpenRun]] = {name: {} for name in read_waiting(connection)}
         for run in read_open_runs(connection):
             runs[run.session][run.run] = run
@@ -322,14 +329,15 @@ class _Memory:
             return {name: error for each in missing for name, error in self.load(connection, [each]).items()}
         for id, name, head, whole, deleted, begun, updated_at in heads:
             state = SessionState(name, max(head, self.journal.head(name)), whole, deleted, self.runs.get(name, {}))
-            fact, created_at = begun
-            self.sessions[name] = _Session(id, state, created(fact), created_at, updated_at)
+            fact, created_at, size = begun
+            self.sessions[name] = _Session(id, state, created(fact), created_at, updated_at, size)
+            self.bytes += size
         return {}
 
     def shrink(self) -> None:
         """Forget sessions beyond ``KNOWN_SESSIONS``. Between groups only: a group's heads are not on the disk yet."""
-        while len(self.sessions) > KNOWN_SESSIONS:
-            self.sessions.popitem(last=False)
+        while len(self.sessions) > KNOWN_SESSIONS or self.bytes > KNOWN_BYTES:
+            self.bytes -= self.sessions.popitem(last=False)[1].size
 
     def now(self, now: float) -> int:
         """The time of the next append, see ``moment``."""
@@ -406,7 +414,9 @@ class _Group:
         self._memory.last_at = self._at = at = self._at + 1 if self._at else self._memory.now(self._now)
         if known is None:
             begun = created(request.settled[0][0])
-            known = self._memory.sessions[name] = _Session(self._memory.next_id, before, begun, at, at)
+            size = len(request.settled[0][1])
+            known = self._memory.sessions[name] = _Session(self._memory.next_id, before, begun, at, at, size)
+            self._memory.bytes += size
             self._memory.next_id += 1
             self._rows += (NEW_SESSION, known.id, name, begun.owner or "", None, None, None, None)
         events: list[Event] = []
