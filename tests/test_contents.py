@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ operation = st.one_of(
     st.tuples(st.just("permission"), numbers, st.booleans(), st.booleans()),
     st.tuples(st.just("notify"), numbers),
     st.tuples(st.just("earlier"), st.sampled_from(["user", "assistant"])),
+    st.tuples(st.just("start")),
     st.tuples(st.just("speak"), st.integers(1, 3)),
     st.tuples(st.just("look"), st.booleans()),
 )
@@ -111,6 +113,10 @@ class Story:
         elif how == "completed":
             await self.append(draft("run.started", {"agent": "a", "attempt": 1}, run))
         await self.append(draft(f"run.{how}", about, run))
+
+    async def start(self) -> None:
+        if (run := await self.open_run()) is not None:
+            await self.append(draft("run.started", {"agent": "a", "attempt": 1}, run))
 
     async def rewind(self, to: int, until: int | None) -> None:
         messages = history(await self.events())
@@ -182,6 +188,12 @@ class Story:
             if isinstance(event.fact, PermissionResolved):
                 granted.setdefault(event.fact.id, event.fact.granted)
         assert (contents.asks, contents.granted) == (first, granted)
+        for run, offset in runs.items():
+            own = [event.offset for event in events if event.run == run and event.type != "message.created"]
+            before = contents.before(run)
+            assert offset - 1 <= before < min(own, default=sys.maxsize)
+            foreign = [event for event in events if before < event.offset <= max(own, default=0) and event.run != run]
+            assert not any(event.fact.terminal and event.offset < min(own) for event in foreign)
         for run in runs:
             place = next((n for n, m in enumerate(messages) if m.run == run and m.offset == runs[run]), None)
             assert contents.place(run) == place

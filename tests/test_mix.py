@@ -520,4 +520,5 @@ def test_a_stream_begins_where_it_was_asked_to_or_says_so(
     start: Any, cursor: int | None, open_runs: list[int], expected: tuple[int, bool]
 ) -> None:
     """Nine events are stored. A fresh reader gets the first turn that is not over, else what comes next."""
-    assert expected == mix.position(mix.StreamRequest(SESSION, cursor, start), info(9, *open_runs))
+    turn = open_runs[0] - 1 if open_runs else None
+    assert expected == mix.position(mix.StreamRequest(SESSION, cursor, start), info(9, *open_runs), turn)

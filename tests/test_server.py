@@ -419,11 +419,10 @@ async def test_a_cancel_stops_what_runs_and_what_waits() -> None:
         runs = [(await chat.send()).json()["runId"] for _ in range(2)]
         await chat.follow("0", until=named("content"))
         assert (await chat.post("/cancel")).json() == {"cancelled": True}
-        seen = await chat.follow("0", until=ends(runs[1]))
+        seen = await chat.follow("0", until=ends(runs[0]))  # what waits ends before it
         done = [data(message) for message in seen if message.event == "complete"]
-        assert [(end["runId"], end["finishReason"], end["content"]) for end in done] == [
-            (runs[0], "cancelled", "on"), (runs[1], "cancelled", ""),
-        ]  # fmt: skip
+        ended = {end["runId"]: (end["finishReason"], end["content"]) for end in done}
+        assert ended == {runs[0]: ("cancelled", "on"), runs[1]: ("cancelled", "")}
         assert (await chat.post("/cancel")).json() == {"cancelled": False}
 
 
@@ -536,7 +535,9 @@ async def test_a_fresh_stream_has_the_running_turn_from_its_start() -> None:
     gate.let("a", "b")
     async with chatting(None, gate) as chat:
         sent = (await chat.send()).json()
-        await chat.follow("0", until=lambda message: message.event == "content" and data(message)["content"] == "b")
+        await chat.follow(
+            "0", until=lambda message: message.event == "content" and data(message)["content"].endswith("b")
+        )
         fresh = asyncio.create_task(chat.follow(until=ends(sent["runId"])))
         exact = asyncio.create_task(chat.follow(sent["cursor"], until=ends(sent["runId"])))
         while len(chat.app.streams) < 2:  # noqa: ASYNC110
@@ -557,6 +558,44 @@ async def test_a_fresh_stream_begins_at_the_turn_that_runs_and_not_at_one_that_w
         head = (await chat.get("/events")).json()["head"]
         for query, cursor in (("from=start", "0"), ("from=tail", str(head)), ("from=2", "2")):
             assert (await chat.follow(None, query, until=named("connected")))[0].id == cursor
+
+
+def run_of(message: SSEMessage) -> str:
+    said = data(message)
+    return str(said.get("runId") or said["assistantMessageId"].rpartition("~")[0])
+
+
+@pytest.mark.parametrize("case", ["running", "a queued one was cancelled meanwhile", "waits for a place", "reset"])
+async def test_a_fresh_stream_has_nothing_of_the_answer_before(case: str) -> None:
+    """Also where the message was sent while that was given: its own words first, then all of its answer; and the id of
+    those words leads on from there."""
+    gate = Gate()
+    async with chatting(None, gate) as chat:
+        one, two, three = [(await chat.send(text)).json() for text in ("one", "two", "three")]
+        runner = chat.app.life.runner
+        gate.let("first")
+        await chat.follow(one["cursor"], until=named("content"))
+        if case == "waits for a place":
+            runner.limits = Limits(concurrent_runs=0)
+        gate.close()
+        await chat.follow(one["cursor"], until=ends(one["runId"]))
+        if case != "waits for a place":
+            gate.let("second")
+            await chat.follow("0", until=lambda m: m.event == "content" and run_of(m) == two["runId"])
+        if case == "a queued one was cancelled meanwhile":
+            assert (await chat.post("/cancel", {"runId": three["runId"]})).json() == {"cancelled": True}
+        last = "999999" if case == "reset" else None
+        first = await chat.follow(last, until=named("user_message_created"))
+        assert [message.event for message in first] == ["connected", "user_message_created"]
+        assert (run_of(first[1]), first[1].id) == (two["runId"], first[0].id)
+        runner.limits = Limits()
+        runner.wake(chat.session)
+        gate.let("more")
+        gate.close()
+        whole = logged(await chat.follow(first[1].id, until=ends(two["runId"])))
+        assert {run_of(message) for message in whole} <= {two["runId"], three["runId"]}
+        assert "".join(data(m)["content"] for m in whole if m.event == "content") == data(whole[-1])["content"]
+        gate.close()
 
 
 async def test_a_cursor_is_continued_exactly() -> None:

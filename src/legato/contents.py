@@ -70,6 +70,8 @@ class Contents:
         keys: the messages that came under a key, by the sender's subject and the key.
         asks: of permissions and notifications, by type and id: their runs, and where they stand.
         granted: the answers that permissions have had.
+        ended: where the last run's end stands.
+        began: of runs that have begun: where the last run's end stood then.
         gone: the session has been deleted.
         weight: how many things it holds.
     """
@@ -87,6 +89,8 @@ class Contents:
         self.keys: dict[tuple[str, str], Entry] = {}
         self.asks: dict[tuple[str, str], tuple[str | None, Offset]] = {}
         self.granted: dict[str, bool] = {}
+        self.ended: Offset = 0
+        self.began: dict[str, Offset] = {}
         self.gone = False
         self.weight = 0
 
@@ -99,7 +103,11 @@ class Contents:
         fact = event.fact
         if isinstance(fact, MessageCreated):
             self._message(event, fact)
+        elif isinstance(fact, RunStarted):
+            self.began.setdefault(event.run or "", self.ended)
         elif isinstance(fact, Terminal):
+            self.began.setdefault(event.run or "", self.ended)
+            self.ended = event.offset
             place = answer_place(self.entries, event.run)
             if place is not None:
                 answer = Entry(fact.said.id, "assistant", event.run, event.offset, len(event.json), at=event.at)
@@ -132,6 +140,10 @@ class Contents:
             self.asked.setdefault(fact.id, []).append(entry)
             if event.run is not None and event.run not in self.withdrawn:
                 self.left.add(event.run)
+
+    def before(self, run: str) -> Offset:
+        """The offset after which all that a run has said stands, and nothing of the answer before it."""
+        return max(self.began.get(run, self.ended), self.runs[run].offset - 1)
 
     def place(self, run: str) -> int | None:
         """The place among ``entries`` of the message that ``run`` answers; None if it has been taken back."""

@@ -269,6 +269,15 @@ class Sessions:
             return None
         return Located(session, run, asking, asking.fact.agent or info.created.agent or "default")
 
+    async def going_on(self, info: SessionInfo) -> tuple[Offset, Event] | None:
+        """The turn that was running by ``info``, or waited first: the offset after which its answer begins, and its
+        message. None if there was none."""
+        if not info.open_runs:
+            return None
+        run = info.open_runs[0]
+        before = (await self._contents.of(info.session, info.head)).before(run.run)
+        return before, await self._contents.event(info.session, run.offset)
+
     async def run_at(self, caller: Caller, session: str, offset: Offset) -> str | None:
         """The run whose event stands at ``offset``; None if it is no run's, or there is no such event."""
         events = await self.read(caller, session, max(offset - 1, 0), limit=1)

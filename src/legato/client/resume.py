@@ -121,7 +121,8 @@ class Resume:
         if last is None or offset > last:
             self.cursor = message.id
             return True
-        return message.event in CONTROL
+        # The message of the turn in which a fresh stream begins has the cursor of the greeting before it.
+        return message.event in CONTROL or (message.event == "user_message_created" and offset == last)
 
     def lost(self, *, status: int | None = None, retry_after: float | None = None) -> float | None:
         """How many seconds to wait before the next ``connect()``; None: give up.

@@ -202,8 +202,13 @@ def open_stream(query: Mapping[str, str], last_event_id: str | None) -> StreamRe
     return StreamRequest(session, None, "turn")
 
 
-def position(opening: StreamRequest, info: SessionInfo) -> tuple[Offset, bool]:
+def position(opening: StreamRequest, info: SessionInfo, turn: Offset | None = None) -> tuple[Offset, bool]:
     """The offset after which the stream begins, and whether that is exactly what was asked for.
+
+    Args:
+        opening: what was asked for.
+        info: of the session.
+        turn: after which the turn begins that is running; None if there is none.
 
     A cursor beyond the end cannot be continued (the log is not the one it came from): such a reader gets what a fresh
     one would, and is told so.
@@ -213,9 +218,16 @@ def position(opening: StreamRequest, info: SessionInfo) -> tuple[Offset, bool]:
     exact = opening.cursor is None
     if opening.start == "start":
         return 0, exact
-    if opening.start == "turn" and info.open_runs:
-        return info.open_runs[0].offset - 1, exact
+    if opening.start == "turn" and turn is not None:
+        return turn, exact
     return info.head, exact
+
+
+def asked(event: Event, session: str, profile: Profile, cursor: Offset) -> bytes:
+    """The message of a turn that a stream begins in, where it stands before the place at which that begins: it waited
+    while the answer before was given. Its id is the reader's own cursor, as it moves nobody."""
+    said = messages(event, session, profile)
+    return b"".join(sse.encode(msgspec.structs.replace(each, id=str(cursor))) for each in said)
 
 
 # Events to messages ---------------------------------------------------------------------------------------------------

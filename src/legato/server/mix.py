@@ -107,8 +107,12 @@ async def stream(request: Request) -> Follow:
     opening = mix.open_stream(request.query, request.headers.get("last-event-id"))
     profile = _profile(request)
     info = await request.sessions.info(request.caller, opening.session)
-    after, exact = mix.position(opening, info)
+    fresh = opening.start == "turn" and (opening.cursor is None or opening.cursor > info.head)
+    turn = await request.sessions.going_on(info) if fresh else None
+    after, exact = mix.position(opening, info, None if turn is None else turn[0])
     first = mix.connected(opening.session, after, exact=exact, info=info, retry=come_back())
+    if turn is not None and turn[1].offset <= after:
+        first += mix.asked(turn[1], opening.session, profile, after)
     encoder = MixEncoder(opening.session, profile)
     name = f"mix/{profile.name}"
     return Follow(opening.session, after, encoder, name, first, exact, share=profile.name, joins=True)
