@@ -31,6 +31,7 @@ LAYERS: list[tuple[str, int]] = [
     ("client", 2),
     ("store", 2),
     ("agent", 2),
+    ("aside", 2),
     ("tool", 2),
     ("load", 2),
     ("contents", 2),

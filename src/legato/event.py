@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import logging
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -523,6 +523,19 @@ def settle(fact: AnyFact) -> tuple[AnyFact, bytes]:
     return read_fact(fact.type, json), json
 
 
+def settled(drafts: Iterable[Draft]) -> list[Draft]:
+    """The same drafts, as a store would settle them; where that takes long, it is done before, in a thread.
+
+    Raises:
+        InvalidInput: see ``settle``.
+    """
+    found = []
+    for draft in drafts:
+        fact, json = settle(draft.fact)
+        found.append(Draft(fact, draft.run, json))
+    return found
+
+
 class Event(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One stored fact of a session.
 
@@ -563,10 +576,15 @@ class Event(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Draft(msgspec.Struct, frozen=True, gc=False):
-    """An event that has not been stored: the store gives it its offset and time."""
+    """An event that has not been stored: the store gives it its offset and time.
+
+    Attributes:
+        json: of ``fact``, if that is as ``settle`` gives it; the store need not make it then.
+    """
 
     fact: AnyFact
     run: str | None = None
+    json: bytes = b""
 
     @property
     def type(self) -> str:

@@ -242,9 +242,15 @@ def as_json(name: str, value: Any) -> Any:
         made = msgspec.json.decode(json)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
         raise InvalidInput(f"{name} must be made of JSON values: {exc}") from exc
-    if json.count(b"[") + json.count(b"{") > DEPTH and _deeper(made, DEPTH):
-        raise InvalidInput(f"{name} must not be nested deeper than {DEPTH}.")
+    if json.count(b"[") + json.count(b"{") > DEPTH:
+        check_depth(name, made)
     return made
+
+
+def check_depth(name: str, value: Any) -> None:
+    """Raise ``InvalidInput``, which begins with ``name``, if a JSON value is nested deeper than ``DEPTH``."""
+    if _deeper(value, DEPTH):
+        raise InvalidInput(f"{name} must not be nested deeper than {DEPTH}.")
 
 
 def _deeper(value: Any, most: int) -> bool:

@@ -16,12 +16,13 @@ import contextlib
 import hashlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from .agent import Agent
+from .aside import Aside
 from .caller import Caller, May, Verb
 from .caller import may as may_what_is_theirs
 from .contents import Contents, Entry
@@ -62,9 +63,10 @@ from .event import (
     SessionCreated,
     SessionDeleted,
     SessionRewound,
+    settled,
 )
 from .execution import CANCELLED, A, Limits, ended, resolve_key
-from .json import JsonObject
+from .json import LARGE, JsonObject
 from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Subscription
 from .machine import OpenRun
 from .part import Message, as_json
@@ -102,6 +104,8 @@ class Question(msgspec.Struct, frozen=True):
         metadata: JSON values for the agent.
         key: the same key with the same message attaches to the same run, however often it is sent.
         earlier: what was said before it, in order, to be stored with it; ids and runs are given here.
+        size: of what it was read from as JSON, in bytes. If it is ``json.LARGE``, the metadata is known not to be too
+            deep, and nobody else has it.
     """
 
     text: str
@@ -109,6 +113,7 @@ class Question(msgspec.Struct, frozen=True):
     metadata: JsonObject | None = None
     key: str | None = None
     earlier: Sequence[MessageCreated] = ()
+    size: int = 0
 
 
 class Located(msgspec.Struct, frozen=True):
@@ -157,6 +162,9 @@ class Sessions:
         store: open.
         runner: drives what is sent.
         may: decides what a caller may do, see ``caller.may``.
+
+    Attributes:
+        aside: where what is large is worked on; to be closed in the end.
     """
 
     def __init__(self, store: Store, runner: Runner, *, may: May = may_what_is_theirs) -> None:
@@ -164,6 +172,7 @@ class Sessions:
         self._runner = runner
         self._contents = runner.contents
         self._refusing = False
+        self.aside = Aside()
         self._may = may
 
     @property
@@ -553,7 +562,9 @@ class Sessions:
         decide: Callable[[bool], Awaitable[_Place]],
     ) -> Sent:
         """Store a question where ``decide`` says, told whether what it would begin has turned out to exist."""
-        metadata = as_json("metadata", question.metadata) if question.metadata else None
+        metadata = question.metadata or None
+        if metadata and question.size <= LARGE:
+            metadata = as_json("metadata", metadata)
         said = MessageCreated(
             "", "user", question.text, None, question.agent or None, metadata, caller.subject or None, question.key
         )
@@ -592,14 +603,13 @@ class Sessions:
             fact = msgspec.structs.replace(said, id=f"{session}~{stamp}~u")
             self._check_queue(info)
             stem = f"{session}~h" if info is None else f"{session}~h{stamp}."
-            earlier = [
-                Draft(msgspec.structs.replace(each, id=f"{stem}{place}")) for place, each in enumerate(question.earlier)
-            ]
+            drafts = _numbered(question.earlier, stem, Draft(fact, f"{session}~{stamp}"))
+            *earlier, asked = await self._settled(question.size, drafts)
             try:
                 appended = await self._append_question(
                     session,
                     [*before, *earlier],
-                    Draft(fact, f"{session}~{stamp}"),
+                    asked,
                     party=caller.party,
                     idle=info is None or not info.open_runs,
                     agent=question.agent or _agent_of(before, info),
@@ -618,6 +628,9 @@ class Sessions:
         if appended.repeated:
             return _sent_again(session, stored, said)
         return _sent(session, stored.fact.id, stored, repeated=False)
+
+    async def _settled(self, size: int, drafts: Iterator[Draft]) -> Iterable[Draft]:
+        return drafts if size <= LARGE else await self.aside.do(size, settled, drafts)
 
     def _check_queue(self, info: SessionInfo | None) -> None:
         if info is not None and len(info.open_runs) > self.limits.queued_messages:
@@ -805,6 +818,13 @@ def new_session(caller: Caller, key: str | None) -> str:
     scope = f"{caller.subject} {key}" if caller.subject else key
     digest = hashlib.sha256(f"responses:{scope}".encode()).digest()[:16]
     return f"s_{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+
+
+def _numbered(earlier: Sequence[MessageCreated], stem: str, asked: Draft) -> Iterator[Draft]:
+    """What was said before, each with an id, and what is asked."""
+    for place, each in enumerate(earlier):
+        yield Draft(msgspec.structs.replace(each, id=f"{stem}{place}"))
+    yield asked
 
 
 def _once(verb: str, caller: Caller, key: str | None) -> str | None:

@@ -7,13 +7,13 @@ optional fields of an answer are left out rather than null (strict clients refus
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from ..event import Event, MessageCreated, Offset, SessionCreated, SessionRewound, Terminal
-from ..json import JsonObject
+from ..json import LARGE, JsonObject, decode_in_pieces
 from ..log import SessionInfo
 from ..part import CallPart, Message, Part, ThinkingPart, Usage, encode, to_builtins
 from ..transcript import answer_place, rewound, told
@@ -454,7 +454,8 @@ def stream_message(request: StreamMessage) -> tuple[str, JsonObject]:
     text = request.content
     if text.lstrip().startswith("{"):
         try:
-            parsed = msgspec.json.decode(text)
+            raw = text.encode()
+            parsed = decode_in_pieces(raw, Any) if len(raw) > LARGE else msgspec.json.decode(raw)
         except (msgspec.DecodeError, RecursionError):
             return text, {}
         if isinstance(parsed, dict) and isinstance(parsed.get("text"), str):

@@ -15,8 +15,8 @@ import msgspec
 
 from ..errors import Conflict, InvalidInput, LegatoError, NotFound, QueueFull
 from ..event import MessageCreated, SessionCreated
-from ..json import JsonObject
-from ..part import CallPart, Part, RefusalPart, TextPart, ThinkingPart
+from ..json import LARGE, JsonObject, decode_in_pieces
+from ..part import CallPart, Part, RefusalPart, TextPart, ThinkingPart, check_depth
 from .responses import Count, Penalty, ResponseSettings, Share, Temperature
 
 T = TypeVar("T")
@@ -69,9 +69,14 @@ def is_final(error: LegatoError) -> bool:
     return isinstance(error, Conflict) and not isinstance(error, QueueFull)
 
 
+MAX_EARLIER = 5_000
+"""Messages that one request may say to have been said before; neighbouring items of the assistant are one."""
+
 # Requests -------------------------------------------------------------------------------------------------------------
 
 Item = JsonObject
+Metadata = Annotated[dict[str, str], msgspec.Meta(max_length=256)]
+"""What a client says of its own, and is told again in each of the larger events: OpenAI lets it have 16 fields."""
 
 
 class Create(ResponseSettings, kw_only=True):
@@ -85,6 +90,7 @@ class Create(ResponseSettings, kw_only=True):
 
     model: str | None = None
     input: str | list[Item]
+    metadata: Metadata | None = None
     stream: bool | None = None
     conversation: str | JsonObject | None = None
 
@@ -117,7 +123,7 @@ class CreateChat(msgspec.Struct, kw_only=True):
     top_p: Share | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     reasoning_effort: str | None = None
     response_format: JsonObject | None = None
     n: int | None = None
@@ -130,7 +136,7 @@ def decode(raw: bytes, type: type[T]) -> T:
         BadRequest: not JSON, or not of the type; ``param`` names the place.
     """
     try:
-        return msgspec.json.decode(raw, type=type)
+        return decode_in_pieces(raw, type) if len(raw) > LARGE else msgspec.json.decode(raw, type=type)
     except msgspec.ValidationError as exc:
         message, _, place = str(exc).partition(" - at `$")
         param = place.rstrip("`").removeprefix(".")
@@ -176,7 +182,8 @@ def prompt(body: Create) -> Prompt:
     """What ``body`` asks.
 
     Raises:
-        BadRequest: nothing in it that could be answered.
+        BadRequest: nothing in it that could be answered, or too many messages.
+        InvalidInput: nested too deep.
     """
     given = body.input
     items: list[Item] = [{"type": "message", "role": "user", "content": given}] if isinstance(given, str) else given
@@ -190,7 +197,13 @@ def prompt(body: Create) -> Prompt:
         metadata["instructions"] = "\n\n".join([*([body.instructions] if body.instructions else []), *system])
     if not isinstance(given, str):
         metadata["input"] = given
-    return Prompt(text=text, earlier=_earlier(rest[:begin]), metadata=metadata)
+    check_depth("metadata", metadata)
+    earlier = _earlier(rest[:begin])
+    if len(earlier) > MAX_EARLIER:
+        raise BadRequest(
+            f"input may have {MAX_EARLIER} messages before what is asked, got {len(earlier)}.", param="input"
+        )
+    return Prompt(text=text, earlier=earlier, metadata=metadata)
 
 
 def _settings(body: Create) -> JsonObject:
@@ -252,10 +265,11 @@ def _present_text(items: Sequence[Item]) -> str:
 
 
 class _Turn:
-    """What the assistant said between two messages of the user."""
+    """What the assistant said between two messages of the user, and what came of its calls."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
+        self._outputs: dict[str, tuple[int, str]] = {}  # by call, the last one, and how many parts it came after
 
     def say(self, item: Item) -> None:
         """Add an item of the assistant's."""
@@ -269,15 +283,21 @@ class _Turn:
 
     def answer(self, item: Item) -> None:
         """Add what came of a call, if it is one of these."""
-        for place, part in enumerate(self.parts):
-            if isinstance(part, CallPart) and part.id == item.get("call_id"):
-                output = _text(item.get("output"))
-                self.parts[place] = msgspec.structs.replace(part, output=output, success=True)
+        if isinstance(id := item.get("call_id"), str):
+            self._outputs[id] = len(self.parts), _text(item.get("output"))
 
     def message(self) -> MessageCreated:
         """All of it as one message."""
         text = "".join(part.text for part in self.parts if isinstance(part, TextPart | RefusalPart))
-        return MessageCreated("", "assistant", text, self.parts or None)
+        parts = [self._answered(place, part) for place, part in enumerate(self.parts)]
+        return MessageCreated("", "assistant", text, parts or None)
+
+    def _answered(self, place: int, part: Part) -> Part:
+        if isinstance(part, CallPart):
+            before, output = self._outputs.get(part.id, (0, ""))
+            if place < before:
+                return msgspec.structs.replace(part, output=output, success=True)
+        return part
 
 
 def _earlier(items: Iterable[Item]) -> list[MessageCreated]:

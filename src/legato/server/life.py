@@ -121,6 +121,7 @@ class Life:
                 await self.streams.close()
             finally:
                 self.over = True
+                self.sessions.aside.close()
                 try:
                     await self.press.close()
                 finally:

@@ -20,9 +20,9 @@ from ..dialect import mix, mix_api
 from ..dialect.common import idempotency_key, rfc3339
 from ..errors import Conflict, CursorInvalid, InvalidInput, SessionNotFound, TooLarge
 from ..event import Event, Offset, SessionDeleted
-from ..json import JsonObject
+from ..json import LARGE, JsonObject
 from ..log import MICRO, SessionInfo
-from ..part import Message
+from ..part import Message, check_depth
 from ..sessions import Question, Sent
 from .operation import RETRY_AFTER, Dialect, Frames, Operation, Param, new_session_id, session_id
 from .reply import Body, Follow, View, come_back
@@ -211,7 +211,7 @@ async def send_streaming(request: Request) -> Body:
     """Store a message and have it answered; the answer comes on the stream."""
     session = (await _info(request)).session  # an unknown session is 404 also with a body that does not fit
     body = await request.body(mix_api.StreamMessage)
-    text, metadata = mix_api.stream_message(body)
+    text, metadata = await request.aside(mix_api.stream_message, body)
     sent = await _send(request, session, text, metadata.pop("agent", None), metadata)
     return Body(200, mix_api.Broadcasted(status="broadcasted", **_fields(sent)), _repeated(sent))
 
@@ -233,7 +233,10 @@ async def _send(request: Request, session: str, text: str, agent: object, metada
     if agent is not None and not isinstance(agent, str):
         raise InvalidInput("agent is the name of an agent.")
     key = idempotency_key(request.headers.get("idempotency-key"))
-    return await request.sessions.send(request.caller, session, Question(text, agent, metadata, key))
+    if request.size > LARGE:
+        await request.aside(check_depth, "metadata", metadata)
+    question = Question(text, agent, metadata, key, size=request.size)
+    return await request.sessions.send(request.caller, session, question)
 
 
 def _profile(request: Request) -> mix.Profile:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -11,10 +12,12 @@ from starlette.requests import Request as HTTPRequest
 
 from ..caller import Caller
 from ..errors import InvalidInput, TooLarge
+from ..json import LARGE, decode_in_pieces
 from .life import Life
 from .stream import Reserved
 from .traffic import RequestTimeout
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -26,6 +29,7 @@ class Request:
         caller: who asks.
         path, query, headers: as sent; header names in lower case.
         prefix: under which the application is mounted, for links to itself; empty if it is not.
+        size: of the body, in bytes, once it has been read.
         stored: what was sent is in the log; an error from now on says so (``LegatoError.stored``).
     """
 
@@ -40,6 +44,7 @@ class Request:
         self._http = http
         self.reserved: Reserved | None = None
         self.stored = False
+        self.size = 0
 
     async def body(self, type: type[T], *, default: T | None = None) -> T:
         """The JSON body, checked; ``default`` when there is none.
@@ -52,6 +57,8 @@ class Request:
         if not raw and default is not None:
             return default
         try:
+            if self.size > LARGE:
+                return await self.aside(decode_in_pieces, raw, type)
             return msgspec.json.decode(raw, type=type)
         except msgspec.ValidationError as exc:
             raise InvalidInput(f"The body does not fit: {exc}.") from exc
@@ -100,7 +107,14 @@ class Request:
             ) from None
         if size < declared:
             raise InvalidInput(f"The head promises a body of {declared} bytes; {size} came.")
+        self.size = size
         return b"".join(chunks)
+
+    async def aside(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """What ``work`` gives, which takes as long as the body is: beside the event loop, if that is large."""
+        if self.size <= LARGE:
+            return work(*args, **options)
+        return await self.sessions.aside.do(self.size, work, *args, **options)
 
     async def left(self) -> None:
         """Wait until whoever asked has gone. For when the body has been read."""

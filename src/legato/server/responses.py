@@ -46,9 +46,9 @@ CHAT_VIEWS = {
 
 async def create(request: Request) -> Reply:
     """Store what is asked and have it answered; the answer at once, as a stream, or when it is there."""
-    body = responses_api.decode(await request.raw_body(), Create)
+    body = await request.aside(responses_api.decode, await request.raw_body(), Create)
     _check_model(request, body.model, BadRequest)
-    asked = responses_api.prompt(body)
+    asked = await request.aside(responses_api.prompt, body)
     if body.stream:
         await _reserve(request, body)
     run = await _begin(request, body, asked)
@@ -119,7 +119,7 @@ async def input_items(request: Request) -> Body:
     except InvalidInput as exc:
         raise BadRequest(exc.message, param="limit") from exc
     run = await _find(request, request.path["response_id"])
-    items = responses_api.input_items(run.run, run.asked.fact)
+    items = await request.sessions.aside.do(0, responses_api.input_items, run.run, run.asked.fact)
     order, after = request.query.get("order", "desc"), request.query.get("after")
     return Body(200, responses_api.page(items, limit=limit, order=order, after=after))
 
@@ -140,12 +140,12 @@ async def model(request: Request) -> Body:
 
 async def complete(request: Request) -> Reply:
     """Store the last message, with those before it as history, and have it answered."""
-    body = responses_api.decode(await request.raw_body(), CreateChat)
+    body = await request.aside(responses_api.decode, await request.raw_body(), CreateChat)
     _check_model(request, body.model)
     if body.n not in (None, 1):
         raise BadRequest("An agent gives one answer: n must be 1.", param="n")
-    create = responses_api.from_chat(body)
-    asked = responses_api.prompt(create)
+    create = await request.aside(responses_api.from_chat, body)
+    asked = await request.aside(responses_api.prompt, create)
     if body.stream:
         await _reserve(request, create)
     run = await _begin(request, create, asked)
@@ -229,7 +229,7 @@ async def _reserve(request: Request, body: Create) -> None:
 async def _begin(request: Request, body: Create, asked: Prompt) -> Located:
     """Store what is asked where it belongs: one append, or a refusal."""
     key = idempotency_key(request.headers.get("idempotency-key"))
-    question = Question(asked.text, body.model, asked.metadata, key, asked.earlier)
+    question = Question(asked.text, body.model, asked.metadata, key, asked.earlier, request.size)
     sent = await _send(request, body, question, asked)
     request.stored = True
     found = await request.sessions.find(request.caller, sent.session, sent.run)

@@ -107,7 +107,7 @@ class MemoryStore:
         events = []
         for draft in drafts:
             # What holds nothing of others needs no copy, and its JSON is made when somebody asks for it.
-            fact, json = settle(draft.fact) if draft.fact.open else (draft.fact, b"")
+            fact, json = settle(draft.fact) if draft.fact.open and not draft.json else (draft.fact, draft.json)
             offset += 1
             events.append(Event(fact, offset, at, draft.run, json))
         # From here on nothing can be refused.

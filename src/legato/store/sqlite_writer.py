@@ -138,7 +138,7 @@ class Append(WriteRequest):
         for draft in self.drafts:
             if draft.run is not run:
                 check_text(run := draft.run)
-            fact, json = settled = settle(draft.fact)
+            fact, json = settled = (draft.fact, draft.json) if draft.json else settle(draft.fact)
             if fact.open or len(json) > MAX_DATA_BYTES:
                 _check(fact, json)
             self.settled.append(settled)
