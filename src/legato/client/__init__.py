@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ConnectionLost,
         CursorReset,
         ErrorResponse,
+        ForeignResponse,
         ResponseInvalid,
     )
     from .events import (
@@ -111,6 +112,7 @@ __all__ = [
     "EventStream",
     "ExportMessage",
     "ExportSession",
+    "ForeignResponse",
     "Health",
     "HeartbeatEvent",
     "LogEvent",

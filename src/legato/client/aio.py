@@ -225,7 +225,7 @@ class AsyncClient:
         raise AssertionError("Attempts end with a value or an error.")
 
     async def _once(self, call: HttpCall[T]) -> T:
-        response = await send(self.http, self.settings.request(call), follow_redirects=True)
+        response = await send(self.http, self.settings.request(call), follow_redirects=call.method == "GET")
         if not response.is_success:
             raise refusal(response)
         return answer(call, response)

@@ -5,7 +5,8 @@
         |-- ConnectionFailed    the server could not be reached: nothing was sent
         |-- ConnectionLost      sent, but no whole answer came (cut off, silent): it may have been done or not
         |-- APIError            the server answered with an error status
-        |   `-- ErrorResponse   ... in the documented form: ``code`` says why, for programs
+        |   |-- ErrorResponse   ... in the documented form: ``code`` says why, for programs
+        |   `-- ForeignResponse ... in another: a gateway's, a page to sign in, a redirect; it may pass
         |-- ResponseInvalid     the server answered with success, in a form nobody can use
         `-- CursorReset         what was read here is not in the server's log (it was restored, or is another's)
 
@@ -30,6 +31,7 @@ __all__ = [
     "ErrorBody",
     "ErrorDetail",
     "ErrorResponse",
+    "ForeignResponse",
     "ResponseInvalid",
 ]
 
@@ -84,6 +86,16 @@ class ErrorResponse(APIError):
         )
         self.data = data
         self.detail = data.error.detail
+
+
+class ForeignResponse(APIError):
+    """Somebody else answered in the server's place, whatever the status: a gateway without a server behind it, a page
+    to sign in, a redirect. It says nothing of what was asked for, so it is waited for and asked again."""
+
+    @property
+    def passing(self) -> bool:
+        """Always: the server itself has not answered."""
+        return True
 
 
 class CursorReset(ClientError):

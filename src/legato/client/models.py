@@ -174,16 +174,30 @@ class EventPage(CamelModel, frozen=True, kw_only=True):
 
 
 class CancelResult(msgspec.Struct, frozen=True):
-    """Whether there was a run to cancel."""
+    """Whether there was a run to cancel; of a Mix server, only its ``status``."""
 
     cancelled: bool | None = None
+    status: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_any(self.cancelled, self.status)
 
 
 class PermissionResult(msgspec.Struct, frozen=True):
-    """What was decided; the first answer to a permission counts, so it may not be what was asked for now."""
+    """What was decided; the first answer to a permission counts, so it may not be what was asked for now. Of a Mix
+    server, only its ``status``."""
 
     granted: bool | None = None
     denied: bool | None = None
+    status: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_any(self.granted, self.denied, self.status)
+
+
+def _check_any(*values: object) -> None:
+    if all(value is None for value in values):  # somebody else's JSON
+        raise ValueError("none of the documented fields is there")
 
 
 class Health(msgspec.Struct, frozen=True):

@@ -17,10 +17,11 @@ from typing import Final, Self, Unpack
 from ..errors import InvalidInput, StreamFormatError
 from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, Options, header_lists
-from ..http.errors import APIError, ClientError, ConnectionFailed, ConnectionLost, ResponseInvalid
+from ..http.errors import APIError, ClientError, ConnectionLost, ResponseInvalid
 from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
 from ..sse import SSEMessage
+from .errors import ForeignResponse
 from .events import ConnectedEvent, SessionDeletedEvent, StreamEvent, decode_event
 from .resume import CONTROL, Resume
 
@@ -189,10 +190,9 @@ class EventReader:
 
     def _wait(self, error: ClientError | None) -> float | None:
         if isinstance(error, APIError):
-            return self._resume.lost(status=error.status_code, retry_after=error.retry_after)
-        if error is None or isinstance(error, ConnectionFailed | ConnectionLost):
-            return self._resume.lost()
-        return None
+            own = error.status_code == 204 or not isinstance(error, ForeignResponse)
+            return self._resume.lost(status=error.status_code if own else None, retry_after=error.retry_after)
+        return self._resume.lost() if error is None or error.passing else None
 
 
 class ReaderView:

@@ -128,8 +128,8 @@ class Resume:
         """How many seconds to wait before the next ``connect()``; None: give up.
 
         Args:
-            status: the HTTP status, when the server answered with an error.
-            retry_after: seconds from its ``Retry-After``.
+            status: the HTTP status, when the server itself has answered with an error.
+            retry_after: seconds from the answer's ``Retry-After``.
         """
         if status is not None and is_final(status):
             return None

@@ -222,7 +222,7 @@ class Client:
         raise AssertionError("Attempts end with a value or an error.")
 
     def _once(self, call: HttpCall[T]) -> T:
-        response = send(self.http, self.settings.request(call), follow_redirects=True)
+        response = send(self.http, self.settings.request(call), follow_redirects=call.method == "GET")
         if not response.is_success:
             raise refusal(response)
         return answer(call, response)

@@ -137,9 +137,11 @@ def answer(call: HttpCall[T], response: httpx2.Response) -> T:
     Raises:
         ResponseInvalid: it is of another form.
     """
-    if call.returns is NoneType:
+    if call.returns is NoneType and response.status_code == 204:
         return call.nothing()
     try:
+        if call.returns is NoneType:
+            raise msgspec.DecodeError("expected 204, without a body")
         return msgspec.json.decode(response.content, type=known(call.returns), strict=False)
     except (msgspec.MsgspecError, UnicodeError) as exc:
         raise ResponseInvalid(

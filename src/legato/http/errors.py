@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import LegatoError
+from .backoff import is_final
 
 __all__ = ["APIError", "ClientError", "ConnectionFailed", "ConnectionLost", "ResponseInvalid"]
 
@@ -21,6 +22,11 @@ class ClientError(LegatoError):
     """The root of all errors that the SDK raises about a request or a stream."""
 
     code = "client_error"
+
+    @property
+    def passing(self) -> bool:
+        """Whether it may pass by itself, so that asking again is of use. All that decides about it asks here."""
+        return True
 
 
 class ConnectionFailed(ClientError):
@@ -63,6 +69,11 @@ class APIError(ClientError):
         self.body = body
         self.headers = dict(headers or {})
         self.retry_after = retry_after
+
+    @property
+    def passing(self) -> bool:
+        """Whether the status says that it may pass."""
+        return not is_final(self.status_code)
 
 
 class ResponseInvalid(ClientError):

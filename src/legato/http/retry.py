@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from .backoff import MAX_RETRY_AFTER, is_final
-from .errors import APIError, ConnectionFailed, ConnectionLost
+from .backoff import MAX_RETRY_AFTER
+from .errors import APIError, ClientError, ConnectionFailed
 from .packages import stamina
 
 __all__ = ["DEFAULT_RETRIES", "UNSET", "Attempts", "BackoffStrategy", "RetryConfig", "Unset", "retrying"]
@@ -56,8 +56,8 @@ class BackoffStrategy:
 class RetryConfig:
     """Whether and how failed requests are repeated.
 
-    Repeated are the statuses 408, 425, 429 and 5XX and, if wanted, connection errors. A ``Retry-After`` of the server
-    is honoured, up to a minute.
+    Repeated are the statuses 408, 425, 429 and 5XX, whatever somebody between here and the server answers in its place
+    and, if wanted, connection errors. A ``Retry-After`` is honoured, up to a minute.
 
     Attributes:
         strategy: ``"backoff"``; ``"none"`` turns it off, as ``retries=None`` does.
@@ -111,14 +111,14 @@ def _never(error: Exception) -> bool:
 
 def _again(error: Exception, config: RetryConfig, repeatable: bool) -> bool | float:
     """Whether to try again; a float says after how many seconds."""
+    if not isinstance(error, ClientError) or not error.passing:
+        return False
     if isinstance(error, ConnectionFailed):
         return config.retry_connection_errors
-    if isinstance(error, ConnectionLost):
-        return config.retry_connection_errors and repeatable
     if not isinstance(error, APIError):
-        return False
+        return config.retry_connection_errors and repeatable
     refused = error.status_code == 429 or error.code == "draining"
-    if is_final(error.status_code) or not (repeatable or refused):
+    if not (repeatable or refused):
         return False
     # "Retry-After: 0" and none at all are the same here: a pause never harms.
     return min(error.retry_after, MAX_RETRY_AFTER) if error.retry_after else True
