@@ -25,6 +25,7 @@ LAYERS: list[tuple[str, int]] = [
     ("sse", 0),
     ("transcript", 0),
     ("late", 0),
+    ("fault", 0),
     ("log", 1),
     ("dialect", 1),
     ("http", 2),  # which is further confined below, as its users are

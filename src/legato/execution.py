@@ -16,7 +16,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -40,6 +40,7 @@ from .event import (
     SessionDeleted,
     settle,
 )
+from .fault import contained
 from .json import JsonObject
 from .load import Load
 from .log import Appended, Log, Store, Storing, Subscription
@@ -243,10 +244,15 @@ class Execution:
 
     def _abandon(self) -> None:
         self._abandoned = True
+        if self._speaker is not None and not self._speaker.done():
+            logger.warning("run %s: the agent goes on although it was told to stop; nobody listens", self._lease.run)
         self._go_on()
 
     async def _speak(self, agent: Agent, turn: Turn) -> None:
-        stream = agent.stream(turn)
+        with contained("the agent"):
+            await self._listen(agent.stream(turn))
+
+    async def _listen(self, stream: AsyncGenerator[object, None]) -> None:
         advance: Callable[[], Any] = stream.__anext__
         spoken = 0
         try:
@@ -255,9 +261,6 @@ class Execution:
                     item = await advance()
                 except StopAsyncIteration:
                     return
-                except (SystemExit, KeyboardInterrupt) as exc:
-                    # A task hands these on to the event loop, and the whole server would end with one agent.
-                    raise RuntimeError(f"the agent raised {type(exc).__name__}") from exc
                 if self._abandoned:
                     return
                 advance = stream.__anext__

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import inspect
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -66,6 +67,7 @@ from .event import (
     settled,
 )
 from .execution import CANCELLED, A, Limits, ended, resolve_key
+from .fault import contained
 from .json import LARGE, JsonObject
 from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Subscription
 from .machine import OpenRun
@@ -173,7 +175,7 @@ class Sessions:
         self._contents = runner.contents
         self._refusing = False
         self.aside = Aside()
-        self._may = may
+        self._may = _checked(may)
 
     @property
     def agents(self) -> Mapping[str, Agent]:
@@ -801,6 +803,21 @@ class Sessions:
         except SessionNotFound:
             pass
         raise AskNotFound(f"There is no {kind.type.partition('.')[0]} {id[:200]!r}.")
+
+
+def _checked(may: May) -> May:
+    """``may``, whose mistakes let nobody do anything."""
+
+    def checked(caller: Caller, verb: Verb, owner: str | None) -> bool:
+        with contained("may"):
+            allowed: object = may(caller, verb, owner)
+        if inspect.isawaitable(allowed):  # which would count as yes
+            if inspect.iscoroutine(allowed):
+                allowed.close()
+            raise TypeError("may is a plain function that gives True or False; this one is async.")
+        return bool(allowed)
+
+    return checked
 
 
 def located(session: str, run: str, events: Sequence[Event]) -> Located | None:

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..caller import Caller
 from ..errors import Draining, LegatoError, Overloaded, StoreError
+from ..fault import contained
 from .crowd import Line
 from .life import Life
 from .operation import RETRY_AFTER, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
@@ -147,9 +148,7 @@ class Adaptor:
         error: LegatoError | None = None
         try:
             try:
-                caller = life.settings.identify(scope)
-                caller = await caller if inspect.isawaitable(caller) else caller
-                request = Request(http, life, _with_address(caller, scope))
+                request = Request(http, life, _with_address(await _identified(life, scope), scope))
                 made = await self._made(operation, request)
             except LegatoError as exc:
                 error = ApplicationStopped() if isinstance(exc, StoreError) and life.over else exc
@@ -272,6 +271,17 @@ class WholeResponse(Response):
         """Cut it off now."""
         if self._patience is not None:
             self._patience.reschedule(asyncio.get_running_loop().time())
+
+
+async def _identified(life: Life, scope: Scope) -> Caller:
+    """Who asks, as the application says. A mistake of its is nobody's permission: the request fails."""
+    with contained("identify"):
+        caller = life.settings.identify(scope)
+        if inspect.isawaitable(caller):
+            caller = await caller
+    if not isinstance(caller, Caller) or not isinstance(caller.subject, str):
+        raise TypeError(f"identify must give a Caller whose subject is text, got {caller!r:.200}")
+    return caller
 
 
 async def send_body(body: Body, error: LegatoError | None, scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,6 +25,7 @@ from ..caller import may as may_what_is_theirs
 from ..dialect import mix
 from ..errors import InvalidInput, LegatoError
 from ..execution import Limits
+from ..fault import contained
 from ..log import Store
 from ..run import Runner
 from ..sessions import Sessions
@@ -40,6 +41,9 @@ from .stream import Streams
 from .traffic import Traffic
 
 logger = logging.getLogger("legato")
+
+ON_STOP_SECONDS = 3.0
+"""For which agents may let go of what they hold, once the application has stopped."""
 
 F = TypeVar("F", bound=AgentFunction)
 
@@ -260,12 +264,7 @@ class Legato:
             finally:
                 self._life, self._stopped = None, True
                 self._app = self._build_stopped()
-                for agent in self.agents.values():
-                    if agent.on_stop is not None:
-                        try:
-                            await agent.on_stop()
-                        except Exception:  # what one agent cannot let go of is no reason for the others to keep theirs
-                            logger.exception("agent %s failed to stop", agent.name)
+                await _stop_agents(self.agents.values())
 
     @asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:
@@ -375,6 +374,26 @@ class Legato:
                 await respond_error(ApplicationStopped())(scope, receive, send)
 
         return self._guarded(route, adaptor)
+
+
+async def _stop_agents(agents: Iterable[Agent]) -> None:
+    """Let agents let go of what they hold. What one cannot let go of is no reason for the others to keep theirs."""
+    stops = {asyncio.create_task(_stopped(agent)): agent.name for agent in agents if agent.on_stop is not None}
+    if not stops:
+        return
+    _, late = await asyncio.wait(stops, timeout=ON_STOP_SECONDS)
+    for task in late:
+        logger.error("agent %s has not stopped within %g s; it is left behind", stops[task], ON_STOP_SECONDS)
+        task.cancel()
+
+
+async def _stopped(agent: Agent) -> None:
+    try:
+        with contained("on_stop"):
+            assert agent.on_stop is not None
+            await agent.on_stop()
+    except Exception:
+        logger.exception("agent %s failed to stop", agent.name)
 
 
 def _names(given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -3,22 +3,30 @@
 At the first SIGTERM or SIGINT the server goes on answering while it drains: new messages are refused (503), runs have
 their time to finish, and their readers see the end; then the streams are closed and the process ends. A second signal
 ends it at once; what was stored is found at the next start.
+
+Agents run in this process, and none of them decides about it. ``sys.exit`` in a task of theirs is their error, a child
+that they fork has no socket of ours, and a process that was told to stop ends, whoever does not let go of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import functools
 import gc
 import logging
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from ..errors import LegatoError
+from ..fault import at_fork, let_go
 from .app import Legato
 from .connections import ACCEPTS as ACCEPTS
 from .connections import Acceptor, Connections, room_for_connections
@@ -34,6 +42,12 @@ stopped reading. A bound of its whole buffer (SO_SNDBUF) would do that too, and 
 GC_THRESHOLD = (20_000, 20, 20)
 """How much has to be made before Python looks for circles of garbage: there are next to none, and by default (700, 10,
 10) looking takes 6 to 10 % of the time."""
+
+
+END_SECONDS = 4.0
+"""What a process that was told to stop may take longer than its agents may; then it is ended from outside of Python."""
+LEAVE_SECONDS = 1.0
+"""For which tasks that nobody waits for may end when the server has."""
 
 
 class AddressTaken(LegatoError):
@@ -70,11 +84,13 @@ class _Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
         self._stopping = False
+        self._patience = 0.0  # seconds that agents have after the first signal
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         # Not left to uvicorn's lifespan, which would log the error and tell nobody.
         await self._legato.start()
+        self._patience = self._legato.grace + self._legato.runner.limits.cancel_grace
         connections = Connections(self._legato.traffic, bound=room_for_connections())
         make = functools.partial(HTTPProtocol, self.config, self.server_state, {}, connections=connections)
         try:
@@ -93,7 +109,31 @@ class _Server(uvicorn.Server):
         if not self.force_exit:
             await self._legato.stop()
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """See ``uvicorn.Server.run``, which would wait for every task that is left, for ever."""
+        loop = (self.config.get_loop_factory() or asyncio.new_event_loop)()
+        asyncio.set_event_loop(loop)
+        forget = at_fork(lambda: self._leave_to_parent(loop, sockets or []))
+        try:
+            _run_until_done(loop, loop.create_task(self.serve(sockets=sockets)))
+        finally:
+            forget()
+            _leave(loop)
+            asyncio.set_event_loop(None)
+            loop.close()
+
+    def _leave_to_parent(self, loop: asyncio.AbstractEventLoop, sockets: list[socket.socket]) -> None:
+        """In a forked child: no socket is its own, a signal ends it, and so does coming back into the event loop."""
+        loop.call_soon(os._exit, 1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        opened = [connection.transport.get_extra_info("socket") for connection in self.server_state.connections]
+        for each in (*sockets, *opened):
+            if each is not None and each.fileno() >= 0:
+                let_go(each.fileno())
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        _end_within(END_SECONDS if self._stopping else self._patience + END_SECONDS)
         if self._stopping or self._loop is None or not self.started:
             self.should_exit = self.force_exit = True
             return
@@ -115,6 +155,46 @@ class _Server(uvicorn.Server):
             await self._legato.streams.close()
         finally:
             self.should_exit = True
+
+
+def _run_until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+    """Run ``loop`` until ``task`` is done, whoever else in it wants it to stop."""
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except (SystemExit, KeyboardInterrupt, RuntimeError) as exc:
+            if task.done() or loop.is_closed():
+                raise
+            logger.error("an agent's task would have ended the server; it goes on", exc_info=exc)
+
+
+def _leave(loop: asyncio.AbstractEventLoop) -> None:
+    """End the tasks that are left, as far as they let themselves be ended."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        _run_until_done(loop, loop.create_task(_wait(tasks)))
+    for task in tasks:
+        if not task.done():
+            logger.warning("%s goes on although it was cancelled; it is left behind", task.get_name())
+        elif not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("%s failed when it was cancelled", task.get_name(), exc_info=error)
+    closing = loop.create_task(loop.shutdown_asyncgens())
+    _run_until_done(loop, loop.create_task(_wait({closing})))
+
+
+async def _wait(tasks: set[asyncio.Task[Any]]) -> None:
+    await asyncio.wait(tasks, timeout=LEAVE_SECONDS)
+
+
+def _end_within(seconds: float) -> None:
+    """End this process in so many seconds, if it has not ended by then: not in Python, where an agent may hold the one
+    thread that counts. It says on standard error what every thread was at, and its status is 1."""
+    try:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    except (ValueError, AttributeError, OSError):  # nobody has a standard error
+        logger.warning("the end of the process cannot be made sure")
 
 
 def serve(
@@ -140,7 +220,7 @@ def serve(
         log_level=log_level,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=3,
     )
     app.drain_on_signal = False  # handle_exit does it, and lets the readers see their runs end first
     server = _Server(config, app, on_ready)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 
 from ..errors import StoreLocked
+from ..fault import at_fork, let_go
 
 _FAR = 1 << 30
 
@@ -12,12 +15,14 @@ _FAR = 1 << 30
 class FileLock:
     """Holds ``path`` for one opener, through a locked file ``path + ".lock"`` that names the process.
 
-    It also keeps out a second opener in the same process. Not acquired at first.
+    It also keeps out a second opener in the same process. A child that is forked does not have it. Not acquired at
+    first.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._file: int | None = None
+        self._forget: Callable[[], None] = lambda: None
 
     def acquire(self) -> None:
         """Take it.
@@ -43,10 +48,12 @@ class FileLock:
             os.close(file)
             raise
         self._file = file
+        self._forget = at_fork(functools.partial(let_go, file))
 
     def release(self) -> None:
         """Let go. Idempotent. The file stays: removing it would race with the next one to open it."""
         if self._file is not None:
+            self._forget()
             os.close(self._file)
             self._file = None
 

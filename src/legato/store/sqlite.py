@@ -14,6 +14,7 @@ disk is missing from the tail cache, so that a later read never shows less than 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ import msgspec
 
 from ..errors import CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreCorrupt, StoreError
 from ..event import Draft, Event, Offset
+from ..fault import at_fork
 from ..log import MICRO, READ_LIMIT, Doorbell, SessionInfo, SessionPage, Store, Storing, Take
 from ..machine import Lease, OpenRun
 from .lock import FileLock
@@ -111,7 +113,7 @@ class SQLiteStore:
         self._tail_bytes = tail_bytes
         self._lock = FileLock(self._path)
         self._writer: Writer | None = None
-        self._closing: asyncio.Task[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
         """Make ready; create the file or bring it to the present schema. Forgets the leases of earlier processes.
@@ -172,6 +174,13 @@ class SQLiteStore:
         self._reading = asyncio.Semaphore(READERS)
         self._writer = Writer(self._path, self._connection, self._journal, self._clock, self._delivered_by_writer)
         self._writer.start(untidy=self._untidy)
+        self._forget = at_fork(self._leave_alone)
+
+    def _leave_alone(self) -> None:
+        """In a forked child: keep the connections for ever. To close one there would move the log into the file, and
+        delete it, under the process that writes it."""
+        for connection in (self._connection, *self._reader_connections):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
     async def close(self) -> None:
         """Store what was appended so far and close the file. Idempotent."""
@@ -181,7 +190,11 @@ class SQLiteStore:
             writer, self._writer = self._writer, None
             assert writer is not None
             writer.flush()
-            self._closing = asyncio.create_task(asyncio.to_thread(self._close, writer))
+            self._forget()
+            # A thread of its own, since all others may be busy with agents.
+            thread = ThreadPoolExecutor(1, thread_name_prefix="legato-sqlite-close")
+            self._closing = self._loop.run_in_executor(thread, self._close, writer)
+            thread.shutdown(wait=False)
         await asyncio.shield(self._closing)
 
     def _close(self, writer: Writer) -> None:
