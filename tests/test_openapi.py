@@ -50,6 +50,8 @@ def document(client: httpx2.Client) -> dict[str, Any]:
 OPERATIONS = [operation for dialect in DIALECTS for operation in dialect.operations]
 OPERATIONS += Inspector(DIALECTS).operations()
 generated = schemathesis.openapi.from_dict(openapi.document(OPERATIONS))
+fitting = schemathesis.openapi.from_dict(openapi.document(OPERATIONS))
+fitting.config.generation.update(modes=[schemathesis.GenerationMode.POSITIVE])
 
 
 def test_the_server_tells_the_document_that_is_tested(document: dict[str, Any]) -> None:
@@ -109,6 +111,146 @@ def test_a_request_that_can_be_answered_is_answered_as_documented(case: Any, url
         chat = {"messages": [{"role": "user", "content": "a"}], "model": "echo", "n": 1}
         case.body |= chat if "chat" in case.path else known
     case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance, negative_data_rejection])
+
+
+# What the document allows ---------------------------------------------------------------------------------------------
+
+KNOWN: dict[str, Any] = {"agent": "echo", "username": "echo", "model": "echo", "messageIndex": 0}
+"""Fields that name what there is, which no schema can know."""
+NAMED = {"cursor", "after", "previous_response_id", "conversation", "id", "client_id", "Idempotency-Key"}
+"""Others of the kind, which may be left out. (What an ``id`` or a key may be, ``test_bad_input.py`` has.)"""
+
+
+def with_what_there_is(case: Any, client: httpx2.Client) -> None:
+    """Let what a request names be there, and be as it wants it."""
+    session = client.post("/api/sessions", json={}).json()["id"]
+    sent = client.post("/v1/responses", json={"input": "a", "conversation": session}).json()["id"]
+    [asked, _] = client.get(f"/api/sessions/{session}/messages").json()
+    known = {"response_id": sent, "messageId": asked["id"], "model": "echo", "id": session, "threadId": session}
+    case.path_parameters = {name: known[name] for name in case.path_parameters or {}}
+    named = NAMED - {"after"} if case.operation.path.startswith("/api/") else NAMED  # there it is a number
+    case.query = {name: value for name, value in (case.query or {}).items() if name not in named}
+    left_out = NAMED | ({"Last-Event-ID"} if "{messageId}" in case.operation.path else set())
+    for name in [name for name in case.headers or {} if name in left_out]:
+        del case.headers[name]
+    if isinstance(case.body, dict):
+        body = {name: value for name, value in case.body.items() if name not in NAMED}
+        case.body = {name: KNOWN.get(name, value) if value is not None else None for name, value in body.items()}
+
+
+@fitting.parametrize()
+@settings(BOUNDED, max_examples=10)
+def test_what_the_document_allows_is_accepted(case: Any, url: str, client: httpx2.Client) -> None:
+    """Nothing that fits the schemas is refused for its form, in any dialect."""
+    with_what_there_is(case, client)
+    answer = case.call(base_url=url)
+    # There is no such ask, no such message or run in a body, and a stream that would not end is not opened.
+    absent = answer.status_code == 404 and (
+        case.operation.path == "/stream" or "/{id}/" in case.operation.path or "cancel" in case.operation.path
+    )
+    assert absent or answer.status_code < 400, answer.text
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "accepted"),
+    [
+        ("/api/sessions", {"title": "a" * 1_000}, True),
+        ("/api/sessions", {"agent": ""}, True),
+        ("/api/sdk/chat", {"username": ""}, True),
+        ("/api/sessions/{s}/messages", {"text": "\u00a0\u2003"}, False),
+        ("/api/sessions/{s}/messages", {"text": "\x1c\x1f\x85"}, False),
+        ("/api/sessions/{s}/messages", {"text": "\n.\n"}, True),
+        ("/stream/{s}/message", {"content": " "}, False),
+        ("/api/sdk/chat/{s}/messages", {"text": ""}, False),
+        ("/api/sdk/chat/{s}/messages", {"text": "a", "client_id": "a b"}, False),
+        ("/api/sessions/{s}/fork", {"messageIndex": 0.0}, True),
+        ("/api/sessions/{s}/fork", {"messageIndex": 0.5}, False),
+        ("/api/sessions/{s}/fork", {"messageIndex": "0"}, False),
+        ("/api/sessions/{s}/fork", {"messageIndex": -1.0}, False),
+        ("/v1/responses", {"input": ""}, False),
+        ("/v1/responses", {"input": []}, False),
+        ("/v1/responses", {"input": [{"role": "user", "content": " "}]}, False),
+        ("/v1/responses", {"input": [{"role": "system", "content": "a"}]}, False),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}]}]}, True),
+        ("/v1/responses", {"input": [{"type": "function_call_output", "call_id": "c", "output": "a"}]}, True),
+        ("/v1/responses", {"input": "a", "previous_response_id": ""}, False),
+        ("/v1/responses", {"input": "a", "previous_response_id": "resp_x"}, False),
+        ("/v1/responses", {"input": "a", "previous_response_id": "{r}", "conversation": "{s}"}, False),
+        ("/v1/responses", {"input": "a", "previous_response_id": None, "conversation": "{s}"}, True),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 5.0, "top_logprobs": 20.0, "temperature": 1}, True),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 0.0}, False),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 10**30}, True),
+        ("/v1/responses", {"input": "a", "top_logprobs": 20.5}, False),
+        ("/v1/responses", {"input": "a", "temperature": 2.1}, False),
+        ("/v1/chat/completions", {"messages": []}, False),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "n": 1.0}, True),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "n": 2}, False),
+        ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "a"}]}, False),
+        ("/v1/chat/completions", {"messages": [{"role": "tool", "tool_call_id": "c", "content": "a"}]}, True),
+    ],
+)
+def test_the_document_says_what_the_code_does(
+    target: str, body: Any, accepted: bool, document: dict[str, Any], client: httpx2.Client
+) -> None:
+    """What is refused does not fit the schema, and what fits is accepted."""
+    session = client.post("/api/sessions", json={}).json()["id"]
+    response = client.post("/v1/responses", json={"input": "a", "conversation": session}).json()["id"]
+    filled = json.loads(json.dumps(body).replace("{s}", session).replace("{r}", response))
+    path = target.replace("{s}", "{threadId}" if "sdk" in target else "{id}")
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "components": document["components"]}
+    answer = client.post(target.replace("{s}", session), json=filled)
+    assert (answer.status_code < 400, answer.status_code in (400, 404)) == (accepted, not accepted), answer.text
+    assert jsonschema_rs.is_valid(whole, filled) == accepted
+
+
+@pytest.mark.parametrize(
+    ("target", "values"),
+    [
+        ("/stream?sessionId={s}&from=", {"": 200, "start": 200, "7": 200, "end": 400, "1" * 16: 400, "-1": 400}),
+        ("/stream?sessionId={s}&client=", {"": 200, "legato": 200, "python-0.8.1": 200, "python": 400, "x-1.2.3": 400}),
+        ("/api/sessions/{s}/events?after=", {"0": 200, "9" * 15: 200, "1" + "0" * 15: 400, "-1": 400, "": 400}),
+        ("/api/sessions?before=", {"": 200, "2026-11-21T12:00:00Z": 200, "2026-11-21": 400, "x": 400}),
+        ("/api/sessions?cursor=", {"": 400}),
+        ("/api/messages/history?offset=", {"100000": 200, "100001": 400}),
+        ("/api/inspect/sessions/{s}?after=", {"9" * 15: 200, "1" + "0" * 15: 400}),
+        ("/api/inspect/sessions/{s}/wire?dialects=", {"": 200, "deva,chat": 200, "mix/legato": 200, "mix/CLIENT": 400,
+                                                      "x": 400}),
+        ("/v1/responses/{r}/input_items?after=", {"": 400, "x": 400}),
+    ],
+)  # fmt: skip
+def test_the_document_says_what_parameters_may_be(
+    target: str, values: dict[str, int], document: dict[str, Any], client: httpx2.Client
+) -> None:
+    """What is refused does not fit, and what fits is accepted."""
+    session = client.post("/api/sessions", json={}).json()["id"]
+    response = client.post("/v1/responses", json={"input": "a"}).json()["id"]
+    path, _, query = target.partition("?")
+    name = query.rpartition("&")[2].removesuffix("=")
+    known = path.replace("{s}", "{id}").replace("{r}", "{response_id}")
+    [schema] = [each["schema"] for each in document["paths"][known]["get"]["parameters"] if each["name"] == name]
+    validator = jsonschema_rs.validator_for(
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, validate_formats=True
+    )
+    for value, status in values.items():
+        where = target.replace("{s}", session).replace("{r}", response) + value
+        answer = client.head(where) if path == "/stream" else client.get(where)
+        assert answer.status_code == status, (where, answer.text)
+        read = int(value) if schema["type"] == "integer" and re.fullmatch("-?[0-9]+", value) else value
+        assert validator.is_valid(read) == (status == 200), where
+
+
+def test_what_the_guard_refuses_is_documented(document: dict[str, Any], client: httpx2.Client) -> None:
+    """Of every operation."""
+    for path, method, operation in operations(document):
+        target = re.sub(r"\{\w+\}", "x", path)
+        for headers, status in (
+            ({"origin": "https://evil.test"}, 403),
+            ({"sec-fetch-site": "cross-site"}, 403),
+            ({"host": "evil.test"}, 421),
+        ):
+            assert client.request(method, target, headers=headers).status_code == status
+            assert str(status) in operation["responses"]
 
 
 # The document itself --------------------------------------------------------------------------------------------------

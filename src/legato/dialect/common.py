@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -13,10 +13,21 @@ from ..errors import CursorInvalid, InvalidInput, LegatoError
 from ..event import Offset
 from ..json import JsonObject
 
+T = TypeVar("T")
+
+SPOKEN: JsonObject = {"minLength": 1, "not": {"pattern": r"^[\s\x1c-\x1f\x85\ufeff]*$"}}
+"""For schemas, of text that is to be answered: something in it is no blank, by Python's word and by JavaScript's."""
+
 Text = Annotated[str, Meta(max_length=1_000_000)]
+Spoken = Annotated[str, Meta(extra_json_schema=SPOKEN)]
+"""A message's text; how long it may be is for ``Limits.message_characters`` to say."""
 Title = Annotated[str, Meta(max_length=1_000)]
 # Without a dot in front, since clients resolve "/api/sessions/.." before they send it.
-SessionId = Annotated[str, Meta(pattern="^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
+SESSION_PATTERN = "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"
+SessionId = Annotated[str, Meta(pattern=SESSION_PATTERN)]
+KEY_PATTERN = "^[!-~]{1,255}$"
+OFFSET_MOST = 10**15 - 1
+"""What a cursor or an offset that somebody gives may be at most: 15 digits."""
 
 # Errors ---------------------------------------------------------------------------------------------------------------
 
@@ -54,6 +65,32 @@ def describe(error: LegatoError) -> ErrorBody:
 
 
 # Fields -------------------------------------------------------------------------------------------------------------
+
+
+def decode_json(raw: bytes, type: type[T]) -> T:
+    """JSON as ``type``. A whole number may be written with a fraction (``1.0``), as JSON Schema has it. Of what is
+    ``LARGE`` it may not: that is not read twice.
+
+    Raises:
+        msgspec.DecodeError, RecursionError, UnicodeDecodeError: it is no JSON, or does not fit (``ValidationError``).
+    """
+    try:
+        return msgspec.json.decode(raw, type=type)
+    except msgspec.ValidationError as exc:
+        if not str(exc).startswith("Expected `int") or "got `float`" not in str(exc):
+            raise
+        try:
+            return msgspec.convert(_whole.decode(raw), type)
+        except msgspec.ValidationError:
+            raise exc from None
+
+
+def _number(text: str) -> int | float:
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
+_whole: msgspec.json.Decoder[Any] = msgspec.json.Decoder(float_hook=_number)
 
 
 def rfc3339(at: float, *, exact: bool = False) -> str:

@@ -17,7 +17,7 @@ from ..errors import CursorInvalid
 from ..event import MessageCreated, Said
 from ..log import SessionInfo
 from ..part import Message, Part, RefusalPart, TextPart
-from .common import SessionId, Text, Title, rfc3339
+from .common import KEY_PATTERN, SessionId, Spoken, Title, rfc3339
 
 PARAGRAPH = "\n\n"
 """Between the texts of two steps: the user sees no tools, and two sentences would run into each other."""
@@ -99,8 +99,8 @@ class CreateMessage(msgspec.Struct):
         client_id: the same id and text, the same message: safe to send again. 1 to 255 visible ASCII characters.
     """
 
-    text: Text
-    client_id: Annotated[str, Meta(pattern=r"^[!-~]{1,255}$")] | None = None
+    text: Spoken
+    client_id: Annotated[str, Meta(pattern=KEY_PATTERN)] | None = None
 
 
 class Stopped(msgspec.Struct):

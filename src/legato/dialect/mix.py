@@ -123,6 +123,8 @@ LEGATO = Profile(
 _profiles: dict[str, Profile] = {"legato": LEGATO}
 
 _CLIENT = re.compile(r"(python|typescript)-(\d{1,4})\.(\d{1,4})\.(\d{1,4})", re.ASCII)
+CLIENT_PATTERN = r"legato|(?:python|typescript)-[0-9]{1,4}(?:\.[0-9]{1,4}){2}"
+"""A client's name, for the document."""
 _USER_AGENT = re.compile(r"speakeasy-sdk/(python|typescript) (\d{1,4}\.\d{1,4}\.\d{1,4}) .*mix-", re.ASCII)
 
 

@@ -17,7 +17,7 @@ from ..json import LARGE, JsonObject, decode_in_pieces
 from ..log import SessionInfo
 from ..part import CallPart, Message, Part, ThinkingPart, Usage, encode, to_builtins
 from ..transcript import answer_place, rewound, told
-from .common import SessionId, Text, Title, rfc3339
+from .common import SessionId, Spoken, Text, Title, rfc3339
 
 
 class _Wire(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
@@ -50,13 +50,13 @@ class CreateSession(_Wire):
 class StreamMessage(_Wire):
     """A message for ``/stream/{id}/message``: plain text, or JSON text of an object with ``text``."""
 
-    content: Text
+    content: Spoken
 
 
 class SendMessage(_Wire):
     """A message; fields beyond these reach the agent as ``turn.message.metadata``."""
 
-    text: Text
+    text: Spoken
     agent: str | None = None
 
 
@@ -92,6 +92,20 @@ class Respond(_Wire):
 
     type: Literal["acknowledge", "text", "choice"]
     value: Text | None = None
+
+
+RespondBody = Annotated[
+    Respond,
+    Meta(
+        extra_json_schema={
+            "anyOf": [
+                {"properties": {"type": {"const": "acknowledge"}}},
+                {"properties": {"value": {"type": "string"}}, "required": ["value"]},
+            ]
+        }
+    ),
+]
+"""For the document: what is no mere acknowledgement has a value."""
 
 
 # Answers --------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ HEARTBEAT = b": ping\n\n"
 of the next event. Streams of this dialect have no ids, so no decoder makes an event of it."""
 
 _ID = re.compile(r"resp_(([A-Za-z0-9_-][A-Za-z0-9._-]{0,127})~[0-9a-f]{1,64})", re.ASCII)
+ID_PATTERN = r"^resp_[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}~[0-9a-f]{1,64}$"
+"""A response's id, for the document."""
 
 
 def response_id(run: str) -> str:
@@ -103,7 +105,7 @@ class ResponseSettings(msgspec.Struct, kw_only=True, omit_defaults=True):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    previous_response_id: str | None = None
+    previous_response_id: Annotated[str, msgspec.Meta(extra_json_schema={"pattern": ID_PATTERN})] | None = None
 
 
 _DEFAULTS: JsonObject = {

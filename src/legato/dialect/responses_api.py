@@ -17,6 +17,7 @@ from ..errors import Conflict, InvalidInput, LegatoError, NotFound, QueueFull
 from ..event import MessageCreated, SessionCreated
 from ..json import LARGE, JsonObject, decode_in_pieces
 from ..part import CallPart, Part, RefusalPart, TextPart, ThinkingPart, check_depth
+from .common import SPOKEN, decode_json
 from .responses import Count, Penalty, ResponseSettings, Share, Temperature
 
 T = TypeVar("T")
@@ -78,6 +79,28 @@ Item = JsonObject
 Metadata = Annotated[dict[str, str], msgspec.Meta(max_length=256)]
 """What a client says of its own, and is told again in each of the larger events: OpenAI lets it have 16 fields."""
 
+_WORDS: JsonObject = {"type": "string", **SPOKEN}
+_SPOKEN: JsonObject = {
+    "anyOf": [
+        _WORDS,
+        {"type": "array", "contains": {"type": "object", "properties": {"text": _WORDS}, "required": ["text"]}},
+    ]
+}
+
+
+def _last(**properties: JsonObject) -> JsonObject:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+_ASKED = _last(role={"const": "user"}, content=_SPOKEN)
+_ANSWERABLE: JsonObject = {
+    "minItems": 1,
+    "contains": {"anyOf": [_ASKED, _last(type={"const": "function_call_output"}, output=_SPOKEN)]},
+    "description": "The last of them that is not the assistant's is what is answered: a user's message, or the output "
+    "of a tool.",
+}
+"""For the document, of items: there is something to answer."""
+
 
 class Create(ResponseSettings, kw_only=True):
     """A request for a response. Fields that are not named here are ignored.
@@ -89,10 +112,30 @@ class Create(ResponseSettings, kw_only=True):
     """
 
     model: str | None = None
-    input: str | list[Item]
+    input: (
+        Annotated[str, msgspec.Meta(extra_json_schema=SPOKEN)]
+        | Annotated[list[Item], msgspec.Meta(extra_json_schema=_ANSWERABLE)]
+    )
     metadata: Metadata | None = None
     stream: bool | None = None
     conversation: str | JsonObject | None = None
+
+
+CreateBody = Annotated[
+    Create,
+    msgspec.Meta(
+        extra_json_schema={
+            "not": {
+                "required": ["conversation", "previous_response_id"],
+                "properties": {
+                    "conversation": {"not": {"type": "null"}},
+                    "previous_response_id": {"not": {"type": "null"}},
+                },
+            }
+        }
+    ),
+]
+"""For the document: not both of what it may go on with."""
 
 
 def conversation(body: Create) -> str | None:
@@ -110,7 +153,16 @@ class StreamOptions(msgspec.Struct):
 class CreateChat(msgspec.Struct, kw_only=True):
     """A request for a chat completion. Fields that are not named here are ignored."""
 
-    messages: Annotated[list[Item], msgspec.Meta(examples=[[{"role": "user", "content": "Hello"}]])]
+    messages: Annotated[
+        list[Item],
+        msgspec.Meta(
+            examples=[[{"role": "user", "content": "Hello"}]],
+            extra_json_schema={
+                **_ANSWERABLE,
+                "contains": {"anyOf": [_ASKED, _last(role={"const": "tool"}, content=_SPOKEN)]},
+            },
+        ),
+    ]
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -126,7 +178,7 @@ class CreateChat(msgspec.Struct, kw_only=True):
     metadata: Metadata | None = None
     reasoning_effort: str | None = None
     response_format: JsonObject | None = None
-    n: int | None = None
+    n: Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 1, "maximum": 1})] | None = None
 
 
 def decode(raw: bytes, type: type[T]) -> T:
@@ -136,7 +188,7 @@ def decode(raw: bytes, type: type[T]) -> T:
         BadRequest: not JSON, or not of the type; ``param`` names the place.
     """
     try:
-        return decode_in_pieces(raw, type) if len(raw) > LARGE else msgspec.json.decode(raw, type=type)
+        return decode_in_pieces(raw, type) if len(raw) > LARGE else decode_json(raw, type)
     except msgspec.ValidationError as exc:
         message, _, place = str(exc).partition(" - at `$")
         param = place.rstrip("`").removeprefix(".")

@@ -27,7 +27,7 @@ async def create(request: Request) -> Body:
     """Begin a thread. The body may be left out."""
     body = await request.body(deva_api.CreateThread, default=deva_api.CreateThread())
     thread = new_session_id(body.id)
-    info = await request.sessions.create(request.caller, thread, SessionCreated(body.title, body.username))
+    info = await request.sessions.create(request.caller, thread, SessionCreated(body.title, body.username or None))
     location = {"location": f"{request.prefix}/api/sdk/chat/{thread}"}
     return Body(201, deva_api.thread(info, default=_default(request)), location)
 
@@ -196,7 +196,7 @@ def _operations() -> list[Operation]:
     path, one = "/api/sdk/chat/{threadId}", "/api/sdk/chat/{threadId}/messages/{messageId}"
     limit = Param("limit", "query", "How many at most; 20 by default.",
                   {"type": "integer", "minimum": 1, "maximum": 100})  # fmt: skip
-    cursor = Param("cursor", "query", "The next_cursor of the page before.")
+    cursor = Param("cursor", "query", "The next_cursor of the page before.", {"type": "string", "minLength": 1})
     usernames = Param("usernames", "query", "Names of agents, with commas between them.")
     return [
         Operation("streamAnswer", "POST", f"{one}/query/stream", "deva", "Read the answer to a message", stream, {},

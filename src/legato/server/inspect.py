@@ -10,6 +10,7 @@ The page is ``web/inspect.html``; ``docs/inspect.md`` says what it shows.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -18,6 +19,8 @@ import msgspec
 
 import legato
 
+from ..dialect import mix
+from ..dialect.common import OFFSET_MOST
 from ..errors import InvalidInput, LegatoError
 from ..event import CallDelta, Event, TextPiece
 from ..json import JsonObject
@@ -283,7 +286,7 @@ class Inspector:
     async def session(self, request: Request) -> Body:
         """One session: who reads it and how far they are, its open runs, and an outline of its log."""
         request.sessions.check_inspect(request.caller)
-        after = request.number("after", default=0, least=0, most=10**15 - 1)
+        after = request.number("after", default=0, least=0, most=OFFSET_MOST)
         limit = request.number("limit", default=2_000, least=1, most=OUTLINE)
         session, life = request.path["id"], request.life
         # In this order, so that no reader seems to be ahead of the log.
@@ -304,7 +307,7 @@ class Inspector:
     async def wire(self, request: Request) -> Body:
         """Events of a session beside the bytes that they are in each of some dialects."""
         request.sessions.check_inspect(request.caller)
-        after = request.number("after", default=0, least=0, most=10**15 - 1)
+        after = request.number("after", default=0, least=0, most=OFFSET_MOST)
         limit = request.number("limit", default=100, least=1, most=500)
         session, store = request.path["id"], request.life.store
         info = await store.info(session)
@@ -325,9 +328,16 @@ class Inspector:
     def operations(self) -> list[Operation]:
         """All of them, as the router and the document need them."""
         session = Param("id", "path", "The session's id.", required=True)
-        after = Param("after", "query", "Events after this offset.", {"type": "integer", "minimum": 0})
+        after = Param(
+            "after", "query", "Events after this offset.", {"type": "integer", "minimum": 0, "maximum": OFFSET_MOST}
+        )
+        views = _views(self._dialects)
+        name = "|".join(re.escape(view).replace("CLIENT", f"(?:{mix.CLIENT_PATTERN})") for view in views)
         dialects = Param(
-            "dialects", "query", f"Up to {COLUMNS} of `{'`, `'.join(_views(self._dialects))}`, with commas between."
+            "dialects",
+            "query",
+            f"Up to {COLUMNS} of `{'`, `'.join(views)}`, with commas between.",
+            {"type": "string", "pattern": f"^(?:(?:{name})(?:,(?:{name})){{0,{COLUMNS - 1}}})?$"},
         )
         return [
             Operation("inspectServer", "GET", "/api/inspect", "inspector", "What the server does now", self.server,

@@ -17,7 +17,7 @@ import legato
 from .. import transcript
 from ..contents import Entry, window
 from ..dialect import mix, mix_api
-from ..dialect.common import idempotency_key, rfc3339
+from ..dialect.common import KEY_PATTERN, OFFSET_MOST, SESSION_PATTERN, idempotency_key, rfc3339
 from ..errors import Conflict, CursorInvalid, InvalidInput, SessionNotFound, TooLarge
 from ..event import Event, Offset, SessionDeleted
 from ..json import LARGE, JsonObject
@@ -34,6 +34,8 @@ EXPORT_BYTES = 64 * 1024 * 1024
 """The same of an export, which has no pages."""
 MOST_MESSAGES = 10_000
 """Messages in one page at most."""
+SKIPPED = 100_000
+"""Messages that a page of all sessions' may leave out."""
 SUMMARIES = 10_000
 """Session summaries kept; each is made anew when its log has grown."""
 
@@ -198,7 +200,7 @@ async def export(request: Request) -> Body:
 async def events(request: Request) -> Body:
     """A page of the canonical log."""
     info = await _info(request)
-    after = request.number("after", default=0, least=0, most=10**15 - 1)
+    after = request.number("after", default=0, least=0, most=OFFSET_MOST)
     limit = request.number("limit", default=500, least=1, most=1000)
     page = await request.sessions.read(request.caller, info.session, after, limit=limit)
     return Body(200, mix_api.event_page(page, info.head))
@@ -302,7 +304,7 @@ def _place(entries: Sequence[Entry], cursor: str) -> int:
 async def history(request: Request) -> Body:
     """Messages of all sessions, newest first. A page ends early where they are large; the next one begins behind it."""
     limit = request.number("limit", default=50, least=1, most=1000)
-    skip = request.number("offset", default=0, least=0, most=100_000)
+    skip = request.number("offset", default=0, least=0, most=SKIPPED)
     sessions, caller = request.sessions, request.caller
     newest: list[tuple[Entry, str]] = []
     after: str | None = None
@@ -401,14 +403,18 @@ async def nothing(request: Request) -> Body:
 
 # The table ------------------------------------------------------------------------------------------------------------
 
+_SESSION: JsonObject = {"type": "string", "pattern": SESSION_PATTERN}
+_CLIENT: JsonObject = {"type": "string", "pattern": f"^(?:{mix.CLIENT_PATTERN})?$"}
+
 STREAM_PARAMS = [
-    Param("sessionId", "query", "The session to follow.", required=True),
+    Param("sessionId", "query", "The session to follow.", _SESSION, required=True),
     Param("from", "query", "Where a reader without a cursor begins: `start`, `tail`, or an offset. Without it, at the "
-          "running turn, or at the tail if nothing runs."),
+          "running turn, or at the tail if nothing runs.",
+          {"type": "string", "pattern": "^(?:start|tail|[0-9]{1,15})?$"}),
     Param("client", "query", "Which client's event names to use, instead of what User-Agent tells: `legato`, "
-          "`python-0.8.1`, `typescript-0.11.4` ..."),
+          "`python-0.8.1`, `typescript-0.11.4` ...", _CLIENT),
     Param("Last-Event-ID", "header", "The id of the last event you have; the stream goes on exactly after it.",
-          {"type": "string", "pattern": "^[0-9]{1,15}$"}),
+          {"type": "string", "pattern": "^(?:[0-9]{1,15})?$"}),
 ]  # fmt: skip
 
 
@@ -424,7 +430,8 @@ _FRAME: JsonObject = {
 }
 
 
-_INTEGER: JsonObject = {"type": "integer", "minimum": 0}
+def _number(most: int) -> JsonObject:
+    return {"type": "integer", "minimum": 0, "maximum": most}
 
 
 def _limit(most: int) -> Param:
@@ -468,10 +475,13 @@ def _repeated(sent: Sent) -> dict[str, str]:
 
 def _operations() -> list[Operation]:
     session = Param("id", "path", "The session's id.", required=True)
-    key = Param("Idempotency-Key", "header", "The same key and message, the same run: safe to send again.")
-    client = Param("client", "query", "Which client's names to use, instead of what User-Agent tells.")
-    before = Param("before", "query", "Only sessions last written to before this RFC 3339 time; for old clients.")
-    cursor = Param("cursor", "query", "The `Legato-Next` of the page before.")
+    key = Param("Idempotency-Key", "header", "The same key and message, the same run: safe to send again.",
+                {"type": "string", "pattern": KEY_PATTERN})  # fmt: skip
+    client = Param("client", "query", "Which client's names to use, instead of what User-Agent tells.", _CLIENT)
+    before = Param("before", "query", "Only sessions last written to before this RFC 3339 time; for old clients.",
+                   {"type": "string", "anyOf": [{"maxLength": 0}, {"format": "date-time"}]})  # fmt: skip
+    cursor = Param("cursor", "query", "The `Legato-Next` of the page before.", {"type": "string", "minLength": 1})
+    after = Param("after", "query", "Events after this offset.", _number(OFFSET_MOST))
     data, errors = mix_api.SessionData, (404,)
     return [
         Operation("streamEvents", "GET", "/stream", "streaming", "Follow a session", stream, {}, params=STREAM_PARAMS,
@@ -493,8 +503,7 @@ def _operations() -> list[Operation]:
                   export, {200: mix_api.ExportSession}, params=[session], errors=(404, 413)),
         Operation("listEvents", "GET", "/api/sessions/{id}/events", "sessions", "Read the canonical log",
                   events, {200: mix_api.EventPage},
-                  params=[session, Param("after", "query", "Events after this offset.", _INTEGER), _limit(1000)],
-                  errors=errors),
+                  params=[session, after, _limit(1000)], errors=errors),
         Operation("sendStreamingMessage", "POST", "/stream/{id}/message", "streaming",
                   "Send a message; the answer comes on the stream", send_streaming,
                   {200: mix_api.Broadcasted}, params=[session, key], body=mix_api.StreamMessage,
@@ -513,7 +522,7 @@ def _operations() -> list[Operation]:
         Operation("messageHistory", "GET", "/api/messages/history", "messages",
                   "Messages of all sessions, newest first", history,
                   {200: list[mix_api.BackendMessage]},
-                  params=[_limit(1000), Param("offset", "query", "How many to skip.", _INTEGER)]),
+                  params=[_limit(1000), Param("offset", "query", "How many to skip.", _number(SKIPPED))]),
         Operation("cancelSession", "POST", "/api/sessions/{id}/cancel", "sessions", "Stop what runs",
                   cancel, {200: mix_api.Cancelled}, params=[session], body=mix_api.Cancel,
                   body_required=False, errors=errors),
@@ -523,7 +532,7 @@ def _operations() -> list[Operation]:
                   deny, {200: mix_api.Denied}, params=[_ask("permission")], errors=errors),
         Operation("respondToNotification", "POST", "/api/notifications/{id}/respond", "notifications",
                   "Answer a notification", answer_notification, {204: None},
-                  params=[_ask("notification")], body=mix_api.Respond, errors=errors),
+                  params=[_ask("notification")], body=mix_api.RespondBody, errors=errors),
         Operation("getHealth", "GET", "/health", "system", "Is the server up?", health,
                   {200: mix_api.Health}),
         Operation("getReady", "GET", "/ready", "system", "Does the server take messages?", ready,

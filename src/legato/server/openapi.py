@@ -66,8 +66,10 @@ def _operation(operation: Operation, by_type: JsonObject) -> JsonObject:
     if operation.body is not None:
         body = {"schema": by_type[repr(operation.body)]}
         described["requestBody"] = {"required": operation.body_required, "content": {"application/json": body}}
-    sent = [413, 503] if operation.body is not None else [413] if operation.answers else [503]
-    for status in sorted({400, 500, *operation.errors, *sent}):
+    # 403 and 421 are the guard's.
+    sent = {400, 403, 421, 500, 503} | ({408, 413} if operation.body is not None else set())
+    sent |= {507} if operation.method != "GET" else set()
+    for status in sorted(sent.union(operation.errors)):
         described["responses"].setdefault(str(status), _response(status, by_type[repr(operation.error)]))
     if operation.stream is not None:
         well = described["responses"].setdefault("200", {"description": "The stream.", "content": {}})

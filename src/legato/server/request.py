@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 
 from ..caller import Caller
+from ..dialect.common import decode_json
 from ..errors import InvalidInput, TooLarge
 from ..json import LARGE, decode_in_pieces
 from .life import Life
@@ -59,7 +60,7 @@ class Request:
         try:
             if self.size > LARGE:
                 return await self.aside(decode_in_pieces, raw, type)
-            return msgspec.json.decode(raw, type=type)
+            return decode_json(raw, type)
         except msgspec.ValidationError as exc:
             raise InvalidInput(f"The body does not fit: {exc}.") from exc
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:

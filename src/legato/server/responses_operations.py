@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from ..dialect import responses_schema as schema
-from ..dialect.responses_api import Create, CreateChat
+from ..dialect.common import KEY_PATTERN
+from ..dialect.responses_api import CreateBody, CreateChat
 from ..json import JsonObject
 from . import responses as routes
 from .operation import Dialect, Frames, Handler, Operation, Param
@@ -18,7 +19,8 @@ CHAT_EVENTS = Frames("ChatStreamEvent", schema.CHAT_EVENTS, named=False, done=Tr
 _EVERYWHERE = "Also without `/v1`."
 _ID = Param("response_id", "path", "The response's id.", required=True)
 _KEY = Param("Idempotency-Key", "header", "The same key and request, the same response: safe to send again. For a "
-             "request that names no conversation, keys are common to the whole server.")  # fmt: skip
+             "request that names no conversation, keys are common to the whole server.",
+             {"type": "string", "pattern": KEY_PATTERN})  # fmt: skip
 _BOOLEAN: JsonObject = {"type": "boolean", "default": False}
 
 
@@ -37,7 +39,7 @@ def _responses() -> list[Operation]:
         *_operation("createResponse", "POST", "/responses", "Ask for a response", routes.create, response,
                   "A client that leaves ends nothing. `previous_response_id` or `conversation` go on with a session; "
                   "without them a new one begins.",
-                  params=[_KEY], body=Create, errors=(404, 409, 429), stream=RESPONSE_EVENTS),
+                  params=[_KEY], body=CreateBody, errors=(404, 409, 429), stream=RESPONSE_EVENTS),
         *_operation("getResponse", "GET", "/responses/{response_id}", "Get a response, or its stream",
                   routes.retrieve, response, "Any number of times, for as long as its session is kept.",
                   params=[_ID, Param("stream", "query", "Whether to answer with the events.", _BOOLEAN),
@@ -56,7 +58,8 @@ def _responses() -> list[Operation]:
                                      {"type": "integer", "minimum": 1, "maximum": 100}),
                           Param("order", "query", "`desc` if it is not given.",
                                 {"type": "string", "enum": ["asc", "desc"]}),
-                          Param("after", "query", "The id of the item after which the page begins.")],
+                          Param("after", "query", "The id of the item after which the page begins.",
+                                {"type": "string", "pattern": "^in_.*_[0-9]+$"})],
                   errors=(404,)),
         *_operation("listModels", "GET", "/models", "List the agents", routes.models, schema.ModelList),
         *_operation("getModel", "GET", "/models/{model}", "Get an agent", routes.model, schema.ModelObject,
