@@ -162,6 +162,19 @@ def window(entries: Sequence[Entry], *, messages: int, bytes: int) -> int:
     return begin
 
 
+def stretches(entries: Sequence[Entry], *, bytes: int) -> list[Sequence[Entry]]:
+    """``entries`` in pieces of so many bytes at most, or of one entry."""
+    found: list[list[Entry]] = []
+    room = 0
+    for entry in entries:
+        room -= entry.size
+        if room < 0 or not found:
+            found.append([])
+            room = bytes - entry.size
+        found[-1].append(entry)
+    return [*found]
+
+
 class Catalogue:
     """The contents of the logs that were used last, each as far as somebody has looked.
 
@@ -229,7 +242,8 @@ class Catalogue:
         place = 0
         while place < len(missing):
             # What stands between two messages is little as a rule, so it is read along with them.
-            events = await self._store.read(session, missing[place] - 1, limit=READ_LIMIT, deltas=False)
+            span = missing[-1] - missing[place] + 1
+            events = await self._store.read(session, missing[place] - 1, limit=min(span, READ_LIMIT), deltas=False)
             if not events or events[0].offset != missing[place]:
                 raise SessionNotFound(session)
             for event in events:

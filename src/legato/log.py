@@ -212,6 +212,7 @@ class Store(Leaser, Protocol):
     but never fewer than ``limit`` while there are more; or None, where that takes waiting. Readers at the head of a
     log cost less with it. One that can know without being asked that it cannot store anything for now may have
     ``trouble``, a property: the ``StoreError`` that says why, or None. The server is not ready as long as there is one.
+    One that can begin a session bit by bit, out of sight until it is whole, may have ``build``, see the function.
     """
 
     doorbell: Doorbell
@@ -283,6 +284,24 @@ class Store(Leaser, Protocol):
             CursorInvalid: ``after`` is not of the form of this store.
         """
         ...
+
+
+async def build(store: Store, session: str, pieces: AsyncIterator[Sequence[Draft]]) -> None:
+    """Begin a session with what comes in pieces, however much that is: it is there whole, or not at all.
+
+    Args:
+        store: by its own ``build``, if it has one; else in one append.
+        session: its id.
+        pieces: in order, the first with ``session.created`` at its head; no drafts of runs, and no deltas.
+
+    Raises:
+        SessionExists, StoreError: nothing was stored. Whatever ``pieces`` raises, too.
+    """
+    own = getattr(store, "build", None)
+    if own is not None:
+        await own(session, pieces)
+    else:
+        await store.append(session, [draft async for piece in pieces for draft in piece])
 
 
 class Listener(Protocol):

@@ -26,7 +26,7 @@ from .agent import Agent
 from .aside import Aside
 from .caller import Caller, May, Verb
 from .caller import may as may_what_is_theirs
-from .contents import Contents, Entry
+from .contents import Contents, Entry, stretches
 from .errors import (
     AskNotFound,
     Conflict,
@@ -69,7 +69,7 @@ from .event import (
 from .execution import CANCELLED, A, Limits, ended, resolve_key
 from .fault import contained
 from .json import LARGE, JsonObject
-from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Subscription
+from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Subscription, build
 from .machine import OpenRun
 from .part import Message, as_json
 from .run import Runner
@@ -77,6 +77,8 @@ from .transcript import Asking, answer_place, askings, default_agent, history
 
 logger = logging.getLogger("legato")
 
+COPY_BYTES = 1024 * 1024
+"""Bytes of messages that are copied in one go."""
 WAIT_HEARTBEAT = 2.0
 """Seconds after which who waits for an answer looks whether the server is about to stop."""
 
@@ -361,9 +363,31 @@ class Sessions:
                 f"messageIndex counts from 0 and the session has {len(entries)} messages, got {last}.",
                 messages=len(entries),
             )
-        copy = _copied(seen.info, await self._contents.messages(source, entries[: last + 1]), title)
-        await self._store.append(session, [Draft(_owned(copy[0], caller)), *map(Draft, copy[1:])])
+        await self._copy(caller, seen.info, entries[: last + 1], session, title)
         return await self._store.info(session)
+
+    async def _copy(
+        self, caller: Caller, source: SessionInfo, entries: Sequence[Entry], session: str, title: str | None
+    ) -> None:
+        """Begin a session of the caller's with copies of some messages, read and stored piece by piece."""
+        begin = Draft(_begin_copy(source, caller, title))
+        pieces = stretches(entries, bytes=COPY_BYTES)
+        if len(pieces) <= 1:
+            await self._store.append(session, [begin, *await self._copies(source.session, entries)])
+            return
+
+        async def read() -> AsyncIterator[Sequence[Draft]]:
+            yield [begin]
+            for some in pieces:
+                yield await self._copies(source.session, some)
+
+        await build(self._store, session, read())
+
+    async def _copies(self, source: str, entries: Sequence[Entry]) -> list[Draft]:
+        return [
+            Draft(MessageCreated(id=m.id, role=m.role, text=m.text, parts=m.parts or None, metadata=m.metadata or None))
+            for m in await self._contents.messages(source, entries)
+        ]
 
     async def rewind(self, caller: Caller, session: str, to: str) -> None:
         """Make history end at message ``to``. A message that crosses the request is not taken back.
@@ -447,8 +471,10 @@ class Sessions:
             InvalidInput, TooLarge, KeyReused, QueueFull, TooMany, Draining, Overloaded: nothing was stored.
         """
         self._check(question)
+        built = ""
 
         async def decide(exists: bool) -> _Place:
+            nonlocal built
             info, contents = await self._look(caller, session, "send")
             entries = contents.entries
             place = answer_place(entries, run)  # after the last of the two that are the run's
@@ -459,12 +485,20 @@ class Sessions:
             if entries[place - 1].role != "assistant":
                 raise RunInProgress("The answer is still being given, and others wait behind it.", run=run)
             self._check_begin(caller, "send")
-            copy = _copied(info, await self._contents.messages(session, entries[:place]), info.created.title)
-            drafts = [Draft(_owned(copy[0], caller)), *map(Draft, copy[1:])]
-            branched = new_session(caller, question.key)
-            if exists:
-                return _Place(branched, [], await self.info(caller, branched, verb="send"))
-            return _Place(branched, drafts, None)
+            branched = built or new_session(caller, question.key)
+            if not exists and not built:
+                copied = entries[:place]
+                if sum(entry.size for entry in copied) <= COPY_BYTES:
+                    begin = Draft(_begin_copy(info, caller, info.created.title))
+                    return _Place(branched, [begin, *await self._copies(session, copied)], None)
+                # Too much for one append: the copy is there first, and the message comes to it.
+                try:
+                    await self._copy(caller, info, copied, branched, info.created.title)
+                except SessionExists:
+                    if question.key is None:
+                        raise
+                built = branched
+            return _Place(branched, [], await self.info(caller, branched, verb="send"))
 
         return await self._ask(caller, session, question, decide)
 
@@ -863,18 +897,8 @@ def _agent_of(drafts: Sequence[Draft], info: SessionInfo | None) -> str | None:
     return next((draft.fact.agent for draft in drafts if isinstance(draft.fact, SessionCreated)), None)
 
 
-def _copied(
-    source: SessionInfo, messages: Sequence[Message], title: str | None
-) -> tuple[SessionCreated, *tuple[Fact, ...]]:
-    """What begins a copy of a session with these of its messages."""
-    begin = msgspec.structs.replace(source.created, title=title, forked_from=source.session)
-    copies = [
-        MessageCreated(
-            id=each.id, role=each.role, text=each.text, parts=each.parts or None, metadata=each.metadata or None
-        )
-        for each in messages
-    ]
-    return begin, *copies
+def _begin_copy(source: SessionInfo, caller: Caller, title: str | None) -> SessionCreated:
+    return _owned(msgspec.structs.replace(source.created, title=title, forked_from=source.session), caller)
 
 
 def _asked(contents: Contents, message: str) -> list[Entry]:

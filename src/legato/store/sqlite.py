@@ -17,12 +17,13 @@ import asyncio
 import ctypes
 import logging
 import os
+import secrets
 import sys
 import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
@@ -51,11 +52,15 @@ from .sqlite_journal import Journal
 from .sqlite_writer import (
     Acquire,
     Append,
+    Built,
     Claim,
+    Discard,
     Inform,
     Look,
+    Publish,
     Release,
     Renew,
+    Stage,
     Writer,
     WriteRequest,
     check_text,
@@ -234,6 +239,23 @@ class SQLiteStore:
         writer.submit(request)
         return request
 
+    async def build(self, session: str, pieces: AsyncIterator[Sequence[Draft]]) -> None:
+        """See ``log.build``. Each piece is a transaction; what is not finished is gone at the next opening at the
+        latest."""
+        check_text(session)
+        hidden = f"\0{secrets.token_hex(16)}"  # nobody can ask for a name with a NUL
+        built: Built | None = None
+        try:
+            async for piece in pieces:
+                built = await self._submit(Stage(session, hidden, built, piece))
+            if built is None:
+                raise ValueError("build needs at least one draft")
+            await self._submit(Publish(session, built))
+        except BaseException:
+            if self._writer is not None:
+                self._writer.submit(Discard(hidden))  # if that fails, it is gone at the next opening
+            raise
+
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
         """See ``Leaser.acquire``."""
         check_text(session, run, owner)
@@ -289,6 +311,8 @@ class SQLiteStore:
                     free = free or request.free
             elif isinstance(request, Release):
                 free = True
+            elif isinstance(request, Publish) and request.error is None:
+                self.doorbell.ring(request.session)
         for request in requests:
             try:
                 request.settle()

@@ -112,7 +112,10 @@ STATES = [RunState.QUEUED, RunState.RUNNING, RunState.CANCELLING]
 
 # What one row of a group does. SQLite runs the trigger whose WHEN fits; a row of NULLs does nothing (padding).
 NEW_SESSION, EVENT, UPDATED, ONCE, RUN, RUN_ENDED, DELETED, JOURNAL, PACK, PACKED = range(1, 11)
+STAGED, PUBLISHED, DISCARDED = range(11, 14)
 WIDTH = 8
+HIDDEN = 2
+"""``deleted`` of a session that is being built, under a name that nobody can ask for."""
 CHANGE = f"""
     CREATE TEMP VIEW change AS
         SELECT NULL AS kind, NULL AS a, NULL AS b, NULL AS c, NULL AS d, NULL AS e, NULL AS f, NULL AS g;
@@ -146,6 +149,16 @@ CHANGE = f"""
     END;
     CREATE TEMP TRIGGER pack INSTEAD OF INSERT ON change WHEN new.kind = {PACK} BEGIN
         INSERT INTO pack VALUES (new.a, new.b, new.c);
+    END;
+    CREATE TEMP TRIGGER staged INSTEAD OF INSERT ON change WHEN new.kind = {STAGED} BEGIN
+        INSERT INTO session (id, name, updated_at, deleted) VALUES (new.a, new.b, 0, {HIDDEN});
+    END;
+    CREATE TEMP TRIGGER published INSTEAD OF INSERT ON change WHEN new.kind = {PUBLISHED} BEGIN
+        UPDATE session SET name = new.b, updated_at = new.c, owner = new.d, deleted = 0 WHERE id = new.a;
+    END;
+    CREATE TEMP TRIGGER discarded INSTEAD OF INSERT ON change WHEN new.kind = {DISCARDED} BEGIN
+        DELETE FROM event WHERE session IN (SELECT id FROM session WHERE name = new.a AND deleted = {HIDDEN});
+        DELETE FROM session WHERE name = new.a AND deleted = {HIDDEN};
     END;
     CREATE TEMP TRIGGER packed INSTEAD OF INSERT ON change WHEN new.kind = {PACKED} BEGIN
         DELETE FROM journal WHERE id < new.a;
@@ -446,6 +459,8 @@ def prepare(connection: apsw.Connection, path: str, durability: str) -> None:
         if version < len(MIGRATIONS):
             connection.pragma("application_id", APPLICATION_ID)
             connection.pragma("user_version", len(MIGRATIONS))
+        connection.execute(f"DELETE FROM event WHERE session IN (SELECT id FROM session WHERE deleted = {HIDDEN})")
+        connection.execute(f"DELETE FROM session WHERE deleted = {HIDDEN}")
         connection.execute("UPDATE open_run SET owner = NULL, expires_at = 0 WHERE owner IS NOT NULL")
     # What is deleted is overwritten in pages that are written anyway. Those that become free are given back (``tidy``);
     # where that cannot be, they are overwritten too.

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,11 +28,14 @@ from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, mo
 from .sqlite_errors import store_error
 from .sqlite_file import (
     DELETED,
+    DISCARDED,
     EVENT,
     NEW_SESSION,
     ONCE,
+    PUBLISHED,
     RUN,
     RUN_ENDED,
+    STAGED,
     STATEMENT_ROWS,
     STATES,
     UPDATED,
@@ -154,6 +157,56 @@ class Append(WriteRequest):
         return group.append(self)
 
 
+class Stage(WriteRequest):
+    """A piece of a session that is being built. Made on the event loop, where it may raise as ``Append`` does.
+
+    Gives what is there of it then.
+    """
+
+    __slots__ = ("built", "drafts", "hidden", "settled")
+
+    def __init__(self, session: str, hidden: str, built: Built | None, drafts: Sequence[Draft]) -> None:
+        super().__init__(session)
+        self.session: str = session
+        self.hidden, self.built, self.drafts = hidden, built, drafts
+        self.settled = [settle(draft.fact) for draft in drafts]
+        for settled in self.settled:
+            _check(*settled)
+
+    def plan(self, group: _Group) -> Built:
+        """See ``WriteRequest.plan``."""
+        return group.stage(self)
+
+
+class Publish(WriteRequest):
+    """The end of building: the session is there."""
+
+    __slots__ = ("built",)
+
+    def __init__(self, session: str, built: Built) -> None:
+        super().__init__(session)
+        self.session: str = session
+        self.built = built
+
+    def plan(self, group: _Group) -> None:
+        """See ``WriteRequest.plan``."""
+        group.publish(self)
+
+
+class Discard(WriteRequest):
+    """What was built and is not to be; nothing, once it has been published."""
+
+    __slots__ = ("hidden",)
+
+    def __init__(self, hidden: str) -> None:
+        super().__init__(None)
+        self.hidden = hidden
+
+    def plan(self, group: _Group) -> None:
+        """See ``WriteRequest.plan``."""
+        group.discard(self.hidden)
+
+
 class Inform(WriteRequest):
     """A look at a session, which is kept with those of its group. It changes nothing, so it fails with nobody."""
 
@@ -272,6 +325,16 @@ class Look(msgspec.Struct, frozen=True, gc=False):
     size: int
 
 
+class Built(NamedTuple):
+    """A session as far as it has been built: its row's id, its state, and what begins it, stored when, and how long."""
+
+    id: int
+    state: SessionState
+    created: SessionCreated
+    created_at: int
+    size: int
+
+
 class _Session:
     """What the writer remembers of a session: its row's id, and what it looks like."""
 
@@ -350,10 +413,12 @@ class _Group:
 
     Attributes:
         touched: the sessions that they change or ask for; what those look like at the end is for everybody to know.
+        deletes: whether something is gone with it.
     """
 
     def __init__(self, memory: _Memory, connection: apsw.Connection, now: float, path: str) -> None:
         self.touched: dict[str, _Session] = {}
+        self.deletes = False
         self._memory = memory
         self._connection = connection
         self._now = now
@@ -447,10 +512,48 @@ class _Group:
             self._move(known, state)
         if state.deleted:
             self._deleted.add(name)
+            self.deletes = True
             self._rows += (DELETED, known.id, state.head, None, None, None, None, None)
         request.stored = events
         request.free = told and free(state.runs, self._now) is not None
         return Appended(events, False, None if take is None else state.runs[take.run].lease())
+
+    def stage(self, request: Stage) -> Built:
+        """What is there of the session then; nobody sees it."""
+        known, built = self._memory.sessions.get(request.session), request.built
+        if known is not None:
+            moved(known.state, request.drafts)  # raises, as the session exists
+        before = SessionState(request.session) if built is None else built.state
+        state = moved(before, request.drafts)
+        if state.runs or state.deleted or any(draft.fact.delta for draft in request.drafts):
+            raise ValueError("a session is not built of runs, nor of deltas")
+        at = self._memory.now(self._now)
+        if built is None:
+            fact, json = request.settled[0]
+            built = Built(self._memory.next_id, state, created(fact), at, len(json))
+            self._memory.next_id += 1
+            self._rows += (STAGED, built.id, request.hidden, None, None, None, None, None)
+        offset = before.head
+        for fact, json in request.settled:
+            offset += 1
+            self._rows += (EVENT, built.id, offset, at, fact.type, None, False, json)
+        return built._replace(state=state)
+
+    def publish(self, request: Publish) -> None:
+        """Let everybody see what has been built."""
+        id, state, begun, created_at, size = request.built
+        if (known := self._memory.sessions.get(request.session)) is not None:
+            moved(known.state, [Draft(begun)])  # raises, as the session exists
+        at = self._memory.now(self._now)
+        known = self._memory.sessions[request.session] = _Session(id, state, begun, created_at, at, size)
+        self._memory.bytes += size
+        self._rows += (PUBLISHED, id, request.session, at, begun.owner or "", None, None, None)
+        self.touched[request.session] = known
+
+    def discard(self, hidden: str) -> None:
+        """Delete what has been built and was not published."""
+        self.deletes = True
+        self._rows += (DISCARDED, hidden, None, None, None, None, None, None)
 
     def _move(self, known: _Session, state: SessionState) -> None:
         """Take over the new state, and note what of its runs has changed."""
@@ -533,11 +636,6 @@ class _Group:
         known = self._memory.sessions.get(lease.session)
         if known is not None:
             self._move(known, released(known.state, lease))
-
-    @property
-    def deletes(self) -> bool:
-        """Whether a session ends with it."""
-        return bool(self._deleted)
 
     def filing(self) -> Filing:
         """What the change does to the journal."""
