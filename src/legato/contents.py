@@ -7,6 +7,7 @@ read from there as far as it is wanted.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -197,13 +198,17 @@ class Catalogue:
             SessionNotFound: the session has been deleted.
         """
         contents, _ = self._known.setdefault(session, (Contents(), 0))
-        while contents.after < head and not contents.gone:
-            events = await self._store.read(session, contents.after, deltas=False)
-            for event in events:  # whoever took some of them meanwhile has left those that follow
-                contents.take(event)
-            if not events:  # there are none up to the head, which was there before the read
-                contents.after = max(contents.after, head)
-        self._count(session, contents)
+        try:
+            while contents.after < head and not contents.gone:
+                events = await self._store.read(session, contents.after, deltas=False)
+                for event in events:  # whoever took some of them meanwhile has left those that follow
+                    contents.take(event)
+                if not events:  # there are none up to the head, which was there before the read
+                    contents.after = max(contents.after, head)
+                if len(events) == READ_LIMIT:
+                    await asyncio.sleep(0)  # between two pages out of memory others go on
+        finally:
+            self._count(session, contents)
         if contents.gone:
             raise SessionNotFound(session)
         return contents
@@ -250,4 +255,6 @@ class Catalogue:
                 if place < len(missing) and event.offset == missing[place]:
                     found[event.offset] = told(event)
                     place += 1
+            if place < len(missing):
+                await asyncio.sleep(0)
         return [found[entry.offset] for entry in entries]

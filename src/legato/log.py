@@ -535,6 +535,8 @@ class Log:
                     return
                 yield event
             after = events[-1].offset
+            if len(events) == READ_LIMIT:
+                await asyncio.sleep(0)  # a page out of memory is not waited for; between two of them others go on
 
 
 # What every store shares ----------------------------------------------------------------------------------------------

@@ -15,12 +15,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..caller import Caller
-from ..errors import Draining, LegatoError, Overloaded, StoreError
+from ..errors import Draining, InvalidInput, LegatoError, Overloaded, StoreError
 from ..fault import contained
 from .crowd import Line
 from .life import Life
 from .operation import RETRY_AFTER, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
-from .reply import Body, Follow
+from .reply import Body, Follow, Reply
 from .request import Request
 from .stream import ASGISink, Pump
 from .traffic import SMALL, BudgetSpent, Held, Traffic
@@ -34,6 +34,10 @@ PIECE_BYTES = 32_768
 """Of an answer that is no stream, handed over at a time."""
 SEND_BODY = "legato.send"
 """In a scope: the ``send`` that the application was given, before anything of its own looked at the head."""
+
+
+LONG = 0.05
+"""Seconds after which it is looked whether who asked to read something is still there."""
 
 
 class Internal(LegatoError):
@@ -183,7 +187,7 @@ class Adaptor:
                 request.reserved.give_back()
 
     async def _made(self, operation: Operation, request: Request) -> Body | tuple[Pump, list[tuple[bytes, bytes]]]:
-        reply = await operation.handler(request)
+        reply = await (_while_there(operation, request) if operation.method == "GET" else operation.handler(request))
         return await self._pump(reply, request) if isinstance(reply, Follow) else reply
 
     async def _write(
@@ -332,6 +336,43 @@ def _with_address(caller: Caller, scope: Scope) -> Caller:
     if caller.subject or caller.address or not client:
         return caller
     return msgspec.structs.replace(caller, address=client[0])
+
+
+async def _while_there(operation: Operation, request: Request) -> Reply:
+    """What only reads is worked on while somebody waits for it: with who asked, the work ends where it waits.
+
+    Raises:
+        InvalidInput: whoever asked has left.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    watcher: asyncio.Task[None] | None = None
+    over = left = False
+
+    def leave(watcher: asyncio.Task[None]) -> None:
+        nonlocal left
+        if not over and not watcher.cancelled() and watcher.exception() is None:
+            left = True
+            task.cancel()
+
+    def watch() -> None:
+        nonlocal watcher
+        watcher = loop.create_task(request.left())
+        watcher.add_done_callback(leave)
+
+    timer = loop.call_later(LONG, watch)  # most have their answer sooner
+    try:
+        return await operation.handler(request)
+    except asyncio.CancelledError:
+        if not left:
+            raise
+        task.uncancel()
+        raise InvalidInput("The connection ended before the answer.") from None
+    finally:
+        over = True
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
 def _line(scope: Scope) -> Line | None:

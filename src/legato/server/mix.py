@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -73,6 +74,7 @@ async def _summaries(request: Request, infos: Sequence[SessionInfo]) -> list[mix
     """Of those that are still there."""
     found = []
     for info in infos:
+        await request.pause()
         with suppress(SessionNotFound):
             found.append(await _summary(request, info))
     return found
@@ -147,6 +149,7 @@ async def _written_before(request: Request, moment: float, limit: int) -> list[S
     found: list[SessionInfo] = []
     page = await request.sessions.index(request.caller, limit=1000)
     while True:
+        await request.pause()
         found += [info for info in page.infos if round(info.updated_at * MICRO) < round(moment * MICRO)]
         if len(found) >= limit or page.next is None:
             return found[:limit]
@@ -301,29 +304,39 @@ def _place(entries: Sequence[Entry], cursor: str) -> int:
     return place
 
 
+def _newest(messages: list[tuple[Entry, str]], wanted: int) -> list[tuple[Entry, str]]:
+    return sorted(messages, key=lambda pair: pair[0].at, reverse=True)[:wanted]
+
+
 async def history(request: Request) -> Body:
     """Messages of all sessions, newest first. A page ends early where they are large; the next one begins behind it."""
     limit = request.number("limit", default=50, least=1, most=1000)
     skip = request.number("offset", default=0, least=0, most=SKIPPED)
     sessions, caller = request.sessions, request.caller
+    wanted = most = skip + limit
     newest: list[tuple[Entry, str]] = []
+    least = -math.inf  # so many messages are younger, or as young
     after: str | None = None
     while True:
         page = await sessions.index(caller, limit=100, after=after)
         for info in page.infos:
+            await request.pause()
             # Sessions come by their last event, so once enough messages are younger than one, it adds nothing.
-            if len(newest) < skip + limit or newest[-1][0].at < info.updated_at:
-                try:
-                    mine = [(entry, info.session) for entry in (await sessions.contents(caller, info.session)).entries]
-                except SessionNotFound:
-                    continue  # deleted meanwhile
-                newest = sorted([*newest, *mine], key=lambda pair: pair[0].at, reverse=True)[: skip + limit]
+            if least < info.updated_at:
+                with suppress(SessionNotFound):  # deleted meanwhile
+                    entries = (await sessions.contents(caller, info.session)).entries
+                    newest += [(entry, info.session) for entry in entries if entry.at > least]
+                if len(newest) >= most:  # not for each session, since that costs what there is already
+                    newest = _newest(newest, wanted)
+                    least, most = newest[-1][0].at, wanted + wanted // 4 + 1
         after = page.next
-        if after is None or (len(newest) == skip + limit and newest[-1][0].at >= page.infos[-1].updated_at):
+        if after is None or least >= page.infos[-1].updated_at:
             break
+    newest = _newest(newest, wanted)
     room = PAGE_BYTES
     found: list[mix_api.BackendMessage] = []
-    for entry, session in newest[skip : skip + limit]:
+    for entry, session in newest[skip:]:
+        await request.pause()
         room -= entry.size
         if room < 0 and found:
             break

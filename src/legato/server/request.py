@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -17,6 +18,9 @@ from ..json import LARGE, decode_in_pieces
 from .life import Life
 from .stream import Reserved
 from .traffic import RequestTimeout
+
+TURN = 0.005
+"""Seconds for which a loop goes on at most before it lets others."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,6 +50,7 @@ class Request:
         self.reserved: Reserved | None = None
         self.stored = False
         self.size = 0
+        self._went_on = 0.0
 
     async def body(self, type: type[T], *, default: T | None = None) -> T:
         """The JSON body, checked; ``default`` when there is none.
@@ -116,6 +121,12 @@ class Request:
         if self.size <= LARGE:
             return work(*args, **options)
         return await self.sessions.aside.do(self.size, work, *args, **options)
+
+    async def pause(self) -> None:
+        """Let others go on, if this has gone on for long. For loops over what may be many, and all in memory."""
+        if time.monotonic() - self._went_on > TURN:
+            await asyncio.sleep(0)
+            self._went_on = time.monotonic()
 
     async def left(self) -> None:
         """Wait until whoever asked has gone. For when the body has been read."""
