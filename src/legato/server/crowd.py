@@ -20,13 +20,20 @@ from typing import Protocol
 from starlette.types import Send
 
 from ..dialect.fold import Encoder
-from ..event import Event, Offset
+from ..event import Event, Offset, TextPiece
 from ..load import Round
 from ..log import READ_LIMIT, Subscription
 
 WRITE_BYTES = 16_384
 """A backlog goes out in writes of about this size: one reader's replay does not hold the loop, and a reader that has
 stopped reading holds no more than this in memory (benchmarks/stalled.py)."""
+
+
+LARGE_FRAME = 32_768
+"""Bytes beyond which a frame goes out in pieces: each reader has it read and written alone, so that what a connection
+holds is bounded by this and not by the frame."""
+SMALL_TEXT = LARGE_FRAME // 8
+"""Characters that make no large frame, whatever they are: one takes six bytes of JSON, or two of those."""
 
 
 class Line(Protocol):
@@ -247,8 +254,20 @@ class Crowd:
         chunk: list[bytes] = []
         size = 0
         self._part_from_the_slow()
+        previous = self._subscription.after
         for event in events:
+            fact = event.fact
+            small = isinstance(fact, TextPiece) and len(fact.text) <= SMALL_TEXT
+            before = None if small else copy.copy(self._encoder)
             frame = self._encoder.encode(event)
+            if before is not None and len(frame) > LARGE_FRAME:
+                if chunk:
+                    self._write(b"".join(chunk))
+                self._subscription.after, self._encoder = previous, before
+                for member in list(self._members):
+                    self.part(member)
+                return
+            previous = event.offset
             if frame:
                 chunk.append(frame)
                 size += len(frame)

@@ -4,7 +4,8 @@ Three things end a stream: the reader leaves, the session is deleted, or the ser
 and none of them is told to the reader as an error: a reader that is cut off comes back with its cursor.
 
 A slow reader costs a cursor that is behind and what the kernel buffers, nothing here: the next events are read from
-the log when the last write has gone out. A write that does not go out for ``SEND_TIMEOUT`` ends the stream.
+the log when the last write has gone out. What has been read for a reader who then takes nothing is let go after
+``HOLD_SECONDS``, and read again when it goes on; a write that does not go out for ``SEND_TIMEOUT`` ends the stream.
 
 Under our own server a reader has a *line*, and at the head of its log it is one of a ``Crowd``, without a task; while
 it is behind, a task reads for it. Under any other ASGI server the request's task reads and waits all the time.
@@ -13,27 +14,30 @@ it is behind, a task reads for it. Under any other ASGI server the request's tas
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from starlette.types import Receive, Send
 
 from ..dialect.fold import Encoder
-from ..dialect.joined import JoinedPages
+from ..dialect.joined import JoinedPages, joined
 from ..errors import SessionNotFound, StoreError, TooMany
-from ..event import Event, Offset
+from ..event import Event, Offset, TextPiece
 from ..log import Subscription
-from .crowd import WRITE_BYTES, Crowd, Crowds, Line, Preparation
+from .crowd import LARGE_FRAME, SMALL_TEXT, WRITE_BYTES, Crowd, Crowds, Line, Preparation
 from .pace import Pace
 
 logger = logging.getLogger("legato")
 
 SEND_TIMEOUT = 60.0
 """Seconds that one write may take; then the reader is taken for dead (nginx: 60 s between two writes)."""
+HOLD_SECONDS = 1.0
+"""For which a reader who takes nothing keeps in memory what it is given next."""
 BEHIND = 100
 """Events in one batch from which on a reader is taken to be behind."""
 HEADERS: list[tuple[bytes, bytes]] = [
@@ -42,6 +46,19 @@ HEADERS: list[tuple[bytes, bytes]] = [
     (b"x-accel-buffering", b"no"),  # nginx and others switch buffering off for this answer
     (b"vary", b"Origin, Authorization, Cookie"),
 ]
+
+
+class _Stalled(Exception):
+    """The reader takes nothing. The cursor is where what it has been given ends."""
+
+
+class _Within(NamedTuple):
+    """A place in a frame of which a part has been written: of the event at ``offset``, so many bytes. ``joins``: the
+    event stood for several, as those of a page that was joined do."""
+
+    offset: Offset
+    bytes: int
+    joins: bool
 
 
 class Sink(Protocol):
@@ -293,6 +310,7 @@ class Pump:
         self._resets = resets
         self._pace = pace
         self._pages = pages
+        self._within: _Within | None = None
         self._sending_since = 0.0
         self._sent_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -308,7 +326,7 @@ class Pump:
     @property
     def cursor(self) -> Offset:
         """The offset up to which everything has been handed to the server's transport. What the reader has of it only
-        the reader knows: the transport and the kernel hold some 50 KB at most."""
+        the reader knows: the transport and the kernel hold some 80 KB at most."""
         return self._subscription.after if self.crowd is None else self.crowd.cursor
 
     @property
@@ -427,9 +445,15 @@ class Pump:
         subscription = self._subscription
         try:
             while not self._encoder.over:
-                events = await subscription.look()
+                events = await self._look()
                 if events:
-                    await self._deliver(events, self.line.write)
+                    try:
+                        await self._deliver(events, self._put)
+                        continue
+                    except _Stalled:
+                        pass  # and not in here, where what has been read would be kept
+                    del events
+                    await self._wait_for_room()
                     continue
                 await self._wait_for_room()  # here and not in a crowd, so that it is seen how long
                 if subscription.stopped:
@@ -453,8 +477,41 @@ class Pump:
             self._task = None
             self._hang_up(functools.partial(self.line.end, proper=self._encoder.over or not self._resets))
 
+    async def _put(self, body: bytes) -> None:
+        """Write to the line, unless that takes too long to keep what was read.
+
+        Raises:
+            _Stalled: it does; nothing was written.
+        """
+        if self.line.full:
+            try:
+                async with asyncio.timeout(HOLD_SECONDS):
+                    await self.line.write(b"")
+            except TimeoutError:
+                raise _Stalled from None
+        await self.line.write(body)
+
+    async def _look(self) -> list[Event]:
+        """The next events that are there now; of a frame that has been written in part, those that it was made of."""
+        subscription, within = self._subscription, self._within
+        events = await subscription.look()
+        if within is None:
+            return events
+        cursor, more = subscription.after, events
+        while more and more[-1].offset < within.offset:
+            subscription.after = more[-1].offset
+            try:
+                more = await subscription.look()
+            finally:
+                subscription.after = cursor
+            events = events + more
+        events = [event for event in events if event.offset <= within.offset]
+        if not more or events[-1].offset != within.offset:
+            raise SessionNotFound(self.session)  # deleted meanwhile
+        return joined(events) if within.joins else events
+
     async def _wait_for_room(self) -> None:
-        self._sending_since = time.monotonic()
+        self._sending_since = self._sending_since or time.monotonic()
         await self.line.write(b"")
         self._sending_since = 0.0
 
@@ -462,31 +519,65 @@ class Pump:
 
     async def _deliver(self, events: Sequence[Event], write: Callable[[bytes], Awaitable[None]]) -> None:
         """Write some events, and move the cursor with what has been handed over."""
-        subscription, encode = self._subscription, self._encoder.encode
-        if len(events) >= BEHIND:
+        subscription, encoder, within = self._subscription, self._encoder, self._within
+        joins = within is not None and within.joins
+        if len(events) >= BEHIND and within is None:
             await self._keep_pace()
             if self._pages is not None:
-                events = self._pages.of(self.session, events)
+                page, events = events, self._pages.of(self.session, events)
+                joins = events is not page
         if self._preparation is not None:
             await self._preparation.ready(events)
         chunk: list[bytes] = []
-        size = 0
-        for event in events:
-            frame = encode(event)
-            if frame:
-                chunk.append(frame)
-                size += len(frame)
-                if size >= WRITE_BYTES:
+        size, previous = 0, subscription.after
+        before = copy.copy(encoder)  # as it was at the cursor, if what follows cannot be written
+        try:
+            for event in events:
+                fact = event.fact
+                small = isinstance(fact, TextPiece) and len(fact.text) <= SMALL_TEXT
+                unsaid = before if small else copy.copy(encoder)
+                frame = encoder.encode(event)
+                large = not small and len(frame) > LARGE_FRAME
+                if large and chunk:
+                    await self._write(write, b"".join(chunk))
+                    chunk, size = [], 0
+                    subscription.after, before = previous, unsaid
+                previous = event.offset
+                if large:
+                    await self._write_large(frame, event.offset, joins, write)
+                elif frame:
+                    chunk.append(frame)
+                    size += len(frame)
+                    if size < WRITE_BYTES:
+                        continue
                     await self._keep_pace()
                     await self._write(write, b"".join(chunk))
                     chunk, size = [], 0
-                    subscription.after = event.offset
-        if chunk:
-            await self._write(write, b"".join(chunk))
+                else:
+                    continue
+                subscription.after, before = event.offset, copy.copy(encoder)
+            if chunk:
+                await self._write(write, b"".join(chunk))
+        except _Stalled:
+            self._encoder = before
+            raise
         subscription.after = events[-1].offset
         # What has no name in the reader's dialect is silence to it, and to the proxies on the way.
         if not self._encoder.over and time.monotonic() - self._sent_at >= subscription.heartbeat:
             await self._write(write, self._encoder.heartbeat(subscription.after))
+
+    async def _write_large(
+        self, frame: bytes, offset: Offset, joins: bool, write: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        """Write a frame piece by piece, from where it was left."""
+        start = self._within.bytes if self._within is not None and self._within.offset == offset else 0
+        view = memoryview(frame)
+        while start < len(frame):
+            await self._keep_pace()
+            await self._write(write, bytes(view[start : start + WRITE_BYTES]))
+            start += WRITE_BYTES
+            self._within = _Within(offset, start, joins)
+        self._within = None
 
     async def _keep_pace(self) -> None:
         # Reads from memory and writes to an empty buffer wait for nothing, so nobody else would have a turn.
