@@ -21,6 +21,7 @@ import pytest
 
 import hostile
 from legato import Legato
+from legato.agents.library import Library
 from legato.errors import Overloaded
 from legato.server import press
 from legato.server.markdown import Rendered, mend
@@ -108,6 +109,23 @@ def test_what_a_growing_text_costs_grows_with_it(kind: str) -> None:
         return max(best, 0.001)
 
     assert cost(16_000) < 25 * cost(2_000)  # eight times as long; what is quadratic costs 64 times as much
+
+
+@pytest.mark.parametrize("suffix", [".md", ".rst", ".txt"])
+@pytest.mark.parametrize("kind", hostile.PROSE)
+def test_what_is_found_in_a_document_costs_as_much_as_it_is_long(kind: str, suffix: str, tmp_path: Path) -> None:
+    """The guide's library, too, takes a time in proportion to a document's length."""
+
+    def cost(size: int) -> float:
+        document, best = tmp_path / f"x{suffix}", 60.0
+        document.write_text("# " + hostile.PROSE[kind](size), "utf-8", newline="")
+        for _ in range(3):
+            begin = time.process_time()
+            Library(tmp_path).passages()
+            best = min(best, time.process_time() - begin)
+        return max(best, 0.005)
+
+    assert cost(16_000) < 25 * cost(2_000)
 
 
 # One for all ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ JsonObject = dict[str, Any]
 
 LARGE = 16_384
 """Bytes of a text that is worked on in pieces, beside the event loop; one that is smaller takes a millisecond."""
-MAX_VALUES = 250_000
+MAX_VALUES = 150_000
 """That a large text may have: what makes objects of them, or text of these, does it in one go."""
 PIECE = 16_384
 """Bytes that are decoded in one go."""

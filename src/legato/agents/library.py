@@ -230,7 +230,7 @@ def _split(folder: Path, path: Path) -> Iterator[tuple[str, tuple[str, ...], str
 
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
+_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)")
 _UNDERLINE = re.compile(r"([=\-~^\"'+*#])\1{2,}[ \t]*$")
 
 
@@ -289,7 +289,7 @@ def _blocks(lines: list[str], *, markdown: bool) -> Iterator[list[str]]:
 def _heading(block: list[str], suffix: str, underlines: list[str]) -> tuple[int, str, list[str]] | None:
     """The level and name of the heading that ``block`` begins with, and the lines after it."""
     if suffix != ".rst" and (atx := _ATX.match(block[0])):
-        return len(atx[1]), atx[2], block[1:]
+        return len(atx[1]), atx[2].rstrip(" \t").rstrip("#").rstrip(" \t"), block[1:]
     if len(block) > 2 and _UNDERLINE.match(block[0]) and block[2].rstrip() == block[0].rstrip():
         block = block[1:]  # .rst may put a line above a title, too
     if len(block) < 2 or not (line := _UNDERLINE.match(block[1])) or block[0][:1] in "|->*":
