@@ -259,6 +259,22 @@ async def scripted(turn: Turn) -> AsyncIterator[Any]:
     yield "two"
 
 
+async def test_a_cursor_may_stand_in_the_query() -> None:
+    """Where libraries put it that cannot set a header; the header wins, and another form is refused."""
+    async with chatting(None, scripted) as chat:
+        one = thread(chat)
+        message = await one.send()
+        frames = await one.read(message)
+        first, last = frames[0].id, frames[-2].id
+        assert [each.id for each in await one.read(message, None, f"?lastEventId={first}")] == [
+            each.id for each in frames[1:]
+        ]
+        assert len(await one.read(message, last, f"?lastEventId={first}")) == 1
+        assert len(await one.read(message, None, "?lastEventId=")) == len(frames)
+        async with one.open(message, None, "?lastEventId=x") as stream:
+            assert stream.status == 400
+
+
 async def test_a_message_is_sent_and_its_answer_read() -> None:
     """A thread, a message, and the answer's frames from a POST with an empty body."""
     async with chatting(None, scripted) as chat:

@@ -455,6 +455,12 @@ def test_a_client_of_no_known_form_is_refused(client: str) -> None:
         ({"from": ""}, None, ("turn", None)),
         ({"from": "start"}, "42", ("turn", 42)),
         ({"from": "5"}, "42", ("turn", 42)),
+        ({"lastEventId": "7"}, None, ("turn", 7)),
+        ({"lastEventId": "7"}, "", ("turn", 7)),
+        ({"lastEventId": "7", "from": "5"}, None, ("turn", 7)),
+        ({"lastEventId": "7", "from": "start"}, "42", ("turn", 42)),
+        ({"lastEventId": "", "from": "5"}, None, ("turn", 5)),
+        ({"lastEventId": ""}, None, ("turn", None)),
     ],
 )
 def test_a_request_says_where_to_begin(
@@ -491,6 +497,8 @@ def test_a_cursor_of_another_form_is_refused(cursor: str) -> None:
     assert len(caught.value.message) < 300
     with pytest.raises(CursorInvalid):
         mix.open_stream({"sessionId": SESSION, "from": cursor}, None)
+    with pytest.raises(CursorInvalid, match="lastEventId"):
+        mix.open_stream({"sessionId": SESSION, "lastEventId": cursor}, None)
 
 
 @pytest.mark.parametrize("query", [{}, {"sessionId": ""}, {"session_id": "s_1"}])

@@ -51,8 +51,8 @@ FINAL = frozenset({"rewound", "unknown_agent"})
 """Codes of failures that stay as they are however often the message is answered anew."""
 
 
-def parse_cursor(text: str | None) -> Cursor | None:
-    """The cursor in a ``Last-Event-ID`` header, None if there is none.
+def parse_cursor(text: str | None, name: str = "Last-Event-ID") -> Cursor | None:
+    """The cursor in a header, or in what else is called ``name``; None if there is none.
 
     Raises:
         CursorInvalid: not of the form that this dialect writes.
@@ -61,7 +61,7 @@ def parse_cursor(text: str | None) -> Cursor | None:
         return None
     match = _CURSOR.fullmatch(text)
     if match is None:
-        raise CursorInvalid(f"Last-Event-ID is an id such as '42.0', as it stood in the stream; got {text[:60]!r}.")
+        raise CursorInvalid(f"{name} is an id such as '42.0', as it stood in the stream; got {text[:60]!r}.")
     return int(match[1]), int(match[2])
 
 

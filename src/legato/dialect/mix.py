@@ -184,8 +184,9 @@ def open_stream(query: Mapping[str, str], last_event_id: str | None) -> StreamRe
     """Check a stream request's form.
 
     Args:
-        query: ``sessionId``, and ``from`` (``start``, ``tail`` or an offset) if given.
-        last_event_id: the header; it wins over ``from``, since an EventSource repeats its URL when it comes back.
+        query: ``sessionId``, and if given ``lastEventId``, into which some libraries put what they cannot put into the
+            header, and ``from`` (``start``, ``tail`` or an offset).
+        last_event_id: the header; it wins over both, since an EventSource repeats its URL when it comes back.
 
     Raises:
         InvalidInput: no ``sessionId``.
@@ -197,6 +198,8 @@ def open_stream(query: Mapping[str, str], last_event_id: str | None) -> StreamRe
     where = query.get("from", "")
     if last_event_id:
         return StreamRequest(session, offset_cursor(last_event_id), "turn")
+    if query.get("lastEventId"):
+        return StreamRequest(session, offset_cursor(query["lastEventId"], "lastEventId"), "turn")
     if where in ("start", "tail"):
         return StreamRequest(session, None, where)  # type: ignore[arg-type]  # mypy does not narrow str by `in`
     if where:

@@ -116,6 +116,8 @@ async def stream(request: Request) -> Follow:
     thread, message = thread_id(request.path["threadId"]), request.path["messageId"]
     iso = _iso(request.query)
     cursor = deva.parse_cursor(request.headers.get("last-event-id"))
+    if cursor is None:
+        cursor = deva.parse_cursor(request.query.get("lastEventId"), "lastEventId")
     await request.sessions.info(request.caller, thread)
     request.reserve(thread)
     asks = [ask for ask in await request.sessions.asked(request.caller, thread, message) if ask.run is not None]
@@ -161,6 +163,8 @@ _CREATED_AT = Param("created_at", "query", "How times are written: seconds since
 
 _LAST = Param("Last-Event-ID", "header", "The id of the last frame you have of an answer to the message.",
               {"type": "string", "anyOf": [{"maxLength": 0}, {"pattern": deva.CURSOR_PATTERN}]})  # fmt: skip
+_LAST_IN_QUERY = Param("lastEventId", "query", "The same, for clients that cannot set the header, which wins.",
+                       _LAST.schema)  # fmt: skip
 
 
 def _iso(query: Mapping[str, str]) -> bool:
@@ -201,7 +205,8 @@ def _operations() -> list[Operation]:
     return [
         Operation("streamAnswer", "POST", f"{one}/query/stream", "deva", "Read the answer to a message", stream, {},
                   params=[thread, Param("messageId", "path", "The id of the user message whose answer is to be read.",
-                                        required=True), _CREATED_AT, _LAST], errors=(404, 409, 429),
+                                        required=True), _CREATED_AT, _LAST, _LAST_IN_QUERY],
+                  errors=(404, 409, 429),
                   description=_STREAM,
                   stream=Frames(frame=_FRAME, reset="when the cursor is none of this answer's, which then comes from "
                                 "its start")),

@@ -419,6 +419,8 @@ async def nothing(request: Request) -> Body:
 _SESSION: JsonObject = {"type": "string", "pattern": SESSION_PATTERN}
 _CLIENT: JsonObject = {"type": "string", "pattern": f"^(?:{mix.CLIENT_PATTERN})?$"}
 
+_OFFSET: JsonObject = {"type": "string", "pattern": "^(?:[0-9]{1,15})?$"}
+
 STREAM_PARAMS = [
     Param("sessionId", "query", "The session to follow.", _SESSION, required=True),
     Param("from", "query", "Where a reader without a cursor begins: `start`, `tail`, or an offset. Without it, at the "
@@ -427,7 +429,8 @@ STREAM_PARAMS = [
     Param("client", "query", "Which client's event names to use, instead of what User-Agent tells: `legato`, "
           "`python-0.8.1`, `typescript-0.11.4` ...", _CLIENT),
     Param("Last-Event-ID", "header", "The id of the last event you have; the stream goes on exactly after it.",
-          {"type": "string", "pattern": "^(?:[0-9]{1,15})?$"}),
+          _OFFSET),
+    Param("lastEventId", "query", "The same, for clients that cannot set the header, which wins over it.", _OFFSET),
 ]  # fmt: skip
 
 
