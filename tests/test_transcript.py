@@ -35,7 +35,7 @@ RUN = "s~r"
 
 def record(items: Sequence[object], recorder: Recorder | None = None) -> list[Draft]:
     recorder = recorder or Recorder(RUN)
-    return [draft for item in items for draft in recorder.record(item)]
+    return [draft for item in items for draft in recorder.record(item)] + recorder.end()
 
 
 def stored(drafts: Sequence[Draft], first: int = 1) -> list[Event]:
@@ -408,6 +408,58 @@ def test_lone_surrogates_are_replaced_and_nothing_else(text: str) -> None:
     joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     expected = "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in joined)
     assert expected == "".join(draft.fact.text for draft in record([text]))
+
+
+HIGH, LOW, EMOJI = "\ud83d", "\ude00", "\U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([HIGH, LOW], EMOJI),
+        ([f"a{HIGH}", f"{LOW}b"], f"a{EMOJI}b"),
+        ([HIGH, "", LOW], EMOJI),
+        ([HIGH, Text(LOW)], EMOJI),
+        ([f"é{HIGH}", f"{LOW}{HIGH}", LOW], f"é{EMOJI}{EMOJI}"),
+        ([HIGH, HIGH, LOW], f"\ufffd{EMOJI}"),
+        ([HIGH, "b"], "\ufffdb"),
+        ([HIGH], "\ufffd"),
+        ([LOW, HIGH], "\ufffd\ufffd"),
+        ([HIGH, Usage(), "b"], "\ufffdb"),
+    ],
+)
+def test_halves_of_a_letter_are_joined_across_pieces(pieces: list[object], expected: str) -> None:
+    """Text that was cut as UTF-16 can be is whole again, and every draft can be written as UTF-8."""
+    drafts = record(pieces)
+
+    assert expected == "".join(draft.fact.text for draft in drafts)
+    for draft in drafts:
+        encode(draft.fact)
+
+
+@pytest.mark.parametrize("kind", [Text, Thinking, Refusal])
+def test_halves_of_another_kind_are_no_pair(kind: type) -> None:
+    """Each kind of text has its own letters, and each keeps its place."""
+    other = Thinking if kind is Text else Text
+    drafts = record([kind(HIGH), other(LOW), kind(HIGH), kind(LOW)])
+
+    assert ["\ufffd", "\ufffd", EMOJI] == [draft.fact.text for draft in drafts]
+
+
+def test_halves_are_joined_in_arguments() -> None:
+    """Of each call for itself; what stays alone is replaced."""
+    items = [
+        ToolCall("a", "f"),
+        ToolCall("b", "f"),
+        ToolArguments("a", f'"{HIGH}'),
+        ToolArguments("b", HIGH),
+        ToolArguments("a", f'{LOW}"'),
+        ToolReady("a"),
+        ToolReady("b"),
+    ]
+    whole = [draft.fact.arguments for draft in record(items) if isinstance(draft.fact, CallCompleted)]
+
+    assert [f'"{EMOJI}"', "\ufffd"] == whole
 
 
 def test_surrogates_are_replaced_everywhere() -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from .errors import InvalidInput, TooLarge
 
@@ -41,7 +42,40 @@ def as_text(name: str, value: Any, most: int | None = None) -> str:
     text: str = value if type(value) is str else str.__str__(value)  # JSON is not made of subclasses
     if most is not None and len(text) > most:
         raise TooLarge(f"{name} of {len(text)} characters is beyond the limit of {most}.", limit=most)
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole(text)
+
+
+def whole(text: str) -> str:
+    """The text with its pairs of surrogates joined, and U+FFFD for each that is alone."""
+    if text.isascii() or _HALF.search(text) is None:
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+_HALF: Final = re.compile("[\ud800-\udfff]")
+
+
+class Halves:
+    """Pieces of a text that may have been cut inside of a letter, as UTF-16 can be: its halves are joined again."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self) -> None:
+        self.waiting = ""  # the first half of a letter
+
+    def join(self, piece: str) -> str:
+        """The piece behind what waited; a first half at its end waits for the next piece."""
+        if not piece or (not self.waiting and piece.isascii()):
+            return piece
+        piece, self.waiting = self.waiting + piece, ""
+        if "\ud800" <= piece[-1] <= "\udbff":
+            piece, self.waiting = piece[:-1], piece[-1]
+        return whole(piece)
+
+    def end(self) -> str:
+        """What still waits: U+FFFD for a half whose other never came."""
+        piece, self.waiting = self.waiting, ""
+        return whole(piece)
 
 
 def as_id(name: str, value: Any) -> str:

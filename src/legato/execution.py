@@ -260,6 +260,7 @@ class Execution:
                 try:
                     item = await advance()
                 except StopAsyncIteration:
+                    self._put(self._recorder.end())
                     return
                 if self._abandoned:
                     return

@@ -13,7 +13,7 @@ import msgspec
 
 from .errors import FrameError, StreamFormatError
 
-__all__ = ["HEARTBEAT", "MAX_EVENT_BYTES", "MAX_LINE_BYTES", "Decoder", "SSEMessage", "encode"]
+__all__ = ["HEARTBEAT", "MAX_EVENT_BYTES", "MAX_LINE_BYTES", "ODD_LINE", "Decoder", "SSEMessage", "encode"]
 
 # One comment line and no blank line. After an id, a blank line makes the httpx-sse family of decoders (openai and
 # anthropic too) invent an empty event; a lone comment line is nothing to every client.
@@ -34,6 +34,9 @@ _PIECE: Final = 4096
 
 # A short str costs some 50 bytes besides its text, so many short data lines of one event are joined in groups.
 _GROUP: Final = 1024
+
+ODD_LINE: Final = "\n"
+"""The event of a message that is a line without a known field; no stream can name it so."""
 
 _FIELDS: Final = frozenset({"data", "event", "id", "retry"})
 
@@ -63,6 +66,8 @@ class Decoder:
     Args:
         max_line_bytes: the longest line, without its end. ``max_event_bytes`` limits lines too.
         max_event_bytes: the most data of one event: UTF-8, with the LF between its lines.
+        odd: give lines that are neither a field nor a comment, too, each as a message of ``ODD_LINE``. The format says
+            to ignore them; some servers write their errors so.
 
     Attributes:
         last_event_id: the id to resume after, as of the last finished block, even if that had no data; "" means none.
@@ -81,6 +86,7 @@ class Decoder:
         "_max_event",
         "_max_line",
         "_more",
+        "_odd",
         "_pieces",
         "_retry",
         "_size",
@@ -90,13 +96,16 @@ class Decoder:
         "retry",
     )
 
-    def __init__(self, *, max_line_bytes: int = MAX_LINE_BYTES, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+    def __init__(
+        self, *, max_line_bytes: int = MAX_LINE_BYTES, max_event_bytes: int = MAX_EVENT_BYTES, odd: bool = False
+    ) -> None:
         if min(max_line_bytes, max_event_bytes) < 1:
             raise ValueError(f"A limit must be at least 1 byte, got {max_line_bytes} and {max_event_bytes}.")
         self.last_event_id = ""
         self.retry: int | None = None
         self._max_line = min(max_line_bytes, max_event_bytes)
         self._max_event = max_event_bytes
+        self._odd = odd
         self._error: tuple[str, int] | None = None
         self._started = False  # a line has ended, so a byte order mark is text from here on
         self._after_cr = False  # the last byte was a CR: a LF that comes next belongs to it
@@ -233,6 +242,8 @@ class Decoder:
                         data = value
                     else:
                         self._add_line(data, value)
+                elif name and self._odd:
+                    messages.append(SSEMessage(line, ODD_LINE, last_id))
         self._data, self._event, self._id = data, event, last_id
 
     def _set_retry(self, value: str) -> None:

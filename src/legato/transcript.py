@@ -235,6 +235,8 @@ class Recorder:
         self._max_run_bytes = max_run_bytes
         self._spent = spent
         self._ids: dict[str, str] = {}  # the agent's id of a call -> its id in the log
+        self._half: tuple[type[TextPiece], str] | None = None  # of a letter whose other half the next piece may bring
+        self._halves: dict[str, str] = {}  # the same of arguments, by the call's id in the log
         if resumed:
             self._ids = {part.id: part.id for part in self.transcript.parts if part.kind == "tool_call"}
         elif self.transcript.parts:
@@ -253,6 +255,8 @@ class Recorder:
             InvalidInput: not something an agent may yield, or out of place; the text says what was expected.
             TooLarge: beyond a bound.
         """
+        if self._half is not None:
+            return self._after_half(*self._half, item)
         if isinstance(item, str):
             return self._text("Text.text", TextDelta, item)
         handler = _HANDLERS.get(type(item))
@@ -262,6 +266,21 @@ class Recorder:
                 f"ToolResult, Usage, Finish or Checkpoint; this one yielded {type(item).__name__}."
             )
         return handler(self, item)
+
+    def end(self) -> list[Draft]:
+        """The drafts of what waits for more, once nothing follows: U+FFFD for half a letter."""
+        if self._half is None:
+            return []
+        kind, self._half = self._half[0], None
+        return self._text("text", kind, "\ufffd")
+
+    def _after_half(self, kind: type[TextPiece], half: str, item: object) -> list[Draft]:
+        """Take what follows the first half of a letter: some cut text between the two, as UTF-16 lets them."""
+        text = item if isinstance(item, str) else getattr(item, "text", None)
+        if _TEXTS.get(str if isinstance(item, str) else type(item)) is not kind or not isinstance(text, str):
+            return [*self.end(), *self.record(item)]
+        self._half = None
+        return self._text("text", kind, half + str.__str__(text))
 
     def spend(self, size: int) -> None:
         """Count so many bytes that are about to be stored for the run.
@@ -281,6 +300,9 @@ class Recorder:
         if type(text) is str and text.isascii():
             size = len(text)
         else:
+            if type(text) is str and "\ud800" <= text[-1:] <= "\udbff":
+                self._half = (kind, text[-1])
+                text = text[:-1]
             text = as_text(name, text)
             size = len(text.encode())
         if not size:
@@ -320,7 +342,13 @@ class Recorder:
 
     def _arguments(self, item: ToolArguments) -> list[Draft]:
         place, part = self._find(item)
-        text = as_text("ToolArguments.text", item.text)
+        text = item.text
+        if type(text) is str and not (text.isascii() and not self._halves):
+            text = self._halves.pop(part.id, "") + text
+            if "\ud800" <= text[-1:] <= "\udbff":
+                self._halves[part.id] = text[-1]
+                text = text[:-1]
+        text = as_text("ToolArguments.text", text)
         if part.ready:
             raise InvalidInput(f"The arguments of tool call {item.id!r} are complete; no more can follow.")
         start = part.length
@@ -333,7 +361,8 @@ class Recorder:
         place, part = self._find(item)
         if part.ready:
             return []
-        return [self._draft(CallCompleted(place, part.step, part.id, part.name, part.text))]
+        cut = self._arguments(ToolArguments(item.id, "\ufffd")) if self._halves.pop(part.id, "") else []
+        return [*cut, self._draft(CallCompleted(place, part.step, part.id, part.name, part.text))]
 
     def _started(self, item: ToolStarted) -> list[Draft]:
         _, part = self._find(item)
@@ -394,6 +423,13 @@ class Recorder:
             )
         return size
 
+
+_TEXTS: dict[type, type[TextPiece]] = {
+    str: TextDelta,
+    Text: TextDelta,
+    Refusal: RefusalDelta,
+    Thinking: ThinkingDelta,
+}
 
 _HANDLERS: dict[type, Callable[[Recorder, Any], list[Draft]]] = {
     Text: lambda recorder, item: recorder._text("Text.text", TextDelta, item.text),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 
 from ..errors import AgentError
@@ -35,11 +36,16 @@ def failure(error: ProviderError, key: str | None = None) -> AgentError:
     if isinstance(error, ProviderRefused) and error.status_code in (401, 403):
         # Their messages quote the key, or most of it.
         return AgentError("The model's provider does not accept the server's key.", code="model_key_refused")
-    if isinstance(error, ProviderRefused) and not error.body.lstrip().startswith("{"):
+    later = ""
+    if isinstance(error, ProviderRefused) and error.retry_after:
+        later = f" It wants to be asked again in {math.ceil(error.retry_after)} seconds."
+    if isinstance(error, ProviderRefused) and not error.body.lstrip().startswith(("{", "[")):
         # A page of a proxy between us and the provider, or nothing.
-        return AgentError(f"The model's provider answered with the status {error.status_code}.", code=error.code)
+        text = f"The model's provider answered with the status {error.status_code}.{later}"
+        return AgentError(text, code=error.code)
     if isinstance(error, StreamInterrupted):
         return AgentError("The model's answer broke off, and cannot be continued.", code="model_interrupted")
     if isinstance(error, ProviderRefused | ResponseFailed):
-        return AgentError(f"The model's provider says: {_SECRET.sub('[...]', said)[:WORDS]}", code=error.code)
+        words = _SECRET.sub("[...]", said)[:WORDS]
+        return AgentError(f"The model's provider says: {words}{later}", code=error.code)
     return AgentError("What the model's provider sent cannot be understood.", code="model_malformed")

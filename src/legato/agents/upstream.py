@@ -23,6 +23,7 @@ from typing import cast
 import msgspec
 
 from ..agent import Agent, Turn
+from ..check import ID_CHARACTERS, NAME_CHARACTERS
 from ..errors import AgentError, InvalidInput
 from ..event import (
     CallCompleted,
@@ -37,6 +38,7 @@ from ..event import (
     ToolCompleted,
 )
 from ..json import JsonObject
+from ..part import as_json
 from ..provider import (
     AsyncResponsesProvider,
     AsyncStream,
@@ -50,6 +52,8 @@ from ..provider import (
     ToolCallDelta,
 )
 from ..provider.prompt import read_tool
+from ..provider.result import count
+from ..provider.wire import untagged
 from ..tool import Tool
 from ..yields import (
     Checkpoint,
@@ -86,6 +90,7 @@ def model_agent(
     name: str | None = None,
     max_steps: int = 16,
     options: Mapping[str, object] | None = None,
+    think_tag: str | None = None,
 ) -> Agent:
     """An agent that hands each turn to a model and says what the model says.
 
@@ -97,15 +102,18 @@ def model_agent(
         name: of the agent; the model's by default.
         max_steps: how often the model may be asked in one turn; then the run fails (``too_many_steps``).
         options: further fields of each request, by the names of the model's API.
+        think_tag: the name of the tag between which the model thinks at the beginning of its text, for servers that
+            leave it there: ``"think"``. None: tags are text.
 
     Raises:
-        InvalidInput: see ``Model.read``.
+        InvalidInput: see ``Model.read``; or an option is none of the request's, or no JSON.
     """
     model = Model.read(model) if isinstance(model, str) else model
     if max_steps < 1:
         raise InvalidInput(f"max_steps is at least 1, got {max_steps}.")
     by_name = tools if isinstance(tools, Mapping) else {tool.name: tool for tool in tools}
-    upstream = _Upstream(model, by_name, instructions, max_steps, dict(options or {}))
+    given = _options(options)
+    upstream = _Upstream(model, by_name, instructions, max_steps, given, think_tag)
     return Agent(
         upstream.answer,
         name=name or model.name,
@@ -115,17 +123,50 @@ def model_agent(
     )
 
 
+_OWN = {
+    "model": "name",
+    "messages": "instructions",
+    "input": "instructions",
+    "tools": "tools",
+    "headers": "",
+    "stream": "",
+    "think_tag": "think_tag",
+}
+"""Fields of a request that are not an option, and the argument that says it instead."""
+
+
+def _options(given: Mapping[str, object] | None) -> JsonObject:
+    """What is added to each request.
+
+    Raises:
+        InvalidInput: a field that the agent sets itself, or what is no JSON.
+    """
+    options: JsonObject = as_json("options", dict(given or {}))
+    for name in options:
+        if name in _OWN:
+            instead = f"; say it by {_OWN[name]}" if _OWN[name] else ""
+            raise InvalidInput(f"options has further fields of a request, and {name!r} is the agent's own{instead}.")
+    return options
+
+
 class _Upstream:
     """A model, what it may use, and the connection to it, which all turns share."""
 
     def __init__(
-        self, model: Model, tools: Mapping[str, Tool], instructions: str, max_steps: int, options: JsonObject
+        self,
+        model: Model,
+        tools: Mapping[str, Tool],
+        instructions: str,
+        max_steps: int,
+        options: JsonObject,
+        think_tag: str | None,
     ) -> None:
         self.model = model
         self.tools = tools
         self.instructions = instructions
         self.max_steps = max_steps
         self.options = options
+        self.think_tag = think_tag
         self.background = model.background
         self._provider: Provider | None = None
         self._farewells: set[asyncio.Task[None]] = set()
@@ -199,6 +240,7 @@ class _Step:
         had: characters, by kind and call, that the log has behind the last checkpoint: they come again.
         calls: by their index in the answer.
         over: the model has said all.
+        cut: a limit, or a filter, has ended it: its calls may lack their ends.
     """
 
     number: int = 1
@@ -209,7 +251,10 @@ class _Step:
     had: Counter[str] = field(default_factory=Counter)
     calls: dict[int, Call] = field(default_factory=dict)
     over: bool = False
+    cut: bool = False
 
+
+_CUTS = ("length", "content_filter", "incomplete")
 
 _KINDS: dict[type[TextPiece], str] = {ThinkingDelta: "thinking", TextDelta: "text", RefusalDelta: "refusal"}
 
@@ -231,6 +276,7 @@ class _ModelTurn:
         self._said: Counter[str] = Counter()  # characters of the whole run, by kind and call
         self._ids: list[str] = []  # of the calls of the whole run, in order
         self._cut_off: set[str] = set()  # calls that were running when the process died
+        self._paused: Sequence[JsonObject] | None = None  # what the provider wants back, to go on
         self._chunks = 0
 
     async def steps(self) -> Items:
@@ -247,7 +293,7 @@ class _ModelTurn:
             calls = [call for call in self._step.calls.values() if call.ours]
             if any(call.result is None for call in calls):
                 self._finish = "tool_calls"  # the client's own: its next message brings what came of them
-            elif calls:
+            elif calls or self._paused is not None:
                 self._advance(calls)
                 continue
             if self._finish != "stop":
@@ -265,11 +311,15 @@ class _ModelTurn:
         outputs = [tool_output(call.given, call.result.output, success=call.result.success)
                    for call in calls if call.result is not None]  # fmt: skip
         self._previous = step.response
-        if step.response is None:
+        if self._paused is not None:
+            outputs = [*self._messages, {"role": "assistant", "content": list(self._paused)}, *outputs]
+        elif step.response is None:
             asked = [tool_call(call.given, call.name, call.arguments) for call in calls]
             outputs.insert(0, {"role": "assistant", "content": self._text or None, "tool_calls": asked})
             outputs = [*self._messages, *outputs]
         self._messages = outputs
+        self._paused = None
+        self._finish = "stop"  # why one step ended says nothing of the next
         self._step = _Step(step.number + 1, before=self._told, calls_before=len(self._ids))
 
     # After a crash ----------------------------------------------------------------------------------------------------
@@ -354,16 +404,17 @@ class _ModelTurn:
                     logger.info("%s: no answers in the background here: %s", self._upstream.model.name, exc)
                     self._upstream.background = False
         except ResponseIncomplete as exc:
-            result, self._finish = exc.partial, exc.reason
+            result = exc.partial
+            self._cut(exc)
         except ProviderError as exc:
             if step.response is None or isinstance(exc, ResponseFailed):
                 raise self._failure(exc) from exc
             kept = await self._kept(exc)
             if isinstance(kept.failure, ResponseIncomplete):
-                self._finish = kept.failure.reason
+                self._cut(kept.failure)
             elif kept.failure is not None:
                 raise self._failure(kept.failure) from kept.failure
-            result = kept.result
+            result = untagged(kept.result, self._upstream.think_tag)
             step.had = self._said - step.before
             for chunk in _chunks(result):
                 for item in self._items(chunk):
@@ -378,10 +429,15 @@ class _ModelTurn:
         for item in self._conclude(result):
             yield item
 
+    def _cut(self, error: ResponseIncomplete) -> None:
+        self._finish = error.reason
+        self._step.cut = error.reason in _CUTS
+
     def _open(self) -> AsyncStream[StreamChunk]:
         step, upstream = self._step, self._upstream
+        tag = upstream.think_tag
         if step.response is not None:
-            return upstream.keeper.chat_resume(step.response, starting_after=step.sequence_number)
+            return upstream.keeper.chat_resume(step.response, starting_after=step.sequence_number, think_tag=tag)
         settings = {**upstream.model.settings(self._turn.message.metadata), **upstream.options}
         tools = [tool.definition for tool in self._tools.values()]
         tools += self._theirs.values()
@@ -397,6 +453,7 @@ class _ModelTurn:
             tools=tools or None,
             # Asked again before the id of the answer was in the log, a provider that knows keys gives the same answer.
             headers={"idempotency-key": f"{self._turn.run}~m{step.number}"},
+            think_tag=tag,
             **settings,
         )
 
@@ -467,8 +524,11 @@ class _ModelTurn:
         if place < len(self._ids):
             step.calls[index] = Call(self._ids[place], given, name)
             return
-        # Some servers count their calls anew in each answer, and some give them no id at all.
-        id = given if given and given not in self._ids else f"{given or 'call'}~{place}"
+        name = name[:NAME_CHARACTERS]
+        # Some servers count their calls anew in each answer, some give them no id at all, and some hide a book in it.
+        id = given if len(given) <= ID_CHARACTERS // 2 else ""
+        if not id or id in self._ids:
+            id = f"{id or 'call'}~{place}"
         self._ids.append(id)
         step.calls[index] = Call(id, given or id, name)
         yield ToolCall(id, name)
@@ -494,7 +554,7 @@ class _ModelTurn:
             call.arguments = whole.arguments
             if whole.output is not None:
                 yield from self._made(call, whole.output)
-            elif self._finish != "stop" and call.result is None:
+            elif step.cut and call.result is None:
                 yield from self._made(call, "The call was cut off.", success=False)
             else:
                 yield ToolReady(call.id)
@@ -502,15 +562,17 @@ class _ModelTurn:
         if result.usage is not None:
             old, new = self._usage, result.usage
             self._usage = Usage(
-                input_tokens=old.input_tokens + new.input_tokens,
-                output_tokens=old.output_tokens + new.output_tokens,
-                cached_tokens=old.cached_tokens + new.cached_tokens,
-                reasoning_tokens=old.reasoning_tokens + new.reasoning_tokens,
-                model=result.model or old.model,
+                input_tokens=count(old.input_tokens + new.input_tokens),
+                output_tokens=count(old.output_tokens + new.output_tokens),
+                cached_tokens=count(old.cached_tokens + new.cached_tokens),
+                reasoning_tokens=count(old.reasoning_tokens + new.reasoning_tokens),
+                model=(result.model or old.model or "")[:NAME_CHARACTERS],
             )
             yield self._usage
-        if self._finish == "stop" and result.finish_reason not in (None, "stop", "tool_calls"):
-            self._finish = str(result.finish_reason)
+        if result.finish_reason == "pause_turn" and result.content:
+            self._paused = result.content
+        elif self._finish == "stop" and result.finish_reason not in (None, "stop", "tool_calls"):
+            self._finish = str(result.finish_reason)[:NAME_CHARACTERS]
         step.over = True
         if step.response is not None:
             yield self._note(None)

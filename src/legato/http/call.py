@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import NoneType
 from typing import Generic, TypedDict, TypeVar, cast
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -117,10 +118,12 @@ def request(
         content = msgspec.json.encode({name: value for name, value in call.body.items() if value is not None})
         merged.setdefault("content-type", "application/json")
     timeout_ms = call.options.get("timeout_ms")
+    address, _, query = base_url.partition("?")
+    own = {name: _query_text(value) for name, value in call.query.items() if value is not None}
     return RequestArguments(
         method=call.method,
-        url=base_url + call.path,
-        params={name: _query_text(value) for name, value in call.query.items() if value is not None},
+        url=address + call.path,
+        params={**dict(parse_qsl(query, keep_blank_values=True)), **own} if query else own,
         headers=merged,
         content=content,
         timeout=timeout if timeout_ms is None else httpx2.Timeout(timeout_ms / 1000),

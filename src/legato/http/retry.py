@@ -8,6 +8,8 @@ The one rule: what the server may have carried out is repeated only if carrying 
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -83,19 +85,29 @@ class Attempts(Protocol):
     def __aiter__(self) -> AsyncIterator[stamina.Attempt]: ...
 
 
-def retrying(config: RetryConfig | None, *, repeatable: bool) -> Attempts:
+def retrying(
+    config: RetryConfig | None,
+    *,
+    repeatable: bool,
+    patient: bool = True,
+    passing: tuple[type[Exception], ...] = (),
+) -> Attempts:
     """The attempts that a request gets.
 
     Args:
         config: None tries once.
         repeatable: whether being carried out twice does no harm. If not, only what was certainly not carried out is
             tried again.
+        patient: whether a server that asks for more time than there is, is asked again after ``MAX_RETRY_AFTER``; else
+            such an answer is final, and any other wait is as long as the server wants.
+        passing: further errors after which to try again.
     """
     if config is None or config.strategy != "backoff":
         return stamina.retry_context(on=_never, attempts=1, timeout=None)
     backoff = config.backoff
+    until = math.inf if patient else time.monotonic() + backoff.max_elapsed_time / 1000
     return stamina.retry_context(
-        on=lambda error: _again(error, config, repeatable),
+        on=lambda error: isinstance(error, passing) or _again(error, config, repeatable, until),
         attempts=None if backoff.max_elapsed_time > 0 else 1,
         timeout=backoff.max_elapsed_time / 1000 or None,
         wait_initial=backoff.initial_interval / 1000,
@@ -109,8 +121,8 @@ def _never(error: Exception) -> bool:
     return False
 
 
-def _again(error: Exception, config: RetryConfig, repeatable: bool) -> bool | float:
-    """Whether to try again; a float says after how many seconds."""
+def _again(error: Exception, config: RetryConfig, repeatable: bool, until: float) -> bool | float:
+    """Whether to try again; a float says after how many seconds. ``until`` is when there is no more time."""
     if not isinstance(error, ClientError) or not error.passing:
         return False
     if isinstance(error, ConnectionFailed):
@@ -121,4 +133,8 @@ def _again(error: Exception, config: RetryConfig, repeatable: bool) -> bool | fl
     if not (repeatable or refused):
         return False
     # "Retry-After: 0" and none at all are the same here: a pause never harms.
-    return min(error.retry_after, MAX_RETRY_AFTER) if error.retry_after else True
+    if not error.retry_after:
+        return True
+    if until == math.inf:
+        return min(error.retry_after, MAX_RETRY_AFTER)
+    return error.retry_after if time.monotonic() + error.retry_after <= until else False

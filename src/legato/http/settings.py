@@ -25,14 +25,15 @@ EXCHANGE: Final = "legato.exchange"
 
 
 def address(base_url: str, *, of: str) -> str:
-    """The address without a slash at its end; ``of`` says whose it is.
+    """The address without a slash at the end of its path; a query stays. ``of`` says whose it is.
 
     Raises:
         InvalidInput: it is not an http or https URL.
     """
     if not base_url.startswith(("http://", "https://")):
         raise InvalidInput(f"A {of}'s address starts with http:// or https://, unlike {base_url[:128]!r}.")
-    return base_url.rstrip("/")
+    path, mark, query = base_url.partition("?")
+    return path.rstrip("/") + mark + query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class HttpSettings:
     """The settings of a client.
 
     Attributes:
-        base_url: without a slash at its end.
+        base_url: without a slash at the end of its path; the query that it may have belongs to each request.
         headers: of each request.
         retry_config: how a request is repeated; None: not at all.
         reconnect_backoff: how long a stream waits before it is connected again.

@@ -13,7 +13,7 @@ from typing import Generic, Self, TypeVar
 
 from ..http.aio import open_stream, read_chunk, send
 from ..http.backoff import ReconnectBackoff
-from ..http.call import HttpCall, answer
+from ..http.call import HttpCall
 from ..http.errors import ClientError
 from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
@@ -23,13 +23,13 @@ from ..json import JsonObject
 from . import responses
 from .anthropic import AnthropicWire
 from .chat_completions import ChatCompletionsWire
-from .errors import ProviderRefused, provider_error, refused
+from .errors import ProviderRefused, answered, provider_error, refused
 from .events import ResponseEvent
 from .responses import Response, ResponsesWire
 from .result import ChatResult, StreamChunk
 from .settings import ProviderSettings, Timeouts
-from .stream import RESUME_BACKOFF, FoldedCall
-from .wire import Wire, chat_options, chat_resume, raw_stream, resume_raw, with_headers
+from .stream import RESUME_BACKOFF, FoldedCall, MayPass
+from .wire import Wire, chat_options, chat_resume, raw_stream, resume_raw, tagged, untagged, with_headers
 
 __all__ = [
     "AsyncAnthropicProvider",
@@ -105,7 +105,7 @@ class _AsyncFace:
             ProviderError: there is none.
         """
         try:
-            async for attempt in self.settings.retrying():
+            async for attempt in self.settings.attempts():
                 with attempt:
                     return await self._once(call)
         except ClientError as exc:
@@ -117,7 +117,7 @@ class _AsyncFace:
         response = await send(self.http, self.settings.request(call), follow_redirects=False)
         if not response.is_success:
             raise refused(response)
-        return answer(call, response)
+        return answered(call, response)
 
     async def connect(self, call: HttpCall[object]) -> httpx2.Response:
         """The response to a request for a stream, its body unread.
@@ -194,12 +194,23 @@ class AsyncStream(Generic[T]):
     async def _open(self) -> None:
         """Connect, and wait for the first bytes: until they are here, all of it may be tried again."""
         try:
-            async for attempt in self._face.settings.retrying():
+            async for attempt in self._face.settings.attempts():
                 with attempt:
                     await self._connect()
                     self._state.receive(await read_chunk(self._body))
+                    await self._listen()
         except ClientError as exc:
             raise provider_error(exc) from exc
+        except MayPass as exc:
+            raise exc.failure from None
+
+    async def _listen(self) -> None:
+        """Read until something was said: only that it cannot answer now may a provider say before."""
+        while not self._state.begun():
+            try:
+                self._state.receive(await read_chunk(self._body))
+            except ClientError as exc:
+                self._state.cut(exc)
 
     async def _connect(self) -> None:
         await self.aclose()
@@ -267,6 +278,7 @@ class _AsyncProvider(_AsyncFace):
         tools: Sequence[JsonObject] | None = None,
         temperature: float | None = None,
         headers: Mapping[str, str] | None = None,
+        think_tag: str | None = None,
         **options: object,
     ) -> AsyncStream[StreamChunk]:
         """Ask, and read the answer as it comes.
@@ -278,10 +290,12 @@ class _AsyncProvider(_AsyncFace):
             tools: functions the model may call: ``name``, ``description``, ``parameters`` (their JSON schema).
             temperature: how freely words are chosen.
             headers: of this request, besides the client's own.
+            think_tag: the name of the tag between which the model thinks at the beginning of its text, for servers that
+                leave it there: ``"think"``. None: tags are text.
             options: all else that the API knows, by its own names.
         """
         asked = chat_options(model, max_tokens, tools, temperature, options)
-        return AsyncStream(self, with_headers(self.wire.chat_stream(messages, asked), headers))
+        return AsyncStream(self, tagged(with_headers(self.wire.chat_stream(messages, asked), headers), think_tag))
 
     async def chat(
         self,
@@ -291,6 +305,7 @@ class _AsyncProvider(_AsyncFace):
         max_tokens: int | None = None,
         tools: Sequence[JsonObject] | None = None,
         temperature: float | None = None,
+        think_tag: str | None = None,
         **options: object,
     ) -> ChatResult:
         """Ask, and wait for the whole answer. The arguments are those of ``chat_stream``.
@@ -299,21 +314,24 @@ class _AsyncProvider(_AsyncFace):
             ProviderError: there is none, it failed, or it was stopped before its end.
         """
         asked = chat_options(model, max_tokens, tools, temperature, options)
-        return self.wire.result(await self.send(self.wire.chat(messages, asked)))
+        return untagged(self.wire.result(await self.send(self.wire.chat(messages, asked))), think_tag)
 
 
 class AsyncResponsesProvider(_AsyncProvider):
     """Chats over the Responses API. With ``background=True`` a stream that is cut goes on by itself."""
 
-    def chat_resume(self, id: str, *, starting_after: int | None = None) -> AsyncStream[StreamChunk]:
+    def chat_resume(
+        self, id: str, *, starting_after: int | None = None, think_tag: str | None = None
+    ) -> AsyncStream[StreamChunk]:
         """Read a background answer again, behind an event, for example after a crash of this program.
 
         Args:
             id: the ``id`` of its stream.
             starting_after: the ``sequence_number`` of its stream; None gives all chunks. All events are read anew, so
                 that ``partial`` and the indexes of tool calls are those of the whole answer.
+            think_tag: as it was given to ``chat_stream``.
         """
-        return AsyncStream(self, chat_resume(id, starting_after))
+        return AsyncStream(self, tagged(chat_resume(id, starting_after), think_tag))
 
     async def retrieve(self, id: str) -> Response:
         """A background answer as it is now, also when it is too old to be read as a stream."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -10,11 +11,13 @@ import msgspec
 
 from ..errors import InvalidInput
 from ..http.call import HttpCall
-from ..json import JsonObject, known
+from ..json import JsonObject
 from ..sse import SSEMessage
-from .errors import ProviderError, ResponseIncomplete, StreamMalformed, failed
+from .chat_completions import reason_of
+from .errors import ProviderError, ResponseFailed, ResponseIncomplete, StreamMalformed, confessed, failed
+from .loose import decoded, fitted, loose
 from .prompt import FunctionTool, as_text, read_tool, tool_calls
-from .result import ChatResult, StreamChunk, Tally, TokenUsage
+from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
 from .stream import STREAM_HEADERS, FoldedCall
 
 __all__ = ["AnthropicFold", "AnthropicWire"]
@@ -24,14 +27,6 @@ VERSION: Final = "2023-06-01"
 MAX_TOKENS: Final = 4096
 """This API wants a limit; this one when the caller gives none. Every model allows it."""
 
-_REASONS: Final = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "tool_use": "tool_calls",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "refusal": "content_filter",
-}
 _STOPPED: Final = ("length", "content_filter")
 
 
@@ -51,7 +46,7 @@ class _MessageUsage(msgspec.Struct, omit_defaults=True):
         """What it says, in our terms: their input leaves out what came from, or went to, the cache."""
         fresh, written, cached, kept = (value or 0 for value in _values(self))
         read = fresh + cached + kept
-        return TokenUsage(read, written, read + written, cached)
+        return spent(read, written, None, cached)
 
 
 def _values(usage: _MessageUsage) -> tuple[int | None, ...]:
@@ -93,8 +88,8 @@ class _MessageEvent(msgspec.Struct):
 
 
 class _Failure(msgspec.Struct):
-    type: str
-    error: object = None
+    type: str = ""
+    object: str = ""
 
 
 @dataclass(slots=True)
@@ -109,25 +104,55 @@ class AnthropicFold:
     _usage: _MessageUsage = field(default_factory=_MessageUsage)
     _calls: dict[int, int] = field(default_factory=dict)  # the block's index -> the call's
     _thinking: int | None = None  # the block that is being thought
+    _blocks: list[str] = field(default_factory=list)  # events of the content, as they came
 
     @property
     def enough(self) -> bool:
-        """An end without ``message_stop`` is none."""
-        return False
+        """Some gateways leave out ``message_stop``; a reason to stop and a proper end say as much."""
+        return self.tally.finish_reason is not None
 
     def take(self, message: SSEMessage) -> list[StreamChunk]:
         """See ``WireFold``."""
         try:
-            head = msgspec.json.decode(message.data, type=known(_Failure))
-            if head.type == "error":
-                self.failure, self.over = failed({"error": head.error}), True
-                return []
+            head = decoded(message.data, _Failure)
+            if head.type == "error" or head.object == "error" or message.event == "error" or not head.type:
+                words = loose(message.data)
+                self.failure = confessed(words) or (failed(words) if head.type or message.event == "error" else None)
+                if self.failure is not None:
+                    self.over = True
+                    return []
+                if not isinstance(words, dict) or not isinstance(words.get("content"), list):
+                    raise ValueError("It has no type.")
+                head.type = "message"
+            if head.type == "message":
+                return self.take_message(fitted(loose(message.data), _Message))
             if head.type not in _TAKES:
                 return []
-            event = msgspec.json.decode(message.data, type=known(_MessageEvent))
-        except (msgspec.MsgspecError, UnicodeError) as exc:
+            if head.type in _BLOCKS:
+                self._blocks.append(message.data)
+            event = decoded(message.data, _MessageEvent)
+        except ValueError as exc:
+            if failure := _confessed(message.data):
+                self.failure, self.over = failure, True
+                return []
             raise StreamMalformed(f"An event of a message was expected, not {message.data[:200]!r}: {exc}.") from exc
         return _TAKES[event.type](self, event)
+
+    def take_message(self, message: _Message) -> list[StreamChunk]:
+        """Take a whole message.
+
+        Raises:
+            StreamMalformed: it has no content.
+        """
+        if message.content is None:
+            raise StreamMalformed("A message with content was expected.")
+        chunks = self.take_head(message)
+        for index, block in enumerate(message.content):
+            chunks += self.take_block(index, block)
+            chunks += self.end_block(index)
+        chunks += self.take_end(message.stop_reason or "end_turn")
+        self.finish()
+        return chunks
 
     def _start(self, event: _MessageEvent) -> list[StreamChunk]:
         if event.message is None:
@@ -196,7 +221,7 @@ class AnthropicFold:
 
     def take_end(self, stop_reason: str | None) -> list[StreamChunk]:
         """Take the reason of the end, and the usage with it."""
-        return self.tally.end(self._usage.total(), _REASONS.get(stop_reason or "", stop_reason))
+        return self.tally.end(self._usage.total(), reason_of(stop_reason))
 
     def _stop(self, event: _MessageEvent) -> list[StreamChunk]:
         self.finish()
@@ -206,11 +231,15 @@ class AnthropicFold:
         """The message is whole."""
         self.over = True
         reason = self.tally.finish_reason
+        if reason == "pause_turn":
+            self.tally.content = self.tally.content or _content(self._blocks)
         if reason in _STOPPED:
             self.failure = ResponseIncomplete(f"The model was stopped: {reason}.", reason=reason)
 
     def done(self) -> None:
-        """See ``WireFold``. Only ``message_stop`` ends a message."""
+        """See ``WireFold``. Only a reason to stop ends a message."""
+        if self.enough:
+            self.finish()
 
     def resume(self) -> HttpCall[object] | None:
         """See ``WireFold``. This API cannot continue an answer."""
@@ -225,6 +254,39 @@ _TAKES: Final = {
     "message_delta": AnthropicFold._finish,
     "message_stop": AnthropicFold._stop,
 }
+
+
+def _confessed(data: str) -> ResponseFailed | None:
+    try:
+        return confessed(loose(data))
+    except ValueError:
+        return None
+
+
+_BLOCKS: Final = ("content_block_start", "content_block_delta")
+_GROWING: Final = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
+
+
+def _content(events: Sequence[str]) -> tuple[JsonObject, ...]:
+    """The blocks of a message as the API wants them back, which knows more kinds than are read here."""
+    blocks: dict[object, JsonObject] = {}
+    inputs: dict[object, str] = {}
+    for event in map(loose, events):
+        place, delta = event.get("index", 0), event.get("delta")
+        if isinstance(begun := event.get("content_block"), dict):
+            blocks[place] = begun
+        elif place in blocks and isinstance(delta, dict):
+            kind = delta.get("type")
+            if name := _GROWING.get(str(kind)):
+                blocks[place][name] = f"{blocks[place].get(name) or ''}{delta.get(name) or ''}"
+            elif kind == "input_json_delta":
+                inputs[place] = inputs.get(place, "") + str(delta.get("partial_json") or "")
+            elif kind == "citations_delta":
+                blocks[place]["citations"] = [*(blocks[place].get("citations") or ()), delta.get("citation")]
+    for place, text in inputs.items():
+        with contextlib.suppress(ValueError):
+            blocks[place]["input"] = loose(text or "{}")
+    return tuple(block for block in blocks.values() if block.get("type") != "text" or block.get("text"))
 
 
 class AnthropicWire:
@@ -242,7 +304,7 @@ class AnthropicWire:
     def chat_stream(self, messages: Sequence[JsonObject], options: Mapping[str, object]) -> FoldedCall[StreamChunk]:
         """The request for an answer as it comes."""
         body = {**_body(messages, options), "stream": True}
-        return FoldedCall(HttpCall("POST", "/messages", JsonObject, body=body, headers=STREAM_HEADERS), AnthropicFold())
+        return FoldedCall(HttpCall("POST", "/messages", JsonObject, body=body, headers=STREAM_HEADERS), AnthropicFold)
 
     def result(self, raw: JsonObject) -> ChatResult:
         """The answer in a JSON object.
@@ -251,18 +313,15 @@ class AnthropicWire:
             ProviderError: it was stopped before its end, or it is no answer.
         """
         try:
-            message = msgspec.convert(raw, known(_Message))
-        except msgspec.ValidationError as exc:
+            if failure := confessed(raw):
+                raise failure
+            message = fitted(raw, _Message)
+        except ValueError as exc:
             raise StreamMalformed(f"A message was expected, not {raw!r:.200}: {exc}.") from exc
         if message.content is None:
             raise StreamMalformed(f"A message with content was expected, not {raw!r:.200}.")
         fold = AnthropicFold()
-        fold.take_head(message)
-        for index, block in enumerate(message.content):
-            fold.take_block(index, block)
-            fold.end_block(index)
-        fold.take_end(message.stop_reason)
-        fold.finish()
+        fold.take_message(message)
         if fold.failure is not None:
             fold.failure.partial = fold.tally.result()
             raise fold.failure

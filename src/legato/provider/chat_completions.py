@@ -13,14 +13,16 @@ from typing import Final
 import msgspec
 
 from ..http.call import HttpCall
-from ..json import JsonObject, known
+from ..json import JsonObject
 from ..sse import SSEMessage
-from .errors import ProviderError, ResponseIncomplete, StreamMalformed, failed
+from .assembly import Assembly, CallPiece, as_json
+from .errors import ProviderError, ResponseFailed, ResponseIncomplete, StreamMalformed, confessed, failed
+from .loose import decoded, fitted, loose
 from .prompt import FunctionTool, as_text, read_tool
-from .result import ChatResult, StreamChunk, Tally, TokenUsage
+from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
 from .stream import STREAM_HEADERS, FoldedCall
 
-__all__ = ["STOPPED", "ChatCompletionsFold", "ChatCompletionsWire", "Completion"]
+__all__ = ["STOPPED", "ChatCompletionsFold", "ChatCompletionsWire", "Completion", "reason_of"]
 
 STOPPED: Final = ("length", "content_filter")
 """Reasons of an end that is not the model's own."""
@@ -28,7 +30,7 @@ STOPPED: Final = ("length", "content_filter")
 
 class _Function(msgspec.Struct):
     name: str | None = None
-    arguments: str | None = None
+    arguments: object = None  # JSON text, by the documentation; some give the object
 
 
 class _Call(msgspec.Struct):
@@ -43,6 +45,7 @@ class _ChoiceDelta(msgspec.Struct, gc=False):
     reasoning_content: str | None = None  # DeepSeek, llama.cpp, vLLM
     reasoning: str | None = None  # OpenRouter, Ollama, newer vLLM
     tool_calls: list[_Call] | None = None
+    function_call: _Function | None = None  # as it was before there could be several
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -50,6 +53,7 @@ class _Choice(msgspec.Struct, gc=False):
     message: _ChoiceDelta | None = None
     finish_reason: str | None = None
     index: int | None = None
+    error: object = None  # OpenRouter
 
 
 class _Details(msgspec.Struct):
@@ -85,19 +89,27 @@ class ChatCompletionsFold:
     impatient: bool = True
     last: int | None = None
     _begun: bool = False
-    _calls: dict[int, int] = field(default_factory=dict)  # the provider's index -> ours
-    _ids: dict[int, str] = field(default_factory=dict)  # ours -> the call's id
+    _whole: bool = False  # it came in one piece
+    _calls: Assembly = field(default_factory=Assembly)
 
     @property
     def enough(self) -> bool:
         """Some servers send no ``[DONE]``; a reason to finish and a proper end say as much."""
-        return self.tally.finish_reason is not None
+        return self._whole or self.tally.finish_reason is not None or bool(self._calls.lost)
 
     def take(self, message: SSEMessage) -> list[StreamChunk]:
         """See ``WireFold``."""
         try:
-            chunk = msgspec.json.decode(message.data, type=known(Completion))
-        except (msgspec.MsgspecError, UnicodeError) as exc:
+            chunk = decoded(message.data, Completion)
+            if chunk.choices is None or message.event == "error":
+                words = loose(message.data)
+                self.failure = confessed(words) or (failed(words) if message.event == "error" else None)
+                if self.failure is None and not (isinstance(words, dict) and words.keys() & _CHUNKS):
+                    raise ValueError("It has no choices.")
+        except ValueError as exc:
+            if failure := _confessed(message.data):
+                self.failure = failure
+                return []
             raise StreamMalformed(f"A chunk of a chat was expected, not {message.data[:200]!r}: {exc}.") from exc
         return self.take_chunk(chunk)
 
@@ -111,16 +123,23 @@ class ChatCompletionsFold:
         for choice in chunk.choices or ():
             if not choice.index:
                 self._begun = True
-                chunks += self._take_delta(choice.delta or choice.message or _ChoiceDelta())
+                if choice.delta is not None:
+                    chunks += self._take_delta(choice.delta)
+                elif choice.message is not None:
+                    self._whole = True
+                    chunks += self._take_delta(choice.message, whole=True)
                 # Some repeat the reason with the usage.
-                reason = choice.finish_reason if tally.finish_reason is None else None
+                reason = reason_of(choice.finish_reason) if tally.finish_reason is None else None
+                if choice.error or reason == "error":
+                    self.failure = failed({"error": choice.error or chunk.error})
+                    reason = None
         if chunk.usage is not None or reason is not None:
-            chunks += tally.end(_usage(chunk.usage), _REASONS.get(reason or "", reason))
-        if chunk.error:
+            chunks += tally.end(_usage(chunk.usage), reason)
+        if chunk.error and self.failure is None:
             self.failure = failed({"error": chunk.error})
         return chunks
 
-    def _take_delta(self, delta: _ChoiceDelta) -> list[StreamChunk]:
+    def _take_delta(self, delta: _ChoiceDelta, *, whole: bool = False) -> list[StreamChunk]:
         chunks: list[StreamChunk] = []
         # A gateway may send the same thinking under both names.
         if thinking := delta.reasoning_content or delta.reasoning:
@@ -131,40 +150,16 @@ class ChatCompletionsFold:
             chunks += self.tally.text(delta.content)
         if delta.refusal:
             chunks += self.tally.refuse(delta.refusal)
-        for call in delta.tool_calls or ():
-            chunks += self._take_call(call)
+        calls = delta.tool_calls or ([_Call(delta.function_call, 0)] if delta.function_call else ())
+        for call in calls:
+            function = call.function or _Function()
+            piece = CallPiece(call.index, call.id or "", function.name or "", as_json(function.arguments), whole)
+            chunks += self._calls.take(self.tally, piece)
         return chunks
 
     def _take_parts(self, parts: list[object]) -> list[StreamChunk]:
         thinking = [part.get("thinking") for part in parts if isinstance(part, dict)]
         return self.tally.think(as_text(thinking)) + self.tally.text(as_text(parts))
-
-    def _take_call(self, call: _Call) -> list[StreamChunk]:
-        function = call.function or _Function()
-        name, arguments = function.name or "", function.arguments or ""
-        ours = self._find(call, name)
-        if ours is not None:
-            return self.tally.add_arguments(ours, arguments)
-        ours = self.tally.calls
-        if not name:
-            raise StreamMalformed(f"Arguments of a tool call came that had not begun: {arguments[:200]!r}.")
-        self._calls[ours if call.index is None else call.index] = ours
-        self._ids[ours] = call.id or f"call_{ours}"
-        return self.tally.begin_call(self._ids[ours], name, arguments)
-
-    def _find(self, call: _Call, name: str) -> int | None:
-        """Our index of the call that this is a piece of; None when it begins a new one."""
-        if call.index is None:
-            # Without an index, only a new id or a name tells that a call begins.
-            begins = name if call.id is None else call.id not in self._ids.values()
-            return None if begins or not self._ids else self._last(call.id)
-        ours = self._calls.get(call.index)
-        # Some number all calls with 0.
-        other = ours is not None and call.id and name and self._ids[ours] != call.id
-        return None if other else ours
-
-    def _last(self, id: str | None) -> int:
-        return next((ours for ours, known in self._ids.items() if known == id), self.tally.calls - 1)
 
     def done(self) -> None:
         """See ``WireFold``. That the model was stopped is said only here: the usage comes behind the reason."""
@@ -172,24 +167,73 @@ class ChatCompletionsFold:
         reason = self.tally.finish_reason
         if reason in STOPPED:
             self.failure = self.failure or ResponseIncomplete(f"The model was stopped: {reason}.", reason=reason)
+        elif self.over and (lost := self._calls.lost):
+            self.failure = self.failure or StreamMalformed(f"Arguments of a tool call without a name: {lost[:200]!r}.")
 
     def resume(self) -> HttpCall[object] | None:
         """See ``WireFold``. This API cannot continue an answer."""
         return None
 
 
-# The old name, for one function that was called.
-_REASONS: Final = {"function_call": "tool_calls"}
+# Fields of a chunk without choices that is none the worse for it.
+_CHUNKS: Final = frozenset({"id", "object", "created", "model", "usage"})
+
+
+def _confessed(data: str) -> ResponseFailed | None:
+    try:
+        return confessed(loose(data))
+    except ValueError:
+        return None
+
+
+# What servers call the reasons of an end, in small letters with "_" for "-" and blanks.
+_REASONS: Final = {
+    **dict.fromkeys(
+        ["stop", "eos", "eos_token", "end", "end_turn", "end_of_turn", "end_of_text", "stop_sequence", "stop_token",
+         "stop_word", "stop_str", "stopped", "complete", "completed", "finish", "finished", "finish_reason_stop",
+         "normal", "done"],
+        "stop",
+    ),
+    **dict.fromkeys(
+        ["tool_calls", "tool_call", "tool_use", "tools", "tool", "toolcalls", "tooluse", "function_call",
+         "function_calls", "functioncall", "function", "call_tool"],
+        "tool_calls",
+    ),
+    **dict.fromkeys(
+        ["length", "max_tokens", "max_token", "max_length", "max_output_tokens", "max_completion_tokens",
+         "model_length", "token_limit", "tokens_limit", "max_new_tokens", "finish_reason_max_tokens", "maxtokens",
+         "model_context_window_exceeded", "context_length", "context_length_exceeded", "context_window"],
+        "length",
+    ),
+    **dict.fromkeys(
+        ["content_filter", "content_filtered", "contentfilter", "safety", "recitation", "blocklist",
+         "prohibited_content", "spii", "sensitive", "refusal", "language", "image_safety", "guardrail_intervened"],
+        "content_filter",
+    ),
+    **dict.fromkeys(["error", "failed", "failure", "network_error", "server_error", "internal_error"], "error"),
+}  # fmt: skip
+_NONE: Final = ("", "null", "none", "unspecified", "finish_reason_unspecified")
+
+
+def reason_of(word: str | None) -> str | None:
+    """Why the answer ended, in our word for a provider's; an unknown one stays as it is. None: it has not ended."""
+    if word is None or word in ("stop", "tool_calls"):
+        return word
+    folded = word.strip().lower().replace("-", "_").replace(" ", "_")
+    return None if folded in _NONE else _REASONS.get(folded, word)
 
 
 def _usage(usage: _CompletionUsage | None) -> TokenUsage | None:
     if usage is None:
         return None
-    read, written = usage.prompt_tokens or 0, usage.completion_tokens or 0
     cached = usage.prompt_tokens_details or _Details()
     thought = usage.completion_tokens_details or _Details()
-    return TokenUsage(
-        read, written, usage.total_tokens or read + written, cached.cached_tokens or 0, thought.reasoning_tokens or 0
+    return spent(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.total_tokens,
+        cached.cached_tokens,
+        thought.reasoning_tokens,
     )
 
 
@@ -209,7 +253,7 @@ class ChatCompletionsWire:
         """The request for an answer as it comes."""
         body = {"stream_options": {"include_usage": True}, **_options(options), "messages": list(messages)}
         call = HttpCall("POST", "/chat/completions", JsonObject, body={**body, "stream": True}, headers=STREAM_HEADERS)
-        return FoldedCall(call, ChatCompletionsFold())
+        return FoldedCall(call, ChatCompletionsFold)
 
     def result(self, raw: JsonObject) -> ChatResult:
         """The answer in a JSON object.
@@ -219,8 +263,12 @@ class ChatCompletionsWire:
         """
         fold = ChatCompletionsFold()
         try:
-            fold.take_chunk(msgspec.convert(raw, known(Completion)))
-        except msgspec.ValidationError as exc:
+            answer = fitted(raw, Completion)
+            fold.failure = confessed(raw)
+            fold.take_chunk(answer)
+        except ValueError as exc:
+            if failure := confessed(raw):
+                raise failure from None
             raise StreamMalformed(f"An answer of a chat was expected, not {raw!r:.200}: {exc}.") from exc
         fold.done()
         if fold.failure is not None:

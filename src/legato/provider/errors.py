@@ -17,14 +17,16 @@ is ``legato.errors.InvalidInput``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, Final, TypedDict
 
-import msgspec
-
+from ..check import whole
 from ..errors import LegatoError
-from ..http.call import refusal
+from ..http.backoff import is_final
+from ..http.call import HttpCall, answer, refusal
 from ..http.errors import APIError, ConnectionFailed, ConnectionLost
 from ..http.packages import httpx2
+from ..json import JsonObject
+from .loose import loose
 from .result import ChatResult
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "ResponseIncomplete",
     "StreamInterrupted",
     "StreamMalformed",
+    "answered",
+    "confessed",
     "failed",
     "provider_error",
     "refused",
@@ -146,6 +150,23 @@ class ResponseFailed(ProviderError):
         self.type = type
         self.param = param
 
+    @property
+    def passing(self) -> bool:
+        """Whether the provider was merely too busy, or broke: asked again, it may answer."""
+        words = {word.lower() for word in (self.code, self.type) if word}
+        statuses = (int(word) for word in words if word.isdecimal() and len(word) == 3)
+        return not words & _FINAL and (bool(words & _PASSING) or any(not is_final(status) for status in statuses))
+
+
+_PASSING: Final = frozenset(
+    ["overloaded", "overloaded_error", "server_overloaded", "engine_overloaded", "model_overloaded",
+     "rate_limit", "rate_limit_error", "rate_limited", "rate_limit_exceeded", "too_many_requests", "slow_down",
+     "resource_exhausted", "throttlingexception", "api_error", "server_error", "internal", "internal_error",
+     "internal_server_error", "internalservererror", "engine_error", "upstream_error", "bad_gateway", "unavailable",
+     "service_unavailable", "service_unavailable_error", "gateway_timeout", "timeout", "timeout_error"]
+)  # fmt: skip
+_FINAL: Final = frozenset(["insufficient_quota", "quota_exceeded", "billing_error", "billing_hard_limit_reached"])
+
 
 class ResponseCancelled(ResponseFailed):
     """Somebody cancelled the answer."""
@@ -184,6 +205,22 @@ def failed(error: object) -> ResponseFailed:
     return ResponseFailed(message or "The provider gave no reason for its failure.", **facts)
 
 
+def confessed(value: object) -> ResponseFailed | None:
+    """The failure that a JSON value tells of, wherever providers put their words; None when it tells of none."""
+    if isinstance(value, list):
+        return next((failure for each in value if (failure := confessed(each))), None)
+    if not isinstance(value, dict):
+        return None
+    if value.get("error") or (isinstance(value.get("errors"), list) and value["errors"]):
+        return failed(value)
+    if value.get("type") == "error" or value.get("object") == "error":
+        return failed({**value, "type": None} if value.get("type") == "error" else value)
+    words = (value.get(name) for name in _WORDS)
+    if "choices" not in value and "type" not in value and any(isinstance(each, str) and each for each in words):
+        return failed(value)
+    return None
+
+
 def refused(response: httpx2.Response) -> LegatoError:
     """The error for an answer (body read) with an error status, in a form that ``retrying`` can judge.
 
@@ -194,6 +231,22 @@ def refused(response: httpx2.Response) -> LegatoError:
     return provider_error(error) if response.headers.get("x-should-retry") == "false" else error
 
 
+def answered(call: HttpCall[JsonObject], response: httpx2.Response) -> JsonObject:
+    """The JSON object of an answer (body read) with a good status; a failure may be confessed in it all the same.
+
+    Raises:
+        ResponseFailed: it tells of one, in a list.
+        ResponseInvalid: it is no JSON object.
+    """
+    try:
+        raw = loose(response.content)
+    except ValueError:
+        return answer(call, response)  # which says what is wrong
+    if isinstance(raw, list) and (failure := confessed(raw)):
+        raise failure
+    return raw if isinstance(raw, dict) else answer(call, response)
+
+
 def _refusal(response: httpx2.Response) -> APIError:
     error = refusal(response)
     try:
@@ -201,8 +254,8 @@ def _refusal(response: httpx2.Response) -> APIError:
     except (KeyError, ValueError):
         pass
     try:
-        message, facts = _facts(msgspec.json.decode(response.content))
-    except (msgspec.MsgspecError, UnicodeError):
+        message, facts = _facts(loose(response.content))
+    except ValueError:
         return error
     error.message = message or error.message
     error.code = facts["code"] or facts["type"] or f"http_{error.status_code}"
@@ -239,16 +292,24 @@ class _Reason(TypedDict):
 
 def _facts(error: object) -> tuple[str, _Reason]:
     """Message, code, type and param of an error value: providers nest it, flatten it, or give a mere text."""
+    while isinstance(error, list) or (isinstance(error, dict) and isinstance(error.get("errors"), list)):
+        several = error if isinstance(error, list) else error["errors"]
+        error = several[0] if several else None
     if isinstance(error, dict) and error.get("error"):
         outer, error = error, error["error"]
         if isinstance(error, dict):
             error = {"message": outer.get("message"), **error}
-    if not isinstance(error, dict):
-        error = {"message": error}
-    message = error.get("message") or error.get("detail") or ""
-    facts = _Reason(code=_word(error.get("code")), type=_word(error.get("type")), param=_word(error.get("param")))
-    return message if isinstance(message, str) else str(message), facts
+    facts: dict[str, Any] = error if isinstance(error, dict) else {"message": error}
+    message = next((facts[name] for name in _WORDS if facts.get(name)), "")
+    code = _word(facts.get("code")) or _word(facts.get("error_code"))
+    # Google's class of an error is its status: RESOURCE_EXHAUSTED.
+    kind = _word(facts.get("type")) or (facts["status"] if isinstance(facts.get("status"), str) else None)
+    return whole(str(message)), _Reason(code=code, type=kind, param=_word(facts.get("param")))
+
+
+_WORDS: Final = ("message", "detail", "msg", "error_msg", "error_message")
+"""Where providers put what went wrong."""
 
 
 def _word(value: object) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else whole(str(value))

@@ -12,7 +12,9 @@ import msgspec
 
 from ..json import JsonObject, known
 from ..sse import SSEMessage
-from .errors import StreamMalformed
+from .assembly import as_json
+from .errors import StreamMalformed, confessed
+from .loose import fitted, loose
 
 __all__ = [
     "ArgumentsDeltaEvent",
@@ -136,6 +138,7 @@ _CLASSES: Final[dict[str, type[ResponseEvent]]] = {
         LifecycleEvent,
     ),
     "response.cancelled": LifecycleEvent,
+    "response.error": ResponseErrorEvent,
     "response.output_item.added": OutputItemEvent,
     "response.output_item.done": OutputItemEvent,
     "response.content_part.added": PartEvent,
@@ -162,28 +165,55 @@ _OBJECT: Final = msgspec.json.Decoder(JsonObject)
 
 
 def decode_object(message: SSEMessage) -> JsonObject:
-    """The JSON object that a message carries.
+    """The JSON object that a message carries; of a list that tells of an error, the object that does.
 
     Raises:
         StreamMalformed: it carries none.
     """
     try:
         return _OBJECT.decode(message.data)
-    except (msgspec.MsgspecError, UnicodeError) as exc:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        pass
+    try:
+        raw = loose(message.data)
+    except ValueError as exc:
         raise StreamMalformed(f"A JSON object was expected, not {message.data[:200]!r}: {exc}.") from exc
+    if isinstance(raw, list):
+        raw = next((each for each in raw if isinstance(each, dict) and confessed(each)), raw)
+    if not isinstance(raw, dict):
+        raise StreamMalformed(f"A JSON object was expected, not {message.data[:200]!r}.")
+    return raw
 
 
 def decode_event(message: SSEMessage) -> ResponseEvent:
-    """The event that a message carries; its type is its own field's, else the message's.
+    """The event that a message carries; its type is its own field's, else the message's, else what its form says.
 
     Raises:
         StreamMalformed: no JSON object, or one without what its type must have.
     """
     raw = decode_object(message)
-    kind = raw.get("type", message.event)
+    kind = raw.get("type")
+    if raw.get("object") == "error":
+        kind = "error"
+    elif not isinstance(kind, str):
+        kind = message.event
+        if kind not in _CLASSES:
+            if isinstance(raw.get("output"), list):  # a whole response
+                kind = f"response.{raw.get('status') or 'completed'}"
+                raw = {"type": kind, "response": raw}
+            elif confessed(raw):
+                kind = "error"
+    cls = _CLASSES.get(kind, ResponseEvent)
+    fields = {**raw, "type": kind}
+    for name in ("delta", "arguments"):
+        if name in fields and cls in (ArgumentsDeltaEvent, ArgumentsDoneEvent):
+            fields[name] = as_json(fields[name])
     try:
-        event = msgspec.convert({**raw, "type": kind}, known(_CLASSES.get(str(kind), ResponseEvent)))
-    except msgspec.ValidationError as exc:
-        raise StreamMalformed(f"An event {kind!r:.64} is not as documented: {exc}.") from exc
+        event = msgspec.convert(fields, known(cls))
+    except msgspec.ValidationError:
+        try:
+            event = fitted(fields, cls)
+        except ValueError as exc:
+            raise StreamMalformed(f"An event {kind!r:.64} is not as documented: {exc}.") from exc
     msgspec.structs.force_setattr(event, "raw", raw)  # convert() would copy all of it
     return event

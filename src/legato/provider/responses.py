@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Self
 from urllib.parse import quote
 
@@ -15,21 +16,33 @@ from ..errors import InvalidInput
 from ..http.call import HttpCall
 from ..json import JsonObject
 from ..sse import SSEMessage
-from .errors import ProviderError, ResponseCancelled, ResponseIncomplete, StreamInterrupted, StreamMalformed, failed
+from .assembly import as_json
+from .errors import (
+    ProviderError,
+    ResponseCancelled,
+    ResponseIncomplete,
+    StreamInterrupted,
+    StreamMalformed,
+    confessed,
+    failed,
+)
 from .events import (
     ArgumentsDeltaEvent,
+    ArgumentsDoneEvent,
     ItemEvent,
     LifecycleEvent,
     OutputItemEvent,
+    PartEvent,
     ReasoningDeltaEvent,
     RefusalDeltaEvent,
     ResponseErrorEvent,
     ResponseEvent,
     TextDeltaEvent,
+    TextDoneEvent,
     decode_event,
 )
 from .prompt import FunctionTool, as_text, read_tool, tool_calls
-from .result import ChatResult, StreamChunk, Tally, TokenUsage
+from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
 from .stream import STREAM_HEADERS, FoldedCall
 
 __all__ = [
@@ -127,8 +140,11 @@ class Response:
 
         Raises:
             StreamMalformed: it is none.
+            ResponseFailed: it is an error instead.
         """
         if not isinstance(raw.get("output"), list):
+            if failure := confessed(raw):
+                raise failure
             raise StreamMalformed(f"A response with a list as its output was expected, not {raw!r:.200}.")
         fold = ResponsesFold()
         fold.take_event(LifecycleEvent(type=_ENDS.get(str(raw.get("status", "completed")), ""), response=raw))
@@ -172,12 +188,42 @@ class Response:
 
 @dataclass(slots=True)
 class _ItemState:
-    """What was streamed of one item of the output; the pieces of a text are joined when it is whole."""
+    """What was streamed of one item of the output; the pieces of a text are joined when it is whole.
 
+    Attributes:
+        kind: ``message``, ``function_call``, ``reasoning`` or another type of item.
+        id, index: what its first event said of it.
+        text, refusal, arguments: what came of it, in pieces.
+        promised: what it began with; some say it again in deltas, some go on behind it, and some do neither.
+        call: its index among the answer's calls, once it has begun there.
+        asked, name: a call's id, and its tool.
+        done: it is whole; deltas that come now were said before.
+    """
+
+    kind: str
+    id: str = ""
+    index: int | None = None
     text: list[str] = field(default_factory=list)
     refusal: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+    promised: str = ""
     thought: bool = False
     call: int | None = None
+    asked: str = ""
+    name: str = ""
+    done: bool = False
+
+    def claim(self, delta: str) -> str:
+        """A first delta, with what it goes on with; what it only repeats is not said twice."""
+        promised, self.promised = self.promised, ""
+        repeated = not promised or promised.startswith(delta) or delta.startswith(promised)
+        return delta if repeated else promised + delta
+
+    def says(self, item: JsonObject) -> bool:
+        """Whether it is all that the item is."""
+        if self.kind == "function_call":
+            return (self.name, "".join(self.arguments)) == (_text(item, "name"), as_json(item.get("arguments")))
+        return "".join(self.text) == "".join(as_text(part) for part in _list(item, "content"))
 
 
 @dataclass(slots=True)
@@ -198,7 +244,10 @@ class _ResponseState:
     over: bool = False
     failure: ProviderError | None = None
     impatient: bool = True
-    _items: dict[int | str, _ItemState] = field(default_factory=dict)
+    _items: list[_ItemState] = field(default_factory=list)
+    _ids: dict[str, _ItemState] = field(default_factory=dict)
+    _before: JsonObject | None = None  # the last event that had a number
+    _counted: bool = False  # numbers have grown
     _thinking: tuple[object, ...] | None = None  # the part that is being thought
 
     @classmethod
@@ -210,11 +259,20 @@ class _ResponseState:
 
     @property
     def enough(self) -> bool:
-        """An end without a terminal event is none."""
-        return False
+        """An end without a terminal event is none, but it shows what is wrong."""
+        return bool(self._lost) and not self.resumable
 
     def done(self) -> None:
         """See ``WireFold``. Only a terminal event ends a response."""
+        if lost := self._lost:
+            self.over = True
+            self.failure = self.failure or StreamMalformed(f"Arguments came of no tool call: {lost[:200]!r}.")
+
+    @property
+    def _lost(self) -> str:
+        """Arguments of a call that nothing else has told of."""
+        calls = (item for item in self._items if item.kind == "function_call" and item.call is None)
+        return next((text for call in calls if (text := "".join(call.arguments)).strip()), "")
 
     def resume(self) -> HttpCall[object] | None:
         """See ``WireFold``."""
@@ -233,40 +291,112 @@ class _ResponseState:
                 return False
             if number > self.last + 1:
                 raise StreamInterrupted(f"The provider goes on with event {number} after event {self.last}.")
-        self.last = self.last if number is None else number
+        if number is None:
+            return True
+        if number == self.last and self._counted and event.raw == self._before:
+            return False  # said twice; some number all events with 0
+        self._counted = self._counted or (self.last is not None and number > self.last)
+        self.last, self._before = number, event.raw
         return True
 
     def take_event(self, event: ResponseEvent) -> list[StreamChunk]:
         """The chunks that an event adds."""
         tally = self.tally
         match event:
-            case TextDeltaEvent():
-                self._item(event).text.append(event.delta)
-                return tally.text(event.delta)
+            case TextDeltaEvent(delta=delta):
+                item = self._item(event, "message")
+                if item.done:
+                    return []
+                if item.promised:
+                    delta = item.claim(delta)
+                item.text.append(delta)
+                return tally.text(delta)
             case ReasoningDeltaEvent():
                 return self._think(event)
-            case ArgumentsDeltaEvent():
-                call = self._item(event).call
-                if call is None:
-                    raise StreamMalformed("Arguments of a tool call came that had not begun.")
-                return tally.add_arguments(call, event.delta)
+            case ArgumentsDeltaEvent(delta=delta):
+                item = self._item(event, "function_call")
+                return [] if item.done else self._argue(item, item.claim(delta))
+            case ArgumentsDoneEvent(arguments=arguments):
+                item = self._item(event, "function_call")
+                return [] if item.done else self._argue(item, _rest("".join(item.arguments), arguments))
             case RefusalDeltaEvent():
-                self._item(event).refusal.append(event.delta)
-                return tally.refuse(event.delta)
+                item = self._item(event, "message")
+                item.refusal.append("" if item.done else event.delta)
+                return tally.refuse(item.refusal[-1])
+            case TextDoneEvent(type="response.output_text.done"):
+                item = self._item(event, "message")
+                if not item.done and not item.text:  # some send no deltas
+                    item.promised += _rest(item.promised, event.text)
+            case PartEvent(type="response.content_part.added"):
+                item = self._item(event, "message")
+                if not item.done and not item.text:
+                    item.promised += _rest(item.promised, as_text(event.part))
             case OutputItemEvent():
-                return self._take_item(_key(event.output_index, event.item), event.item)
+                whole = event.type == "response.output_item.done"
+                return self._take_item(self._named(event.output_index, event.item, whole), event.item, whole)
             case LifecycleEvent():
                 return self._take_state(event)
             case ResponseErrorEvent():
                 self.failure = failed(event.raw)
         return []
 
-    def _item(self, event: ItemEvent) -> _ItemState:
-        key = _key(event.output_index, {"id": event.item_id})
-        return self._items.get(key) or self._items.setdefault(key, _ItemState())
+    def _item(self, event: ItemEvent, kind: str) -> _ItemState:
+        """The item that an event is about, by its id, else its place, else as the last of its kind."""
+        id, index = event.item_id, event.output_index
+        item = self._ids.get(id) if id else None
+        if item is not None and item.kind == kind:
+            if index is None or item.index in (index, None):
+                return item
+            return next((each for each in self._items if (each.id, each.index, each.kind) == (id, index, kind)), item)
+        alike = [each for each in self._items if each.kind == kind]
+        if index is not None:
+            # Without an id; or with one that nobody has heard of, since some give each event another.
+            alike = [each for each in alike if each.index in (index, None) and not (id and each.done)]
+        elif id:
+            alike = [each for each in alike if not each.id and not each.done]
+        if alike:
+            return next((each for each in reversed(alike) if not each.done), alike[-1])
+        return self._new(kind, id or "", index)
+
+    def _new(self, kind: str, id: str, index: int | None) -> _ItemState:
+        item = _ItemState(kind, id, index)
+        self._items.append(item)
+        if id:
+            self._ids[id] = item
+        return item
+
+    def _named(self, index: int | None, given: JsonObject, whole: bool) -> _ItemState:
+        """The item that begins, or that is whole: by what its events have said of it, which may be little."""
+        kind, id, asked = _text(given, "type"), _text(given, "id"), _text(given, "call_id")
+        alike = [each for each in self._items if each.kind == kind and not (asked and each.asked not in ("", asked))]
+        item = self._ids.get(id) if id else None
+        if item is None or item not in alike:
+            item = next((each for each in reversed(alike) if asked and each.asked == asked), None)
+        if item is None:
+            # What only deltas have told of has no name yet; and what is whole is what was begun.
+            open = [each for each in alike if not each.done and (whole or not (each.name or each.promised))]
+            if index is not None:
+                open = [each for each in open if each.index in (index, None)]
+            if not whole:
+                open = [each for each in open if each.id in ("", id) and (each.text or each.arguments)]
+            item = open[0] if open else None
+        if item is None and whole and index is not None:
+            item = next((each for each in alike if each.done and each.index == index and each.says(given)), None)
+        if item is None:
+            return self._new(kind, id, index)
+        if id:
+            self._ids[id] = item
+        return item
+
+    def _argue(self, item: _ItemState, arguments: str) -> list[StreamChunk]:
+        """Take a piece of the arguments of a call, which may not have begun."""
+        item.arguments.append(arguments)
+        return [] if item.call is None else self.tally.add_arguments(item.call, arguments)
 
     def _think(self, event: ReasoningDeltaEvent) -> list[StreamChunk]:
-        item = self._item(event)
+        item = self._item(event, "reasoning")
+        if item.done:
+            return []
         item.thought = True
         part = (event.output_index, event.item_id, event.summary_index, event.content_index)
         return self._think_part(part, event.delta)
@@ -278,49 +408,89 @@ class _ResponseState:
         self._thinking = part
         return self.tally.think(text)
 
-    def _take_item(self, key: int | str, item: JsonObject) -> list[StreamChunk]:
+    def _take_item(self, state: _ItemState, item: JsonObject, whole: bool) -> list[StreamChunk]:
         """Take an item as it is now: what its deltas did not say is still to be said. Some servers send no deltas."""
-        state = self._items.setdefault(key, _ItemState())
-        match item.get("type"):
+        if state.done:
+            return []
+        state.done = whole
+        match state.kind:
             case "function_call":
-                return self._take_call(state, item)
+                return self._take_call(state, item, whole)
             case "message":
-                return self._take_message(state, item)
+                return self._take_message(state, item, whole)
             case "function_call_output":
                 return self.tally.answer_call(_text(item, "call_id"), as_text(item.get("output")))
             case "reasoning" if not state.thought:
                 parts = _list(item, "summary") or _list(item, "content")
-                thought = (self._think_part((key, place), as_text(part)) for place, part in enumerate(parts))
+                thought = (self._think_part((id(state), place), as_text(part)) for place, part in enumerate(parts))
                 chunks = [chunk for some in thought for chunk in some]
                 state.thought = bool(chunks)
                 return chunks
         return []
 
-    def _take_call(self, state: _ItemState, item: JsonObject) -> list[StreamChunk]:
-        arguments = _text(item, "arguments")
-        if state.call is None:
+    def _take_call(self, state: _ItemState, item: JsonObject, whole: bool) -> list[StreamChunk]:
+        chunks: list[StreamChunk] = []
+        state.asked = state.asked or _text(item, "call_id")
+        state.name = state.name or _text(item, "name")
+        if state.call is None and (state.name or whole):
             state.call = self.tally.calls
-            return self.tally.begin_call(_text(item, "call_id") or _text(item, "id"), _text(item, "name"), arguments)
-        return self.tally.add_arguments(state.call, _rest(self.tally.arguments(state.call), arguments))
+            name = state.asked or _text(item, "id") or f"call_{state.call}"
+            chunks += self.tally.begin_call(name, state.name, "".join(state.arguments))
+        arguments = as_json(item.get("arguments"))
+        if whole:
+            state.promised = ""
+            return chunks + self._argue(state, _rest("".join(state.arguments), arguments))
+        if not state.arguments:
+            state.promised = arguments
+        return chunks
 
-    def _take_message(self, state: _ItemState, item: JsonObject) -> list[StreamChunk]:
+    def _take_message(self, state: _ItemState, item: JsonObject, whole: bool) -> list[StreamChunk]:
         parts = _list(item, "content")
+        text = "".join(as_text(part) for part in parts)
+        if not whole:
+            state.promised = "" if state.text else text
+            return []
+        text = text or state.promised
+        state.promised = ""
         refusals = (_text(part, "refusal") for part in parts if isinstance(part, dict))
-        text = _rest("".join(state.text), "".join(as_text(part) for part in parts))
+        text = _rest("".join(state.text), text)
         refusal = _rest("".join(state.refusal), "".join(refusals))
         state.text.append(text)
         state.refusal.append(refusal)
         return self.tally.text(text) + self.tally.refuse(refusal)
 
     def take_output(self, response: JsonObject) -> list[StreamChunk]:
-        """Take the whole output, if nothing of it was streamed.
+        """Take the output of a response that is over, as far as it was not streamed.
 
-        Not otherwise: in the final output, some providers leave out items, so its places are not those of the events.
+        In the final output, some providers leave out items, or give them other ids and places. So what was streamed is
+        compared by what cannot be taken for another: the ids of calls, and whether there was any text.
         """
-        if self._items:
-            return []
+        chunks: list[StreamChunk] = []
         items = [item for item in _list(response, "output") if isinstance(item, dict)]
-        return [chunk for place, item in enumerate(items) for chunk in self._take_item(place, item)]
+        if not self._items:
+            for place, item in enumerate(items):
+                chunks += self._take_item(self._new(_text(item, "type"), "", place), item, True)
+            return chunks
+        for item in items:
+            if item.get("type") == "function_call" and _text(item, "call_id"):
+                chunks += self._take_item(self._known(item) or self._new("function_call", "", None), item, True)
+        for state in self._items:
+            if not state.done and state.promised:
+                promised, state.promised, state.done = state.promised, "", True
+                chunks += self._argue(state, promised) if state.kind == "function_call" else self.tally.text(promised)
+        if not self.tally.spoken:
+            for item in items:
+                if item.get("type") == "message":
+                    chunks += self._take_item(self._new("message", "", None), item, True)
+        return chunks
+
+    def _known(self, item: JsonObject) -> _ItemState | None:
+        """What was streamed of a call in the final output."""
+        asked, name, arguments = _text(item, "call_id"), _text(item, "name"), as_json(item.get("arguments"))
+        calls = [each for each in self._items if each.kind == "function_call"]
+        return next((each for each in calls if each.asked == asked), None) or next(
+            (each for each in calls if each.name in ("", name) and arguments.startswith("".join(each.arguments))), None
+        )
 
     def _take_state(self, event: LifecycleEvent) -> list[StreamChunk]:
         response, tally = event.response, self.tally
@@ -331,6 +501,8 @@ class _ResponseState:
             return chunks
         self.over = True
         chunks += self.take_output(response)
+        if event.type == "response.completed":
+            self.done()
         reason = "tool_calls" if tally.unanswered else "stop"
         if event.type == "response.incomplete":
             details = response.get("incomplete_details")
@@ -387,11 +559,6 @@ def _failure(kind: str, response: JsonObject) -> ProviderError:
     return failed(response.get("error"))
 
 
-def _key(output_index: int | None, item: JsonObject) -> int | str:
-    """What tells an item from the others: its place, or from providers that do not say it, its id."""
-    return _text(item, "id") if output_index is None else output_index
-
-
 def _text(value: JsonObject, name: str) -> str:
     text = value.get(name)
     return text if isinstance(text, str) else ""
@@ -410,19 +577,14 @@ def _rest(begun: str, whole: str) -> str:
 def _usage(usage: object) -> TokenUsage | None:
     if not isinstance(usage, dict):
         return None
-    read, written = _count(usage, "input_tokens"), _count(usage, "output_tokens")
-    return TokenUsage(
-        read,
-        written,
-        _count(usage, "total_tokens") or read + written,
-        _count(usage.get("input_tokens_details"), "cached_tokens"),
-        _count(usage.get("output_tokens_details"), "reasoning_tokens"),
+    read, written = usage.get("input_tokens_details"), usage.get("output_tokens_details")
+    return spent(
+        usage.get("input_tokens"),
+        usage.get("output_tokens"),
+        usage.get("total_tokens"),
+        read.get("cached_tokens") if isinstance(read, dict) else None,
+        written.get("reasoning_tokens") if isinstance(written, dict) else None,
     )
-
-
-def _count(value: object, name: str) -> int:
-    count = value.get(name) if isinstance(value, dict) else None
-    return count if type(count) is int else 0
 
 
 # The two verbs -------------------------------------------------------------------------------------------------------
@@ -441,7 +603,7 @@ class ResponsesWire:
 
     def chat_stream(self, messages: Sequence[JsonObject], options: Mapping[str, object]) -> FoldedCall[StreamChunk]:
         """The request for an answer as it comes."""
-        fold = ResponsesFold(resumable=options.get("background") is True)
+        fold = partial(ResponsesFold, resumable=options.get("background") is True)
         return FoldedCall(stream(_input(messages), None, _options(options)), fold)
 
     def result(self, raw: JsonObject) -> ChatResult:

@@ -6,9 +6,25 @@ so the partial result that an error carries is always exactly what the chunks be
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 import msgspec
 
-__all__ = ["ChatResult", "StreamChunk", "Tally", "TokenUsage", "ToolCall", "ToolCallDelta", "ToolOutput"]
+from ..check import Halves, whole
+from ..json import JsonObject
+
+__all__ = [
+    "ChatResult",
+    "StreamChunk",
+    "Tagged",
+    "Tally",
+    "TokenUsage",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolOutput",
+    "count",
+    "spent",
+]
 
 
 class TokenUsage(msgspec.Struct, frozen=True, gc=False):
@@ -27,6 +43,29 @@ class TokenUsage(msgspec.Struct, frozen=True, gc=False):
     total_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+
+
+MOST: Final = 2**53 - 1
+
+
+def spent(
+    read: object, written: object, total: object = None, cached: object = None, thought: object = None
+) -> TokenUsage:
+    """What an answer cost, from numbers of which each may be missing, or be none."""
+    counts = [count(each) for each in (read, written, total, cached, thought)]
+    counts[2] = counts[2] or counts[0] + counts[1]
+    return TokenUsage(*counts)
+
+
+def count(value: object) -> int:
+    """A number of tokens; 0 when it is none."""
+    if isinstance(value, str | float):
+        try:
+            value = float(value)
+            value = int(value) if value == value and abs(value) <= MOST else 0
+        except ValueError:
+            return 0
+    return min(max(value, 0), MOST) if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, gc=False):
@@ -111,6 +150,8 @@ class ChatResult(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_defa
             when the answer did not come to an end.
         id: the provider's id of this answer; None before it is known.
         model: the model that answered, as the provider calls it.
+        content: what the provider wants back, in its own form, to go on with an answer that it has paused
+            (``finish_reason`` is ``"pause_turn"``); None of all others.
     """
 
     text: str = ""
@@ -121,13 +162,63 @@ class ChatResult(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_defa
     finish_reason: str | None = None
     id: str | None = None
     model: str | None = None
+    content: tuple[JsonObject, ...] | None = None
+
+
+class Tagged:
+    """Text that begins with thinking between tags, as open models write it where their server leaves it so.
+
+    Args:
+        tag: the name: ``think`` for ``<think>`` and ``</think>``.
+    """
+
+    def __init__(self, tag: str) -> None:
+        self._open, self._close = f"<{tag}>", f"</{tag}>"
+        self._state: Literal["before", "thinking", "behind", "over"] = "before"
+        self._held = ""
+
+    def split(self, text: str) -> tuple[str, str]:
+        """What of a further piece is thinking, and what is text; what may be a tag waits for the next piece."""
+        if self._state == "over":
+            return "", text
+        text, self._held = self._held + text, ""
+        thought = ""
+        if self._state == "before":
+            bare = text.lstrip()
+            if not bare.startswith(self._open):
+                if self._open.startswith(bare):
+                    self._held = text
+                    return "", ""
+                self._state = "over"
+                return "", text
+            self._state, text = "thinking", bare.removeprefix(self._open)
+        if self._state == "thinking":
+            thought, close, text = text.partition(self._close)
+            if not close:
+                held = next(
+                    (n for n in range(min(len(self._close) - 1, len(thought)), 0, -1)
+                     if thought.endswith(self._close[:n])), 0
+                )  # fmt: skip
+                self._held = thought[len(thought) - held :]
+                return thought[: len(thought) - held], ""
+            self._state = "behind"
+        text = text.lstrip()  # the blank line behind the tag
+        if text:
+            self._state = "over"
+        return thought, text
+
+    def end(self) -> tuple[str, str]:
+        """What still waits: no tag."""
+        held, self._held = self._held, ""
+        return (held, "") if self._state == "thinking" else ("", held)
 
 
 class Tally:
     """The sum of an answer's pieces.
 
     Attributes:
-        id: see ``ChatResult``; so are ``model``, ``usage`` and ``finish_reason``.
+        id: see ``ChatResult``; so are ``model``, ``usage``, ``finish_reason`` and ``content``.
+        tagged: what tells thinking from text by tags; None leaves tags in the text.
     """
 
     def __init__(self) -> None:
@@ -140,6 +231,9 @@ class Tally:
         self._refusal: list[str] = []
         self._calls: list[tuple[str, str, list[str]]] = []
         self._outputs: dict[int, str] = {}
+        self._halves: dict[object, Halves] = {}  # by kind, or by index of a call
+        self.content: tuple[JsonObject, ...] | None = None
+        self.tagged: Tagged | None = None
 
     @property
     def calls(self) -> int:
@@ -151,8 +245,32 @@ class Tally:
         """Whether there has been any thinking."""
         return bool(self._thinking)
 
+    @property
+    def spoken(self) -> bool:
+        """Whether there has been any text, or a refusal."""
+        return bool(self._text or self._refusal)
+
+    def _whole(self, kind: object, delta: str) -> str:
+        """The piece without half letters: a first half waits for the piece with the other one."""
+        if delta.isascii() and not self._halves:
+            return delta
+        halves = self._halves.get(kind)
+        if halves is None:
+            if not "\ud800" <= delta[-1:] <= "\udbff":
+                return whole(delta)
+            halves = self._halves[kind] = Halves()
+        return halves.join(delta)
+
     def text(self, delta: str) -> list[StreamChunk]:
         """Take a piece of text; the empty one is no step."""
+        if self.tagged is not None:
+            thought, delta = self.tagged.split(delta)
+            if thought:
+                return self.think(thought) + self._say(delta)
+        return self._say(delta)
+
+    def _say(self, delta: str) -> list[StreamChunk]:
+        delta = self._whole("text", delta)
         if not delta:
             return []
         self._text.append(delta)
@@ -160,6 +278,7 @@ class Tally:
 
     def think(self, delta: str) -> list[StreamChunk]:
         """Take a piece of thinking."""
+        delta = self._whole("thinking", delta)
         if not delta:
             return []
         self._thinking.append(delta)
@@ -167,6 +286,7 @@ class Tally:
 
     def refuse(self, delta: str) -> list[StreamChunk]:
         """Take a piece of a refusal."""
+        delta = self._whole("refusal", delta)
         if not delta:
             return []
         self._refusal.append(delta)
@@ -175,15 +295,22 @@ class Tally:
     def begin_call(self, id: str, name: str, arguments: str = "") -> list[StreamChunk]:
         """Take the beginning of a tool call; its index is the number of calls before it."""
         index = len(self._calls)
+        id, name, arguments = whole(id), whole(name), self._whole(index, arguments)
         self._calls.append((id, name, [arguments]))
         return [StreamChunk(tool_call_delta=ToolCallDelta(index, id, name, arguments))]
 
     def add_arguments(self, index: int, arguments: str) -> list[StreamChunk]:
         """Take a piece of the arguments of a call that has begun."""
+        arguments = self._whole(index, arguments)
         if not arguments:
             return []
         self._calls[index][2].append(arguments)
         return [StreamChunk(tool_call_delta=ToolCallDelta(index, arguments=arguments))]
+
+    def given(self, index: int) -> tuple[str, str]:
+        """Id and name of a call."""
+        id, name, _ = self._calls[index]
+        return id, name
 
     def arguments(self, index: int) -> str:
         """The arguments of a call so far."""
@@ -194,7 +321,7 @@ class Tally:
         index = next((place for place, call in enumerate(self._calls) if call[0] == id), None)
         if index is None or index in self._outputs:
             return []
-        self._outputs[index] = output
+        output = self._outputs[index] = whole(output)
         return [StreamChunk(tool_output=ToolOutput(index, output))]
 
     @property
@@ -208,7 +335,27 @@ class Tally:
         self.finish_reason = finish_reason or self.finish_reason
         if usage is None and finish_reason is None:
             return []
-        return [StreamChunk(usage=usage, finish_reason=finish_reason)]
+        chunks = [] if finish_reason is None else self._last_words()
+        return [*chunks, StreamChunk(usage=usage, finish_reason=finish_reason)]
+
+    def _last_words(self) -> list[StreamChunk]:
+        """What still waits for its other half, or the rest of a tag, which do not come any more."""
+        chunks = []
+        if self.tagged is not None:
+            thought, text = self.tagged.end()
+            chunks += self.think(thought) + self._say(text)
+        for kind, halves in self._halves.items():
+            if half := halves.end():
+                match kind:
+                    case int():
+                        chunks += self.add_arguments(kind, half)
+                    case "text":
+                        chunks += self._say(half)
+                    case "thinking":
+                        chunks += self.think(half)
+                    case _:
+                        chunks += self.refuse(half)
+        return chunks
 
     def result(self) -> ChatResult:
         """The sum so far."""
@@ -224,4 +371,5 @@ class Tally:
             finish_reason=self.finish_reason,
             id=self.id,
             model=self.model,
+            content=self.content,
         )

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
+
+import msgspec
 
 from ..http.call import HttpCall
 from ..json import JsonObject
 from . import responses
 from .events import ResponseEvent
 from .responses import RawFold, ResponsesFold
-from .result import ChatResult, StreamChunk
-from .stream import FoldedCall
+from .result import ChatResult, StreamChunk, Tagged
+from .stream import FoldedCall, WireFold
 
-__all__ = ["Wire", "chat_options", "chat_resume", "raw_stream", "resume_raw", "with_headers"]
+__all__ = [
+    "Wire",
+    "chat_options",
+    "chat_resume",
+    "raw_stream",
+    "resume_raw",
+    "tagged",
+    "untagged",
+    "with_headers",
+]
 
 
 class Wire(Protocol):
@@ -40,9 +52,9 @@ def chat_options(
     temperature: float | None,
     options: Mapping[str, object],
 ) -> JsonObject:
-    """The arguments of a chat, without those that were not given."""
-    asked = {"model": model, "max_tokens": max_tokens, "tools": tools, "temperature": temperature, **options}
-    return {name: value for name, value in asked.items() if value is not None}
+    """The arguments of a chat, without those that were not given; an option that is None takes a default out."""
+    asked = {"model": model, "max_tokens": max_tokens, "tools": tools, "temperature": temperature}
+    return {**{name: value for name, value in asked.items() if value is not None}, **options}
 
 
 def with_headers(asked: FoldedCall[StreamChunk], headers: Mapping[str, str] | None) -> FoldedCall[StreamChunk]:
@@ -50,21 +62,46 @@ def with_headers(asked: FoldedCall[StreamChunk], headers: Mapping[str, str] | No
     return replace(asked, call=replace(asked.call, headers={**asked.call.headers, **(headers or {})}))
 
 
+def tagged(asked: FoldedCall[StreamChunk], tag: str | None) -> FoldedCall[StreamChunk]:
+    """The request, of whose answer's text thinking between tags of this name is no part."""
+    return asked if tag is None else replace(asked, fold=partial(_tagged, asked.fold, tag))
+
+
+def _tagged(make: Callable[[], WireFold[StreamChunk]], tag: str) -> WireFold[StreamChunk]:
+    fold = make()
+    fold.tally.tagged = Tagged(tag)
+    return fold
+
+
+def untagged(result: ChatResult, tag: str | None) -> ChatResult:
+    """The answer with its thinking out of its text, see ``tagged``."""
+    if tag is None:
+        return result
+    read = Tagged(tag)
+    (thought, text), (more, rest) = read.split(result.text), read.end()
+    thinking = "\n\n".join(part for part in (result.thinking, thought + more) if part)
+    return msgspec.structs.replace(result, text=text + rest, thinking=thinking)
+
+
 def raw_stream(
     message: str | Sequence[JsonObject], model: str | None, options: Mapping[str, object]
 ) -> FoldedCall[ResponseEvent]:
     """A response, as its events."""
-    fold = RawFold(resumable=options.get("background") is True)
+    fold = partial(RawFold, resumable=options.get("background") is True)
     return FoldedCall(responses.stream(message, model, options), fold)
 
 
 def resume_raw(id: str, starting_after: int | None) -> FoldedCall[ResponseEvent]:
     """The rest of a response, as its events."""
-    return FoldedCall(responses.resume(id, starting_after), RawFold.joining(id, starting_after))
+    return FoldedCall(responses.resume(id, starting_after), partial(RawFold.joining, id, starting_after))
 
 
 def chat_resume(id: str, starting_after: int | None) -> FoldedCall[StreamChunk]:
     """The rest of a response, as chunks; it is read from its first event on, so that it can be put together."""
+    return FoldedCall(responses.resume(id, None), partial(_hiding, id, starting_after))
+
+
+def _hiding(id: str, hidden: int | None) -> ResponsesFold:
     fold = ResponsesFold.joining(id, None)
-    fold.hidden = starting_after
-    return FoldedCall(responses.resume(id, None), fold)
+    fold.hidden = hidden
+    return fold

@@ -1,0 +1,176 @@
+"""Tool calls put together from the pieces in which servers of Chat Completions send them. No I/O.
+
+Which call a piece belongs to is told by its index, by its id, by its name, or by nothing: some number all calls with 0,
+some give each piece a new id, some give neither. So all four decide together; the fourth is whether the arguments so
+far are a whole JSON value, since behind one nothing of the same call can follow.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from .result import StreamChunk, Tally
+
+__all__ = ["Assembly", "CallPiece", "as_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallPiece:
+    """A piece of a tool call: what it says, "" or None for what it does not.
+
+    Attributes:
+        whole: it is no piece, but all of a call.
+    """
+
+    index: int | None
+    id: str
+    name: str
+    arguments: str
+    whole: bool = False
+
+
+@dataclass(slots=True)
+class _Making:
+    """A call in the making.
+
+    Attributes:
+        number: its index in the answer; None until its name is known.
+        waiting: arguments that came before the name.
+        text: the pieces of the arguments.
+        begun: there are arguments.
+        depth: open brackets of the arguments.
+        quoted, escaped: where in a JSON text they end.
+        whole: the arguments are a whole object or list.
+        ids: all that its pieces had.
+    """
+
+    index: int | None
+    id: str = ""
+    name: str = ""
+    number: int | None = None
+    waiting: str = ""
+    text: list[str] = field(default_factory=list)
+    begun: bool = False
+    depth: int = 0
+    quoted: bool = False
+    escaped: bool = False
+    whole: bool = False
+    ids: set[str] = field(default_factory=set)
+
+    def has(self, name: str, arguments: str) -> bool:
+        """Whether it is this very call."""
+        return self.name == name and "".join(self.text) == arguments
+
+    def count(self, text: str) -> None:
+        """Take note of a further piece of the arguments, and of its brackets."""
+        self.text.append(text)
+        self.begun = self.begun or not (not text or text.isspace())
+        if self.escaped and text:
+            text, self.escaped = text[1:], False
+        for mark in _MARKS.findall(text):
+            if mark == '"':
+                self.quoted = not self.quoted
+            elif mark[0] == "\\":
+                self.escaped = len(mark) == 1
+            elif self.quoted:
+                continue
+            elif mark in "{[":
+                self.depth += 1
+            else:
+                self.depth -= 1
+                self.whole = self.whole or self.depth <= 0
+
+
+# A backslash with what it escapes; at the end of a piece, without.
+_MARKS: Final = re.compile(r'\\.|\\|["{}\[\]]', re.DOTALL)
+
+
+@dataclass(slots=True)
+class Assembly:
+    """The calls of one answer."""
+
+    _calls: list[_Making] = field(default_factory=list)
+
+    def take(self, tally: Tally, piece: CallPiece) -> list[StreamChunk]:
+        """Take a piece; one that helps nothing is passed over."""
+        if not (piece.id or piece.name or piece.arguments):
+            return []
+        call = None if piece.whole else self._find(piece)
+        if call is None:
+            call = _Making(piece.index, piece.id)
+            self._calls.append(call)
+        if piece.id:
+            call.id = call.id or piece.id
+            call.ids.add(piece.id)
+        if piece.index is not None and call.index is None:
+            call.index = piece.index
+        # Behind a whole value only a repetition of it can come.
+        arguments = "" if call.whole else piece.arguments
+        call.count(arguments)
+        if not call.name:
+            call.name = piece.name
+        if call.number is not None:
+            return tally.add_arguments(call.number, arguments)
+        call.waiting += arguments
+        return self._begin(tally, call) if call.name else []
+
+    def _begin(self, tally: Tally, call: _Making) -> list[StreamChunk]:
+        call.number = tally.calls
+        waiting, call.waiting = call.waiting, ""
+        return tally.begin_call(call.id or f"call_{call.number}", call.name, waiting)
+
+    @property
+    def lost(self) -> str:
+        """Arguments that came for no call that is known."""
+        return next((call.waiting for call in self._calls if call.number is None and call.waiting.strip()), "")
+
+    def _find(self, piece: CallPiece) -> _Making | None:
+        """The call that this is a piece of; None when it begins a new one."""
+        calls = self._calls
+        if piece.index is not None:
+            calls = [call for call in calls if call.index == piece.index]
+        if piece.id:
+            # By its id it belongs to the same call, whatever its index; but some give all calls of an answer one id.
+            known = [call for call in calls or ([] if piece.name else self._calls) if piece.id in call.ids]
+            if known:
+                another = known[-1].whole and piece.name and piece.arguments.strip()
+                return None if another and not known[-1].has(piece.name, piece.arguments) else known[-1]
+        if not calls:
+            if piece.id or piece.name:
+                return None
+            calls = [call for call in self._calls if call.index is None]  # whose index comes late
+        if not calls:
+            return None
+        return None if _begins(calls[-1], piece) else calls[-1]
+
+
+def _begins(last: _Making, piece: CallPiece) -> bool:
+    """Whether a piece, of which neither index nor id say so, is the beginning of another call than the last."""
+    opens = piece.arguments.lstrip().startswith("{")
+    if not piece.name:
+        # An id in each piece is no beginning. Behind a whole value, one whose name comes late may begin.
+        return last.whole and bool(piece.id) and opens
+    if not last.name:
+        return False
+    if piece.name != last.name:
+        return True
+    if last.whole:
+        return bool(piece.id or piece.arguments.strip())
+    if not piece.id:
+        return False  # the name comes with each piece
+    if not last.id and not last.begun:
+        return False  # the id comes late
+    return opens or not piece.arguments  # else it goes on with an id of its own
+
+
+def as_json(arguments: object) -> str:
+    """Arguments as JSON text: some servers give the value itself."""
+    if isinstance(arguments, str):
+        return arguments
+    if isinstance(arguments, dict | list):
+        return msgspec.json.encode(arguments).decode()
+    return ""
