@@ -85,13 +85,7 @@ class Attempts(Protocol):
     def __aiter__(self) -> AsyncIterator[stamina.Attempt]: ...
 
 
-def retrying(
-    config: RetryConfig | None,
-    *,
-    repeatable: bool,
-    patient: bool = True,
-    passing: tuple[type[Exception], ...] = (),
-) -> Attempts:
+def retrying(config: RetryConfig | None, *, repeatable: bool, patient: bool = True) -> Attempts:
     """The attempts that a request gets.
 
     Args:
@@ -100,14 +94,13 @@ def retrying(
             tried again.
         patient: whether a server that asks for more time than there is, is asked again after ``MAX_RETRY_AFTER``; else
             such an answer is final, and any other wait is as long as the server wants.
-        passing: further errors after which to try again.
     """
     if config is None or config.strategy != "backoff":
         return stamina.retry_context(on=_never, attempts=1, timeout=None)
     backoff = config.backoff
     until = math.inf if patient else time.monotonic() + backoff.max_elapsed_time / 1000
     return stamina.retry_context(
-        on=lambda error: isinstance(error, passing) or _again(error, config, repeatable, until),
+        on=lambda error: _again(error, config, repeatable, until),
         attempts=None if backoff.max_elapsed_time > 0 else 1,
         timeout=backoff.max_elapsed_time / 1000 or None,
         wait_initial=backoff.initial_interval / 1000,

@@ -199,10 +199,10 @@ class AsyncStream(Generic[T]):
                     await self._connect()
                     self._state.receive(await read_chunk(self._body))
                     await self._listen()
-        except ClientError as exc:
-            raise provider_error(exc) from exc
         except MayPass as exc:
             raise exc.failure from None
+        except ClientError as exc:
+            raise provider_error(exc) from exc
 
     async def _listen(self) -> None:
         """Read until something was said: only that it cannot answer now may a provider say before."""

@@ -9,7 +9,7 @@ from ..http.call import HttpCall, RequestArguments, request
 from ..http.packages import httpx2
 from ..http.retry import DEFAULT_RETRIES, Attempts, Unset, retrying
 from ..http.settings import HttpSettings
-from .stream import FoldedCall, MayPass, StreamState
+from .stream import FoldedCall, StreamState
 
 __all__ = ["ProviderSettings", "Timeouts"]
 
@@ -41,7 +41,7 @@ class ProviderSettings(HttpSettings):
     def attempts(self) -> Attempts:
         """The attempts of a request. A provider that asks for more time than there is, is not asked again."""
         config = DEFAULT_RETRIES if isinstance(self.retry_config, Unset) else self.retry_config
-        return retrying(config, repeatable=True, patient=False, passing=(MayPass,))
+        return retrying(config, repeatable=True, patient=False)
 
     def request(self, call: HttpCall[object]) -> RequestArguments:
         """What ``build_request`` of httpx2 takes."""

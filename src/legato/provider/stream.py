@@ -26,7 +26,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from ..errors import InvalidInput, LegatoError, StreamFormatError
 from ..http.backoff import ReconnectBackoff, Waits, is_final
 from ..http.call import HttpCall
-from ..http.errors import APIError, ConnectionFailed, ConnectionLost
+from ..http.errors import APIError, ClientError, ConnectionFailed, ConnectionLost
 from ..http.packages import httpx2
 from ..sse import ODD_LINE, Decoder, SSEMessage
 from .errors import ProviderError, ResponseFailed, StreamInterrupted, StreamMalformed, failed, provider_error
@@ -91,7 +91,7 @@ class FoldedCall(Generic[T]):
     fold: Callable[[], WireFold[T]]
 
 
-class MayPass(Exception):
+class MayPass(ClientError):
     """Raised within an attempt: the provider took the request, and said then, before all else, that it is too busy."""
 
     def __init__(self, failure: ResponseFailed) -> None:

@@ -195,10 +195,10 @@ class Stream(Generic[T]):
                     self._connect()
                     self._state.receive(read_chunk(self._body))
                     self._listen()
-        except ClientError as exc:
-            raise provider_error(exc) from exc
         except MayPass as exc:
             raise exc.failure from None
+        except ClientError as exc:
+            raise provider_error(exc) from exc
 
     def _listen(self) -> None:
         """Read until something was said: only that it cannot answer now may a provider say before."""
