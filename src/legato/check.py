@@ -21,6 +21,8 @@ NAME_CHARACTERS = 256
 """Bound of a name: a tool's (64 at most providers), a model's, a finish reason."""
 MOST_COUNT = 2**53 - 1
 """The greatest whole number that a browser tells from its neighbours."""
+MOST_AMOUNT = 1e15
+"""The greatest cost; sums of such are numbers, too."""
 MOST_SECONDS = 1e9
 """What is to last for longer, 31 years, has no end."""
 
@@ -127,11 +129,11 @@ def as_amount(name: str, value: Any) -> float:
     """``value`` as a number from 0; None is 0.
 
     Raises:
-        InvalidInput: it is none, or not finite. Text is no number.
+        InvalidInput: it is none, or beyond ``MOST_AMOUNT``. Text is no number.
     """
     number = 0.0 if value is None else _number(value)
-    if number is None or not math.isfinite(number) or number < 0:
-        raise refused(name, "a number that is finite and not negative", value)
+    if number is None or not 0 <= number <= MOST_AMOUNT:
+        raise refused(name, f"a number from 0 to {MOST_AMOUNT:g}", value)
     return number
 
 

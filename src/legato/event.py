@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from .check import MOST_AMOUNT, MOST_COUNT
 from .errors import InvalidInput
 from .json import JsonObject
 from .part import Part, Usage, convert, decoder, encode, encode_flat
@@ -434,6 +435,18 @@ def read_fact(type: str, json: bytes | str) -> AnyFact:
         return _mended(EVENTS[type], _object(json))
 
 
+DAMAGED: JsonObject = {"damaged": True}
+"""What is shown of an event whose JSON cannot be read."""
+DAMAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading such JSON raises."""
+_DAMAGED = encode(DAMAGED)
+
+
+def damaged(type: str) -> tuple[AnyFact, bytes]:
+    """What stands for an event of ``type`` that cannot be read: a fact that says as little as one can, and JSON."""
+    return fact(type, DAMAGED), _DAMAGED
+
+
 def fact(type: str, data: JsonObject) -> AnyFact:
     """The fact of ``type`` that says ``data``, read as ``read_fact`` reads it."""
     known = EVENTS.get(type)
@@ -446,11 +459,17 @@ def fact(type: str, data: JsonObject) -> AnyFact:
 
 
 def read_usage(usage: JsonObject) -> Usage:
-    """What of a run's usage is known."""
+    """What of a run's usage is known. A figure that no agent can yield, as older versions have stored some, is 0."""
     try:
-        return convert(usage, Usage)
+        used = convert(usage, Usage)
     except msgspec.ValidationError:
-        return _mended(Usage, usage)
+        used = _mended(Usage, usage if isinstance(usage, dict) else {})
+    counts = (used.input_tokens, used.output_tokens, used.cached_tokens, used.reasoning_tokens)
+    if min(counts) >= 0 and max(counts) <= MOST_COUNT and 0 <= used.cost <= MOST_AMOUNT:
+        return used
+    known = [count if 0 <= count <= MOST_COUNT else 0 for count in counts]
+    cost = used.cost if 0 <= used.cost <= MOST_AMOUNT else 0.0
+    return Usage(known[0], known[1], known[2], known[3], cost, used.model)
 
 
 F = TypeVar("F", bound=msgspec.Struct)
@@ -563,7 +582,10 @@ class Event(msgspec.Struct, frozen=True, eq=False, gc=False):
     @property
     def data(self) -> JsonObject:
         """The fact as a JSON object, made anew each time."""
-        return _object(self.json or settle(self.fact)[1])
+        try:
+            return _object(self.json or settle(self.fact)[1])
+        except DAMAGE:  # in a field that the fact does not have
+            return dict(DAMAGED)
 
     def __eq__(self, other: object) -> bool:
         # Without ``wire``: what has been encoded so far is not part of the fact.

@@ -34,6 +34,7 @@ class SessionData(CamelModel, frozen=True, kw_only=True):
         created_at: RFC 3339, as ``updated_at``.
         cost: in the unit that the agents report.
         running: whether an answer is being given, or waits to be.
+        damaged: the server cannot read what it holds.
     """
 
     id: str
@@ -58,6 +59,7 @@ class SessionData(CamelModel, frozen=True, kw_only=True):
     cdp_url: str | None = None
     model_id: str | None = None
     provider: str | None = None
+    damaged: bool = False
 
 
 class SendResult(CamelModel, frozen=True, kw_only=True):

@@ -91,10 +91,14 @@ def _number(text: str) -> int | float:
 
 
 _whole: msgspec.json.Decoder[Any] = msgspec.json.Decoder(float_hook=_number)
+_FIRST, _LAST = -62_135_596_800.0, 253_402_300_799.0
 
 
 def rfc3339(at: float, *, exact: bool = False) -> str:
-    """``at``, seconds since the epoch, as UTC with milliseconds and Z; with microseconds if ``exact``."""
+    """``at``, seconds since the epoch, as UTC with milliseconds and Z; with microseconds if ``exact``.
+
+    What lies outside of the years 1 to 9999, as in a damaged log, is the nearest moment within."""
+    at = min(max(at, _FIRST), _LAST)
     precision = "microseconds" if exact else "milliseconds"
     return datetime.fromtimestamp(at, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 

@@ -112,7 +112,8 @@ RespondBody = Annotated[
 
 
 class SessionData(_Wire, omit_defaults=False):
-    """A session as lists show it. Times are RFC 3339, cost is in the unit that agents report."""
+    """A session as lists show it. Times are RFC 3339, cost is in the unit that agents report. Of one that is
+    ``damaged``, what it holds is not known."""
 
     id: str
     title: str
@@ -130,6 +131,7 @@ class SessionData(_Wire, omit_defaults=False):
     first_user_message: str | UnsetType = UNSET
     parent_session_id: str | UnsetType = UNSET
     agent: str | UnsetType = UNSET
+    damaged: bool | UnsetType = UNSET
 
 
 class ToolCallData(_Wire, omit_defaults=False):
@@ -313,6 +315,11 @@ def _brief(message: Message) -> Message:
     calls = [part for part in message.parts if isinstance(part, CallPart)]
     empty: list[Part] = [msgspec.structs.replace(call, arguments="", output=UNSET) for call in calls]
     return msgspec.structs.replace(message, text=message.text[:BRIEF_CHARACTERS], parts=empty, metadata={}, error=None)
+
+
+def damaged_session(info: SessionInfo) -> SessionData:
+    """What is known of a session whose log cannot be read."""
+    return msgspec.structs.replace(session_data(info, ()), damaged=True)
 
 
 def session_data(info: SessionInfo, messages: Iterable[Message]) -> SessionData:

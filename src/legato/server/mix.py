@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import OrderedDict
@@ -19,7 +20,7 @@ from .. import transcript
 from ..contents import Entry, window
 from ..dialect import mix, mix_api
 from ..dialect.common import KEY_PATTERN, OFFSET_MOST, SESSION_PATTERN, idempotency_key, rfc3339
-from ..errors import Conflict, CursorInvalid, InvalidInput, SessionNotFound, TooLarge
+from ..errors import Conflict, CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreCorrupt, TooLarge
 from ..event import Event, Offset, SessionDeleted
 from ..json import LARGE, JsonObject
 from ..log import MICRO, SessionInfo
@@ -28,6 +29,8 @@ from ..sessions import Question, Sent
 from .operation import RETRY_AFTER, Dialect, Frames, Operation, Param, new_session_id, session_id
 from .reply import Body, Follow, View, come_back
 from .request import Request
+
+logger = logging.getLogger("legato")
 
 PAGE_BYTES = 4 * 1024 * 1024
 """Bytes of messages, as they are stored, in one page at most; one message in any case."""
@@ -56,14 +59,25 @@ class Summaries:
         if known is not None and known[0] == info.head:
             return known[1]
         briefs: list[Message] = []
-        async for event in request.sessions.all(request.caller, info.session, deltas=False, verb="info"):
-            mix_api.take_brief(briefs, event)
-        data = mix_api.session_data(info, briefs)
+        try:
+            async for event in request.sessions.all(request.caller, info.session, deltas=False, verb="info"):
+                mix_api.take_brief(briefs, event)
+            data = mix_api.session_data(info, briefs)
+        except Exception as exc:
+            if not _is_damage(exc):
+                raise
+            logger.error("session %s is damaged, and shown so: %s", info.session, exc, exc_info=exc)
+            data = mix_api.damaged_session(info)
         self._known[info.session] = (info.head, data)
         self._known.move_to_end(info.session)
         if len(self._known) > SUMMARIES:
             self._known.popitem(last=False)
         return data
+
+
+def _is_damage(exc: Exception) -> bool:
+    """Whether it comes from what one log holds. It is no reason not to show all others."""
+    return isinstance(exc, StoreCorrupt) or not isinstance(exc, LegatoError)
 
 
 async def _summary(request: Request, info: SessionInfo) -> mix_api.SessionData:
@@ -323,9 +337,16 @@ async def history(request: Request) -> Body:
             await request.pause()
             # Sessions come by their last event, so once enough messages are younger than one, it adds nothing.
             if least < info.updated_at:
-                with suppress(SessionNotFound):  # deleted meanwhile
+                try:
                     entries = (await sessions.contents(caller, info.session)).entries
-                    newest += [(entry, info.session) for entry in entries if entry.at > least]
+                except SessionNotFound:
+                    continue  # deleted meanwhile
+                except Exception as exc:
+                    if not _is_damage(exc):
+                        raise
+                    await _summary(request, info)  # which tells it, once
+                    continue
+                newest += [(entry, info.session) for entry in entries if entry.at > least]
                 if len(newest) >= most:  # not for each session, since that costs what there is already
                     newest = _newest(newest, wanted)
                     least, most = newest[-1][0].at, wanted + wanted // 4 + 1
@@ -340,9 +361,15 @@ async def history(request: Request) -> Body:
         room -= entry.size
         if room < 0 and found:
             break
-        with suppress(SessionNotFound):
+        try:
             [message] = await sessions.messages(caller, session, [entry])
             found.append(mix_api.backend_message(session, message))
+        except SessionNotFound:
+            pass
+        except Exception as exc:
+            if not _is_damage(exc):
+                raise
+            logger.error("session %s: message %s is damaged, and left out: %s", session, entry.id, exc)
     return Body(200, found)
 
 

@@ -28,7 +28,7 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 from ..errors import StoreError, StoreVersion
-from ..event import AnyFact, Event, Offset, read_fact
+from ..event import DAMAGE, AnyFact, Event, Offset, damaged, read_fact
 from ..log import MICRO, SessionInfo, created
 from ..machine import OpenRun, RunState
 
@@ -185,7 +185,7 @@ _HEAD = """max(
     coalesce((SELECT max(last) FROM pack WHERE session = {id}), 0)
 )"""
 _PAGE = """
-    SELECT type, data, "offset", at, run FROM event {index}
+    SELECT type, CAST(data AS BLOB), "offset", at, run FROM event {index}
     WHERE session = (SELECT id FROM session WHERE name = ?) AND "offset" > ? {only} ORDER BY "offset" LIMIT ?
 """
 _PAGES = {
@@ -197,7 +197,7 @@ _PACKS = """
     SELECT data FROM pack WHERE session = (SELECT id FROM session WHERE name = ?) AND last > ? ORDER BY last
 """
 _INFOS = f"""
-    SELECT s.name, {_HEAD.format(id="s.id")}, e.at, s.updated_at, e.data,
+    SELECT s.name, {_HEAD.format(id="s.id")}, e.at, s.updated_at, CAST(e.data AS BLOB),
         r.run, r."offset", r.state, r.owner, r.epoch, r.expires_at
     FROM (SELECT * FROM session WHERE NOT deleted AND {{which}}) s
     JOIN event e ON e.session = s.id AND e."offset" = 1
@@ -218,7 +218,7 @@ _LAST = f"SELECT {_HEAD.format(id='session.id')} FROM session WHERE name = ?"
 _HEADS = f"""
     SELECT s.id, s.name, {_HEAD.format(id="s.id")},
         (SELECT max("offset") FROM event INDEXED BY event_whole WHERE session = s.id AND NOT delta),
-        s.deleted, e.type, e.at, e.data, s.updated_at
+        s.deleted, e.type, e.at, CAST(e.data AS BLOB), s.updated_at
     FROM session s LEFT JOIN event e ON e.session = s.id AND e."offset" = 1
     WHERE s.name IN (SELECT value FROM json_each(CAST(? AS TEXT)))
 """
@@ -278,10 +278,10 @@ def read_page(
             meanwhile is found twice, and what came meanwhile may be found in part, so what is given out ends before
             the first gap.
     """
-    rows = _rows(connection.execute(_PAGES[deltas], (session, after, limit)))
+    rows = _rows(session, connection.execute(_PAGES[deltas], (session, after, limit)))
     if deltas:
         packs = (record for (data,) in connection.execute(_PACKS, (session, after)) for record in _pack.decode(data))
-        rows = heapq.merge(rows, _read(packs, after), _read(unpacked, after), key=_offset)
+        rows = heapq.merge(rows, _read(session, packs, after), _read(session, unpacked, after), key=_offset)
     events: list[Event] = []
     sizes: list[int] = []
     room = PAGE_BYTES
@@ -305,16 +305,32 @@ def read_page(
     return Page(events, sizes, head == after > 0)
 
 
-def _rows(rows: Iterable[Any]) -> Iterator[Event]:
+def _rows(session: str, rows: Iterable[Any]) -> Iterator[Event]:
     for type_, data, offset, at, run in rows:
-        json = data.encode()
-        yield Event(read_fact(type_, json), offset, at / MICRO, run, json)
+        fact, json = _fact(session, offset, type_, data)
+        yield Event(fact, offset, at / MICRO, run, json)
 
 
-def _read(records: Iterable[Record], after: Offset) -> Iterator[Event]:
-    for offset, at, type_, run, json in records:
+def _read(session: str, records: Iterable[Record], after: Offset) -> Iterator[Event]:
+    for offset, at, type_, run, data in records:
         if offset > after:
-            yield Event(read_fact(type_, json), offset, at / MICRO, run, json)
+            fact, json = _fact(session, offset, type_, data)
+            yield Event(fact, offset, at / MICRO, run, json)
+
+
+_told: set[tuple[str, Offset]] = set()
+_MOST_TOLD = 10_000
+
+
+def _fact(session: str, offset: Offset, type: str, json: bytes) -> tuple[AnyFact, bytes]:
+    """What an event says, and its JSON. One that cannot be read is shown as damaged, and named in the log once."""
+    try:
+        return read_fact(type, json), json
+    except DAMAGE as exc:
+        if (session, offset) not in _told and len(_told) < _MOST_TOLD:
+            _told.add((session, offset))
+            logger.error("session %s: event %d (%s) is damaged: %s", session, offset, type, exc)
+        return damaged(type)
 
 
 def read_journal(connection: apsw.Connection) -> list[tuple[int, int, dict[str, Arrived]]]:
@@ -361,7 +377,7 @@ def _infos(rows: Iterable[Any], limit: int, heads: Mapping[str, Offset]) -> tupl
                 head=max(head, heads.get(name, 0)),
                 created_at=created_at / MICRO,
                 updated_at=updated_at / MICRO,
-                created=created(read_fact("session.created", data)),
+                created=created(_fact(name, 1, "session.created", data)[0]),
                 open_runs=[],
             )
         if run[0] is not None:
@@ -405,7 +421,7 @@ def read_heads(connection: apsw.Connection, names: Sequence[str]) -> list[Sessio
             head,
             whole or 0,
             bool(deleted),
-            (read_fact(type or "session.created", data or "{}"), at or 0, len(data or "")),
+            (_fact(name, 1, type or "session.created", data or b"{}")[0], at or 0, len(data or b"")),
             updated_at,
         )
         for id, name, head, whole, deleted, type, at, data, updated_at in connection.execute(
