@@ -212,6 +212,9 @@ class Store(Leaser, Protocol):
     but never fewer than ``limit`` while there are more; or None, where that takes waiting. Readers at the head of a
     log cost less with it. One that can know without being asked that it cannot store anything for now may have
     ``trouble``, a property: the ``StoreError`` that says why, or None. The server is not ready as long as there is one.
+    One that may be put back to what it was (from a backup) may have ``incarnation``, the name of its life, which
+    changes with each opening; and ``holds(incarnation, session, offset)``, a coroutine: whether the event at that
+    offset is the one that readers had from that incarnation. Readers send the name back with their cursors.
     One that can begin a session bit by bit, out of sight until it is whole, may have ``build``, see the function.
     """
 

@@ -200,6 +200,20 @@ class Sessions:
         return getattr(self._store, "trouble", None)
 
     @property
+    def incarnation(self) -> str:
+        """The name of the store's present life; "" if it has none."""
+        incarnation: str = getattr(self._store, "incarnation", "")
+        return incarnation
+
+    async def holds(self, incarnation: str | None, session: str, offset: Offset) -> bool:
+        """Whether a reader who had events up to ``offset`` from this incarnation of the store has those of this log.
+        True where nobody knows."""
+        if not incarnation or not self.incarnation:
+            return True
+        holds: Callable[[str, str, Offset], Awaitable[bool]] = getattr(self._store, "holds")  # noqa: B009
+        return await holds(incarnation[:100], session, offset)
+
+    @property
     def running(self) -> int:
         """How many runs this process drives now."""
         return self._runner.running

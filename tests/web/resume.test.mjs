@@ -68,6 +68,19 @@ test("A clean end, a cut inside a frame, and a cut before any frame: it comes ba
   });
 });
 
+test("With a cursor goes where it is from: the incarnation on whose connection it came.", async () => {
+  const from = [];
+  const told = (incarnation, body) => (request, response) => {
+    from.push(request.headers["legato-incarnation"] ?? "");
+    response.writeHead(200, incarnation ? { ...HEAD, "legato-incarnation": incarnation } : HEAD).end(body);
+  };
+  const answers = [told("one", hello(4) + token(5, "a")), told("two", ""), told("two", hello(2) + token(3, "b")), told("", hello(3) + token(4, "c"))];
+  await serving([...answers, told("", hello(4) + token(5, "d"))], async (url) => {
+    assert.deepEqual((await follow(url, 4)).seen, ["a", "b", "c", "d"]);
+    assert.deepEqual(from, ["", "one", "one", "two", ""]);
+  });
+});
+
 test("Cut at every single byte, it loses nothing and doubles nothing.", async () => {
   const words = ["a", "b", "ü🎵", "d"];
   const frames = words.map((word, index) => token(index + 1, word));

@@ -133,7 +133,7 @@ class EventReader:
         if kind.partition(";")[0].strip().lower() != "text/event-stream":
             raise ResponseInvalid(f"An event stream was expected, not {kind!r}.", content_type=kind)
         self.headers = header_lists(response.headers)
-        self._resume.opened(response.headers.get("legato-cursor"))
+        self._resume.opened(response.headers.get("legato-cursor"), response.headers.get("legato-incarnation"))
 
     def receive(self, chunk: bytes) -> None:
         """Take bytes of the body; ``next()`` gives what they complete.

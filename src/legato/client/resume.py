@@ -62,6 +62,8 @@ class Resume:
         self.cursor = last_event_id or None
         self.heartbeat_timeout = heartbeat_timeout
         self.reset = False
+        self._from: str | None = None  # the incarnation that the cursor is from
+        self._incarnation: str | None = None  # that of the present connection
         self._waits = Waits(backoff or ReconnectBackoff(), random=random, clock=clock)
         self._decoder = Decoder()
         self._offsets = False
@@ -77,13 +79,19 @@ class Resume:
     def connect(self) -> dict[str, str]:
         """The headers of the next request. What was left of an unfinished event is forgotten."""
         self._decoder = Decoder()
-        return {} if self.cursor is None else {"last-event-id": self.cursor}
+        if self.cursor is None:
+            return {}
+        # With the cursor goes where it is from: a server put back from a backup may have given its number anew.
+        known = {} if self._from is None else {"legato-incarnation": self._from}
+        return {"last-event-id": self.cursor, **known}
 
-    def opened(self, legato_cursor: str | None = None) -> None:
-        """Take note of a good answer's ``Legato-Cursor`` header; None: the server is not a Legato server.
+    def opened(self, legato_cursor: str | None = None, incarnation: str | None = None) -> None:
+        """Take note of a good answer's ``Legato-Cursor`` header (None: the server is not a Legato server), and of
+        ``Legato-Incarnation``.
 
-        Only with that header are ids known to be offsets, which makes a repeated message recognisable.
+        Only with the former are ids known to be offsets, which makes a repeated message recognisable.
         """
+        self._incarnation = incarnation
         self._offsets = legato_cursor is not None
         self.reset = legato_cursor == "reset"
         # The ids to come are of another history, and smaller. The old cursor goes with the first message, not now: if
@@ -112,6 +120,7 @@ class Resume:
         if self._forget:
             self._forget = False
             self.cursor = None
+        self._from = self._incarnation
         if not self._offsets:
             self.cursor = message.id or self.cursor
             return True

@@ -21,7 +21,7 @@ from .crowd import Line
 from .life import Life
 from .operation import RETRY_AFTER, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
 from .reply import Body, Follow, Reply
-from .request import Request
+from .request import INCARNATION, Request
 from .stream import ASGISink, Pump
 from .traffic import SMALL, BudgetSpent, Held, Traffic
 
@@ -234,7 +234,10 @@ class Adaptor:
             pace=request.life.pace,
             pages=request.life.pages if reply.joins else None,
         )
-        return pump, [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
+        head = [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
+        if incarnation := request.sessions.incarnation:
+            head.append((INCARNATION.encode(), incarnation.encode()))
+        return pump, head
 
 
 class WholeResponse(Response):

@@ -361,7 +361,8 @@ class Legato:
             allow_origin_regex=LOCAL_ORIGINS,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],  # Last-Event-ID, Idempotency-Key, what SDKs add of their own; the origin decides
-            expose_headers=["Legato-Cursor", "Legato-Next", "Legato-Repeated", "Retry-After", "Location"],
+            expose_headers=[f"Legato-{name}" for name in ("Cursor", "Incarnation", "Next", "Repeated")]
+            + ["Retry-After", "Location"],
         )
         return Guard(cors, adaptor, self._cors, self.hosts)  # outermost: it looks at preflights, too
 

@@ -15,7 +15,7 @@ from ..errors import CursorInvalid, InvalidInput, NotFound
 from ..event import MessageCreated, SessionCreated
 from ..json import JsonObject
 from ..sessions import Located, Question
-from .operation import Dialect, Frames, Operation, Param, new_session_id
+from .operation import INCARNATION_PARAM, Dialect, Frames, Operation, Param, new_session_id
 from .operation import session_id as thread_id
 from .reply import Body, Follow, View, come_back
 from .request import Request
@@ -121,7 +121,9 @@ async def stream(request: Request) -> Follow:
     await request.sessions.info(request.caller, thread)
     request.reserve(thread)
     asks = [ask for ask in await request.sessions.asked(request.caller, thread, message) if ask.run is not None]
-    run = await request.sessions.run_at(request.caller, thread, cursor[0]) if cursor is not None else None
+    run = None
+    if cursor is not None and await request.holds(thread, cursor[0]):
+        run = await request.sessions.run_at(request.caller, thread, cursor[0])
     after = (0, 0) if cursor is None else (cursor[0], cursor[1] + 1)
     if run is None or run not in {ask.run for ask in asks}:
         after = (0, 0)
@@ -205,7 +207,7 @@ def _operations() -> list[Operation]:
     return [
         Operation("streamAnswer", "POST", f"{one}/query/stream", "deva", "Read the answer to a message", stream, {},
                   params=[thread, Param("messageId", "path", "The id of the user message whose answer is to be read.",
-                                        required=True), _CREATED_AT, _LAST, _LAST_IN_QUERY],
+                                        required=True), _CREATED_AT, _LAST, _LAST_IN_QUERY, INCARNATION_PARAM],
                   errors=(404, 409, 429),
                   description=_STREAM,
                   stream=Frames(frame=_FRAME, reset="when the cursor is none of this answer's, which then comes from "

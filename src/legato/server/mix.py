@@ -26,7 +26,7 @@ from ..json import LARGE, JsonObject
 from ..log import MICRO, SessionInfo
 from ..part import Message, check_depth
 from ..sessions import Question, Sent
-from .operation import RETRY_AFTER, Dialect, Frames, Operation, Param, new_session_id, session_id
+from .operation import INCARNATION_PARAM, RETRY_AFTER, Dialect, Frames, Operation, Param, new_session_id, session_id
 from .reply import Body, Follow, View, come_back
 from .request import Request
 
@@ -125,6 +125,8 @@ async def stream(request: Request) -> Follow:
     opening = mix.open_stream(request.query, request.headers.get("last-event-id"))
     profile = _profile(request)
     info = await request.sessions.info(request.caller, opening.session)
+    if opening.cursor is not None and not await request.holds(opening.session, opening.cursor):
+        opening = msgspec.structs.replace(opening, cursor=info.head + 1)  # no better than one beyond the end
     fresh = opening.start == "turn" and (opening.cursor is None or opening.cursor > info.head)
     turn = await request.sessions.going_on(info) if fresh else None
     after, exact = mix.position(opening, info, None if turn is None else turn[0])
@@ -458,6 +460,7 @@ STREAM_PARAMS = [
     Param("Last-Event-ID", "header", "The id of the last event you have; the stream goes on exactly after it.",
           _OFFSET),
     Param("lastEventId", "query", "The same, for clients that cannot set the header, which wins over it.", _OFFSET),
+    INCARNATION_PARAM,
 ]  # fmt: skip
 
 

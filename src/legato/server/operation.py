@@ -31,6 +31,13 @@ class Param(msgspec.Struct, frozen=True):
     required: bool = False
 
 
+INCARNATION_PARAM = Param(
+    "Legato-Incarnation", "header",
+    "That of the answer from which the cursor is. After a backup was restored, the same id may be another event's: a "
+    "cursor whose events are not in the log any more is then answered with a reset.",
+)  # fmt: skip
+
+
 Handler = Callable[[Request], Awaitable[Reply]]
 
 

@@ -14,6 +14,7 @@ from starlette.requests import Request as HTTPRequest
 from ..caller import Caller
 from ..dialect.common import decode_json
 from ..errors import InvalidInput, TooLarge
+from ..event import Offset
 from ..json import LARGE, decode_in_pieces
 from .life import Life
 from .stream import Reserved
@@ -24,6 +25,9 @@ TURN = 0.005
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+INCARNATION = "legato-incarnation"
+"""The header with the name of the store's life: of each stream's head, and of a request with a cursor from there."""
 
 
 class Request:
@@ -132,6 +136,11 @@ class Request:
         """Wait until whoever asked has gone. For when the body has been read."""
         while (await self._http.receive())["type"] != "http.disconnect":
             pass
+
+    async def holds(self, session: str, offset: Offset) -> bool:
+        """Whether the log has what whoever asks has had of it up to ``offset``, as far as they say where it is from: a
+        store that was put back from a backup may have other events at the same offsets."""
+        return await self.sessions.holds(self.headers.get(INCARNATION), session, offset)
 
     def reserve(self, session: str) -> None:
         """Take a place among the streams for this request, before anything is stored or awaited for it.

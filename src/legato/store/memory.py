@@ -7,6 +7,7 @@ Every rule of ``legato.log.Store`` is here in its plainest form. There is one lo
 from __future__ import annotations
 
 import itertools
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -58,6 +59,7 @@ class MemoryStore:
         self._clock = clock
         self._logs: dict[str, _Log] = {}
         self._last_at = 0  # microseconds
+        self.incarnation = secrets.token_urlsafe(9)
 
     async def open(self) -> None:
         """Forget the leases of an earlier life, as a store for one process does."""
@@ -143,6 +145,10 @@ class MemoryStore:
             return log.events[start : start + limit]
         later = (log.events[place] for place in range(start, len(log.events)))
         return list(itertools.islice((event for event in later if not event.fact.delta), limit))
+
+    async def holds(self, incarnation: str, session: str, offset: Offset) -> bool:
+        """See ``Store``: nothing outlives this object."""
+        return incarnation == self.incarnation
 
     async def info(self, session: str) -> SessionInfo:
         """See ``Store.info``."""

@@ -45,6 +45,7 @@ from .sqlite_file import (
     prepare,
     read_journal,
     read_open_runs,
+    read_openings,
     read_page,
     read_sessions,
 )
@@ -118,6 +119,8 @@ class SQLiteStore:
         self._tail_bytes = tail_bytes
         self._lock = FileLock(self._path)
         self._writer: Writer | None = None
+        self.incarnation = ""
+        self._openings: dict[str, int] = {}
         self._closing: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
@@ -149,7 +152,9 @@ class SQLiteStore:
             left = os.path.exists(self._path + "-wal")
             connection = connect(self._path, write=True)
             try:
-                prepare(connection, self._path, self._durability)
+                self.incarnation = secrets.token_urlsafe(9)
+                prepare(connection, self._path, self._durability, self.incarnation, round(self._clock() * MICRO))
+                self._openings = read_openings(connection)
                 self._journal = Journal(read_journal(connection))
                 self._untidy = left or bool(connection.pragma("freelist_count"))
             except BaseException:
@@ -440,6 +445,16 @@ class SQLiteStore:
     def trouble(self) -> StoreError | None:
         """Why nothing can be stored for now, see ``Store``."""
         return None if self._writer is None else self._writer.trouble
+
+    async def holds(self, incarnation: str, session: str, offset: Offset) -> bool:
+        """See ``Store``. What an incarnation has written is older than the next opening of the file."""
+        if incarnation == self.incarnation or offset <= 0:
+            return True
+        until = self._openings.get(incarnation)
+        if until is None:
+            return False
+        found = await self.read(session, offset - 1, limit=1)
+        return bool(found) and found[0].offset == offset and round(found[0].at * MICRO) < until
 
     def facts(self) -> dict[str, str | int]:
         """What an operator may want to know: the durability, and what the tail cache holds (sessions, bytes)."""

@@ -12,6 +12,7 @@ work.
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,11 +102,22 @@ MIGRATIONS = [
     ) STRICT;
     CREATE INDEX pack_last ON pack (session, last);
     """,
+    # The incarnations of the file: one for each time that it was opened to be written to.
+    """
+    CREATE TABLE opening (
+        id INTEGER PRIMARY KEY,
+        incarnation TEXT NOT NULL,
+        at INTEGER NOT NULL
+    ) STRICT;
+    """,
 ]
 """``MIGRATIONS[v]`` takes a file from schema version v to v + 1. A new file has version 0."""
 
 APPLICATION_ID = 0x4C656761
 """Marks the file as ours ("Lega"), so that another program's database is left alone."""
+
+OPENINGS = 10_000
+"""Incarnations that a file remembers."""
 
 STATES = [RunState.QUEUED, RunState.RUNNING, RunState.CANCELLING]
 """The states of open runs, as the file has them: by their places."""
@@ -452,8 +464,9 @@ def connect(path: str, *, write: bool) -> apsw.Connection:
     return connection
 
 
-def prepare(connection: apsw.Connection, path: str, durability: str) -> None:
-    """Bring the file to the present schema, forget the owners of leases, and make ready to write.
+def prepare(connection: apsw.Connection, path: str, durability: str, incarnation: str, now: int) -> None:
+    """Bring the file to the present schema, forget the owners of leases, and make ready to write, from ``now`` on
+    (microseconds) as ``incarnation``.
 
     Raises:
         StoreVersion: the file is newer than this program.
@@ -475,6 +488,9 @@ def prepare(connection: apsw.Connection, path: str, durability: str) -> None:
         if version < len(MIGRATIONS):
             connection.pragma("application_id", APPLICATION_ID)
             connection.pragma("user_version", len(MIGRATIONS))
+        at = max(now, 1 + last_at(connection))
+        connection.execute("INSERT INTO opening (incarnation, at) VALUES (?, ?)", (incarnation, at))
+        connection.execute(f"DELETE FROM opening WHERE id <= (SELECT max(id) FROM opening) - {OPENINGS}")
         connection.execute(f"DELETE FROM event WHERE session IN (SELECT id FROM session WHERE deleted = {HIDDEN})")
         connection.execute(f"DELETE FROM session WHERE deleted = {HIDDEN}")
         connection.execute("UPDATE open_run SET owner = NULL, expires_at = 0 WHERE owner IS NOT NULL")
@@ -484,6 +500,18 @@ def prepare(connection: apsw.Connection, path: str, durability: str) -> None:
     if not _can_shrink(connection, path):
         connection.pragma("secure_delete", True)
     connection.execute(CHANGE)
+
+
+def last_at(connection: apsw.Connection) -> int:
+    """The time of the last append or opening, in microseconds."""
+    appended = value(connection, "SELECT max(updated_at) FROM session WHERE NOT deleted") or 0
+    return max(int(appended), int(value(connection, "SELECT max(at) FROM opening") or 0))
+
+
+def read_openings(connection: apsw.Connection) -> dict[str, int]:
+    """Until when (microseconds) each incarnation but the last has written."""
+    rows = list(connection.execute("SELECT incarnation, at FROM opening ORDER BY id"))
+    return {before[0]: after[1] for before, after in itertools.pairwise(rows)}
 
 
 def _can_shrink(connection: apsw.Connection, path: str) -> bool:

@@ -43,6 +43,7 @@ from .sqlite_file import (
     Arrived,
     Record,
     apsw,
+    last_at,
     read_heads,
     read_open_runs,
     read_page,
@@ -371,7 +372,7 @@ class _Memory:
             runs[run.session][run.run] = run
         self.runs: dict[str, Mapping[str, OpenRun]] = {**runs}
         self.next_id = 1 + (value(connection, "SELECT max(id) FROM session") or 0)
-        self.last_at = int(value(connection, "SELECT max(updated_at) FROM session WHERE NOT deleted") or 0)
+        self.last_at = last_at(connection)
 
     def load(self, connection: apsw.Connection, names: Iterable[str]) -> dict[str, Exception]:
         """Make sure that ``sessions`` has all of these that exist; gives what is wrong with those that are damaged."""

@@ -74,6 +74,8 @@ export class Stream {
   #connection = new AbortController(); // ends with each connection
   #attempt = 0;
   /** @type {number | null} */ #retry = null;
+  #incarnation = ""; // the server's, on this connection
+  #from = ""; // the one that the cursor is from
   #heard = 0;
   #handling = false;
   #spoilt = 0;
@@ -165,6 +167,7 @@ export class Stream {
       if (!type.startsWith("text/event-stream") || response.body === null) {
         throw new Refused(response.status, `Expected an event stream, got ${type || "nothing"}.`);
       }
+      this.#incarnation = response.headers.get("legato-incarnation") ?? "";
       tell(() => this.#on.open?.(response));
       this.#set("open");
       await this.#read(response.body.getReader(), signal);
@@ -180,6 +183,8 @@ export class Stream {
     /** @type {Record<string, string>} */
     const headers = { accept: "text/event-stream" };
     if (this.cursor !== "") headers["last-event-id"] = this.cursor;
+    // Where it is from: a server put back from a backup may have given the same ids to other events.
+    if (this.cursor !== "" && this.#from !== "") headers["legato-incarnation"] = this.#from;
     const method = this.#options.method ?? "GET";
     // A POST without a body, but of a type that a foreign page may not send unasked.
     if (method === "POST") headers["content-type"] = "application/json";
@@ -233,6 +238,7 @@ export class Stream {
       if (event !== "connected") this.#attempt = this.#spoilt = 0; // a greeting alone is no progress
     }
     this.cursor = id || this.cursor;
+    this.#from = this.#incarnation;
     if (event === "heartbeat") tell(() => this.#on.beat?.(this.cursor));
   }
 
