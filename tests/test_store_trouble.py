@@ -21,11 +21,12 @@ import pytest
 
 from driving import echo
 from facts import draft
-from legato.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreLost, StoreReadOnly
+from legato.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreLost, StoreReadOnly
 from legato.event import Draft
 from legato.log import Log
 from legato.server.app import Legato
 from legato.store import sqlite, sqlite_writer
+from legato.store.lock import FileLock
 from legato.store.sqlite import SQLiteStore
 from legato.store.sqlite_errors import store_error
 from legato.testing import Driver
@@ -112,7 +113,7 @@ def move_folder(folder: Path) -> None:
     folder.rename(folder.with_name("moved"))
 
 
-NAMES = ["log.db", "log.db-wal", "log.db-shm", "log.db.lock"]
+NAMES = ["log.db", "log.db-wal", "log.db-shm"]
 LOSSES = {
     **{f"{kind} {name}": do(name) for kind, do in [("rm", remove), ("mv", move), ("cp", replace)] for name in NAMES},
     "empty": cut("log.db", 0),
@@ -176,6 +177,33 @@ async def test_what_is_put_back_goes_on(folder: Path, name: str, caplog: pytest.
     async with opened(folder / "log.db") as store:
         texts = [getattr(event.fact, "text", "") for event in await store.read("s", 0)]
         assert ["", "hello", "1", "3"] == texts
+
+
+@pytest.mark.parametrize("how", [remove, move, replace])
+async def test_a_lock_that_was_removed_is_made_again(
+    store: SQLiteStore, folder: Path, how: Callable[[str], Callable[[Path], None]]
+) -> None:
+    """Nothing is lost with it, so the store goes on; and nobody else can open the file."""
+    how("log.db.lock")(folder)
+    await store.append("s", [text()])
+    assert store.trouble is None
+    assert str(os.getpid()) == (folder / "log.db.lock").read_text().strip()
+    with pytest.raises(StoreLocked):
+        await SQLiteStore(folder / "log.db").open()
+    (folder / "log.db.lock").unlink()
+    await store.append("s", [text()])
+
+
+async def test_a_lock_that_another_has_meanwhile(store: SQLiteStore, folder: Path) -> None:
+    """Two would write with leases of their own, so the first one stops."""
+    (folder / "log.db.lock").unlink()
+    other = FileLock(str(folder / "log.db"))
+    other.acquire()
+    with pytest.raises(StoreLost, match="lock"):
+        await store.append("s", [text()])
+    other.release()
+    await until(lambda: store.trouble is None)
+    await store.append("s", [text()])
 
 
 async def test_a_file_that_grows_smaller_in_order_is_not_cut(store: SQLiteStore, folder: Path) -> None:

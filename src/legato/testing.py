@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -50,7 +50,7 @@ from .event import (
     ToolCompleted,
 )
 from .json import JsonObject
-from .log import READ_LIMIT, Bell, Log, SessionPage, Store, Subscription, Take
+from .log import READ_LIMIT, Bell, Log, SessionPage, Store, Subscription, Take, build
 from .machine import Lease, OpenRun, RunState
 from .sse import Decoder
 from .testing_asgi import ASGIResponse as ASGIResponse
@@ -861,6 +861,33 @@ async def sessions_have_owners(place: Place) -> None:
     _same(["c"], [info.session for info in page.infos])
     _same(["a"], [info.session for info in (await place.store.sessions(owner="ann", after=page.next)).infos])
     _same(("ann", ""), ((await place.store.info("a")).owner, (await place.store.info("b")).owner))
+
+
+@_rule(STORE_CHECKS)
+async def sessions_are_built_whole(place: Place) -> None:
+    """What begins a session in pieces (``log.build``) is there whole, and as if it had come at once; or not at all."""
+
+    async def pieces(error: Exception | None = None, *, there: int = 0) -> AsyncIterator[Sequence[Draft]]:
+        yield [Draft(SessionCreated("copy", owner="me"))]
+        for number in range(3):
+            yield [Draft(MessageCreated(f"m{number}", "user", str(number)))]
+            _same(there, len(await place.store.read("s", 0)))
+        if error is not None:
+            raise error
+
+    try:
+        await build(place.store, "s", pieces(KeyError("gone")))
+    except KeyError:
+        pass
+    await _refused(SessionNotFound, place.store.info("s"))
+    await build(place.store, "s", pieces())
+    events = await place.store.read("s", 0)
+    _same([1, 2, 3, 4], [event.offset for event in events])
+    _same(["0", "1", "2"], [event.fact.text for event in events if isinstance(event.fact, MessageCreated)])
+    _same(("me", 4), ((await place.store.info("s")).owner, (await place.store.info("s")).head))
+    _same(["s"], [info.session for info in (await place.store.sessions(owner="me")).infos])
+    await _refused(SessionExists, build(place.store, "s", pieces(there=4)))
+    await Log(place.store, "s").append(_message("r"), head=4)
 
 
 @_rule(STORE_CHECKS)

@@ -50,6 +50,26 @@ class FileLock:
         self._file = file
         self._forget = at_fork(functools.partial(let_go, file))
 
+    def keep(self) -> None:
+        """See that the name still leads to the locked file, as it does not once somebody has removed it: then anybody
+        could lock another one of that name. So that one is locked, too.
+
+        Raises:
+            StoreLocked: somebody has it already.
+            OSError: it cannot be written.
+        """
+        if self._file is None:
+            return
+        held = os.fstat(self._file)
+        try:
+            found = os.stat(self._path + ".lock")
+        except FileNotFoundError:
+            found = None
+        if found is None or not os.path.samestat(held, found):
+            before = self._file
+            self.acquire()
+            os.close(before)
+
     def release(self) -> None:
         """Let go. Idempotent. The file stays: removing it would race with the next one to open it."""
         if self._file is not None:

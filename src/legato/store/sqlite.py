@@ -182,7 +182,9 @@ class SQLiteStore:
         self._reader_connections: list[apsw.Connection] = []
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="legato-sqlite-reader")
         self._reading = asyncio.Semaphore(READERS)
-        self._writer = Writer(self._path, self._connection, self._journal, self._clock, self._delivered_by_writer)
+        self._writer = Writer(
+            self._path, self._connection, self._journal, self._clock, self._delivered_by_writer, self._lock.keep
+        )
         self._writer.start(untidy=self._untidy)
         self._forget = at_fork(self._leave_alone)
 

@@ -671,6 +671,7 @@ class Writer:
         clock: seconds since the epoch.
         deliver: called on this thread with each group of requests, once they are decided and durable, and with what
             the sessions look like that they were about.
+        keep_lock: see ``FileWatch``.
     """
 
     def __init__(
@@ -680,9 +681,10 @@ class Writer:
         journal: Journal,
         clock: Callable[[], float],
         deliver: Callable[[list[WriteRequest], dict[str, Look]], None],
+        keep_lock: Callable[[], None],
     ) -> None:
         self._path = path
-        self._watch = FileWatch(path, lambda: connection.read("main", 0, 0, HEAD_BYTES)[1])
+        self._watch = FileWatch(path, keep_lock, lambda: connection.read("main", 0, 0, HEAD_BYTES)[1])
         self._looked_at = 0.0  # when the files were
         self._trouble: StoreError | None = None
         self._patient_until = 0.0  # with another program's lock

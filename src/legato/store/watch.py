@@ -8,6 +8,8 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..errors import StoreLocked
+
 logger = logging.getLogger("legato")
 
 SUFFIXES = ("", "-wal", "-shm", ".lock")
@@ -49,14 +51,16 @@ class FileWatch:
 
     Args:
         path: of the database.
+        keep_lock: sees that nobody else can lock the database, and raises if somebody has.
         head: reads the first ``HEAD_BYTES`` of it, out of the file that is open. (To open it once more would do harm:
             on POSIX, who closes a file lets go of all locks that the process has on it.)
     """
 
-    def __init__(self, path: str, head: Callable[[], bytes]) -> None:
+    def __init__(self, path: str, keep_lock: Callable[[], None], head: Callable[[], bytes]) -> None:
         self._path = path
+        self._keep_lock = keep_lock
         self._head = head
-        self._seen = {path + suffix: _look(path + suffix) for suffix in SUFFIXES}
+        self._seen = {path + suffix: _look(path + suffix) for suffix in SUFFIXES if suffix != ".lock"}
         self._cut = ""
 
     def trouble(self) -> str:
@@ -74,6 +78,10 @@ class FileWatch:
                 self._cut = f"{name} has been cut to {now.size} bytes."
                 return self._cut
             self._seen[name] = now
+        try:
+            self._keep_lock()
+        except (StoreLocked, OSError) as exc:
+            return f"The lock of the file has been lost: {exc}"
         return ""
 
 
