@@ -119,6 +119,8 @@ LOSSES = {
     "empty": cut("log.db", 0),
     "cut to a head": cut("log.db", 100),
     "cut to a page": cut("log.db", 4096),
+    "empty log": cut("log.db-wal", 0),
+    "cut log": cut("log.db-wal", 4100),
     "rm -r": remove_all,
     "mv folder": move_folder,
 }
@@ -204,6 +206,24 @@ async def test_a_lock_that_another_has_meanwhile(store: SQLiteStore, folder: Pat
     other.release()
     await until(lambda: store.trouble is None)
     await store.append("s", [text()])
+
+
+@pytest.mark.parametrize("mode", ["TRUNCATE", "RESTART"])
+async def test_a_log_that_grows_smaller_in_order_is_not_cut(
+    store: SQLiteStore, folder: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite cuts it itself when all of it is in the file, or when it has grown too long."""
+    store._connection.pragma("journal_size_limit", 100_000)
+    await store.append("s", [text("x" * 1_000_000)])
+    before = (folder / "log.db-wal").stat().st_size
+    other = apsw.Connection(str(folder / "log.db"))
+    other.pragma("user_version")
+    other.wal_checkpoint(mode=getattr(apsw, f"SQLITE_CHECKPOINT_{mode}"))
+    other.close()
+    await store.append("s", [text()])
+    await store.append("s", [text()])
+    assert (folder / "log.db-wal").stat().st_size < before
+    assert store.trouble is None
 
 
 async def test_a_file_that_grows_smaller_in_order_is_not_cut(store: SQLiteStore, folder: Path) -> None:

@@ -66,8 +66,9 @@ class FileLock:
         except FileNotFoundError:
             found = None
         if found is None or not os.path.samestat(held, found):
-            before = self._file
+            before, forget = self._file, self._forget
             self.acquire()
+            forget()
             os.close(before)
 
     def release(self) -> None:

@@ -533,6 +533,12 @@ def _can_shrink(connection: apsw.Connection, path: str) -> bool:
     return False
 
 
+def logged_bytes(connection: apsw.Connection) -> int:
+    """How long the write-ahead log is at least, as far as SQLite knows: its head, and pages with a head each."""
+    pages, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+    return 32 + pages * (24 + int(connection.pragma("page_size") or 0)) if pages > 0 else 0
+
+
 def tidy(connection: apsw.Connection) -> bool:
     """Give back some of the free pages; whether that was all. Then the write-ahead log is empty too, and what was
     deleted is in no byte of the files any more.

@@ -44,6 +44,7 @@ from .sqlite_file import (
     Record,
     apsw,
     last_at,
+    logged_bytes,
     read_heads,
     read_open_runs,
     read_page,
@@ -684,7 +685,9 @@ class Writer:
         keep_lock: Callable[[], None],
     ) -> None:
         self._path = path
-        self._watch = FileWatch(path, keep_lock, lambda: connection.read("main", 0, 0, HEAD_BYTES)[1])
+        self._watch = FileWatch(
+            path, keep_lock, lambda: connection.read("main", 0, 0, HEAD_BYTES)[1], lambda: logged_bytes(connection)
+        )
         self._looked_at = 0.0  # when the files were
         self._trouble: StoreError | None = None
         self._patient_until = 0.0  # with another program's lock

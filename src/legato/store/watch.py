@@ -54,12 +54,16 @@ class FileWatch:
         keep_lock: sees that nobody else can lock the database, and raises if somebody has.
         head: reads the first ``HEAD_BYTES`` of it, out of the file that is open. (To open it once more would do harm:
             on POSIX, who closes a file lets go of all locks that the process has on it.)
+        logged: how many bytes the write-ahead log has at least.
     """
 
-    def __init__(self, path: str, keep_lock: Callable[[], None], head: Callable[[], bytes]) -> None:
+    def __init__(
+        self, path: str, keep_lock: Callable[[], None], head: Callable[[], bytes], logged: Callable[[], int]
+    ) -> None:
         self._path = path
         self._keep_lock = keep_lock
         self._head = head
+        self._logged = logged
         self._seen = {path + suffix: _look(path + suffix) for suffix in SUFFIXES if suffix != ".lock"}
         self._cut = ""
 
@@ -74,7 +78,7 @@ class FileWatch:
                 return f"{name} is gone ({exc.strerror})."
             if now.file != before.file:
                 return f"{name} is another file than the one that is open."
-            if name == self._path and now.size < before.size and _is_cut(self._head(), now.size):
+            if now.size < before.size and self._is_cut(name, now.size):
                 self._cut = f"{name} has been cut to {now.size} bytes."
                 return self._cut
             self._seen[name] = now
@@ -84,14 +88,20 @@ class FileWatch:
             return f"The lock of the file has been lost: {exc}"
         return ""
 
+    def _is_cut(self, name: str, size: int) -> bool:
+        """Whether a file that has grown smaller lacks something; in order both of them may grow smaller."""
+        if name == self._path:
+            return _lacks_pages(self._head(), size)
+        return name.endswith("-wal") and size < self._logged()
+
 
 def _look(name: str) -> _File:
     found = os.stat(name)
     return _File((found.st_dev, found.st_ino), found.st_size)
 
 
-def _is_cut(head: bytes, size: int) -> bool:
-    """Whether a file lacks pages that its head tells of. One that has been made smaller in order does not."""
+def _lacks_pages(head: bytes, size: int) -> bool:
+    """Whether a file is shorter than its head says."""
     page = int.from_bytes(head[16:18], "big")
     pages = int.from_bytes(head[28:32], "big")
     return size < HEAD_BYTES or size < pages * (65_536 if page == 1 else page)
