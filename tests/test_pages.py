@@ -245,3 +245,25 @@ async def test_an_export_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> N
     async with full(4, 1_000) as (_, driver):
         refused = await driver.request("GET", "/api/sessions/s/export")
         assert (413, "too_large") == (refused.status, refused.json()["error"]["reason"])
+
+
+async def test_the_inspector_looks_for_runs_without_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it needs of a long log to fold a page is a message for each run on that page."""
+    from legato.server import inspect
+
+    given: list[int] = []
+    located = inspect.located
+
+    def counted(session: str, run: str, events: Any) -> Any:
+        given.append(len(events))
+        return located(session, run, events)
+
+    monkeypatch.setattr(inspect, "located", counted)
+    async with chatting(None, echo) as chat:
+        for number in range(5):
+            await chat.said(f"hello {number}")
+        head = (await chat.app.store.info(chat.session)).head
+        url = f"/api/inspect/sessions/{chat.session}/wire?dialects=responses&after={head - 3}"
+        rows = (await chat.driver.request("GET", url)).json()["rows"]
+    assert any(row["wire"] for row in rows)
+    assert [2] == given

@@ -22,7 +22,7 @@ import legato
 from ..dialect import mix
 from ..dialect.common import OFFSET_MOST
 from ..errors import InvalidInput, LegatoError
-from ..event import CallDelta, Event, TextPiece
+from ..event import CallDelta, Event, MessageCreated, TextPiece
 from ..json import JsonObject
 from ..log import Log, SessionInfo, Store
 from ..machine import OpenRun
@@ -317,8 +317,13 @@ class Inspector:
         columns = [_column(self._dialects, session, name) for name in names]
         events = await store.read(session, after, limit=limit)
         if any(column.folds for column in columns):
-            logged = [event async for event in Log(store, session).all(deltas=False)]
-            runs = [run for name in _runs_of(events) if (run := located(session, name, logged)) is not None]
+            wanted = _runs_of(events)
+            asked = [  # the log may be long, and only this of it is needed
+                event
+                async for event in Log(store, session).all(deltas=False)
+                if event.offset == 1 or (event.run in wanted and isinstance(event.fact, MessageCreated))
+            ]
+            runs = [run for name in wanted if (run := located(session, name, asked)) is not None]
             for column in columns:
                 await column.prepare(events, runs, request.life.memory)
         rows = _rows(events, columns)
