@@ -195,8 +195,12 @@ async def test_who_sends_much_does_not_keep_others_waiting(stage: Stage) -> None
     assert not runner.places.queued
 
 
-async def test_what_waits_at_a_start_is_taken_in_fair_order(stage: Stage) -> None:
-    """Thousands in principle; none fails, and a subject's one message does not wait behind another's many."""
+@pytest.mark.parametrize("at_once", [1_000, 5], ids=["few", "many"])
+async def test_what_waits_at_a_start_is_taken_in_fair_order(
+    stage: Stage, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None fails, and a subject's one message does not wait behind another's many; the start waits only for few."""
+    monkeypatch.setattr("legato.run.AT_ONCE", at_once)
     before = stage.runner(Noted(), limits=Limits(concurrent_runs=0))
     sents = [await sent(before, EVE, f"eve{n}", await stage.session()) for n in range(40)]
     sents += [await sent(before, who, who.subject, await stage.session()) for who in (ANN, BEN)]

@@ -51,6 +51,9 @@ REWOUND = failed("rewound", "The message was taken back before it was answered."
 CLAIM = 32
 """Runs that are taken, or looked at, in one go: others come in between, be it nodes or the renewal of leases."""
 
+AT_ONCE = 1_000
+"""Runs that are looked at in one step, and before a start is over."""
+
 
 class Runner:
     """Drives the runs of all sessions of one application.
@@ -84,6 +87,7 @@ class Runner:
         self.places = Places(lambda: self.limits.concurrent_runs, lambda: self.limits.waiting_messages)
         self._idle = asyncio.Event()  # no place is taken
         self._idle.set()
+        self._learned = False  # what waited before this life
         self._bell = Bell()
         self._drives: dict[asyncio.Task[None], tuple[str, str]] = {}  # each in a place: its session and its party
         self._busy: Counter[str] = Counter()  # the sessions of those
@@ -150,13 +154,14 @@ class Runner:
     # The life of the runner -------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Take up every run that waits, and end or retry every run whose owner died.
+        """Take up every run that waits, and end or retry every run whose owner died; after the start, if they are many.
 
         Raises:
             StoreError: the store cannot be asked.
         """
-        await self._learn()
-        await self._look()
+        if len(await self.store.open_runs(limit=AT_ONCE + 1)) <= AT_ONCE:
+            await self._learn()
+            await self._look()
         self._work()
         self.load.start()
 
@@ -225,7 +230,7 @@ class Runner:
                 self._bell.clear()
                 pause = self._lease_ttl / 3
                 try:
-                    if await self._renew() and self.places.queued:
+                    if await self._renew() and (self.places.queued or not self._learned):
                         await self._learn()
                     await self._look()
                     pause = max(self._renewal[0] - asyncio.get_running_loop().time(), 0.001)
@@ -251,6 +256,7 @@ class Runner:
     async def _learn(self) -> None:
         """Let all that waits be known, with whose it is: at a start what an earlier life took, later what other nodes
         have; and forget what waits no more. Where there are places for all it does not matter whose they are."""
+        self._learned = True
         before = self.places.queued
         runs = await self.store.open_runs(limit=sys.maxsize)
         still = {run.run for run in runs}
@@ -269,12 +275,17 @@ class Runner:
         for place in range(0, len(new), CLAIM):
             found += await asyncio.gather(*map(self._whose, new[place : place + CLAIM]))
             await self._renew()
-        for _, run, party in sorted(found, key=lambda each: each[0]):
+        first: dict[str, float] = {}
+        for place, (at, run, party) in enumerate(sorted(found, key=lambda each: each[0])):
             self.places.queue(run.session, run.run, party)
-        first = {run.session: at for at, run, _ in reversed(found)}
-        for session in sorted(waiting, key=lambda session: first.get(session, 0.0)):
+            first.setdefault(run.session, at)
+            if not place % AT_ONCE:
+                await asyncio.sleep(0)  # they may be many
+        for place, session in enumerate(sorted(waiting, key=lambda session: first.get(session, 0.0))):
             if session not in self._busy:
                 self.places.wait(session)
+            if not place % AT_ONCE:
+                await asyncio.sleep(0)
 
     async def _whose(self, run: OpenRun) -> tuple[float, OpenRun, str]:
         """When the message of a run was sent, and whose it is as far as the log has it."""
