@@ -216,6 +216,37 @@ async def test_what_waits_at_a_start_is_taken_in_fair_order(
     assert [text for text in agent.begun if text.startswith("eve")] == [f"eve{n}" for n in range(40)]
 
 
+async def test_what_is_being_stored_while_the_runner_looks_is_not_forgotten(stage: Stage) -> None:
+    """It is known before it is in the store, where the look does not find it."""
+    agent = Noted()
+    runner = stage.runner(agent, limits=Limits(concurrent_runs=1), lease_ttl=3600.0)  # it will not look again by itself
+    first = await sent(runner, EVE, "first", await stage.session())
+    before = await sent(runner, EVE, "before", await stage.session())
+    session, append = await stage.session(), stage.store.append
+    storing, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(name: str, *args: Any, **options: Any) -> Any:
+        if name == session:
+            storing.set()
+            await go.wait()
+        return await append(name, *args, **options)
+
+    stage.store.append = slow  # type: ignore[method-assign]
+    sending = asyncio.create_task(sent(runner, ANN, "ann", session))
+    async with asyncio.timeout(NET):
+        await storing.wait()
+        await runner._learn()
+        go.set()
+        last = await sending
+    assert last.run in runner.places.queued
+    agent.room.release()
+    assert (await agent.until(2))[1] == "ann"
+    for _ in range(5):
+        agent.room.release()
+    for each in (first, before, last):
+        assert (await stage.ended(each)).type == "run.completed"
+
+
 async def test_what_another_node_cannot_do_is_taken_by_who_is_short_itself(stage: Stage) -> None:
     """A node that always has something of its own waiting still learns what others left, and its turn comes."""
     agent = Noted()

@@ -751,12 +751,17 @@ class Sessions:
         places = self._runner.places
         places.check(party)
         places.queue(session, run, party)  # before it is stored, so that the bound holds however many come at once
+        refused = False
         try:
             appended = await self._store.append(session, drafts, once=once, head=head)
         except LegatoError:
-            places.unqueue(session, run)
+            refused = True
             raise
         finally:  # stored or not, as far as a cancelled caller knows
+            if refused:
+                places.unqueue(session, run)
+            else:  # again: whoever has looked meanwhile for what waits has not found it
+                places.queue(session, run, party)
             self._runner.wake(session)
         if appended.repeated:
             places.unqueue(session, run)

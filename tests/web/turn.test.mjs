@@ -198,3 +198,9 @@ test("Text goes on below a question that stands in the middle of it.", () => {
   const [turn] = fold([...events.slice(0, 4), ...events]).turns;
   assert.deepEqual(turn.parts.map((part) => part.text ?? part.kind), ["Choose. ", "notification", "You chose a."]);
 });
+
+test("A turn that waits for a place says so, until its agent is asked.", () => {
+  const waiting = fold([user, { type: "run_waiting", for: "place", runId: RUN }]);
+  assert.deepEqual([waiting.turns[0].state, waiting.turns[0].waits], ["waiting", "waitingForPlace"]);
+  assert.equal(fold(ANSWER.slice(1, 2), waiting).turns[0].state, "running");
+});
