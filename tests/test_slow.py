@@ -288,3 +288,25 @@ async def test_how_long_a_reader_takes_nothing_is_counted_from_its_last_byte(fre
     assert since
     assert pump._sending_since == since
     await streams.close(0)
+
+
+async def test_what_all_who_wait_keep_is_bounded(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few keep what was read for a moment; the others have it read again when they go on."""
+    monkeypatch.setattr(stream, "HOLD_SECONDS", 3600)
+    monkeypatch.setattr(stream, "KEPT_BYTES", 10_000_000)
+    streams = Streams()
+    await say(fresh, 1_000_000)
+    wires = [Narrow() for _ in range(20)]
+    for wire in wires:
+        following(streams, fresh, wire)
+    await settle()
+    assert 0 < streams.crowds.kept <= 10_000_000
+    assert fresh.left <= 3
+    async with asyncio.timeout(60):
+        while {len(wire.got) for wire in wires} != {1_000_000}:
+            for wire in wires:
+                wire.stall(False)
+            await asyncio.sleep(0)
+    await settle()
+    assert streams.crowds.kept == 0
+    await streams.close(0)

@@ -325,9 +325,14 @@ class Crowd:
 
 
 class Crowds:
-    """All crowds of an application, by what their readers have in common."""
+    """All crowds of an application, by what their readers have in common.
+
+    Attributes:
+        kept: bytes of what was read for readers whose lines are full, by estimate.
+    """
 
     def __init__(self) -> None:
+        self.kept = 0
         self._crowds: dict[Hashable, Crowd] = {}
         self._round = Round()
 

@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol
 from starlette.types import Receive, Send
 
 from ..dialect.fold import Encoder
-from ..dialect.joined import JoinedPages, joined
+from ..dialect.joined import JoinedPages, cost, joined
 from ..errors import SessionNotFound, StoreError, TooMany
 from ..event import Event, Offset, TextPiece
 from ..log import Subscription
@@ -38,6 +38,8 @@ SEND_TIMEOUT = 60.0
 """Seconds that one write may take; then the reader is taken for dead (nginx: 60 s between two writes)."""
 HOLD_SECONDS = 1.0
 """For which a reader who takes nothing keeps in memory what it is given next."""
+KEPT_BYTES = 32 * 1024 * 1024
+"""Of what all such readers keep, by estimate; who comes when it is spent keeps nothing."""
 BEHIND = 100
 """Events in one batch from which on a reader is taken to be behind."""
 HEADERS: list[tuple[bytes, bytes]] = [
@@ -311,6 +313,7 @@ class Pump:
         self._pace = pace
         self._pages = pages
         self._within: _Within | None = None
+        self._holding = 0  # bytes of what was read, by estimate
         self._sending_since = 0.0
         self._sent_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -478,17 +481,23 @@ class Pump:
             self._hang_up(functools.partial(self.line.end, proper=self._encoder.over or not self._resets))
 
     async def _put(self, body: bytes) -> None:
-        """Write to the line, unless that takes too long to keep what was read.
+        """Write to the line, unless that takes too long, or too many wait, to keep what was read.
 
         Raises:
             _Stalled: it does; nothing was written.
         """
         if self.line.full:
+            crowds, holding = self._crowds, self._holding
+            if crowds.kept and crowds.kept + holding > KEPT_BYTES:
+                raise _Stalled
+            crowds.kept += holding
             try:
                 async with asyncio.timeout(HOLD_SECONDS):
                     await self.line.write(b"")
             except TimeoutError:
                 raise _Stalled from None
+            finally:
+                crowds.kept -= holding
         await self.line.write(body)
 
     async def _look(self) -> list[Event]:
@@ -520,6 +529,7 @@ class Pump:
     async def _deliver(self, events: Sequence[Event], write: Callable[[bytes], Awaitable[None]]) -> None:
         """Write some events, and move the cursor with what has been handed over."""
         subscription, encoder, within = self._subscription, self._encoder, self._within
+        self._holding = sum(map(cost, events))
         joins = within is not None and within.joins
         if len(events) >= BEHIND and within is None:
             await self._keep_pace()
