@@ -210,6 +210,21 @@ async def test_callers_take_turns_and_short_texts_come_first(made: Press, held: 
     assert [text[:4] for text in held.texts[:3]] in (["0", "tiny", "few"], ["0", "few", "tiny"])
 
 
+async def test_a_short_text_never_waits_for_long_ones(
+    made: Press, held: type[Held], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process is left for those that are short, whoever asks; long ones go on when one of them is over."""
+    monkeypatch.setattr(press, "PROCESSES", 2)
+    long = ask(made, *(f"{n}" + "x" * press.SHORT for n in range(3)))
+    await until(lambda: bool(held.texts))
+    short = ask(made, "short")
+    await until(lambda: "short" in held.texts)
+    assert [len(text) > press.SHORT for text in held.texts] == [True, False]
+    held.go.set()
+    await asyncio.gather(long, short)
+    assert len(held.texts) == 4
+
+
 async def test_what_waits_is_bounded(made: Press, held: type[Held], monkeypatch: pytest.MonkeyPatch) -> None:
     """One caller may have half of all that waits; who comes then is told to come again, and others are not."""
     monkeypatch.setattr(press, "WAITING", 20_000)
@@ -346,7 +361,7 @@ async def test_processes_have_nothing_of_the_servers(made: Press) -> None:
 async def test_closing_ends_processes_and_waits() -> None:
     """Also while they render: who waits gets the text as it is. Nothing of the press is left."""
     made = Press()
-    texts = [STUCK, STUCK + "x", "*a*" * 1_000, "*b*"]
+    texts = [STUCK, STUCK[:3_999], STUCK + "x", "*a*" * 1_000, "*b*"]
     waiting = [ask(made, each, caller=each) for each in texts]
     await until(lambda: len(made._processes) == 2)
     pids = processes(made)

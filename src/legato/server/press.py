@@ -39,6 +39,8 @@ PATIENCE = 10.0
 START_SECONDS = 30.0
 """For a process to be ready; and after one that could not be begun, until the next is tried."""
 PROCESSES = 2
+SHORT = 4_000
+"""Characters of a text for which one of the processes is always left: what grows is shown a few times a second."""
 WAITING = 4_000_000
 """Characters that wait, ``OVERHEAD`` for each text included; half of them may be one caller's."""
 OVERHEAD = 500
@@ -89,6 +91,7 @@ class Press:
         self._lanes: dict[str, _Lane] = {}  # of callers with texts that wait
         self._turn = 0.0
         self._waiting = 0
+        self._long = 0  # of those that are under way
         self._working: set[asyncio.Task[None]] = set()
         self._processes: set[_Process] = set()
         self._idle: list[_Process] = []
@@ -163,8 +166,12 @@ class Press:
         return job
 
     def _go_on(self) -> None:
-        while self._lanes and len(self._working) < PROCESSES:
-            caller, lane = min(self._lanes.items(), key=lambda each: each[1].turn)
+        while len(self._working) < PROCESSES:
+            full = self._long >= max(PROCESSES - 1, 1)
+            able = [each for each in self._lanes.items() if not full or each[1].waiting[0][0] <= SHORT]
+            if not able:
+                return
+            caller, lane = min(able, key=lambda each: each[1].turn)
             _, _, job = heapq.heappop(lane.waiting)
             weight = len(job.text) + OVERHEAD
             self._waiting -= weight
@@ -177,6 +184,7 @@ class Press:
                 continue
             self._turn = lane.turn
             lane.turn += job.seconds
+            self._long += len(job.text) > SHORT
             task = asyncio.ensure_future(self._work(job))
             self._working.add(task)
             task.add_done_callback(self._done)
@@ -190,6 +198,7 @@ class Press:
         try:
             made = await self._made(job) or made
         finally:
+            self._long -= len(job.text) > SHORT
             del self._jobs[job.key]
             job.done.set_result(made)
 
