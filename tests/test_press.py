@@ -264,7 +264,9 @@ async def test_nothing_is_made_for_those_who_left(made: Press, held: type[Held])
 async def test_what_takes_too_long_is_shown_as_it_is_and_not_tried_again(
     made: Press, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process is ended by its time on the processor; what it was is remembered, also as it grows further."""
+    """Its process gives it up, and lives on; what it was is remembered, also as it grows further."""
+    await rendered(made, "*warm*")
+    pids = processes(made)
     tried: list[str] = []
     render = press._Process.render
 
@@ -282,8 +284,17 @@ async def test_what_takes_too_long_is_shown_as_it_is_and_not_tried_again(
         growing += "[x]"
         assert await rendered(made, growing, growing=True) == [f'<p class="plain">{growing}{FRESH}</p>']
     assert len(tried) == 2
+    assert processes(made) == pids
     assert await rendered(made, "x *a*", growing=True) == [f"<p>x <em>a</em>{FRESH}</p>"]
     assert await rendered(made, "*a*") == ["<p><em>a</em></p>"]
+
+
+async def test_a_text_that_cannot_be_given_up_ends_its_process(made: Press, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on in C, deaf to signals, has a second or two more on the processor; then the system ends it."""
+    deaf = "render = lambda text, colours: sum(iter(int, 1))\n"
+    monkeypatch.setattr(press, "_COMMAND", press._COMMAND.replace("main(int", deaf + "main(int"))
+    assert await rendered(made, "*a*") == ['<p class="plain">*a*</p>']
+    assert not made._processes
 
 
 async def test_a_process_that_stands_still_is_ended(made: Press, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +325,7 @@ async def test_memory_is_bounded(made: Press) -> None:
     """A text that takes more than a process may have is shown as it is; the next one has another process."""
     await rendered(made, "*warm*")
     (pid,) = processes(made)
-    assert resource.prlimit(pid, resource.RLIMIT_AS) == (MAX_MEMORY, MAX_MEMORY)
+    assert resource.prlimit(pid, resource.RLIMIT_AS)[0] == MAX_MEMORY
     used = memory(pid)
     resource.prlimit(pid, resource.RLIMIT_AS, (used + 1_000_000, MAX_MEMORY))
     text = "*a*" * 30_000

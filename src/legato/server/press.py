@@ -1,7 +1,7 @@
 """The press: it has HTML made of texts in processes of its own, so that no text can hold the server.
 
-A text has some time on the processor, in proportion to its length. One that needs more ends its process, and is tried
-once without colours for its code; then it is shown as it is. What came of a text is kept, for all who read it, so no
+A text has some time on the processor, in proportion to its length. One that needs more is given up, and is tried once
+more without colours for its code; then it is shown as it is. What came of a text is kept, for all who read it, so no
 text does that twice. Callers take turns, and of each the shortest text is next.
 """
 

@@ -1,15 +1,18 @@
 """What a process of a ``Press`` does: it reads texts from its standard input, and writes their blocks to its output.
 
-Its memory is bounded, and for each text its time on the processor: the system ends it there, whatever it does. It ends
-with the process that it works for, also when that is killed.
+Its memory is bounded, and for each text its time on the processor: then a signal gives it up, which regular expressions
+notice, too; and the system ends a process that does not. It ends with the process that it works for, also when that is
+killed.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import struct
 import sys
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -27,8 +30,14 @@ FRESH = '<span class="fresh"></span>'
 """Marks in HTML where more of a text that grows can be shown."""
 MAX_MEMORY = 536_870_912
 """Bytes of addresses; a process that waits has some 50 MB."""
+AGAIN_SECONDS = 0.2
+"""After which a text is given up once more, if what did not expect it went on."""
 LOOK_SECONDS = 5.0
 """How often a process that waits looks whether it is still wanted: others may hold the far end of its input, too."""
+
+
+class _TooLong(BaseException):
+    """A text has had its time; not to be caught by those who read it."""
 
 
 class _NotWanted(Exception):
@@ -43,14 +52,15 @@ def main(parent: int, render: Render, render_growing: Render) -> None:
         while True:
             size, seconds, growing, colours = TEXT.unpack(_read(TEXT.size, parent))
             text = _read(size, parent).decode()
-            _allow(seconds)
             try:
+                _allow(seconds)
                 rendered = msgspec.json.encode((render_growing if growing else render)(text, colours=colours))
+                _allow(0)
             except MemoryError:
                 raise
-            except Exception:
-                rendered = b""  # a fault in a parser or a lexer
-            _allow(0)
+            except (_TooLong, Exception):  # or a fault in a parser or a lexer
+                _allow(0)
+                rendered = b""
             _write(rendered)
     except (_NotWanted, BrokenPipeError):
         pass
@@ -62,14 +72,31 @@ def _bound() -> None:
     if sys.platform != "win32":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGPROF, _give_up)
+        _limit(resource.RLIMIT_AS, MAX_MEMORY)
+        _limit(resource.RLIMIT_CORE, 0)
         os.nice(5)  # the server's event loop goes first
 
 
 def _allow(seconds: float) -> None:
     if sys.platform != "win32":
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # then comes SIGPROF, which ends the process
+        import resource
+
+        signal.setitimer(signal.ITIMER_PROF, seconds, AGAIN_SECONDS if seconds else 0.0)
+        # A second or two later SIGXCPU ends it.
+        _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds) + 1 if seconds else None)
+
+
+def _limit(kind: int, most: int | None) -> None:
+    import resource
+
+    hard = resource.getrlimit(kind)[1]  # which an operator may have set
+    bounds = [each for each in (most, hard) if each not in (None, resource.RLIM_INFINITY)]
+    resource.setrlimit(kind, (min(bounds, default=resource.RLIM_INFINITY), hard))
+
+
+def _give_up(number: int, frame: object) -> None:
+    raise _TooLong
 
 
 def _read(size: int, parent: int) -> bytes:
