@@ -354,6 +354,41 @@ def test_a_refused_message_is_given_back(unlucky: Page) -> None:
     expect(unlucky.locator(".turn")).to_have_count(0)
 
 
+@pytest.mark.parametrize("how", ["redirect", "page", "refusal"])
+def test_whoever_is_signed_out_is_told_and_loses_nothing(
+    unlucky: Page, server: Server, how: str, shoot: Callable[[Page, str], None]
+) -> None:
+    """Something before the server asks to sign in. The page says so, offers it, and keeps the message; once the
+    sign-in is there again, the message goes out, once."""
+    send(unlucky, "hello")
+    wait_for_end(unlucky)
+    signed_in: list[bool] = []
+    html = "<title>Sign in</title>"
+
+    def gate(route: Route) -> None:
+        if signed_in or route.request.method == "GET":
+            route.fallback()
+        elif how == "redirect":
+            route.fulfill(status=302, headers={"location": f"{server.url}/login"})
+        else:
+            route.fulfill(status=200 if how == "page" else 403, content_type="text/html", body=html)
+
+    unlucky.route("**/api/sessions/*/messages", gate)
+    unlucky.route("**/login", lambda route: route.fulfill(content_type="text/html", body=html))
+    send(unlucky, "still there?")
+    again = unlucky.get_by_role("button", name="Sign in again")
+    expect(again).to_be_visible()
+    shoot(unlucky, f"signed-out-{how}")
+    signed_in.append(True)
+    again.click()
+
+    expect(unlucky.locator(".turn")).to_have_count(2)
+    wait_for_end(unlucky)
+    expect(again).to_be_hidden()
+    expect(unlucky.locator(".question")).to_have_text(["hello", "still there?"])
+    assert sum(event["type"] == "message.created" for event in server.events(session(unlucky))) == 2
+
+
 def test_the_server_is_killed_and_started_again(
     browser: Browser, tmp_path: Path, shoot: Callable[[Page, str], None]
 ) -> None:

@@ -5,7 +5,7 @@ import { test } from "node:test";
 
 import * as client from "../../src/legato/web/client.js";
 import { LegatoCore, PATIENCE, at } from "../../src/legato/web/core.js";
-import { ConnectionLost, LegatoError, Malformed, Refused } from "../../src/legato/web/errors.js";
+import { ConnectionLost, Foreign, LegatoError, Refused } from "../../src/legato/web/errors.js";
 import * as funcs from "../../src/legato/web/funcs.js";
 import { TIMES } from "../../src/legato/web/resume.js";
 
@@ -86,7 +86,7 @@ test("The other functions ask what they say.", async () => {
     [client.deleteSession, { sessionId: "s" }, undefined, "DELETE", "/chat/api/sessions/s", undefined],
   ];
   for (const [act, request, answer, method, url, given = answer] of calls) {
-    await serving([json(200, answer)], async (core, requests) => {
+    await serving([json(answer === undefined ? 204 : 200, answer)], async (core, requests) => {
       assert.deepEqual(await act(core, request), given);
       assert.deepEqual([requests[0].method, requests[0].url], [method, url]);
     });
@@ -108,10 +108,13 @@ test("Errors are typed; the functions of funcs.js give them as values.", async (
     assert.deepEqual((await funcs.streamEvents(core, { sessionId: "" })).error.code, "invalid_input");
   });
   await serving([(response) => response.end("<p>")], async (core, requests) => {
-    await assert.rejects(client.messages(core, { sessionId: "s" }), Malformed);
-    assert.equal(requests.length, 1);
+    const { attempts } = PATIENCE;
+    PATIENCE.attempts = 2;
+    await assert.rejects(client.messages(core, { sessionId: "s" }), Foreign);
+    PATIENCE.attempts = attempts;
+    assert.equal(requests.length, 2);
   });
-  await serving([json(503, {})], async (core, requests) => {
+  await serving([error(503, "busy")], async (core, requests) => {
     const { attempts } = PATIENCE;
     PATIENCE.attempts = 3;
     const { error } = await funcs.messages(core, { sessionId: "s" });
@@ -130,7 +133,7 @@ test("A signal ends a request, also while it waits for its next attempt.", async
 });
 
 test("A token is asked for with each request, and once more when it is not accepted.", async () => {
-  const answer = (response, { headers }) => (headers.authorization === "Bearer 2" ? json(200, [])(response) : json(401)(response));
+  const answer = (response, { headers }) => (headers.authorization === "Bearer 2" ? json(200, [])(response) : error(401, "token_expired")(response));
   let asked = 0;
   const headers = async () => ({ authorization: `Bearer ${(asked += 1)}` });
   await serving([answer], async (core) => {

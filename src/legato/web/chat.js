@@ -38,6 +38,7 @@ export class LegatoChat extends LegatoElement {
   #problem = h("p", { id: "problem", part: "problem", role: "alert", hidden: true });
   #field = h("textarea", { id: "message", part: "field", rows: 1, dir: "auto", enterkeyhint: "send", autocomplete: "off",
     input: () => this.#typed(), keydown: (/** @type {KeyboardEvent} */ event) => this.#key(event) });
+  /** @type {import("./errors.js").Foreign | null} */ #foreign = null;
   #stop = h("button", { type: "button", id: "stop", part: "stop", class: "round", hidden: true, click: () => this.#stopped() }, icon(ICONS.stop));
   #send = h("button", { id: "send", part: "send", class: "round" }, icon(ICONS.send));
   #form = h("form", { id: "form", part: "form", submit: (/** @type {Event} */ event) => this.#submit(event) }, this.#field, this.#stop, this.#send);
@@ -164,6 +165,7 @@ export class LegatoChat extends LegatoElement {
 
   /** @param {string} session */
   #make(session) {
+    this.server.foreign = (error) => this.#outside(error);
     /** @type {Talk} */
     const talk = new Talk(session, { server: this.server, memory: this.#memory, agent: this.agent || null }, {
       turn: (turn) => talk === this.#talk && (this.#dirty.add(turn), this.#paintSoon()),
@@ -176,6 +178,14 @@ export class LegatoChat extends LegatoElement {
       changed: () => this.tell("legato-change"),
     });
     return talk;
+  }
+
+  /** Somebody else answers in the server's place; null: the server does again. @param {import("./errors.js").Foreign | null} error */
+  #outside(error) {
+    if ((error === null) === (this.#foreign === null)) return;
+    this.#foreign = error;
+    this.#complain(error === null ? "" : this.word(error.signIn ? "signedOut" : "foreign"));
+    if (error?.signIn) this.#problem.append(" ", h("button", { type: "button", class: "link", click: () => location.reload() }, this.word("signIn")));
   }
 
   /** The session that was to begin could not. */

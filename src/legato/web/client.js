@@ -3,11 +3,11 @@
  * with the reason of its `signal`. `funcs.js` has the same functions for those who would rather not catch.
  */
 import { LegatoCore, at, call, draw } from "./core.js";
-import { Refused } from "./errors.js";
+import { Refused, fits } from "./errors.js";
 import { Stream } from "./resume.js";
 
 export { LegatoCore };
-export { AnswerFailed, ConnectionLost, LegatoError, Malformed, Refused } from "./errors.js";
+export { AnswerFailed, ConnectionLost, Foreign, LegatoError, Malformed, Refused } from "./errors.js";
 
 /** @typedef {{signal?: AbortSignal}} Options */
 
@@ -24,7 +24,7 @@ const CLIENT = { client: "legato" };
 export async function createSession(core, { signal, id = undefined, ...fields } = {}) {
   const body = { ...fields, id: id ?? `s_${draw()}` };
   try {
-    return await call(core, { method: "POST", path: "api/sessions", body, repeat: true, signal });
+    return await call(core, { method: "POST", path: "api/sessions", body, repeat: true, expect: fits.session, signal });
   } catch (error) {
     if (id !== undefined || !(error instanceof Refused) || error.status !== 409) throw error;
     return getSession(core, { sessionId: body.id, signal });
@@ -37,7 +37,7 @@ export async function createSession(core, { signal, id = undefined, ...fields } 
  * @returns {Promise<import("./types.js").Session>}
  */
 export async function getSession(core, { sessionId, signal }) {
-  return call(core, { method: "GET", path: at`api/sessions/${sessionId}`, signal });
+  return call(core, { method: "GET", path: at`api/sessions/${sessionId}`, expect: fits.session, signal });
 }
 
 /**
@@ -47,7 +47,7 @@ export async function getSession(core, { sessionId, signal }) {
  * @returns {Promise<import("./types.js").Session[]>}
  */
 export async function listSessions(core, { limit, before, signal } = {}) {
-  return call(core, { method: "GET", path: "api/sessions", query: { limit, before }, signal });
+  return call(core, { method: "GET", path: "api/sessions", query: { limit, before }, expect: fits.list, signal });
 }
 
 /**
@@ -58,7 +58,7 @@ export async function listSessions(core, { limit, before, signal } = {}) {
  */
 export async function deleteSession(core, { sessionId, signal }) {
   try {
-    await call(core, { method: "DELETE", path: at`api/sessions/${sessionId}`, signal });
+    await call(core, { method: "DELETE", path: at`api/sessions/${sessionId}`, expect: fits.nothing, signal });
   } catch (error) {
     if (!(error instanceof Refused) || error.status !== 404) throw error;
   }
@@ -71,7 +71,7 @@ export async function deleteSession(core, { sessionId, signal }) {
  * @returns {Promise<import("./types.js").StoredMessage[]>}
  */
 export async function messages(core, { sessionId, signal }) {
-  return call(core, { method: "GET", path: at`api/sessions/${sessionId}/messages`, query: CLIENT, signal });
+  return call(core, { method: "GET", path: at`api/sessions/${sessionId}/messages`, query: CLIENT, expect: fits.list, signal });
 }
 
 /**
@@ -85,7 +85,7 @@ export async function messages(core, { sessionId, signal }) {
  */
 export async function sendMessage(core, { sessionId, text, agent, metadata, key = draw(), signal }) {
   const path = at`api/sessions/${sessionId}/messages`;
-  return call(core, { method: "POST", path, query: CLIENT, body: { ...metadata, text, agent }, key, signal });
+  return call(core, { method: "POST", path, query: CLIENT, body: { ...metadata, text, agent }, key, expect: fits.sent, signal });
 }
 
 /**
@@ -98,7 +98,7 @@ export async function sendMessage(core, { sessionId, text, agent, metadata, key 
  */
 export async function retryMessage(core, { sessionId, messageId, runId, signal }) {
   const path = at`api/sessions/${sessionId}/messages/${messageId}/retry`;
-  return call(core, { method: "POST", path, body: { runId }, repeat: runId !== undefined, signal });
+  return call(core, { method: "POST", path, body: { runId }, repeat: runId !== undefined, expect: fits.sent, signal });
 }
 
 /**
@@ -111,7 +111,7 @@ export async function retryMessage(core, { sessionId, messageId, runId, signal }
 export async function cancel(core, { sessionId, runId, signal }) {
   const path = at`api/sessions/${sessionId}/cancel`;
   const repeat = runId !== undefined; // without it, a late repetition could hit the next message's run
-  return (await call(core, { method: "POST", path, body: { runId }, repeat, signal })).cancelled;
+  return (await call(core, { method: "POST", path, body: { runId }, repeat, expect: fits.cancelled, signal })).cancelled;
 }
 
 /**
@@ -122,7 +122,7 @@ export async function cancel(core, { sessionId, runId, signal }) {
  */
 export async function resolvePermission(core, { id, grant, signal }) {
   const path = grant ? at`api/permissions/${id}/grant` : at`api/permissions/${id}/deny`;
-  const { granted, denied } = await call(core, { method: "POST", path, repeat: true, signal });
+  const { granted, denied } = await call(core, { method: "POST", path, repeat: true, expect: fits.resolved, signal });
   return granted ?? !denied;
 }
 
@@ -134,7 +134,7 @@ export async function resolvePermission(core, { id, grant, signal }) {
  */
 export async function respondToNotification(core, { id, type = "acknowledge", value, signal }) {
   const path = at`api/notifications/${id}/respond`;
-  await call(core, { method: "POST", path, body: { type, value }, repeat: true, signal });
+  await call(core, { method: "POST", path, body: { type, value }, repeat: true, expect: fits.nothing, signal });
 }
 
 /**

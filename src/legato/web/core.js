@@ -4,7 +4,7 @@
  *
  * The rule: nothing is repeated that could be carried out twice.
  */
-import { ConnectionLost, Malformed, Refused, lost, refusal, retryAfter, worthRetrying } from "./errors.js";
+import { ConnectionLost, Foreign, Refused, answered, final, fits, refusal, retryAfter } from "./errors.js";
 import { send } from "./request.js";
 import { backoff } from "./resume.js";
 
@@ -80,6 +80,7 @@ export function draw() {
  * @property {Record<string, string>} [headers]
  * @property {string} [key] an idempotency key, which makes a POST repeatable
  * @property {boolean} [repeat] whether it may be carried out twice; by default only without POST, or with a key
+ * @property {(answer: any) => boolean} [expect] whether an answer is what was asked for, see `fits`
  * @property {AbortSignal} [signal]
  */
 
@@ -87,7 +88,7 @@ export function draw() {
  * The answer's JSON (undefined if it has none). Repeats what may be repeated, with growing waits or as long as the
  * server says, at once when the network is back.
  *
- * Rejects with `Refused`, `ConnectionLost`, `Malformed`, or the signal's reason; with a `TypeError` if it can never be
+ * Rejects with `Refused`, `ConnectionLost` (or `Foreign`), or the signal's reason; with a `TypeError` if it can never be
  * sent.
  *
  * @param {LegatoCore} core
@@ -100,8 +101,7 @@ export async function call(core, request) {
     const outcome = await once(core, request);
     signal?.throwIfAborted();
     if ("answer" in outcome) return outcome.answer;
-    if (!repeat || attempt + 1 >= PATIENCE.attempts || outcome.error instanceof Malformed) throw outcome.error;
-    if (outcome.error instanceof Refused && !worthRetrying(outcome.error.status)) throw outcome.error;
+    if (!repeat || attempt + 1 >= PATIENCE.attempts || final(outcome.error)) throw outcome.error;
     await pause(backoff(attempt, { retryAfter: outcome.wait }), signal);
   }
 }
@@ -111,7 +111,7 @@ export async function call(core, request) {
  * @param {Call} request
  * @returns {Promise<{answer: any} | {error: Error, wait?: number | null}>}
  */
-async function once(core, { method, path, query, body, key, signal, ...request }) {
+async function once(core, { method, path, query, body, key, signal, expect = fits.any, ...request }) {
   /** @type {Record<string, string>} */
   const headers = { accept: "application/json", ...request.headers };
   if (method === "POST") headers["content-type"] = "application/json";
@@ -126,23 +126,14 @@ async function once(core, { method, path, query, body, key, signal, ...request }
   try {
     const response = await send(url, { method, headers, body: sent, signal: attempt.signal }, core);
     if (!response.ok) return { wait: retryAfter(response), error: await refusal(response) };
-    return read(await response.text().catch(lost), url);
+    return { answer: await answered(response, /** @type {(answer: any) => boolean} */ (expect)) };
   } catch (error) {
-    if (error instanceof Refused) return { error };
+    if (error instanceof Refused || error instanceof Foreign) return { error };
     if (!(error instanceof ConnectionLost)) throw error;
     return { error: new ConnectionLost(`No whole answer came from ${url.origin}.`, { cause: error.cause }) };
   } finally {
     clearTimeout(timer);
     signal?.removeEventListener("abort", leave);
-  }
-}
-
-/** @param {string} text @param {URL} url */
-function read(text, url) {
-  try {
-    return { answer: text === "" ? undefined : JSON.parse(text) };
-  } catch (cause) {
-    return { error: new Malformed(`The answer of ${url.pathname} is not JSON: ${text.slice(0, 60)}`, { cause }) };
   }
 }
 

@@ -4,6 +4,7 @@
  *     LegatoError          `code` for programs, `message` for people
  *     ├── Refused          the server answered with an error status that no retry can change
  *     ├── ConnectionLost   no whole answer came; what was asked for may have been done or not
+ *     │   └── Foreign      somebody else answered in the server's place: a gateway, a page to sign in
  *     ├── Malformed        an answer or an event in a form nobody can use
  *     └── AnswerFailed     the run behind a streamed answer failed
  *
@@ -45,6 +46,30 @@ export class ConnectionLost extends LegatoError {
   }
 }
 
+/**
+ * Somebody else answered in the server's place, whatever the status: a gateway without a server behind it, a page to sign
+ * in, a redirect. It says nothing of what was asked for, so it is waited for, as a lost connection is.
+ */
+export class Foreign extends ConnectionLost {
+  /** The HTTP status; 0 of a redirect, which browsers do not tell. */
+  status;
+  /** Whether signing in again may help. */
+  signIn;
+
+  /** @param {Response} response @param {ErrorOptions} [options] */
+  constructor(response, options) {
+    const { status, ok, type, redirected, headers } = response;
+    const led = type === "opaqueredirect" || (status >= 300 && status < 400) || redirected;
+    const signIn = led || [401, 403, 407].includes(status) || (ok && headers.get("content-type")?.startsWith("text/html") === true);
+    const what = led ? "led elsewhere" : `answered ${status}, and not by the server`;
+    const advice = signIn ? "Sign in again." : "Perhaps a proxy has no server behind it now.";
+    super(`The request was ${what}. ${advice}`, options);
+    this.code = "foreign_answer";
+    this.status = status;
+    this.signIn = signIn;
+  }
+}
+
 /** An answer or an event that is not of the documented form. */
 export class Malformed extends LegatoError {
   /** @param {string} message @param {ErrorOptions} [options] */
@@ -66,13 +91,48 @@ export class AnswerFailed extends LegatoError {
 }
 
 /**
- * The error that a response of the API stands for.
+ * The error that a response stands for that is not ok: the server's own word, if it is of the documented form.
  * @param {Response} response
  */
 export async function refusal(response) {
   const error = (await response.json().catch(() => null))?.error;
-  return new Refused(response.status, error?.message ?? `The server answered ${response.status}.`, error?.reason);
+  const own = typeof error?.message === "string" && (typeof error.reason === "string" || typeof error.code === "number");
+  return own ? new Refused(response.status, error.message, error.reason) : new Foreign(response);
 }
+
+/**
+ * What a response says that is ok: its JSON, or undefined where there is nothing to say (204). Rejects with `Foreign` if
+ * that is not what the server would say, and with `ConnectionLost` if it does not come whole.
+ * @param {Response} response
+ * @param {(answer: any) => boolean} fits whether it is what was asked for
+ * @returns {Promise<any>}
+ */
+export async function answered(response, fits) {
+  if (response.status === 204 && fits(undefined)) return undefined;
+  const text = await response.text().catch(lost);
+  let value;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw new Foreign(response, { cause });
+  }
+  if (!fits(value)) throw new Foreign(response);
+  return value;
+}
+
+/** Whether an answer is what was asked for. @type {Record<string, (answer: any) => boolean>} */
+export const fits = {
+  nothing: (answer) => answer === undefined,
+  list: Array.isArray,
+  session: (answer) => typeof answer?.id === "string",
+  sent: (answer) => typeof answer?.messageId === "string",
+  cancelled: (answer) => typeof answer?.cancelled === "boolean",
+  resolved: (answer) => typeof (answer?.granted ?? answer?.denied) === "boolean",
+  any: () => true,
+};
+
+/** Whether asking again is of no use. @param {unknown} error @returns {error is Refused} */
+export const final = (error) => error instanceof Refused && !worthRetrying(error.status);
 
 /**
  * `Retry-After` in milliseconds; null if there is none to understand.

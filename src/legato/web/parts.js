@@ -1,5 +1,6 @@
 /** How each kind of part of an answer looks: text, thinking, a tool call, a question to the user. */
 import { h } from "./dom.js";
+import { fits } from "./errors.js";
 
 /** @typedef {import("./chat.js").LegatoChat} Chat */
 /** @typedef {{element: HTMLElement, update: (part: any, turn: any) => void}} PartView */
@@ -56,7 +57,7 @@ export const PARTS = {
 
   permission: (part, chat) => asking("permission", part, chat, (act) => ["grant", "deny"].map((verb) =>
     h("button", { type: "button", class: verb, part: verb, click: act(async () => {
-      const answer = await chat.server.request("POST", `api/permissions/${encodeURIComponent(part.id)}/${verb}`);
+      const answer = await chat.server.request("POST", `api/permissions/${encodeURIComponent(part.id)}/${verb}`, undefined, undefined, fits.resolved);
       return answer.granted ?? !answer.denied ? "allowed" : "denied";
     }) }, chat.word(verb === "grant" ? "allow" : "deny")))),
 
@@ -64,7 +65,7 @@ export const PARTS = {
     const { choices = [], responseType } = part.data;
     /** @param {string} type @param {() => string} [value] */
     const respond = (type, value) => async () => {
-      await chat.server.request("POST", `api/notifications/${encodeURIComponent(part.id)}/respond`, { type, value: value?.() });
+      await chat.server.request("POST", `api/notifications/${encodeURIComponent(part.id)}/respond`, { type, value: value?.() }, undefined, fits.nothing);
       return value?.() ?? "done";
     };
     if (responseType === "choice") {

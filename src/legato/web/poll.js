@@ -2,7 +2,7 @@
  * Asks the server again and again, politely: one request at a time, none while nobody looks at the page, and longer
  * waits while it does not answer. What has been seen is not asked for again: whoever asks says where it stands.
  */
-import { refusal, retryAfter, tell, uncaught, worthRetrying } from "./errors.js";
+import { answered, final, fits, refusal, retryAfter, tell, uncaught } from "./errors.js";
 import { backoff } from "./resume.js";
 
 /** Milliseconds after which an answer is no longer waited for. */
@@ -76,7 +76,7 @@ export class Poll {
     });
     if (!response.ok) {
       const error = await refusal(response);
-      if (!worthRetrying(response.status)) {
+      if (final(error)) {
         this.close();
         tell(() => this.#on.refused(error));
         return 0;
@@ -84,7 +84,7 @@ export class Poll {
       tell(() => this.#on.trouble(error));
       return backoff(this.#failures++, { retryAfter: retryAfter(response) });
     }
-    const answer = await response.json();
+    const answer = await answered(response, fits.any);
     if (signal.aborted) return 0;
     tell(() => this.#on.trouble(null));
     try {

@@ -29,7 +29,9 @@ export async function send(url, init, { fetch = globalThis.fetch, headers = {} }
     const all = new Headers(typeof headers === "function" ? await ask(init.signal, headers, { unauthorized }) : headers);
     for (const [name, value] of Object.entries(init.headers)) all.set(name, value);
     if (fetch === globalThis.fetch) new Request(url); // throws if the address is none
-    return ask(init.signal, fetch, url, { cache: "no-store", ...init, headers: all });
+    // A write that is led elsewhere is not done there: followed, a POST would become a GET, and its answer a success.
+    const redirect = (init.method ?? "GET") === "GET" ? "follow" : "manual";
+    return ask(init.signal, fetch, url, { cache: "no-store", redirect, ...init, headers: all });
   };
   const response = await attempt(false);
   if (response.status !== 401 || typeof headers !== "function") return response;

@@ -9,8 +9,8 @@
  *
  * It runs in pages, workers, Node.js 20 and newer, and Deno.
  */
-import { ConnectionLost, LegatoError, Malformed, Refused } from "./errors.js";
-import { lost, refusal, retryAfter, tell, worthRetrying } from "./errors.js";
+import { ConnectionLost, Foreign, LegatoError, Malformed, Refused } from "./errors.js";
+import { final, lost, refusal, retryAfter, tell, worthRetrying } from "./errors.js";
 import { send } from "./request.js";
 import { Decoder } from "./sse.js";
 
@@ -159,13 +159,12 @@ export class Stream {
       const response = await send(this.#url, this.#request(signal), this.#options);
       if (signal.aborted) return null; // at the last moment
       this.#heard = Date.now();
-      if (!response.ok) {
-        if (worthRetrying(response.status)) return retryAfter(response);
-        throw await refusal(response);
-      }
+      if (response.status === 204) throw new Refused(204, "The server has nothing more to say.");
       const type = response.headers.get("content-type") ?? "";
-      if (!type.startsWith("text/event-stream") || response.body === null) {
-        throw new Refused(response.status, `Expected an event stream, got ${type || "nothing"}.`);
+      if (!response.ok || !type.startsWith("text/event-stream") || response.body === null) {
+        const error = response.ok ? new Foreign(response) : await refusal(response);
+        if (final(error)) throw error;
+        return retryAfter(response);
       }
       this.#incarnation = response.headers.get("legato-incarnation") ?? "";
       tell(() => this.#on.open?.(response));

@@ -1,6 +1,6 @@
 /** Requests to the server that are repeated until it has answered, and the memory of what it has not confirmed yet. */
 import { LegatoCore } from "./core.js";
-import { ConnectionLost, lost, refusal, retryAfter, worthRetrying } from "./errors.js";
+import { ConnectionLost, Foreign, Refused, answered, final, fits, refusal, retryAfter } from "./errors.js";
 import { send } from "./request.js";
 import { backoff } from "./resume.js";
 
@@ -9,6 +9,9 @@ const LONGEST = 60_000; // milliseconds that one attempt may take
 
 export class Server extends LegatoCore {
   /** @type {Set<() => void>} Sleeping retries; a stream that is open again wakes them. */ #waking = new Set();
+
+  /** What to do when somebody else answers in the server's place; null: the server does again. @type {(error: Foreign | null) => void} */
+  foreign = () => {};
 
   /** @param {ConstructorParameters<typeof LegatoCore>[0]} options */
   constructor(options) {
@@ -20,17 +23,25 @@ export class Server extends LegatoCore {
    * Only for what may be repeated: reads, deletes, answers to questions (the first one counts), and sends, which carry
    * an Idempotency-Key.
    * @param {string} method @param {string} path @param {any} [body] @param {string} [key]
+   * @param {(answer: any) => boolean} [expect] whether an answer is what was asked for
    */
-  async request(method, path, body, key) {
+  async request(method, path, body, key, expect = fits.any) {
     for (let attempt = 0; ; attempt += 1) {
       let wait = null;
       try {
         const response = await this.once(method, path, body, key);
-        if (response.ok) return response.status === 204 ? null : await response.json().catch(lost);
-        if (!worthRetrying(response.status) || attempt > PATIENCE) throw await refusal(response);
+        if (response.ok) {
+          const answer = await answered(response, expect);
+          this.foreign(null);
+          return answer;
+        }
         wait = retryAfter(response);
+        const error = await refusal(response);
+        if (final(error) || (error instanceof Refused && attempt > PATIENCE)) throw error;
+        if (error instanceof Foreign) this.foreign(error);
       } catch (error) {
         if (!(error instanceof ConnectionLost)) throw error; // after that, the answer may yet come
+        if (error instanceof Foreign) this.foreign(error);
       }
       await this.#sleep(backoff(attempt, { retryAfter: wait }));
     }

@@ -1,5 +1,6 @@
 /** The list of chats beside the conversation: newest first, the rest on demand, in step with the other tabs. */
 import { h } from "./dom.js";
+import { fits } from "./errors.js";
 
 const PAGE = 40;
 
@@ -21,7 +22,7 @@ export function sessions(server, { list, older, sure }, on) {
   /** @param {string} [before] a time: list on from there */
   async function load(before) {
     try {
-      const page = await server.request("GET", `api/sessions?limit=${PAGE}${before ? `&before=${encodeURIComponent(before)}` : ""}`);
+      const page = await server.request("GET", `api/sessions?limit=${PAGE}${before ? `&before=${encodeURIComponent(before)}` : ""}`, undefined, undefined, fits.list);
       known = before ? [...known, ...page] : page;
       older.hidden = page.length < PAGE;
     } catch (/** @type {any} */ error) {
@@ -40,7 +41,7 @@ export function sessions(server, { list, older, sure }, on) {
     sure.onclose = async () => {
       if (sure.returnValue !== "delete") return;
       try {
-        await server.request("DELETE", `api/sessions/${session.id}`);
+        await server.request("DELETE", `api/sessions/${session.id}`, undefined, undefined, fits.nothing);
       } catch (/** @type {any} */ error) {
         if (error.status !== 404) return on.failed(error.message);
       }

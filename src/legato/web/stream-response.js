@@ -7,7 +7,7 @@
  * no end: the stream comes back, and goes on where it was.
  */
 import { LegatoCore, at, call } from "./core.js";
-import { AnswerFailed, Malformed, Refused, tell } from "./errors.js";
+import { AnswerFailed, Foreign, Malformed, Refused, tell } from "./errors.js";
 import { Stream } from "./resume.js";
 
 /**
@@ -153,7 +153,7 @@ export class StreamResponse {
       await call(this.#core, { method: "POST", path, headers, repeat, signal: this.#signal });
     } catch (error) {
       // 409: it is being answered already, or has been. 404, 405: a server without this request. Looking tells more.
-      if (!(error instanceof Refused) || ![404, 405, 409].includes(error.status)) throw error;
+      if (!(error instanceof Refused || error instanceof Foreign) || ![404, 405, 409].includes(error.status)) throw error;
     }
   }
 

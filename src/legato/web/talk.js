@@ -10,7 +10,7 @@
  * and its message ids: `Conversation` takes nothing twice.
  */
 import { at, draw } from "./core.js";
-import { LegatoError, Refused, uncaught, worthRetrying } from "./errors.js";
+import { LegatoError, Refused, final, fits, uncaught } from "./errors.js";
 import { SharedStream } from "./shared.js";
 import { Conversation, Gap } from "./turn.js";
 
@@ -149,8 +149,8 @@ export class Talk {
 
   async #load() {
     const stream = this.#stream;
-    const rows = await this.#server.request("GET", `${this.#path}/messages?client=legato`).catch((/** @type {unknown} */ error) => {
-      if (!(error instanceof Refused && worthRetrying(error.status))) throw error;
+    const rows = await this.#server.request("GET", `${this.#path}/messages?client=legato`, undefined, undefined, fits.list).catch((/** @type {unknown} */ error) => {
+      if (final(error) || !(error instanceof Refused)) throw error;
       return null; // the server is busy, and for long
     });
     if (this.#closed || stream !== this.#stream) return;
@@ -188,7 +188,7 @@ export class Talk {
     this.#on.turn(this.conversation.send(item.text, item.key));
     try {
       if (item.create) await this.#create(item);
-      const answer = await this.#server.request("POST", `${this.#path}/messages`, { text: item.text }, item.key);
+      const answer = await this.#server.request("POST", `${this.#path}/messages`, { text: item.text }, item.key, fits.sent);
       this.#memory.drop(item.key);
       const { turns } = this.conversation;
       const turn = turns.find((each) => each.key === item.key);
@@ -214,7 +214,7 @@ export class Talk {
   async #create({ session, text, agent }) {
     const body = { id: session, title: text.trim().slice(0, 80), ...(agent && { agent }) };
     try {
-      await this.#server.request("POST", "api/sessions", body);
+      await this.#server.request("POST", "api/sessions", body, undefined, fits.session);
     } catch (/** @type {any} */ error) {
       if (error.status !== 409) throw error; // it exists: an earlier attempt got through
     }
