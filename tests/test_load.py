@@ -13,7 +13,7 @@ import pytest
 from driving import Gate, echo
 from held_store import quiet
 from legato.agent import Agent, Turn
-from legato.execution import AHEAD, Limits
+from legato.execution import AHEAD, Execution, Limits
 from legato.load import BEAT, FIRST, LATE, LOOKS, MOST, Load
 from legato.testing import Driver
 from legato.yields import Thinking
@@ -50,12 +50,12 @@ async def test_one_long_step_is_no_lag(load: tuple[Load, Clock]) -> None:
 async def test_who_says_much_gathers_for_longer_while_the_loop_is_late(load: tuple[Load, Clock]) -> None:
     """Twice as long after each late look, up to a bound; then less and less, and in the end not at all."""
     times = []
-    for by in [LATE * 2] * 8 + [LATE / 2] * 30:
+    for by in [LATE * 2] * 10 + [LATE / 2] * 30:
         look(*load, late=by)
         times.append(load[0].gather)
     assert times[:4] == [0.0, 0.0, FIRST, 2 * FIRST]
-    assert times[7] == MOST
-    assert times == sorted(times[:8]) + sorted(times[8:], reverse=True)
+    assert times[9] == MOST
+    assert times == sorted(times[:10]) + sorted(times[10:], reverse=True)
     assert times[-1] == 0.0
 
 
@@ -120,6 +120,28 @@ async def test_what_a_run_says_gathers_after_its_first_words(stage: Stage) -> No
     assert end.data["message"]["parts"][0]["text"] == "first 0 1 2 3 4"
     await stage.idle(runner)
     assert stage.store.batches[1:] == [["text.delta"], ["text.delta"], ["run.completed"]]
+
+
+async def test_pieces_that_gather_wake_nobody(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first of them asks whether it is time; a timer sees to the others."""
+    asked = 0
+    has_gathered = Execution._has_gathered
+
+    def counted(execution: Execution) -> bool:
+        nonlocal asked
+        asked += 1
+        return has_gathered(execution)
+
+    async def agent(turn: Turn) -> AsyncIterator[Any]:
+        yield "first"
+        await turn.stored()
+        for number in range(20):
+            yield f" {number}"
+            await quiet()
+
+    monkeypatch.setattr(Execution, "_has_gathered", counted)
+    await stage.answer(agent, limits=NEVER)
+    assert asked <= 4
 
 
 async def test_who_is_as_far_ahead_as_may_be_does_not_gather(stage: Stage) -> None:

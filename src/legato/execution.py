@@ -293,7 +293,11 @@ class Execution:
         if self._count > self._limits.run_events:
             raise _too_many_events(self._limits.run_events)
         self._drafts += drafts
-        if self._storing is None and not self._due:
+        if self._storing is not None or self._due:
+            return
+        if (
+            self._gathering is None or len(self._drafts) >= AHEAD or not _gathers(drafts)
+        ):  # else its timer will see to it
             self._due = True
             self._load.soon(self._go_on)
 
@@ -354,7 +358,7 @@ class Execution:
         gather, since somebody may wait for all else, and not more than an agent may be ahead."""
         until = self._handed_at + self._load.gather
         enough = len(self._drafts) >= AHEAD or until <= self._loop.time()
-        if enough or not all(draft.fact.delta for draft in self._drafts):
+        if enough or not _gathers(self._drafts):
             return True
         if self._gathering is None:
             self._gathering = self._loop.call_at(until, self._end_gathering)
@@ -585,6 +589,13 @@ def _object(name: str, value: Any) -> JsonObject | None:
     if not isinstance(value, dict):
         raise refused(name, "a dict", value)
     return as_json(name, value) or None
+
+
+def _gathers(drafts: list[Draft]) -> bool:
+    for draft in drafts:
+        if not draft.fact.delta:
+            return False
+    return True
 
 
 def _question(asked: Asked) -> Asked:

@@ -19,8 +19,8 @@ LOOKS = 3
 """So many in a row tell how late the loop is."""
 LATE = 0.010
 """Seconds by which the loop may be late; beyond, runs gather for twice as long as before."""
-FIRST, MOST = 0.010, 0.200
-"""Seconds for which they gather at first, and at most: 6 tokens of a run that says 30 in a second."""
+FIRST, MOST = 0.010, 0.400
+"""Seconds for which they gather at first, and at most: 12 tokens of a run that says 30 in a second."""
 EASED = 0.8
 """What is left of that time after a look at a loop that is not late."""
 

@@ -468,6 +468,8 @@ def _output(output: Any) -> Any:
 
 def merge(drafts: list[Draft]) -> list[Draft]:
     """``drafts`` with neighbouring deltas of one part joined, up to ``DELTA_CHARACTERS``: the same text."""
+    if (whole := _one_text(drafts)) is not None:
+        return [whole]
     merged: list[Draft] = []
     for draft in drafts:
         joined = _joined(merged[-1].fact, draft.fact) if merged else None
@@ -476,6 +478,20 @@ def merge(drafts: list[Draft]) -> list[Draft]:
         else:
             merged[-1] = Draft(joined, draft.run)
     return merged
+
+
+def _one_text(drafts: list[Draft]) -> Draft | None:
+    """All of them as one, if they are pieces of one text, as what a run gathers mostly is."""
+    pieces: list[Any] = [draft.fact for draft in drafts]
+    if not pieces or (kind := type(first := pieces[0])) not in _KINDS:
+        return None
+    for piece in pieces:
+        if type(piece) is not kind or piece.part != first.part:
+            return None
+    text = "".join([piece.text for piece in pieces])
+    if len(text) > DELTA_CHARACTERS:
+        return None
+    return Draft(kind(first.part, first.step, first.start, text), drafts[0].run)
 
 
 def _joined(one: AnyFact, two: AnyFact) -> Fact | None:
