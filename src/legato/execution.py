@@ -592,10 +592,7 @@ def _object(name: str, value: Any) -> JsonObject | None:
 
 
 def _gathers(drafts: list[Draft]) -> bool:
-    for draft in drafts:
-        if not draft.fact.delta:
-            return False
-    return True
+    return not [draft for draft in drafts if not draft.fact.delta]
 
 
 def _question(asked: Asked) -> Asked:

@@ -158,7 +158,9 @@ def moved(state: SessionState, drafts: Sequence[Draft], *, lease: Lease | None =
             break
     else:  # deltas of open runs, as most appends are, which move nothing but the head
         if lease is not None:
-            check_lease(state, lease)
+            current = state.runs.get(lease.run)
+            if current is None or current.epoch != lease.epoch or current.owner != lease.owner:
+                check_lease(state, lease)  # which says so
         return SessionState(session, state.head + len(drafts), state.whole, False, state.runs)
     if drafts[0].type == "session.created":
         if state.deleted:

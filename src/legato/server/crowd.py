@@ -253,7 +253,10 @@ class Crowd:
     def _give(self, events: Sequence[Event]) -> None:
         chunk: list[bytes] = []
         size = 0
-        self._part_from_the_slow()
+        for line in self._members.values():
+            if line.full:
+                self._part_from_the_slow()
+                break
         previous = self._subscription.after
         for event in events:
             fact = event.fact
@@ -289,11 +292,6 @@ class Crowd:
 
     def _part_from_the_slow(self) -> None:
         # Before anything is encoded: whoever goes alone takes the encoder along as it is now.
-        for line in self._members.values():
-            if line.full:
-                break
-        else:
-            return
         for member in [member for member, line in self._members.items() if line.full]:
             self.part(member)
 

@@ -311,7 +311,7 @@ class SQLiteStore:
         for request in requests:
             if isinstance(request, Append):
                 if stored := request.stored:
-                    self._tail.put(request.session, stored, [len(event.json) for event in stored])
+                    self._tail.put(request.session, stored, request.sizes)
                     if stored[-1].fact.type == "session.deleted":
                         self._blocks.forget(request.session)
                     self.doorbell.ring(request.session, outside=request.lease is None)

@@ -111,16 +111,18 @@ class WriteRequest(Storing, abc.ABC):
 
 
 class Append(WriteRequest):
-    """Drafts to be stored; ``stored`` are the events that were new. Made on the event loop, where it may raise.
+    """Drafts to be stored. Made on the event loop, where it may raise.
 
     Attributes:
+        stored: the events that were new.
+        sizes: of the data of each draft, as JSON, in bytes.
         free: whether somebody may take a run of the session now.
 
     Raises:
         InvalidInput, TooLarge: a draft cannot be stored.
     """
 
-    __slots__ = ("drafts", "free", "head", "lease", "settled", "stored", "take")
+    __slots__ = ("drafts", "free", "head", "lease", "settled", "sizes", "stored", "take")
 
     def __init__(
         self,
@@ -139,14 +141,17 @@ class Append(WriteRequest):
         self.session: str = session
         self.drafts = list(drafts)
         self.settled: list[tuple[AnyFact, bytes]] = []
+        self.sizes: list[int] = []
         run = None if lease is None else lease.run  # of which that has been asked
         for draft in self.drafts:
             if draft.run is not run:
                 check_text(run := draft.run)
             fact, json = settled = (draft.fact, draft.json) if draft.json else settle(draft.fact)
-            if fact.open or len(json) > MAX_DATA_BYTES:
+            size = len(json)
+            if fact.open or size > MAX_DATA_BYTES:
                 _check(fact, json)
             self.settled.append(settled)
+            self.sizes.append(size)
         self.lease = lease
         self.once = once
         self.head = head
@@ -437,7 +442,7 @@ class _Group:
     def plan(self, requests: Sequence[WriteRequest]) -> None:
         """Decide each request, in order; one that is refused leaves no trace."""
         self._memory.shrink()
-        names = dict.fromkeys(request.session for request in requests if request.session is not None)
+        names = dict.fromkeys([request.session for request in requests if request.session is not None])
         damaged = self._memory.load(self._connection, names)
         self._load_used(requests)
         for request in requests:
