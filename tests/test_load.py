@@ -14,7 +14,7 @@ from driving import Gate, echo
 from held_store import quiet
 from legato.agent import Agent, Turn
 from legato.execution import AHEAD, Execution, Limits
-from legato.load import BEAT, FIRST, LATE, LOOKS, MOST, Load
+from legato.load import BEAT, FIRST, LATE, LOOKS, MOST, Load, Round
 from legato.testing import Driver
 from legato.yields import Thinking
 from running import NET, STORES, Clock, Stage, staged
@@ -90,6 +90,25 @@ async def test_a_load_looks_by_itself_until_it_is_stopped(monkeypatch: pytest.Mo
     before = looks
     await quiet()
     assert before == looks
+
+
+async def test_a_round_calls_all_once_although_one_fails() -> None:
+    """At its end, in order; who is added meanwhile has the next one."""
+    called: list[str] = []
+    due = Round()
+
+    def fail() -> None:
+        called.append("fails")
+        due.add(lambda: called.append("next"))
+        raise ValueError("no")
+
+    for callback in (lambda: called.append("first"), fail, lambda: called.append("last")):
+        due.add(callback)
+    assert called == []
+    await asyncio.sleep(0)
+    assert called == ["first", "fails", "last"]
+    await quiet()
+    assert called == ["first", "fails", "last", "next"]
 
 
 # Runs that gather -----------------------------------------------------------------------------------------------------

@@ -8,10 +8,13 @@ an event costs the same whether it holds one token or ten. And whoever would add
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable
+
+logger = logging.getLogger("legato")
 
 BEAT = 0.05
 """Seconds between two looks."""
@@ -32,7 +35,7 @@ class Round:
         self._due: list[Callable[[], None]] = []
 
     def add(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` at the end of this round. It must raise nothing."""
+        """Call ``callback`` at the end of this round. It should raise nothing; what it does is logged."""
         if not self._due:
             asyncio.get_running_loop().call_soon(self._go)
         self._due.append(callback)
@@ -40,7 +43,10 @@ class Round:
     def _go(self) -> None:
         due, self._due = self._due, []
         for callback in due:
-            callback()
+            try:
+                callback()
+            except Exception:  # the others have their turn all the same
+                logger.exception("what was due at the end of a round failed")
 
 
 class Load:
