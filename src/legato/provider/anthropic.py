@@ -13,6 +13,7 @@ from ..errors import InvalidInput
 from ..http.call import HttpCall
 from ..json import JsonObject
 from ..sse import SSEMessage
+from .assembly import as_json
 from .chat_completions import reason_of
 from .errors import ProviderError, ResponseFailed, ResponseIncomplete, StreamMalformed, confessed, failed
 from .loose import decoded, fitted, loose
@@ -182,7 +183,7 @@ class AnthropicFold:
             case "tool_use":
                 self._calls[index] = self.tally.calls
                 # In a stream, the input begins as {} and comes as text.
-                arguments = msgspec.json.encode(block.input).decode() if block.input else ""
+                arguments = as_json(block.input) if block.input else ""
                 return self.tally.begin_call(block.id, block.name, arguments)
         return []
 

@@ -7,6 +7,8 @@ far are a whole JSON value, since behind one nothing of the same call can follow
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Final
@@ -171,6 +173,11 @@ def as_json(arguments: object) -> str:
     """Arguments as JSON text: some servers give the value itself."""
     if isinstance(arguments, str):
         return arguments
-    if isinstance(arguments, dict | list):
+    if not isinstance(arguments, dict | list):
+        return ""
+    try:
         return msgspec.json.encode(arguments).decode()
-    return ""
+    except (UnicodeError, OverflowError):  # half letters, or a number of many digits
+        with contextlib.suppress(ValueError):
+            return json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+        return ""

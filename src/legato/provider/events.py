@@ -210,7 +210,7 @@ def decode_event(message: SSEMessage) -> ResponseEvent:
             fields[name] = as_json(fields[name])
     try:
         event = msgspec.convert(fields, known(cls))
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeError):
         try:
             event = fitted(fields, cls)
         except ValueError as exc:
