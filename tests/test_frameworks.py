@@ -436,3 +436,85 @@ def test_a_checkpointer_that_outlives_the_process(tmp_path: Path) -> None:
     assert ("run.completed", "It took its time.") == (said.end.type, said.message["text"])
     assert ["took its time"] == [call["output"] for call in calls(said).values() if "output" in call]
     assert 1 == talk.notes().count("closed wait 0")
+
+
+@pytest.mark.parametrize(
+    "agent",
+    ["dicts", "one_dict", "tuples", "texts", "text", "several", "objects", "bare_dicts", "no_message"],
+)
+def test_what_nodes_return(langgraph: Place, agent: str) -> None:
+    """Messages as dicts, tuples or texts are an answer, though LangGraph streams none of them."""
+    said = langgraph.talk().say("go", agent=agent)
+
+    text = "hello \n\nworld" if agent == "several" else "hello world"
+    assert ("run.completed", text) == (said.end.type, said.message["text"])
+
+
+@pytest.mark.parametrize(("agent", "text"), [("direct", "Sunny in Oslo."), ("formatted", '{"city":"Oslo"}')])
+def test_ends_without_a_word(langgraph: Place, agent: str, text: str) -> None:
+    """When a tool's output is the answer, or a structure is, that is what is said."""
+    said = langgraph.talk().say("go", agent=agent)
+
+    assert ("run.completed", text) == (said.end.type, said.message["text"])
+
+
+def test_graphs_that_ask_need_a_checkpointer(langgraph: Place) -> None:
+    """Those that are known to are refused when they are adapted; another one fails in plain words."""
+    said = langgraph.talk().say("go", agent="refusals")
+    failed = langgraph.talk().say("go", agent="unnoticed")
+
+    assert "interrupt import breakpoint behind middleware tool " == said.message["text"]
+    assert ("run.failed", "no_checkpointer") == (failed.end.type, failed.end.data["code"])
+
+
+@pytest.mark.parametrize(
+    ("word", "code"),
+    [
+        ("overloaded_error", "model_unreachable"),
+        ("api_error", "model_unreachable"),
+        ("rate_limit_error", "model_rate_limited"),
+        ("authentication_error", "model_key_refused"),
+        ("something_new", "model_refused"),
+    ],
+)
+def test_a_failure_in_the_middle(langgraph: Place, word: str, code: str) -> None:
+    """What the provider calls it counts: the status was good."""
+    said = langgraph.talk().say(word, agent="midway")
+
+    assert ("run.failed", code) == (said.end.type, said.end.data["code"])
+
+
+# OpenAI Agents SDK: ends ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("incomplete max_output_tokens", ("run.completed", "length")),
+        ("incomplete content_filter", ("run.completed", "content_filter")),
+        ("failed rate_limit_exceeded", ("run.failed", "model_rate_limited")),
+        ("failed server_error", ("run.failed", "model_unreachable")),
+        ("error rate_limit_exceeded", ("run.failed", "model_rate_limited")),
+        ("error context_length_exceeded", ("run.failed", "context_too_long")),
+    ],
+)
+def test_how_responses_end(openai_agents: Place, text: str, end: tuple[str, str]) -> None:
+    """The SDK's own model class: the provider's word for it is more than the class of the SDK's error."""
+    said = openai_agents.talk().say(text, agent="ending")
+
+    assert end == (said.end.type, said.end.data.get("finish_reason") or said.end.data.get("code"))
+    assert "Hel" == said.message["text"]
+
+
+def test_a_tool_that_is_the_end(openai_agents: Place) -> None:
+    """Its output is the answer."""
+    said = openai_agents.talk().say("go", agent="first_tool")
+
+    assert ("run.completed", "Sunny in Oslo.") == (said.end.type, said.message["text"])
+
+
+def test_thinking_is_told_once(openai_agents: Place) -> None:
+    """Also when a provider gives it under two names."""
+    said = openai_agents.talk().say("think", agent="thinking")
+
+    assert [("thinking", "Hm."), ("text", "Hi")] == [(part["type"], part["text"]) for part in said.message["parts"]]

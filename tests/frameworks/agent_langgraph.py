@@ -7,15 +7,17 @@ import dataclasses
 import json
 import os
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypedDict
 
+import pydantic
 import script
 from langchain.agents import create_agent
 from langchain.agents.middleware import HumanInTheLoopMiddleware
+from langchain.agents.structured_output import ToolStrategy
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.tools import StructuredTool, ToolException
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -27,6 +29,7 @@ from stepwise import stepwise
 
 from legato import Agent, Thinking, Turn
 from legato.agents.langgraph import adapt, translate
+from legato.errors import InvalidInput
 
 
 class RateLimitError(Exception):
@@ -229,3 +232,127 @@ async def bare(turn: Turn) -> AsyncIterator[Any]:
 async def checkpoints(turn: Turn) -> AsyncIterator[str]:
     """Tells how many threads the forgetful agent has left."""
     yield str(len(forgetful_saver.storage))
+
+
+# Ends that no stream has ----------------------------------------------------------------------------------------------
+
+
+class Once(BaseChatModel):
+    """A model that calls one tool, and does not stream."""
+
+    tool: str
+
+    @property
+    def _llm_type(self) -> str:
+        return "once"
+
+    def bind_tools(self, tools: Any, **options: Any) -> Any:
+        return self
+
+    def _generate(self, *args: Any, **options: Any) -> ChatResult:
+        call = {"id": "c", "name": self.tool, "args": {"city": "Oslo"}}
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("", tool_calls=[call]))])
+
+
+def weather(city: str) -> str:
+    """The weather."""
+    return f"Sunny in {city}."
+
+
+def consult(city: str) -> str:
+    """Ask somebody."""
+    return str(interrupt(city))
+
+
+class Where(pydantic.BaseModel):
+    """A place."""
+
+    city: str
+
+
+class Bare(TypedDict):
+    """A state that makes no messages of what nodes return."""
+
+    messages: list[Any]
+    answer: str
+
+
+def returning(messages: Any, state: Any = State, **more: Any) -> Any:
+    def node(state: Any) -> dict[str, Any]:
+        return {"messages": messages, **more}
+
+    builder = StateGraph(state)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node")
+    return builder.compile()
+
+
+RETURNED: dict[str, Any] = {
+    "dicts": returning([{"role": "ai", "content": "hello world"}]),
+    "one_dict": returning({"role": "assistant", "content": "hello world"}),
+    "tuples": returning([("ai", "hello world")]),
+    "texts": returning(["hello world"]),
+    "text": returning("hello world"),
+    "several": returning([{"role": "ai", "content": "hello "}, ("ai", "world")]),
+    "objects": returning([AIMessage("hello world")]),
+    "bare_dicts": returning([{"role": "ai", "content": "hello world"}], Bare),
+    "no_message": returning([], Bare, answer="hello world"),
+    "direct": create_agent(Once(tool="weather"), [StructuredTool.from_function(weather, return_direct=True)]),
+    "formatted": create_agent(Once(tool="Where"), [], response_format=ToolStrategy(Where)),
+}
+(
+    dicts, one_dict, tuples, texts, text, several, objects, bare_dicts, no_message, direct, formatted,
+) = (adapt(each, name=name) for name, each in RETURNED.items())  # fmt: skip
+
+
+def deeper(state: State) -> dict[str, Any]:
+    return asking(state)
+
+
+def by_hand(state: State) -> dict[str, Any]:
+    from langgraph.types import interrupt as stop
+
+    return {"messages": [AIMessage(str(stop("?")))]}
+
+
+unnoticed = adapt(graph(deeper), name="unnoticed")
+
+
+async def refusals(turn: Turn) -> AsyncIterator[str]:
+    """Which graphs are refused for want of a checkpointer, and which are not."""
+    shell = StructuredTool.from_function(script.shell)
+    graphs: dict[str, Any] = {
+        "interrupt": lambda: graph(asking),
+        "import": lambda: graph(by_hand),
+        "breakpoint": lambda: graph(counting, interrupt_before=["counting_0"]),
+        "behind": lambda: graph(counting, interrupt_after=["counting_0"]),
+        "middleware": lambda: create_agent(
+            Scripted(), [shell], middleware=[HumanInTheLoopMiddleware(interrupt_on={"shell": True})]
+        ),
+        "tool": lambda: create_agent(Scripted(), [StructuredTool.from_function(consult)]),
+        "none": lambda: graph(counting),
+        "kept": lambda: graph(asking, checkpointer=InMemorySaver()),
+        "plain": lambda: create_agent(Scripted(), [shell]),
+    }
+    for name, make in graphs.items():
+        try:
+            adapt(make())
+        except InvalidInput as exc:
+            yield f"{name} " if "checkpointer" in str(exc) else f"{exc} "
+
+
+class APIStatusError(Exception):
+    """As Anthropic's SDK raises it in the middle of a stream: with the status of the answer's head."""
+
+    status_code = 200
+
+    def __init__(self, body: Any) -> None:
+        super().__init__("odd")
+        self.body = body
+
+
+def failing(state: State) -> dict[str, Any]:
+    raise APIStatusError({"type": "error", "error": {"type": state["messages"][-1].text, "message": "Odd."}})
+
+
+midway = adapt(graph(failing), name="midway")

@@ -11,7 +11,16 @@ from typing import Any
 import httpx2
 import openai
 import script
-from agents import Agent, Model, ModelResponse, RunContextWrapper, function_tool, set_tracing_disabled
+from agents import (
+    Agent,
+    Model,
+    ModelResponse,
+    OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
+    RunContextWrapper,
+    function_tool,
+    set_tracing_disabled,
+)
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 from stepwise import stepwise
@@ -176,3 +185,88 @@ impatient = adapt(
     Agent(name="impatient", model=Scripted(), tools=[function_tool(script.add)]),
     options=lambda turn: {"max_turns": 1},
 )
+
+
+# The SDK's own model classes ------------------------------------------------------------------------------------------
+
+
+def served(respond: Any) -> openai.AsyncOpenAI:
+    """A client of a provider in memory."""
+    http = httpx2.AsyncClient(transport=httpx2.MockTransport(respond))
+    return openai.AsyncOpenAI(api_key="k", base_url="http://model/v1", http_client=http, max_retries=0)
+
+
+def streamed(*events: Any) -> httpx2.Response:
+    body = "".join(f"data: {json.dumps(each)}\n\n" for each in events)
+    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, text=body)
+
+
+def responding(*output: Any) -> list[Any]:
+    """The events of a response with this output, and nothing at its end."""
+    created = {"type": "response.created", "sequence_number": 0, "response": response("in_progress")}
+    return [created, *({"sequence_number": place, **each} for place, each in enumerate(output, 1))]
+
+
+def response(status: str, **fields: Any) -> dict[str, Any]:
+    return {"id": "r", "object": "response", "created_at": 1, "status": status, "model": "m", "output": [],
+            "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], **fields}  # fmt: skip
+
+
+HEL = {"type": "response.output_text.delta", "item_id": "i", "output_index": 0, "content_index": 0, "delta": "Hel",
+       "logprobs": []}  # fmt: skip
+
+
+def end(request: httpx2.Request) -> httpx2.Response:
+    """An answer that ends as it is asked to."""
+    kind, word = json.loads(request.content)["input"][-1]["content"].split()
+    about = {"type": f"response.{kind}", "sequence_number": 9}
+    match kind:
+        case "incomplete":
+            return streamed(
+                *responding(HEL), {**about, "response": response(kind, incomplete_details={"reason": word})}
+            )
+        case "failed":
+            failed = response(kind, error={"code": word, "message": "Odd."})
+            return streamed(*responding(HEL), {**about, "response": failed})
+    error = {"type": "error", "code": word, "message": "Odd.", "param": None, "sequence_number": 9}
+    return streamed(*responding(HEL), error)
+
+
+def call(request: httpx2.Request) -> httpx2.Response:
+    """A call of a tool."""
+    item = {"type": "function_call", "id": "f", "call_id": "c", "name": "weather", "arguments": '{"city":"Oslo"}',
+            "status": "completed"}  # fmt: skip
+    done = {"type": "response.output_item.done", "output_index": 0, "item": item}
+    completed = {"type": "response.completed", "sequence_number": 9, "response": response("completed", output=[item])}
+    return streamed(*responding(done), completed)
+
+
+def think(request: httpx2.Request) -> httpx2.Response:
+    """Chat Completions, with thinking under both names."""
+    about = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    deltas: list[Any] = [
+        {"role": "assistant", "reasoning_content": "H", "reasoning": "H"},
+        {"reasoning_content": "m.", "reasoning": "m."},
+        {"content": "Hi"},
+    ]
+    chunks = [{**about, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    last = {**about, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    return streamed(*chunks, last)
+
+
+@function_tool
+def weather(city: str) -> str:
+    """The weather."""
+    return f"Sunny in {city}."
+
+
+ending = adapt(Agent(name="ending", model=OpenAIResponsesModel("m", served(end))))
+first_tool = adapt(
+    Agent(
+        name="first_tool",
+        model=OpenAIResponsesModel("m", served(call)),
+        tools=[weather],
+        tool_use_behavior="stop_on_first_tool",
+    )
+)
+thinking = adapt(Agent(name="thinking", model=OpenAIChatCompletionsModel("m", served(think))))

@@ -206,6 +206,11 @@ def jsonable(value: object) -> Any:
         return str(value)
 
 
+def as_words(value: object) -> str:
+    """``value`` as it is said: a text is itself, anything else JSON."""
+    return value if isinstance(value, str) else json_text(value)
+
+
 def json_text(value: object) -> str:
     """``value`` as JSON text; a text is taken for JSON already, and None for no arguments at all."""
     if isinstance(value, str):
@@ -319,7 +324,40 @@ def _reason(error: BaseException) -> tuple[str, str] | None:
         return _reason(error.exceptions[-1])
     for kind in type(error).__mro__:
         if kind.__name__ in _REASONS:
-            return _by_status(getattr(error, "status_code", None)) or _REASONS[kind.__name__]
+            status = getattr(error, "status_code", None)
+            return worded(error) or _by_status(status) or _REASONS[kind.__name__]
+    return None
+
+
+_CODES: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(
+        ["rate_limit_exceeded", "rate_limit_error", "too_many_requests", "tokens", "requests", "resource_exhausted"],
+        _BUSY,
+    ),
+    **dict.fromkeys(
+        ["overloaded_error", "overloaded", "server_error", "api_error", "internal_server_error", "service_unavailable",
+         "timeout_error", "unavailable"],
+        _AWAY,
+    ),
+    **dict.fromkeys(["authentication_error", "permission_error", "invalid_api_key"], _KEY),
+    **dict.fromkeys(["context_length_exceeded", "string_above_max_length"], _LONG),
+    **dict.fromkeys(["content_filter", "content_policy_violation"], _FILTERED),
+}  # fmt: skip
+"""By a provider's own word for what went wrong. In the middle of a stream its status says that all is well."""
+
+
+def worded(error: object, depth: int = 3) -> tuple[str, str] | None:
+    """What a provider's code or type says, wherever in an error it stands."""
+    if error is None or not depth:
+        return None
+    for name in ("code", "type"):
+        word = error.get(name) if isinstance(error, Mapping) else getattr(error, name, None)
+        if isinstance(word, str) and word.lower() in _CODES:
+            return _CODES[word.lower()]
+    for name in ("error", "body"):
+        inner = error.get(name) if isinstance(error, Mapping) else getattr(error, name, None)
+        if (found := worded(inner, depth - 1)) is not None:
+            return found
     return None
 
 

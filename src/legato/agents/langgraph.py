@@ -20,9 +20,23 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from typing import Any, Protocol
 
 from ..agent import Agent, OnCrash, Turn
+from ..errors import AgentError, InvalidInput
 from ..json import JsonObject
 from ..yields import Refusal, Text, Thinking, ToolResult, Usage, Yielded
-from .framework import Calls, Options, adapted, arguments_of, ask, explained, finish, json_text, load, messages
+from .framework import (
+    Calls,
+    Options,
+    adapted,
+    arguments_of,
+    as_words,
+    ask,
+    explained,
+    finish,
+    json_text,
+    jsonable,
+    load,
+    messages,
+)
 
 EXTRA = "langgraph"
 
@@ -117,9 +131,12 @@ def adapt(
 
     Raises:
         ImportError: LangGraph is not installed.
-        InvalidInput: ``on_crash`` is ``"resume"``.
+        InvalidInput: ``on_crash`` is ``"resume"``; or the graph asks the user, and has no checkpointer to wait with.
     """
     load("langgraph", EXTRA)  # now rather than at the first question
+    asking = _asking(graph) if getattr(graph, "checkpointer", None) is None else None
+    if asking is not None:
+        raise InvalidInput(f"{asking} interrupts the graph, which needs a checkpointer for it: {_CHECKPOINTER}.")
 
     async def answer(turn: Turn) -> AsyncGenerator[Yielded, None]:
         passage = _GraphRun(graph, turn, dict(options(turn)) if options else {}, thread)
@@ -131,6 +148,36 @@ def adapt(
     found = getattr(graph, "name", None)
     found = None if found == "LangGraph" else found
     return adapted(answer, name=name, on_crash=on_crash, description=description, found=found)
+
+
+_CHECKPOINTER = "compile it with checkpointer=InMemorySaver(), for example"
+
+
+def _asking(graph: Any) -> str | None:
+    """What in a graph is known to interrupt it; None when nothing is."""
+    if getattr(graph, "interrupt_before_nodes", None) or getattr(graph, "interrupt_after_nodes", None):
+        return "A breakpoint"
+    interrupt = load("langgraph.types", EXTRA).interrupt
+    for name, node in getattr(graph, "nodes", {}).items():
+        bound = getattr(node, "bound", None)
+        tools = getattr(bound, "tools_by_name", {})
+        holders = [bound, *(tools.values() if isinstance(tools, Mapping) else ())]
+        functions = [getattr(each, kind, None) for each in holders for kind in ("func", "afunc", "coroutine")]
+        if "HumanInTheLoopMiddleware" in name or any(_calls(each, interrupt) for each in functions):
+            return f"The node {name!r}"
+    return None
+
+
+def _calls(function: object, wanted: object) -> bool:
+    """Whether a function names ``wanted``, be it in its module or by an import of its own."""
+    code, scope = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    names = code.co_names if code is not None else ()
+    module = getattr(wanted, "__module__", "")
+    named = any(scope.get(name) is wanted for name in names)
+    return named or (
+        getattr(wanted, "__name__", "") in names
+        and any(name == module or getattr(scope.get(name), "__name__", "") == module for name in names)
+    )
 
 
 async def translate(parts: AsyncIterable[object]) -> AsyncGenerator[Yielded, None]:
@@ -167,7 +214,7 @@ class _GraphRun:
 
     async def go(self, on_interrupt: OnInterrupt) -> AsyncGenerator[Yielded, None]:
         translator = _GraphTranslator()
-        options = {"stream_mode": list(MODES), "subgraphs": True}
+        options = {"stream_mode": [*MODES, "values"], "subgraphs": True}
         if self._checkpointer is not None:
             options["durability"] = "sync"  # a step begins when the one before it is kept, so none is paid for twice
         options |= self._options
@@ -179,14 +226,21 @@ class _GraphRun:
             while True:
                 async with contextlib.aclosing(self._graph.astream(given, self._config, **options)) as parts:
                     async for part in parts:
-                        for item in translator.take(part):
+                        state = _state_in(part)
+                        for item in translator.take(part) if state is None else translator.reach(state):
                             yield item
                 for item in translator.flush():
                     yield item
-                state = await self._state()
-                if state is None or not state.next:
+                if translator.halted and self._checkpointer is None:
+                    raise AgentError(
+                        f"The graph asks something, but cannot wait: {_CHECKPOINTER}.", code="no_checkpointer"
+                    )
+                kept = await self._state()
+                if kept is None or not kept.next:
+                    for item in translator.conclude():
+                        yield item
                     return
-                given = await self._answers(state, on_interrupt)
+                given = await self._answers(kept, on_interrupt)
                 if given is False:
                     return
         finally:
@@ -255,6 +309,11 @@ class _GraphTranslator:
         self._waiting: dict[str, list[Yielded]] = {}  # what came of others meanwhile
         self._over: set[str] = set()  # those of them that are whole
         self._texted = ""  # the message that has had text since the last result of a tool
+        self._said = ""  # all text
+        self._spoken = False  # whether there has been any since the last result of a tool
+        self._first: Mapping[str, Any] | None = None  # the graph's state in the beginning
+        self._last: Mapping[str, Any] = {}  # and as it is now
+        self.halted = False  # the graph waits for an answer
 
     def take(self, part: object) -> list[Yielded]:
         mode, data = _mode(part)
@@ -273,6 +332,51 @@ class _GraphTranslator:
         pending = [message for message in kept if message.type == "ai" and message.tool_calls][-1:]
         self._streamed |= {message.id or "" for message in kept}
         return [item for message in pending for item in self._whole(message, without=done)]
+
+    # The state --------------------------------------------------------------------------------------------------------
+
+    def reach(self, state: Mapping[str, Any]) -> list[Yielded]:
+        """The graph's state after a step: messages of the assistant in it that no stream had are told.
+
+        Nodes may return messages as dicts, tuples or texts, which LangGraph makes messages of, but does not stream.
+        """
+        self._last, self.halted = state, "__interrupt__" in state
+        kept = _messages_of(state)
+        if self._first is None:
+            self._first = state
+            self._streamed |= {message.id or "" for message in kept}
+            return []
+        items: list[Yielded] = []
+        for message in kept:
+            if message.type == "ai" and message.id and message.id not in self._streamed:
+                self._streamed.add(message.id)
+                text = _text_of(message)
+                if not (text and text in self._said) and not self._begun(message):  # by another id
+                    told = [*self._content(message), *self._whole(message), *self._end(message)]
+                    items += self._tell(message.id, told, over=True)
+        return items
+
+    def _begun(self, message: _ChatMessage) -> bool:
+        return any((call.get("id") or "") in self._calls for call in message.tool_calls)
+
+    def conclude(self) -> list[Yielded]:
+        """The text of the final state, if there has been none since a tool gave something."""
+        if self._spoken or self._first is None:
+            return []
+        if (structured := self._last.get("structured_response")) is not None:
+            return [Text(as_words(jsonable(structured)))]
+        before, now = _all_messages(self._first), _all_messages(self._last)
+        ids = {message.id or (message.type, _text_of(message)) for message in before}
+        # A state may add messages to those that it had, or be those that the last node returned.
+        added = now[len(before) :] or now
+        new = [each for each in added if (each.id or (each.type, _text_of(each))) not in ids or len(now) > len(before)]
+        if new:
+            return [Text(text)] if (text := _text_of(new[-1])) else []
+        # A graph of one's own, whose answer is no message.
+        fresh = [
+            value for name, value in self._last.items() if isinstance(value, str) and value != self._first.get(name)
+        ]
+        return [Text(fresh[-1])] if fresh and fresh[-1] else []
 
     # Turns at speaking ------------------------------------------------------------------------------------------------
 
@@ -308,9 +412,13 @@ class _GraphTranslator:
         for item in items:
             if isinstance(item, ToolResult):
                 self._texted = ""
-            elif isinstance(item, Text | Refusal) and about:
-                spaced += [Text("\n\n")] if self._texted not in ("", about) else []
-                self._texted = about
+                self._spoken = False
+            elif isinstance(item, str | Text | Refusal):
+                self._said += item if isinstance(item, str) else item.text
+                self._spoken = True
+                if about:
+                    spaced += [Text("\n\n")] if self._texted not in ("", about) else []
+                    self._texted = about
             spaced.append(item)
         return spaced
 
@@ -427,10 +535,30 @@ def _mode(part: object) -> tuple[str, object]:
     return "messages", part
 
 
+def _state_in(part: object) -> Mapping[str, Any] | None:
+    """The state of the whole graph, if that is what a part is."""
+    match part:
+        case ((), "values", Mapping() as state):
+            return state
+    return None
+
+
+def _text_of(message: _ChatMessage) -> str:
+    output = _output(message)
+    return output if isinstance(output, str) else ""
+
+
 def _messages_of(update: object) -> list[_ChatMessage]:
     given = update.get("messages") if isinstance(update, Mapping) else None
     listed: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
     return [message for message in listed if hasattr(message, "type")]
+
+
+def _all_messages(state: Mapping[str, Any]) -> list[_ChatMessage]:
+    """The messages of a state, also those that a node has put there as dicts, tuples or texts."""
+    given = state.get("messages")
+    convert = load("langchain_core.messages", EXTRA).convert_to_messages
+    return list(convert(given if isinstance(given, list | tuple) else [] if given is None else [given]))
 
 
 def _output(message: _ChatMessage) -> object:

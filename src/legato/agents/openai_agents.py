@@ -20,9 +20,10 @@ from typing import Any, Protocol
 import msgspec
 
 from ..agent import Agent, OnCrash, Turn
+from ..errors import AgentError
 from ..json import JsonObject
 from ..yields import Refusal, Text, Thinking, Usage, Yielded
-from .framework import Calls, Options, adapted, ask, explained, finish, json_text, load, messages
+from .framework import Calls, Options, adapted, as_words, ask, explained, finish, json_text, load, messages, worded
 
 EXTRA = "openai-agents"
 
@@ -149,10 +150,18 @@ async def _answer(
                 async for event in events:
                     for item in translator.take(event):
                         yield item
+            except Exception:
+                result.cancel()
+                if not translator.cut:
+                    translator.explain()
+                    raise
+                return  # what the model had said when it was stopped is the answer
             except BaseException:
                 result.cancel()  # first: to close the stream alone would wait for the run's own end
                 raise
         if not result.interruptions:
+            for item in translator.conclude(getattr(result, "final_output", None)):
+                yield item
             return
         given = state = result.to_state()
         for call in result.interruptions:
@@ -201,6 +210,10 @@ class _SdkTranslator:
         self._places: dict[int, str] = {}  # of the present response: its calls by the place of their item
         self._rejected: set[str] = set()
         self._spoken = False  # whether the present response has text
+        self._silent = True  # whether nothing was said since a tool gave something
+        self._thought: dict[int, str] = {}  # of the present response: how each item's thinking comes, which may be two
+        self.cut = False  # the model was stopped before its end
+        self._failed: object = None  # why the provider failed
         self._used = Usage()
 
     def approve(self, call: str) -> list[Yielded]:
@@ -218,25 +231,42 @@ class _SdkTranslator:
             return item(self, event.item) if item else []
         return []
 
+    def explain(self) -> None:
+        """Raise what the provider has said of its failure, which the SDK's own error does not.
+
+        Raises:
+            AgentError: there is a word for it.
+        """
+        reason = worded(self._failed)
+        if reason is not None:
+            raise AgentError(reason[1], code=reason[0])
+
+    def conclude(self, output: object) -> list[Yielded]:
+        """The final output, if the run has ended with a tool's."""
+        return [Text(text)] if self._silent and output is not None and (text := as_words(output)) else []
+
     # What the model says ----------------------------------------------------------------------------------------------
 
     def _created(self, data: _RawEvent) -> list[Yielded]:
-        self._places, self._spoken = {}, False
+        self._places, self._spoken, self._thought = {}, False, {}
         return []
 
     def _text(self, data: _RawEvent) -> list[Yielded]:
-        self._spoken = True
+        self._spoken, self._silent = True, False
         return [Text(data.delta)]
 
     def _refusal(self, data: _RawEvent) -> list[Yielded]:
-        self._spoken = True
+        self._spoken, self._silent = True, False
         return [Refusal(data.delta)]
 
     def _thinking(self, data: _RawEvent) -> list[Yielded]:
-        return [Thinking(data.delta)]
+        # From some providers the same comes as a summary, too.
+        told = self._thought.setdefault(getattr(data, "output_index", 0), data.type) == data.type
+        return [Thinking(data.delta)] if told else []
 
     def _summary_part(self, data: _RawEvent) -> list[Yielded]:
-        return [Thinking("\n\n")] if data.summary_index else []
+        told = "response.reasoning_text.delta" not in self._thought.values()
+        return [Thinking("\n\n")] if data.summary_index and told else []
 
     def _item_added(self, data: _RawEvent) -> list[Yielded]:
         call = _Called.of(data.item)
@@ -271,7 +301,13 @@ class _SdkTranslator:
                 model=response.model or "",
             )
         cut = getattr(response, "incomplete_details", None)
+        self.cut = data.type == "response.incomplete"
+        self._failed = getattr(response, "error", None) if data.type == "response.failed" else None
         return [self._used, *finish(getattr(cut, "reason", None))]
+
+    def _error(self, data: _RawEvent) -> list[Yielded]:
+        self._failed = data
+        return []
 
     # What the SDK does ------------------------------------------------------------------------------------------------
 
@@ -279,6 +315,7 @@ class _SdkTranslator:
         if self._spoken:
             return []
         # A model that does not stream: all that comes is the whole.
+        self._silent = False
         items: list[Yielded] = []
         for part in item.raw_item.content:
             items += [Text(text)] if (text := getattr(part, "text", None)) else []
@@ -297,6 +334,7 @@ class _SdkTranslator:
         id = _field(item.raw_item, "call_id") or ""
         output = getattr(item, "output", None)
         output = _field(item.raw_item, "output") if output is None else output
+        self._silent = True
         failed = id in self._rejected or (isinstance(output, str) and output.startswith(_TOOL_FAILED))
         return self._calls.finish(id, output, not failed)
 
@@ -355,6 +393,8 @@ _RAW: dict[str, Callable[[_SdkTranslator, _RawEvent], list[Yielded]]] = {
     "response.completed": _SdkTranslator._response_end,
     "response.incomplete": _SdkTranslator._response_end,
     "response.failed": _SdkTranslator._response_end,
+    "error": _SdkTranslator._error,
+    "response.error": _SdkTranslator._error,
 }
 
 _ITEMS: dict[str, Callable[[_SdkTranslator, _RunItem], list[Yielded]]] = {
