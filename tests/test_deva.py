@@ -252,6 +252,7 @@ def thread(chat: Chat) -> Thread:
 async def scripted(turn: Turn) -> AsyncIterator[Any]:
     """Plays what the message asks for."""
     yield "One "
+    await turn.stored()  # else what comes in the same round is one piece
     if turn.message.text == "fail":
         raise AgentError("No.", code="no")
     if turn.message.text == "wait":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
@@ -38,6 +37,8 @@ def torture(soak: bool, seconds: float, people: int, seed: int, report: Path | N
       legato torture --soak
       legato torture --soak --seconds 30 --report soak.json
     """
+    import asyncio
+
     from ..torture.soak import Plan, written
     from ..torture.soak import soak as run
 
