@@ -910,6 +910,8 @@ def test_safe_keeps_text_and_shows_controls() -> None:
     """Lines, tabs and letters stay; whatever a terminal would obey is made visible."""
     assert safe("a\tb\r\nc é 漢 🎵") == "a\tb\nc é 漢 🎵"
     assert safe("\x1b[31m \x07 \x7f \x9b \u202e") == "␛[31m ␇ ␡ � �"
+    assert safe("a\u200bb\u2066c\ufeffd\u2060e") == "a�b�c�d�e"
+    assert safe("\u200d \u200c") == "\u200d \u200c"  # which join letters, and emoji
     assert safe("a\rb") == "ab"
 
 

@@ -247,7 +247,7 @@ class TerminalView:
             self.status("  ".join(running))
 
     def _asked(self, data: PermissionData) -> None:
-        self.say(f"{data.tool_name} asks for permission: {data.description}", "warning")
+        self.say(f"{line(data.tool_name)} asks for permission: {data.description}", "warning")
         about = [data.action, data.path or "", "" if data.params is None else str(data.params)]
         self.say(line(" ".join(filter(None, about)), 400), indent="  ")
 

@@ -11,7 +11,9 @@ import unicodedata
 
 _BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 """Characters that reorder what stands around them: what is read would not be what is there."""
-_HOSTILE = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_BIDI}\ud800-\udfff]")
+_UNSEEN = "\u180e\u200b\u2060-\u2064\ufeff\ufff9-\ufffb"
+"""Characters that take no room: two names that look the same need not be. Those that join letters or emoji stay."""
+_HOSTILE = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_BIDI}{_UNSEEN}\ud800-\udfff]")
 _BREAKS = re.compile("[\u2028\u2029\x85]|\r\n")
 
 

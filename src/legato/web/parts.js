@@ -1,5 +1,5 @@
 /** How each kind of part of an answer looks: text, thinking, a tool call, a question to the user. */
-import { h } from "./dom.js";
+import { h, plain } from "./dom.js";
 import { fits } from "./errors.js";
 
 /** @typedef {import("./chat.js").LegatoChat} Chat */
@@ -45,7 +45,7 @@ export const PARTS = {
     const update = (part) => {
       now = part;
       element.dataset.state = part.state;
-      name.textContent = part.name;
+      name.textContent = plain(part.name);
       // What it said of its progress is not in the history, so it goes when the tool is done.
       const progress = part.state === "running" && part.progress;
       state.textContent = progress ? `${progress}…` : chat.word(part.state === "failed" ? "toolFailed" : part.state);
@@ -70,7 +70,7 @@ export const PARTS = {
     };
     if (responseType === "choice") {
       return choices.map((/** @type {string} */ choice) =>
-        h("button", { type: "button", dir: "auto", click: act(respond("choice", () => choice)) }, choice));
+        h("button", { type: "button", dir: "auto", click: act(respond("choice", () => choice)) }, plain(choice)));
     }
     if (responseType === "text") {
       const field = h("input", { "aria-label": chat.word("yourAnswer"), dir: "auto" });
@@ -99,12 +99,12 @@ function asking(kind, part, chat, choices) {
   const { data } = part;
   const body = h("div", { class: "choices" });
   const note = h("p", { class: "fine", role: "alert" });
-  const title = data.title ?? chat.word("mayUse", { tool: data.toolName });
+  const title = data.title ?? chat.word("mayUse", { tool: String(data.toolName).replaceAll("\n", " ") });
   const element = h("section", { class: "ask", part: "ask", "data-kind": data.notificationType ?? kind, "aria-label": chat.word(kind) },
-    h("p", { class: "title", dir: "auto" }, title),
-    h("p", { dir: "auto" }, data.message ?? data.description),
-    data.path && h("p", { class: "fine" }, h("code", {}, data.path)),
-    data.params && h("details", {}, h("summary", {}, chat.word("details")), h("pre", { tabindex: 0 }, JSON.stringify(data.params, null, 2))),
+    h("p", { class: "title", dir: "auto" }, plain(title)),
+    h("p", { dir: "auto" }, plain(data.message ?? data.description)),
+    data.path && h("p", { class: "fine" }, h("code", {}, plain(data.path))),
+    data.params && h("details", {}, h("summary", {}, chat.word("details")), h("pre", { tabindex: 0 }, plain(JSON.stringify(data.params, null, 2)))),
     body, note);
   /** @param {boolean} disabled */
   const disable = (disabled) => body.querySelectorAll("button, input").forEach((/** @type {any} */ each) => (each.disabled = disabled));
