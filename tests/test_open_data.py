@@ -250,7 +250,13 @@ async def test_a_stream_is_resumed_at_every_offset_around_an_unknown_type(client
 @pytest.mark.parametrize("dialect", ["mix", "deva"])
 async def test_a_stream_is_cut_at_every_byte_around_an_unknown_type(dialect: str) -> None:
     """Resumed with its own last id, it is the uncut stream."""
-    log = strewn(await recorded("one", agent=Listener()), "future.thing", {})
+
+    async def apart(turn: Any) -> AsyncIterator[str]:
+        yield "re "
+        await turn.stored()  # else what comes in the same round is one piece
+        yield "one"
+
+    log = strewn(await recorded("one", agent=apart), "future.thing", {})
     run = runs_of(log)[0]
     message = next(event["data"]["id"] for event in log if event["run"])
     async with stored(log) as chat:

@@ -937,7 +937,10 @@ async def test_closing_leaves_one_file(tmp_path: Path) -> None:
         await store.info("s")
 
     assert {"log.db", "log.db.lock"} == {path.name for path in tmp_path.iterdir()}
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("legato-sqlite")]
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("legato-sqlite")]
+    for thread in threads:  # the one that closed it says so a moment before its own end
+        thread.join(30)
+    assert not [thread.name for thread in threads if thread.is_alive()]
 
 
 async def test_a_cancelled_close_goes_on(store: SQLiteStore) -> None:
@@ -1200,12 +1203,15 @@ async def test_damaged_page(damaged: Callable[[Callable[[bytearray], None]], Pat
 
 
 async def test_damaged_data(store: SQLiteStore) -> None:
-    """Data that is no JSON any more is told of as damage."""
+    """Data that is no JSON any more is shown as damaged, in its place; what stands around it is as it was."""
     await begin(store)
+    before = await store.read("s", 0)
     store._connection.execute("""UPDATE event SET data = '{"text": ' WHERE "offset" = 2""")
     store._tail.forget("s")
-    with pytest.raises(StoreCorrupt):
-        await store.read("s", 0)
+    after = await store.read("s", 0)
+
+    assert [event.offset for event in after] == [event.offset for event in before]
+    assert [event.json == b'{"damaged":true}' for event in after] == [event.offset == 2 for event in before]
 
 
 async def hurt_session(path: Path) -> None:
@@ -1219,7 +1225,7 @@ async def hurt_session(path: Path) -> None:
 
 
 async def test_a_damaged_session_harms_no_other(tmp_path: Path) -> None:
-    """Whoever comes in one group with it is served, and a claim goes past it."""
+    """Whoever comes in one group with it is served, and it goes on itself, since only what it began as is lost."""
     await hurt_session(tmp_path / "log.db")
     async with opened(tmp_path / "log.db") as store:
         first = asyncio.ensure_future(store.append("good", [text()]))
@@ -1233,9 +1239,8 @@ async def test_a_damaged_session_harms_no_other(tmp_path: Path) -> None:
             store.acquire("bad", "r", owner="me", ttl=1),
             return_exceptions=True,
         )
-        assert [StoreCorrupt] * 3 == [type(each) for each in done if isinstance(each, Exception)]
-        assert [True, False, True, False, True, False] == [not isinstance(each, Exception) for each in done]
-        assert 4 == (await store.info("good")).head
+        assert [] == [each for each in done if isinstance(each, Exception)]
+        assert (3, 4) == ((await store.info("bad")).head, (await store.info("good")).head)
         assert ["good"] == [lease.session for lease in await store.claim(owner="me", ttl=10, limit=1)]
         assert [] == await store.claim(owner="me", ttl=10, limit=1)
         await store.renew(owner="me", ttl=100)
@@ -1243,7 +1248,7 @@ async def test_a_damaged_session_harms_no_other(tmp_path: Path) -> None:
 
 
 async def test_a_damaged_answer_to_a_key(store: SQLiteStore) -> None:
-    """What was stored under a key and is damaged is told of to who repeats it; the group is stored."""
+    """What was stored under a key and is damaged is shown as that to who repeats it; the group is stored."""
     log = await begin(store)
     await log.append(message("q"), once="key")
     store._connection.execute("""UPDATE event SET data = '{"text": ' WHERE "offset" = 3""")
@@ -1252,7 +1257,8 @@ async def test_a_damaged_answer_to_a_key(store: SQLiteStore) -> None:
         log.append(text("a")), log.append(message("q"), once="key"), log.append(text("b")), return_exceptions=True
     )
 
-    assert StoreCorrupt is type(done[1])
+    assert done[1].repeated
+    assert [b'{"damaged":true}'] == [event.json for event in done[1].events]
     assert ["a", "b"] == [event.data["text"] for event in await log.read(3)]
 
 
