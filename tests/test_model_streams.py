@@ -196,6 +196,16 @@ ACCENTS: dict[str, list[list[Any]]] = {
         [piece(0, "a", None, "1}"), piece(1, "b", None, "2}")],
         [piece(0, "a", "add", '{"x":1}'), piece(1, "b", "sub", '{"y":2}')],
     ],
+    "an empty object first": [
+        [piece(0, "a", "add", {}), piece(1, "b", "sub", "{}")],
+        [piece(0, None, None, '{"x":'), piece(1, None, None, '{"y":2}')],
+        [piece(0, None, None, "1}")],
+    ],
+    "an index for each piece": [
+        [piece(0, "a", "add", '{"x"')],
+        [piece(1, "a", None, ":1}")],
+        [piece(2, "b", "sub", '{"y":2}')],
+    ],
     "an index that comes late": [
         [piece(None, "a", "add", "")],
         [piece(0, None, None, '{"x":1}')],
@@ -727,6 +737,45 @@ def test_calls_come_once(name: str) -> None:
     assert got.error is None
     assert TWO == [(call.name, call.arguments) for call in got.partial.tool_calls]
     assert "tool_calls" == got.partial.finish_reason
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        ({"status": "failed", "error": {"code": "server_error", "message": "No."}}, ResponseFailed),
+        ({"status": "completed", "error": {"code": "server_error", "message": "No."}}, ResponseFailed),
+        ({"error": "No."}, ResponseFailed),
+        ({"status": "cancelled"}, ResponseFailed),
+        ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, ResponseIncomplete),
+        ({"status": "incomplete", "incomplete_details": {"reason": "MAX_TOKENS"}}, ResponseIncomplete),
+    ],
+)
+def test_a_completed_event_of_no_completed_response(response: Any, error: type[ProviderError]) -> None:
+    """What is in it counts: a failure never ends as completed."""
+    end = {"type": "response.completed", "response": {"id": "resp_1", **response}}
+    got = seen("Responses", sse([CREATED, delta(0, "output_text", "Hel"), end]))
+
+    assert (True, "Hel") == (isinstance(got.error, error), got.partial.text)
+    assert not isinstance(got.error, ResponseIncomplete) or "length" == got.error.reason
+
+
+@pytest.mark.parametrize("given", [{}, {"x": 1}])
+@pytest.mark.parametrize("pieces", [[], ['{"x":1}'], ['{"x"', ":1}"], [""]])
+def test_an_input_that_comes_twice(given: Any, pieces: list[str]) -> None:
+    """Anthropic's calls begin with an empty input; what begins with more is not doubled by its text."""
+    deltas = [add(0, "input_json_delta", partial_json=each) for each in pieces]
+    events = [
+        START,
+        block(0, type="tool_use", id="a", name="add", input=given),
+        *deltas,
+        over(0),
+        finish("tool_use"),
+        STOP,
+    ]
+    got = seen("Anthropic", sse(events))
+
+    expected = "".join(pieces) or json.dumps(given, separators=(",", ":"))
+    assert [expected] == [call.arguments for call in got.partial.tool_calls]
 
 
 def test_two_messages_are_two_texts() -> None:

@@ -105,6 +105,7 @@ class AnthropicFold:
     _usage: _MessageUsage = field(default_factory=_MessageUsage)
     _calls: dict[int, int] = field(default_factory=dict)  # the block's index -> the call's
     _thinking: int | None = None  # the block that is being thought
+    _inputs: dict[int, str] = field(default_factory=dict)  # by block: the input of a call as it began
     _blocks: list[str] = field(default_factory=list)  # events of the content, as they came
 
     @property
@@ -182,9 +183,9 @@ class AnthropicFold:
                 return self._think(index, block.thinking)
             case "tool_use":
                 self._calls[index] = self.tally.calls
-                # In a stream, the input begins as {} and comes as text.
-                arguments = as_json(block.input) if block.input else ""
-                return self.tally.begin_call(block.id, block.name, arguments)
+                # In a stream, the input begins as {} and comes as text; of some it stands here, and may come again.
+                self._inputs[index] = as_json(block.input) if block.input else "{}"
+                return self.tally.begin_call(block.id or f"call_{self.tally.calls}", block.name)
         return []
 
     def _think(self, index: int, text: str | None) -> list[StreamChunk]:
@@ -212,9 +213,11 @@ class AnthropicFold:
         return self.end_block(event.index)
 
     def end_block(self, index: int) -> list[StreamChunk]:
-        """Take the end of a part: a call without input has had no text, and {} is what it means."""
+        """Take the end of a part: a call whose input did not come as text has that with which it began."""
         call = self._calls.get(index)
-        return [] if call is None or self.tally.arguments(call) else self.tally.add_arguments(call, "{}")
+        if call is None or self.tally.arguments(call).strip():
+            return []
+        return self.tally.add_arguments(call, self._inputs.get(index, "{}"))
 
     def _finish(self, event: _MessageEvent) -> list[StreamChunk]:
         self._usage = (event.usage or _MessageUsage()).over(self._usage)

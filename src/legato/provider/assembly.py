@@ -47,6 +47,7 @@ class _Making:
         depth: open brackets of the arguments.
         quoted, escaped: where in a JSON text they end.
         whole: the arguments are a whole object or list.
+        empty: they are ``{}``, which is not told yet: some begin so, and bring the true ones then.
         ids: all that its pieces had.
     """
 
@@ -61,11 +62,12 @@ class _Making:
     quoted: bool = False
     escaped: bool = False
     whole: bool = False
+    empty: bool = False
     ids: set[str] = field(default_factory=set)
 
     def has(self, name: str, arguments: str) -> bool:
         """Whether it is this very call."""
-        return self.name == name and "".join(self.text) == arguments
+        return self.name == name and ("{}" if self.empty else "".join(self.text)) == arguments
 
     def count(self, text: str) -> None:
         """Take note of a further piece of the arguments, and of its brackets."""
@@ -110,8 +112,13 @@ class Assembly:
             call.ids.add(piece.id)
         if piece.index is not None and call.index is None:
             call.index = piece.index
+        arguments = piece.arguments
+        if call.empty and arguments.strip() not in ("", "{}"):
+            call.empty = call.whole = False
+        elif not call.begun and not piece.whole and arguments.strip() == "{}":
+            call.empty = call.whole = True
         # Behind a whole value only a repetition of it can come.
-        arguments = "" if call.whole else piece.arguments
+        arguments = "" if call.whole else arguments
         call.count(arguments)
         if not call.name:
             call.name = piece.name
@@ -125,10 +132,20 @@ class Assembly:
         waiting, call.waiting = call.waiting, ""
         return tally.begin_call(call.id or f"call_{call.number}", call.name, waiting)
 
+    def end(self, tally: Tally) -> list[StreamChunk]:
+        """What is still to be told, now that the model has said all."""
+        chunks: list[StreamChunk] = []
+        for call in self._calls:
+            if call.empty and call.number is not None:
+                call.empty = False
+                chunks += tally.add_arguments(call.number, "{}")
+        return chunks
+
     @property
     def lost(self) -> str:
         """Arguments that came for no call that is known."""
-        return next((call.waiting for call in self._calls if call.number is None and call.waiting.strip()), "")
+        waiting = ("{}" if call.empty else call.waiting for call in self._calls if call.number is None)
+        return next((text for text in waiting if text.strip()), "")
 
     def _find(self, piece: CallPiece) -> _Making | None:
         """The call that this is a piece of; None when it begins a new one."""

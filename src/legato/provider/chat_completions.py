@@ -133,6 +133,8 @@ class ChatCompletionsFold:
                 if choice.error or reason == "error":
                     self.failure = failed({"error": choice.error or chunk.error})
                     reason = None
+        if reason is not None:
+            chunks += self._calls.end(tally)
         if chunk.usage is not None or reason is not None:
             chunks += tally.end(_usage(chunk.usage), reason)
         if chunk.error and self.failure is None:

@@ -17,6 +17,7 @@ from ..http.call import HttpCall
 from ..json import JsonObject
 from ..sse import SSEMessage
 from .assembly import as_json
+from .chat_completions import reason_of
 from .errors import (
     ProviderError,
     ResponseCancelled,
@@ -501,16 +502,21 @@ class _ResponseState:
             return chunks
         self.over = True
         chunks += self.take_output(response)
-        if event.type == "response.completed":
+        kind = event.type
+        if kind == "response.completed":
+            # Its own status, or its error, says more than the event's name.
+            kind = _ENDS.get(str(response.get("status")), kind)
+            kind = "response.failed" if response.get("error") else kind
+        if kind == "response.completed":
             self.done()
         reason = "tool_calls" if tally.unanswered else "stop"
-        if event.type == "response.incomplete":
+        if kind == "response.incomplete":
             details = response.get("incomplete_details")
             reason = _text(details, "reason") if isinstance(details, dict) else ""
-            reason = {"max_output_tokens": "length", "": "incomplete"}.get(reason, reason)
+            reason = reason_of(reason) or "incomplete"
             self.failure = self.failure or ResponseIncomplete(f"The model was stopped: {reason}.", reason=reason)
-        elif event.type != "response.completed":
-            self.failure = self.failure or _failure(event.type, response)
+        elif kind != "response.completed":
+            self.failure = self.failure or _failure(kind, response)
             reason = ""
         return chunks + tally.end(_usage(response.get("usage")), reason or None)
 
