@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +15,7 @@ from legato.torture.honest import Measured, honest_load
 from legato.torture.served import State
 from legato.torture.soak import MEGABYTES, Plan, Report, ServerFailed, serving
 from live_server import serving as served_here
+from processes import finished
 
 IDLE = State(rss=100_000_000, descriptors=30, threads=5, tasks=4, streams=0, runs=0)
 
@@ -20,7 +23,7 @@ IDLE = State(rss=100_000_000, descriptors=30, threads=5, tasks=4, streams=0, run
 def report(held: State = IDLE, **loads: Measured) -> Report:
     measured = {"alone": Measured(), "beside": Measured(), "after": Measured(), **loads}
     states = {"before": IDLE, "most": IDLE, "after": held}
-    return Report(Plan(), **measured, states=states, hostile={}, said=[])
+    return Report(Plan(), **measured, states=states, memory=[], hostile={}, said=[])
 
 
 def test_a_server_that_let_go_has_passed() -> None:
@@ -85,3 +88,16 @@ async def test_a_server_that_does_not_start_says_why() -> None:
     with pytest.raises(ServerFailed, match="did not start"):
         async with serving("sqlite:////nowhere/at/all.db"):
             pass
+
+
+def test_a_small_soak_passes(tmp_path: Path) -> None:
+    """All kinds of what is hostile, and the figures side by side. (The large one is ``legato torture --soak``.)"""
+    file = tmp_path / "soak.json"
+
+    done = finished("legato", "torture", "--soak", "--seconds", "15", "--people", "3", "--report", str(file))
+
+    assert done.returncode == 0, done.stdout
+    assert "a piece, yield to reader, p99, ms" in done.stdout
+    found = json.loads(file.read_text("utf-8"))
+    assert all(each["done"] or each["answers"] for each in found["hostile"].values())
+    assert found["beside"]["answers"] > 0

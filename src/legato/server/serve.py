@@ -50,6 +50,13 @@ LEAVE_SECONDS = 1.0
 """For which tasks that nobody waits for may end when the server has."""
 
 
+TRIM_EVERY = 10.0
+"""Seconds between two looks at how much memory the process has."""
+TRIM_MORE = 67_108_864
+"""Bytes by which that has to have grown before what is free of it is given back to the system. The C library keeps what
+its threads have freed, in pieces between what is in use, and would do so for ever."""
+
+
 class AddressTaken(LegatoError):
     """The port cannot be listened on."""
 
@@ -76,6 +83,36 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def held() -> int:
+    """Bytes of memory that the process has; 0 where that is not known."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+async def give_back(held: Callable[[], int] = held, trim: Callable[[int], object] | None = None) -> None:
+    """Give memory that is free back to the system, for ever, whenever there may be much of it.
+
+    Args:
+        held: bytes that the process has.
+        trim: glibc's ``malloc_trim``, which takes some 50 ms for half a gigabyte; without it nothing is done.
+    """
+    if trim is None:
+        import ctypes
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    least = held()
+    while trim is not None and least:
+        await asyncio.sleep(TRIM_EVERY)
+        now = held()
+        if now > least + TRIM_MORE:
+            await asyncio.to_thread(trim, 0)
+            least = held()
+        least = min(least, now)
+
+
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: Legato, on_ready: Callable[[], object]) -> None:
         super().__init__(config)
@@ -83,6 +120,7 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
+        self._trimming: asyncio.Task[None] | None = None
         self._stopping = False
         self._patience = 0.0  # seconds that agents have after the first signal
 
@@ -98,11 +136,11 @@ class _Server(uvicorn.Server):
         except NotImplementedError:  # the event loop of Windows
             await super().startup(sockets)
         self.started = True
-        if self.started:
-            # What is there now stays: looking at it again in each full collection would hold the loop for 20 ms.
-            gc.freeze()
-            gc.set_threshold(*GC_THRESHOLD)
-            self._on_ready()
+        # What is there now stays: looking at it again in each full collection would hold the loop for 20 ms.
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLD)
+        self._trimming = asyncio.create_task(give_back())
+        self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

@@ -93,7 +93,7 @@ async def hostile(turn: Turn) -> AsyncIterator[Any]:
         case ["raises", *_]:
             raise BaseException("x" * 100_000)  # the worst that there is
         case ["thinks", *_]:
-            while True:
+            for _ in range(2_000):  # long, unless it is stopped
                 yield Thinking("hm " * 50)
                 await asyncio.sleep(0.01)
         case _:

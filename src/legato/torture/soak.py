@@ -36,8 +36,9 @@ SLACK = {"descriptors": 12, "threads": 48, "tasks": 12, "streams": 0, "runs": 0}
 """By how much more there may be at the end than before: kept connections, threads of pools that grew."""
 MEMORY = 1.25
 """How much larger its memory may be after the hostile load than after the honest one."""
-MEGABYTES = 96
-"""How much more memory may be anything, in megabytes: caches that have been filled for the first time."""
+MEGABYTES = 192
+"""How much more memory may be anything, in megabytes: caches that have been filled for the first time, with what is
+large as with what is small, and processes that render texts."""
 
 
 class ServerFailed(LegatoError):
@@ -67,6 +68,7 @@ class Report(msgspec.Struct):
         plan: what was done.
         alone, beside, after: the honest load before, beside and after the hostile one.
         states: what the server held, by when: ``"before"``, ``"after"``, and ``"most"`` while it was tortured.
+        memory: bytes that it held at the end of each quarter of the hostile load: whether it grows.
         hostile: by kind, how often it was done, and which statuses answered it.
         said: what the server wrote to its log: its last lines.
     """
@@ -76,6 +78,7 @@ class Report(msgspec.Struct):
     beside: Measured
     after: Measured
     states: dict[str, State]
+    memory: list[int]
     hostile: dict[str, Any]
     said: list[str]
 
@@ -107,6 +110,7 @@ class Report(msgspec.Struct):
         states = [self.states[name] for name in ("before", "most", "after")]
         rows.append(_row("memory, MB", *(state.rss // 1_000_000 for state in states)))
         rows += [_row(name, *(getattr(state, name) for state in states)) for name in SLACK]
+        quarters = ", ".join(str(each // 1_000_000) for each in self.memory)
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         figures = [
             f"{name:<{widths[0]}}"
@@ -114,7 +118,14 @@ class Report(msgspec.Struct):
             for name, *cells in rows
         ]
         told = [f"{kind}: {each['done']} x {_statuses(each['answers'])}" for kind, each in self.hostile.items()]
-        return [*figures, "", "hostile", *(f"  {each}" for each in told)]
+        return [
+            *figures,
+            "",
+            f"memory after each quarter of the hostile load, MB: {quarters}",
+            "",
+            "hostile",
+            *(f"  {each}" for each in told),
+        ]
 
 
 def _row(name: str, one: int, other: int, last: int) -> tuple[str, ...]:
@@ -157,7 +168,8 @@ async def soak(plan: Plan, progress: Callable[[str], None] = lambda text: None) 
             again = await server.bear(plan, quarter, 3)
             after = await server.state()
             states = {"before": before, "most": _largest(most), "after": after}
-            return Report(plan, alone, beside, again, states, hostile, server.said[-50:])
+            memory = [most[len(most) * quarter // 4 - 1].rss for quarter in (1, 2, 3, 4)]
+            return Report(plan, alone, beside, again, states, memory, hostile, server.said[-50:])
 
 
 def _largest(states: list[State]) -> State:
