@@ -958,7 +958,9 @@ async def test_the_inspector_shows_what_can_be_shown() -> None:
         assert [{name: text for name, text in row["wire"].items() if name != "half"} for row in rows] == [
             row["wire"] for row in alone.json()["rows"]
         ]
-        assert [row["offset"] for row in rows if "half" in row["wire"]] == [2, 3, 4, 5, 6, 7]
+        before = [row["offset"] for row in rows if row["offset"] < 8 and "responses" in row["wire"]]
+        assert [row["offset"] for row in rows if "half" in row["wire"]] == before
+        assert before[:5] == [2, 3, 4, 5, 6]
 
 
 async def test_a_log_that_makes_no_sense_is_read_to_its_end() -> None:

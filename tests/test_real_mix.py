@@ -62,6 +62,7 @@ EVERY_EVENT: list[tuple[str, dict[str, Any]]] = [
         "message.created",
         {"id": "m_1", "role": "user", "text": "é \u2028 \n", "agent": "scripted", "metadata": {"a": 1}},
     ),
+    ("run.waiting", {}),
     ("run.started", {"agent": "scripted", "attempt": 1}),
     ("thinking.delta", {"part": 0, "step": 0, "start": 0, "text": "Hm"}),
     ("tool_call.started", {"part": 1, "step": 0, "id": "c_1", "name": "Bash"}),

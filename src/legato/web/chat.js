@@ -1,8 +1,7 @@
 /**
  * `<legato-chat session="…" base-url="…" agent="…">`: a whole conversation. Without `session` it is empty, and the
- * first message begins one. Events, all of which bubble: `legato-session` (its detail is the id of the session that was
- * begun), `legato-change` (a session was begun or deleted), `legato-state` (`{running}`, also
- * once the history of a session is here).
+ * first message begins one. Events, which bubble: `legato-session` (the id of the session that was begun),
+ * `legato-change` (one was begun or deleted), `legato-state` (`{running}`, also once a session's history is here).
  */
 import { draw } from "./core.js";
 import { ICONS, h, icon } from "./dom.js";
@@ -38,7 +37,7 @@ export class LegatoChat extends LegatoElement {
   #problem = h("p", { id: "problem", part: "problem", role: "alert", hidden: true });
   #field = h("textarea", { id: "message", part: "field", rows: 1, dir: "auto", enterkeyhint: "send", autocomplete: "off",
     input: () => this.#typed(), keydown: (/** @type {KeyboardEvent} */ event) => this.#key(event) });
-  /** @type {import("./errors.js").Foreign | null} */ #foreign = null;
+  /** @type {{signIn: boolean} | null} */ #foreign = null;
   #stop = h("button", { type: "button", id: "stop", part: "stop", class: "round", hidden: true, click: () => this.#stopped() }, icon(ICONS.stop));
   #send = h("button", { id: "send", part: "send", class: "round" }, icon(ICONS.send));
   #form = h("form", { id: "form", part: "form", submit: (/** @type {Event} */ event) => this.#submit(event) }, this.#field, this.#stop, this.#send);
@@ -180,12 +179,12 @@ export class LegatoChat extends LegatoElement {
     return talk;
   }
 
-  /** Somebody else answers in the server's place; null: the server does again. @param {import("./errors.js").Foreign | null} error */
+  /** Who answers in the server's place; null: it does itself. @param {{signIn: boolean} | null} error */
   #outside(error) {
-    if ((error === null) === (this.#foreign === null)) return;
+    if (!error === !this.#foreign) return;
     this.#foreign = error;
-    this.#complain(error === null ? "" : this.word(error.signIn ? "signedOut" : "foreign"));
-    if (error?.signIn) this.#problem.append(" ", h("button", { type: "button", class: "link", click: () => location.reload() }, this.word("signIn")));
+    this.#complain(error ? this.word(error.signIn ? "signedOut" : "foreign") : "");
+    if (error?.signIn) this.#problem.append(" ", h("button", { class: "link", click: () => location.reload() }, this.word("signIn")));
   }
 
   /** The session that was to begin could not. */

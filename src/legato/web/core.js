@@ -80,6 +80,7 @@ export function draw() {
  * @property {Record<string, string>} [headers]
  * @property {string} [key] an idempotency key, which makes a POST repeatable
  * @property {boolean} [repeat] whether it may be carried out twice; by default only without POST, or with a key
+ * @property {number} [attempts] instead of `PATIENCE.attempts`
  * @property {(answer: any) => boolean} [expect] whether an answer is what was asked for, see `fits`
  * @property {AbortSignal} [signal]
  */
@@ -96,12 +97,12 @@ export function draw() {
  * @returns {Promise<any>}
  */
 export async function call(core, request) {
-  const { method, key, repeat = method !== "POST" || key !== undefined, signal } = request;
+  const { method, key, repeat = method !== "POST" || key !== undefined, attempts = PATIENCE.attempts, signal } = request;
   for (let attempt = 0; ; attempt += 1) {
     const outcome = await once(core, request);
     signal?.throwIfAborted();
     if ("answer" in outcome) return outcome.answer;
-    if (!repeat || attempt + 1 >= PATIENCE.attempts || final(outcome.error)) throw outcome.error;
+    if (!repeat || attempt + 1 >= attempts || final(outcome.error)) throw outcome.error;
     await pause(backoff(attempt, { retryAfter: outcome.wait }), signal);
   }
 }
@@ -111,30 +112,38 @@ export async function call(core, request) {
  * @param {Call} request
  * @returns {Promise<{answer: any} | {error: Error, wait?: number | null}>}
  */
-async function once(core, { method, path, query, body, key, signal, expect = fits.any, ...request }) {
-  /** @type {Record<string, string>} */
-  const headers = { accept: "application/json", ...request.headers };
-  if (method === "POST") headers["content-type"] = "application/json";
-  if (key !== undefined) headers["idempotency-key"] = key;
-  const url = core.url(path, query);
-  const sent = body === undefined ? null : JSON.stringify(body);
+async function once(core, { signal, expect = fits.any, ...request }) {
   const attempt = new AbortController();
   const leave = () => attempt.abort(signal?.reason);
   if (signal?.aborted) leave();
   signal?.addEventListener("abort", leave);
   const timer = setTimeout(() => attempt.abort(), PATIENCE.attempt);
   try {
-    const response = await send(url, { method, headers, body: sent, signal: attempt.signal }, core);
+    const response = await ask(core, request, attempt.signal);
     if (!response.ok) return { wait: retryAfter(response), error: await refusal(response) };
     return { answer: await answered(response, /** @type {(answer: any) => boolean} */ (expect)) };
   } catch (error) {
     if (error instanceof Refused || error instanceof Foreign) return { error };
     if (!(error instanceof ConnectionLost)) throw error;
-    return { error: new ConnectionLost(`No whole answer came from ${url.origin}.`, { cause: error.cause }) };
+    return { error: new ConnectionLost(`No whole answer came from ${core.baseUrl.origin}.`, { cause: error.cause }) };
   } finally {
     clearTimeout(timer);
     signal?.removeEventListener("abort", leave);
   }
+}
+
+/**
+ * One request, and its response, whatever that says.
+ * @param {LegatoCore} core
+ * @param {Call} request
+ * @param {AbortSignal} signal
+ */
+export function ask(core, { method, path, query, body, key, ...request }, signal) {
+  /** @type {Record<string, string>} */
+  const headers = { accept: "application/json", ...request.headers };
+  if (method === "POST") headers["content-type"] = "application/json";
+  if (key !== undefined) headers["idempotency-key"] = key;
+  return send(core.url(path, query), { method, headers, body: body === undefined ? null : JSON.stringify(body), signal }, core);
 }
 
 /** @param {number} wait milliseconds, or until the network is back @param {AbortSignal | undefined} signal */

@@ -42,9 +42,6 @@ export const ICONS = {
   help: "M9.2 9.2a2.9 2.9 0 1 1 4.2 2.6c-.9.5-1.4 1.1-1.4 2.2M12 17.6v.1",
 };
 
-/**
- * Text of an agent that somebody decides by: what reorders it, or is not seen, stands as U+FFFD.
- * @param {unknown} text
- */
+/** Text that somebody decides by: what reorders it, or is not seen, stands as U+FFFD. @param {unknown} text */
 export const plain = (text) =>
   String(text).replace(/[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g, "\ufffd");

@@ -1,6 +1,6 @@
 /**
- * Keeps the end of a growing text in view until its reader goes up. What the reader does tells, not where the page
- * happens to be: text that is set anew may move the scroll position by itself.
+ * Keeps the end of a growing text in view until its reader goes up, which what the reader does tells: text that is set
+ * anew may move the page by itself.
  */
 
 const UP = new Set(["ArrowUp", "PageUp", "Home"]);

@@ -16,7 +16,7 @@ export class LegatoElement extends Element {
   /** @type {Record<string, string>} */ #strings = {};
   /** @type {Server | null} */ #server = null;
   #life = new AbortController();
-  /** Headers for each request, for example `authorization`, or a function that makes them, see `request.js`. @type {any} */
+  /** Headers for each request, or a function that makes them, see `request.js`. @type {any} */
   headers = {};
 
   /** The Legato element around this one. @returns {LegatoElement | null} */

@@ -1,4 +1,4 @@
-/** The chat page: the list of chats, the address, the menu of narrow screens. The conversation is `<legato-chat>`. */
+/** The chat page: the list of chats, the address, the menu of narrow screens. */
 import "./define.js";
 import { h } from "./dom.js";
 import { sessions } from "./sessions.js";

@@ -123,13 +123,12 @@ function asking(kind, part, chat, choices) {
     update(part);
     if (focused && part.answer !== null) chat.focus();
   };
-  /** @type {Record<string, string>} */
-  const words = { allowed: "allowed", denied: "denied", over: "over", done: "answered" };
   /** @param {any} part */
   const update = ({ answer }) => {
-    if (answer === null || element.hasAttribute("data-answer")) return;
+    if (answer === null || element.dataset.answer) return;
     element.setAttribute("data-answer", answer);
-    body.replaceWith(h("p", { class: "fine answered" }, words[answer] ? chat.word(words[answer]) : chat.word("answeredWith", { answer })));
+    const word = { allowed: "allowed", denied: "denied", over: "over", done: "answered" }[String(answer)] ?? "answeredWith";
+    body.replaceWith(h("p", { class: "fine answered" }, chat.word(word, { answer })));
   };
   body.append(...choices(act));
   return { element, update };

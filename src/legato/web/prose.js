@@ -5,6 +5,7 @@
  *
  * This is the only place where HTML is put into the page, and it takes only what the server's sanitizer has passed.
  */
+import { call } from "./core.js";
 import { h } from "./dom.js";
 
 /** Milliseconds. */
@@ -60,7 +61,8 @@ export class Typesetter {
       const end = queue.findIndex(({ text }, at) => (size += text.length) > LONGEST || at === TOGETHER);
       const some = queue.splice(0, end < 0 ? queue.length : Math.max(end, 1));
       try {
-        const { rendered } = await this.#server.request("POST", "web/markdown", { texts: some.map(({ text }) => text) });
+        const body = { texts: some.map(({ text }) => text) };
+        const { rendered } = await call(this.#server, { method: "POST", path: "web/markdown", body, repeat: true, attempts: 3 });
         some.forEach(({ text, resolve }, at) => (this.#keep(text, rendered[at].blocks), resolve(rendered[at].blocks)));
       } catch (error) {
         some.forEach(({ reject }) => reject(error));

@@ -1,7 +1,6 @@
-/** Requests to the server that are repeated until it has answered, and the memory of what it has not confirmed yet. */
-import { LegatoCore } from "./core.js";
+/** Requests that are repeated until they are answered, and the memory of what is not confirmed. */
+import { LegatoCore, ask } from "./core.js";
 import { ConnectionLost, Foreign, Refused, answered, final, fits, refusal, retryAfter } from "./errors.js";
-import { send } from "./request.js";
 import { backoff } from "./resume.js";
 
 const PATIENCE = 6; // repetitions after answers that say "later"; there is no limit while the network is away
@@ -10,7 +9,7 @@ const LONGEST = 60_000; // milliseconds that one attempt may take
 export class Server extends LegatoCore {
   /** @type {Set<() => void>} Sleeping retries; a stream that is open again wakes them. */ #waking = new Set();
 
-  /** What to do when somebody else answers in the server's place; null: the server does again. @type {(error: Foreign | null) => void} */
+  /** Told of who answers in the server's place; null: it does itself. @type {(error: Foreign | null) => void} */
   foreign = () => {};
 
   /** @param {ConstructorParameters<typeof LegatoCore>[0]} options */
@@ -22,39 +21,31 @@ export class Server extends LegatoCore {
   /**
    * Only for what may be repeated: reads, deletes, answers to questions (the first one counts), and sends, which carry
    * an Idempotency-Key.
-   * @param {string} method @param {string} path @param {any} [body] @param {string} [key]
-   * @param {(answer: any) => boolean} [expect] whether an answer is what was asked for
+   * @param {any} method @param {string} path @param {any} [body] @param {string} [key]
+   * @param {(answer: any) => boolean} [expect] see `Call`
    */
   async request(method, path, body, key, expect = fits.any) {
     for (let attempt = 0; ; attempt += 1) {
       let wait = null;
       try {
         const response = await this.once(method, path, body, key);
-        if (response.ok) {
-          const answer = await answered(response, expect);
-          this.foreign(null);
-          return answer;
-        }
         wait = retryAfter(response);
-        const error = await refusal(response);
-        if (final(error) || (error instanceof Refused && attempt > PATIENCE)) throw error;
-        if (error instanceof Foreign) this.foreign(error);
+        if (!response.ok) throw await refusal(response);
+        const answer = await answered(response, expect);
+        this.foreign(null);
+        return answer;
       } catch (error) {
-        if (!(error instanceof ConnectionLost)) throw error; // after that, the answer may yet come
+        const later = error instanceof Refused && !final(error) && attempt <= PATIENCE;
+        if (!later && !(error instanceof ConnectionLost)) throw error; // after that, the answer may yet come
         if (error instanceof Foreign) this.foreign(error);
       }
       await this.#sleep(backoff(attempt, { retryAfter: wait }));
     }
   }
 
-  /** @param {string} method @param {string} path @param {any} [body] @param {string} [key] */
+  /** @param {any} method @param {string} path @param {any} [body] @param {string} [key] */
   once(method, path, body, key) {
-    /** @type {Record<string, string>} */
-    const headers = { accept: "application/json" };
-    if (body !== undefined) headers["content-type"] = "application/json";
-    if (key !== undefined) headers["idempotency-key"] = key;
-    const sent = body === undefined ? null : JSON.stringify(body);
-    return send(this.url(path), { method, headers, body: sent, signal: AbortSignal.timeout(LONGEST) }, this);
+    return ask(this, { method, path, body, key }, AbortSignal.timeout(LONGEST));
   }
 
   /** The network is back. */
@@ -72,7 +63,7 @@ export class Server extends LegatoCore {
   }
 }
 
-/** What this tab remembers, for each server: drafts, and messages that the server has not confirmed. */
+/** What this tab remembers of a server: drafts, and messages that are not confirmed. */
 export class Memory {
   #prefix;
 

@@ -1,4 +1,4 @@
-/** The list of chats beside the conversation: newest first, the rest on demand, in step with the other tabs. */
+/** The list of chats: newest first, the rest on demand, in step with the other tabs. */
 import { h } from "./dom.js";
 import { fits } from "./errors.js";
 

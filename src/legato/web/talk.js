@@ -1,13 +1,10 @@
 /**
- * One conversation that is open: its stream, its history, and the messages on their way. It knows no document. It keeps
- * nothing that matters: a conversation is a fold of the server's log, so a reload, a second tab and a lost connection
- * all end in the same picture.
+ * One conversation that is open: its stream, its history, and the messages on their way. It keeps nothing that matters: it
+ * is a fold of the server's log, so a reload, a second tab and a lost connection all end in the same picture.
  *
- * How nothing is lost or doubled between history and stream: the stream is opened first. Its first frame says where this
- * reader stands (the start of the turn that is running, else the end of the log); only then is the history fetched,
- * and the stream is not read on until it is here. So the history covers at least everything before the stream's place,
- * the stream brings everything after it, and what both have (a turn that ended in between) is the same turn by its run
- * and its message ids: `Conversation` takes nothing twice.
+ * Between history and stream nothing is lost or doubled: the stream is opened first. Once its first frame says where this
+ * reader stands, the history is fetched, and the stream is not read on until it is here. What both have is the same turn
+ * by its run and its message ids: `Conversation` takes nothing twice.
  */
 import { at, draw } from "./core.js";
 import { LegatoError, Refused, final, fits, uncaught } from "./errors.js";
