@@ -10,7 +10,7 @@ import msgspec
 
 from .errors import InvalidInput, TooLarge
 
-__all__ = ["LARGE", "JsonObject", "decode_in_pieces", "known"]
+__all__ = ["LARGE", "JsonObject", "decode_in_pieces", "known", "unbroken"]
 
 JsonObject = dict[str, Any]
 """A JSON object as it was decoded, or is to be encoded: whoever reads a field of it looks at what it is."""
@@ -40,6 +40,15 @@ def known(type: T) -> T:
             msgspec.json.Decoder(type)
             _known.add(type)
     return type
+
+
+_ENDS = re.compile("\x85|\u2028|\u2029".encode())
+
+
+def unbroken(json: bytes) -> bytes:
+    """JSON text that means the same, without what ends a line for Unicode (U+0085, U+2028, U+2029) but not in SSE: the
+    line readers of httpx, requests and others cut there."""
+    return json if json.isascii() else _ENDS.sub(lambda end: f"\\u{ord(end[0].decode()):04x}".encode(), json)
 
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)

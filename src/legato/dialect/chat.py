@@ -33,7 +33,7 @@ from ..event import (
     ThinkingDelta,
     ToolCompleted,
 )
-from ..json import JsonObject
+from ..json import JsonObject, unbroken
 from ..part import Usage
 from .responses import DONE, HEARTBEAT
 from .trail import Trail
@@ -252,4 +252,4 @@ def _usage(usage: Usage) -> JsonObject:
 
 
 def _frame(chunk: JsonObject) -> bytes:
-    return sse.encode(sse.SSEMessage(data=msgspec.json.encode(chunk).decode()))
+    return sse.encode(sse.SSEMessage(data=unbroken(msgspec.json.encode(chunk)).decode()))

@@ -35,6 +35,7 @@ from ..event import (
     SessionDeleted,
     TextDelta,
 )
+from ..json import unbroken
 from . import deva_api
 
 Cursor = tuple[Offset, int]
@@ -171,7 +172,7 @@ def _error(code: str, message: str, *, retryable: bool) -> Named:
 
 
 def _frame(name: str, data: object, id: str) -> bytes:
-    return sse.encode(sse.SSEMessage(data=msgspec.json.encode(data).decode(), event=name, id=id))
+    return sse.encode(sse.SSEMessage(data=unbroken(msgspec.json.encode(data)).decode(), event=name, id=id))
 
 
 _HANDLERS: dict[type[AnyFact], Callable[[AnswerEncoder, Any, float], list[Named]]] = {

@@ -48,7 +48,7 @@ from ..event import (
     ToolBegun,
     ToolCompleted,
 )
-from ..json import JsonObject
+from ..json import JsonObject, unbroken
 from ..log import SessionInfo
 from ..part import ThinkingPart, encode, encode_flat
 from ..transcript import message_id
@@ -254,6 +254,8 @@ def frame(event: Event, session: str, profile: Profile) -> bytes:
             named = session if profile.session_ids else None
             before, between, after = _around(kind, event.run, fact.step, fact.part, named)
             text = encode_flat(fact.text)
+            if not text.isascii():
+                text = unbroken(text)
             made = b"%b%b%b%d%b%d\n\n" % (before, text, between, fact.start, after, event.offset)
         else:
             made = b"".join(map(sse.encode, messages(event, session, profile)))
@@ -283,7 +285,7 @@ def messages(event: Event, session: str, profile: Profile) -> list[sse.SSEMessag
         if name in profile.events:
             if profile.session_ids:
                 data = {"sessionId": session, **data}
-            text = encode({"type": name, **data}).decode()
+            text = unbroken(encode({"type": name, **data})).decode()
             return [sse.SSEMessage(data=text, event=name, id=str(event.offset))]
     return []
 

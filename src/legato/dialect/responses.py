@@ -44,7 +44,7 @@ from ..event import (
     ThinkingDelta,
     ToolCompleted,
 )
-from ..json import JsonObject
+from ..json import JsonObject, unbroken
 from ..part import Usage
 from .trail import Trail
 
@@ -555,7 +555,7 @@ def _usage(usage: Usage | None) -> JsonObject | None:
 
 def frame(payload: Payload) -> bytes:
     """One event as bytes. No id: after one, decoders of this dialect's clients take a heartbeat for an event."""
-    return sse.encode(sse.SSEMessage(data=msgspec.json.encode(payload).decode(), event=payload["type"]))
+    return sse.encode(sse.SSEMessage(data=unbroken(msgspec.json.encode(payload)).decode(), event=payload["type"]))
 
 
 class ResponseEncoder:
