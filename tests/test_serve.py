@@ -81,11 +81,12 @@ def of(message: SSEMessage) -> Any:
     return json.loads(message.data)
 
 
-async def test_a_stopping_server_lets_the_answer_finish(agent_file: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_stopping_server_lets_the_answer_finish(agent_file: Path, number: int) -> None:
     """It refuses new messages, goes on answering, and its readers see the end of the run and then of the stream."""
     with running(*command(agent_file, "--grace", "600")) as server:
         async with asked(server) as (client, session, messages, question):
-            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(number)
             await drains(client)
             refused = await client.post(f"/api/sessions/{session}/messages", json={"text": "more"})
             assert (refused.status_code, refused.json()["error"]["reason"]) == (503, "draining")

@@ -19,9 +19,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeGuard
 
 import uvicorn
 
@@ -92,6 +93,11 @@ def held() -> int:
         return 0
 
 
+def _is_left(number: signal.Signals | None) -> TypeGuard[signal.Signals]:
+    """Whether there is such a signal, which nobody handles or ignores."""
+    return number is not None and signal.getsignal(number) is signal.SIG_DFL
+
+
 async def give_back(held: Callable[[], int] = held, trim: Callable[[int], object] | None = None) -> None:
     """Give memory that is free back to the system, for ever, whenever there may be much of it.
 
@@ -136,6 +142,10 @@ class _Server(uvicorn.Server):
         except NotImplementedError:  # the event loop of Windows
             await super().startup(sockets)
         self.started = True
+        if threading.current_thread() is threading.main_thread() and _is_left(
+            hangup := getattr(signal, "SIGHUP", None)
+        ):
+            signal.signal(hangup, self.handle_exit)  # a terminal that is closed; with nohup it stays ignored
         # What is there now stays: looking at it again in each full collection would hold the loop for 20 ms.
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
