@@ -1006,3 +1006,16 @@ def test_view_history_is_brief() -> None:
 def test_failure_is_one_line() -> None:
     """Whatever an error's text holds, it is one harmless line."""
     assert Failure("a\nb \x1b[2J").message == "a b ␛[2J"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Needs /dev/full, which Linux has.")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"], ["torture", "--help"]])
+def test_an_output_that_cannot_be_written_is_one_line(arguments: list[str]) -> None:
+    """As on a full disk, in place of a traceback; and the status says it."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "legato", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=SAFETY
+        )
+
+    assert done.stderr == "legato: the output cannot be written: No space left on device\n"
+    assert done.returncode == 1

@@ -5,10 +5,15 @@ This module imports nothing of it, so that a bare install can say what is missin
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from importlib.util import find_spec
 
 __all__ = ["main"]
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What a standard output fails with that is a file. Of a closed pipe, click knows."""
 
 
 def main() -> None:
@@ -21,4 +26,13 @@ def main() -> None:
         reconfigure(errors="replace")  # where a character cannot be shown, "?" is better than a traceback
     from .group import group
 
-    group(prog_name="legato")
+    try:
+        try:
+            group(prog_name="legato")
+        finally:
+            sys.stdout.flush()  # while it can still be told
+    except OSError as exc:
+        if exc.errno not in UNWRITABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail again at the end
+        sys.exit(f"legato: the output cannot be written: {exc.strerror}")
