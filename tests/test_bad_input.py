@@ -80,7 +80,7 @@ BODIES: list[tuple[str, bytes]] = [
     ("a list for text", b'{"text": ["a"], "content": ["a"], "messageId": ["a"], "messageIndex": ["a"], "type": ["a"]}'),
     ("bad UTF-8", b'{"text": "\xff\xfe", "content": "\xff", "messageId": "\xff", "type": "\xff"}'),
     ("UTF-16", '{"text": "a"}'.encode("utf-16")),
-    ("a BOM", b'\xef\xbb\xbf{"text": "a"}'),
+    ("two BOMs", b'\xef\xbb\xbf\xef\xbb\xbf{"text": "a"}'),
     ("NUL", b"\x00"),
     ("a form", b"text=a&content=a"),
     ("deep lists", nested(100_000)),
@@ -135,6 +135,10 @@ def rows() -> Iterator[Row]:
             yield Row(f"deny {id[:20]}", f"POST /api/permissions/{id}/deny", NO_ASK)
             note = {"type": "acknowledge"}
             yield Row(f"answer {id[:20]}", f"POST /api/notifications/{id}/respond", NO_ASK, note)
+    for coding in ("gzip", "br", "deflate, gzip", "x-gzip", "identity, gzip", "zstd"):
+        for path in TAKES_A_BODY:
+            expected = (415, BAD, "unsupported_encoding")
+            yield Row(f"{coding} to {path}", f"POST {path}", expected, b"\x1f\x8b\x08", {"content-encoding": coding})
     yield from deva_rows()
     yield Row("slash in an id", "GET /api/sessions/a%2Fb", NO_ROUTE)
     yield Row("slashes in an id", "GET /api/sessions/..%2f..%2fetc", NO_ROUTE)
@@ -317,3 +321,13 @@ def answered(response: ASGIResponse) -> Any:
         return reason(response)
     except (AssertionError, ValueError, KeyError, TypeError) as exc:
         return response.status, response.body[:300], exc
+
+
+async def test_a_body_may_begin_with_a_byte_order_mark_and_say_that_it_is_as_it_is() -> None:
+    """As some editors write it, and some clients say."""
+    async with chatting() as chat:
+        for coding in ("identity", "Identity", ""):
+            headers = {"content-type": "application/json", "content-encoding": coding}
+            body = b'\xef\xbb\xbf{"text": "a", "content": "a"}'
+            for path in (f"/api/sessions/{chat.session}/messages", f"/stream/{chat.session}/message"):
+                assert (await chat.driver.request("POST", path, body=body, headers=headers)).status in (200, 202)

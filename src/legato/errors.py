@@ -20,6 +20,7 @@
     |   |-- StaleLease      409     a newer owner writes this run
     |   `-- LeaseHeld       409     somebody else owns this run until ``expires_at``
     |-- TooLarge            413     a body, an event or a run beyond its limit
+    |-- UnsupportedEncoding 415     a body that is compressed
     |-- TooMany             429     streams or runs beyond their limit
     |-- Draining            503     the server is shutting down; try again elsewhere
     |-- Overloaded          503     the server has too much to do; try again later
@@ -188,6 +189,13 @@ class TooLarge(LegatoError):
 
     code = "too_large"
     status = 413
+
+
+class UnsupportedEncoding(LegatoError):
+    """A body is compressed, or coded otherwise; JSON as it is, is expected."""
+
+    code = "unsupported_encoding"
+    status = 415
 
 
 class TooMany(LegatoError):

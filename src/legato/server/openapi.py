@@ -67,7 +67,7 @@ def _operation(operation: Operation, by_type: JsonObject) -> JsonObject:
         body = {"schema": by_type[repr(operation.body)]}
         described["requestBody"] = {"required": operation.body_required, "content": {"application/json": body}}
     # 403 and 421 are the guard's.
-    sent = {400, 403, 421, 500, 503} | ({408, 413} if operation.body is not None else set())
+    sent = {400, 403, 421, 500, 503} | ({408, 413, 415} if operation.body is not None else set())
     sent |= {507} if operation.method != "GET" else set()
     for status in sorted(sent.union(operation.errors)):
         described["responses"].setdefault(str(status), _response(status, by_type[repr(operation.error)]))

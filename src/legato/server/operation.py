@@ -68,7 +68,7 @@ class Operation(msgspec.Struct, frozen=True):
         answers: by status, the type of the body, or None for an empty one.
         body_required: whether a request without a body is refused.
         errors: the statuses at which an ``error`` can come, besides those of all: 400, 403, 421, 500, 503, with a body
-            408 and 413, and 507 where something is written.
+            408, 413 and 415, and 507 where something is written.
         error: the type of an error's body.
         stream: what a 200 may be, or is if ``answers`` has none, as a stream.
         documented: False of a second path to the same.

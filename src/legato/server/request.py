@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -13,7 +14,7 @@ from starlette.requests import Request as HTTPRequest
 
 from ..caller import Caller
 from ..dialect.common import decode_json
-from ..errors import InvalidInput, TooLarge
+from ..errors import InvalidInput, TooLarge, UnsupportedEncoding
 from ..event import Offset
 from ..json import LARGE, decode_in_pieces
 from .life import Life
@@ -82,10 +83,14 @@ class Request:
 
         Raises:
             TooLarge: over the bound; the rest is not read.
+            UnsupportedEncoding: it is compressed.
             BudgetSpent: all bodies that are being read have what they may have.
             RequestTimeout: it came too slowly.
             InvalidInput: it ended before its end.
         """
+        coding = self.headers.get("content-encoding", "").strip()
+        if coding.lower() not in ("", "identity"):
+            raise UnsupportedEncoding(f"A body is sent as it is, without Content-Encoding, got {coding[:60]!r}.")
         limit, traffic = self.life.settings.max_body, self.life.settings.traffic
         length = self.headers.get("content-length", "")
         declared = int(length[:18]) if length.isascii() and length.isdigit() else 0
@@ -118,7 +123,7 @@ class Request:
         if size < declared:
             raise InvalidInput(f"The head promises a body of {declared} bytes; {size} came.")
         self.size = size
-        return b"".join(chunks)
+        return b"".join(chunks).removeprefix(BOM_UTF8)  # which some write, and JSON does not have
 
     async def aside(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """What ``work`` gives, which takes as long as the body is: beside the event loop, if that is large."""
