@@ -259,3 +259,21 @@ def test_the_examples_are_one_file_each() -> None:
     """Each says in its first lines how it is run."""
     for example_file in EXAMPLES.glob("*.py"):
         assert example_file.read_text().startswith('"""'), example_file.name
+
+
+@pytest.mark.parametrize("prefix", ["", "/chat"])
+@pytest.mark.parametrize("page", ["docs", "inspect", "openapi.json"])
+async def test_a_slash_too_many_leads_to_the_page_wherever_it_is_served(prefix: str, page: str) -> None:
+    """Under https behind a proxy, too: the way is told relative to the address that was asked for."""
+    app = Legato("memory:", agents=[echo])
+    outer = Starlette(routes=[Mount(prefix, app)]) if prefix else app
+    async with app.lifespan(), Driver(outer, lifespan=False) as driver:
+        answer = await driver.request("GET", f"{prefix}/{page}/")
+        location = urljoin(f"https://example.com{prefix}/{page}/", answer.headers["location"])
+        found = await driver.request("GET", location.removeprefix("https://example.com"))
+        nowhere = await driver.request("GET", f"{prefix}/nothing/")
+
+    assert answer.status == 308
+    assert location == f"https://example.com{prefix}/{page}"
+    assert found.status == 200
+    assert nowhere.status == 404

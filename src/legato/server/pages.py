@@ -79,17 +79,25 @@ def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
             rendered.cancel()  # nobody is there to be answered
             left.cancel()
 
-    return Starlette(
+    async def without_slash(http: HTTPRequest) -> Response:
+        # Relative: nobody here knows for sure under which scheme, name and prefix a proxy is reached.
+        name = http.url.path.rstrip("/").rpartition("/")[2]
+        return Response(status_code=308, headers={"location": f"../{name}"})
+
+    made = Starlette(
         routes=[
             Route("/", page("index.html")),
             Route("/docs", page("docs.html")),
             Route("/inspect", page("inspect.html")),
             Route("/openapi.json", openapi),
             Route("/web/markdown", rendering, methods=["POST"]),
+            *(Route(f"/{name}/", without_slash) for name in ("docs", "inspect", "openapi.json")),
             Mount("/web", StaticFiles(directory=WEB)),
         ],
         exception_handlers={LegatoError: _on_error, HTTPException: _on_http_error, Exception: _on_crash},
     )
+    made.router.redirect_slashes = False  # to an address with the scheme and the name that this server thinks it has
+    return made
 
 
 async def _on_error(http: HTTPRequest, exc: Exception) -> Response:
