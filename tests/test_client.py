@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -1032,3 +1033,31 @@ def test_without_arguments_the_server_is_the_local_one() -> None:
     """As it was up to Mix SDK 0.7."""
     with Client() as client:
         assert "http://localhost:8088" == client.settings.base_url
+
+
+PROXIES = {
+    "ALL_PROXY": "socks5://127.0.0.1:9", "all_proxy": "socks5h://user:secret@127.0.0.1:9",
+    "HTTP_PROXY": "socks4://127.0.0.1:9", "https_proxy": "gopher://127.0.0.1", "HTTPS_PROXY": "http://[::1",
+    "http_proxy": "http://127.0.0.1:port",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("without", [{}, {"NO_PROXY": "127.0.0.1,localhost"}])
+@pytest.mark.parametrize("name", PROXIES)
+@pytest.mark.parametrize("make", [Client, AsyncClient])
+def test_a_proxy_that_cannot_be_used_is_named(
+    make: Any, name: str, without: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the variable of the environment; a secret of it is not told."""
+    if name.startswith(("ALL", "all")):
+        monkeypatch.setitem(sys.modules, "socksio", None)  # as where it is not installed
+    for variable in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    for variable, value in {name: PROXIES[name], **without}.items():
+        monkeypatch.setenv(variable, value)
+
+    with pytest.raises(InvalidInput, match=f"^{name.upper()} names a proxy that cannot be used: ") as caught:
+        make(UNREACHABLE)
+
+    assert "secret" not in caught.value.message

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,13 +12,33 @@ from .backoff import ReconnectBackoff
 from .packages import httpx2
 from .retry import DEFAULT_RETRIES, UNSET, Attempts, RetryConfig, Unset, retrying
 
-__all__ = ["EXCHANGE", "HttpSettings", "address", "limits"]
+__all__ = ["EXCHANGE", "HttpSettings", "address", "limits", "naming_the_proxy"]
 
 
 def limits() -> httpx2.Limits:
     """The bounds of a client's connections."""
     # Each stream holds one for hours, so a limit on them would only be a hang that is hard to explain.
     return httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+
+
+@contextmanager
+def naming_the_proxy() -> Iterator[None]:
+    """Say of a proxy that cannot be used which variable of the environment names it. httpx2 makes what reaches it at
+    once, also for a server that NO_PROXY excepts.
+
+    Raises:
+        InvalidInput: there is one.
+    """
+    try:
+        yield
+    except (ImportError, ValueError, httpx2.InvalidURL) as exc:
+        from urllib.request import getproxies  # loads what no client needs otherwise
+
+        names = [f"{name.upper()}_PROXY" for name in ("http", "https", "all") if name in getproxies()]
+        if not names:
+            raise
+        why = "a SOCKS proxy needs pip install 'httpx2[socks]'" if isinstance(exc, ImportError) else str(exc)
+        raise InvalidInput(f"{' or '.join(names)} names a proxy that cannot be used: {why}.", names=names) from exc
 
 
 EXCHANGE: Final = "legato.exchange"

@@ -7,7 +7,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from .packages import httpx2
-from .settings import EXCHANGE, limits
+from .settings import EXCHANGE, limits, naming_the_proxy
 
 __all__ = ["chunks", "load", "new_http_client"]
 
@@ -16,6 +16,9 @@ def new_http_client() -> httpx2.AsyncClient:
     """A client for many long streams.
 
     Its transport is ours, unless the environment names a proxy, or httptools is not installed: then it is httpx2's.
+
+    Raises:
+        InvalidInput: the environment names a proxy that cannot be used.
     """
     from urllib.request import getproxies  # loads what no client needs otherwise
 
@@ -24,7 +27,8 @@ def new_http_client() -> httpx2.AsyncClient:
             from .transport import Transport
 
             return httpx2.AsyncClient(transport=Transport())
-    return httpx2.AsyncClient(limits=limits())
+    with naming_the_proxy():
+        return httpx2.AsyncClient(limits=limits())
 
 
 def load() -> None:
