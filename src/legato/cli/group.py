@@ -11,6 +11,7 @@ import legato
 from .failure import Commands, debug_option
 
 _HOMES = {
+    "backup": ".backup",
     "chat": ".chat",
     "log": ".sessions",
     "send": ".sessions",

@@ -1,0 +1,41 @@
+"""``legato backup``: a copy of the store, while the server runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .failure import Misuse, debug_option
+from .serve import STORE
+
+
+@click.command(short_help="Copy the store to a file, while the server runs.")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--store",
+    metavar="URL",
+    envvar="LEGATO_STORE",
+    show_envvar=True,
+    default=STORE,
+    show_default=True,
+    help="The server's store: sqlite:///FILE",
+)
+@debug_option
+def backup(file: Path, store: str) -> None:
+    """Copy the store to FILE, which is to be new, as it is at this moment.
+
+    The server may run, and does not wait for it. To restore, stop the server and put FILE in the store's place.
+
+    \b
+    Examples:
+      legato backup chat-backup.db
+      legato backup /backups/chat.db --store sqlite:////var/lib/legato/chat.db
+    """
+    from ..store.sqlite_backup import backup as copy
+
+    kind, _, path = store.partition("?")[0].partition(":///")
+    if kind != "sqlite" or not path:
+        raise Misuse(f"only a store of the form sqlite:///FILE can be backed up, got {store!r}")
+    size = copy(Path(path), file)
+    click.echo(f"{file}: {size:,} bytes")
