@@ -50,3 +50,26 @@ test("A mistake in the page is shown there, and is an uncaught error, once.", as
   assert.match(seen.problems.join(), /undefined/);
   assert.deepEqual([seen.uncaught, seen.server.connections.size], [seen.problems, 0]);
 });
+
+test("A message whose answer is slower than the history is seen once, and keeps its place.", async (t) => {
+  const rows = [{ id: "m0", role: "user", userInput: "again", runId: "r0" }, { id: "a0", role: "assistant", runId: "r0", status: "completed" }];
+  let answer;
+  const answered = new Promise((resolve) => (answer = resolve));
+  const { fetch } = new Server();
+  const memory = { outbox: [], add() {}, drop() {}, set() {}, get: (_, otherwise) => otherwise };
+  const where = { server: { fetch, url: (path, query) => new URL(`http://legato.test/${path}?${new URLSearchParams(query)}`), wake() {},
+    request: async (method) => (method === "POST" ? answered : rows) }, memory, agent: null };
+  const talk = new Talk("s", where, { turn() {}, reset() {}, connection() {}, problem() {}, asked() {}, ended() {}, unsent() {}, changed() {} });
+  t.after(() => talk.close());
+  talk.send("again");
+  await talk.open();
+  await settle();
+  assert.deepEqual(talk.conversation.turns.map(({ id }) => id), ["m0", null]); // what was said before is another
+  rows.push({ id: "m1", role: "user", userInput: "again", runId: "r1" });
+  await talk.open();
+  await settle();
+  assert.deepEqual(talk.conversation.turns.map(({ id, text }) => [id, text]), [["m0", "again"], ["m1", "again"]]);
+  answer({ messageId: "m1", runId: "r1" });
+  await settle();
+  assert.deepEqual(talk.conversation.turns.map(({ id, text, run }) => [id, text, run]), [["m0", "again", "r0"], ["m1", "again", "r1"]]);
+});

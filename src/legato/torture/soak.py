@@ -36,7 +36,7 @@ SLACK = {"descriptors": 12, "threads": 48, "tasks": 12, "streams": 0, "runs": 0}
 """By how much more there may be at the end than before: kept connections, threads of pools that grew."""
 MEMORY = 1.25
 """How much larger its memory may be after the hostile load than after the honest one."""
-MEGABYTES = 256
+MEGABYTES = 512
 """How much more memory may be anything, in megabytes: caches that have been filled for the first time, processes that
 render texts, and what the C library keeps between what is in use. Whether it grows is said by the quarters."""
 

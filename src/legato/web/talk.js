@@ -157,7 +157,7 @@ export class Talk {
     const before = this.conversation.turns;
     // What has ended and is the same stays the same, down to what the reader has opened in it.
     next.turns = next.turns.map((turn) => before.find((old) => old.ended && old.id === turn.id && old.run === turn.run && turn.ended) ?? turn);
-    next.turns.push(...before.filter((turn) => turn.id === null)); // on their way; they do not know their ids yet
+    next.expect(before);
     next.agent ||= this.conversation.agent;
     this.conversation = next;
     this.loaded = true;

@@ -123,6 +123,21 @@ export class Conversation {
     }
   }
 
+  /**
+   * Take over the messages that are on their way: they do not know their ids yet. One may be among what was loaded, where
+   * the history is faster than the answer to the message; it is to be seen once all the same.
+   * @param {Turn[]} before the turns of the conversation so far
+   */
+  expect(before) {
+    for (const turn of before) {
+      if (turn.id !== null) continue;
+      const known = (/** @type {Turn} */ each) => each.ended || each.key !== undefined || before.some((old) => old.id === each.id);
+      const stored = this.turns.find((each) => each.text === turn.text && !known(each));
+      if (stored === undefined) this.turns.push(turn);
+      else stored.key = turn.key;
+    }
+  }
+
   /** @param {Turn} turn @param {string} run @param {any} row */
   #answer(turn, run, row) {
     if (turn.ended && turn.run === run && turn.live) return; // told by the stream, event by event
