@@ -5,13 +5,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from facts import draft
 from legato.event import Draft
 from legato.store import sqlite_file, sqlite_journal
 from legato.store.sqlite import SQLiteStore
+from opening import opened
 
 NET = 30.0
 CREATED = draft("session.created", {"title": "t"})
@@ -35,16 +34,6 @@ def message(text: str = "hello", run: str | None = "r") -> Draft:
 
 def text(text: str = "x", run: str = "r") -> Draft:
     return draft("text.delta", {"part": 0, "step": 0, "start": 0, "text": text}, run)
-
-
-@contextlib.asynccontextmanager
-async def opened(path: Path, **options: Any) -> AsyncIterator[SQLiteStore]:
-    store = SQLiteStore(path, **options)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def found(path: Path, word: str) -> list[str]:

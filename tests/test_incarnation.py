@@ -20,22 +20,13 @@ from legato.store import sqlite_file
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.testing import Driver, FakeClock
+from opening import opened
 
 CREATED = draft("session.created", {"title": "t"})
 
 
 def said(name: str) -> Any:
     return draft("message.created", {"id": name, "role": "user", "text": name})
-
-
-@contextlib.asynccontextmanager
-async def opened(path: Path, **options: Any) -> AsyncIterator[SQLiteStore]:
-    store = SQLiteStore(path, **options)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def back_up(path: Path) -> Path:

@@ -55,6 +55,7 @@ from legato.server.app import Legato
 from legato.store import lock, open_store, sqlite, sqlite_file, sqlite_journal, sqlite_writer
 from legato.store.sqlite import SQLiteStore
 from legato.testing import EMBEDDED_STORE_CHECKS, STORE_CHECKS, Driver, FakeClock, StoreCheck, check_store
+from opening import opened
 
 CHECKS = [*STORE_CHECKS, *EMBEDDED_STORE_CHECKS]
 CREATED = draft("session.created", {"title": "t"})
@@ -74,16 +75,6 @@ def text(text: str = "x", run: str = "r") -> Draft:
 def nothing_is_tidied(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a test may use the writer's connection."""
     monkeypatch.setattr(sqlite_writer, "TIDY_SECONDS", 1_000.0)
-
-
-@contextlib.asynccontextmanager
-async def opened(path: Path, **options: Any) -> AsyncIterator[SQLiteStore]:
-    store = SQLiteStore(path, **options)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 @pytest.fixture

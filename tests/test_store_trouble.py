@@ -30,6 +30,7 @@ from legato.store.lock import FileLock
 from legato.store.sqlite import SQLiteStore
 from legato.store.sqlite_errors import store_error
 from legato.testing import Driver
+from opening import opened
 from processes import EXAMPLES, running
 
 NET = 30.0
@@ -42,16 +43,6 @@ def message(run: str = "r") -> Draft:
 
 def text(text: str = "x", run: str = "r") -> Draft:
     return draft("text.delta", {"part": 0, "step": 0, "start": 0, "text": text}, run)
-
-
-@contextlib.asynccontextmanager
-async def opened(path: Path, **options: Any) -> AsyncIterator[SQLiteStore]:
-    store = SQLiteStore(path, **options)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 @pytest.fixture
