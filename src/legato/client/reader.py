@@ -21,7 +21,6 @@ from ..http.errors import APIError, ClientError, ConnectionLost, ResponseInvalid
 from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
 from ..sse import SSEMessage
-from .errors import ForeignResponse
 from .events import ConnectedEvent, SessionDeletedEvent, StreamEvent, decode_event
 from .resume import CONTROL, Resume
 
@@ -190,8 +189,9 @@ class EventReader:
 
     def _wait(self, error: ClientError | None) -> float | None:
         if isinstance(error, APIError):
-            own = error.status_code == 204 or not isinstance(error, ForeignResponse)
-            return self._resume.lost(status=error.status_code if own else None, retry_after=error.retry_after)
+            if error.status_code == 204 or not error.passing:
+                return None
+            return self._resume.lost(retry_after=error.retry_after)
         return self._resume.lost() if error is None or error.passing else None
 
 
