@@ -399,7 +399,7 @@ def agent(turn):
 }
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork, which Windows does not have.")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("fork", FORKS)
 async def test_a_child_keeps_nothing_of_a_killed_server(fork: str, way: str, tmp_path: Path) -> None:
@@ -447,7 +447,7 @@ async def agent(turn):
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork, which Windows does not have.")
 async def test_a_child_that_comes_back_to_the_event_loop_ends(tmp_path: Path) -> None:
     """It would answer the same requests as its parent, and write to the same connections."""
     with serving_file(written(tmp_path, STRAYS)) as server:
@@ -472,7 +472,7 @@ async def agent(turn):
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork, which Windows does not have.")
 async def test_a_child_that_exits_takes_nothing_of_the_log_with_it(tmp_path: Path) -> None:
     """What was stored before and after it is there, also after a kill."""
     file = written(tmp_path, EXITING)

@@ -17,7 +17,7 @@ UNSEEN = [0, 7, 0x1B, 0x7F, 0x85, 0x9B, 0x61C, 0x180E, 0x200B, 0x200E, 0x200F, 0
 NAMES = [f"Ba{chr(code)}sh" for code in UNSEEN if code != 0x2065]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+@pytest.mark.skipif(shutil.which("node") is None, reason="Needs Node.js; on Debian: apt-get install nodejs")
 def test_elements_show_what_is_there() -> None:
     """Each such character is seen as one that is not text, and all else stays."""
     script = (
