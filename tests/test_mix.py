@@ -148,6 +148,7 @@ SAMPLES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("notification.resolved", {"id": "r~n1", "by": "timeout", "run": "r"}, ["notification_resolved"]),
     ("notification.resolved", {"id": "r~n1", "by": "user", "response": "text", "value": ""}, ["notification_resolved"]),
     ("agent.checkpoint", {"data": {"a": [1, None]}}, []),
+    ("model.opaque", {"place": 0, "step": 1, "owner": "o", "data": [{"a": None}]}, []),
     ("run.cancel_requested", {}, ["cancel_requested"]),
     ("run.completed", {"message": {"id": "r~a1", "text": "", "parts": []}, "finish_reason": "length"}, ["complete"]),
     ("run.completed", {"message": SAID, "usage": {"cost": 0.5}, "finish_reason": "stop"}, ["complete"]),

@@ -83,6 +83,7 @@ EVERY_EVENT: list[tuple[str, dict[str, Any]]] = [
     ("session.rewound", {"to": 2}),
     ("session.run_withdrawn", {"run": "r_0"}),
     ("agent.checkpoint", {"data": {"a": 1}}),
+    ("model.opaque", {"place": 0, "step": 1, "owner": "o", "data": ["x"]}),
     ("session.deleted", {}),
 ]
 NOT_FOUND = ("ErrorResponse", 404, "not_found", 404)

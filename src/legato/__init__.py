@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .errors import AgentError, LegatoError
     from .event import Event
     from .execution import Limits
-    from .part import Message, Usage
+    from .part import Message, Opaque, Usage
     from .server.app import Legato
     from .yields import (
         Checkpoint,
@@ -58,6 +58,7 @@ __all__ = [
     "LegatoError",
     "Limits",
     "Message",
+    "Opaque",
     "Refusal",
     "Result",
     "RetryConfig",
@@ -83,7 +84,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "errors": ("AgentError", "LegatoError"),
     "event": ("Event",),
     "execution": ("Limits",),
-    "part": ("Message", "Usage"),
+    "part": ("Message", "Opaque", "Usage"),
     "server.app": ("Legato",),
     "yields": (
         "Checkpoint",

@@ -25,7 +25,7 @@ from msgspec import UNSET, UnsetType
 from .check import MOST_AMOUNT, MOST_COUNT
 from .errors import InvalidInput
 from .json import JsonObject
-from .part import Part, Usage, convert, decoder, encode, encode_flat
+from .part import Opaque, Part, Usage, convert, decoder, encode, encode_flat
 
 logger = logging.getLogger("legato")
 
@@ -33,18 +33,20 @@ Offset = int
 """An event's number in its session: dense, from 1, given by the store; 0 is before the first."""
 
 
-class Said(msgspec.Struct, frozen=True, gc=False):
+class Said(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A whole message of the assistant, as far as it came.
 
     Attributes:
         id: of the message.
         text: of the final step; the words of a refusal included, so that who knows no refusals sees one as the answer.
         parts: everything, in order.
+        opaque: what providers want back with it.
     """
 
     id: str
     text: str
     parts: list[Part]
+    opaque: list[Opaque] = []
 
 
 class Fact(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -122,6 +124,7 @@ class MessageCreated(Fact, frozen=True):
         key: the idempotency key that it came with.
         retries: the run whose answer is to be given anew, None if there was none; the message stands in the log once
             before. Unset: it is new.
+        opaque: of an assistant: what providers want back with it.
     """
 
     type = "message.created"
@@ -135,6 +138,7 @@ class MessageCreated(Fact, frozen=True):
     caller: str | None = None
     key: str | None = None
     retries: str | UnsetType | None = UNSET
+    opaque: list[Opaque] | None = None
 
 
 class RunWaiting(Fact, frozen=True):
@@ -215,6 +219,22 @@ class CallCompleted(Fact, frozen=True):
     id: str
     name: str
     arguments: str
+
+
+class OpaqueNoted(Fact, frozen=True):
+    """What the model's provider wants back with the model's message, as it came. Readers do not see it.
+
+    Attributes:
+        place: its number in the run, from 0, so that applying it twice does no harm.
+        step, owner, data: see ``Opaque``.
+    """
+
+    type = "model.opaque"
+    open = True
+    place: int
+    step: int
+    owner: str
+    data: Any
 
 
 class ToolBegun(Fact, frozen=True):
@@ -399,7 +419,8 @@ EVENTS: dict[str, type[Fact]] = {
     fact.type: fact
     for fact in (
         *(SessionCreated, SessionDeleted, SessionRewound, RunWithdrawn, MessageCreated, RunWaiting, RunStarted),
-        *(ThinkingDelta, TextDelta, RefusalDelta, CallStarted, CallDelta, CallCompleted, ToolBegun, ToolCompleted),
+        *(ThinkingDelta, TextDelta, RefusalDelta, CallStarted, CallDelta, CallCompleted, OpaqueNoted),
+        *(ToolBegun, ToolCompleted),
         *(PermissionRequested, PermissionResolved, NotificationCreated, NotificationResolved),
         *(CheckpointNoted, CancelRequested, RunCompleted, RunFailed, RunCancelled),
     )
@@ -555,6 +576,9 @@ def settled(drafts: Iterable[Draft]) -> list[Draft]:
     return found
 
 
+_OPAQUE = ("owner", "data")
+
+
 class Event(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One stored fact of a session.
 
@@ -586,6 +610,18 @@ class Event(msgspec.Struct, frozen=True, eq=False, gc=False):
             return _object(self.json or settle(self.fact)[1])
         except DAMAGE:  # in a field that the fact does not have
             return dict(DAMAGED)
+
+    @property
+    def shown(self) -> JsonObject:
+        """``data`` as readers may see it: without what is for a model's provider alone."""
+        data = self.data
+        if isinstance(self.fact, OpaqueNoted):
+            return {name: value for name, value in data.items() if name not in _OPAQUE}
+        if isinstance(self.fact, MessageCreated | Ended):
+            for place in (data, data.get("message"), data.get("partial")):
+                if isinstance(place, dict):
+                    place.pop("opaque", None)
+        return data
 
     def __eq__(self, other: object) -> bool:
         # Without ``wire``: what has been encoded so far is not part of the fact.

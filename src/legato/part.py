@@ -83,6 +83,22 @@ class CallPart(Part, msgspec.Struct, frozen=True, tag_field="type", tag="tool_ca
         return self.success is not UNSET
 
 
+class Opaque(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What a model's provider wants back with what the model has said, as it came; nobody else is to see it.
+
+    Agents yield it behind one message of the model, and have it again with that message in ``Turn.history``.
+
+    Attributes:
+        owner: to whom it is told, and to nobody else: the API and its address.
+        data: any JSON value.
+        step: the message of the model that it belongs to, from 1; the run sees to it.
+    """
+
+    owner: str
+    data: Any
+    step: int = 1
+
+
 class OtherPart(Part):
     """A part of a kind that this version does not know.
 
@@ -150,6 +166,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         status: of an assistant: ``"completed"``, ``"failed"`` or ``"cancelled"``.
         usage: of an assistant, if it told.
         error: of a failed assistant's message.
+        opaque: of an assistant: what providers want back with it.
     """
 
     id: str
@@ -163,6 +180,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     status: str = "completed"
     usage: Usage | None = None
     error: RunError | None = None
+    opaque: list[Opaque] = []
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------

@@ -399,7 +399,16 @@ class Sessions:
 
     async def _copies(self, source: str, entries: Sequence[Entry]) -> list[Draft]:
         return [
-            Draft(MessageCreated(id=m.id, role=m.role, text=m.text, parts=m.parts or None, metadata=m.metadata or None))
+            Draft(
+                MessageCreated(
+                    id=m.id,
+                    role=m.role,
+                    text=m.text,
+                    parts=m.parts or None,
+                    metadata=m.metadata or None,
+                    opaque=m.opaque or None,
+                )
+            )
             for m in await self._contents.messages(source, entries)
         ]
 

@@ -10,6 +10,7 @@ message of the model, numbered from 1: what the model says after tool results be
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -28,6 +29,7 @@ from .event import (
     Event,
     Fact,
     MessageCreated,
+    OpaqueNoted,
     RefusalDelta,
     RunFailed,
     Said,
@@ -40,7 +42,7 @@ from .event import (
     ToolBegun,
     ToolCompleted,
 )
-from .part import CallPart, Message, Part, RefusalPart, RunError, TextPart, ThinkingPart, Usage, as_json, encode
+from .part import CallPart, Message, Opaque, Part, RefusalPart, RunError, TextPart, ThinkingPart, Usage, as_json, encode
 from .yields import (
     Checkpoint,
     Finish,
@@ -54,9 +56,15 @@ from .yields import (
     ToolStarted,
 )
 
+logger = logging.getLogger("legato")
+
 DELTA_CHARACTERS = 20_000
 """A longer piece of text is stored as several deltas: no frame shall pass the 128 KiB that old clients accept, and a
 control character takes 6 bytes of JSON."""
+
+
+OWNER_CHARACTERS = 1_000
+"""Bound of the name of whom something opaque is for: an API and its address."""
 
 
 def message_id(run: str, step: int) -> str:
@@ -133,13 +141,15 @@ class Transcript:
 
     Attributes:
         parts: in order.
+        opaque: what providers want back with it, in order.
         step: the number of the model's present message, from 1.
-        size: characters of text, refusals, thinking, arguments and output so far.
+        size: characters of text, refusals, thinking, arguments, output and what is opaque so far.
         answered: whether a tool has reported since the model last spoke; what it says next is a new step.
     """
 
     def __init__(self) -> None:
         self.parts: list[Growing] = []
+        self.opaque: list[Opaque] = []
         self.step = 1
         self.size = 0
         self._calls: dict[str, int] = {}
@@ -167,6 +177,9 @@ class Transcript:
                     part.success, part.output = fact.success, fact.output
                     self.size += len(fact.output) if isinstance(fact.output, str) else len(encode(fact.output))
                     self.answered = True
+            case OpaqueNoted() if fact.place == len(self.opaque):
+                self.opaque.append(Opaque(fact.owner, fact.data, fact.step))
+                self.size += len(encode(fact.data))
 
     def say(self, fact: TextPiece) -> None:
         """``apply`` one that is a piece of text, as nearly all are."""
@@ -191,7 +204,7 @@ class Transcript:
 
     def message(self, run: str) -> Said:
         """The whole message so far, as the terminal event of ``run`` carries it."""
-        return Said(message_id(run, self.step), self.text(), [part.part() for part in self.parts])
+        return Said(message_id(run, self.step), self.text(), [part.part() for part in self.parts], [*self.opaque])
 
 
 def fold(events: Iterable[Event]) -> Transcript:
@@ -263,7 +276,7 @@ class Recorder:
         if handler is None:
             raise InvalidInput(
                 f"An agent may yield str, Text, Refusal, Thinking, ToolCall, ToolArguments, ToolReady, ToolStarted, "
-                f"ToolResult, Usage, Finish or Checkpoint; this one yielded {type(item).__name__}."
+                f"ToolResult, Usage, Finish, Opaque or Checkpoint; this one yielded {type(item).__name__}."
             )
         return handler(self, item)
 
@@ -391,6 +404,21 @@ class Recorder:
     def _checkpoint(self, item: Checkpoint) -> list[Draft]:
         return [self._draft(CheckpointNoted(as_json("Checkpoint.data", item.data)))]
 
+    def _opaque(self, item: Opaque) -> list[Draft]:
+        transcript = self.transcript
+        noted = OpaqueNoted(
+            len(transcript.opaque),
+            transcript.step + transcript.answered,
+            as_text("Opaque.owner", item.owner, OWNER_CHARACTERS),
+            as_json("Opaque.data", item.data),
+        )
+        try:
+            self._checked_size(noted)
+        except TooLarge as exc:  # the answer is worth more than what it would help the next one
+            logger.warning("run %s: what the model's provider wants back is left out: %s", self._run, exc)
+            return []
+        return [self._draft(noted)]
+
     def _find(self, item: ToolArguments | ToolReady | ToolStarted | ToolResult) -> tuple[int, Growing]:
         """The part of a call, by the agent's id of it, and its number."""
         id = as_id(f"{type(item).__name__}.id", item.id)
@@ -443,6 +471,7 @@ _HANDLERS: dict[type, Callable[[Recorder, Any], list[Draft]]] = {
     Usage: Recorder._usage,
     Finish: Recorder._finish,
     Checkpoint: Recorder._checkpoint,
+    Opaque: Recorder._opaque,
 }
 
 
@@ -591,6 +620,7 @@ def _question(event: Event, fact: MessageCreated) -> Message:
         run=event.run,
         offset=event.offset,
         at=event.at,
+        opaque=fact.opaque or [],
     )
 
 
@@ -607,6 +637,7 @@ def _answer(event: Event, fact: Terminal) -> Message:
         status=fact.type.partition(".")[2],
         usage=fact.used,
         error=RunError(fact.code, fact.message) if isinstance(fact, RunFailed) else None,
+        opaque=said.opaque,
     )
 
 

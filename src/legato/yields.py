@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from .part import Opaque as Opaque
 from .part import Usage as Usage
 
 
@@ -104,5 +105,6 @@ Yielded = (
     | Usage
     | Finish
     | Checkpoint
+    | Opaque
 )
 """Everything an agent may yield."""

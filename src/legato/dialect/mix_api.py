@@ -314,7 +314,9 @@ def take_brief(messages: list[Message], event: Event) -> None:
 def _brief(message: Message) -> Message:
     calls = [part for part in message.parts if isinstance(part, CallPart)]
     empty: list[Part] = [msgspec.structs.replace(call, arguments="", output=UNSET) for call in calls]
-    return msgspec.structs.replace(message, text=message.text[:BRIEF_CHARACTERS], parts=empty, metadata={}, error=None)
+    return msgspec.structs.replace(
+        message, text=message.text[:BRIEF_CHARACTERS], parts=empty, metadata={}, error=None, opaque=[]
+    )
 
 
 def damaged_session(info: SessionInfo) -> SessionData:
@@ -437,7 +439,7 @@ def event_page(events: list[Event], head: Offset) -> EventPage:
         if room < 0 and count:
             events = events[:count]
             break
-    logged = [LoggedEvent(offset=e.offset, type=e.type, run=e.run, at=e.at, data=e.data) for e in events]
+    logged = [LoggedEvent(offset=e.offset, type=e.type, run=e.run, at=e.at, data=e.shown) for e in events]
     last = events[-1].offset if events else head
     return EventPage(events=logged, head=head, next=last if last < head else None)
 

@@ -366,7 +366,7 @@ def _rows(events: Sequence[Event], columns: Sequence[Column]) -> list[WireRow]:
     for event in events:
         frames = {column.name: text for column in columns if (text := column.frames(event))}
         rows.append(
-            WireRow(offset=event.offset, type=event.type, run=event.run, at=event.at, data=event.data, wire=frames)
+            WireRow(offset=event.offset, type=event.type, run=event.run, at=event.at, data=event.shown, wire=frames)
         )
         room -= sum(map(len, frames.values()))
         if room <= 0:
