@@ -136,7 +136,7 @@ async def test_images_and_items_of_the_past() -> None:
     items = [
         {"role": "user", "content": "before"},
         {"type": "message", "role": "assistant", "content": []},
-        {"role": "system", "content": "told elsewhere"},
+        {"role": "system", "content": "now"},
         {
             "role": "user",
             "content": [
@@ -150,6 +150,7 @@ async def test_images_and_items_of_the_past() -> None:
     ]
 
     assert [
+        {"role": "system", "content": "now"},
         {
             "role": "user",
             "content": [
@@ -157,7 +158,7 @@ async def test_images_and_items_of_the_past() -> None:
                 {"type": "image_url", "image_url": {"url": "data:,", "detail": "auto"}},
                 {"type": "input_file", "file_id": "f"},
             ],
-        }
+        },
     ] == await told(user("Look:", input=items))
 
 

@@ -22,6 +22,7 @@ LAYERS: list[tuple[str, int]] = [
     ("yields", 0),
     ("caller", 0),
     ("json", 0),
+    ("items", 0),
     ("sse", 0),
     ("transcript", 0),
     ("late", 0),

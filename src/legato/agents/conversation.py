@@ -6,11 +6,13 @@ output, since providers refuse a conversation in which a call stays open. Thinki
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from ..agent import Turn
+from ..items import is_output, is_system, leading, present, said_in
 from ..json import JsonObject
 from ..part import CallPart, Message, Part, RefusalPart, TextPart
 
@@ -28,30 +30,37 @@ def conversation(turn: Turn, instructions: str = "") -> list[JsonObject]:
     given = turn.message.metadata.get("instructions")
     system = "\n\n".join(text for text in (instructions, given) if isinstance(text, str) and text)
     messages = [{"role": "system", "content": system}] if system else []
-    for message in (*turn.history, turn.message):
+    for message in turn.history:
         messages += asked(message) if message.role == "user" else said(message.parts, message.text)
-    return answered(messages)
+    return answered([*messages, *asked(turn.message, instructed=True)])
 
 
-def asked(message: Message) -> list[JsonObject]:
-    """What a user's message is: its text; or its items, when it came as such with images or outputs of tools."""
+def asked(message: Message, *, instructed: bool = False) -> list[JsonObject]:
+    """What a user's message is: its text; or its items, when it came as such with images, outputs of tools or the
+    beginning of the answer.
+
+    Args:
+        message: the user's.
+        instructed: the model is told its instructions anyway, so those with which it begins are left out.
+    """
     given = message.metadata.get("input")
     items = [item for item in given if isinstance(item, dict)] if isinstance(given, list) else []
-    own = [place + 1 for place, item in enumerate(items) if _is_said(item)]
-    messages = [read for item in items[max(own, default=0) :] for read in _item(item)]
+    begin = leading(items) if instructed else 0
+    messages = [read for item in items[max(begin, present(items)) :] for read in _item(item)]
+    if not messages and isinstance(given, list) and begin == len(items) and message.metadata.get("instructions"):
+        return []  # there is nothing but instructions
     return messages or [{"role": "user", "content": message.text}]
 
 
-def _is_said(item: JsonObject) -> bool:
-    return item.get("role") == "assistant" or item.get("type") in ("function_call", "reasoning")
-
-
 def _item(item: JsonObject) -> list[JsonObject]:
-    if item.get("type") == "function_call_output":
+    if is_output(item):
         return [tool_output(str(item.get("call_id", "")), _words(item.get("output")))]
+    content = item.get("content")
+    if is_system(item) or item.get("role") == "assistant":
+        role = "assistant" if item["role"] == "assistant" else "system"
+        return [{"role": role, "content": text}] if (text := said_in(content)) else []
     if item.get("role") != "user":
         return []
-    content = item.get("content")
     if isinstance(content, list):
         content = [_part(part) for part in content if isinstance(part, dict)]
     return [{"role": "user", "content": content}] if content else []
@@ -121,20 +130,24 @@ def _is_object(arguments: str) -> bool:
 
 
 def answered(messages: Iterable[JsonObject]) -> list[JsonObject]:
-    """The messages, each call with one output behind it; an output without its call is the user's to say."""
-    kept: list[JsonObject] = []
-    open_calls: list[str] = []
+    """The messages, each call with one output behind it, also where something else came in between; an output without
+    its call is the user's to say."""
+    kept: list[list[JsonObject]] = []  # each with what came of its calls
+    open_calls: dict[str, list[list[JsonObject]]] = {}  # by id: where what comes of them is to stand
     for message in messages:
         if message["role"] == "tool":
-            if message["tool_call_id"] in open_calls:
-                open_calls.remove(message["tool_call_id"])
-            else:
-                message = {"role": "user", "content": message["content"]}
-        if message["role"] != "tool":
-            kept += map(_not_carried_out, open_calls)
-            open_calls = [call["id"] for call in message.get("tool_calls", ())]
-        kept.append(message)
-    return [*kept, *map(_not_carried_out, open_calls)]
+            if places := open_calls.get(message["tool_call_id"]):
+                places.pop().append(message)
+                continue
+            message = {"role": "user", "content": message["content"]}
+        kept.append([message])
+        ids = Counter(call["id"] for call in message.get("tool_calls", ()))  # some have one id for several
+        open_calls |= {id: [kept[-1]] * times for id, times in ids.items()}
+    for group in kept:
+        ids = Counter(call["id"] for call in group[0].get("tool_calls", ()))
+        ids.subtract(message["tool_call_id"] for message in group[1:])
+        group += [_not_carried_out(id) for id in ids.elements()]
+    return [message for group in kept for message in group]
 
 
 def _not_carried_out(id: str) -> JsonObject:

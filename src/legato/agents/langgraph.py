@@ -253,7 +253,7 @@ class _GraphRun:
                 return None  # the checkpointer knows where the graph was
         told = messages(self._turn)
         if self._keeps:
-            (asked,) = [message for message in told if message["role"] == "user"][-1:]
+            asked = next((message for message in reversed(told) if message["role"] == "user"), told[-1])
             told = [{**asked, "id": self._turn.message.id}]
         convert = load("langchain_core.messages", EXTRA).convert_to_messages
         return {"messages": convert([_plain(message) for message in told])}

@@ -186,7 +186,8 @@ async def _answer(agent: _StreamingAgent, turn: Turn, options: dict[str, Any]) -
     ]
     conversation = [message for message in conversation if message["role"] != "system"]
     # The prompt is given apart, so that tools find it where they look; after finished steps there is none to give.
-    prompt = _content(conversation.pop()["content"]) if conversation[-1]["role"] == "user" else None
+    last = conversation[-1]["role"] if conversation else ""
+    prompt = _content(conversation.pop()["content"]) if last == "user" else None
     history = _history(conversation)
     told_of: set[str] = set()
     told = asyncio.Event()

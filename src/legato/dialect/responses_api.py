@@ -15,6 +15,7 @@ import msgspec
 
 from ..errors import Conflict, InvalidInput, LegatoError, NotFound, QueueFull
 from ..event import MessageCreated, SessionCreated
+from ..items import Item, is_output, is_said, is_system, leading, output_of, present, text_of
 from ..json import LARGE, JsonObject, decode_in_pieces
 from ..part import CallPart, Part, RefusalPart, TextPart, ThinkingPart, check_depth
 from .common import SPOKEN, decode_json
@@ -75,7 +76,6 @@ MAX_EARLIER = 5_000
 
 # Requests -------------------------------------------------------------------------------------------------------------
 
-Item = JsonObject
 Metadata = Annotated[dict[str, str], msgspec.Meta(max_length=256)]
 """What a client says of its own, and is told again in each of the larger events: OpenAI lets it have 16 fields."""
 
@@ -230,8 +230,8 @@ class Prompt(msgspec.Struct, frozen=True):
     metadata: JsonObject
 
 
-def prompt(body: Create) -> Prompt:
-    """What ``body`` asks.
+def prompt(body: Create, field: str = "input") -> Prompt:
+    """What ``body`` asks, whose items came in ``field``.
 
     Raises:
         BadRequest: nothing in it that could be answered, or too many messages.
@@ -239,21 +239,25 @@ def prompt(body: Create) -> Prompt:
     """
     given = body.input
     items: list[Item] = [{"type": "message", "role": "user", "content": given}] if isinstance(given, str) else given
-    system, rest = _without_system(items)
-    begin = max([place + 1 for place, item in enumerate(rest) if _is_said(item)], default=0)
-    text = _present_text(rest[begin:])
-    if not text.strip():
-        raise BadRequest("input ends with nothing to be answered: no text, no output of a tool.", param="input")
+    begun = leading(items)
+    system = [text for item in items[:begun] if (text := text_of(item.get("content")))]
+    instructions = "\n\n".join([*([body.instructions] if body.instructions else []), *system])
+    rest = items[begun:]
+    begin = present(rest)
+    text = _present_text(rest[begin:]) if rest else instructions
+    behind = next((place for place in range(len(rest), 0, -1) if not is_said(rest[place - 1])), 0)
+    if not text.strip() or any(item.get("type") == "function_call" for item in rest[behind:]):
+        raise BadRequest(f"{field} ends with nothing to be answered: no text, no output of a tool.", param=field)
     metadata: JsonObject = msgspec.to_builtins(ResponseSettings(**_settings(body)))
     if system:
-        metadata["instructions"] = "\n\n".join([*([body.instructions] if body.instructions else []), *system])
+        metadata["instructions"] = instructions
     if not isinstance(given, str):
         metadata["input"] = given
     check_depth("metadata", metadata)
-    earlier = _earlier(rest[:begin])
+    earlier = _Earlier(rest[:begin]).messages()
     if len(earlier) > MAX_EARLIER:
         raise BadRequest(
-            f"input may have {MAX_EARLIER} messages before what is asked, got {len(earlier)}.", param="input"
+            f"{field} may have {MAX_EARLIER} messages before what is asked, got {len(earlier)}.", param=field
         )
     return Prompt(text=text, earlier=earlier, metadata=metadata)
 
@@ -270,106 +274,134 @@ def _flat_tool(tool: JsonObject) -> JsonObject:
     return {"type": "function", **function} if isinstance(function, dict) else tool
 
 
-def _without_system(items: Iterable[Item]) -> tuple[list[str], list[Item]]:
-    system: list[str] = []
-    rest: list[Item] = []
-    for item in items:
-        if item.get("role") in ("system", "developer"):
-            system.append(_text(item.get("content")))
-        else:
-            rest.append(item)
-    return system, rest
-
-
-def _is_said(item: Item) -> bool:
-    """Whether an item is of the assistant."""
-    return item.get("role") == "assistant" or item.get("type") in ("function_call", "reasoning")
-
-
-def _is_output(item: Item) -> bool:
-    return item.get("type") == "function_call_output"
-
-
-def _text(content: Any) -> str:
-    """The text of a message's content, or of a tool's output: a string, or parts with texts."""
-    if isinstance(content, str):
-        return content
-    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
-
-
 def _kinds(content: Any) -> list[str]:
     return [str(part.get("type", "input")) for part in content if isinstance(part, dict)] if content else []
 
 
 def _present_text(items: Sequence[Item]) -> str:
-    """The text that is to be answered: the user's; else what tools gave; else a name for what there is instead."""
+    """The text that is to be answered: the user's; else what tools gave, or who instructs says; else a name for what
+    there is instead."""
     asked = [item for item in items if item.get("role") == "user"]
-    texts = [text for item in asked if (text := _text(item.get("content")))]
+    texts = [text for item in asked if (text := text_of(item.get("content")))]
     if not texts:
-        texts = [text for item in items if _is_output(item) and (text := _text(item.get("output")))]
+        texts = [text for item in items if is_output(item) and (text := text_of(item.get("output")))]
     if not texts:
         texts = [
             f"[{kind}]" for item in asked if isinstance(item.get("content"), list) for kind in _kinds(item["content"])
         ]
-        texts += ["[function_call_output]" for item in items if _is_output(item)]
+        texts += ["[function_call_output]" for item in items if is_output(item)]
+    if not texts:
+        texts = [text for item in items if is_system(item) and (text := text_of(item.get("content")))]
     return "\n\n".join(texts)
 
 
 class _Turn:
-    """What the assistant said between two messages of the user, and what came of its calls."""
+    """A message of the assistant: what it said between two messages of the user, in one step or in several."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
-        self._outputs: dict[str, tuple[int, str]] = {}  # by call, the last one, and how many parts it came after
+        self.step = 1
+        self._answered = False  # something has come of the calls of this step
+        self._thoughts: list[str] = []  # which belong to what is said next
 
-    def say(self, item: Item) -> None:
-        """Add an item of the assistant's."""
-        if item.get("type") == "function_call":
-            name, arguments = str(item.get("name", "")), str(item.get("arguments", ""))
-            self.parts.append(CallPart(1, str(item.get("call_id", "")), name, arguments))
-            return
-        reasoning = item.get("type") == "reasoning"
-        for kind, text in _said(item.get("summary" if reasoning else "content")):
-            self.parts.append(ThinkingPart(1, text) if reasoning else kind(1, text))
+    def goes_on(self, item: Item) -> bool:
+        """Whether ``item`` belongs to this message: two messages without a call between them are two."""
+        return not (item.get("role") == "assistant" and self.parts and self._is_plain())
 
-    def answer(self, item: Item) -> None:
-        """Add what came of a call, if it is one of these."""
-        if isinstance(id := item.get("call_id"), str):
-            self._outputs[id] = len(self.parts), _text(item.get("output"))
+    def _is_plain(self) -> bool:
+        return not any(isinstance(part, CallPart) and part.step == self.step for part in self.parts)
+
+    def say(self, item: Item) -> CallPart | None:
+        """Add an item of the assistant's; the call, if it is one."""
+        call = item.get("type") == "function_call"
+        if item.get("type") == "reasoning":
+            self._thoughts += [text for _, text in _said(item.get("summary") or item.get("content"))]
+            return None
+        if not call and item.get("role") != "assistant":
+            return None
+        if self.parts and (self._answered or not (call or self._is_plain())):
+            self.step, self._answered = self.step + 1, False
+        self._think()
+        if not call:
+            self.parts += [kind(self.step, text) for kind, text in _said(item.get("content"))]
+            return None
+        id, name, arguments = (str(item.get(field) or "") for field in ("call_id", "name", "arguments"))
+        made = CallPart(self.step, id, name, arguments)
+        self.parts.append(made)
+        return made
+
+    def _think(self) -> None:
+        self.parts += [ThinkingPart(self.step, text) for text in self._thoughts]
+        self._thoughts.clear()
+
+    def answer(self, place: int, output: Any) -> None:
+        """Add what came of the call at ``place``."""
+        call = self.parts[place]
+        assert isinstance(call, CallPart)
+        self.parts[place] = msgspec.structs.replace(call, output=output, success=True)
+        self._answered = self._answered or call.step == self.step
 
     def message(self) -> MessageCreated:
         """All of it as one message."""
-        text = "".join(part.text for part in self.parts if isinstance(part, TextPart | RefusalPart))
-        parts = [self._answered(place, part) for place, part in enumerate(self.parts)]
-        return MessageCreated("", "assistant", text, parts or None)
-
-    def _answered(self, place: int, part: Part) -> Part:
-        if isinstance(part, CallPart):
-            before, output = self._outputs.get(part.id, (0, ""))
-            if place < before:
-                return msgspec.structs.replace(part, output=output, success=True)
-        return part
+        self._think()
+        last = [part for part in self.parts if isinstance(part, TextPart | RefusalPart)]
+        text = "".join(part.text for part in last if part.step == last[-1].step)
+        return MessageCreated("", "assistant", text, self.parts or None)
 
 
-def _earlier(items: Iterable[Item]) -> list[MessageCreated]:
-    """What was said before, as messages: neighbouring items of the assistant are one."""
-    said: list[MessageCreated | _Turn] = []
-    for item in items:
-        last = said[-1] if said else None
-        if _is_output(item):
-            if isinstance(last, _Turn):
-                last.answer(item)
-        elif _is_said(item):
-            if not isinstance(last, _Turn):
-                last = _Turn()
-                said.append(last)
-            last.say(item)
-        elif item.get("role") == "user":
-            content = item.get("content")
-            given = None if isinstance(content, str) else {"input": [item]}
-            said.append(MessageCreated("", "user", _text(content), metadata=given))
-    return [each.message() if isinstance(each, _Turn) else each for each in said]
+class _Earlier:
+    """What was said before, as messages, in the order in which it stands there.
+
+    What came of a call stands with the call, also where something else came in between.
+    """
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._messages: list[MessageCreated | _Turn] = []
+        self._open: dict[str, list[tuple[_Turn, int]]] = {}  # by id: calls of which nothing has come yet
+        self._held: list[Item] = []  # instructions that stand before what comes next
+        for item in items:
+            if is_output(item):
+                self._answer(item)
+            elif is_said(item):
+                self._say(item)
+            elif is_system(item):
+                self._held.append(item)
+            elif item.get("role") == "user":
+                self._ask(item)
+
+    def messages(self) -> list[MessageCreated]:
+        """All of them, without ids."""
+        return [each.message() if isinstance(each, _Turn) else each for each in self._messages]
+
+    def _ask(self, *items: Item) -> None:
+        given, self._held = [*self._held, *items], []
+        text = "\n\n".join(text for item in items if (text := text_of(item.get("content", item.get("output")))))
+        plain = len(given) == 1 and given[0].get("role") == "user" and isinstance(given[0].get("content"), str)
+        self._messages.append(MessageCreated("", "user", text, metadata=None if plain else {"input": given}))
+
+    def _say(self, item: Item) -> None:
+        if self._held:
+            self._ask()
+        last = self._messages[-1] if self._messages else None
+        if not isinstance(last, _Turn) or not last.goes_on(item):
+            last = _Turn()
+            self._messages.append(last)
+        if (call := last.say(item)) is not None:
+            self._open.setdefault(call.id, []).append((last, len(last.parts) - 1))
+
+    def _answer(self, item: Item) -> None:
+        id = item.get("call_id")
+        calls = self._open.get(id) if isinstance(id, str) else None
+        if not calls:
+            self._ask(item)  # of a call that nobody knows: its words are said all the same
+            return
+        # Some count their calls anew in each step: it is of the newest step, and there of the first that is open.
+        turn, place = calls[-1]
+        first = len(calls) - 1
+        while first and calls[first - 1][0] is turn and turn.parts[calls[first - 1][1]].step == turn.parts[place].step:
+            first -= 1
+        turn, place = calls.pop(first)
+        turn.answer(place, output_of(item))
 
 
 _SAID: dict[str, type[TextPart | RefusalPart]] = {"text": TextPart, "refusal": RefusalPart}
@@ -416,23 +448,42 @@ def _flat_format(given: JsonObject) -> JsonObject:
 
 
 def _chat_items(message: Item) -> list[Item]:
-    if message.get("role") == "tool":
-        return [{"type": "function_call_output", "call_id": message.get("tool_call_id", ""),
-                 "output": _text(message.get("content"))}]  # fmt: skip
-    items: list[Item] = []
-    content = message.get("content")
-    if content or not (message.get("tool_calls") or message.get("refusal")):
-        items.append({"type": "message", "role": message.get("role", "user"), "content": content or ""})
-    if message.get("refusal") and message.get("role") == "assistant":
-        refusal = {"type": "refusal", "refusal": message["refusal"]}
-        items.append({"type": "message", "role": "assistant", "content": [refusal]})
+    role = message.get("role", "user")
+    if role in ("tool", "function"):
+        id = message.get("tool_call_id") if role == "tool" else message.get("name")
+        return [
+            {
+                "type": "function_call_output",
+                "call_id": id or "",
+                "output": output_of({"output": message.get("content")}),
+            }
+        ]
+    content, items = message.get("content"), []
+    calls = _chat_calls(message) if role == "assistant" else []
+    if role == "assistant" and message.get("refusal"):
+        said = [{"type": "output_text", "text": content}] if isinstance(content, str) and content else content or []
+        content = [*(said if isinstance(said, list) else []), {"type": "refusal", "refusal": message["refusal"]}]
+    if role == "assistant" and isinstance(thought := message.get("reasoning_content"), str) and thought:
+        items.append({"type": "reasoning", "summary": [{"type": "summary_text", "text": thought}]})
+    if content or not calls:
+        items.append({"type": "message", "role": role, "content": content or ""})
+    return items + calls
+
+
+def _chat_calls(message: Item) -> list[Item]:
     calls = message.get("tool_calls")
-    for call in calls if isinstance(calls, list) else ():
-        function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict):
-            items.append({"type": "function_call", "call_id": call.get("id", ""), "name": function.get("name", ""),
-                          "arguments": function.get("arguments", "")})  # fmt: skip
-    return items
+    functions = [
+        (call.get("id"), function)
+        for call in (calls if isinstance(calls, list) else ())
+        if isinstance(call, dict) and isinstance(function := call.get("function"), dict)
+    ]
+    if isinstance(old := message.get("function_call"), dict):  # as it was before there could be several
+        functions.append((old.get("name"), old))
+    return [
+        {"type": "function_call", "call_id": id or "", "name": function.get("name", ""),
+         "arguments": function.get("arguments", "")}
+        for id, function in functions
+    ]  # fmt: skip
 
 
 # Requests to facts ----------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ async def complete(request: Request) -> Reply:
     if body.n not in (None, 1):
         raise BadRequest("An agent gives one answer: n must be 1.", param="n")
     create = await request.aside(responses_api.from_chat, body)
-    asked = await request.aside(responses_api.prompt, create)
+    asked = await request.aside(responses_api.prompt, create, "messages")
     if body.stream:
         await _reserve(request, create)
     run = await _begin(request, create, asked)
