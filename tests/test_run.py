@@ -171,6 +171,22 @@ async def test_which_agent_answers(stage: Stage) -> None:
     assert [(await stage.ended(sent)).data["message"]["text"] for sent in chosen] == ["c", "b", "a"]
 
 
+async def test_what_an_agent_says_at_once_comes_before_the_answer_to_the_message(stage: Stage) -> None:
+    """It is on its way to the disk when the message's sender hears that it was stored."""
+    session, handed = await stage.session(), list[str]()
+    inner = stage.store.inner
+
+    def append(name: str, drafts: Sequence[Draft], **options: Any) -> Any:
+        handed.extend(draft.type for draft in drafts)
+        return inner.append(name, drafts, **options)
+
+    stage.store.append = append  # type: ignore[method-assign]
+    sent = await stage.runner(echo).send(session, "hello")
+
+    assert handed == ["message.created", "run.started", "text.delta"]
+    await stage.ended(sent)
+
+
 # The same key ---------------------------------------------------------------------------------------------------------
 
 

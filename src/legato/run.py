@@ -373,9 +373,14 @@ class Runner:
         except Exception as exc:
             _tell(stored, exc)
         else:
-            _tell(stored, appended)
-            if appended.lease is not None:
-                await self._drive(appended.lease, begun=True)
+            tell = functools.partial(_tell, stored, appended)
+            if appended.lease is None:
+                tell()
+                return
+            # Two rounds later what the agent says at once is on its way to the disk, and who sent the message is
+            # answered while that writes.
+            self.load.soon(lambda: self.load.soon(tell))
+            await self._drive(appended.lease, begun=True)
 
     async def _drive(self, lease: Lease, *, begun: bool) -> None:
         try:
