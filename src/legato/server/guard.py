@@ -12,6 +12,7 @@ A browser says of each request which name it was sent to (``Host``) and, of most
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ HEAD: list[tuple[bytes, bytes]] = [
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,255})(?::(\d{0,5}))?", re.ASCII)
+_AUTHORITY_LENGTH = 262
 
 
 def authority(text: str) -> tuple[str, int | None] | None:
@@ -40,6 +42,11 @@ def authority(text: str) -> tuple[str, int | None] | None:
 
     Case, a dot at the end and the ways to write an address make no difference. An IPv6 address is without brackets.
     """
+    return _authority(text) if len(text) <= _AUTHORITY_LENGTH else None
+
+
+@functools.lru_cache(256)  # a server is asked by few names, and reading an address takes some 8 µs
+def _authority(text: str) -> tuple[str, int | None] | None:
     match = _AUTHORITY.fullmatch(text.lower())
     if match is None or (match[2] and int(match[2]) > 65_535):
         return None
