@@ -27,6 +27,7 @@ from legato.event import (
     NotificationCreated,
     PermissionRequested,
     PermissionResolved,
+    RunStarted,
     RunWithdrawn,
 )
 from legato.execution import Limits
@@ -378,3 +379,12 @@ async def test_a_message_through_each_dialect_reads_no_more_the_longer_its_sessi
                     pass
             costs.append(store.events - before)
         assert max(costs[30:]) <= max(costs[5:15])
+
+
+def test_who_answers_a_run_is_known() -> None:
+    """The agent of a run that has begun, by its name; of one that began again, the last."""
+    contents = Contents()
+    for offset, name in enumerate(["a", "b"], 1):
+        contents.take(Event(RunStarted(name, offset), offset, 0.0, "r"))
+
+    assert {"r": "b"} == contents.agents

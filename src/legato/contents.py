@@ -106,6 +106,7 @@ class Contents:
             self._message(event, fact)
         elif isinstance(fact, RunStarted):
             self.began.setdefault(event.run or "", self.ended)
+            self.agents[event.run] = fact.agent
         elif isinstance(fact, Terminal):
             self.began.setdefault(event.run or "", self.ended)
             self.ended = event.offset
@@ -115,8 +116,6 @@ class Contents:
                 self.entries.insert(place, answer)
         elif isinstance(fact, SessionRewound):
             self.entries = rewound(self.entries, fact, event.offset)
-        elif isinstance(fact, RunStarted):
-            self.agents[event.run] = fact.agent
         elif isinstance(fact, RunWithdrawn):
             self.withdrawn.add(fact.run)
             self.left.discard(fact.run)
