@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from facts import draft
+from held_store import quiet
 from legato.errors import (
     IllegalTransition,
     InvalidInput,
@@ -466,11 +467,70 @@ async def test_readers_share_events_after_a_restart(tmp_path: Path) -> None:
         await log.append(text())
     async with opened(tmp_path / "log.db") as store:
         pages = await asyncio.gather(*[store.read("s", 0) for _ in range(20)])
-        objects = [{id(page[number]) for page in pages} for number in range(3)]
 
-        # As many reads as there are threads may have begun before the first one ended.
-        assert all(len(ids) <= sqlite.READERS for ids in objects)
+        assert all(1 == len({id(page[number]) for page in pages}) for number in range(3))
         assert (await store.read("s", 0))[2] is (await store.read("s", 2))[0]
+
+
+async def test_sessions_are_read_side_by_side(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many readers wait for one session, those of others are not behind them; and each is read once."""
+    names = [f"s{number}" for number in range(10)]
+    for name in names:
+        await begin(store, name)
+        store._tail.forget(name)
+    asked, go_on, ask = [], asyncio.Event(), store._ask
+
+    async def hold(*query: Any) -> Any:
+        asked.append(query)
+        await go_on.wait()
+        return await ask(*query)
+
+    monkeypatch.setattr(store, "_ask", hold)
+    reads = [asyncio.ensure_future(store.read(name, 0)) for name in names for _ in range(5)]
+    await quiet()
+    assert 10 == len(asked)
+    go_on.set()
+    assert [[1, 2]] * 50 == [[event.offset for event in await read] for read in reads]
+    assert 10 == len(asked)
+
+
+async def test_what_all_can_see_waits_for_no_commit(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads a session from the disk waits for a commit that is under way if it may be about that session."""
+    for name in ("s", "other"):
+        await begin(store, name)
+        store._tail.forget(name)
+    deliver, held, committed = store._deliver, [], asyncio.Event()
+
+    def hold(*group: Any) -> None:
+        held.append(group)
+        committed.set()
+
+    monkeypatch.setattr(store, "_deliver", hold)
+    append = asyncio.ensure_future(store.append("s", [text()]))
+    await committed.wait()
+    blocked = asyncio.ensure_future(store.read("s", 0))
+
+    assert [1, 2] == [event.offset for event in await store.read("other", 0)]
+    assert not blocked.done()
+    deliver(*held.pop())
+    assert [1, 2, 3] == [event.offset for event in await blocked]
+    await append
+
+
+async def test_who_watches_for_others_asks_the_disk_for_nothing(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader without deltas who has seen the last event that is none is at the head, whatever the tail holds."""
+    log = await begin(store)
+    await log.append(text())
+    store._tail.forget("s")
+    await log.append(text())
+    watched = Watched(store, monkeypatch)
+
+    assert [] == await store.read("s", 2, deltas=False)
+    assert [] == watched.asked
+    assert [2] == [event.offset for event in await store.read("s", 1, deltas=False)]
+    assert ["reader"] == watched.asked
 
 
 async def test_readers_who_are_behind_share_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,9 +645,9 @@ class Watched:
         self.asked: list[str] = []
         ask, submit = store._ask, store._submit
 
-        async def asking(query: Any) -> Any:
+        async def asking(*query: Any) -> Any:
             self.asked.append("reader")
-            return await ask(query)
+            return await ask(*query)
 
         def submitting(request: Any) -> Any:
             if isinstance(request, sqlite_writer.Inform):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 
 import pytest
@@ -115,9 +116,9 @@ def test_bound_of_events() -> None:
 
 
 def test_bound_of_sessions() -> None:
-    """The session that was not used for longest goes first."""
+    """A session that was used since room was made the last time stays; one that was not goes."""
     tail = TailCache(sessions=2)
-    for session in "ab":
+    for session in "xab":
         put(tail, session, events(1))
     tail.read("a", 0, 1)
     put(tail, "c", events(1))
@@ -146,6 +147,17 @@ def test_many_sessions_share_the_bytes() -> None:
 
     assert 50 == len(tail)
     assert all(tail.read(str(session), 191, 10) is not None for session in range(50))
+
+
+def test_what_has_just_come_is_there() -> None:
+    """Of sessions that are used in any order, none loses what its readers have not looked at yet."""
+    tail, order = TailCache(bytes=50 * 20 * (EVENT_BYTES + 100)), random.Random(1)
+    for offset in range(1, 200, 2):
+        for new in (offset, offset + 1):
+            for session in order.sample(range(50), 50):
+                put(tail, str(session), events(new))
+        found = [tail.read(str(session), offset - 1, 10) for session in range(50)]
+        assert [[offset, offset + 1]] * 50 == [offsets(each) for each in found]
 
 
 def test_who_is_idle_makes_room() -> None:

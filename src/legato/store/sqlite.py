@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -74,6 +75,8 @@ logger = logging.getLogger("legato")
 
 READERS = 2
 """Threads that read. A page is short work; the second thread is there for when the disk keeps the first one waiting."""
+READS = 16
+"""Sessions of which a page is read at the same time: most of it is waiting for a turn of the loop, and for a commit."""
 MAX_INTEGER = 2**63 - 1
 LOOKS = 10_000
 """Sessions of which it is known without asking what they look like,"""
@@ -181,7 +184,8 @@ class SQLiteStore:
         self._reader = threading.local()
         self._reader_connections: list[apsw.Connection] = []
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="legato-sqlite-reader")
-        self._reading = asyncio.Semaphore(READERS)
+        self._reading = asyncio.Semaphore(READS)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # to read a session
         self._writer = Writer(
             self._path, self._connection, self._journal, self._clock, self._delivered_by_writer, self._lock.keep
         )
@@ -345,7 +349,8 @@ class SQLiteStore:
         events = self.peek(session, after, limit=limit, deltas=deltas)
         if events is not None:
             return events
-        async with self._reading:
+        turn = self._turns.setdefault(session, asyncio.Lock())
+        async with turn, self._reading:
             # Somebody may have read the same meanwhile: after a restart, all readers of a session come at once.
             events = self.peek(session, after, limit=limit, deltas=deltas)
             if events is None and deltas and limit >= READ_LIMIT:
@@ -388,7 +393,8 @@ class SQLiteStore:
         journal, evictions = self._journal, self._tail.evictions
         # The journal is looked at first, then the file: see read_page.
         page = await self._ask(
-            lambda connection: read_page(connection, session, after, limit, deltas, journal.after(session))
+            lambda connection: read_page(connection, session, after, limit, deltas, journal.after(session)),
+            lambda page: self._is_visible(session, page),
         )
         if deltas and page.last:
             self._tail.seed(session, after, page.events, page.sizes, evictions)
@@ -399,9 +405,10 @@ class SQLiteStore:
         if self._writer is None:
             self._check_open()
         events = self._tail.read(session, after, limit, deltas=deltas)
-        if events is None and (look := self._looks.get(session)) is not None and after >= look.state.head:
-            return []  # as readers at the head of a log ask that nobody has written to for long
-        return events
+        if events is not None or (look := self._looks.get(session)) is None:
+            return events
+        # As readers at the head of a log ask that nobody has written to for long, and whoever watches for others.
+        return [] if after >= (look.state.head if deltas else look.state.whole) else None
 
     async def info(self, session: str) -> SessionInfo:
         """See ``Store.info``. Without a query for sessions that were written to, or asked for, of late."""
@@ -468,13 +475,20 @@ class SQLiteStore:
             "tail_bytes": self._tail.bytes,
         }
 
-    async def _ask(self, query: Callable[[apsw.Connection], T]) -> T:
+    def _is_visible(self, session: str, page: Page) -> bool:
+        """Whether it is known that all readers can see as much."""
+        look = self._looks.get(session)
+        return look is not None and bool(page.events) and page.events[-1].offset <= look.state.head
+
+    async def _ask(self, query: Callable[[apsw.Connection], T], is_visible: Callable[[T], bool] | None = None) -> T:
         """What ``query`` finds on the disk, once everything that it may have found is visible to all readers."""
         writer = self._check_open()
         try:
             answer = await self._loop.run_in_executor(self._readers, self._query, query)
         except (apsw.Error, msgspec.MsgspecError) as exc:
             raise store_error(exc, self._path) from exc
+        if is_visible is not None and is_visible(answer):
+            return answer
         begun = writer.begun
         while self._delivered < begun:
             await asyncio.shield(self._delivery)

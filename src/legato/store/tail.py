@@ -23,7 +23,7 @@ EVENT_BYTES = 950
 """What an event costs in memory beside its data: the objects, its encoded bytes in one dialect, and what is lost
 between them, as the growth of a process shows it."""
 FEW = 8
-"""A tail with no more events than so is let go whole."""
+"""A tail with no more events than so loses none while it is used."""
 SLACK = 4
 """A list is trimmed when it is 1/SLACK longer than it may be, so that an event is moved O(1) times."""
 
@@ -38,9 +38,10 @@ class _Tail:
     It is never the longer one.
     """
 
-    __slots__ = ("bytes", "events", "floor", "head", "sizes", "whole", "whole_floor", "whole_sizes")
+    __slots__ = ("bytes", "events", "floor", "head", "sizes", "used", "whole", "whole_floor", "whole_sizes")
 
     def __init__(self, floor: Offset) -> None:
+        self.used = True  # since it was last looked at for room
         self.floor = self.whole_floor = self.head = floor
         self.events: list[Event] = []
         self.sizes: list[int] = []
@@ -67,7 +68,7 @@ class _Tail:
 
 
 class TailCache:
-    """The newest events of the most recently used sessions.
+    """The newest events of the sessions that were used of late.
 
     Args:
         events: kept of one session at most (of those that are no deltas, as many again).
@@ -80,7 +81,7 @@ class TailCache:
         self._most = events + events // SLACK
         self._bytes = bytes
         self._sessions = sessions
-        self._tails: OrderedDict[str, _Tail] = OrderedDict()
+        self._tails: OrderedDict[str, _Tail] = OrderedDict()  # in the order in which they are looked at for room
         self._held = 0
         self.evictions = 0
 
@@ -123,7 +124,7 @@ class TailCache:
         tail = self._tails.get(session)
         if tail is None:
             return None
-        self._tails.move_to_end(session)
+        tail.used = True
         if not deltas:
             return tail.whole_after(after, limit)
         if after < tail.floor:
@@ -145,7 +146,7 @@ class TailCache:
             self.evictions += 1
 
     def _grow(self, session: str, tail: _Tail, events: Sequence[Event], sizes: Sequence[int]) -> None:
-        self._tails.move_to_end(session)
+        tail.used = True
         before = tail.bytes
         for event, size in zip(events, sizes, strict=True):
             cost = size + EVENT_BYTES
@@ -167,17 +168,22 @@ class TailCache:
             self._shrink()
 
     def _shrink(self) -> None:
-        """Take from the session that was not used for longest an eighth of its events, or all, if they are few.
+        """Let go of the session whose turn it is, unless it has been used since its last turn; then take an eighth of
+        its events, if those are not few.
 
-        So sessions that are used in turn share the room evenly, however many they are, and idle ones make room.
+        So sessions that are used share the room evenly, however many they are, and idle ones make room. What has just
+        come is still there when its readers look.
         """
         session, tail = next(iter(self._tails.items()))
-        if len(tail.events) <= FEW or len(self._tails) > self._sessions:
+        if not tail.used:
             self.forget(session)
             return
-        self._held -= tail.bytes
-        tail.trim(len(tail.events) * 7 // 8)
-        self._held += tail.bytes
+        self._tails.move_to_end(session)
+        tail.used = False
+        if len(tail.events) > FEW:
+            self._held -= tail.bytes
+            tail.trim(len(tail.events) * 7 // 8)
+            self._held += tail.bytes
 
 
 class BlockCache:
