@@ -1,115 +1,69 @@
-"""Behind nginx and HAProxy, with their own defaults and as docs/deploy.md says: a stream passes as it is written."""
+"""Behind nginx, HAProxy and Caddy, as docs/deploy.md says and as others have them: streams pass as they are written."""
 
 from __future__ import annotations
 
 import contextlib
-import re
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from playwright.sync_api import Browser
 
+from browser import browsing
 from driving import data
+from fronts import BUFFERING, COMPRESSING, DOCUMENTED, client, free_port, front, until_ready
 from legato.sse import Decoder, SSEMessage
-from machine import program
 from processes import Server, running
 
-DEPLOY = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text()
+KINDS = (*DOCUMENTED, BUFFERING, *COMPRESSING)
 
 AGENT = '''
+import asyncio
+from pathlib import Path
+
+
 async def agent(turn):
     """Says a word, and the next one only when the last has been read on the other side of the proxy."""
-    for word in ("one ", "two ", "three "):
-        yield word
-        await turn.ask_permission("Next", "Go on?", timeout=None)
+    if turn.message.text == "ask":
+        for word in ("one ", "two ", "three "):
+            yield word
+            await turn.ask_permission("Next", "Go on?", timeout=None)
+    else:
+        yield "one "
+        while not Path(turn.message.text).exists():
+            await asyncio.sleep(0.01)
+        yield "two "
 '''
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    file = tmp_path / "word.py"
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    file = folder / "word.py"
     file.write_text(AGENT)
     command = ("legato", "serve", str(file), "--port", "0", "--allow-host", "chat.example.com")
-    with running(*command, "--store", f"sqlite:///{tmp_path / 'log.db'}") as server:
+    with running(*command, "--store", f"sqlite:///{folder / 'log.db'}") as server:
         yield server
 
 
-def documented(language: str, heading: str) -> str:
-    """The configuration under a heading of docs/deploy.md."""
-    found = re.search(rf"### {heading}\n\n```{language}\n(.*?)```", DEPLOY, re.DOTALL)
-    assert found
-    return found[1]
+def place(server: Server) -> str:
+    return server.url.removeprefix("http://")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def nginx(folder: Path, server: Server, port: int, *, as_documented: bool) -> list[str]:
-    """The command; with nothing but ``proxy_pass``, HTTP/1.0 to the server, and compression, or as documented."""
-    binary = program("nginx")
-    if as_documented:
-        block = documented("nginx", "nginx").replace("127.0.0.1:8088", server.url.removeprefix("http://"))
-        block = block.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};").replace("    http2 on;\n", "")
-    else:
-        block = (
-            f"gzip on; gzip_types *; server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {server.url}; }} }}"
-        )
-    temporary = "".join(
-        f"{name}_temp_path {folder / name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    config = folder / "nginx.conf"
-    config.write_text(
-        f"daemon off; pid {folder / 'pid'}; error_log stderr;\n"
-        f"events {{}}\nhttp {{ access_log off;\n{temporary}{block}\n}}\n"
-    )
-    return [binary, "-e", "stderr", "-p", str(folder), "-c", str(config)]
-
-
-def haproxy(folder: Path, server: Server, port: int) -> list[str]:
-    """The command, as documented but for TLS."""
-    binary = program("haproxy")
-    text = documented("", "HAProxy").replace("127.0.0.1:8088", server.url.removeprefix("http://"))
-    config = folder / "haproxy.cfg"
-    config.write_text(re.sub(r"bind :443 .*", f"bind 127.0.0.1:{port}", text))
-    return [binary, "-db", "-f", str(config)]
-
-
-@contextlib.contextmanager
-def proxied(kind: str, folder: Path, server: Server) -> Iterator[httpx2.Client]:
-    """A client on the far side of a proxy."""
-    port = free_port()
-    if kind == "haproxy":
-        command = haproxy(folder, server, port)
-    else:
-        command = nginx(folder, server, port, as_documented=kind == "nginx, as documented")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as proxy:
-        try:
-            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
-                until_ready(client, proxy)
-                yield client
-        finally:
-            proxy.send_signal(signal.SIGTERM)
-
-
-def until_ready(client: httpx2.Client, proxy: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 30  # a safety net
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx2.TransportError):
-            if client.get("/ready").status_code == 200:
-                return
-        if proxy.poll() is not None:
-            raise AssertionError(proxy.stdout.read() if proxy.stdout else "")
-        time.sleep(0.02)
-    raise AssertionError("The proxy does not answer.")
+@pytest.fixture(scope="module")
+def proxied(kind: str, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    """A client on the far side of a proxy, one at a time."""
+    with front(kind, tmp_path_factory.mktemp("front"), place(server)) as address, client(address) as there:
+        until_ready(there)
+        yield there
 
 
 def received(response: httpx2.Response) -> Iterator[SSEMessage]:
@@ -119,55 +73,215 @@ def received(response: httpx2.Response) -> Iterator[SSEMessage]:
 
 
 def through(client: httpx2.Client, session: str, last: str | None = None) -> Any:
-    headers = {"accept-encoding": "gzip", "host": "localhost"} | ({"last-event-id": last} if last else {})
+    headers = {"accept-encoding": "gzip"} | ({"last-event-id": last} if last else {})
     return client.stream("GET", f"/stream?sessionId={session}&client=legato", headers=headers)
 
 
-@pytest.mark.parametrize("kind", ["nginx, by itself", "nginx, as documented", "haproxy"])
-def test_a_stream_passes_event_by_event_and_resumes(kind: str, tmp_path: Path, server: Server) -> None:
+def test_a_stream_passes_event_by_event_and_resumes(proxied: httpx2.Client) -> None:
     """The agent waits until each word has been read: a proxy that held one back would hold the test (to its bound)."""
-    with proxied(kind, tmp_path, server) as client:
-        session = client.post("/api/sessions", json={}).json()["id"]
-        with through(client, session) as response:
-            messages = received(response)
-            assert next(messages).event == "connected"  # at once: nothing has been said yet
-            sent = client.post(f"/api/sessions/{session}/messages", json={"text": "go"}).json()
-            words = []
-            last = ""
-            for message in messages:
-                if message.event == "content":
-                    words.append(data(message)["content"])
-                elif message.event == "permission":
-                    last = message.id or ""
-                    if len(words) == 2:
-                        break
-                    client.post(f"/api/permissions/{data(message)['id']}/grant")
-        asked = data(message)["id"]
-        with through(client, session, last) as response:
-            messages = received(response)
-            assert next(messages).id == last
-            client.post(f"/api/permissions/{asked}/grant")
-            for message in messages:
-                if message.event == "content":
-                    words.append(data(message)["content"])
-                elif message.event == "permission":
-                    client.post(f"/api/permissions/{data(message)['id']}/grant")
-                elif message.event == "complete":
+    client = proxied
+    session = client.post("/api/sessions", json={}).json()["id"]
+    with through(client, session) as response:
+        messages = received(response)
+        assert next(messages).event == "connected"  # at once: nothing has been said yet
+        sent = client.post(f"/api/sessions/{session}/messages", json={"text": "ask"}).json()
+        words = []
+        last = ""
+        for message in messages:
+            if message.event == "content":
+                words.append(data(message)["content"])
+            elif message.event == "permission":
+                last = message.id or ""
+                if len(words) == 2:
                     break
-        assert ["one ", "two ", "three "] == words
-        assert sent["runId"] == data(message)["runId"]
+                client.post(f"/api/permissions/{data(message)['id']}/grant")
+    asked = data(message)["id"]
+    with through(client, session, last) as response:
+        messages = received(response)
+        assert next(messages).id == last
+        client.post(f"/api/permissions/{asked}/grant")
+        for message in messages:
+            if message.event == "content":
+                words.append(data(message)["content"])
+            elif message.event == "permission":
+                client.post(f"/api/permissions/{data(message)['id']}/grant")
+            elif message.event == "complete":
+                break
+    assert ["one ", "two ", "three "] == words
+    assert sent["runId"] == data(message)["runId"]
 
 
-@pytest.mark.parametrize("kind", ["nginx, as documented", "haproxy"])
-@pytest.mark.parametrize("place", ["chat.example.com", "chat.example.com:8443"])
-def test_the_servers_own_page_may_send(kind: str, place: str, tmp_path: Path, server: Server) -> None:
+def of_mix(client: httpx2.Client, text: str) -> tuple[str, str, Any]:
+    session = client.post("/api/sessions", json={}).json()["id"]
+    client.post(f"/api/sessions/{session}/messages", json={"text": text})
+    return "GET", f"/stream?sessionId={session}&from=start", None
+
+
+def of_responses(client: httpx2.Client, text: str) -> tuple[str, str, Any]:
+    return "POST", "/v1/responses", {"input": text, "stream": True}
+
+
+def of_a_response_that_was_begun(client: httpx2.Client, text: str) -> tuple[str, str, Any]:
+    begun = client.post("/v1/responses", json={"input": text, "background": True}).json()
+    return "GET", f"/v1/responses/{begun['id']}?stream=true", None
+
+
+def of_chat(client: httpx2.Client, text: str) -> tuple[str, str, Any]:
+    return (
+        "POST",
+        "/v1/chat/completions",
+        {"model": "agent", "stream": True, "messages": [{"role": "user", "content": text}]},
+    )
+
+
+def of_deva(client: httpx2.Client, text: str) -> tuple[str, str, Any]:
+    thread = client.post("/api/sdk/chat", json={}).json()["id"]
+    message = client.post(f"/api/sdk/chat/{thread}/messages", json={"text": text}).json()["id"]
+    return "POST", f"/api/sdk/chat/{thread}/messages/{message}/query/stream", None
+
+
+@pytest.mark.parametrize("begin", [of_mix, of_responses, of_a_response_that_was_begun, of_chat, of_deva])
+@pytest.mark.parametrize("coding", ["gzip", "zstd, br, gzip", "identity"])
+def test_no_stream_is_held(begin: Any, coding: str, proxied: httpx2.Client, tmp_path: Path) -> None:
+    """Whatever its first bytes are, and however the proxy comes to read them: by chance, so several times. What is held
+    would be held to the answer's end, and that comes when its first word has been read."""
+    for number in range(5):
+        file = tmp_path / str(number)
+        method, path, body = begin(proxied, str(file))
+        with proxied.stream(method, path, json=body, headers={"accept-encoding": coding}, timeout=20) as response:
+            assert response.status_code == 200
+            assert response.headers.get("content-encoding", "identity") in ("identity", "gzip")  # nginx
+            text = ""
+            for piece in response.iter_text():
+                text += piece
+                if "one " in text:
+                    file.touch()
+                if "two " in text:
+                    break
+
+
+@pytest.mark.parametrize("field", ["x-forwarded-for", "forwarded", "via"])
+def test_only_proxies_are_told_that_nothing_is_encoded(field: str, server: Server) -> None:
+    """HTTP would rather have no Content-Encoding where there is none."""
+    with httpx2.Client(base_url=server.url, trust_env=False) as direct:
+        session = direct.post("/api/sessions", json={}).json()["id"]
+        with through(direct, session) as response:
+            assert "content-encoding" not in response.headers
+        url = f"/stream?sessionId={session}"
+        with direct.stream("GET", url, headers={field: "for=10.0.0.1"}) as response:
+            assert response.headers["content-encoding"] == "identity"
+
+
+def test_a_stream_of_which_nothing_has_been_said_begins_at_once(server: Server, tmp_path: Path) -> None:
+    """With a comment: an answer that waits has nothing else to say, and some proxies hold a head without a body."""
+    with httpx2.Client(base_url=server.url, trust_env=False, timeout=20) as direct:
+        for begin in (of_responses, of_chat, of_deva):
+            file = tmp_path / begin.__name__
+            method, path, body = begin(direct, str(file))
+            with direct.stream(method, path, json=body) as response:
+                assert next(response.iter_raw()).startswith(b":\n")
+            file.touch()
+        response = of_a_response_that_was_begun(direct, str(tmp_path / "resumed"))
+        url = f"{response[1]}&starting_after=0"
+        with direct.stream("GET", url, headers={"via": "1.1 proxy"}) as resumed:
+            assert next(resumed.iter_raw()).startswith(b":\n")
+        (tmp_path / "resumed").touch()
+
+
+@pytest.mark.parametrize("kind", ["nginx", "HAProxy"], scope="function")  # which take any name that is asked for
+@pytest.mark.parametrize("where", ["chat.example.com", "chat.example.com:8443"])
+def test_the_servers_own_page_may_send(kind: str, where: str, server: Server, tmp_path: Path) -> None:
     """Whatever port it was opened at; another site's page may not, and no other name is answered."""
-    with proxied(kind, tmp_path, server) as client:
+    with front(kind, tmp_path, place(server)) as address, client(address) as there:
+        until_ready(there)
         for host, origin, status in (
-            (place, f"https://{place}", 201),
-            (place, "https://evil.test", 403),
-            (place, "https://chat.example.com:9443", 403),
+            (where, f"https://{where}", 201),
+            (where, "https://evil.test", 403),
+            (where, "https://chat.example.com:9443", 403),
             ("evil.test", "https://evil.test", 421),
         ):
-            answer = client.post("/api/sessions", json={}, headers={"host": host, "origin": origin})
+            answer = there.post("/api/sessions", json={}, headers={"host": host, "origin": origin})
             assert answer.status_code == status
+
+
+# While the server is away ---------------------------------------------------------------------------------------------
+
+AWAY = [
+    # method, path, Accept, whether it is told to come back
+    ("GET", "/stream?sessionId=s", "text/event-stream", True),
+    ("GET", "/api/sdk/anything", "text/event-stream", True),
+    ("GET", "/v10/stream", "text/event-stream", True),
+    ("GET", "/v1/responses/r?stream=true", "text/event-stream", False),
+    ("POST", "/v1/responses", "text/event-stream", False),
+    ("POST", "/api/sessions", "text/event-stream", False),
+    ("GET", "/stream?sessionId=s", "*/*", False),
+    ("GET", "/stream?sessionId=s", "application/json", False),
+    ("GET", "/api/sessions", "application/json", False),
+    ("DELETE", "/api/sessions/s", "*/*", False),
+]
+
+
+@pytest.mark.parametrize("kind", DOCUMENTED, scope="function")
+def test_only_an_eventsource_is_told_to_come_back(kind: str, tmp_path: Path) -> None:
+    """All others hear that the server is away; what takes a stream's end for an answer's is told no end."""
+    with front(kind, tmp_path, f"127.0.0.1:{free_port()}") as address:
+        with contextlib.ExitStack() as stack:
+            there = stack.enter_context(client(address))
+            if kind == "Caddy":  # which waits: asked all at once
+                pool = stack.enter_context(ThreadPoolExecutor(len(AWAY)))
+                answers = list(pool.map(lambda row: there.request(row[0], row[1], headers={"accept": row[2]}), AWAY))
+            else:
+                answers = [there.request(row[0], row[1], headers={"accept": row[2]}) for row in AWAY]
+        for row, answer in zip(AWAY, answers, strict=True):
+            if row[3]:
+                assert (answer.status_code, answer.text) == (200, "retry: 1000\n\n"), row
+                assert answer.headers["content-type"].partition(";")[0] == "text/event-stream"
+            else:
+                assert answer.status_code in (502, 503), row
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browsing() as browser:
+        yield browser
+
+
+@pytest.mark.parametrize("kind", DOCUMENTED, scope="function")
+def test_a_browsers_eventsource_outlives_a_deploy(kind: str, tmp_path: Path, chromium: Browser) -> None:
+    """It is at the proxy while nobody is behind it, and does not give up."""
+    agent = tmp_path / "word.py"
+    agent.write_text('async def agent(turn):\n    yield f"<{turn.message.text}>"\n')
+    port = free_port()
+    command = ("legato", "serve", str(agent), "--port", str(port), "--store", f"sqlite:///{tmp_path / 'log.db'}")
+    with front(kind, tmp_path, f"127.0.0.1:{port}") as address, client(address) as there:
+        with running(*command) as server:
+            until_ready(there)
+            session = there.post("/api/sessions", json={}).json()["id"]
+            page = chromium.new_context(ignore_https_errors=True, bypass_csp=True).new_page()
+            page.goto(f"{address}/docs")
+            page.evaluate(
+                """(session) => {
+                    window.words = [];
+                    window.opened = 0;
+                    window.lost = 0;
+                    const stream = window.stream = new EventSource(`/stream?sessionId=${session}&client=legato`);
+                    stream.addEventListener("content", (event) => words.push(JSON.parse(event.data).content));
+                    stream.addEventListener("connected", () => opened++);
+                    stream.addEventListener("error", () => lost++);
+                }""",
+                session,
+            )
+            page.wait_for_function("window.opened === 1")
+            there.post(f"/api/sessions/{session}/messages", json={"text": "one"})
+            page.wait_for_function("words.includes('<one>')")
+            server.process.terminate()
+            server.stopped()
+        # The end of the stream is one, what the proxy says to its next attempt is another (Caddy says it after 5 s).
+        page.wait_for_function("lost >= 2 || stream.readyState === 2", timeout=30_000)
+        assert page.evaluate("stream.readyState") != 2, "The EventSource has given up."
+        with running(*command):
+            until_ready(there)
+            there.post(f"/api/sessions/{session}/messages", json={"text": "two"})
+            page.wait_for_function("words.length === 2", timeout=30_000)
+        assert page.evaluate("words") == ["<one>", "<two>"]
+        page.context.close()

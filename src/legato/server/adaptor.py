@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from ..caller import Caller
 from ..errors import Draining, InvalidInput, LegatoError, Overloaded, StoreError
 from ..fault import contained
+from ..sse import HEARTBEAT
 from .crowd import Line
 from .life import Life
 from .operation import RETRY_AFTER, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
@@ -36,6 +37,8 @@ SEND_BODY = "legato.send"
 """In a scope: the ``send`` that the application was given, before anything of its own looked at the head."""
 
 
+FORWARDED = ("x-forwarded-for", "forwarded", "via")
+"""Fields of a request that has come by way of a proxy."""
 LONG = 0.05
 """Seconds after which it is looked whether who asked to read something is still there."""
 
@@ -222,11 +225,13 @@ class Adaptor:
         subscription = await request.sessions.follow(
             request.caller, reply.session, reply.after, heartbeat=request.life.settings.heartbeat
         )
+        forwarded = any(name in request.headers for name in FORWARDED)
         pump = Pump(
             subscription,
             reply.session,
             reply.encoder,
-            first=reply.first,
+            # Some proxies hold a head without a body.
+            first=reply.first or (HEARTBEAT if forwarded else b""),
             preparation=reply.preparation,
             share=reply.share,
             resets=reply.resets,
@@ -237,6 +242,11 @@ class Adaptor:
         head = [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
         if incarnation := request.sessions.incarnation:
             head.append((INCARNATION.encode(), incarnation.encode()))
+        if forwarded:
+            # Caddy before 2.6.3 does not know no-transform, and holds to its end what it compresses: what has more than
+            # 512 bytes when it first looks. No first write is so small that another may not be behind it by then. What
+            # has an encoding, be it none, is compressed by nobody; HTTP would rather have no such field.
+            head.append((b"content-encoding", b"identity"))
         return pump, head
 
 

@@ -18,6 +18,7 @@ from ..execution import Limits
 from ..log import Store
 from ..run import Runner
 from ..sessions import Located, Sessions
+from ..sse import HEARTBEAT
 from .memory import Memory, SharedEncoder
 from .pace import Pace
 from .press import Press
@@ -144,11 +145,14 @@ class Life:
             view: of the dialect; has ``fold``.
             name: of the dialect, for the inspector.
             after: an event and how many of its frames the reader has; the run is read from there.
-            first, exact: see ``Follow``.
+            first, exact: see ``Follow``. Who reads from the start is sent a heartbeat first, since a run that waits has
+                nothing else to say at once; a resume is the rest of the bytes.
         """
         memory = self.memory.of(run, view)
         encoder: Encoder = SharedEncoder(memory, after=after)
         begin = max(run.before, after[0] - 1)
+        if after == (0, 0):
+            first = first or HEARTBEAT
         return Follow(
             run.session, begin, encoder, name, first, exact, resets=True, preparation=memory, share=(view.key, run.run)
         )
