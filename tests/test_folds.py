@@ -69,7 +69,15 @@ RICH: list[Any] = [
     *(ToolArguments("b", '{"q":'), ToolArguments("a", '{"p":'), ToolArguments("b", "1}"), ToolArguments("a", "2}")),
     *(ToolReady("b"), ToolStarted("a", "Reading"), ToolResult("b", output={"é": None}), ToolResult("a", "no", False)),
     *("So ", "fa", ToolCall("c", "Cut"), ToolArguments("c", '{"x"'), AGAIN, "So far ", ToolCall("d", "Stop", "{}")),
-    *(ToolResult("d", output="ok"), "it is\n\ndata: x", Refusal("I "), Refusal("cannot 🎵"), Usage(3, 4)),
+    *(ToolCall("e", "Ask", "{}", "client"), ToolCall("f", "Far", "{}", "provider"), "Wait. ", ToolStarted("f")),
+    *(
+        ToolResult("f", output="far"),
+        ToolResult("d", output="ok"),
+        "it is\n\ndata: x",
+        Refusal("I "),
+        Refusal("cannot 🎵"),
+        Usage(3, 4),
+    ),
 ]
 
 
@@ -137,7 +145,7 @@ def yields(draw: st.DrawFn) -> list[Any]:
             items.append({"t": str, "h": Thinking, "r": Refusal}[kind](text))
         elif kind == "c":
             open_calls.append(f"t{number}")
-            items.append(ToolCall(open_calls[-1], "Tool"))
+            items.append(ToolCall(open_calls[-1], "Tool", by=draw(st.sampled_from(["server", "client", None]))))
         elif kind == "g" and draw(st.booleans()):
             items.append(AGAIN)
             open_calls.clear()

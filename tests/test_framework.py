@@ -104,7 +104,7 @@ def test_a_call_is_told_once() -> None:
     """Whatever a framework says again, or too late, is left out; what it left out is made up for."""
     calls = Calls()
 
-    assert [ToolCall("c", "add")] == calls.begin("c", "add")
+    assert [ToolCall("c", "add", by="server")] == calls.begin("c", "add")
     assert [ToolArguments("c", '{"a"')] == calls.arguments("c", '{"a"')
     assert [ToolArguments("c", ":1}"), ToolReady("c")] == calls.complete("c", '{"a":1}')
     assert [] == calls.complete("c", '{"a":1}') == calls.arguments("c", "x")
@@ -134,7 +134,7 @@ def test_an_id_that_comes_again_is_another_call() -> None:
     calls.begin("c", "add")
     calls.finish("c", 1)
 
-    assert [ToolCall("c-2", "add")] == calls.begin("c", "add")
+    assert [ToolCall("c-2", "add", by="server")] == calls.begin("c", "add")
     assert ToolResult("c-2", 2) == calls.finish("c", 2)[-1]
 
 
@@ -313,7 +313,7 @@ async def test_pydantic_ai_of_an_earlier_version() -> None:
     end = SimpleNamespace(output="Well.", usage=lambda: usage, response=response)
 
     assert [
-        ToolCall("c", "add"),
+        ToolCall("c", "add", by="server"),
         ToolArguments("c", '{"a":1}'),
         ToolReady("c"),
         ToolStarted("c"),
@@ -335,7 +335,7 @@ async def test_tools_of_the_provider_by_pydantic_ai() -> None:
     result = SimpleNamespace(part_kind="builtin-tool-return", tool_call_id="c", content=["found"], outcome="success")
 
     assert [
-        ToolCall("c", "web_search"),
+        ToolCall("c", "web_search", by="provider"),
         ToolArguments("c", '{"q":"x"}'),
         ToolReady("c"),
         ToolResult("c", ["found"]),
@@ -359,11 +359,11 @@ async def test_tools_of_the_provider_by_the_openai_agents_sdk() -> None:
     failed = {"id": "mcp_1", "type": "mcp_call", "name": "roll", "arguments": "{}", "error": "No.", "server_label": "d"}
 
     assert [
-        ToolCall("ws_1", "web_search"),
+        ToolCall("ws_1", "web_search", by="provider"),
         ToolArguments("ws_1", '{"action":{"type":"search","query":"x"}}'),
         ToolReady("ws_1"),
         ToolResult("ws_1"),
-        ToolCall("mcp_1", "roll"),
+        ToolCall("mcp_1", "roll", by="provider"),
         ToolArguments("mcp_1", "{}"),
         ToolReady("mcp_1"),
         ToolResult("mcp_1", {"error": "No.", "server_label": "d"}, False),
@@ -455,10 +455,10 @@ async def test_calls_without_an_index_or_an_id() -> None:
     nameless = {"index": 3, "id": None, "name": "sub", "args": "{}"}
 
     assert [
-        ToolCall("c", "add"),
+        ToolCall("c", "add", by="server"),
         ToolArguments("c", "{"),
         ToolArguments("c", "}"),
-        ToolCall("m-1", "sub"),
+        ToolCall("m-1", "sub", by="server"),
         ToolArguments("m-1", "{}"),
     ] == await translated(langgraph, chunk(calls=[named]), chunk(calls=[rest]), chunk(calls=[nameless]))
 
@@ -473,7 +473,7 @@ async def test_a_second_speaker_waits() -> None:
         Text("A2"),
         Text("\n\n"),
         Text("B1 "),
-        ToolCall("c", "add"),
+        ToolCall("c", "add", by="server"),
         ToolArguments("c", "{}"),
         ToolReady("c"),
         ToolResult("c", "3"),

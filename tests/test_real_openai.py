@@ -117,16 +117,15 @@ def test_the_stream_helper_accepts_every_sequence(client: OpenAI, input: str) ->
     assert response.output_text == client.responses.retrieve(response.id).output_text
 
 
-def test_a_stream_has_thinking_calls_and_outputs(client: OpenAI) -> None:
-    """Each an item of its kind."""
+def test_a_stream_has_thinking_and_calls_with_their_outputs(client: OpenAI) -> None:
+    """Each an item of its kind; a call that was run here is none of the client's."""
     response = final(streamed(client, "tools"))
-    thinking, call, output, message = response.output
+    thinking, call, message = response.output
     assert thinking.type == "reasoning"
     assert thinking.summary[0].text == "I should look."
-    assert call.type == "function_call"
-    assert (call.call_id, call.name, call.arguments) == ("call_1", "Bash", '{"command":"ls"}')
-    assert output.type == "function_call_output"
-    assert output.output == '{"files":["é.txt"]}'
+    assert call.type == "mcp_call"
+    assert (call.server_label, call.name, call.arguments) == ("legato", "Bash", '{"command":"ls"}')
+    assert (call.output, call.status) == ('{"files":["é.txt"]}', "completed")
     assert message.type == "message"
     assert response.output_text == "There is é.txt."
 

@@ -21,7 +21,7 @@ from facts import draft, stored
 from legato.agent import Turn
 from legato.dialect import responses_api, responses_schema
 from legato.dialect.chat import ChatEncoder
-from legato.dialect.responses import DONE, ResponseEncoder, ResponseFold, parse_id, response_id
+from legato.dialect.responses import DONE, NO_RESULT, ResponseEncoder, ResponseFold, parse_id, response_id
 from legato.dialect.responses_api import BadRequest, Create, CreateChat
 from legato.errors import AgentError, StoreError
 from legato.event import Draft, Event, MessageCreated
@@ -29,7 +29,7 @@ from legato.part import CallPart, RefusalPart, TextPart, Usage
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.testing import ASGIResponse
-from legato.transcript import Recorder, history
+from legato.transcript import Recorder, brought, history
 from legato.yields import Finish, Refusal, Thinking, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted
 
 SESSION, RUN = "s_1", "s_1~0a"
@@ -51,13 +51,13 @@ def recorded(
     *items: Any, end: str = "run.completed", metadata: dict[str, Any] | None = None, before: Sequence[Draft] = ()
 ) -> list[Event]:
     """The log of a run whose agent yields ``items``; ``end`` is its terminal type, or empty if it has none yet."""
-    recorder = Recorder(RUN)
+    recorder = Recorder(RUN, theirs=brought(metadata or {}))
     asked = {"id": f"{RUN}~u", "role": "user", "text": "hi", "agent": "a", "metadata": metadata or {}}
     drafts = [*before, draft("message.created", asked, RUN), draft("run.started", {"agent": "a", "attempt": 1}, RUN)]
     for item in items:
         if item == "restart":
             drafts.append(draft("run.started", {"agent": "a", "attempt": 2}, RUN))
-            recorder = Recorder(RUN, earlier=recorder.transcript)
+            recorder = Recorder(RUN, earlier=recorder.transcript, theirs=brought(metadata or {}))
         else:
             drafts += recorder.record(item)
     if end:
@@ -98,6 +98,12 @@ THOROUGH = (
     "ne\n\ndata: x",
     Usage(input_tokens=3, output_tokens=4),
 )
+FUNCTION = {"type": "function", "name": "f"}
+PARALLEL = (
+    *(ToolCall("a", "A"), ToolCall("c", "f"), ToolCall("b", "B"), ToolArguments("b", "{}"), ToolArguments("a", '{"p"')),
+    *(ToolArguments("c", "{}"), ToolArguments("a", ":1}"), ToolStarted("a"), ToolReady("c"), ToolStarted("b")),
+    *("I look", "ing.", ToolResult("b", "no", success=False), " Still.", ToolResult("a", [1])),
+)
 LOGS = {
     "text": recorded("a", "b"),
     "thorough": recorded(*THOROUGH),
@@ -108,6 +114,12 @@ LOGS = {
     "refused": recorded("Well, ", Refusal("I "), Refusal("cannot\n\n")),
     "refusal cut": recorded(Refusal("I "), end="run.cancelled"),
     "restarted": recorded("a", "restart", "b"),
+    "parallel": recorded(*PARALLEL, "Done.", metadata={"tools": [FUNCTION]}),
+    "running": recorded(*PARALLEL[:-1], end="run.cancelled", metadata={"tools": [FUNCTION]}),
+    "arguments cut": recorded("a", ToolCall("a", "A"), ToolArguments("a", '{"p'), end="run.failed"),
+    "restarted in calls": recorded(*PARALLEL[:-2], ToolCall("d", "D"), "restart", ToolCall("d", "D", ""), "b"),
+    "left open": recorded(ToolCall("a", "A"), ToolArguments("a", "ls"), ToolReady("a")),
+    "hosted": recorded(ToolCall("a", "A", by="provider"), ToolResult("a", None), ToolCall("b", "B", by="client")),
     "nothing": recorded(),
     "at once": [*recorded(end="")[:1], recorded(end="run.failed")[-1]],
 }
@@ -141,23 +153,29 @@ def test_items_are_told_by_the_rules_of_the_sdk(log: list[Event]) -> None:
     payloads = told(log)
     assert payloads[0]["type"] == "response.created"
     open_item: dict[str, Any] | None = None
-    done = []
+    running: dict[int, dict[str, Any]] = {}  # calls that are not the client's, whose result is to come
+    done: dict[int, dict[str, Any]] = {}
     for payload in payloads:
+        index = payload.get("output_index")
+        item = running.get(index) or open_item
         if payload["type"] == "response.output_item.added":
             assert open_item is None
-            assert payload["output_index"] == len(done)
+            assert index == len(done) + len(running)
             open_item = payload["item"]
         elif payload["type"] == "response.output_item.done":
-            assert open_item is not None
-            assert (payload["item"]["id"], payload["item"]["type"]) == (open_item["id"], open_item["type"])
-            done.append(payload["item"])
-            open_item = None
+            assert item is not None
+            assert (payload["item"]["id"], payload["item"]["type"]) == (item["id"], item["type"])
+            done[index] = payload["item"]
+            if running.pop(index, None) is None:
+                open_item = None
         elif "item_id" in payload:
-            assert open_item is not None
-            assert payload["item_id"] == open_item["id"]
+            assert item is not None
+            assert payload["item_id"] == item["id"]
+            if payload["type"] == "response.mcp_call_arguments.done":
+                running[index], open_item = item, None
     final = payloads[-1]["response"]
-    assert open_item is None
-    assert final["output"] == done
+    assert (open_item, running) == (None, {})
+    assert final["output"] == [done[index] for index in sorted(done)]
     assert {payload["response"]["id"] for payload in payloads if "response" in payload} == {response_id(RUN)}
 
 
@@ -243,9 +261,135 @@ def test_thinking_is_a_reasoning_summary() -> None:
     assert payloads[8]["item"]["summary"] == [{"type": "summary_text", "text": "Hm"}]
 
 
-def test_a_tool_call_is_a_function_call_and_its_output_an_item_of_its_own() -> None:
-    """The output's item tells a client that the call has been made for it."""
-    payloads = told(recorded(ToolCall("a", "Read"), ToolArguments("a", "{}"), ToolResult("a", output={"x": 1})))
+BEGUN = ["output_item.added", "mcp_call.in_progress", "mcp_call_arguments.delta", "mcp_call_arguments.done"]
+
+
+@pytest.mark.parametrize(
+    ("given", "came"),
+    [
+        (ToolResult("a", output={"x": 1}), ("completed", '{"x":1}', None)),
+        (ToolResult("a", "as text"), ("completed", "as text", None)),
+        (ToolResult("a"), ("completed", "", None)),
+        (ToolResult("a", "no such file", success=False), ("failed", None, "no such file")),
+        (ToolResult("a", {"errno": 2}, success=False), ("failed", None, '{"errno":2}')),
+        (ToolResult("a", success=False), ("failed", None, "The tool failed.")),
+    ],
+)
+@pytest.mark.parametrize("by", ["server", "provider", None])
+def test_a_call_that_is_not_the_client_s_is_an_mcp_call(by: Any, given: ToolResult, came: tuple[Any, ...]) -> None:
+    """What came of it stands in the item itself, so nobody runs it again."""
+    payloads = told(recorded(ToolCall("a", "Read", by=by), ToolArguments("a", "{}"), ToolStarted("a"), given))
+    status, output, error = came
+    assert types(payloads)[2:8] == [*BEGUN, f"mcp_call.{status}", "output_item.done"]
+    about = {"type": "mcp_call", "id": f"mcp_{RUN}_0", "server_label": "legato", "approval_request_id": None,
+             "name": "Read"}  # fmt: skip
+    assert payloads[2]["item"] == {**about, "arguments": "", "status": "in_progress", "output": None, "error": None}
+    (item,) = payloads[-1]["response"]["output"]
+    failure = error and {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": error}]}
+    assert item == {**about, "arguments": "{}", "status": status, "output": output, "error": failure}
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [FUNCTION, {"type": "function", "function": {"name": "f"}}, {"name": "f"}, {"type": "custom", "name": "f"},
+     {"type": "custom", "custom": {"name": "f"}}, {"name": "f", "input_schema": {}}],
+)  # fmt: skip
+def test_a_call_of_a_tool_that_the_request_brought_is_the_client_s(tool: dict[str, Any]) -> None:
+    """Of all others it is never asked, although nobody says who runs them."""
+    log = recorded(ToolCall("a", "f"), ToolArguments("a", "{}"), ToolCall("b", "g", "{}"), metadata={"tools": [tool]})
+    theirs, own = told(log)[-1]["response"]["output"]
+    assert (theirs["type"], theirs["call_id"], theirs["name"], theirs["arguments"]) == ("function_call", "a", "f", "{}")
+    assert (own["type"], own["name"]) == ("mcp_call", "g")
+    assert [call["id"] for call in completion(log)["message"]["tool_calls"]] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [{"type": "web_search"}, {"type": "web_search_20250305", "name": "f"}, {"type": "mcp", "name": "f"}, "f", None,
+     {"type": "function"}, {"name": ["f"]}, {"type": ["function"], "name": "f"}],
+)  # fmt: skip
+def test_a_provider_s_own_kind_of_tool_is_not_the_client_s(tool: Any) -> None:
+    """Nor what is no tool at all."""
+    (item,) = told(recorded(ToolCall("a", "f", "{}"), metadata={"tools": [tool]}))[-1]["response"]["output"]
+    assert item["type"] == "mcp_call"
+
+
+def test_other_items_come_while_a_call_runs() -> None:
+    """Its arguments are whole, so nothing is taken for a piece of them; its end comes when there is one."""
+    payloads = told(recorded(*PARALLEL, metadata={"tools": [FUNCTION]}))
+    seen = [(type, each.get("output_index")) for type, each in zip(types(payloads), payloads, strict=True)]
+    assert [each for each in seen if each[0] == "output_text.delta"] == [
+        ("output_text.delta", 3), ("output_text.delta", 3), ("output_text.delta", 4)
+    ]  # fmt: skip
+    assert seen.index(("mcp_call.failed", 2)) < seen.index(("mcp_call.completed", 0))
+    assert seen.index(("output_text.delta", 3)) < seen.index(("mcp_call.failed", 2))
+    assert [item["type"] for item in payloads[-1]["response"]["output"]] == [
+        "mcp_call", "function_call", "mcp_call", "message", "message"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+@pytest.mark.parametrize(
+    ("items", "arguments"),
+    [
+        ([], "{}"),
+        ([ToolArguments("a", '{"p":')], '{"arguments":"{\\"p\\":"}'),
+        ([ToolArguments("a", '{"p":1}')], '{"p":1}'),
+        ([ToolArguments("a", '{"p":1}'), ToolReady("a")], '{"p":1}'),
+        ([ToolArguments("a", '{"p":1}'), ToolStarted("a")], '{"p":1}'),
+    ],
+)
+def test_a_call_that_comes_to_nothing_is_incomplete(end: str, items: list[Any], arguments: str) -> None:
+    """It is over with its run, is not the client's to run, and its arguments are JSON whatever came of them."""
+    payloads = told(recorded(ToolCall("a", "A"), *items, end=end))
+    (item,) = payloads[-1]["response"]["output"]
+    assert (item["status"], item["output"], item["arguments"]) == ("incomplete", None, arguments)
+    assert item["error"]["content"][0]["text"] == NO_RESULT
+    assert types(payloads).count("output_item.done") == 1
+    assert not {"mcp_call.completed", "mcp_call.failed"} & set(types(payloads))
+
+
+@pytest.mark.parametrize("given", [None, "", " ", "ls -l", '{"p":', "[1", '{"p":1}', "[1]"])
+def test_arguments_of_such_a_call_are_json(given: str | None) -> None:
+    """Clients decode them although they do not run it."""
+    payloads = told(recorded(ToolCall("a", "A", given), ToolResult("a", "ok")))
+    (item,) = payloads[-1]["response"]["output"]
+    json.loads(item["arguments"])
+    (done,) = [each["arguments"] for each in payloads if each["type"] == "response.mcp_call_arguments.done"]
+    assert done == item["arguments"]
+    if given in (None, "", '{"p":1}', "[1]"):
+        assert deltas(payloads) == [(0, item["arguments"])]
+
+
+def test_a_call_goes_on_in_a_further_attempt() -> None:
+    """Its result is told when it comes; what the dead attempt had begun to ask is over."""
+    begun = [ToolCall("a", "A", "{}"), ToolStarted("a"), ToolCall("b", "B")]
+    recorder = Recorder(RUN)
+    drafts = [each for item in begun for each in recorder.record(item)]
+    later = Recorder(RUN, earlier=recorder.transcript, resumed=True)
+    drafts += [draft("run.started", {"agent": "a", "attempt": 2}, RUN)]
+    drafts += [each for item in ("So. ", ToolResult("a", "ok"), ToolResult("b", "late")) for each in later.record(item)]
+    log = [*recorded(end=""), *(Event(each.fact, 9, 0.0, RUN) for each in drafts), recorded()[-1]]
+    items = told(log)[-1]["response"]["output"]
+    assert [(item["type"], item["status"]) for item in items] == [
+        ("mcp_call", "completed"), ("mcp_call", "incomplete"), ("message", "completed"),
+    ]  # fmt: skip
+
+
+def logged(by: dict[str, str]) -> list[Event]:
+    """The log of a run that makes a call and has its result; ``by`` is what its beginning says besides."""
+    about = {"step": 1, "id": "a", "name": "Read"}
+    events: list[tuple[str, dict[str, Any]]] = [
+        ("tool_call.started", {**about, **by, "part": 0}),
+        ("tool_call.completed", {**about, "part": 0, "arguments": "{}"}),
+        ("tool.completed", {"id": "a", "name": "Read", "progress": "", "success": True, "output": {"x": 1}}),
+    ]
+    return [*recorded(end=""), *(stored(*each, 9, 0.0, RUN) for each in events), recorded()[-1]]
+
+
+def test_a_log_that_does_not_say_who_runs_a_call_is_told_as_ever() -> None:
+    """The numbers that its readers have stay true: the output is an item of its own."""
+    payloads = told(logged({}))
     assert types(payloads)[2:8] == [
         "output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done",
         "output_item.added", "output_item.done",
@@ -253,6 +397,15 @@ def test_a_tool_call_is_a_function_call_and_its_output_an_item_of_its_own() -> N
     call, output = payloads[-1]["response"]["output"]
     assert (call["call_id"], call["name"], call["arguments"]) == ("a", "Read", "{}")
     assert (output["call_id"], output["output"]) == ("a", '{"x":1}')
+    assert completion(logged({}))["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("by", ["sandbox", "", "Client"])
+def test_a_word_from_the_future_is_not_the_client(by: str) -> None:
+    """Whoever runs it, nobody is asked to."""
+    (item,) = told(logged({"by": by}))[-1]["response"]["output"]
+    assert (item["type"], item["output"]) == ("mcp_call", '{"x":1}')
+    assert "tool_calls" not in completion(logged({"by": by}))["message"]
 
 
 def test_whole_arguments_are_one_delta() -> None:
@@ -262,7 +415,7 @@ def test_whole_arguments_are_one_delta() -> None:
 
 def test_parallel_calls_do_not_interleave() -> None:
     """What belongs to the second waits until the first is done: clients credit a delta to the last item added."""
-    calls = [ToolCall("a", "A"), ToolCall("b", "B"), ToolArguments("b", "[2"), ToolArguments("a", "[1]")]
+    calls = [ToolCall(id, id, by="client") for id in "ab"] + [ToolArguments("b", "[2"), ToolArguments("a", "[1]")]
     payloads = told(recorded(*calls, ToolArguments("b", "]"), ToolReady("a"), ToolReady("b")))
     assert deltas(payloads) == [(0, "[1]"), (1, "[2]")]
     assert [item["arguments"] for item in payloads[-1]["response"]["output"]] == ["[1]", "[2]"]
@@ -408,6 +561,15 @@ def chunks(log: Sequence[Event], **options: Any) -> list[dict[str, Any]]:
     return [json.loads(message.data) for message in messages[:-1]]
 
 
+def completion(log: Sequence[Event]) -> dict[str, Any]:
+    """The one choice of the completion."""
+    encoder = ChatEncoder(RUN, agent="a")
+    for event in log:
+        encoder.feed(event)
+    choice: dict[str, Any] = encoder.completion()["choices"][0]
+    return choice
+
+
 def test_chat_chunks_begin_with_the_role_and_end_with_the_reason() -> None:
     """One id for all of them, no usage unless it was asked for."""
     seen = chunks(recorded("a", "b", Usage(3, 4)))
@@ -428,13 +590,31 @@ def test_chat_usage_is_a_chunk_without_choices() -> None:
 
 def test_chat_tool_calls_have_their_index() -> None:
     """Parallel ones, too; unanswered ones are the reason to finish."""
-    calls = [ToolCall("a", "A"), ToolCall("b", "B", "[2]"), ToolArguments("a", "[1]"), ToolReady("a")]
+    calls = [ToolCall("a", "A", by="client"), ToolCall("b", "B", "[2]", "client")]
+    calls += [ToolArguments("a", "[1]"), ToolReady("a")]  # type: ignore[list-item]
     seen = [chunk["choices"][0] for chunk in chunks(recorded(*calls))]
     pieces = [call for choice in seen for call in choice["delta"].get("tool_calls", ())]
     assert [(piece["index"], piece["function"]["arguments"]) for piece in pieces] == [
         (0, ""), (1, ""), (1, "[2]"), (0, "[1]"),
     ]  # fmt: skip
     assert seen[-1]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("by", ["server", "provider", None])
+@pytest.mark.parametrize("items", [[], [ToolStarted("a")], [ToolResult("a", 1)], [ToolResult("a", 1, success=False)]])
+def test_a_call_that_is_not_the_client_s_is_left_out_of_a_chat(by: Any, items: list[Any]) -> None:
+    """There is no form for it; whatever comes of it, the client is not asked."""
+    log = recorded("Look: ", ToolCall("a", "A", by=by), ToolArguments("a", "{}"), *items, "there.")
+    seen = [chunk["choices"][0] for chunk in chunks(log)]
+    assert [choice["delta"] for choice in seen[1:]] == [{"content": "Look: "}, {"content": "there."}, {}]
+    assert seen[-1]["finish_reason"] == completion(log)["finish_reason"] == "stop"
+    assert completion(log)["message"] == {"role": "assistant", "content": "Look: there.", "refusal": None}
+
+
+def test_a_chat_that_was_stopped_asks_for_nothing() -> None:
+    """Its calls may lack their ends."""
+    log = recorded(ToolCall("a", "A", by="client"), ToolArguments("a", '{"p'), end="run.cancelled")
+    assert chunks(log)[-1]["choices"][0]["finish_reason"] == "stop"
 
 
 def test_a_failed_chat_ends_with_an_error() -> None:

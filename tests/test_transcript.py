@@ -27,7 +27,7 @@ from legato.event import (
     settle,
 )
 from legato.part import CallPart, Part, RunError, TextPart, Usage, encode
-from legato.transcript import DELTA_CHARACTERS, Recorder, Transcript, fold, history, merge, message_id
+from legato.transcript import DELTA_CHARACTERS, Recorder, Transcript, brought, fold, history, merge, message_id
 from legato.yields import Finish, Refusal, Text, Thinking, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted
 
 RUN = "s~r"
@@ -265,6 +265,8 @@ def test_the_output_and_its_success_stand_in_the_part() -> None:
         ([ToolArguments("1", "x")], "There is no tool call '1'"),
         ([ToolResult("1")], "There is no tool call '1'"),
         ([ToolCall("1", "A"), ToolCall("1", "A")], "exists already"),
+        ([ToolCall("1", "A", by="cliant")], "ToolCall.by must be one of server, client, provider"),  # type: ignore[arg-type]
+        ([ToolCall("1", "A", by=1)], "ToolCall.by must be text, got int"),  # type: ignore[arg-type]
         ([ToolCall("1", "A", "{}"), ToolArguments("1", "x")], "are complete"),
         ([ToolCall("1", "A", "{}"), ToolResult("1"), ToolResult("1")], "has its result already"),
         ([5], "this one yielded int"),
@@ -282,6 +284,29 @@ def test_what_is_out_of_place_is_refused_with_what_was_expected(items: list[obje
     with pytest.raises(InvalidInput, match=words):
         recorder.record(items[-1])
     assert before == recorder.transcript.message(RUN)
+
+
+@pytest.mark.parametrize(
+    ("given", "by"), [(None, "server"), ("server", "server"), ("client", "client"), ("provider", "provider")]
+)
+def test_a_call_says_who_runs_it(given: Any, by: str) -> None:
+    """If the agent does not, this process; in the log from the beginning, and in the message."""
+    drafts = record([ToolCall("1", "A", by=given), ToolResult("1")])
+    assert (drafts[0].fact.by, folded(drafts).parts[0].by) == (by, by)
+
+
+@pytest.mark.parametrize(("given", "by"), [(None, "client"), ("server", "server"), ("provider", "provider")])
+def test_a_call_of_a_tool_that_the_client_brought_is_the_client_s(given: Any, by: str) -> None:
+    """Unless the agent says else: it may have a tool of the same name."""
+    recorder = Recorder(RUN, theirs=brought({"tools": [{"type": "function", "name": "A"}]}))
+    assert record([ToolCall("1", "A", by=given)], recorder)[0].fact.by == by
+    assert record([ToolCall("2", "B")], recorder)[0].fact.by == "server"
+
+
+@pytest.mark.parametrize("tools", [None, {}, "A", ["A"], [{"function": {"name": "A"}, "type": "other"}], [None]])
+def test_what_is_no_function_is_not_brought(tools: Any) -> None:
+    """Metadata may come from anywhere."""
+    assert brought({"tools": tools}) == frozenset()
 
 
 def test_a_retried_call_of_the_same_id_gets_another_in_the_log() -> None:

@@ -189,13 +189,19 @@ class RefusalDelta(Fact, frozen=True):
 
 
 class CallStarted(Fact, frozen=True):
-    """The model begins to call a tool."""
+    """The model begins to call a tool.
+
+    Attributes:
+        by: who runs it: ``server`` (this process), ``client`` (who asked, and brought the tool), ``provider`` (the
+            model's own side). None in logs of versions that did not say it.
+    """
 
     type = "tool_call.started"
     part: int
     step: int
     id: str
     name: str
+    by: str | None = None
 
 
 class CallDelta(Fact, frozen=True):

@@ -67,6 +67,7 @@ class CallPart(Part, msgspec.Struct, frozen=True, tag_field="type", tag="tool_ca
         arguments: the JSON text, as far as it came.
         success: whether the tool could do it; unset while nothing has come of the call.
         output: any JSON value; unset as long as ``success`` is.
+        by: who runs it, see ``CallStarted``.
     """
 
     type = "tool_call"
@@ -76,6 +77,7 @@ class CallPart(Part, msgspec.Struct, frozen=True, tag_field="type", tag="tool_ca
     arguments: str
     success: bool | UnsetType = UNSET
     output: Any = UNSET
+    by: str | None = None
 
     @property
     def done(self) -> bool:

@@ -41,7 +41,7 @@ from .load import Load
 from .log import Appended, Bell, Log, Store, Take
 from .machine import Lease, OpenRun, free
 from .places import Places
-from .transcript import Recorder, fold, told
+from .transcript import Recorder, brought, fold, told
 
 logger = logging.getLogger("legato")
 
@@ -436,6 +436,7 @@ class Runner:
             max_run_characters=self.limits.run_characters,
             max_run_bytes=self.limits.run_bytes,
             spent=sum(len(event.json) for event in left) if earlier else 0,
+            theirs=brought(fact.metadata or {}),
         )
         execution = Execution(
             self.store,

@@ -11,13 +11,13 @@ message of the model, numbered from 1: what the model says after tool results be
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .check import as_amount, as_count, as_flag, as_id, as_name, as_text
+from .check import as_amount, as_count, as_flag, as_id, as_name, as_text, as_word
 from .errors import InvalidInput, TooLarge
 from .event import (
     AnyFact,
@@ -42,11 +42,13 @@ from .event import (
     ToolBegun,
     ToolCompleted,
 )
+from .json import JsonObject
 from .part import CallPart, Message, Opaque, Part, RefusalPart, RunError, TextPart, ThinkingPart, Usage, as_json, encode
 from .yields import (
     Checkpoint,
     Finish,
     Refusal,
+    RunBy,
     Text,
     Thinking,
     ToolArguments,
@@ -79,16 +81,18 @@ class Growing:
         kind: ``thinking``, ``text``, ``refusal`` or ``tool_call``.
         id, name, ready: of a call; it is ready when its arguments are whole.
         length: characters of text, or of arguments.
+        by: who runs a call.
         success, output: of a call, once something came of it.
     """
 
-    __slots__ = ("_text", "id", "kind", "length", "name", "output", "ready", "step", "success")
+    __slots__ = ("_text", "by", "id", "kind", "length", "name", "output", "ready", "step", "success")
 
-    def __init__(self, kind: Kind, step: int, *, id: str = "", name: str = "") -> None:
+    def __init__(self, kind: Kind, step: int, *, id: str = "", name: str = "", by: str | None = None) -> None:
         self.kind = kind
         self.step = step
         self.id = id
         self.name = name
+        self.by = by
         self.ready = False
         self.length = 0
         self._text = bytearray()  # grows in place, and holds nothing beside the text; joined strings would not
@@ -123,7 +127,7 @@ class Growing:
     def part(self) -> Part:
         """It, as far as it came."""
         if self.kind == "tool_call":
-            return CallPart(self.step, self.id, self.name, self.text, self.success, self.output)
+            return CallPart(self.step, self.id, self.name, self.text, self.success, self.output, self.by)
         return _PARTS[self.kind](self.step, self.text)
 
 
@@ -166,7 +170,7 @@ class Transcript:
                 self.say(fact)
             case CallStarted() if fact.id not in self._calls:
                 self._calls[fact.id] = fact.part
-                self._open(Growing("tool_call", fact.step, id=fact.id, name=fact.name))
+                self._open(Growing("tool_call", fact.step, id=fact.id, name=fact.name, by=fact.by))
             case CallDelta():
                 self.size += self.parts[fact.part].add(fact.start, fact.arguments)
             case CallCompleted():
@@ -226,6 +230,7 @@ class Recorder:
         max_run_characters: bound of the whole message.
         max_run_bytes: bound of all that the run stores before its end: of text as UTF-8, of all else as JSON.
         spent: of those, what earlier attempts have stored.
+        theirs: names of the tools that the request brought: their calls are the client's to run, if nobody says else.
     """
 
     def __init__(
@@ -238,6 +243,7 @@ class Recorder:
         max_run_characters: int = 4_194_304,
         max_run_bytes: int = 33_554_432,
         spent: int = 0,
+        theirs: Collection[str] = (),
     ) -> None:
         self.transcript = earlier or Transcript()
         self.usage: Usage | None = None
@@ -247,6 +253,7 @@ class Recorder:
         self._max_run_characters = max_run_characters
         self._max_run_bytes = max_run_bytes
         self._spent = spent
+        self._theirs = theirs
         self._ids: dict[str, str] = {}  # the agent's id of a call -> its id in the log
         self._half: tuple[type[TextPiece], str] | None = None  # of a letter whose other half the next piece may bring
         self._halves: dict[str, str] = {}  # the same of arguments, by the call's id in the log
@@ -343,12 +350,14 @@ class Recorder:
         id = own = as_id("ToolCall.id", item.id)
         name = as_name("ToolCall.name", item.name)
         arguments = None if item.arguments is None else as_text("ToolCall.arguments", item.arguments)
+        by = "client" if name in self._theirs else "server"
+        by = by if item.by is None else as_word("ToolCall.by", item.by, get_args(RunBy))
         if own in self._ids:
             raise InvalidInput(f"Tool call {own!r} exists already in this run; each call needs its own id.")
         while self.transcript.call(id) is not None:  # an earlier attempt made the same call
             id = f"{id}~{part}"
         self._ids[own] = id
-        drafts = [self._draft(CallStarted(part, step, id, name))]
+        drafts = [self._draft(CallStarted(part, step, id, name, by))]
         if arguments is not None:
             drafts.append(self._draft(CallCompleted(part, step, id, name, arguments)))
         return drafts
@@ -473,6 +482,19 @@ _HANDLERS: dict[type, Callable[[Recorder, Any], list[Draft]]] = {
     Checkpoint: Recorder._checkpoint,
     Opaque: Recorder._opaque,
 }
+
+
+def brought(metadata: JsonObject) -> frozenset[str]:
+    """Names of the tools that the sender of a message runs itself: the functions among its ``tools``, in any form."""
+    tools = metadata.get("tools")
+    names: set[str] = set()
+    for tool in tools if isinstance(tools, list) else ():
+        kind = tool.get("type", "function") if isinstance(tool, dict) else None
+        if kind in ("function", "custom"):  # all other kinds are the provider's own
+            nested = tool.get(kind)
+            name = (nested if isinstance(nested, dict) else tool).get("name")
+            names |= {name} if isinstance(name, str) else set()
+    return frozenset(names)
 
 
 def checked_usage(usage: Usage) -> Usage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -30,6 +30,10 @@ class Thinking(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
+RunBy = Literal["server", "client", "provider"]
+"""Who runs a tool call: this process, whoever asked, or the model's own side."""
+
+
 class ToolCall(msgspec.Struct, frozen=True):
     """The model begins to call a tool; its arguments follow, whole here or in pieces by ``ToolArguments``.
 
@@ -37,11 +41,13 @@ class ToolCall(msgspec.Struct, frozen=True):
         id: unique in the run; what later events of the call name.
         name: the tool's name.
         arguments: the whole JSON text of the arguments, or None when they will be streamed.
+        by: who runs it. None: the client, if its request brought a tool of that name; else this process.
     """
 
     id: str
     name: str
     arguments: str | None = None
+    by: RunBy | None = None
 
 
 class ToolArguments(msgspec.Struct, frozen=True, gc=False):

@@ -28,8 +28,8 @@ async def scripted(turn: Turn) -> AsyncIterator[Any]:
             yield "There is "
             yield "é.txt."
         case "calls":
-            yield ToolCall("call_1", "f")
-            yield ToolCall("call_2", "g")
+            yield ToolCall("call_1", "f", by="client")
+            yield ToolCall("call_2", "g", by="client")
             yield ToolArguments("call_2", "[2]")
             yield ToolArguments("call_1", "[1]")
             yield ToolReady("call_1")

@@ -27,7 +27,7 @@ from ..errors import AgentError, InvalidInput, LegatoError
 from ..json import JsonObject
 from ..part import CallPart, Part, RefusalPart, TextPart, as_json
 from ..transcript import fold
-from ..yields import Finish, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted, Yielded
+from ..yields import Finish, RunBy, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted, Yielded
 from .conversation import answered, conversation, said
 
 logger = logging.getLogger("legato")
@@ -148,15 +148,15 @@ class Calls:
     def __contains__(self, key: str) -> bool:
         return key in self._states
 
-    def begin(self, key: str, name: str) -> list[Yielded]:
-        """A new call; its arguments follow."""
+    def begin(self, key: str, name: str, by: RunBy = "server") -> list[Yielded]:
+        """A new call; its arguments follow. The framework runs it, unless the model's provider does."""
         id, number = key, 1
         while id in self._taken:
             number += 1
             id = f"{key}-{number}"
         self._taken.add(id)
         self._states[key] = _CallState(id)
-        return [ToolCall(id, name)]
+        return [ToolCall(id, name, by=by)]
 
     def arguments(self, key: str, text: str) -> list[Yielded]:
         """A piece of the JSON text of the arguments."""

@@ -273,7 +273,7 @@ class _SdkTranslator:
         if call is None:
             return []
         self._places[data.output_index] = call.id
-        return self._calls.begin(call.id, call.name)
+        return self._calls.begin(call.id, call.name, "provider" if call.hosted else "server")
 
     def _arguments_delta(self, data: _RawEvent) -> list[Yielded]:
         return self._calls.arguments(self._places.get(data.output_index, ""), data.delta)

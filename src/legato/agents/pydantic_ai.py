@@ -295,7 +295,8 @@ class _PydanticTranslator:
         if part.part_kind not in ("tool-call", "builtin-tool-call"):
             return []
         self._parts[event.index] = part.tool_call_id
-        begun = self._calls.begin(part.tool_call_id, part.tool_name)
+        hosted = part.part_kind == "builtin-tool-call"
+        begun = self._calls.begin(part.tool_call_id, part.tool_name, "provider" if hosted else "server")
         return begun + self._calls.arguments(part.tool_call_id, part.args if isinstance(part.args, str) else "")
 
     def _part_delta(self, event: _DeltaEvent) -> list[Yielded]:

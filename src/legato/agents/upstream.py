@@ -76,6 +76,8 @@ logger = logging.getLogger("legato")
 
 NOTE_EVERY = 64
 """Chunks after which the place in a background answer is noted again; no more than these are compared after a crash."""
+EVENT_AROUND = 4096
+"""Bytes of an event besides a tool's output: what a provider's tool gave is cut to what one event holds."""
 POLL = 2.0
 """Seconds between looks at a background answer that can no longer be read as a stream."""
 
@@ -302,7 +304,11 @@ class _ModelTurn:
 
     def _due(self) -> list[Call]:
         """The calls that are to be made now: not those of the client's own tools."""
-        return [call for call in self._step.calls.values() if call.result is None and call.name not in self._theirs]
+        return [
+            call
+            for call in self._step.calls.values()
+            if call.ours and call.result is None and call.name not in self._theirs
+        ]
 
     def _advance(self, calls: Sequence[Call]) -> None:
         step, limit = self._step, self._upstream.max_steps
@@ -490,7 +496,8 @@ class _ModelTurn:
         if chunk.tool_output is not None:
             if stream is not None and chunk.tool_output.index not in step.calls:
                 yield from self._call_before(chunk.tool_output.index, stream)
-            yield from self._made(step.calls[chunk.tool_output.index], chunk.tool_output.output)
+            made = chunk.tool_output
+            yield from self._made(step.calls[made.index], made.output, success=made.success)
         self._chunks += 1
         if step.response is not None and not self._chunks % NOTE_EVERY and not +step.had:
             yield self._note(stream)
@@ -508,21 +515,21 @@ class _ModelTurn:
             if stream is not None and delta.id is None:
                 yield from self._call_before(delta.index, stream)
             else:
-                yield from self._call(delta.index, delta.id or "", delta.name)
+                yield from self._call(delta.index, delta.id or "", delta.name, hosted=delta.hosted)
         if arguments := self._new(step.calls[delta.index].id, delta.arguments):
             yield ToolArguments(step.calls[delta.index].id, arguments)
 
     def _call_before(self, index: int, stream: AsyncStream[StreamChunk]) -> Iterator[Yielded]:
         """Take a call whose beginning was noted before the crash, and is not given out again."""
         whole = stream.partial.tool_calls[index]
-        yield from self._call(index, whole.id, whole.name)
+        yield from self._call(index, whole.id, whole.name, hosted=whole.hosted)
 
-    def _call(self, index: int, given: str, name: str) -> Iterator[Yielded]:
+    def _call(self, index: int, given: str, name: str, *, hosted: bool) -> Iterator[Yielded]:
         """Take a call that begins; said only if the log does not have it."""
         step = self._step
         place = step.calls_before + index
         if place < len(self._ids):
-            step.calls[index] = Call(self._ids[place], given, name)
+            step.calls[index] = Call(self._ids[place], given, name, ours=not hosted)
             return
         name = name[:NAME_CHARACTERS]
         # Some servers count their calls anew in each answer, some give them no id at all, and some hide a book in it.
@@ -530,12 +537,14 @@ class _ModelTurn:
         if not id or id in self._ids:
             id = f"{id or 'call'}~{place}"
         self._ids.append(id)
-        step.calls[index] = Call(id, given or id, name)
-        yield ToolCall(id, name)
+        step.calls[index] = Call(id, given or id, name, ours=not hosted)
+        yield ToolCall(id, name, by="provider" if hosted else "client" if name in self._theirs else "server")
 
     def _made(self, call: Call, output: str, *, success: bool = True) -> Iterator[Yielded]:
         """Take what came of a call that is not left to us: the provider has made it itself, or it was cut off."""
         call.ours = False
+        if len(output) * 6 > self._turn.max_event_bytes - EVENT_AROUND:  # a character takes at most 6 bytes of JSON
+            output = output[: (self._turn.max_event_bytes - EVENT_AROUND) // 6]
         if call.result is None:
             call.result = ToolResult(call.id, output, success=success)
             if not self._has_result(call.id):
@@ -549,12 +558,12 @@ class _ModelTurn:
         step = self._step
         for index, whole in enumerate(result.tool_calls):
             if index not in step.calls:  # told, and stored, before the crash
-                yield from self._call(index, whole.id, whole.name)
+                yield from self._call(index, whole.id, whole.name, hosted=whole.hosted)
             call = step.calls[index]
             call.arguments = whole.arguments
             if whole.output is not None:
-                yield from self._made(call, whole.output)
-            elif step.cut and call.result is None:
+                yield from self._made(call, whole.output, success=whole.success)
+            elif (step.cut or whole.hosted) and call.result is None:
                 yield from self._made(call, "The call was cut off.", success=False)
             else:
                 yield ToolReady(call.id)
@@ -621,4 +630,4 @@ def _chunks(result: ChatResult) -> Iterator[StreamChunk]:
     yield StreamChunk(delta=result.text)
     yield StreamChunk(refusal=result.refusal)
     for index, call in enumerate(result.tool_calls):
-        yield StreamChunk(tool_call_delta=ToolCallDelta(index, call.id, call.name, call.arguments))
+        yield StreamChunk(tool_call_delta=ToolCallDelta(index, call.id, call.name, call.arguments, call.hosted))

@@ -1,7 +1,8 @@
 """Chat Completions on the wire: the events of one run as chunks, and as one completion.
 
-For clients that speak nothing else. There is no cursor in this dialect: a reader that was cut off reads the response
-of the same run by ``responses``. The fold is pure, as all are.
+For clients that speak nothing else. A call that is not the client's to run has no form here, and is left out. There is
+no cursor in this dialect: a reader that was cut off reads the response of the same run by ``responses``. The fold is
+pure, as all are.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ..event import (
 )
 from ..json import JsonObject, unbroken
 from ..part import Usage
-from .responses import DONE, HEARTBEAT
+from .responses import CLIENTS, DONE, HEARTBEAT
 from .trail import Trail
 
 _FINISH = {"length": "length", "max_output_tokens": "length", "content_filter": "content_filter"}
@@ -165,7 +166,7 @@ class ChatEncoder:
         return [self._chunk({field: text})] if text else []
 
     def _call_started(self, fact: CallStarted, at: float) -> list[JsonObject]:
-        if fact.id in self._calls:
+        if fact.id in self._calls or fact.by not in CLIENTS:
             return []
         self._calls[fact.id] = call = _ChatCall(len(self._calls), fact.name, Trail([]))
         about = {"id": fact.id, "type": "function", "function": {"name": fact.name, "arguments": ""}}
@@ -214,9 +215,10 @@ class ChatEncoder:
         if isinstance(fact, RunFailed):
             self.failure = {"code": fact.code, "message": fact.message}
             return [_failure(**self.failure)]
-        stop = "stop" if all(call.answered for call in self._calls.values()) else "tool_calls"
-        reason = fact.finish_reason if isinstance(fact, RunCompleted) else ""
-        self._finish = _FINISH.get(reason, stop)
+        self._finish = "stop"
+        if isinstance(fact, RunCompleted):
+            stop = "stop" if all(call.answered for call in self._calls.values()) else "tool_calls"
+            self._finish = _FINISH.get(fact.finish_reason, stop)
         chunks = [self._chunk({}, self._finish)]
         if self._include_usage:
             chunks.append({**self._about("chat.completion.chunk"), "choices": [], "usage": self._usage})

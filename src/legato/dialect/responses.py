@@ -7,7 +7,11 @@ event and leaves out what the client has.
 
 Each part of the answer is one output item. Items are told one after another, also where an agent streams the
 arguments of several tool calls at once: clients of this dialect credit a delta to the item that was added last. What
-belongs to a later item waits until the earlier one is done.
+belongs to a later item waits until the earlier one is done, or, if it is a call, until its arguments are.
+
+A client runs each ``function_call`` that it sees. So only a call that is the client's to run is one; what runs here, or
+at the model's provider, is an ``mcp_call``, which has its output in itself. A log that does not say who runs a call
+(of an earlier version) is told as it was then.
 
 The bodies of requests are in ``responses_api``, Chat Completions in ``chat``. ``docs/dialects/responses.md`` says what
 a client sees.
@@ -154,8 +158,8 @@ def _echo(metadata: JsonObject) -> JsonObject:
 
 # Items ----------------------------------------------------------------------------------------------------------------
 
-ItemKind = Literal["message", "refusal", "reasoning", "function_call", "function_call_output"]
-ItemStatus = Literal["in_progress", "completed", "incomplete"]
+ItemKind = Literal["message", "refusal", "reasoning", "function_call", "function_call_output", "mcp_call"]
+ItemStatus = Literal["in_progress", "calling", "completed", "incomplete", "failed"]
 Payload = JsonObject
 
 _PREFIX: dict[ItemKind, str] = {
@@ -164,12 +168,20 @@ _PREFIX: dict[ItemKind, str] = {
     "reasoning": "rs",
     "function_call": "fc",
     "function_call_output": "fco",
+    "mcp_call": "mcp",
 }
+SERVER_LABEL = "legato"
+"""Where a call was run that the client need not run: the one "MCP server" of this dialect."""
+CLIENTS = (None, "client")
+"""Who runs a call that is left to the client; None in old logs, where nobody says."""
+NO_RESULT = "The run ended before this call had a result."
+"""The error of a call of our own that nothing has come of."""
 _KINDS: dict[type[TextPiece], ItemKind] = {
     TextDelta: "message",
     RefusalDelta: "refusal",
     ThinkingDelta: "reasoning",
 }
+_CALLS = ("function_call", "mcp_call")
 _CONTENT: dict[ItemKind, Callable[[str], JsonObject]] = {
     "message": lambda text: {"type": "output_text", "text": text, "annotations": [], "logprobs": []},
     "refusal": lambda text: {"type": "refusal", "refusal": text},
@@ -189,6 +201,8 @@ class _OutputItem:
         self.status: ItemStatus = "in_progress"
         self.begun = False
         self.length = 0
+        self.output: str | None = None
+        self.error: str | None = None
         self._pieces: Trail[str] = Trail([])
         self._untold: list[str] = []
 
@@ -196,8 +210,21 @@ class _OutputItem:
         """The same item as far as it has come."""
         copy = _OutputItem(self.kind, "", self.index, call=self.call, name=self.name)
         copy.id, copy.status, copy.begun, copy.length = self.id, self.status, self.begun, self.length
+        copy.output, copy.error = self.output, self.error
         copy._pieces, copy._untold = self._pieces.copy(), list(self._untold)
         return copy
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can come of it."""
+        return self.status not in ("in_progress", "calling")
+
+    def cut(self) -> None:
+        """Be over without an end."""
+        self.status = "incomplete"
+        if self.kind == "mcp_call":
+            self.error = NO_RESULT
+            self.replace(_sound(self.text))
 
     @property
     def text(self) -> str:
@@ -237,9 +264,28 @@ class _OutputItem:
             content = [] if empty else [_CONTENT[self.kind](text)]
             return {"type": "message", "id": self.id, "status": status, "role": "assistant", "content": content}
         about = {"type": self.kind, "id": self.id, "status": status}
+        if self.kind == "mcp_call":
+            asked = {"approval_request_id": None, "server_label": SERVER_LABEL, "name": self.name, "arguments": text}
+            came = {"output": self.output, "error": None if self.error is None else _failed_call(self.error)}
+            return {**about, **asked, **came}
         if self.kind == "function_call":
             return {**about, "call_id": self.call, "name": self.name, "arguments": text}
         return {**about, "call_id": self.call, "output": text}
+
+
+def _sound(arguments: str) -> str:
+    """Arguments as JSON text, whatever was said: clients decode those of a call that they do not run."""
+    if not arguments.strip():
+        return "{}"
+    try:
+        msgspec.json.decode(arguments, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return msgspec.json.encode({"arguments": arguments}).decode()
+    return arguments
+
+
+def _failed_call(words: str) -> JsonObject:
+    return {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": words}]}
 
 
 def _summary_part(text: str) -> JsonObject:
@@ -254,7 +300,7 @@ def _begin(item: _OutputItem) -> list[Payload]:
         return [{"type": "response.content_part.added", **place, "part": _CONTENT[item.kind]("")}]
     if item.kind == "reasoning":
         return [{"type": "response.reasoning_summary_part.added", **place, "part": _summary_part("")}]
-    return []
+    return [{"type": "response.mcp_call.in_progress", **place}] if item.kind == "mcp_call" else []
 
 
 def _delta(item: _OutputItem, text: str) -> list[Payload]:
@@ -265,12 +311,13 @@ def _delta(item: _OutputItem, text: str) -> list[Payload]:
         return [{"type": "response.refusal.delta", **place}]
     if item.kind == "reasoning":
         return [{"type": "response.reasoning_summary_text.delta", **place}]
-    if item.kind == "function_call":
-        return [{"type": "response.function_call_arguments.delta", **place}]
+    if item.kind in _CALLS:
+        return [{"type": f"response.{item.kind}_arguments.delta", **place}]
     return []
 
 
 def _end(item: _OutputItem) -> list[Payload]:
+    """What is told once the text is whole."""
     place, text = _place(item), item.text
     if item.kind in _CONTENT:
         whole = {"refusal": text} if item.kind == "refusal" else {"text": text, "logprobs": []}
@@ -285,7 +332,14 @@ def _end(item: _OutputItem) -> list[Payload]:
         ]
     if item.kind == "function_call":
         return [{"type": "response.function_call_arguments.done", **place, "name": item.name, "arguments": text}]
-    return []
+    return [{"type": "response.mcp_call_arguments.done", **place, "arguments": text}] if item.kind == "mcp_call" else []
+
+
+def _done(item: _OutputItem) -> list[Payload]:
+    """What is told once nothing more can come of it."""
+    ran = item.kind == "mcp_call" and item.status in ("completed", "failed")
+    last = [{"type": f"response.mcp_call.{item.status}", **_place(item)}] if ran else []
+    return [*last, {"type": "response.output_item.done", "output_index": item.index, "item": item.data()}]
 
 
 def _place(item: _OutputItem) -> JsonObject:
@@ -325,7 +379,9 @@ class ResponseFold:
         self._usage: JsonObject | None = None
         self._echo = _DEFAULTS
         self._items: list[_OutputItem] = []
-        self._told = 0  # items that are done; all before the one that is being told
+        self._told = 0  # items that are done; all before the one that is being told, but for those that run
+        self._running: set[int] = set()  # places of calls whose arguments have been told, and whose result is to come
+        self._calls: dict[str, int] = {}  # of calls that are not the client's the places of their items
         self._parts: dict[int, int] = {}  # of parts the places of their items
         self._restarted = False
         self._out: list[Payload] = []
@@ -340,6 +396,9 @@ class ResponseFold:
         copy._created, copy._completed, copy._error = self._created, self._completed, self._error
         copy._incomplete, copy._usage, copy._echo = self._incomplete, self._usage, self._echo
         copy._items = [*self._items[: self._told], *(item.copy() for item in self._items[self._told :])]
+        for place in self._running:
+            copy._items[place] = self._items[place].copy()
+        copy._running, copy._calls = set(self._running), dict(self._calls)
         copy._told, copy._parts, copy._restarted = self._told, dict(self._parts), self._restarted
         copy._distances, copy._distance = self._distances.copy(), self._distance
         return copy
@@ -433,7 +492,10 @@ class ResponseFold:
 
     def _call_started(self, fact: CallStarted, at: float) -> None:
         if fact.part not in self._parts:
-            self._open("function_call", fact.part, call=fact.id, name=fact.name)
+            kind: ItemKind = "function_call" if fact.by in CLIENTS else "mcp_call"
+            item = self._open(kind, fact.part, call=fact.id, name=fact.name)
+            if kind == "mcp_call":
+                self._calls[fact.id] = item.index
             self._tell()
 
     def _call_delta(self, fact: CallDelta, at: float) -> None:
@@ -442,21 +504,43 @@ class ResponseFold:
     def _call_completed(self, fact: CallCompleted, at: float) -> None:
         place = self._parts.get(fact.part, -1)
         if place >= self._told:  # else it has been told, and a copy may share it; or it never began
-            self._items[place].replace(fact.arguments)
-            self._items[place].status = "completed"
+            item = self._items[place]
+            item.replace(_sound(fact.arguments) if item.kind == "mcp_call" else fact.arguments)
+            item.status = "calling" if item.kind == "mcp_call" else "completed"
         self._tell()
 
     def _tool_completed(self, fact: ToolCompleted, at: float) -> None:
+        output = fact.output if isinstance(fact.output, str) else msgspec.json.encode(fact.output).decode()
+        if fact.id in self._calls:
+            self._returned(self._items[self._calls[fact.id]], fact, output)
+            return
         item = self._open("function_call_output", None, call=fact.id)
-        item.extend(0, fact.output if isinstance(fact.output, str) else msgspec.json.encode(fact.output).decode())
+        item.extend(0, output)
         item.status = "completed" if fact.success else "incomplete"
         self._tell()
+
+    def _returned(self, item: _OutputItem, fact: ToolCompleted, output: str) -> None:
+        if item.over:
+            return  # its attempt died, and that has been told
+        output = "" if fact.output is None else output
+        if fact.success:
+            item.status, item.output = "completed", output
+        else:
+            item.status, item.error = "failed", output or "The tool failed."
+        self._over(item)
+        self._tell()
+
+    def _over(self, item: _OutputItem) -> None:
+        """Tell the end of a call that is running; of any other, ``_tell`` does."""
+        if item.index in self._running:
+            self._running.remove(item.index)
+            self._emit(*_done(item))
 
     def _open(self, kind: ItemKind, part: int | None, *, call: str = "", name: str = "") -> _OutputItem:
         for other in self._items[self._told :]:
             if other.status == "in_progress" and self._restarted:
-                other.status = "incomplete"  # its attempt died, and the next one begins anew
-            elif other.status == "in_progress" and other.kind != "function_call":
+                other.cut()  # its attempt died, and the next one begins anew
+            elif other.status == "in_progress" and other.kind not in _CALLS:
                 other.status = "completed"
         self._restarted = False
         item = _OutputItem(kind, self._run, len(self._items), call=call, name=name)
@@ -485,16 +569,24 @@ class ResponseFold:
                 self._emit(*_delta(item, text))
             if item.status == "in_progress":
                 return
-            self._emit(*_end(item), {"type": "response.output_item.done", **about, "item": item.data()})
+            self._emit(*_end(item))
             self._told += 1
+            if item.over:
+                self._emit(*_done(item))
+            else:
+                self._running.add(item.index)
 
     def _terminal(self, fact: Terminal, at: float) -> None:
         completed = isinstance(fact, RunCompleted)
         reason = _INCOMPLETE.get(fact.finish_reason) if isinstance(fact, RunCompleted) else None
-        unfinished = [item for item in self._items[self._told :] if item.status == "in_progress"]
-        for item in unfinished:
-            cut = not completed or (reason is not None and item is self._items[-1])
-            item.status = "incomplete" if cut else "completed"
+        running = [self._items[place] for place in sorted(self._running)]
+        for item in (*running, *(item for item in self._items[self._told :] if not item.over)):
+            cut = not completed or item.kind == "mcp_call" or (reason is not None and item is self._items[-1])
+            if cut:
+                item.cut()
+            else:
+                item.status = "completed"
+            self._over(item)
         self._tell()
         self._usage = _usage(fact.used)
         self._completed = at

@@ -70,7 +70,7 @@ class ReasoningItem(msgspec.Struct, tag="reasoning", tag_field="type"):
 
 
 class FunctionCallItem(msgspec.Struct, tag="function_call", tag_field="type"):
-    """A call of a tool; ``arguments`` is JSON text."""
+    """A call of a tool that the client runs; ``arguments`` is JSON text."""
 
     id: str
     status: ItemStatus
@@ -80,7 +80,7 @@ class FunctionCallItem(msgspec.Struct, tag="function_call", tag_field="type"):
 
 
 class FunctionCallOutputItem(msgspec.Struct, tag="function_call_output", tag_field="type"):
-    """What a tool gave that the agent has called itself."""
+    """What a tool gave of a call that was the client's, and that the agent has made all the same."""
 
     id: str
     status: ItemStatus
@@ -88,7 +88,26 @@ class FunctionCallOutputItem(msgspec.Struct, tag="function_call_output", tag_fie
     output: str
 
 
-OutputItem = OutputMessage | ReasoningItem | FunctionCallItem | FunctionCallOutputItem
+class CallFailure(msgspec.Struct, tag="mcp_tool_execution_error", tag_field="type"):
+    """What came of a tool that could not do what was asked; or why nothing came."""
+
+    content: list[dict[str, Any]]
+
+
+class McpCallItem(msgspec.Struct, tag="mcp_call", tag_field="type"):
+    """A call of a tool that is not the client's to run, and what came of it."""
+
+    id: str
+    status: Literal["in_progress", "calling", "completed", "incomplete", "failed"]
+    approval_request_id: None
+    server_label: str
+    name: str
+    arguments: str
+    output: str | None
+    error: CallFailure | None
+
+
+OutputItem = OutputMessage | ReasoningItem | FunctionCallItem | FunctionCallOutputItem | McpCallItem
 
 # The response ---------------------------------------------------------------------------------------------------------
 
@@ -337,6 +356,30 @@ class FunctionCallArgumentsDoneFrame(_InItem, tag="response.function_call_argume
     arguments: str
 
 
+class McpCallInProgressFrame(_InItem, tag="response.mcp_call.in_progress"):
+    """A call begins that is not the client's to run."""
+
+
+class McpCallArgumentsDeltaFrame(_InItem, tag="response.mcp_call_arguments.delta"):
+    """A piece of such a call's arguments."""
+
+    delta: str
+
+
+class McpCallArgumentsDoneFrame(_InItem, tag="response.mcp_call_arguments.done"):
+    """The whole arguments of such a call. Other items may come before its result."""
+
+    arguments: str
+
+
+class McpCallCompletedFrame(_InItem, tag="response.mcp_call.completed"):
+    """The tool is done; what it gave stands in the item, which follows."""
+
+
+class McpCallFailedFrame(_InItem, tag="response.mcp_call.failed"):
+    """The tool could not do it; why stands in the item, which follows."""
+
+
 class ErrorFrame(_Frame, tag="error"):
     """What went wrong; ``response.failed`` follows, unless the response was deleted. It says it in both of the shapes
     that clients know."""
@@ -364,6 +407,11 @@ RESPONSE_EVENTS: tuple[type[msgspec.Struct], ...] = (
     ReasoningSummaryPartDoneFrame,
     FunctionCallArgumentsDeltaFrame,
     FunctionCallArgumentsDoneFrame,
+    McpCallInProgressFrame,
+    McpCallArgumentsDeltaFrame,
+    McpCallArgumentsDoneFrame,
+    McpCallCompletedFrame,
+    McpCallFailedFrame,
     OutputItemDoneFrame,
     ErrorFrame,
     ResponseCompletedFrame,

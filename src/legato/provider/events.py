@@ -116,13 +116,13 @@ class RefusalDeltaEvent(ItemEvent, frozen=True, kw_only=True):
 
 
 class ArgumentsDeltaEvent(ItemEvent, frozen=True, kw_only=True):
-    """``response.function_call_arguments.delta``; ``delta`` is a piece of JSON text."""
+    """``response.function_call_arguments.delta``, ``.mcp_call_arguments.delta``; ``delta`` is a piece of JSON text."""
 
     delta: str
 
 
 class ArgumentsDoneEvent(ItemEvent, frozen=True, kw_only=True):
-    """``response.function_call_arguments.done``; ``arguments`` is the whole JSON text."""
+    """``response.function_call_arguments.done``, ``.mcp_call_arguments.done``; ``arguments`` is the whole JSON text."""
 
     arguments: str
 
@@ -157,6 +157,8 @@ _CLASSES: Final[dict[str, type[ResponseEvent]]] = {
     "response.refusal.delta": RefusalDeltaEvent,
     "response.function_call_arguments.delta": ArgumentsDeltaEvent,
     "response.function_call_arguments.done": ArgumentsDoneEvent,
+    "response.mcp_call_arguments.delta": ArgumentsDeltaEvent,
+    "response.mcp_call_arguments.done": ArgumentsDoneEvent,
 }
 
 

@@ -42,7 +42,7 @@ from .events import (
     TextDoneEvent,
     decode_event,
 )
-from .prompt import FunctionTool, as_text, read_tool, tool_calls
+from .prompt import FunctionTool, as_text, read_tool, tool_calls, words_of
 from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
 from .stream import STREAM_HEADERS, FoldedCall
 
@@ -315,10 +315,10 @@ class _ResponseState:
             case ReasoningDeltaEvent():
                 return self._think(event)
             case ArgumentsDeltaEvent(delta=delta):
-                item = self._item(event, "function_call")
+                item = self._item(event, _kind_of(event))
                 return [] if item.done else self._argue(item, item.claim(delta))
             case ArgumentsDoneEvent(arguments=arguments):
-                item = self._item(event, "function_call")
+                item = self._item(event, _kind_of(event))
                 return [] if item.done else self._argue(item, _rest("".join(item.arguments), arguments))
             case RefusalDeltaEvent():
                 item = self._item(event, "message")
@@ -417,6 +417,8 @@ class _ResponseState:
         match state.kind:
             case "function_call":
                 return self._take_call(state, item, whole)
+            case kind if kind.endswith("_call") and "call_id" not in item:  # what has one is the caller's to answer
+                return self._take_hosted(state, item, whole)
             case "message":
                 return self._take_message(state, item, whole)
             case "function_call_output":
@@ -445,6 +447,22 @@ class _ResponseState:
             state.promised = arguments
         return chunks
 
+    def _take_hosted(self, state: _ItemState, item: JsonObject, whole: bool) -> list[StreamChunk]:
+        """Take a call that the provider makes itself: of an MCP server's tool, a search, code that it runs."""
+        chunks: list[StreamChunk] = []
+        if state.call is None:
+            state.name = _text(item, "name") or state.kind.removesuffix("_call")
+            state.call = self.tally.calls
+            id = state.id or _text(item, "id") or f"call_{state.call}"
+            chunks += self.tally.begin_call(id, state.name, "".join(state.arguments), hosted=True)
+        if not whole:
+            return chunks
+        given = {name: item[name] for name in _ASKED if item.get(name) is not None}
+        arguments = as_json(item.get("arguments", given))
+        chunks += self._argue(state, _rest("".join(state.arguments), arguments))
+        output, success = _came_of(item)
+        return chunks + self.tally.answer(state.call, output, success=success)
+
     def _take_message(self, state: _ItemState, item: JsonObject, whole: bool) -> list[StreamChunk]:
         parts = _list(item, "content")
         text = "".join(as_text(part) for part in parts)
@@ -472,7 +490,11 @@ class _ResponseState:
             for place, item in enumerate(items):
                 chunks += self._take_item(self._new(_text(item, "type"), "", place), item, True)
             return chunks
+        seen = {state.id for state in self._items if state.done}
         for item in items:
+            kind, id = _text(item, "type"), _text(item, "id")
+            if kind.endswith("_call") and "call_id" not in item and id and id not in seen:
+                chunks += self._take_item(self._named(None, item, True), item, True)
             if item.get("type") == "function_call" and _text(item, "call_id"):
                 chunks += self._take_item(self._known(item) or self._new("function_call", "", None), item, True)
         for state in self._items:
@@ -563,6 +585,28 @@ def _failure(kind: str, response: JsonObject) -> ProviderError:
     if kind == "response.cancelled" or response.get("status") == "cancelled":
         return ResponseCancelled("The response was cancelled.")
     return failed(response.get("error"))
+
+
+def _kind_of(event: ResponseEvent) -> str:
+    return "mcp_call" if event.type.startswith("response.mcp_call") else "function_call"
+
+
+_ASKED: Final = ("action", "queries", "code", "prompt")
+"""What a hosted call that has no arguments was asked for."""
+_SAID_ALREADY: Final = ("id", "type", "status", "name", "arguments", "server_label", "approval_request_id", *_ASKED)
+
+
+def _came_of(item: JsonObject) -> tuple[str, bool]:
+    """What a hosted call gave, as text, and whether that is what was asked for."""
+    if item.get("error"):
+        return words_of(item["error"]), False
+    success = item.get("status", "completed") not in ("failed", "incomplete")
+    output = item.get("output")
+    if output is not None:
+        return words_of(output), success
+    # Of a picture there may be megabytes.
+    rest = {name: value for name, value in item.items() if name not in (*_SAID_ALREADY, "result") and value}
+    return as_json(rest) if rest.keys() - {"output", "error"} else "", success
 
 
 def _text(value: JsonObject, name: str) -> str:

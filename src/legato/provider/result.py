@@ -76,12 +76,14 @@ class ToolCallDelta(msgspec.Struct, frozen=True, gc=False):
         id: the call's id, in its first piece; None in the others.
         name: the tool's name, in the first piece; "" in the others.
         arguments: a piece of the arguments' JSON text.
+        hosted: in the first piece, whether the provider makes the call itself.
     """
 
     index: int
     id: str | None = None
     name: str = ""
     arguments: str = ""
+    hosted: bool = False
 
 
 class ToolOutput(msgspec.Struct, frozen=True, gc=False):
@@ -89,11 +91,13 @@ class ToolOutput(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         index: which call of the answer.
-        output: what the tool gave, as text.
+        output: what the tool gave, as text; or why it gave nothing.
+        success: whether it could do what was asked.
     """
 
     index: int
     output: str
+    success: bool = True
 
 
 class ToolCall(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, repr_omit_defaults=True):
@@ -104,12 +108,16 @@ class ToolCall(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, repr_o
         name: the tool.
         arguments: JSON text; of a call that was cut, its beginning.
         output: what the tool gave, if the provider has made the call; None: it is the caller's to make.
+        success: of such an output.
+        hosted: it is the provider's to make, whether or not there is an output.
     """
 
     id: str
     name: str
     arguments: str = ""
     output: str | None = None
+    success: bool = True
+    hosted: bool = False
 
 
 class StreamChunk(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, repr_omit_defaults=True):
@@ -230,7 +238,8 @@ class Tally:
         self._thinking: list[str] = []
         self._refusal: list[str] = []
         self._calls: list[tuple[str, str, list[str]]] = []
-        self._outputs: dict[int, str] = {}
+        self._hosted: set[int] = set()  # calls that the provider makes
+        self._outputs: dict[int, tuple[str, bool]] = {}  # what came of them, and whether it is what was asked for
         self._halves: dict[object, Halves] = {}  # by kind, or by index of a call
         self.content: tuple[JsonObject, ...] | None = None
         self.tagged: Tagged | None = None
@@ -292,12 +301,13 @@ class Tally:
         self._refusal.append(delta)
         return [StreamChunk(refusal=delta)]
 
-    def begin_call(self, id: str, name: str, arguments: str = "") -> list[StreamChunk]:
+    def begin_call(self, id: str, name: str, arguments: str = "", *, hosted: bool = False) -> list[StreamChunk]:
         """Take the beginning of a tool call; its index is the number of calls before it."""
         index = len(self._calls)
         id, name, arguments = whole(id), whole(name), self._whole(index, arguments)
         self._calls.append((id, name, [arguments]))
-        return [StreamChunk(tool_call_delta=ToolCallDelta(index, id, name, arguments))]
+        self._hosted |= {index} if hosted else set()
+        return [StreamChunk(tool_call_delta=ToolCallDelta(index, id, name, arguments, hosted))]
 
     def add_arguments(self, index: int, arguments: str) -> list[StreamChunk]:
         """Take a piece of the arguments of a call that has begun."""
@@ -319,15 +329,19 @@ class Tally:
     def answer_call(self, id: str, output: str) -> list[StreamChunk]:
         """Take what came of a call that the provider has made itself, once; nothing if no call has that id."""
         index = next((place for place, call in enumerate(self._calls) if call[0] == id), None)
-        if index is None or index in self._outputs:
+        return [] if index is None else self.answer(index, output)
+
+    def answer(self, index: int, output: str, *, success: bool = True) -> list[StreamChunk]:
+        """Take what came of a call that has begun, and that the provider has made itself; once."""
+        if index in self._outputs:
             return []
-        output = self._outputs[index] = whole(output)
-        return [StreamChunk(tool_output=ToolOutput(index, output))]
+        self._outputs[index] = whole(output), success
+        return [StreamChunk(tool_output=ToolOutput(index, whole(output), success))]
 
     @property
     def unanswered(self) -> bool:
         """Whether a tool call is left to the caller."""
-        return len(self._outputs) < len(self._calls)
+        return len(self._hosted | self._outputs.keys()) < len(self._calls)
 
     def end(self, usage: TokenUsage | None, finish_reason: str | None) -> list[StreamChunk]:
         """Take the usage or the reason of the end; None for what is not known, or known before."""
@@ -363,8 +377,9 @@ class Tally:
             text="".join(self._text),
             thinking="".join(self._thinking),
             tool_calls=tuple(
-                ToolCall(id, name, "".join(pieces), self._outputs.get(index))
+                ToolCall(id, name, "".join(pieces), output, success, index in self._hosted)
                 for index, (id, name, pieces) in enumerate(self._calls)
+                for output, success in [self._outputs.get(index, (None, True))]
             ),
             usage=self.usage,
             refusal="".join(self._refusal),
