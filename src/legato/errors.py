@@ -231,7 +231,7 @@ class StoreError(LegatoError):
 
 
 class StoreLocked(StoreError):
-    """Another process has this file open."""
+    """Another process has this file open, or this one has already (then ``detail["ours"]`` is true)."""
 
     code = "store_locked"
 

@@ -39,6 +39,7 @@ class ServeOptions(TypedDict):
     docs: Path | None
     pace: float
     grace: float
+    wait: float
     heartbeat: float
     client: str
     cors: tuple[str, ...]
@@ -113,6 +114,15 @@ class ServeOptions(TypedDict):
     help="How long answers may go on when the server is told to stop.",
 )
 @click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=30.0,
+    show_default=True,
+    help="How long to wait while another process has the store open, answering 503; if given, for a port that is "
+    "taken, too.",
+)
+@click.option(
     "--heartbeat",
     type=click.FloatRange(min=0.1, max=3600),
     metavar="SECONDS",
@@ -177,16 +187,22 @@ def serve(
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("stamina").addFilter(_in_words)
     given = {name for name in options if _was_given(ctx, name)}
+    inherited = server.inherited()
+    if inherited is not None:
+        host = inherited.getsockname()[0]
     try:
         app = _application(target, host, given, options)
     except InvalidInput as exc:
         raise Misuse(exc.message) from exc
     try:
-        listener = server.listen(host, port)
+        listener = inherited or server.listen(host, port, wait=options["wait"] if "wait" in given else 0.0)
     except server.AddressTaken as exc:
         if "in use" not in exc.message:
             raise
-        advice = "Perhaps a server runs there already; --port takes another, and --port 0 a free one."
+        advice = (
+            "Perhaps a server runs there already; --port takes another, --port 0 a free one, and --wait 30 waits until "
+            "it has stopped."
+        )
         if "store" not in given:
             advice += " Two servers need two stores, too: --store sqlite:///other.db, or memory:."
         raise Failure(f"{exc.message} {advice}") from exc
@@ -241,6 +257,8 @@ def _application(target: str | None, host: str, given: set[str], options: ServeO
             app.source = options["store"]
         if "grace" in given:
             app.grace = options["grace"]
+        if "wait" in given:
+            app.lock_wait = options["wait"]
     else:
         app = Legato(
             options["store"] or STORE,
@@ -250,6 +268,7 @@ def _application(target: str | None, host: str, given: set[str], options: ServeO
             cors=options["cors"],
             hosts=allowed,
             grace=options["grace"],
+            lock_wait=options["wait"],
         )
         for tool in found.tools:
             app.tool(tool)

@@ -267,9 +267,11 @@ class Health(_Wire):
 
 
 class Ready(_Wire):
-    """Whether new messages are taken: not while the server stops, nor while its store can keep nothing."""
+    """Whether new messages are taken: not while the server stops, or waits for its store to start, nor while that can
+    keep nothing; ``reason`` then is the code of the error that messages are refused with."""
 
-    status: Literal["ready", "draining", "store"]
+    status: Literal["ready", "starting", "draining", "store"]
+    reason: str = ""
 
 
 class ApiKey(msgspec.Struct):

@@ -20,7 +20,7 @@ from ..fault import contained
 from ..sse import HEARTBEAT
 from .crowd import Line
 from .life import Life
-from .operation import RETRY_AFTER, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
+from .operation import RETRY_AFTER, Absence, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
 from .reply import Body, Follow, Reply
 from .request import INCARNATION, Request
 from .stream import ASGISink, Pump
@@ -57,6 +57,13 @@ class ApplicationStopped(Draining):
 
     def __init__(self) -> None:
         super().__init__("The server has been stopped; try again.")
+
+
+class StoreAwaited(Draining):
+    """The application waits for its store, which another process has open, as one that is about to stop has."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is starting: it waits for its store. Try again.")
 
 
 class Routes:
@@ -114,10 +121,10 @@ class Adaptor:
 
     Args:
         dialects: the table.
-        life: of the application; None when it has been stopped.
+        life: of the application; or why there is none.
     """
 
-    def __init__(self, dialects: Sequence[Dialect], life: Life | None) -> None:
+    def __init__(self, dialects: Sequence[Dialect], life: Life | Absence) -> None:
         self._routes = Routes(dialects)
         self._life = life
 
@@ -140,11 +147,16 @@ class Adaptor:
         if found is None:
             return False
         operation, dialect, names = found
-        if self._life is None or self._life.over:
-            await send_body(dialect.refuse(ApplicationStopped()), ApplicationStopped(), scope, receive, send)
+        life = self._life
+        if isinstance(life, Absence) or life.over:
+            why = life.why if isinstance(life, Absence) else ApplicationStopped()
+            if isinstance(life, Absence) and operation.without_life is not None:
+                await respond(operation.without_life(life))(scope, receive, send)
+            else:
+                await send_body(dialect.refuse(why), why, scope, receive, send)
             return True
         http = HTTPRequest({**scope, "path_params": names}, receive)
-        await self._carry_out(self._life, operation, dialect, http, receive, send)
+        await self._carry_out(life, operation, dialect, http, receive, send)
         return True
 
     async def _carry_out(
@@ -313,7 +325,7 @@ def _response(body: Body, error: LegatoError | None, scope: Scope) -> WholeRespo
             headers["allow"] = error.allowed
         if error.status in RETRY_AFTER:
             headers.setdefault("retry-after", RETRY_AFTER[error.status])
-        if error.status >= 500 and not isinstance(error, Overloaded):  # which is said for all at once
+        if error.status >= 500 and not isinstance(error, Overloaded | Draining):  # which are said for all at once
             logger.error("%s %s: %s", scope["method"], scope["path"], error)
     return respond(msgspec.structs.replace(body, headers=headers))
 

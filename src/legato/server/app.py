@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from ..agent import Agent, AgentFunction, OnCrash
 from ..caller import Caller, May, may_on_open_server
 from ..caller import may as may_what_is_theirs
 from ..dialect import mix
-from ..errors import InvalidInput, LegatoError
+from ..errors import Draining, InvalidInput, LegatoError, StoreLocked
 from ..execution import Limits
 from ..fault import contained
 from ..log import Store
@@ -31,12 +32,13 @@ from ..run import Runner
 from ..sessions import Sessions
 from ..store import open_store
 from ..tool import Tool
-from .adaptor import SEND_BODY, Adaptor, ApplicationStopped, respond_error
+from .adaptor import SEND_BODY, Adaptor, ApplicationStopped, StoreAwaited, respond_error
 from .dialects import DIALECTS
 from .guard import LOCAL_ORIGINS, Guard, host_names, origin_as_sent
 from .inspect import Inspector
 from .life import Life, Settings, nobody
-from .operation import Dialect, NoSuchRoute, Operation
+from .listening import ListenWatch
+from .operation import Absence, Dialect, NoSuchRoute, Operation
 from .stream import Streams
 from .traffic import Traffic
 
@@ -44,6 +46,11 @@ logger = logging.getLogger("legato")
 
 ON_STOP_SECONDS = 3.0
 """For which agents may let go of what they hold, once the application has stopped."""
+
+LOOK_EVERY = 0.1
+"""Seconds between two looks whether the store is free,"""
+TELL_EVERY = 5.0
+"""and between two lines in the log about that."""
 
 F = TypeVar("F", bound=AgentFunction)
 
@@ -66,6 +73,8 @@ class Legato:
         max_body: bytes of a request's body.
         traffic: what connections may take, in seconds and in bytes.
         grace: seconds that runs have to finish when the application is shut down.
+        lock_wait: seconds for which a start waits while another process has the store's file open, as one that is
+            about to stop has.
         page: whether to serve the chat page at ``/``, the inspector with its API, and the API's pages.
         dialects: rows for the table of dialects, besides those that every application speaks.
         identify: who asks, from the ASGI scope of a request, as a ``Caller`` or an awaitable of one. What a caller
@@ -89,6 +98,7 @@ class Legato:
         max_body: int = 4_194_304,
         traffic: Traffic | None = None,
         grace: float = 25.0,
+        lock_wait: float = 30.0,
         page: bool = True,
         dialects: Sequence[Dialect] = (),
         identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody,
@@ -97,10 +107,11 @@ class Legato:
         self.agents: dict[str, Agent] = {}
         self.tools: dict[str, Tool] = {}
         self.grace = grace
+        self.lock_wait = lock_wait
         self.drain_on_signal = True
         """Whether SIGTERM and SIGINT end the streams; the server that runs the application may do it itself."""
         self.source = store
-        """The store, or its URL; may be changed until ``start``, as ``hosts`` and ``grace`` may."""
+        """The store, or its URL; may be changed until ``start``, as ``hosts``, ``grace`` and ``lock_wait`` may."""
         self.traffic = traffic or Traffic()
         """What connections may take; the server that runs the application keeps its part of it."""
         mix.profile(client)  # for its error
@@ -124,7 +135,10 @@ class Legato:
         self._app: ASGIApp | None = None
         self._changing: asyncio.Future[None] | None = None  # while it starts or stops
         self._stopped = False
+        self._waiting: asyncio.Task[None] | None = None  # for the store, while requests are answered
+        self._failed: Exception | None = None  # why it was in vain
         self._restore_signals: Callable[[], None] = lambda: None
+        self._listening: ListenWatch | None = None
         for agent in agents:
             self._add(agent if isinstance(agent, Agent) else Agent(agent))
 
@@ -199,16 +213,28 @@ class Legato:
         """What the application holds, once started.
 
         Raises:
-            Draining: it has been stopped. InvalidInput: it has never been started.
+            Draining: it has been stopped, or waits for its store. InvalidInput: it has never been started.
         """
         if self._life is not None:
             return self._life
+        if self._waiting is not None:
+            raise StoreAwaited
         if self._stopped:
             raise ApplicationStopped
         raise InvalidInput(
             "Legato has not been started. Under an ASGI server this happens by itself; when it is mounted in "
             "another application, give that one lifespan=app.lifespan."
         )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has started, and not stopped since."""
+        return self._life is not None
+
+    @property
+    def limits(self) -> Limits:
+        """Of runs and messages."""
+        return self._settings.limits
 
     @property
     def store(self) -> Store:
@@ -233,13 +259,42 @@ class Legato:
     async def start(self) -> None:
         """Open the store, take up what was left, be ready for requests. Idempotent, and possible again after ``stop``.
 
+        While another process has the store's file open, it waits, for ``lock_wait`` seconds.
+
         Raises:
             InvalidInput, StoreError: it could not; nothing is held, and it can be tried again.
             ModuleNotFoundError: a package that the pages need is not installed.
         """
+        locked = await self._begin()
+        if locked is not None:
+            await self._begin_when_free(locked)
+
+    async def start_aside(self, over: Callable[[Exception | None], object] | None = None) -> None:
+        """Start, as for a server that listens only when this is done: if another process has the store's file open,
+        go on, answer all requests with that (503), and start when the file is free.
+
+        Args:
+            over: told when it has started; or why it cannot, after ``lock_wait`` seconds. By default this process is
+                then told to stop (SIGTERM), if it is the main thread's.
+
+        Raises:
+            InvalidInput, StoreError, ModuleNotFoundError: see ``start``.
+        """
+        told = over or self._end
+        locked = None if self._waiting is not None else await self._begin()
+        if locked is None:
+            if self._life is not None:
+                told(None)
+            return
+        self._app = self._build_without_life(StoreAwaited)
+        self._failed = None
+        self._waiting = asyncio.create_task(self._wait_aside(locked, told), name="legato-start")
+
+    async def _begin(self) -> StoreLocked | None:
+        """Begin a life; or say who has the store, if they may let go of it."""
         async with self._change():
             if self._life is not None:
-                return
+                return None
             if not self.agents:
                 raise InvalidInput(
                     "Legato needs an agent: decorate a function with @app.agent, or name an app.model(...)."
@@ -247,23 +302,72 @@ class Legato:
             if self._page:
                 _look_for_pages()
             store = open_store(self.source) if isinstance(self.source, str) else self.source
-            life = await Life.begin(store, self.agents, self._settings)
+            try:
+                life = await Life.begin(store, self.agents, self._settings)
+            except StoreLocked as exc:
+                if exc.detail.get("ours") or self.lock_wait <= 0:  # we would wait for ourselves
+                    raise
+                return exc
             self._app = self._build(life)
             self._life = life
             self._listen_for_shutdown(life)
+            return None
+
+    async def _begin_when_free(self, locked: StoreLocked) -> None:
+        """Begin a life when the store is free.
+
+        Raises:
+            StoreLocked: it has not become so in ``lock_wait`` seconds.
+        """
+        until = time.monotonic() + self.lock_wait
+        due = 0.0
+        still: StoreLocked | None = locked
+        while still is not None:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise still
+            if time.monotonic() >= due:
+                due = time.monotonic() + TELL_EVERY
+                logger.warning("waiting for the store, at most %.0f s more: %s", left, still)
+            await asyncio.sleep(min(LOOK_EVERY, left))
+            still = await self._begin()
+        logger.warning("the store is free, and open here now")
+
+    async def _wait_aside(self, locked: StoreLocked, told: Callable[[Exception | None], object]) -> None:
+        error: Exception | None = None
+        try:
+            await self._begin_when_free(locked)
+        except Exception as exc:
+            error = self._failed = exc
+            logger.error("the application cannot start: %s", exc, exc_info=not isinstance(exc, LegatoError))
+        finally:
+            self._waiting = None
+        told(error)
+
+    def _end(self, error: Exception | None) -> None:
+        """Have the server that runs this application stop, since it cannot answer."""
+        if error is not None and threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGTERM)
 
     async def stop(self) -> None:
         """End all streams, let runs finish for ``grace`` seconds, close the store. Idempotent."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            await asyncio.wait([self._waiting])
+            self._waiting = None
+            self._stopped, self._app = True, self._build_without_life(ApplicationStopped)
         async with self._change():
             life = self._life
             if life is None:
                 return
             self._restore_signals()
+            if self._listening is not None:
+                self._listening.stop()
             try:
                 await life.end(self.grace)
             finally:
                 self._life, self._stopped = None, True
-                self._app = self._build_stopped()
+                self._app = self._build_without_life(ApplicationStopped)
                 await _stop_agents(self.agents.values())
 
     @asynccontextmanager
@@ -280,23 +384,26 @@ class Legato:
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
-        """For an application that mounts this one: ``FastAPI(lifespan=app.lifespan)``."""
-        await self.start()
+        """For an application that mounts this one: ``FastAPI(lifespan=app.lifespan)``. See ``start_aside``."""
+        await self.start_aside()
         try:
             yield
         finally:
             await self.stop()
 
     def _listen_for_shutdown(self, life: Life) -> None:
-        # An ASGI server that is told to stop waits for open streams to end, and tells nobody: it would wait for ever.
-        # So the streams end at the signal, before the server's own handler sees it.
-        if not self.drain_on_signal or threading.current_thread() is not threading.main_thread():
+        # An ASGI server that stops waits for open streams to end, and tells nobody: it would wait for ever. So they end
+        # at the signal, before the server's own handler sees it; or when it listens no more, if there is no signal.
+        if not self.drain_on_signal:
             return
         loop = asyncio.get_running_loop()
+        self._listening = ListenWatch(lambda: life.begin_end(self.grace))
+        if threading.current_thread() is not threading.main_thread():
+            return
         previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
         def on_signal(number: int, frame: Any) -> None:
-            loop.call_soon_threadsafe(life.streams.drain)
+            loop.call_soon_threadsafe(life.begin_end, self.grace)
             handler = previous[signal.Signals(number)]
             if callable(handler):
                 handler(number, frame)
@@ -325,20 +432,25 @@ class Legato:
             self.life  # noqa: B018  # for its error
         else:
             if self._life is not None:
+                if self._listening is not None:
+                    self._listening.see(scope)
                 await self._life.pace.keep()
             await self._app({**scope, SEND_BODY: send}, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            await self.start()
+            await self.start_aside()
         except LegatoError as exc:
             await send({"type": "lifespan.startup.failed", "message": exc.message})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.stop()
-        await send({"type": "lifespan.shutdown.complete"})
+        if self._failed is None:
+            await send({"type": "lifespan.shutdown.complete"})
+        else:
+            await send({"type": "lifespan.shutdown.failed", "message": str(self._failed)})
 
     def _build(self, life: Life) -> ASGIApp:
         dialects = list(self._dialects)
@@ -366,13 +478,14 @@ class Legato:
         )
         return Guard(cors, adaptor, self._cors, self.hosts)  # outermost: it looks at preflights, too
 
-    def _build_stopped(self) -> ASGIApp:
-        """What answers between two lives: that there is none, in the words of each dialect."""
-        adaptor = Adaptor(self._dialects, None)
+    def _build_without_life(self, why: type[Draining]) -> ASGIApp:
+        """What answers while there is no life: why, in the words of each dialect."""
+        absence = Absence(why(), why is StoreAwaited, tuple(self.agents))
+        adaptor = Adaptor(self._dialects, absence)
 
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
             if not await adaptor.answer(scope, receive, send):
-                await respond_error(ApplicationStopped())(scope, receive, send)
+                await respond_error(why())(scope, receive, send)
 
         return self._guarded(route, adaptor)
 

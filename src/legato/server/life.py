@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
@@ -95,6 +96,7 @@ class Life:
         self.began_at = time.time()
         self.over = False
         self._kept: dict[type, object] = {}
+        self._stopping: asyncio.Task[None] | None = None
 
     @classmethod
     async def begin(cls, store: Store, agents: Mapping[str, Agent], settings: Settings) -> Life:
@@ -113,10 +115,17 @@ class Life:
             raise
         return life
 
+    def begin_end(self, grace: float) -> None:
+        """End all streams, take no more messages, and give runs ``grace`` seconds from now on; ``end`` is to follow.
+        For a server that waits for both before it calls that. Idempotent."""
+        self.streams.drain()
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self.runner.stop(grace), name="legato-stop")
+
     async def end(self, grace: float) -> None:
         """Let runs finish for ``grace`` seconds, end all streams, close the store."""
         try:
-            await self.runner.stop(grace)
+            await (self._stopping or self.runner.stop(grace))
         finally:
             try:
                 await self.streams.close()

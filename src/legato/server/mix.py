@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,13 +20,32 @@ from .. import transcript
 from ..contents import Entry, window
 from ..dialect import mix, mix_api
 from ..dialect.common import KEY_PATTERN, OFFSET_MOST, SESSION_PATTERN, idempotency_key, rfc3339
-from ..errors import Conflict, CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreCorrupt, TooLarge
+from ..errors import (
+    Conflict,
+    CursorInvalid,
+    Draining,
+    InvalidInput,
+    LegatoError,
+    SessionNotFound,
+    StoreCorrupt,
+    TooLarge,
+)
 from ..event import Event, Offset, SessionDeleted
 from ..json import LARGE, JsonObject
 from ..log import MICRO, SessionInfo
 from ..part import Message, check_depth
 from ..sessions import Question, Sent
-from .operation import INCARNATION_PARAM, RETRY_AFTER, Dialect, Frames, Operation, Param, new_session_id, session_id
+from .operation import (
+    INCARNATION_PARAM,
+    RETRY_AFTER,
+    Absence,
+    Dialect,
+    Frames,
+    Operation,
+    Param,
+    new_session_id,
+    session_id,
+)
 from .reply import Body, Follow, View, come_back
 from .request import Request
 
@@ -410,20 +429,29 @@ async def answer_notification(request: Request) -> Body:
 
 async def health(request: Request) -> Body:
     """Whether the server is up."""
-    now, agents = rfc3339(time.time()), list(request.sessions.agents)
-    return Body(200, mix_api.Health(status="ok", timestamp=now, version=legato.__version__, agents=agents))
+    return _healthy(request.sessions.agents)
+
+
+def _healthy(agents: Iterable[str]) -> Body:
+    now = rfc3339(time.time())
+    return Body(200, mix_api.Health(status="ok", timestamp=now, version=legato.__version__, agents=list(agents)))
 
 
 async def ready(request: Request) -> Body:
     """Whether the server takes new messages."""
-    status: Literal["ready", "draining", "store"] = "ready"
     if request.sessions.draining:
-        status = "draining"
-    elif request.sessions.trouble is not None:
-        status = "store"
-    if status != "ready":
-        return Body(503, mix_api.Ready(status=status), {"retry-after": RETRY_AFTER[503]})
-    return Body(200, mix_api.Ready(status=status))
+        return _unready("draining", Draining.code)
+    if (trouble := request.sessions.trouble) is not None:
+        return _unready("store", trouble.code)
+    return Body(200, mix_api.Ready(status="ready"))
+
+
+def _unready(status: Literal["starting", "draining", "store"], reason: str) -> Body:
+    return Body(503, mix_api.Ready(status=status, reason=reason), {"retry-after": RETRY_AFTER[503]})
+
+
+def _unready_without_life(absence: Absence) -> Body:
+    return _unready("starting" if absence.starting else "draining", absence.why.code)
 
 
 async def api_key(request: Request) -> Body:
@@ -580,9 +608,9 @@ def _operations() -> list[Operation]:
                   "Answer a notification", answer_notification, {204: None},
                   params=[_ask("notification")], body=mix_api.RespondBody, errors=errors),
         Operation("getHealth", "GET", "/health", "system", "Is the server up?", health,
-                  {200: mix_api.Health}),
+                  {200: mix_api.Health}, without_life=lambda absence: _healthy(absence.agents)),
         Operation("getReady", "GET", "/ready", "system", "Does the server take messages?", ready,
-                  {200: mix_api.Ready, 503: mix_api.Ready}),
+                  {200: mix_api.Ready, 503: mix_api.Ready}, without_life=_unready_without_life),
         Operation("storeApiKey", "POST", "/api/auth/api-key", "system", "Accepted for Mix clients; keeps nothing",
                   api_key, {200: mix_api.ApiKeyAnswer}, body=mix_api.ApiKey),
         Operation("getSystemInfo", "GET", "/api/system/info", "system", "Answered for Mix clients",

@@ -15,7 +15,7 @@ import msgspec
 from starlette.types import Scope
 
 from ..dialect.common import ErrorBody, describe
-from ..errors import InvalidInput, LegatoError, NotFound, SessionNotFound
+from ..errors import Draining, InvalidInput, LegatoError, NotFound, SessionNotFound
 from ..json import JsonObject
 from .reply import Body, Reply, View
 from .request import Request
@@ -61,6 +61,20 @@ class Frames(msgspec.Struct, frozen=True):
     reset: str = ""
 
 
+class Absence(msgspec.Struct, frozen=True):
+    """Of a life: the application does not run.
+
+    Attributes:
+        why: what requests are answered with.
+        starting: it is about to.
+        agents: names of the application's agents, the default one first.
+    """
+
+    why: Draining
+    starting: bool
+    agents: Sequence[str]
+
+
 class Operation(msgspec.Struct, frozen=True):
     """One route.
 
@@ -72,6 +86,7 @@ class Operation(msgspec.Struct, frozen=True):
         error: the type of an error's body.
         stream: what a 200 may be, or is if ``answers`` has none, as a stream.
         documented: False of a second path to the same.
+        without_life: answers while the application does not run; without it, ``Absence.why`` is the answer.
     """
 
     id: str
@@ -89,6 +104,7 @@ class Operation(msgspec.Struct, frozen=True):
     error: Any = ErrorBody
     stream: Frames | None = None
     documented: bool = True
+    without_life: Callable[[Absence], Body] | None = None
 
 
 def refuse(error: LegatoError) -> Body:

@@ -11,6 +11,7 @@ that they fork has no socket of ours, and a process that was told to stop ends, 
 from __future__ import annotations
 
 import asyncio
+import errno
 import faulthandler
 import functools
 import gc
@@ -20,6 +21,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeGuard
@@ -28,7 +30,7 @@ import uvicorn
 
 from ..errors import LegatoError
 from ..fault import at_fork, let_go
-from .app import Legato
+from .app import LOOK_EVERY, TELL_EVERY, Legato
 from .connections import ACCEPTS as ACCEPTS
 from .connections import Acceptor, Connections, room_for_connections
 from .protocol import HTTPProtocol
@@ -58,30 +60,83 @@ TRIM_MORE = 67_108_864
 its threads have freed, in pieces between what is in use, and would do so for ever."""
 
 
+LISTEN_FDS_START = 3
+"""The first descriptor that systemd hands over."""
+_STREAM = socket.SOCK_STREAM
+
+
 class AddressTaken(LegatoError):
     """The port cannot be listened on."""
 
     code = "address_taken"
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, wait: float = 0.0) -> socket.socket:
     """A listening socket on ``host`` and ``port``; port 0 takes a free one.
+
+    Args:
+        host, port: where.
+        wait: seconds for which to wait while somebody else listens there, as a server that is about to stop does.
 
     Raises:
         AddressTaken: it is in use, or not ours to use.
     """
+    until = time.monotonic() + wait
+    due = 0.0
+    while True:
+        try:
+            return _listen(host, port)
+        except OSError as exc:
+            left = until - time.monotonic()
+            if exc.errno != errno.EADDRINUSE or left <= 0:
+                raise AddressTaken(f"Cannot listen on {host}:{port}: {exc.strerror}.", host=host, port=port) from exc
+            if time.monotonic() >= due:
+                due = time.monotonic() + TELL_EVERY
+                logger.warning("waiting for %s:%d, at most %.0f s more: somebody else listens there", host, port, left)
+            time.sleep(min(LOOK_EVERY, left))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, proto)
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux, macOS
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)  # the accepted ones inherit it
         listener.bind(address)
-        listener.listen(2048)
-    except OSError as exc:
-        raise AddressTaken(f"Cannot listen on {host}:{port}: {exc.strerror}.", host=host, port=port) from exc
+        return _listening(listener)
+    except BaseException:
+        listener.close()
+        raise
+
+
+def _listening(listener: socket.socket) -> socket.socket:
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux, macOS
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)  # the accepted ones inherit it
+    listener.listen(2048)
     listener.setblocking(False)
     return listener
+
+
+def inherited() -> socket.socket | None:
+    """The socket that systemd listens on for us (``LISTEN_FDS``): it stays open while one process follows another, so
+    that nobody is refused meanwhile. None if there is none.
+
+    Raises:
+        AddressTaken: there are several, or it is none of TCP.
+    """
+    count, pid = os.environ.get("LISTEN_FDS"), os.environ.get("LISTEN_PID")
+    if not count or pid != str(os.getpid()):
+        return None
+    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):  # what we start is not meant
+        os.environ.pop(name, None)
+    try:
+        listener = socket.socket(fileno=LISTEN_FDS_START)
+        good = count == "1" and listener.family in (socket.AF_INET, socket.AF_INET6) and listener.type is _STREAM
+    except OSError:
+        good = False
+    if not good:
+        raise AddressTaken(f"Expected one listening TCP socket in LISTEN_FDS, got {count[:20]!r} of another kind.")
+    listener.set_inheritable(False)
+    return _listening(listener)
 
 
 def held() -> int:
@@ -129,12 +184,14 @@ class _Server(uvicorn.Server):
         self._trimming: asyncio.Task[None] | None = None
         self._stopping = False
         self._patience = 0.0  # seconds that agents have after the first signal
+        self.failure: Exception | None = None  # why the application could not start after all
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         # Not left to uvicorn's lifespan, which would log the error and tell nobody.
-        await self._legato.start()
-        self._patience = self._legato.grace + self._legato.runner.limits.cancel_grace
+        started: list[Exception | None] = []  # before there is anybody to be told
+        await self._legato.start_aside(lambda error: self._begun(error) if self.started else started.append(error))
+        self._patience = self._legato.grace + self._legato.limits.cancel_grace
         connections = Connections(self._legato.traffic, bound=room_for_connections())
         make = functools.partial(HTTPProtocol, self.config, self.server_state, {}, connections=connections)
         try:
@@ -150,7 +207,16 @@ class _Server(uvicorn.Server):
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
         self._trimming = asyncio.create_task(give_back())
-        self._on_ready()
+        for error in started:
+            self._begun(error)
+
+    def _begun(self, error: Exception | None) -> None:
+        """The application has started, or cannot."""
+        self.failure = error
+        if error is None:
+            self._on_ready()
+        else:
+            self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -189,7 +255,7 @@ class _Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._begin_drain, sig)
 
     def _begin_drain(self, sig: int) -> None:
-        running = self._legato.runner.running
+        running = self._legato.runner.running if self._legato.alive else 0
         if running:
             again = "Ctrl-C" if sig == signal.SIGINT else "the signal"
             logger.warning(
@@ -199,8 +265,9 @@ class _Server(uvicorn.Server):
 
     async def _drain_and_exit(self) -> None:
         try:
-            await self._legato.runner.stop(self._legato.grace)
-            await self._legato.streams.close()
+            if self._legato.alive:
+                await self._legato.runner.stop(self._legato.grace)
+                await self._legato.streams.close()
         finally:
             self.should_exit = True
 
@@ -273,5 +340,7 @@ def serve(
     app.drain_on_signal = False  # handle_exit does it, and lets the readers see their runs end first
     server = _Server(config, app, on_ready)
     server.run(sockets=[listener])
+    if server.failure is not None:
+        raise server.failure
     if not server.started:
         raise LegatoError("The server could not start.")
