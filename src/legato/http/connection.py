@@ -37,6 +37,7 @@ class HttpConnection(asyncio.Protocol):
 
     Attributes:
         exchange: the request that is under way; None: it is free.
+        paused: nothing is received, see ``pause``.
     """
 
     def __init__(self, origin: Origin, on_lost: Callable[[HttpConnection], None]) -> None:
@@ -46,7 +47,7 @@ class HttpConnection(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport
         self._blocked = False  # the transport takes no more for now
-        self._paused = False  # nor gives any
+        self.paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._late: type[httpx2.TimeoutException] = httpx2.ReadTimeout
         self._timer: asyncio.TimerHandle | None = None
@@ -119,14 +120,14 @@ class HttpConnection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Receive nothing until ``resume``."""
-        if not self._paused:
-            self._paused = True
+        if not self.paused:
+            self.paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Receive again."""
-        if self._paused and not self._transport.is_closing():
-            self._paused = False
+        if self.paused and not self._transport.is_closing():
+            self.paused = False
             self._transport.resume_reading()
 
     # The timer --------------------------------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ class HttpExchange(httpx2.AsyncByteStream):
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         self._held = 0
-        if self._on_closed is not None:
+        if self._connection.paused and self._on_closed is not None:
             self._connection.resume()
         return body
 

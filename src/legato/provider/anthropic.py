@@ -16,7 +16,7 @@ from ..sse import SSEMessage
 from .assembly import as_json
 from .chat_completions import reason_of
 from .errors import ProviderError, ResponseFailed, ResponseIncomplete, StreamMalformed, confessed, failed
-from .loose import decoded, fitted, loose
+from .loose import decoded, exactly, fitted, loose
 from .prompt import FunctionTool, as_text, read_tool, tool_calls
 from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
 from .stream import STREAM_HEADERS, FoldedCall
@@ -81,6 +81,7 @@ class _Message(msgspec.Struct):
 
 class _MessageEvent(msgspec.Struct):
     type: str
+    object: str = ""
     index: int = 0
     message: _Message | None = None
     content_block: _Block | None = None
@@ -115,6 +116,18 @@ class AnthropicFold:
 
     def take(self, message: SSEMessage) -> list[StreamChunk]:
         """See ``WireFold``."""
+        event = exactly(message.data, _MessageEvent)
+        if event is None or event.type not in _TAKES or "error" in (event.object, message.event):
+            return self._take_other(message)
+        return self._take_event(event, message.data)
+
+    def _take_event(self, event: _MessageEvent, data: str) -> list[StreamChunk]:
+        if event.type in _BLOCKS:
+            self._blocks.append(data)
+        return _TAKES[event.type](self, event)
+
+    def _take_other(self, message: SSEMessage) -> list[StreamChunk]:
+        """Take what is no event as documented."""
         try:
             head = decoded(message.data, _Failure)
             if head.type == "error" or head.object == "error" or message.event == "error" or not head.type:
@@ -130,15 +143,13 @@ class AnthropicFold:
                 return self.take_message(fitted(loose(message.data), _Message))
             if head.type not in _TAKES:
                 return []
-            if head.type in _BLOCKS:
-                self._blocks.append(message.data)
             event = decoded(message.data, _MessageEvent)
         except ValueError as exc:
             if failure := _confessed(message.data):
                 self.failure, self.over = failure, True
                 return []
             raise StreamMalformed(f"An event of a message was expected, not {message.data[:200]!r}: {exc}.") from exc
-        return _TAKES[event.type](self, event)
+        return self._take_event(event, message.data)
 
     def take_message(self, message: _Message) -> list[StreamChunk]:
         """Take a whole message.

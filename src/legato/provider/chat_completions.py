@@ -17,7 +17,7 @@ from ..json import JsonObject
 from ..sse import SSEMessage
 from .assembly import Assembly, CallPiece, as_json
 from .errors import ProviderError, ResponseFailed, ResponseIncomplete, StreamMalformed, confessed, failed
-from .loose import decoded, fitted, loose
+from .loose import exactly, fitted, loose
 from .prompt import FunctionTool, as_text, read_tool
 from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
 from .stream import STREAM_HEADERS, FoldedCall
@@ -100,7 +100,7 @@ class ChatCompletionsFold:
     def take(self, message: SSEMessage) -> list[StreamChunk]:
         """See ``WireFold``."""
         try:
-            chunk = decoded(message.data, Completion)
+            chunk = exactly(message.data, Completion) or fitted(loose(message.data), Completion)
             if chunk.choices is None or message.event == "error":
                 words = loose(message.data)
                 self.failure = confessed(words) or (failed(words) if message.event == "error" else None)
@@ -128,8 +128,8 @@ class ChatCompletionsFold:
                 elif choice.message is not None:
                     self._whole = True
                     chunks += self._take_delta(choice.message, whole=True)
-                # Some repeat the reason with the usage.
-                reason = reason_of(choice.finish_reason) if tally.finish_reason is None else None
+                if choice.finish_reason is not None and tally.finish_reason is None:  # some repeat it with the usage
+                    reason = reason_of(choice.finish_reason)
                 if choice.error or reason == "error":
                     self.failure = failed({"error": choice.error or chunk.error})
                     reason = None

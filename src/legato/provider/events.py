@@ -206,10 +206,9 @@ def decode_event(message: SSEMessage) -> ResponseEvent:
             elif confessed(raw):
                 kind = "error"
     cls = _CLASSES.get(kind, ResponseEvent)
-    fields = {**raw, "type": kind}
-    for name in ("delta", "arguments"):
-        if name in fields and cls in (ArgumentsDeltaEvent, ArgumentsDoneEvent):
-            fields[name] = as_json(fields[name])
+    fields = raw if raw.get("type") == kind else {**raw, "type": kind}
+    if cls is ArgumentsDeltaEvent or cls is ArgumentsDoneEvent:
+        fields = {**fields, **{name: as_json(fields[name]) for name in ("delta", "arguments") if name in fields}}
     try:
         event = msgspec.convert(fields, known(cls))
     except (msgspec.ValidationError, UnicodeError):

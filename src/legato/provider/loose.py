@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import typing
+from collections.abc import Callable
 from types import NoneType
 from typing import Any, Final, TypeVar
 
@@ -17,7 +18,7 @@ import msgspec
 
 from ..json import known
 
-__all__ = ["decoded", "fitted", "loose"]
+__all__ = ["decoded", "exactly", "fitted", "loose"]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -52,10 +53,24 @@ def decoded(data: str, type: type[S]) -> S:
     Raises:
         ValueError: it is no JSON object, or what was said in it cannot be read.
     """
+    found = exactly(data, type)
+    return fitted(loose(data), type) if found is None else found
+
+
+def exactly(data: str, type: type[S]) -> S | None:
+    """The struct that a JSON text is, if all of it fits."""
     try:
-        return msgspec.json.decode(data, type=known(type))
+        return (_decoders.get(type) or _learnt(type))(data)  # type: ignore[no-any-return]
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return fitted(loose(data), type)
+        return None
+
+
+_decoders: dict[type[msgspec.Struct], Callable[[str], Any]] = {}
+
+
+def _learnt(type: type[msgspec.Struct]) -> Callable[[str], Any]:
+    decode = _decoders[type] = msgspec.json.Decoder(known(type)).decode
+    return decode
 
 
 def fitted(value: object, type: type[S]) -> S:

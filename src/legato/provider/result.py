@@ -276,6 +276,9 @@ class Tally:
             thought, delta = self.tagged.split(delta)
             if thought:
                 return self.think(thought) + self._say(delta)
+        elif delta and not self._halves and delta.isascii():  # as nearly all are
+            self._text.append(delta)
+            return [StreamChunk(delta)]
         return self._say(delta)
 
     def _say(self, delta: str) -> list[StreamChunk]:

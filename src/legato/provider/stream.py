@@ -232,9 +232,12 @@ class StreamState(Generic[T]):
         Raises:
             ProviderError: the answer failed, or cannot be used.
         """
-        while not self.ended and (self._messages or self._ahead or self._settled):
-            items = self._ahead or (() if self._settled else self._read())
-            self._ahead = ()
+        while not self.ended:
+            items, self._ahead = self._ahead, ()
+            if not items and not self._settled:
+                if not self._messages:
+                    break
+                items = self._read()
             if len(items) > 1:
                 yield from items[:-1]
             # Before the caller gets the last item, since it may stop there, or store how far it is.
@@ -252,16 +255,18 @@ class StreamState(Generic[T]):
 
     def _read(self) -> Sequence[T]:
         """What the next message gives."""
-        last = self._fold.last
+        last, waits = self._fold.last, self._waits
         items = self._take(self._messages.popleft())
-        if self._waits is not None and (items or self._fold.last != last):
-            self._waits.progress()
+        if waits is not None and waits.attempts and (items or self._fold.last != last):
+            waits.progress()
         return items
 
     def _take(self, message: SSEMessage) -> Sequence[T]:
         data = message.data
         if message.event == ODD_LINE:
             return self._take_line(data)
+        if data[:1] == "{":  # as nearly all do; below is what does not
+            return self._give(message)
         if not data or data.isspace():
             return ()
         if len(data) < 32 and data.strip() == DONE:
