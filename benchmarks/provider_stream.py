@@ -1,13 +1,14 @@
 """What a chunk of a model's stream costs its reader, in CPU: Legato's providers beside the clients of two model APIs.
 
-A stand-in for the model (`support/model.py`) sends 50 answers at once, each with 10 chunks a second: as a server reads
+A stand-in for the model (`support/model.py`) sends 50 answers at once, each with 30 chunks a second: as a server reads
 that is paced by its models, one chunk at a time, with a core that is idle in between. A quiet machine needs less for
 each, and a busy one more, so figures of one run are for comparison with each other. Rounds are interleaved; each client
 has a process of its own in each round, and what it costs to start and to connect does not count.
 
-"httpx2" is this checkout with httpx2's own transport under it.
+"httpx2" is this checkout with httpx2's own transport under it. "bytes" counts what the event loop hands over, and looks
+at none of it: nobody who reads on it costs less. "bare" has httptools and our decoder besides, and gives it to nobody.
 
-    python benchmarks/provider_stream.py [--base CHECKOUT] [--rounds 3] [--seconds 2] [--save]
+    python benchmarks/provider_stream.py [--base CHECKOUT] [--rounds 3] [--seconds 2] [--rate 30] [--save]
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from support.asking import CLIENTS
+from support.asking import BARE, CLIENTS
 from support.sides import HERE, Report, Side, parser, sides
 
 ANSWERS = 50
-RATE = 10
 LOOPS = ("asyncio", "uvloop")
 WIRES = {"ChatCompletions": "Chat Completions", "Responses": "Responses", "Anthropic": "Anthropic Messages"}
 
@@ -48,6 +48,7 @@ def contenders(both: list[Side], wire: str) -> list[Contender]:
         *(Contender(f"legato, {side.name}", side, f"legato-{wire}") for side in both),
         Contender("legato, httpx2", this, f"library-{wire}"),
         *(Contender(name.partition("-")[0], this, name) for name in others),
+        *(Contender(name, this, f"{name}-{wire}") for name in BARE),
     ]
 
 
@@ -55,11 +56,12 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=float, default=2.0)
+    options.add_argument("--rate", type=float, default=30, metavar="CHUNKS", help="a second, of each answer")
     asked = options.parse_args()
     both = sides(asked)
     report = Report("provider_stream", both)
-    report.line(f"{ANSWERS} answers, {RATE} chunks/s each; median of {asked.rounds} rounds; us of CPU for a chunk")
-    model = [sys.executable, str(HERE / "support" / "model.py"), str(RATE)]
+    report.line(f"{ANSWERS} answers, {asked.rate:g} chunks/s each; median of {asked.rounds} rounds; us of CPU each")
+    model = [sys.executable, str(HERE / "support" / "model.py"), str(asked.rate)]
     with subprocess.Popen(model, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

@@ -68,6 +68,47 @@ def anthropic(url: str) -> Callable[[], AsyncIterator[Any]]:
     return read
 
 
+class Counting(asyncio.Protocol):
+    """Asks, and counts the pieces in which the answer comes."""
+
+    def __init__(self, path: str, counted: Callable[[int], None]) -> None:
+        self.request = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n".encode()
+        self.counted = counted
+
+    def connection_made(self, transport: Any) -> None:
+        transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        self.counted(1)
+
+
+class Decoding(Counting):
+    """Counts the JSON values of its events."""
+
+    def __init__(self, path: str, counted: Callable[[int], None]) -> None:
+        import httptools
+        import msgspec
+
+        from legato.sse import Decoder
+
+        super().__init__(path, counted)
+        self.parse = httptools.HttpResponseParser(self).feed_data
+        self.feed, self.decode = Decoder().feed, msgspec.json.decode
+
+    def data_received(self, data: bytes) -> None:
+        self.parse(data)
+
+    def on_body(self, body: bytes) -> None:
+        messages = self.feed(body)
+        for message in messages:
+            self.decode(message.data)
+        self.counted(len(messages))
+
+
+PATHS = {"ChatCompletions": "/v1/chat/completions", "Responses": "/v1/responses", "Anthropic": "/v1/messages"}
+BARE = {"bytes": Counting, "bare": Decoding}
+"""Who is no client."""
+
 CLIENTS: dict[str, Callable[[str], Callable[[], AsyncIterator[Any]]]] = {
     **{f"legato-{wire}": legato(wire) for wire in ("ChatCompletions", "Responses", "Anthropic")},
     **{f"library-{wire}": legato(wire, library=True) for wire in ("ChatCompletions", "Responses", "Anthropic")},
@@ -78,12 +119,20 @@ CLIENTS: dict[str, Callable[[str], Callable[[], AsyncIterator[Any]]]] = {
 
 
 async def main(client: str, port: str, answers: int, seconds: float) -> None:
-    ask = CLIENTS[client](f"http://127.0.0.1:{port}")
     counts = [0] * answers
+    kind, _, wire = client.partition("-")
+    ask = None if kind in BARE else CLIENTS[client](f"http://127.0.0.1:{port}")
 
     async def read(place: int) -> None:
-        async for _ in ask():
-            counts[place] += 1
+        def count(number: int) -> None:
+            counts[place] += number
+
+        if ask is None:
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: BARE[kind](PATHS[wire], count), "127.0.0.1", int(port))
+        else:
+            async for _ in ask():
+                counts[place] += 1
 
     tasks = [asyncio.create_task(read(place)) for place in range(answers)]
     while min(counts) < 2:
