@@ -145,6 +145,8 @@ PATH: dict[str, Callable[[str], str]] = {
     "threadId": lambda path: "SESSION",
     "response_id": lambda path: "resp_RUN",
     "model": lambda path: "Listening",
+    "conversation_id": lambda path: "SESSION",
+    "item_id": lambda path: "in_RUN_0",
 }
 """What the parameters of paths stand for."""
 PLACES = {
@@ -174,6 +176,9 @@ REQUESTS: dict[str, list[tuple[str | None, Any, int]]] = {
     "createThreadMessage": [(None, {"text": "x"}, 404), (None, {}, 404)],
     "getResponse": [(query, None, 404) for query in (None, "stream=true", "stream=true&starting_after=1")],
     "createResponse": CREATE,  # type: ignore[dict-item]
+    "updateConversation": [(None, {"metadata": {"a": "b"}}, 404)],
+    "createConversationItems": [(None, {"items": items("x")}, 404), (None, {"items": []}, 404)],
+    "listConversationItems": [(query, None, 404) for query in (None, "order=asc", "after=in_RUN_0")],
 }
 """Of operations what else is in a request that names something: the query, the body, and the status of a refusal."""
 READS = {"streamAnswer"}
@@ -427,13 +432,14 @@ async def test_what_a_caller_begins_is_theirs() -> None:
                 ("/v1/responses", {"input": "x", "background": True}),
                 ("/v1/responses", {"input": "x", "previous_response_id": response}),
                 ("/v1/responses", {"input": items("x", "y", "z"), "previous_response_id": response}),
+                ("/v1/conversations", {"items": items("x", "y")}),
                 ("/v1/chat/completions", {"model": "Listening", "messages": items("x", "y", "z")}),
                 ("/chat/completions", {"model": "Listening", "messages": items("x"), "stream": True}),
             ):
                 answer = await sent(driver, "POST", target, body, headers)
                 assert answer.status in (200, 201)
             after = await owners(app)
-            assert len(after) == len(before) + 10
+            assert len(after) == len(before) + 11
             assert {owner for id, owner in after.items() if id not in before} == {headers["x-user"]}
         assert (await owners(app))[session] == "alice"
 
@@ -577,7 +583,7 @@ REFUSED = [(dialect, case) for dialect, operation in OPERATIONS for case in
                                       BODIES.get(operation.id))])]  # fmt: skip
 IDS = [str(case) for _, case in REFUSED]
 FIRST_PATHS = [case for case in [*INSPECTING, *(case for _, case in REFUSED)]
-               if not case.target.startswith(("/responses", "/chat", "/models"))]  # fmt: skip
+               if not case.target.startswith(("/responses", "/chat", "/models", "/conversations"))]  # fmt: skip
 """A request to everything, once."""
 
 

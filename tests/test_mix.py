@@ -156,9 +156,11 @@ SAMPLES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("run.failed", {"code": "timeout", "message": "Too long.", "partial": SAID, "detail": {"a": 1}}, ["error"]),
     ("session.rewound", {"to": "m"}, ["session_rewound"]),
     ("session.run_withdrawn", {"run": "s_1~0a"}, []),
+    ("session.updated", {"metadata": {"a": 1}}, []),
+    ("message.revised", {"id": "m", "text": "less", "deleted": ["i"]}, []),
     ("session.deleted", {}, ["session_deleted"]),
 ]  # fmt: skip
-RUNLESS = ("session.", "notification.resolved")
+RUNLESS = ("session.", "message.revised", "notification.resolved")
 
 
 def stored(number: int, type: str, data: dict[str, Any]) -> Event:

@@ -127,6 +127,8 @@ def with_what_there_is(case: Any, client: httpx2.Client) -> None:
     sent = client.post("/v1/responses", json={"input": "a", "conversation": session}).json()["id"]
     [asked, _] = client.get(f"/api/sessions/{session}/messages").json()
     known = {"response_id": sent, "messageId": asked["id"], "model": "echo", "id": session, "threadId": session}
+    [*_, item] = client.get(f"/v1/conversations/{session}/items").json()["data"]
+    known |= {"conversation_id": session, "item_id": item["id"]}
     case.path_parameters = {name: known[name] for name in case.path_parameters or {}}
     named = NAMED - {"after"} if case.operation.path.startswith("/api/") else NAMED  # there it is a number
     case.query = {name: value for name, value in (case.query or {}).items() if name not in named}

@@ -82,6 +82,8 @@ EVERY_EVENT: list[tuple[str, dict[str, Any]]] = [
     ("run.cancelled", {"partial": _WHOLE, "usage": _USAGE, "reason": "enough"}),
     ("session.rewound", {"to": 2}),
     ("session.run_withdrawn", {"run": "r_0"}),
+    ("session.updated", {"metadata": {"a": 1}}),
+    ("message.revised", {"id": "m_0", "gone": True}),
     ("agent.checkpoint", {"data": {"a": 1}}),
     ("model.opaque", {"place": 0, "step": 1, "owner": "o", "data": ["x"]}),
     ("session.deleted", {}),

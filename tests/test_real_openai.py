@@ -16,6 +16,7 @@ import pytest
 from openai import OpenAI
 from openai.types import Model
 from openai.types.chat import ChatCompletion
+from openai.types.conversations import Conversation, ConversationItem
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from pydantic import TypeAdapter
 
@@ -27,6 +28,7 @@ from legato.server.app import Legato
 from live_server import serving
 from node_packages import package
 from processes import Server, running
+from venvs import framework_python
 
 REALSDK = Path(__file__).parent / "realsdk"
 AGENT = f"{REALSDK / 'openai_agents.py'}:scripted"
@@ -459,4 +461,65 @@ def test_the_javascript_sdk(server: Server) -> None:
         "lost": [True, "response_not_found"],
         "cancelled": "cancelled",
         "chat": ["You said: hello", 7],
+        "items": ITEMS,
+        "one": True,
+        "deleted": [True, "item_not_found"],
+        "metadata": {"topic": "y"},
+        "gone": True,
     }
+
+
+ITEMS = ["message", "message", "reasoning", "mcp_call", "message", "message"]
+
+
+def test_conversations(client: OpenAI) -> None:
+    """Each verb of the SDK: begin, go on, list, add, delete, change."""
+    items: Any = [{"type": "message", "role": "user", "content": "before"}]
+    made = client.conversations.create(metadata={"topic": "x"}, items=items)
+    assert TypeAdapter(Conversation).validate_python(made.to_dict(), strict=True) == made
+    response = client.responses.create(model=MODEL, input="tools", conversation=made.id)
+    assert response.conversation is not None
+    assert response.conversation.id == made.id
+    added = client.conversations.items.create(made.id, items=[{**items[0], "role": "assistant", "content": "after"}])
+    assert [item.type for item in added.data] == ["message"]
+
+    whole = list(client.conversations.items.list(made.id, order="asc", limit=2, include=[]))
+    assert [item.type for item in whole] == ITEMS
+    assert list(client.conversations.items.list(made.id, include=["reasoning.encrypted_content"])) == whole[::-1]
+    assert [item.to_dict() for item in whole[2:5]] == [item.to_dict() for item in response.output]
+    for item in whole:
+        TypeAdapter(ConversationItem).validate_python(item.to_dict())
+        assert item.id is not None
+        assert client.conversations.items.retrieve(item.id, conversation_id=made.id) == item
+    last = whole.pop()
+    assert last.id is not None
+    assert client.conversations.items.delete(last.id, conversation_id=made.id) == made
+    assert list(client.conversations.items.list(made.id, order="asc")) == whole
+    with pytest.raises(openai.NotFoundError):
+        client.conversations.items.retrieve(last.id, conversation_id=made.id)
+
+    recalled = client.responses.create(model=MODEL, input="recall", conversation={"id": made.id}).output_text
+    assert recalled == "user: before, user: tools, assistant: There is é.txt."
+    assert client.conversations.update(made.id, metadata={"topic": "y"}).metadata == {"topic": "y"}
+    assert client.conversations.retrieve(made.id).metadata == {"topic": "y"}
+    assert client.conversations.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.responses.create(model=MODEL, input="more", conversation=made.id)
+
+
+def test_the_session_of_the_agents_sdk(server: Server) -> None:
+    """``OpenAIConversationsSession`` keeps its turns here, with the calls of its own tool, and takes the last back."""
+    python = framework_python("openai-agents")
+    script = REALSDK.parent / "frameworks" / "conversations_session.py"
+    command = [str(python), str(script), server.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    turns = ["user: hello", "assistant: You said: hello", "user: look", "assistant: You said: found x"]
+    turns += ["user: tools", "assistant: There is é.txt.", "user: recall"]
+    assert seen["said"][:3] == ["You said: hello", "You said: found x", "There is é.txt."]
+    assert seen["popped"]
+    assert seen["last"]
+    assert seen["cleared"]
+    assert seen["id"].startswith("conv_")
+    assert seen["recalled"] == ", ".join(turns[:-1])

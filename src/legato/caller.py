@@ -24,6 +24,7 @@ Verb = Literal[
     "resolve",
     "fork",
     "rewind",
+    "edit",
     "withdraw",
     "delete",
     "inspect",
@@ -32,8 +33,8 @@ Verb = Literal[
 
 ``index`` is to list sessions, ``info`` to see that one is there, ``history`` to see what was said in it, ``read`` to
 follow it; ``create`` to begin one; ``send`` to send, retry and branch; ``resolve`` to answer what an agent asks;
-``withdraw`` to delete one answer. Who may change something should be let ``info`` and ``read`` it, too: the answer to
-such a request shows what has been stored.
+``withdraw`` to delete one answer; ``edit`` to change a session's metadata, and what was said in it. Who may change
+something should be let ``info`` and ``read`` it, too: the answer to such a request shows what has been stored.
 """
 
 

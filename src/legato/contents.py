@@ -18,6 +18,7 @@ from .errors import SessionNotFound
 from .event import (
     Event,
     MessageCreated,
+    MessageRevised,
     NotificationCreated,
     Offset,
     PermissionRequested,
@@ -26,11 +27,12 @@ from .event import (
     RunWithdrawn,
     SessionDeleted,
     SessionRewound,
+    SessionUpdated,
     Terminal,
 )
 from .log import READ_LIMIT, Store
 from .part import Message
-from .transcript import answer_place, rewound, told
+from .transcript import answer_place, revised, rewound, told
 
 KEPT = 100_000
 """Entries kept in memory, of all sessions; some 500 bytes each. What was let go is read anew when it is asked for."""
@@ -44,6 +46,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         offset, at: of the event that has it, and its time.
         size: bytes of that event's JSON.
         retries: see ``MessageCreated``.
+        revised: the offset of the event with what it says now; None if that is the first.
     """
 
     id: str
@@ -53,6 +56,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     size: int
     retries: str | UnsetType | None = UNSET
     at: float = 0.0
+    revised: Offset | None = None
 
 
 class Contents:
@@ -71,6 +75,7 @@ class Contents:
         keys: the messages that came under a key, by the sender's subject and the key.
         asks: of permissions and notifications, by type and id: their runs, and where they stand.
         granted: the answers that permissions have had.
+        updated: where the last change of the session's metadata stands.
         ended: where the last run's end stands.
         began: of runs that have begun: where the last run's end stood then.
         gone: the session has been deleted.
@@ -90,6 +95,7 @@ class Contents:
         self.keys: dict[tuple[str, str], Entry] = {}
         self.asks: dict[tuple[str, str], tuple[str | None, Offset]] = {}
         self.granted: dict[str, bool] = {}
+        self.updated: Offset | None = None
         self.ended: Offset = 0
         self.began: dict[str, Offset] = {}
         self.gone = False
@@ -116,6 +122,10 @@ class Contents:
                 self.entries.insert(place, answer)
         elif isinstance(fact, SessionRewound):
             self.entries = rewound(self.entries, fact, event.offset)
+        elif isinstance(fact, MessageRevised):
+            self._revise(event, fact)
+        elif isinstance(fact, SessionUpdated):
+            self.updated = event.offset
         elif isinstance(fact, RunWithdrawn):
             self.withdrawn.add(fact.run)
             self.left.discard(fact.run)
@@ -140,6 +150,21 @@ class Contents:
             self.asked.setdefault(fact.id, []).append(entry)
             if event.run is not None and event.run not in self.withdrawn:
                 self.left.add(event.run)
+
+    def _revise(self, event: Event, fact: MessageRevised) -> None:
+        place = next((n for n, entry in enumerate(self.entries) if entry.id == fact.id), None)
+        if place is None:
+            return  # taken back meanwhile
+        old = self.entries[place]
+        if fact.gone:
+            del self.entries[place]
+            return
+        new = msgspec.structs.replace(old, revised=event.offset, size=len(event.json))
+        self.entries[place] = new
+        if old.run is not None and self.runs.get(old.run) is old:
+            self.runs[old.run] = new
+        if old in (asked := self.asked.get(old.id, [])):
+            asked[asked.index(old)] = new
 
     def before(self, run: str) -> Offset:
         """The offset after which all that a run has said stands, and nothing of the answer before it."""
@@ -256,4 +281,17 @@ class Catalogue:
                     place += 1
             if place < len(missing):
                 await asyncio.sleep(0)
+        for entry in entries:
+            if entry.revised is not None:
+                found[entry.offset] = revised(found[entry.offset], await self.revision(session, entry.revised))
         return [found[entry.offset] for entry in entries]
+
+    async def revision(self, session: str, offset: Offset) -> MessageRevised:
+        """The revision that stands at ``offset``.
+
+        Raises:
+            SessionNotFound: the session has been deleted.
+        """
+        fact = (await self.event(session, offset)).fact
+        assert isinstance(fact, MessageRevised)
+        return fact

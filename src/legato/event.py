@@ -105,6 +105,18 @@ class SessionRewound(Fact, frozen=True):
     until: Offset | None = None
 
 
+class SessionUpdated(Fact, frozen=True):
+    """The session's metadata has changed.
+
+    Attributes:
+        metadata: of a dialect, which alone knows it; by name, all that is different from ``session.created``.
+    """
+
+    type = "session.updated"
+    open = True
+    metadata: JsonObject
+
+
 class RunWithdrawn(Fact, frozen=True):
     """A run is no longer to be had by its id (a response that was deleted); the history keeps it."""
 
@@ -139,6 +151,26 @@ class MessageCreated(Fact, frozen=True):
     key: str | None = None
     retries: str | UnsetType | None = UNSET
     opaque: list[Opaque] | None = None
+
+
+class MessageRevised(Fact, frozen=True):
+    """A message of the history says something else now. Readers of the stream have had what it said before.
+
+    Attributes:
+        id: of the message.
+        gone: it is no longer part of the history; the rest says nothing then.
+        text, parts, metadata: all that it says now, as ``MessageCreated`` has them.
+        deleted: which of its items have been taken out, by all revisions so far, in the words of a dialect.
+    """
+
+    type = "message.revised"
+    open = True
+    id: str
+    gone: bool = False
+    text: str = ""
+    parts: list[Part] | None = None
+    metadata: JsonObject | None = None
+    deleted: list[str] | None = None
 
 
 class RunWaiting(Fact, frozen=True):
@@ -424,7 +456,8 @@ Terminal = RunCompleted | RunFailed | RunCancelled
 EVENTS: dict[str, type[Fact]] = {
     fact.type: fact
     for fact in (
-        *(SessionCreated, SessionDeleted, SessionRewound, RunWithdrawn, MessageCreated, RunWaiting, RunStarted),
+        *(SessionCreated, SessionUpdated, SessionDeleted, SessionRewound, RunWithdrawn),
+        *(MessageCreated, MessageRevised, RunWaiting, RunStarted),
         *(ThinkingDelta, TextDelta, RefusalDelta, CallStarted, CallDelta, CallCompleted, OpaqueNoted),
         *(ToolBegun, ToolCompleted),
         *(PermissionRequested, PermissionResolved, NotificationCreated, NotificationResolved),

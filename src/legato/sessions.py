@@ -54,6 +54,7 @@ from .event import (
     Event,
     Fact,
     MessageCreated,
+    MessageRevised,
     NotificationCreated,
     NotificationResolved,
     Offset,
@@ -64,6 +65,7 @@ from .event import (
     SessionCreated,
     SessionDeleted,
     SessionRewound,
+    SessionUpdated,
     settled,
 )
 from .execution import CANCELLED, A, Limits, ended, resolve_key
@@ -73,7 +75,7 @@ from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Sub
 from .machine import OpenRun
 from .part import Message, as_json
 from .run import Runner
-from .transcript import Asking, answer_place, askings, default_agent, history
+from .transcript import Asking, answer_place, askings, default_agent, history, told
 
 logger = logging.getLogger("legato")
 
@@ -432,6 +434,117 @@ class Sessions:
                 continue
             return
 
+    async def metadata(self, caller: Caller, session: str) -> JsonObject:
+        """What dialects keep with a session, as it is now."""
+        return await self._metadata(await self._look(caller, session, "info"))
+
+    async def _metadata(self, seen: _Seen) -> JsonObject:
+        changed: JsonObject = {}
+        if seen.contents.updated is not None:
+            fact = (await self._contents.event(seen.info.session, seen.contents.updated)).fact
+            assert isinstance(fact, SessionUpdated)
+            changed = fact.metadata
+        return {**(seen.info.created.metadata or {}), **changed}
+
+    async def update(self, caller: Caller, session: str, change: JsonObject) -> JsonObject:
+        """Change some fields of a session's metadata, and give back all.
+
+        Raises:
+            InvalidInput, TooLarge: nothing was stored.
+        """
+        while True:
+            seen = await self._look(caller, session, "edit")
+            metadata = {**await self._metadata(seen), **change}
+            begun = seen.info.created.metadata or {}
+            different = {name: value for name, value in metadata.items() if begun.get(name) != value}
+            try:
+                await self._store.append(session, [Draft(SessionUpdated(different))], head=seen.head)
+            except HeadMoved:
+                continue
+            return metadata
+
+    async def add(
+        self,
+        caller: Caller,
+        session: str,
+        said: Sequence[MessageCreated],
+        *,
+        begin: SessionCreated | None = None,
+        key: str | None = None,
+        size: int = 0,
+    ) -> list[Message]:
+        """Add messages to a session that are not to be answered, after all that there is.
+
+        Args:
+            caller: who adds.
+            session: its id.
+            said: the messages; ids are given here.
+            begin: what begins the session, if it does not exist yet.
+            key: the same key with the same messages adds them once.
+            size: see ``Question``.
+
+        Raises:
+            InvalidInput, TooLarge, SessionNotFound, SessionExists, KeyReused: nothing was stored.
+        """
+        stamp = secrets.token_hex(6)
+        drafts = [Draft(msgspec.structs.replace(each, id=f"{session}~h{stamp}.{n}")) for n, each in enumerate(said)]
+        if begin is not None:
+            self._check_begin(caller)
+            drafts.insert(0, Draft(_owned(begin, caller)))
+        else:
+            await self.info(caller, session, verb="edit")
+        if not drafts:
+            return []
+        drafts = [*await self._settled(size, iter(drafts))]
+        appended = await self._store.append(session, drafts, once=_once("add", caller, key))
+        stored = [event for event in appended.events if isinstance(event.fact, MessageCreated)]
+        if appended.repeated and _unnamed(stored) != _unnamed(drafts):
+            raise KeyReused("This idempotency key came with other messages before.", key=key)
+        return [told(event) for event in stored]
+
+    async def versions(
+        self, caller: Caller, session: str, entries: Sequence[Entry]
+    ) -> list[tuple[Message, MessageRevised | None]]:
+        """What some messages of a session said first, each with its last revision."""
+        await self.info(caller, session, verb="history")
+        first = [msgspec.structs.replace(entry, revised=None) for entry in entries]
+        return [
+            (message, None if entry.revised is None else await self._contents.revision(session, entry.revised))
+            for entry, message in zip(entries, await self._contents.messages(session, first), strict=True)
+        ]
+
+    async def revise(
+        self,
+        caller: Caller,
+        session: str,
+        message: str,
+        change: Callable[[Message, MessageRevised | None], MessageRevised],
+    ) -> None:
+        """Have a message say something else, or nothing.
+
+        Args:
+            caller: who asks.
+            session: its id.
+            message: its id.
+            change: from what it said first, and its last revision, to the next one; nothing is stored if it raises.
+
+        Raises:
+            NotFound: there is no such message in the history. Conflict: it is being answered.
+        """
+        while True:
+            seen = await self._look(caller, session, "edit")
+            entry = next((entry for entry in seen.contents.entries if entry.id == message), None)
+            if entry is None:
+                raise NotFound(f"The session has no message {message[:200]!r}.")
+            if entry.run in seen.info.runs:
+                raise Conflict("The message is being answered; cancel its run first.", run=entry.run)
+            [(first, last)] = await self.versions(caller, session, [entry])
+            try:
+                await self._store.append(session, [Draft(change(first, last))], head=seen.head)
+            except HeadMoved:
+                continue
+            return
+
     async def delete(self, caller: Caller, session: str) -> None:
         """Delete a session, its log and whatever runs in it, also what has come since the caller looked."""
         await self.info(caller, session, verb="delete")
@@ -713,6 +826,9 @@ class Sessions:
             back = SessionRewound("" if before is None else before.id, until=until)
             idle, head, created = not seen.info.open_runs, seen.head, seen.info.created
             fact = (await self._asking(session, asked)).fact
+            if last.revised is not None:
+                now = await self._contents.revision(session, last.revised)
+                fact = msgspec.structs.replace(fact, text=now.text, parts=now.parts, metadata=now.metadata)
             again = msgspec.structs.replace(fact, caller=caller.subject or None, key=None, retries=asked.run)
             try:
                 appended = await self._append_question(
@@ -890,13 +1006,13 @@ def located(session: str, run: str, events: Sequence[Event]) -> Located | None:
     return Located(session, run, asked, asked.fact.agent or default_agent(events, "default"))
 
 
-def new_session(caller: Caller, key: str | None) -> str:
+def new_session(caller: Caller, key: str | None, prefix: str = "s_") -> str:
     """An id that nobody can guess; under a key always the same one, since the request may come again."""
     if key is None:
-        return f"s_{secrets.token_urlsafe(16)}"
+        return f"{prefix}{secrets.token_urlsafe(16)}"
     scope = f"{caller.subject} {key}" if caller.subject else key
     digest = hashlib.sha256(f"responses:{scope}".encode()).digest()[:16]
-    return f"s_{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+    return prefix + base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 def _numbered(earlier: Sequence[MessageCreated], stem: str, asked: Draft) -> Iterator[Draft]:
@@ -904,6 +1020,11 @@ def _numbered(earlier: Sequence[MessageCreated], stem: str, asked: Draft) -> Ite
     for place, each in enumerate(earlier):
         yield Draft(msgspec.structs.replace(each, id=f"{stem}{place}"))
     yield asked
+
+
+def _unnamed(said: Iterable[Draft | Event]) -> list[MessageCreated]:
+    """What of it is messages, without their ids."""
+    return [msgspec.structs.replace(each.fact, id="") for each in said if isinstance(each.fact, MessageCreated)]
 
 
 def _once(verb: str, caller: Caller, key: str | None) -> str | None:

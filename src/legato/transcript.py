@@ -29,6 +29,7 @@ from .event import (
     Event,
     Fact,
     MessageCreated,
+    MessageRevised,
     OpaqueNoted,
     RefusalDelta,
     RunFailed,
@@ -577,6 +578,8 @@ def history(events: Iterable[Event]) -> list[Message]:
                 messages.insert(place, told(event))
         elif isinstance(fact, SessionRewound):
             messages = rewound(messages, fact, event.offset)
+        elif isinstance(fact, MessageRevised):
+            messages = changed(messages, fact)
     return messages
 
 
@@ -621,6 +624,22 @@ def rewound(messages: list[P], fact: SessionRewound, offset: int) -> list[P]:
         return messages
     # What its author had not seen when it was written, it does not take back.
     return [*messages[:kept], *(message for message in messages[kept:] if message.offset > until)]
+
+
+def changed(messages: Iterable[Message], fact: MessageRevised) -> list[Message]:
+    """What is left of ``messages`` after a revision of one of them."""
+    return [
+        revised(message, fact) if message.id == fact.id else message
+        for message in messages
+        if message.id != fact.id or not fact.gone
+    ]
+
+
+def revised(message: Message, fact: MessageRevised) -> Message:
+    """The message, as a revision of it says that it is. What a provider wants back with the whole of it, goes."""
+    return msgspec.structs.replace(
+        message, text=fact.text, parts=fact.parts or [], metadata=fact.metadata or {}, opaque=[]
+    )
 
 
 def told(event: Event) -> Message:

@@ -34,6 +34,11 @@ async def scripted(turn: Turn) -> AsyncIterator[Any]:
             yield ToolArguments("call_1", "[1]")
             yield ToolReady("call_1")
             yield ToolReady("call_2")
+        case "look":
+            yield ToolCall("call_9", "lookup", '{"q": "x"}')
+        case "recall":
+            told = [f"{message.role}: {message.text}" for message in turn.history]
+            yield ", ".join(told)
         case "refuse":
             yield Refusal("I can")
             yield Refusal("not.")

@@ -51,4 +51,27 @@ const chunks = await collect(
   }),
 );
 seen.chat = [chunks.map((chunk) => chunk.choices[0]?.delta.content ?? '').join(''), chunks.at(-1).usage.total_tokens];
+
+const conversation = await client.conversations.create({
+  metadata: { topic: 'x' },
+  items: [{ type: 'message', role: 'user', content: 'before' }],
+});
+await client.responses.create({ model, input: 'tools', conversation: conversation.id });
+await client.conversations.items.create(conversation.id, {
+  items: [{ type: 'message', role: 'assistant', content: 'after' }],
+});
+const items = [];
+for await (const item of client.conversations.items.list(conversation.id, { order: 'asc', limit: 2 })) items.push(item);
+const [first] = items;
+await client.conversations.items.delete(first.id, { conversation_id: conversation.id });
+try {
+  await client.conversations.items.retrieve(first.id, { conversation_id: conversation.id });
+} catch (error) {
+  seen.deleted = [error instanceof OpenAI.NotFoundError, error.code];
+}
+seen.items = items.map((item) => item.type);
+seen.one = (await client.conversations.items.retrieve(items[1].id, { conversation_id: conversation.id })).id === items[1].id;
+await client.conversations.update(conversation.id, { metadata: { topic: 'y' } });
+seen.metadata = (await client.conversations.retrieve(conversation.id)).metadata;
+seen.gone = (await client.conversations.delete(conversation.id)).deleted;
 console.log(JSON.stringify(seen));

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from ..event import Event, MessageCreated, Offset, SessionCreated, SessionRewound, Terminal
+from ..event import Event, MessageCreated, MessageRevised, Offset, SessionCreated, SessionRewound, Terminal
 from ..json import LARGE, JsonObject, decode_in_pieces
 from ..log import SessionInfo
 from ..part import CallPart, Message, Part, ThinkingPart, Usage, encode, to_builtins
-from ..transcript import answer_place, rewound, told
+from ..transcript import answer_place, changed, rewound, told
 from .common import SessionId, Spoken, Text, Title, rfc3339
 
 
@@ -311,6 +311,8 @@ def take_brief(messages: list[Message], event: Event) -> None:
             messages.insert(place, _brief(told(event)))
     elif isinstance(fact, SessionRewound):
         messages[:] = rewound(messages, fact, event.offset)
+    elif isinstance(fact, MessageRevised):
+        messages[:] = map(_brief, changed(messages, fact))
 
 
 def _brief(message: Message) -> Message:

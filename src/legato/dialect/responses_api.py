@@ -190,7 +190,7 @@ def decode(raw: bytes, type: type[T]) -> T:
     try:
         return decode_in_pieces(raw, type) if len(raw) > LARGE else decode_json(raw, type)
     except msgspec.ValidationError as exc:
-        message, _, place = str(exc).partition(" - at `$")
+        message, _, place = str(exc).replace("at `key` in `$", "at `$").partition(" - at `$")
         param = place.rstrip("`").removeprefix(".")
         if missing := re.search(r"missing required field `(\w+)`", message):
             param = ".".join(filter(None, [param, missing[1]]))
@@ -254,12 +254,10 @@ def prompt(body: Create, field: str = "input") -> Prompt:
     if not isinstance(given, str):
         metadata["input"] = given
     check_depth("metadata", metadata)
-    earlier = _Earlier(rest[:begin]).messages()
-    if len(earlier) > MAX_EARLIER:
-        raise BadRequest(
-            f"{field} may have {MAX_EARLIER} messages before what is asked, got {len(earlier)}.", param=field
-        )
-    return Prompt(text=text, earlier=earlier, metadata=metadata)
+    said = earlier(rest[:begin])
+    if len(said) > MAX_EARLIER:
+        raise BadRequest(f"{field} may have {MAX_EARLIER} messages before what is asked, got {len(said)}.", param=field)
+    return Prompt(text=text, earlier=said, metadata=metadata)
 
 
 def _settings(body: Create) -> JsonObject:
@@ -347,6 +345,11 @@ class _Turn:
         last = [part for part in self.parts if isinstance(part, TextPart | RefusalPart)]
         text = "".join(part.text for part in last if part.step == last[-1].step)
         return MessageCreated("", "assistant", text, self.parts or None)
+
+
+def earlier(items: Iterable[Item]) -> list[MessageCreated]:
+    """What was said before, as messages without ids."""
+    return _Earlier(items).messages()
 
 
 class _Earlier:
@@ -503,16 +506,32 @@ def input_items(run: str, asked: MessageCreated) -> list[Item]:
     given = (asked.metadata or {}).get("input")
     if not isinstance(given, list):
         given = [{"type": "message", "role": "user", "content": asked.text}]
-    return [{"id": f"in_{run}_{place}", "status": "completed", **_whole_item(item)} for place, item in enumerate(given)]
+    return [{"id": f"in_{run}_{place}", **whole_item(item)} for place, item in enumerate(given)]
 
 
-def _whole_item(item: Item) -> Item:
+def asked_items(run: str, asked: MessageCreated) -> list[Item]:
+    """Those of ``input_items`` that were asked, without what was said before, which is messages of its own."""
+    items = input_items(run, asked)
+    return items[present(items) :]
+
+
+def whole_item(item: Item) -> Item:
+    """An item as it is shown, but for its id."""
     content = item.get("content")
-    whole = {"type": "message", **item} if "role" in item else dict(item)
+    whole = {"status": "completed", **({"type": "message"} if "role" in item else {}), **item}
     if isinstance(content, str):
         kind = "output_text" if item.get("role") == "assistant" else "input_text"
-        whole["content"] = [{"type": kind, "text": content}]
+        whole["content"] = content = [{"type": kind, "text": content}]
+    if isinstance(content, list):
+        whole["content"] = [
+            {**_OUTPUT_TEXT, **part} if isinstance(part, dict) and part.get("type") == "output_text" else part
+            for part in content
+        ]
     return whole
+
+
+_OUTPUT_TEXT: JsonObject = {"annotations": [], "logprobs": []}
+"""Fields that such a part has to have."""
 
 
 def page(items: list[Item], *, limit: int, order: str, after: str | None) -> JsonObject:
@@ -521,22 +540,40 @@ def page(items: list[Item], *, limit: int, order: str, after: str | None) -> Jso
     Raises:
         BadRequest: ``order`` is neither ``asc`` nor ``desc``, or there is no item ``after``.
     """
-    if order not in ("asc", "desc"):
-        raise BadRequest(f"order is 'asc' or 'desc', got {order[:60]!r}.", param="order")
+    check_order(order)
     if order == "desc":
         items = items[::-1]
     if after is not None:
-        places = [place for place, item in enumerate(items) if item["id"] == after]
-        if not places:
-            raise BadRequest(f"There is no item {after[:200]!r}.", param="after")
-        items = items[places[0] + 1 :]
-    shown = items[:limit]
+        items = behind(items, after)
+    return item_list(items[:limit], more=len(items) > limit)
+
+
+def check_order(order: str) -> None:
+    """Raise ``BadRequest`` if ``order`` is neither ``asc`` nor ``desc``."""
+    if order not in ("asc", "desc"):
+        raise BadRequest(f"order is 'asc' or 'desc', got {order[:60]!r}.", param="order")
+
+
+def behind(items: list[Item], after: str) -> list[Item]:
+    """The items that come after one.
+
+    Raises:
+        BadRequest: there is none of that id.
+    """
+    places = [place for place, item in enumerate(items) if item["id"] == after]
+    if not places:
+        raise BadRequest(f"There is no item {after[:200]!r}.", param="after")
+    return items[places[0] + 1 :]
+
+
+def item_list(shown: list[Item], *, more: bool) -> JsonObject:
+    """A page of items as it is told."""
     return {
         "object": "list",
         "data": shown,
         "first_id": shown[0]["id"] if shown else None,
         "last_id": shown[-1]["id"] if shown else None,
-        "has_more": len(items) > len(shown),
+        "has_more": more,
     }
 
 
