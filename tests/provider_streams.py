@@ -275,7 +275,9 @@ RECORDINGS = {
     "chat text, comments": Recording(
         "ChatCompletions",
         sse(CHAT_TEXT, named=False, before=": PROCESSING\n\n"),
-        chat_result(text=TEXT, thinking="Hm.", usage=COST, finish_reason="stop"),
+        chat_result(
+            text=TEXT, thinking="Hm.", usage=COST, finish_reason="stop", opaque=({"thinking": "reasoning_content"},)
+        ),
     ),
     "chat tools, CRLF": Recording(
         "ChatCompletions",
@@ -294,7 +296,13 @@ RECORDINGS = {
     "anthropic text": Recording(
         "Anthropic",
         sse(ANTHROPIC_TEXT),
-        message(text=TEXT, thinking="Hm.", usage=ANTHROPIC_COST, finish_reason="stop"),
+        message(
+            text=TEXT,
+            thinking="Hm.",
+            usage=ANTHROPIC_COST,
+            finish_reason="stop",
+            opaque=({"block": {"type": "thinking", "thinking": "Hm.", "signature": "abc"}}, {"text": len(TEXT)}),
+        ),
     ),
     "anthropic tools": Recording(
         "Anthropic",
@@ -392,6 +400,7 @@ def total(chunks: list[StreamChunk], like: ChatResult) -> ChatResult:
         finish_reason=next((chunk.finish_reason for chunk in chunks if chunk.finish_reason), None),
         id=like.id,
         model=like.model,
+        opaque=like.opaque,
     )
 
 

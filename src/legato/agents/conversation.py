@@ -14,7 +14,7 @@ import msgspec
 from ..agent import Turn
 from ..items import is_output, is_system, leading, present, said_in
 from ..json import JsonObject
-from ..part import CallPart, Message, Part, RefusalPart, TextPart
+from ..part import CallPart, Message, Opaque, Part, RefusalPart, TextPart, ThinkingPart
 
 NOT_CARRIED_OUT = "This call was not carried out."
 """What a model is told of a call that came to nothing: its run was stopped, or the client did not answer it."""
@@ -31,7 +31,7 @@ def conversation(turn: Turn, instructions: str = "") -> list[JsonObject]:
     system = "\n\n".join(text for text in (instructions, given) if isinstance(text, str) and text)
     messages = [{"role": "system", "content": system}] if system else []
     for message in turn.history:
-        messages += asked(message) if message.role == "user" else said(message.parts, message.text)
+        messages += asked(message) if message.role == "user" else said(message.parts, message.text, message.opaque)
     return answered([*messages, *asked(turn.message, instructed=True)])
 
 
@@ -92,17 +92,25 @@ def tool_output(id: str, output: object, *, success: bool = True) -> JsonObject:
     return {"role": "tool", "tool_call_id": id, "content": words if success else f"Error: {words}"}
 
 
-def said(parts: Sequence[Part], text: str = "") -> list[JsonObject]:
-    """What an assistant's message is: for each of its steps what it said and called, then what the tools gave."""
+def said(parts: Sequence[Part], text: str = "", opaque: Sequence[Opaque] = ()) -> list[JsonObject]:
+    """What an assistant's message is: for each of its steps what it said and called, then what the tools gave.
+
+    With it goes what its provider wants back, and what it may want back, its thinking: the last pass tells neither to
+    anybody else.
+    """
     steps: dict[int, list[Part]] = {}
     for part in parts:
         steps.setdefault(part.step, []).append(part)
     if not steps:
         return [{"role": "assistant", "content": text}] if text else []
-    return [message for step in steps.values() for message in _step(step)]
+    return [
+        message
+        for number, step in steps.items()
+        for message in _step(step, [sealed for sealed in opaque if sealed.step == number])
+    ]
 
 
-def _step(parts: Sequence[Part]) -> list[JsonObject]:
+def _step(parts: Sequence[Part], opaque: Sequence[Opaque]) -> list[JsonObject]:
     text = "".join(part.text for part in parts if isinstance(part, TextPart | RefusalPart))
     calls = [part for part in parts if isinstance(part, CallPart) and _is_object(part.arguments)]
     if not text and not calls:
@@ -110,6 +118,9 @@ def _step(parts: Sequence[Part]) -> list[JsonObject]:
     message: JsonObject = {"role": "assistant", "content": text or None}
     if calls:
         message["tool_calls"] = [tool_call(call.id, call.name, call.arguments) for call in calls]
+    if opaque:
+        message["thinking"] = "".join(part.text for part in parts if isinstance(part, ThinkingPart))
+        message["opaque"] = [{"owner": sealed.owner, "data": sealed.data} for sealed in opaque]
     done = [call for call in calls if call.done]
     return [message, *(tool_output(call.id, call.output, success=call.success is True) for call in done)]
 

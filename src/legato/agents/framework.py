@@ -89,7 +89,9 @@ def messages(turn: Turn) -> list[JsonObject]:
     kept = [
         part for part in parts if part.step in done and (_is_done(part) or isinstance(part, TextPart | RefusalPart))
     ]
-    return list(_identified(answered([*conversation(turn), *said(kept)])))
+    told = _identified(answered([*conversation(turn), *said(kept)]))
+    # What a provider wants back goes through the framework's own messages, if at all.
+    return [{name: value for name, value in each.items() if name not in ("opaque", "thinking")} for each in told]
 
 
 def _is_done(part: Part) -> bool:

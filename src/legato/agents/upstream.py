@@ -15,21 +15,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import msgspec
 
 from ..agent import Agent, Turn
-from ..check import ID_CHARACTERS, NAME_CHARACTERS
+from ..check import ID_CHARACTERS, NAME_CHARACTERS, as_word
 from ..errors import AgentError, InvalidInput
 from ..event import (
     CallCompleted,
     CallDelta,
     CallStarted,
     CheckpointNoted,
+    OpaqueNoted,
     RefusalDelta,
     TextDelta,
     TextPiece,
@@ -51,6 +53,7 @@ from ..provider import (
     StreamChunk,
     ToolCallDelta,
 )
+from ..provider.last_pass import RULES, is_plain, learned, told_name
 from ..provider.prompt import read_tool
 from ..provider.result import count
 from ..provider.wire import untagged
@@ -58,6 +61,7 @@ from ..tool import Tool
 from ..yields import (
     Checkpoint,
     Finish,
+    Opaque,
     Refusal,
     Thinking,
     ToolArguments,
@@ -93,6 +97,7 @@ def model_agent(
     max_steps: int = 16,
     options: Mapping[str, object] | None = None,
     think_tag: str | None = None,
+    rules: Collection[str] = (),
 ) -> Agent:
     """An agent that hands each turn to a model and says what the model says.
 
@@ -106,16 +111,21 @@ def model_agent(
         options: further fields of each request, by the names of the model's API.
         think_tag: the name of the tag between which the model thinks at the beginning of its text, for servers that
             leave it there: ``"think"``. None: tags are text.
+        rules: what is known of who reads the conversation, and is not known of its address: of ``"deepseek"``,
+            ``"gemini"``, ``"mistral"``, ``"plain"``.
 
     Raises:
-        InvalidInput: see ``Model.read``; or an option is none of the request's, or no JSON.
+        InvalidInput: see ``Model.read``; or an option is none of the request's, or no JSON; or there is no such rule.
     """
     model = Model.read(model) if isinstance(model, str) else model
     if max_steps < 1:
         raise InvalidInput(f"max_steps is at least 1, got {max_steps}.")
     by_name = tools if isinstance(tools, Mapping) else {tool.name: tool for tool in tools}
     given = _options(options)
-    upstream = _Upstream(model, by_name, instructions, max_steps, given, think_tag)
+    rules = [rules] if isinstance(rules, str) else rules
+    for rule in rules:
+        as_word("A rule", rule, RULES)
+    upstream = _Upstream(model, by_name, instructions, max_steps, given, think_tag, frozenset(rules))
     return Agent(
         upstream.answer,
         name=name or model.name,
@@ -162,14 +172,17 @@ class _Upstream:
         max_steps: int,
         options: JsonObject,
         think_tag: str | None,
+        rules: frozenset[str],
     ) -> None:
         self.model = model
+        self.rules = rules
         self.tools = tools
         self.instructions = instructions
         self.max_steps = max_steps
         self.options = options
         self.think_tag = think_tag
         self.background = model.background
+        self.sealed = model.wire == "responses"  # reasoning is asked for in a form that can be told back
         self._provider: Provider | None = None
         self._farewells: set[asyncio.Task[None]] = set()
 
@@ -178,7 +191,13 @@ class _Upstream:
         """The client; made when it is first needed, since it belongs to the running event loop."""
         if self._provider is None:
             self._provider = self.model.provider()
+            self._provider.rules |= self.rules
         return self._provider
+
+    @property
+    def owner(self) -> str:
+        """Whose what is opaque is."""
+        return self.provider.addressee(self.model.name).owner
 
     @property
     def keeper(self) -> AsyncResponsesProvider:
@@ -198,6 +217,24 @@ class _Upstream:
         async with contextlib.aclosing(_ModelTurn(self, turn).steps()) as items:
             async for item in items:
                 yield item
+
+    def learn(self, refusal: ProviderRefused, background: bool) -> bool:
+        """Whether to ask again, in another way, because of what a refusal says of the provider."""
+        name, words = self.model.name, _words(refusal)
+        if background and refusal.param == "background":
+            logger.info("%s: no answers in the background here: %s", name, refusal)
+            self.background = False
+            return True
+        if self.sealed and re.search(r"\binclude\b|encrypted.content.{0,3}is not supported", words, re.IGNORECASE):
+            logger.info("%s: no sealed reasoning here: %s", name, refusal)
+            self.sealed = False
+            return True
+        rule = learned(words, self.provider.addressee(name).rules)
+        if rule is None or rule == "plain":
+            return False
+        logger.info("%s is told conversations by the rule %r from now on: %s", name, rule, refusal)
+        self.provider.rules |= {rule}
+        return True
 
     def end(self, response: str) -> None:
         """Have the provider stop a background answer that nobody waits for any more. Returns at once."""
@@ -269,10 +306,12 @@ class _ModelTurn:
         self._turn = turn
         self._tools = dict(upstream.tools)
         self._theirs = _client_tools(turn.message.metadata.get("tools"), self._tools)
+        self._names = {told_name(name): name for name in (*self._tools, *self._theirs)}
         self._step = _Step()
         self._usage = Usage(model=upstream.model.name)
         self._finish = "stop"
-        self._text = ""  # what the model said in this step
+        self._result = ChatResult()  # what the model said in this step
+        self._sealed: list[JsonObject] = []  # what its provider wants back with that
         self._messages: list[JsonObject] = []  # what the model is told next
         self._previous: str | None = None  # the background answer that the next one continues
         self._said: Counter[str] = Counter()  # characters of the whole run, by kind and call
@@ -314,14 +353,17 @@ class _ModelTurn:
         step, limit = self._step, self._upstream.max_steps
         if step.number >= limit:
             raise AgentError(f"The model was asked {limit} times, and still calls tools.", code="too_many_steps")
-        outputs = [tool_output(call.given, call.result.output, success=call.result.success)
+        whole = self._paused is None and step.response is None  # the provider keeps nothing: it is told all
+        outputs = [tool_output(call.id if whole else call.given, call.result.output, success=call.result.success)
                    for call in calls if call.result is not None]  # fmt: skip
         self._previous = step.response
         if self._paused is not None:
             outputs = [*self._messages, {"role": "assistant", "content": list(self._paused)}, *outputs]
-        elif step.response is None:
-            asked = [tool_call(call.given, call.name, call.arguments) for call in calls]
-            outputs.insert(0, {"role": "assistant", "content": self._text or None, "tool_calls": asked})
+        elif whole:
+            asked = [tool_call(call.id, call.name, call.arguments) for call in calls]
+            outputs.insert(0, {"role": "assistant", "content": self._result.text + self._result.refusal or None,
+                               "thinking": self._result.thinking, "tool_calls": asked,
+                               "opaque": [{"owner": self._upstream.owner, "data": self._sealed}]})  # fmt: skip
             outputs = [*self._messages, *outputs]
         self._messages = outputs
         self._paused = None
@@ -405,10 +447,8 @@ class _ModelTurn:
                     result = stream.partial
                     break
                 except ProviderRefused as exc:
-                    if not background or step.response is not None or exc.param != "background":
+                    if step.response is not None or not (self._upstream.learn(exc, background) or self._unseal(exc)):
                         raise
-                    logger.info("%s: no answers in the background here: %s", self._upstream.model.name, exc)
-                    self._upstream.background = False
         except ResponseIncomplete as exc:
             result = exc.partial
             self._cut(exc)
@@ -435,6 +475,16 @@ class _ModelTurn:
         for item in self._conclude(result):
             yield item
 
+    def _unseal(self, refusal: ProviderRefused) -> bool:
+        """Whether to ask again without what this conversation has for the provider: it takes it no more."""
+        if learned(_words(refusal), RULES[:-1]) is None or not any("opaque" in message for message in self._messages):
+            return False
+        logger.warning("run %s: the provider takes back no more what it gave: %s", self._turn.run, refusal)
+        self._messages = [
+            {name: value for name, value in message.items() if name != "opaque"} for message in self._messages
+        ]
+        return True
+
     def _cut(self, error: ResponseIncomplete) -> None:
         self._finish = error.reason
         self._step.cut = error.reason in _CUTS
@@ -445,12 +495,19 @@ class _ModelTurn:
         if step.response is not None:
             return upstream.keeper.chat_resume(step.response, starting_after=step.sequence_number, think_tag=tag)
         settings = {**upstream.model.settings(self._turn.message.metadata), **upstream.options}
-        tools = [tool.definition for tool in self._tools.values()]
-        tools += self._theirs.values()
+        tools = [
+            _told_tool(tool) for tool in (*(tool.definition for tool in self._tools.values()), *self._theirs.values())
+        ]
         if not tools or (step.number > 1 and _forces(settings.get("tool_choice"))):
             settings.pop("tool_choice", None)  # called for once: else the model would call for ever, and never answer
+        if "tool_choice" in settings:
+            settings["tool_choice"] = _told_choice(settings["tool_choice"])
         if upstream.background:
             settings["background"] = True
+        elif upstream.model.wire == "responses":
+            settings.setdefault("store", False)  # it is told all each time
+        if upstream.sealed:
+            settings.setdefault("include", ["reasoning.encrypted_content"])
         if self._previous is not None:
             settings["previous_response_id"] = self._previous
         return upstream.provider.chat_stream(
@@ -529,9 +586,9 @@ class _ModelTurn:
         step = self._step
         place = step.calls_before + index
         if place < len(self._ids):
-            step.calls[index] = Call(self._ids[place], given, name, ours=not hosted)
+            step.calls[index] = Call(self._ids[place], given, self._names.get(name, name), ours=not hosted)
             return
-        name = name[:NAME_CHARACTERS]
+        name = self._names.get(name, name)[:NAME_CHARACTERS]
         # Some servers count their calls anew in each answer, some give them no id at all, and some hide a book in it.
         id = given if len(given) <= ID_CHARACTERS // 2 else ""
         if not id or id in self._ids:
@@ -567,7 +624,8 @@ class _ModelTurn:
                 yield from self._made(call, "The call was cut off.", success=False)
             else:
                 yield ToolReady(call.id)
-        self._text = result.text + result.refusal
+        self._result, self._sealed = result, self._pieces(result)
+        yield from self._opaque()
         if result.usage is not None:
             old, new = self._usage, result.usage
             self._usage = Usage(
@@ -586,6 +644,35 @@ class _ModelTurn:
         if step.response is not None:
             yield self._note(None)
 
+    def _pieces(self, result: ChatResult) -> list[JsonObject]:
+        """What the provider wants back of this step, in JSON, its calls by their ids in the log."""
+        calls = self._step.calls
+        if self._step.cut or any(whole.hosted or whole.output is not None for whole in result.tool_calls):
+            return []  # it is not whole, or not of one step
+        ids: dict[object, list[str]] = {}
+        for index, whole in enumerate(result.tool_calls):
+            ids.setdefault(whole.id, []).append(calls[index].id)
+        pieces: list[JsonObject] = []
+        for piece in result.opaque:
+            left = ids.get(piece.get("call"))
+            pieces.append({**piece, "call": left.pop(0)} if left else piece)
+        # Its ids too, where they are told to others in another form: some models read them.
+        own = (call for call in calls.values() if call.given != call.id or not is_plain(call.given))
+        return [*pieces, *({"call": call.id, "id": call.given} for call in own)]
+
+    def _opaque(self) -> Iterator[Opaque]:
+        """What is to be in the log of it, unless it is there."""
+        if not self._sealed:
+            return
+        try:
+            data = as_json("Opaque.data", self._sealed)
+        except InvalidInput as exc:
+            logger.warning("run %s: what the provider wants back cannot be kept: %s", self._turn.run, exc)
+            return
+        noted = (event.fact for event in self._turn.events if isinstance(event.fact, OpaqueNoted))
+        if all(fact.data != data for fact in noted):
+            yield Opaque(self._upstream.owner, data)
+
     def _note(self, stream: AsyncStream[StreamChunk] | None) -> Checkpoint:
         step = self._step
         number = step.sequence_number if stream is None else stream.sequence_number
@@ -602,6 +689,11 @@ class _ModelTurn:
         return Counter({kind: self._said[kind] for kind in _KINDS.values()})
 
 
+def _words(refusal: ProviderRefused) -> str:
+    """What a refusal of the request itself says."""
+    return f"{refusal} {refusal.param or ''} {refusal.body}" if refusal.status_code in (400, 404, 422) else ""
+
+
 def _client_tools(given: object, own: Mapping[str, Tool]) -> dict[str, JsonObject]:
     """The client's tools, by name, without those that are called like one of ours.
 
@@ -615,6 +707,23 @@ def _client_tools(given: object, own: Mapping[str, Tool]) -> dict[str, JsonObjec
             # A provider's own kind of tool has no name by which it would be left to anybody.
             tools[f"<{len(tools)}>" if isinstance(read, dict) else read.name] = tool
     return {name: tool for name, tool in tools.items() if name not in own}
+
+
+def _told_tool(tool: JsonObject) -> JsonObject:
+    """A tool under a name that every API takes."""
+    read = read_tool(tool)
+    if isinstance(read, dict) or (name := told_name(read.name)) == read.name:
+        return tool
+    return {**msgspec.to_builtins(read), "name": name}
+
+
+def _told_choice(choice: object) -> object:
+    """A choice of one tool, by the name that it is told under."""
+    if not isinstance(choice, dict):
+        return choice
+    if isinstance(choice.get("function"), dict):
+        return {**choice, "function": _told_choice(choice["function"])}
+    return {**choice, "name": told_name(choice["name"])} if isinstance(choice.get("name"), str) else choice
 
 
 def _forces(choice: object) -> bool:

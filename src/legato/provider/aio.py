@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -25,6 +25,7 @@ from .anthropic import AnthropicWire
 from .chat_completions import ChatCompletionsWire
 from .errors import ProviderRefused, answered, provider_error, refused
 from .events import ResponseEvent
+from .last_pass import Addressee, told
 from .responses import Response, ResponsesWire
 from .result import ChatResult, StreamChunk
 from .settings import ProviderSettings, Timeouts
@@ -53,6 +54,7 @@ class _AsyncFace:
         reconnect_backoff: how long to wait before a stream that was cut is continued, where the provider can do so;
             None never continues one.
         headers: added to each request.
+        rules: what is known of who reads the conversations, of ``last_pass.RULES``, besides what its address says.
         http_client: an httpx2 client to use; it is not closed with this one.
         sleep: waits before a stream is continued.
         random: gives a float from 0 to 1, for the jitter of that.
@@ -69,6 +71,7 @@ class _AsyncFace:
         retry_config: RetryConfig | Unset | None = UNSET,
         reconnect_backoff: ReconnectBackoff | None = RESUME_BACKOFF,
         headers: Mapping[str, str] | None = None,
+        rules: Collection[str] = (),
         http_client: httpx2.AsyncClient | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         random: Callable[[], float] = random.random,
@@ -81,6 +84,7 @@ class _AsyncFace:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
+        self.rules = frozenset(rules)
         self.http = new_http_client() if http_client is None else http_client
         self.sleep = sleep
         self._owns_http = http_client is None
@@ -269,6 +273,10 @@ class AsyncResponsesClient(_AsyncFace):
 class _AsyncProvider(_AsyncFace):
     """The two verbs of a chat."""
 
+    def addressee(self, model: str) -> Addressee:
+        """Who is told what is asked of ``model``; its ``owner`` is whose the ``opaque`` of an answer is."""
+        return Addressee(self.wire.name, str(self.settings.base_url), model, self.rules)
+
     def chat_stream(
         self,
         *,
@@ -295,7 +303,8 @@ class _AsyncProvider(_AsyncFace):
             options: all else that the API knows, by its own names.
         """
         asked = chat_options(model, max_tokens, tools, temperature, options)
-        return AsyncStream(self, tagged(with_headers(self.wire.chat_stream(messages, asked), headers), think_tag))
+        heard = told(messages, self.addressee(model))
+        return AsyncStream(self, tagged(with_headers(self.wire.chat_stream(heard, asked), headers), think_tag))
 
     async def chat(
         self,
@@ -314,7 +323,8 @@ class _AsyncProvider(_AsyncFace):
             ProviderError: there is none, it failed, or it was stopped before its end.
         """
         asked = chat_options(model, max_tokens, tools, temperature, options)
-        return untagged(self.wire.result(await self.send(self.wire.chat(messages, asked))), think_tag)
+        heard = told(messages, self.addressee(model))
+        return untagged(self.wire.result(await self.send(self.wire.chat(heard, asked))), think_tag)
 
 
 class AsyncResponsesProvider(_AsyncProvider):

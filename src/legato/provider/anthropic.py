@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from ..check import whole
 from ..errors import InvalidInput
 from ..http.call import HttpCall
 from ..json import JsonObject
@@ -16,6 +17,7 @@ from ..sse import SSEMessage
 from .assembly import as_json
 from .chat_completions import reason_of
 from .errors import ProviderError, ResponseFailed, ResponseIncomplete, StreamMalformed, confessed, failed
+from .last_pass import EARLIER, arranged
 from .loose import decoded, exactly, fitted, loose
 from .prompt import FunctionTool, as_text, read_tool, tool_calls
 from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
@@ -68,6 +70,7 @@ class _BlockDelta(msgspec.Struct):
     text: str | None = None
     thinking: str | None = None
     partial_json: str | None = None
+    signature: str | None = None
     stop_reason: str | None = None
 
 
@@ -107,7 +110,8 @@ class AnthropicFold:
     _calls: dict[int, int] = field(default_factory=dict)  # the block's index -> the call's
     _thinking: int | None = None  # the block that is being thought
     _inputs: dict[int, str] = field(default_factory=dict)  # by block: the input of a call as it began
-    _blocks: list[str] = field(default_factory=list)  # events of the content, as they came
+    _blocks: dict[int, JsonObject] = field(default_factory=dict)  # the content, each block as it came, or as it began
+    _grown: dict[int, dict[str, list[str]]] = field(default_factory=dict)  # by block and field: what it grew by
 
     @property
     def enough(self) -> bool:
@@ -122,9 +126,35 @@ class AnthropicFold:
         return self._take_event(event, message.data)
 
     def _take_event(self, event: _MessageEvent, data: str) -> list[StreamChunk]:
-        if event.type in _BLOCKS:
-            self._blocks.append(data)
+        if event.type == "content_block_delta":
+            self._grow(event, data)
+        elif event.type == "content_block_start":
+            self._blocks[event.index] = _object(loose(data).get("content_block"))
         return _TAKES[event.type](self, event)
+
+    def _grow(self, event: _MessageEvent, data: str) -> None:
+        delta = event.delta or _BlockDelta()
+        if (name := _GROWING.get(delta.type)) is not None:
+            self._grown.setdefault(event.index, {}).setdefault(name, []).append(getattr(delta, name) or "")
+        elif delta.type == "citations_delta" and (block := self._blocks.get(event.index)) is not None:
+            found = block.get("citations")
+            block["citations"] = [
+                *(found if isinstance(found, list) else ()),
+                _object(loose(data).get("delta")).get("citation"),
+            ]
+
+    def _content(self) -> tuple[JsonObject, ...]:
+        """The blocks of the message as the API wants them back, which knows more kinds than are read here."""
+        for index, grown in self._grown.items():
+            block = self._blocks.setdefault(index, {})
+            for name, pieces in grown.items():
+                if name == "partial_json":
+                    with contextlib.suppress(ValueError):
+                        block["input"] = loose("".join(pieces) or "{}")
+                else:
+                    block[name] = whole(f"{block.get(name) or ''}{''.join(pieces)}")
+        self._grown.clear()
+        return tuple(block for block in self._blocks.values() if block.get("type") != "text" or block.get("text"))
 
     def _take_other(self, message: SSEMessage) -> list[StreamChunk]:
         """Take what is no event as documented."""
@@ -140,7 +170,8 @@ class AnthropicFold:
                     raise ValueError("It has no type.")
                 head.type = "message"
             if head.type == "message":
-                return self.take_message(fitted(loose(message.data), _Message))
+                raw = loose(message.data)
+                return self.take_message(fitted(raw, _Message), raw.get("content"))
             if head.type not in _TAKES:
                 return []
             event = decoded(message.data, _MessageEvent)
@@ -151,14 +182,15 @@ class AnthropicFold:
             raise StreamMalformed(f"An event of a message was expected, not {message.data[:200]!r}: {exc}.") from exc
         return self._take_event(event, message.data)
 
-    def take_message(self, message: _Message) -> list[StreamChunk]:
-        """Take a whole message.
+    def take_message(self, message: _Message, content: object) -> list[StreamChunk]:
+        """Take a whole message; ``content`` is its own, as it came.
 
         Raises:
             StreamMalformed: it has no content.
         """
         if message.content is None:
             raise StreamMalformed("A message with content was expected.")
+        self._blocks = dict(enumerate(map(_object, content if isinstance(content, list) else ())))
         chunks = self.take_head(message)
         for index, block in enumerate(message.content):
             chunks += self.take_block(index, block)
@@ -246,8 +278,10 @@ class AnthropicFold:
         """The message is whole."""
         self.over = True
         reason = self.tally.finish_reason
+        content = self._content()
+        self.tally.opaque = _pieces(content)
         if reason == "pause_turn":
-            self.tally.content = self.tally.content or _content(self._blocks)
+            self.tally.content = content
         if reason in _STOPPED:
             self.failure = ResponseIncomplete(f"The model was stopped: {reason}.", reason=reason)
 
@@ -278,34 +312,38 @@ def _confessed(data: str) -> ResponseFailed | None:
         return None
 
 
-_BLOCKS: Final = ("content_block_start", "content_block_delta")
-_GROWING: Final = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
+_GROWING: Final = {
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+    "input_json_delta": "partial_json",
+}
 
 
-def _content(events: Sequence[str]) -> tuple[JsonObject, ...]:
-    """The blocks of a message as the API wants them back, which knows more kinds than are read here."""
-    blocks: dict[object, JsonObject] = {}
-    inputs: dict[object, str] = {}
-    for event in map(loose, events):
-        place, delta = event.get("index", 0), event.get("delta")
-        if isinstance(begun := event.get("content_block"), dict):
-            blocks[place] = begun
-        elif place in blocks and isinstance(delta, dict):
-            kind = delta.get("type")
-            if name := _GROWING.get(str(kind)):
-                blocks[place][name] = f"{blocks[place].get(name) or ''}{delta.get(name) or ''}"
-            elif kind == "input_json_delta":
-                inputs[place] = inputs.get(place, "") + str(delta.get("partial_json") or "")
-            elif kind == "citations_delta":
-                blocks[place]["citations"] = [*(blocks[place].get("citations") or ()), delta.get("citation")]
-    for place, text in inputs.items():
-        with contextlib.suppress(ValueError):
-            blocks[place]["input"] = loose(text or "{}")
-    return tuple(block for block in blocks.values() if block.get("type") != "text" or block.get("text"))
+def _object(value: object) -> JsonObject:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _pieces(content: Sequence[JsonObject]) -> tuple[JsonObject, ...]:
+    """What the API wants back of a message besides its texts and calls, in its place among them."""
+    if all(block.get("type") in ("text", "tool_use") for block in content):
+        return ()
+    pieces: list[JsonObject] = []
+    for block in content:
+        match block.get("type"):
+            case "text":
+                pieces.append({"text": len(whole(str(block.get("text") or "")))})
+            case "tool_use":
+                pieces.append({"call": str(block.get("id") or "")})
+            case _:
+                pieces.append({"block": block})
+    return tuple(pieces)
 
 
 class AnthropicWire:
     """Chats over the Messages API."""
+
+    name = "messages"
 
     def headers(self, api_key: str | None) -> dict[str, str]:
         """What each request carries."""
@@ -336,7 +374,7 @@ class AnthropicWire:
         if message.content is None:
             raise StreamMalformed(f"A message with content was expected, not {raw!r:.200}.")
         fold = AnthropicFold()
-        fold.take_message(message)
+        fold.take_message(message, raw.get("content"))
         if fold.failure is not None:
             fold.failure.partial = fold.tally.result()
             raise fold.failure
@@ -349,15 +387,20 @@ def _body(messages: Sequence[JsonObject], options: Mapping[str, object]) -> Json
     if made.get("tools") is not None:
         made["tools"] = [_tool(read_tool(tool)) for tool in made["tools"]]
     system = "\n\n".join(as_text(message.get("content")) for message in messages if message.get("role") in _SYSTEM)
+    told = _messages(messages)
+    thinking = made.get("thinking")
+    if isinstance(thinking, dict) and thinking.get("type") == "enabled" and _unsigned(told):
+        del made["thinking"]  # for this step; the next turn begins with it again
     return {
         "max_tokens": MAX_TOKENS if max_tokens is None else max_tokens,
         "system": system or None,
         **made,
-        "messages": _messages(messages),
+        "messages": told,
     }
 
 
 _SYSTEM: Final = ("system", "developer")
+_THOUGHT: Final = ("thinking", "redacted_thinking")
 
 
 def _messages(messages: Sequence[JsonObject]) -> list[JsonObject]:
@@ -367,10 +410,33 @@ def _messages(messages: Sequence[JsonObject]) -> list[JsonObject]:
         if message.get("role") in _SYSTEM:
             continue
         role, content = _message(message)
+        if not content:
+            continue
+        if not merged and role == "assistant":
+            merged.append({"role": "user", "content": [{"type": "text", "text": EARLIER}]})
         if not merged or merged[-1]["role"] != role:
             merged.append({"role": role, "content": []})
         merged[-1]["content"].extend(content)
+    if merged and merged[-1]["role"] == "assistant":  # to be continued
+        last = merged[-1]["content"][-1]
+        if isinstance(last, dict) and last.get("type") == "text":
+            merged[-1]["content"][-1] = {**last, "text": last["text"].rstrip()}
     return merged
+
+
+def _unsigned(messages: Sequence[JsonObject]) -> bool:
+    """Whether the model is in the middle of a turn that it did not begin, or not thinking: it cannot go on so."""
+    begun = 0
+    for place, message in enumerate(messages):
+        if message["role"] == "user" and any(_type(part) != "tool_result" for part in message["content"]):
+            begun = place
+    turn = [message["content"] for message in messages[begun:] if message["role"] == "assistant"]
+    called = any(_type(part) == "tool_use" for content in turn for part in content)
+    return called and _type(turn[0][0]) not in _THOUGHT
+
+
+def _type(part: object) -> object:
+    return part.get("type") if isinstance(part, dict) else None
 
 
 def _message(message: JsonObject) -> tuple[str, list[object]]:
@@ -381,13 +447,36 @@ def _message(message: JsonObject) -> tuple[str, list[object]]:
         ]
     if role not in ("user", "assistant"):
         raise InvalidInput(f"A message's role is system, user, assistant or tool, not {role!r:.64}.")
+    if role == "assistant" and isinstance(content, str | None):
+        return role, _said(message)
     if isinstance(content, str) or content is None:
-        content = [{"type": "text", "text": content}] if content else []
-    calls = [
-        {"type": "tool_use", "id": call.id, "name": call.name, "input": _arguments(call.arguments)}
-        for call in tool_calls(message)
-    ]
-    return role, [_part(part) for part in content] + calls
+        content = [{"type": "text", "text": content}] if content and not content.isspace() else []
+    calls = [_call(call.id, call.name, call.arguments) for call in tool_calls(message)]
+    return role, [_part(part) for part in content if not _is_blank(part)] + calls
+
+
+def _said(message: JsonObject) -> list[object]:
+    """What an assistant said, with its thinking where it stood; not behind all else, where none may stand."""
+    parts: list[object] = []
+    for kind, piece in arranged(message):
+        if kind == "call":
+            parts.append(_call(piece["id"], piece["name"], piece["arguments"]))
+        elif kind == "block":
+            parts.append(piece)
+        elif not piece["text"].isspace():
+            parts.append({"type": "text", "text": piece["text"]})
+    while parts and _type(parts[-1]) in _THOUGHT:
+        parts.pop()
+    return parts
+
+
+def _call(id: str, name: str, arguments: str) -> JsonObject:
+    return {"type": "tool_use", "id": id, "name": name, "input": _arguments(arguments)}
+
+
+def _is_blank(part: object) -> bool:
+    """Whether it is a text that the API refuses."""
+    return isinstance(part, dict) and part.get("type") == "text" and not str(part.get("text") or "").strip()
 
 
 def _arguments(arguments: str) -> object:

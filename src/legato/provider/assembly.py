@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from ..json import JsonObject
 from .result import StreamChunk, Tally
 
 __all__ = ["Assembly", "CallPiece", "as_json"]
@@ -26,6 +27,7 @@ class CallPiece:
 
     Attributes:
         whole: it is no piece, but all of a call.
+        fields: further ones, which the provider wants back.
     """
 
     index: int | None
@@ -33,6 +35,7 @@ class CallPiece:
     name: str
     arguments: str
     whole: bool = False
+    fields: JsonObject = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -64,6 +67,7 @@ class _Making:
     whole: bool = False
     empty: bool = False
     ids: set[str] = field(default_factory=set)
+    fields: JsonObject = field(default_factory=dict)
 
     def has(self, name: str, arguments: str) -> bool:
         """Whether it is this very call."""
@@ -102,11 +106,15 @@ class Assembly:
     def take(self, tally: Tally, piece: CallPiece) -> list[StreamChunk]:
         """Take a piece; one that helps nothing is passed over."""
         if not (piece.id or piece.name or piece.arguments):
+            if piece.fields and self._calls:
+                (self._find(piece) or self._calls[-1]).fields |= piece.fields
             return []
         call = None if piece.whole else self._find(piece)
         if call is None:
             call = _Making(piece.index, piece.id)
             self._calls.append(call)
+        if piece.fields:
+            call.fields |= piece.fields
         if piece.id:
             call.id = call.id or piece.id
             call.ids.add(piece.id)
@@ -140,6 +148,11 @@ class Assembly:
                 call.empty = False
                 chunks += tally.add_arguments(call.number, "{}")
         return chunks
+
+    @property
+    def fields(self) -> dict[int, JsonObject]:
+        """What the provider wants back with its calls, by their indexes."""
+        return {call.number: call.fields for call in self._calls if call.number is not None and call.fields}
 
     @property
     def lost(self) -> str:

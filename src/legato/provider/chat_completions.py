@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from ..check import whole
 from ..http.call import HttpCall
 from ..json import JsonObject
 from ..sse import SSEMessage
@@ -37,6 +38,8 @@ class _Call(msgspec.Struct):
     function: _Function | None = None
     index: int | None = None
     id: str | None = None
+    extra_content: object = None  # Google
+    provider_specific_fields: object = None  # LiteLLM
 
 
 class _ChoiceDelta(msgspec.Struct, gc=False):
@@ -44,6 +47,9 @@ class _ChoiceDelta(msgspec.Struct, gc=False):
     refusal: str | None = None
     reasoning_content: str | None = None  # DeepSeek, llama.cpp, vLLM
     reasoning: str | None = None  # OpenRouter, Ollama, newer vLLM
+    reasoning_details: object = None  # OpenRouter
+    thinking_blocks: object = None  # LiteLLM
+    extra_content: object = None  # Google
     tool_calls: list[_Call] | None = None
     function_call: _Function | None = None  # as it was before there could be several
 
@@ -91,6 +97,8 @@ class ChatCompletionsFold:
     _begun: bool = False
     _whole: bool = False  # it came in one piece
     _calls: Assembly = field(default_factory=Assembly)
+    _thought: dict[str, list[str]] = field(default_factory=dict)  # by the name of its field
+    _fields: JsonObject = field(default_factory=dict)  # what is wanted back in the message, as it came
 
     @property
     def enough(self) -> bool:
@@ -127,7 +135,7 @@ class ChatCompletionsFold:
                     chunks += self._take_delta(choice.delta)
                 elif choice.message is not None:
                     self._whole = True
-                    chunks += self._take_delta(choice.message, whole=True)
+                    chunks += self._take_delta(choice.message, entire=True)
                 if choice.finish_reason is not None and tally.finish_reason is None:  # some repeat it with the usage
                     reason = reason_of(choice.finish_reason)
                 if choice.error or reason == "error":
@@ -141,11 +149,16 @@ class ChatCompletionsFold:
             self.failure = failed({"error": chunk.error})
         return chunks
 
-    def _take_delta(self, delta: _ChoiceDelta, *, whole: bool = False) -> list[StreamChunk]:
+    def _take_delta(self, delta: _ChoiceDelta, *, entire: bool = False) -> list[StreamChunk]:
         chunks: list[StreamChunk] = []
         # A gateway may send the same thinking under both names.
         if thinking := delta.reasoning_content or delta.reasoning:
             chunks += self.tally.think(thinking)
+            for name in ("reasoning_content", "reasoning"):
+                if piece := getattr(delta, name):
+                    self._thought.setdefault(name, []).append(piece)
+        if delta.reasoning_details or delta.thinking_blocks or delta.extra_content:
+            self._keep(delta)
         if isinstance(delta.content, list):
             chunks += self._take_parts(delta.content)
         elif delta.content:
@@ -155,7 +168,10 @@ class ChatCompletionsFold:
         calls = delta.tool_calls or ([_Call(delta.function_call, 0)] if delta.function_call else ())
         for call in calls:
             function = call.function or _Function()
-            piece = CallPiece(call.index, call.id or "", function.name or "", as_json(function.arguments), whole)
+            fields = _given(call, "extra_content", "provider_specific_fields")
+            piece = CallPiece(
+                call.index, call.id or "", function.name or "", as_json(function.arguments), entire, fields
+            )
             chunks += self._calls.take(self.tally, piece)
         return chunks
 
@@ -163,9 +179,32 @@ class ChatCompletionsFold:
         thinking = [part.get("thinking") for part in parts if isinstance(part, dict)]
         return self.tally.think(as_text(thinking)) + self.tally.text(as_text(parts))
 
+    def _keep(self, delta: _ChoiceDelta) -> None:
+        """Take note of what is wanted back besides the thinking's text; of lists, entries that belong together are
+        joined, as their pieces came."""
+        for name in ("reasoning_details", "thinking_blocks"):
+            entries = getattr(delta, name)
+            for entry in entries if isinstance(entries, list) else ():
+                _extend(self._fields.setdefault(name, []), entry)
+        if isinstance(extra := delta.extra_content, dict):
+            self._fields["extra_content"] = _merged(self._fields.get("extra_content"), extra)
+
+    def _opaque(self) -> tuple[JsonObject, ...]:
+        """What is wanted back, as pieces; see ``last_pass``."""
+        pieces: list[JsonObject] = []
+        for name, texts in self._thought.items():
+            text = whole("".join(texts))
+            pieces.append({"thinking": name} if text == self.tally.thinking else {"fields": {name: text}})
+        if self._fields:
+            pieces.append({"fields": self._fields})
+        for number, fields in self._calls.fields.items():
+            pieces.append({"call": self.tally.given(number)[0], "fields": fields})
+        return tuple(pieces)
+
     def done(self) -> None:
         """See ``WireFold``. That the model was stopped is said only here: the usage comes behind the reason."""
         self.over = self._begun
+        self.tally.opaque = self._opaque()
         reason = self.tally.finish_reason
         if reason in STOPPED:
             self.failure = self.failure or ResponseIncomplete(f"The model was stopped: {reason}.", reason=reason)
@@ -175,6 +214,42 @@ class ChatCompletionsFold:
     def resume(self) -> HttpCall[object] | None:
         """See ``WireFold``. This API cannot continue an answer."""
         return None
+
+
+def _given(call: _Call, *names: str) -> JsonObject:
+    return {name: value for name in names if isinstance(value := getattr(call, name), dict) and value}
+
+
+def _merged(old: object, new: JsonObject) -> JsonObject:
+    """An object with what a later piece of it adds."""
+    made: JsonObject = dict(old) if isinstance(old, dict) else {}
+    for name, value in new.items():
+        made[name] = _merged(made.get(name), value) if isinstance(value, dict) else value
+    return made
+
+
+_GROWS: Final = ("text", "summary", "data", "thinking")
+"""Fields of an entry whose text comes in pieces."""
+
+
+def _extend(entries: list[object], piece: object) -> None:
+    """Add an entry, or a piece of the last one: of the same type, place and id."""
+    last = entries[-1] if entries else None
+    if not isinstance(piece, dict) or not isinstance(last, dict) or not _same(last, piece):
+        entries.append(dict(piece) if isinstance(piece, dict) else piece)
+        return
+    for name, value in piece.items():
+        if name in _GROWS and isinstance(value, str):
+            last[name] = f"{last.get(name) or ''}{value}"
+        elif value is not None:
+            last[name] = value
+
+
+def _same(last: JsonObject, piece: JsonObject) -> bool:
+    if "signature" in last and last["signature"] and not piece.get("signature"):
+        return False  # what is signed is whole
+    names = ("type", "index", "id")
+    return all(last.get(name) == piece.get(name) or None in (last.get(name), piece.get(name)) for name in names)
 
 
 # Fields of a chunk without choices that is none the worse for it.
@@ -241,6 +316,8 @@ def _usage(usage: _CompletionUsage | None) -> TokenUsage | None:
 
 class ChatCompletionsWire:
     """Chats over the Chat Completions API."""
+
+    name = "chat"
 
     def headers(self, api_key: str | None) -> dict[str, str]:
         """What each request carries."""

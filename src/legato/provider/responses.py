@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final, Self
 from urllib.parse import quote
 
+from ..check import whole as joined
 from ..errors import InvalidInput
 from ..http.call import HttpCall
 from ..json import JsonObject
@@ -42,7 +43,8 @@ from .events import (
     TextDoneEvent,
     decode_event,
 )
-from .prompt import FunctionTool, as_text, read_tool, tool_calls, words_of
+from .last_pass import arranged
+from .prompt import FunctionTool, as_text, read_tool, words_of
 from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
 from .stream import STREAM_HEADERS, FoldedCall
 
@@ -199,6 +201,7 @@ class _ItemState:
         call: its index among the answer's calls, once it has begun there.
         asked, name: a call's id, and its tool.
         done: it is whole; deltas that come now were said before.
+        raw: the whole item, as it came.
     """
 
     kind: str
@@ -213,6 +216,7 @@ class _ItemState:
     asked: str = ""
     name: str = ""
     done: bool = False
+    raw: JsonObject | None = None
 
     def claim(self, delta: str) -> str:
         """A first delta, with what it goes on with; what it only repeats is not said twice."""
@@ -414,6 +418,7 @@ class _ResponseState:
         if state.done:
             return []
         state.done = whole
+        state.raw = item if whole else None
         match state.kind:
             case "function_call":
                 return self._take_call(state, item, whole)
@@ -507,6 +512,37 @@ class _ResponseState:
                     chunks += self._take_item(self._new("message", "", None), item, True)
         return chunks
 
+    def _opaque(self, response: JsonObject) -> tuple[JsonObject, ...]:
+        """What is wanted back of the output besides its texts and calls, in its place among them.
+
+        Reasoning that can be read by its id only is left out, since ids are not kept for ever; so are then the ids of
+        what stands behind it, which the API refuses without.
+        """
+        items = (item for item in _list(response, "output") if isinstance(item, dict))
+        late = {_text(item, "id"): item for item in items if item.get("type") == "reasoning" and item.get("id")}
+        pieces: list[JsonObject] = []
+        kept = whole = True
+        for state in self._items:
+            raw = state.raw or {}
+            if state.kind == "reasoning":
+                raw = raw if raw.get("encrypted_content") else late.get(_text(raw, "id"), raw)
+                kept = bool(raw.get("encrypted_content") or raw.get("content"))
+                whole = whole and kept
+                if kept:
+                    pieces.append({"block": {name: value for name, value in raw.items() if name != "status"}})
+            elif state.kind == "message":
+                fields = {name: raw[name] for name in ("id", "phase") if isinstance(raw.get(name), str)}
+                pieces.append({"text": len(joined("".join(state.text + state.refusal))), "fields": fields})
+            elif state.kind == "function_call" and state.call is not None:
+                fields = {"id": raw["id"]} if isinstance(raw.get("id"), str) else {}
+                pieces.append({"call": self.tally.given(state.call)[0], "fields": fields})
+        if not any("block" in piece or "phase" in piece.get("fields", ()) for piece in pieces):
+            return ()
+        if not whole or not any("block" in piece for piece in pieces):
+            for piece in pieces:
+                piece.get("fields", {}).pop("id", None)
+        return tuple(pieces)
+
     def _known(self, item: JsonObject) -> _ItemState | None:
         """What was streamed of a call in the final output."""
         asked, name, arguments = _text(item, "call_id"), _text(item, "name"), as_json(item.get("arguments"))
@@ -524,6 +560,7 @@ class _ResponseState:
             return chunks
         self.over = True
         chunks += self.take_output(response)
+        tally.opaque = self._opaque(response)
         kind = event.type
         if kind == "response.completed":
             # Its own status, or its error, says more than the event's name.
@@ -643,6 +680,8 @@ def _usage(usage: object) -> TokenUsage | None:
 class ResponsesWire:
     """Chats over the Responses API."""
 
+    name = "responses"
+
     def headers(self, api_key: str | None) -> dict[str, str]:
         """What each request carries."""
         return {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -694,17 +733,22 @@ def _items(message: JsonObject) -> list[JsonObject]:
             {"type": "function_call_output", "call_id": message.get("tool_call_id"), "output": as_text(content)},
         ]
     if role == "assistant":
-        text = as_text(content)
-        parts = [{"type": "output_text", "text": text}]
-        said = [{"type": "message", "role": role, "content": parts}] if text else []
-        calls = [
-            {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
-            for call in tool_calls(message)
-        ]
-        return said + calls
+        return [_said(kind, piece) for kind, piece in arranged(message)]
     if isinstance(content, list):
         content = [_part(part) for part in content]
     return [{"type": "message", "role": role, "content": "" if content is None else content}]
+
+
+def _said(kind: str, piece: JsonObject) -> JsonObject:
+    """The input item that a piece of an assistant's message is."""
+    if kind == "block":
+        return piece
+    fields = piece.get("fields") or {}
+    if kind == "call":
+        call = {"type": "function_call", "call_id": piece["id"], "name": piece["name"]}
+        return {**call, "arguments": piece["arguments"], **fields}
+    parts = [{"type": "output_text", "text": piece["text"]}]
+    return {"type": "message", "role": "assistant", "content": parts, **fields}
 
 
 def _part(part: object) -> object:

@@ -160,6 +160,7 @@ class ChatResult(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_defa
         model: the model that answered, as the provider calls it.
         content: what the provider wants back, in its own form, to go on with an answer that it has paused
             (``finish_reason`` is ``"pause_turn"``); None of all others.
+        opaque: what the provider wants back with this answer in the next request, as pieces: see ``last_pass``.
     """
 
     text: str = ""
@@ -171,6 +172,7 @@ class ChatResult(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_defa
     id: str | None = None
     model: str | None = None
     content: tuple[JsonObject, ...] | None = None
+    opaque: tuple[JsonObject, ...] = ()
 
 
 class Tagged:
@@ -225,7 +227,7 @@ class Tally:
     """The sum of an answer's pieces.
 
     Attributes:
-        id: see ``ChatResult``; so are ``model``, ``usage``, ``finish_reason`` and ``content``.
+        id: see ``ChatResult``; so are ``model``, ``usage``, ``finish_reason``, ``content`` and ``opaque``.
         tagged: what tells thinking from text by tags; None leaves tags in the text.
     """
 
@@ -242,6 +244,7 @@ class Tally:
         self._outputs: dict[int, tuple[str, bool]] = {}  # what came of them, and whether it is what was asked for
         self._halves: dict[object, Halves] = {}  # by kind, or by index of a call
         self.content: tuple[JsonObject, ...] | None = None
+        self.opaque: tuple[JsonObject, ...] = ()
         self.tagged: Tagged | None = None
 
     @property
@@ -253,6 +256,11 @@ class Tally:
     def thought(self) -> bool:
         """Whether there has been any thinking."""
         return bool(self._thinking)
+
+    @property
+    def thinking(self) -> str:
+        """All of it."""
+        return "".join(self._thinking)
 
     @property
     def spoken(self) -> bool:
@@ -390,4 +398,5 @@ class Tally:
             id=self.id,
             model=self.model,
             content=self.content,
+            opaque=self.opaque,
         )

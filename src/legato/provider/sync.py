@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -26,6 +26,7 @@ from .anthropic import AnthropicWire
 from .chat_completions import ChatCompletionsWire
 from .errors import ProviderRefused, answered, provider_error, refused
 from .events import ResponseEvent
+from .last_pass import Addressee, told
 from .responses import Response, ResponsesWire
 from .result import ChatResult, StreamChunk
 from .settings import ProviderSettings, Timeouts
@@ -54,6 +55,7 @@ class _Face:
         reconnect_backoff: how long to wait before a stream that was cut is continued, where the provider can do so;
             None never continues one.
         headers: added to each request.
+        rules: what is known of who reads the conversations, of ``last_pass.RULES``, besides what its address says.
         http_client: an httpx2 client to use; it is not closed with this one.
         sleep: waits before a stream is continued.
         random: gives a float from 0 to 1, for the jitter of that.
@@ -70,6 +72,7 @@ class _Face:
         retry_config: RetryConfig | Unset | None = UNSET,
         reconnect_backoff: ReconnectBackoff | None = RESUME_BACKOFF,
         headers: Mapping[str, str] | None = None,
+        rules: Collection[str] = (),
         http_client: httpx2.Client | None = None,
         sleep: Callable[[float], object] = time.sleep,
         random: Callable[[], float] = random.random,
@@ -82,6 +85,7 @@ class _Face:
             reconnect_backoff=reconnect_backoff,
             random=random,
         )
+        self.rules = frozenset(rules)
         self.http = new_http_client() if http_client is None else http_client
         self.sleep = sleep
         self._owns_http = http_client is None
@@ -265,6 +269,10 @@ class ResponsesClient(_Face):
 class _Provider(_Face):
     """The two verbs of a chat."""
 
+    def addressee(self, model: str) -> Addressee:
+        """Who is told what is asked of ``model``; its ``owner`` is whose the ``opaque`` of an answer is."""
+        return Addressee(self.wire.name, str(self.settings.base_url), model, self.rules)
+
     def chat_stream(
         self,
         *,
@@ -291,7 +299,8 @@ class _Provider(_Face):
             options: all else that the API knows, by its own names.
         """
         asked = chat_options(model, max_tokens, tools, temperature, options)
-        return Stream(self, tagged(with_headers(self.wire.chat_stream(messages, asked), headers), think_tag))
+        heard = told(messages, self.addressee(model))
+        return Stream(self, tagged(with_headers(self.wire.chat_stream(heard, asked), headers), think_tag))
 
     def chat(
         self,
@@ -310,7 +319,8 @@ class _Provider(_Face):
             ProviderError: there is none, it failed, or it was stopped before its end.
         """
         asked = chat_options(model, max_tokens, tools, temperature, options)
-        return untagged(self.wire.result(self.send(self.wire.chat(messages, asked))), think_tag)
+        heard = told(messages, self.addressee(model))
+        return untagged(self.wire.result(self.send(self.wire.chat(heard, asked))), think_tag)
 
 
 class ResponsesProvider(_Provider):

@@ -30,7 +30,13 @@ __all__ = [
 
 
 class Wire(Protocol):
-    """One API over which to chat."""
+    """One API over which to chat.
+
+    Attributes:
+        name: ``responses``, ``chat`` or ``messages``.
+    """
+
+    name: str
 
     def headers(self, api_key: str | None) -> dict[str, str]:
         """What each request carries."""
