@@ -1,4 +1,5 @@
-"""Markdown of answers as HTML that a page may show: markdown-it-py reads it, Pygments colours code, nh3 cleans all.
+"""Markdown of answers as HTML that a page may show: markdown-it-py reads it, Pygments colours code, latex2mathml makes
+formulas, nh3 cleans all.
 
 What an answer says becomes markup only here, and only through ``_CLEANER``: raw HTML stays text, images become links,
 and links lead to http, https and mail addresses.
@@ -23,11 +24,12 @@ import nh3
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
-from pygments import highlight
+from pygments import format
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
-from pygments.util import ClassNotFound
 
+from . import formulas
+from .flavour import flavoured
 from .typeset import FRESH
 
 HIGHLIGHTED = 20_000
@@ -61,7 +63,8 @@ def render_growing(text: str, *, colours: bool = True) -> Rendered:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     kept, closers = mend(text)
     begun = text[text.rfind("\n") + 1 :] if "\n" in text else "x"
-    goes_on = kept == text and _CARET not in text and (begun.strip(" \t>") != "" or _ends_in_code(text, level=0))
+    in_line = begun.strip(" \t>") != "" or _ends_in_code(text, level=0)
+    goes_on = kept == text and _CARET not in text and in_line and not _ends_in_formula(text)
     blocks = _blocks(kept + _CARET + closers if goes_on else kept + closers, colours)
     if blocks and blocks[-1].html.startswith("<p>|"):  # it may become a table
         return Rendered(blocks[:-1])
@@ -74,8 +77,12 @@ def render_growing(text: str, *, colours: bool = True) -> Rendered:
 _CARET = "\u2e2e"
 """Stands where text will go on, while it is parsed: punctuation, so that it changes no marker's meaning; and rare."""
 
-_UNDECIDED = re.compile(r"[-*+=_#]+|\d{1,9}[.)]?|[`~]+|(?:`{3,}+|~{3,}+)[^`]*+|")
+_UNDECIDED = re.compile(
+    r"[-*+=_#$]+|\d{1,9}[.)]?|[`~]+|(?:`{3,}+|~{3,}+)[^`]*+|"
+    r"(?:[-*+]|\d{1,9}[.)])[ \t]+\[(?:[ xX]\]?)?|\[![a-zA-Z]*\]?|\[\^[\w-]*\]?|\\(?:[a-z]+(?:\{[a-z]*\*?)?)?|"
+)
 """A line, without what is around it, of which nobody can say yet what it begins."""
+_NOTE_BEGUN = re.compile(r"\[\^[\w-]{0,32}\]?\Z")
 _MARKS = re.compile(r"(?<!\\)(?:\*\*\*|\*\*|\*|~~)")
 
 
@@ -85,19 +92,25 @@ def mend(text: str) -> tuple[str, str]:
     end = text[line:].lstrip(" \t>").rstrip(" \t")
     if _ends_in_code(text):
         return text[:line] if line and end and not end.strip("`~") else text, ""
-    if _UNDECIDED.fullmatch(end):
+    if (formula := formulas.unfinished_block(text)) is not None:
+        text = text[:formula]
+    elif _UNDECIDED.fullmatch(end):
         text = text[:line]
     begin = _last_inline(text)
     if begin is None:
         return text, ""
     before, last = text[:begin], text[begin:]
-    plain = _without_code(last)
+    plain, formula = formulas.without_formulas(_without_code(last))
+    if formula is not None:
+        last, plain = last[:formula], plain[:formula]
     if "`" in plain:
         opened = plain.rindex("`") + 1
         start = len(plain[:opened].rstrip("`"))
         if last[opened:].strip():
             return text, plain[start:opened]
         last, plain = last[:start], plain[:start]
+    if (note := _NOTE_BEGUN.search(plain)) is not None:
+        last, plain = last[: note.start()], plain[: note.start()]
     for opener, keep in (("![", False), ("[", True)):
         if found := _unfinished_link(plain, opener):
             start, until = found
@@ -152,7 +165,7 @@ def _unfinished_sign(text: str) -> int | None:
     word = text.rsplit(None, 1)[-1].rpartition(">")[2]
     if "<" in word:
         return len(text) - len(word) + word.index("<")
-    return len(text) - 1 if text[-1] in "!\\" else None
+    return len(text) - 1 if text[-1] in "!\\$" else None
 
 
 def _closed(text: str, plain: str) -> tuple[str, str]:
@@ -211,6 +224,12 @@ def _ends_in_code(text: str, level: int | None = None) -> bool:
     return first == end - 1 or len(closing) < len(token.markup) or closing.strip(token.markup[0]) != ""
 
 
+def _ends_in_formula(text: str) -> bool:
+    """Whether the text ends with a formula on lines of its own, which is none any more once something follows it."""
+    token = _last_leaf(text)
+    return token is not None and token.type == "formula_block" and not text.endswith("\n")
+
+
 # Markup ---------------------------------------------------------------------------------------------------------------
 
 
@@ -234,14 +253,18 @@ def _groups(tokens: Sequence[Token]) -> Iterator[tuple[int, list[Token]]]:
 
 
 def _highlighted(code: str, language: str) -> str:
-    """The code with its words marked by classes where its language is known, else as it is."""
-    if language and len(code) <= HIGHLIGHTED:
-        try:
-            lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
-        except ClassNotFound:
-            return html.escape(code)
-        return str(highlight(code, lexer, _FORMATTER))
-    return html.escape(code)
+    """The code with its words marked by classes where its language is known, else as it is; always all of it."""
+    if not language or len(code) > HIGHLIGHTED:
+        return html.escape(code)
+    try:
+        tokens = list(get_lexer_by_name(language, stripnl=False, ensurenl=False).get_tokens(code))
+    except Exception:  # no such language; or a lexer of others, at code that is not its own
+        return html.escape(code)
+    read = "".join(text for _, text in tokens)
+    if read not in (code, f"{code}\n"):
+        return html.escape(code)
+    shown = format(tokens, _FORMATTER)  # which ends the last line
+    return shown if read == code and code.endswith("\n") else shown.removesuffix("\n")
 
 
 def _as_we_show_it(state: StateCore) -> None:
@@ -280,18 +303,24 @@ def _fence(
 
 
 def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "linkify": True}).enable(["table", "strikethrough", "linkify"])
-    assert parser.linkify is not None
-    parser.linkify.set({"fuzzy_link": False, "fuzzy_email": False})  # legato.py is a file, not a site in Paraguay
+    parser = flavoured()
     parser.core.ruler.push("as_we_show_it", _as_we_show_it)
     parser.add_render_rule("fence", _fence)
     return parser
 
 
 def _attribute(tag: str, name: str, value: str) -> str | None:
-    return value if name != "class" or re.fullmatch(r"[a-z0-9]{1,3}", value) else None
+    allowed = _VALUES.get((tag, name)) or _VALUES.get(("", name))
+    return value if allowed is None or allowed.fullmatch(value) else None
 
 
+_VALUES = {
+    ("span", "class"): re.compile(r"[a-z0-9]{1,3}"),
+    ("", "class"): re.compile(r"footnote|markdown-alert( markdown-alert-[a-z]+)?|markdown-alert-title"),
+    ("", "align"): re.compile(r"left|center|right"),
+    ("input", "type"): re.compile(r"checkbox"),
+}
+"""Of a tag's attribute, or of one of each tag, what it may say, where that is bounded."""
 _FORMATTER = HtmlFormatter(nowrap=True)
 _PARSER = _parser()
 _BLOCKS_ALONE = _parser()
@@ -299,9 +328,18 @@ _BLOCKS_ALONE.core.ruler.enableOnly(["normalize", "block"])
 _CLEANER = nh3.Cleaner(
     tags={
         *("p", "br", "hr", "h2", "h3", "h4", "h5", "h6", "blockquote", "ul", "ol", "li", "pre", "code", "span"),
-        *("a", "em", "strong", "s", "table", "thead", "tbody", "tr", "th", "td"),
+        *("a", "em", "strong", "s", "table", "thead", "tbody", "tr", "th", "td", "sup", "div", "input"),
+        *formulas.TAGS,
     },
-    attributes={"a": {"href", "title"}, "ol": {"start"}, "pre": {"data-language"}, "span": {"class"}},
+    attributes={
+        "a": {"href", "title"},
+        "ol": {"start"},
+        "pre": {"data-language"},
+        **{tag: {"class"} for tag in ("span", "div", "p")},
+        **{tag: {"align"} for tag in ("th", "td")},
+        "input": {"type", "checked", "disabled"},
+        **formulas.ATTRIBUTES,
+    },
     attribute_filter=_attribute,
     set_tag_attribute_values={"a": {"target": "_blank"}},
     url_schemes={"http", "https", "mailto"},

@@ -11,14 +11,19 @@ import { h } from "./dom.js";
 /** Milliseconds. */
 export const PACE = { between: 150, refresh: 1000, patience: 800 };
 const TOGETHER = 100; // texts in a request
-const LONGEST = 150_000; // characters in a request; what is longer stays as it is
+/** Characters in a request. A longer text is set as if it grew; a block of it that is longer stays as it is. */
+const LONGEST = 150_000;
+const HALF = /[\ud800-\udbff]$/; // of a character
 
 /** A character that may be, or may become, a marker of Markdown. */
-const MARKER = /[\n*_`~[\]!<|\\&]/;
+const MARKER = /[\n*_`~[\]!<|\\&$]/;
 /** In code, only a fence is; */
 const FENCE = /\n[ \t]*[`~]/;
 /** and in code within a quotation or a list, what each line begins with. */
 const LINE = /\n/;
+
+/** What is said in one block and holds for others: an address, or a note with a name. */
+const DEFINITION = /^ {0,3}\[[^\]\n]+\]:/m;
 
 /** @typedef {{line: number, html: string}} Block */
 
@@ -48,7 +53,6 @@ export class Typesetter {
 
   /** Of a text that grows; not repeated, since the next one will be asked for soon. @param {string} text @returns {Promise<Block[]>} */
   async growing(text) {
-    if (text.length > LONGEST) throw new RangeError("Too long to be rendered.");
     const response = await this.#server.once("POST", "web/markdown", { texts: [text], growing: true });
     if (!response.ok) throw new Error(`Not rendered: ${response.status}.`);
     return (await response.json()).rendered[0].blocks;
@@ -95,6 +99,7 @@ export class Prose {
   #begin = 0; // where the unfinished rest begins
   #set = ""; // of the rest, what the tail shows as HTML
   #settled = false;
+  #stuck = -1; // where a block begins that is too long
   #busy = false;
   #last = 0;
   #slow = false;
@@ -135,6 +140,7 @@ export class Prose {
     this.element.replaceChildren(this.#tail, this.#plain);
     this.#tail.replaceChildren();
     this.#begin = 0;
+    this.#stuck = -1;
     this.#set = "";
     this.#fresh = null;
     this.#settled = false;
@@ -160,8 +166,9 @@ export class Prose {
   }
 
   async #ask() {
-    if (this.#busy || this.#settled) return;
-    const rest = this.#rest;
+    if (this.#busy || this.#settled || this.#stuck === this.#begin) return;
+    const rest = this.#rest.slice(0, LONGEST).replace(HALF, "");
+    const whole = this.#ended && rest.length === this.#rest.length;
     if (!this.#ended) {
       const due = this.#last + (this.#show() ? PACE.between : PACE.refresh) - performance.now();
       if (rest === this.#set) return;
@@ -173,11 +180,11 @@ export class Prose {
     }
     this.#busy = true;
     const late = setTimeout(() => this.#despair(), PACE.patience);
-    const ended = this.#ended;
     const begin = this.#begin;
+    const anew = whole && begin > 0 && this.#text.length <= LONGEST && DEFINITION.test(this.#text);
     let blocks = null;
     try {
-      blocks = await (ended ? this.#typesetter.whole(rest) : this.#typesetter.growing(rest));
+      blocks = await (whole ? this.#typesetter.whole(anew ? this.#text : rest) : this.#typesetter.growing(rest));
       this.#slow = false;
     } catch {
       this.#despair();
@@ -185,12 +192,15 @@ export class Prose {
     clearTimeout(late);
     this.#busy = false;
     this.#last = performance.now();
-    const stale = this.#settled || begin !== this.#begin || !this.#text.startsWith(rest, begin) || (ended && rest !== this.#rest);
+    const stale = this.#settled || begin !== this.#begin || !this.#text.startsWith(rest, begin) || (whole && rest !== this.#rest);
     if (stale) return void this.#ask(); // the text was replaced meanwhile
-    if (blocks === null && ended) return this.#busily(false); // it stays as it came
-    if (blocks !== null && ended) this.#settle(blocks);
-    else if (blocks !== null) this.#grow(rest, blocks);
-    void this.#ask();
+    if (blocks !== null && whole) return this.#settle(blocks, anew);
+    if (blocks !== null) this.#grow(rest, blocks);
+    const stuck = blocks === null ? this.#ended : begin === this.#begin && rest.length < this.#text.length - begin && rest.length >= LONGEST - 1;
+    if (!stuck) return void this.#ask();
+    if (blocks !== null) this.#stuck = begin;
+    this.#despair(); // it stays as it came
+    this.#busily(!this.#ended);
   }
 
   #despair() {
@@ -212,8 +222,9 @@ export class Prose {
     this.#show();
   }
 
-  /** @param {Block[]} blocks */
-  #settle(blocks) {
+  /** @param {Block[]} blocks @param {boolean} [anew] of the whole text */
+  #settle(blocks, anew = false) {
+    if (anew) this.#restart();
     for (const { html } of blocks) this.#tail.before(this.#made(html));
     this.#settled = true;
     this.#tail.replaceChildren();
