@@ -106,6 +106,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("echo")
     (folder / "echo.py").write_text(f"TEA = {MARKDOWN!r}\n{ECHO}")
     with serving(folder, target=folder / "echo.py") as server:
+        httpx2.post(f"{server.url}/web/markdown", json={"texts": ["$x$"]}, timeout=60)  # the first takes its time
         yield server
 
 
@@ -200,7 +201,6 @@ def test_history_looks_like_what_was_streamed(chat: Page, shoot: Callable[[Page,
 def test_what_models_write_looks_the_same_after_a_reload(chat: Page, shoot: Callable[[Page, str], None]) -> None:
     """Formulas, tasks, alignment, alerts, notes and addresses that are defined further down; none is seen half made."""
     chat.set_viewport_size({"width": 1080, "height": 1010})
-    chat.request.post("/web/markdown", data={"texts": [r"\(x\)"]})  # the first takes its time
     chat.evaluate(WATCH)
     chat.locator("#message").fill(MODELS)
     chat.locator("#message").press("Enter")
@@ -266,6 +266,7 @@ def test_without_markdown_text_is_plain(unlucky: Page) -> None:
 def test_elements_by_themselves(chat: Page) -> None:
     """Each of the three small elements works alone in a page, with a root of its own."""
     chat.goto("/docs")
+    expect(chat.locator("#schemas")).to_be_attached()  # the page's own script is done with it
     chat.evaluate("""async () => {
         await import(new URL('web/define.js', document.baseURI));
         document.body.replaceChildren();

@@ -12,7 +12,6 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
@@ -87,6 +86,8 @@ def mathml(tex: str, *, block: bool) -> str | None:
     plain = _UNNUMBERED.sub(r"\1*}", _NUMBERS.sub("", tex)).strip()
     if block and "\\\\" in plain and "\\begin" not in plain:
         plain = f"\\begin{{array}}{{c}}{plain}\\end{{array}}"  # else its lines became one
+    from latex2mathml.converter import convert  # when there is a formula: it takes as long as all the rest
+
     try:
         made = str(convert(plain, display="block" if block else "inline"))
         root = ElementTree.fromstring(made)  # noqa: S314 - begun by a library's own tag: nothing is declared in it
