@@ -367,6 +367,7 @@ async def test_a_server_that_can_store_nothing_is_not_ready(
             assert refused.headers["retry-after"]
         ready = await driver.request("GET", "/ready")
         assert (503, "store") == (ready.status, ready.json()["status"])
+        assert f"store_{'busy' if kind == 'locked' else 'lost'}" == ready.json()["reason"]
         assert 200 == (await driver.request("GET", "/health")).status
         assert 200 == (await driver.request("GET", "/api/sessions/s")).status
         assert ["s"] == [each["id"] for each in (await driver.request("GET", "/api/sessions")).json()]
@@ -403,6 +404,117 @@ async def test_an_answer_outlives_a_lock(folder: Path, monkeypatch: pytest.Monke
             while len(found := (await driver.request("GET", "/api/sessions/s/messages")).json()) < 2:
                 await asyncio.sleep(0.05)
     assert ("one two", "completed") == (found[1]["assistantResponse"], found[1]["status"])
+
+
+# Readiness: what the disk takes
+
+
+class Disk:
+    """A disk of its own, and what can be done to it.
+
+    Attributes:
+        folder: on it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fill(self) -> None:
+        """With what somebody else writes."""
+        with contextlib.suppress(OSError), open(self.folder / "others", "ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    def empty(self) -> None:
+        (self.folder / "others").unlink()
+
+
+@pytest.fixture
+def disk(small_disk: Path) -> Disk:
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    return Disk(small_disk)
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["idle", "written to"])
+async def test_a_server_is_not_ready_while_its_disk_takes_nothing(
+    disk: Disk, written: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether somebody has tried to store something or not; with one word of why, and no path; and it is ready again
+    by itself."""
+    app = Legato(f"sqlite:///{disk.folder}/log.db", agents=[echo])
+    app.drain_on_signal = False
+    async with Driver(app) as driver:
+        await driver.request("POST", "/api/sessions", json={"id": "s"})
+        disk.fill()
+        while written and (await driver.request("POST", "/api/sessions", json={})).status == 201:
+            pass
+        await until(lambda: app.sessions.trouble is not None)
+        ready = await driver.request("GET", "/ready")
+        assert (503, {"status": "store", "reason": "store_full"}) == (ready.status, ready.json())
+        assert ready.headers["retry-after"]
+        assert 200 == (await driver.request("GET", "/health")).status
+        assert 200 == (await driver.request("GET", "/api/sessions/s")).status
+        disk.empty()
+        await until(lambda: app.sessions.trouble is None)
+        assert 200 == (await driver.request("GET", "/ready")).status
+        assert 201 == (await driver.request("POST", "/api/sessions", json={})).status
+    assert 1 == sum("nothing can be stored" in record.message for record in caplog.records)
+    assert 1 == sum("can be written again" in record.message for record in caplog.records)
+    assert not list(disk.folder.glob("*probe*"))
+
+
+NUMBERS = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+async def test_a_commit_that_the_disk_refuses_is_remembered_until_it_takes_something(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A quota and an error of the disk are told by nothing but the attempt."""
+    writer = store._writer
+    assert writer is not None
+
+    def refuse(*args: Any) -> int:
+        raise OSError(number, "refused")
+
+    def fail(rows: list[Any]) -> None:
+        raise apsw.exception_for(apsw.SQLITE_IOERR_WRITE)
+
+    with monkeypatch.context() as failing:
+        failing.setattr("legato.store.sqlite_errors.os.write", refuse)
+        failing.setattr(writer, "_write_all", fail)
+        with pytest.raises(StoreError) as caught:
+            await store.append("s", [text()])
+        await asyncio.sleep(0.2)  # some looks later
+        assert type(caught.value) is type(store.trouble)
+    await until(lambda: store.trouble is None)
+    await store.append("s", [text()])
+
+
+async def test_a_file_system_that_has_become_read_only_is_noticed(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an error of the disk, though nothing is to be stored. (What is in use cannot be remounted by a test.)"""
+    found = os.statvfs(store._path)
+
+    def refuse(*args: Any) -> int:
+        raise OSError(errno.EROFS, "read only")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("legato.store.sqlite_errors.os.open", refuse)
+        failing.setattr(
+            "legato.store.sqlite_errors.os.statvfs",
+            lambda path: os.statvfs_result((*found[:8], found.f_flag | os.ST_RDONLY, found.f_namemax)),
+        )
+        await until(lambda: isinstance(store.trouble, StoreReadOnly))
+    await until(lambda: store.trouble is None)
+
+
+async def test_a_lock_that_nobody_waits_for_is_noticed_too(store: SQLiteStore, stuck: Stuck) -> None:
+    """A server to which nothing is sent is not ready either while another program has its file."""
+    await until(lambda: isinstance(store.trouble, StoreBusy))
+    stuck.end()
+    await until(lambda: store.trouble is None)
 
 
 def test_a_served_file_is_missed(tmp_path: Path) -> None:

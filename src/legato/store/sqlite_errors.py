@@ -83,6 +83,34 @@ def _meaning(exc: Exception, path: str) -> _Meaning:
     return StoreError, "SQLite could not do it"
 
 
+def is_of_disk(exc: Exception) -> bool:
+    """Whether an error of SQLite or of the system says that the disk takes nothing, whatever is to be written."""
+    kinds = (apsw.FullError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.IOError, apsw.CantOpenError, OSError)
+    return isinstance(exc, kinds)
+
+
+def disk_trouble(path: str, *, sure: bool = False) -> StoreError | None:
+    """Why the disk would take no file of ``PROBE_BYTES`` beside ``path``; None if it would.
+
+    Args:
+        path: of the database.
+        sure: try it. Else that is only done where the system says that there is no room, or that nothing is written.
+    """
+    if not sure and not _is_short(path):
+        return None
+    refused = _probe(path)
+    return None if refused is None else store_error(OSError(refused, os.strerror(refused)), path)
+
+
+def _is_short(path: str) -> bool:
+    try:
+        found = os.statvfs(path)
+    except (OSError, AttributeError):  # Windows has none
+        return False
+    room = found.f_bfree if os.geteuid() == 0 else found.f_bavail
+    return bool(found.f_flag & os.ST_RDONLY) or (found.f_blocks > 0 and room * found.f_frsize < PROBE_BYTES)
+
+
 def _probe(path: str) -> int | None:
     """The number of the error when something is written beside ``path``; None if there is none."""
     if os.path.isdir(path):

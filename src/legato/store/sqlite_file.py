@@ -508,6 +508,10 @@ def last_at(connection: apsw.Connection) -> int:
     return max(int(appended), int(value(connection, "SELECT max(at) FROM opening") or 0))
 
 
+TOUCH = "UPDATE opening SET at = at WHERE id = (SELECT max(id) FROM opening)"
+"""Changes nothing, and is written: whether that can be done."""
+
+
 def read_openings(connection: apsw.Connection) -> dict[str, int]:
     """Until when (microseconds) each incarnation but the last has written."""
     rows = list(connection.execute("SELECT incarnation, at FROM opening ORDER BY id"))

@@ -25,7 +25,7 @@ from ..errors import InvalidInput, LegatoError, RunEnded, StoreBusy, StoreCorrup
 from ..event import AnyFact, Draft, Event, Offset, SessionCreated, settle
 from ..log import MICRO, Appended, Storing, Take, created, moment
 from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
-from .sqlite_errors import store_error
+from .sqlite_errors import disk_trouble, is_of_disk, store_error
 from .sqlite_file import (
     DELETED,
     DISCARDED,
@@ -38,6 +38,7 @@ from .sqlite_file import (
     STAGED,
     STATEMENT_ROWS,
     STATES,
+    TOUCH,
     UPDATED,
     WIDTH,
     Arrived,
@@ -696,6 +697,9 @@ class Writer:
         self._looked_at = 0.0  # when the files were
         self._trouble: StoreError | None = None
         self._patient_until = 0.0  # with another program's lock
+        self._was_locked = False  # when nothing was to be stored
+        self._disk: StoreError | None = None  # why the disk takes nothing
+        self._disk_at = 0.0  # when that was looked at
         self._held: list[WriteRequest] = []  # as long as there is patience
         self._tidy_at: float | None = None  # while something deleted may still be in the files
         self._connection = connection
@@ -749,6 +753,7 @@ class Writer:
         ended = False
         while not ended:
             pause = BUSY_RETRY if self._held else IDLE_SECONDS
+            self._look_at_disk()
             if self._tidy_at is not None and not self._held:
                 pause = min(max(self._tidy_at - time.monotonic(), 0.0), pause)
                 if not pause:
@@ -759,7 +764,7 @@ class Writer:
                 if self._held:
                     self._do([])
                 else:
-                    self._blocked()
+                    self._look()
                 continue
             self._begun_at = time.monotonic()
             requests: list[WriteRequest] = []
@@ -805,6 +810,8 @@ class Writer:
                 cause = exc
                 if isinstance(exc, apsw.BusyError):
                     self._note(store_error(exc, self._path))
+                elif is_of_disk(exc):
+                    self._note_disk(store_error(exc, self._path))
         for request in requests:
             request.error, request.outcome = store_error(cause, self._path), None
             request.error.__cause__ = cause
@@ -830,8 +837,47 @@ class Writer:
 
     @property
     def trouble(self) -> StoreError | None:
-        """Why nothing can be stored for now: the file is not where it was, or another program does not let go of it."""
-        return None if time.monotonic() < self._patient_until else self._trouble
+        """Why nothing can be stored for now: the file is not where it was, another program does not let go of it, or
+        the disk takes nothing."""
+        return (None if time.monotonic() < self._patient_until else self._trouble) or self._disk
+
+    def _look(self) -> None:
+        """See whether something could be stored, while nothing is to be."""
+        if self._blocked() is not None:
+            return
+        try:
+            locked = self._locked()
+        except apsw.Error as exc:
+            if is_of_disk(exc):
+                self._note_disk(store_error(exc, self._path))
+            return
+        if locked is not None and self._was_locked:  # a lock may be had for a moment
+            self._note(store_error(locked, self._path))
+        self._was_locked = locked is not None
+
+    def _look_at_disk(self) -> None:
+        now = time.monotonic()
+        if now < self._disk_at + IDLE_SECONDS:
+            return
+        self._disk_at = now
+        found = disk_trouble(self._path, sure=self._disk is not None)
+        if found is None and self._disk is not None and self._blocked() is None:
+            try:
+                self._connection.execute(TOUCH)
+            except apsw.Error as exc:
+                found = self._disk if isinstance(exc, apsw.BusyError) else store_error(exc, self._path)
+        self._note_disk(found)
+
+    def _note_disk(self, trouble: StoreError | None) -> None:
+        before, self._disk = self._disk, trouble
+        if type(before) is not type(trouble):
+            self._tell(trouble)
+
+    def _tell(self, trouble: StoreError | None) -> None:
+        if trouble is None:
+            logger.warning("%s can be written again", self._path)
+        else:
+            logger.error("nothing can be stored: %s", trouble)
 
     def _blocked(self) -> Exception | None:
         """Why nothing can be stored; looked for no more often than needed, unless there was a reason the last time."""
@@ -865,10 +911,7 @@ class Writer:
         locked = isinstance(trouble, StoreBusy)
         self._patient_until = time.monotonic() + BUSY_SECONDS if locked else 0.0
         self._connection.set_busy_timeout(0 if locked else BUSY_MS)  # as long as it is known, nobody waits for it here
-        if trouble is None:
-            logger.warning("%s can be written again", self._path)
-        else:
-            logger.error("nothing can be stored: %s", trouble)
+        self._tell(trouble)
 
     def _commit(self, requests: Sequence[WriteRequest]) -> dict[str, Look]:
         if self._memory is None:
