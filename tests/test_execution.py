@@ -17,12 +17,13 @@ from legato import execution
 from legato.agent import Agent, Answer, OnCrash, Turn
 from legato.errors import AgentError, AskNotFound, InvalidInput, RunEnded, StoreError
 from legato.event import Draft, Event
-from legato.execution import Limits
+from legato.execution import Deadlines, Limits
 from legato.log import Appended
 from legato.machine import TRANSITIONS, RunState, advance
 from legato.part import Usage
 from legato.run import Runner
 from legato.sessions import Sent
+from legato.testing import FakeClock
 from legato.yields import Finish, Text, Thinking, ToolCall, ToolResult, ToolStarted
 from running import NET, STORES, Gate, Stage, staged
 
@@ -554,9 +555,11 @@ async def ask(turn: Turn) -> AsyncIterator[str]:
     yield "granted" if await turn.ask_permission("shell", "Run it?", params={"command": "ls"}) else "denied"
 
 
-async def asked(stage: Stage, agent: Any = ask, type: str = "permission.requested") -> tuple[Runner, Sent, Event]:
+async def asked(
+    stage: Stage, agent: Any = ask, type: str = "permission.requested", **settings: Any
+) -> tuple[Runner, Sent, Event]:
     """A runner, a message whose answer waits for the user, and what it asked."""
-    runner = stage.runner(agent)
+    runner = stage.runner(agent, **settings)
     sent = await runner.send(await stage.session(), "hello")
     return runner, sent, await stage.seen(sent.session, type)
 
@@ -609,10 +612,88 @@ async def test_permission_timeout(stage: Stage) -> None:
 
 async def test_an_answer_that_comes_too_late(stage: Stage) -> None:
     """Once the time is over a yes is a no, whoever notices first."""
-    runner, sent, request = await asked(stage)
-    stage.clock.now += 600.0
+    steady = FakeClock()
+    runner, sent, request = await asked(stage, steady=steady)
+    steady.advance(600.0)
     assert not await runner.resolve_permission(request.data["id"], True)
     assert (await stage.ended(sent)).data["message"]["text"] == "denied"
+
+
+JUMPS = [601.0, 3600.0, 86_400.0, 400 * 86_400.0, -601.0, -86_400.0, -400 * 86_400.0]
+"""Seconds by which somebody sets the clock while a user thinks."""
+
+
+@pytest.mark.parametrize("jump", JUMPS)
+async def test_a_clock_that_is_set_makes_no_answer_late(stage: Stage, jump: float) -> None:
+    """A yes is a yes as long as the time by which it was to come is not over, whatever the clock says; and the run goes
+    on, is renewed, and is nobody else's."""
+    runner, sent, request = await asked(stage)
+    stage.clock.now += jump
+    runner._bell.ring()
+    await asyncio.sleep(0.01)
+    assert await runner.resolve_permission(request.data["id"], True)
+    assert (await stage.ended(sent)).data["message"]["text"] == "granted"
+    assert (await stage.seen(sent.session, "permission.resolved")).data["by"] == "user"
+    assert [event.type for event in await stage.events(sent.session)].count("run.started") == 1
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("jump", JUMPS)
+async def test_a_clock_that_is_set_closes_no_notification(stage: Stage, jump: float, wait: bool) -> None:
+    """Whether its agent waits for the answer or has gone on; and its end is not put off either."""
+
+    async def agent(turn: Turn) -> AsyncIterator[str]:
+        answer = await turn.notify("Done?", "All of it.", response="acknowledge", timeout=600.0, wait=wait)
+        yield answer.by if answer else "not waited for"
+
+    steady = FakeClock()
+    runner, sent, request = await asked(stage, agent, "notification.created", steady=steady)
+    stage.clock.now += jump
+    steady.advance(599.0)
+    await runner.resolve_notification(request.data["id"], "acknowledge")
+    assert (await stage.ended(sent)).data["message"]["text"] == ("user" if wait else "not waited for")
+    second, sent, request = await asked(stage, agent, "notification.created", steady=steady)
+    stage.clock.now -= jump
+    steady.advance(601.0)
+    with pytest.raises(AskNotFound, match="time to answer"):
+        await second.resolve_notification(request.data["id"], "acknowledge")
+
+
+@pytest.mark.parametrize(("jump", "late"), [(0.0, False), (-86_400.0, False), (599.0, False), (601.0, True)])
+async def test_after_a_restart_the_clock_decides_and_puts_nothing_off(stage: Stage, jump: float, late: bool) -> None:
+    """What an earlier life asked has what the clock says is left of its time, and never more than it was given."""
+    agent = Agent(ask, on_crash="retry")
+    _, sent, request = await asked(stage, agent)
+    await stage.crash()
+    stage.clock.now += jump
+    steady = FakeClock()
+    runner = stage.runner(agent, steady=steady)
+    await runner.start()
+    if not late:
+        await stage.seen(sent.session, lambda event: event.data.get("attempt") == 2)
+        async with asyncio.timeout(NET):
+            while runner.deadlines.left(request.data["id"]) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        left = runner.deadlines.left(request.data["id"])
+        assert left == pytest.approx(min(600.0, 600.0 - jump))
+        steady.advance(left - 0.5)
+        assert await runner.resolve_permission(request.data["id"], True)
+    assert (await stage.ended(sent)).data["message"]["text"] == ("denied" if late else "granted")
+
+
+def test_deadlines_are_bounded() -> None:
+    """What is asked and never answered is forgotten, the oldest first; then the clock decides."""
+    steady = FakeClock(0.0)
+    deadlines = Deadlines(steady, most=2)
+    for name in "abc":
+        deadlines.set(name, 10.0)
+    assert [deadlines.left(name) for name in "abc"] == [None, 10.0, 10.0]
+    assert [deadlines.is_late("a", at, 5.0) for at in (None, 4.0, 5.0, 6.0)] == [False, True, True, False]
+    steady.advance(10.0)
+    assert deadlines.is_late("b", 1e12, 0.0)
+    deadlines.forget("b")
+    deadlines.forget("b")
+    assert not deadlines.is_late("b", 1e12, 0.0)
 
 
 async def test_cancel_while_asking(stage: Stage) -> None:

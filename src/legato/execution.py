@@ -135,6 +135,40 @@ Resolved = PermissionResolved | NotificationResolved
 A = TypeVar("A", PermissionRequested, NotificationCreated)
 
 
+class Deadlines:
+    """By when what was asked in this life is to be answered. The clock may be set meanwhile, and changes nothing.
+
+    Args:
+        steady: seconds of a clock that nobody sets.
+        most: asks that are known; the oldest are forgotten, and then the clock decides.
+    """
+
+    def __init__(self, steady: Callable[[], float] = time.monotonic, *, most: int = 100_000) -> None:
+        self._steady = steady
+        self._most = most
+        self._due: dict[str, float] = {}
+
+    def set(self, id: str, seconds: float) -> None:
+        """It is to be answered in so many seconds."""
+        self._due[id] = self._steady() + seconds
+        if len(self._due) > self._most:
+            del self._due[next(iter(self._due))]
+
+    def left(self, id: str) -> float | None:
+        """How many of them are left, none of them if it is negative; None if it is not known here."""
+        due = self._due.get(id)
+        return None if due is None else due - self._steady()
+
+    def forget(self, id: str) -> None:
+        """It has been answered. Idempotent."""
+        self._due.pop(id, None)
+
+    def is_late(self, id: str, expires_at: float | None, now: float) -> bool:
+        """Whether an answer comes too late: as far as is known here, else by the clock (seconds since the epoch)."""
+        left = self.left(id)
+        return left <= 0 if left is not None else expires_at is not None and expires_at <= now
+
+
 class Execution:
     """Drives one run under its lease; also the ``Desk`` at which its turn asks.
 
@@ -146,6 +180,7 @@ class Execution:
         load: says for how long what the run says is to gather.
         earlier: the run's events so far, without deltas: questions asked before are not asked twice.
         clock: seconds since the epoch.
+        deadlines: of what is asked.
     """
 
     def __init__(
@@ -158,6 +193,7 @@ class Execution:
         load: Load,
         earlier: Iterable[Event] = (),
         clock: Callable[[], float] = time.time,
+        deadlines: Deadlines | None = None,
     ) -> None:
         self._store = store
         self._lease = lease
@@ -166,6 +202,7 @@ class Execution:
         self._load = load
         self._astray = False  # the recorder has seen what was not stored
         self._clock = clock
+        self._deadlines = deadlines or Deadlines()
         self._drafts: list[Draft] = []
         self._count = 0
         self._room: asyncio.Event | None = None  # something has been stored, for who waits for it
@@ -486,6 +523,7 @@ class Execution:
         fact, mine = event.fact, event.run == self._lease.run
         if isinstance(fact, Resolved):
             self._resolved.setdefault(fact.id, fact)
+            self._deadlines.forget(fact.id)
             waiting = self._waiting.get(fact.id)
             if waiting is not None and not waiting.done():
                 waiting.set_result(fact)
@@ -508,7 +546,7 @@ class Execution:
         """See ``Desk``."""
         until = None if timeout is None else self._clock() + timeout
         asked = self._ask(request, expires_at=until)
-        answer = await self._answer(asked.id, asked.expires_at)
+        answer = await self._answer(asked.id, asked.expires_at, timeout)
         if answer is None:
             late = PermissionResolved(asked.id, False, "timeout")
             answer = await self._resolve(late, run=self._lease.run)
@@ -516,10 +554,12 @@ class Execution:
 
     async def notify(self, notification: NotificationCreated, timeout: float | None, wait: bool) -> Answer | None:
         """See ``Desk``."""
-        asked = self._ask(notification, timeout=86_400.0 if timeout is None else timeout, created_at=self._clock())
+        seconds = 86_400.0 if timeout is None else timeout
+        asked = self._ask(notification, timeout=seconds, created_at=self._clock())
         if not wait:
+            self._expect(asked.id, asked.created_at + asked.timeout, seconds)
             return None
-        answer = await self._answer(asked.id, asked.created_at + asked.timeout)
+        answer = await self._answer(asked.id, asked.created_at + asked.timeout, seconds)
         if answer is None:
             answer = await self._resolve(NotificationResolved(asked.id, "timeout", self._lease.run), run=None)
         return Answer(by=answer.by, value=answer.value if isinstance(answer, NotificationResolved) else None)
@@ -571,13 +611,21 @@ class Execution:
             if not waiting.done():
                 waiting.set_exception(RunEnded(f"Run {self._lease.run!r} has ended.", run=self._lease.run))
 
-    async def _answer(self, id: str, expires_at: float | None) -> Resolved | None:
+    def _expect(self, id: str, expires_at: float | None, seconds: float | None) -> None:
+        """Note by when this is to be answered: in ``seconds``; or, if an earlier life asked it, in what the clock says
+        is left of them."""
+        if expires_at is not None and seconds is not None and self._deadlines.left(id) is None:
+            self._deadlines.set(id, min(expires_at - self._clock(), seconds))
+
+    async def _answer(self, id: str, expires_at: float | None, seconds: float | None) -> Resolved | None:
         if id in self._resolved:
             return self._resolved[id]
+        self._expect(id, expires_at, seconds)
+        left = self._deadlines.left(id)
         waiting: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
         self._waiting[id] = waiting
         try:
-            async with asyncio.timeout(None if expires_at is None else max(expires_at - self._clock(), 0)):
+            async with asyncio.timeout(None if left is None else max(left, 0)):
                 return await waiting
         except TimeoutError:
             return None

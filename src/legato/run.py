@@ -36,7 +36,7 @@ from .errors import (
     TooLarge,
 )
 from .event import CancelRequested, Draft, Event, MessageCreated, Offset, RunStarted
-from .execution import CANCELLED, INTERRUPTED, LEFT_OPEN, Ending, Execution, Limits, ended, failed
+from .execution import CANCELLED, INTERRUPTED, LEFT_OPEN, Deadlines, Ending, Execution, Limits, ended, failed
 from .load import Load
 from .log import Appended, Bell, Log, Store, Take
 from .machine import Lease, OpenRun, free
@@ -64,6 +64,7 @@ class Runner:
         limits: see ``Limits``.
         lease_ttl: seconds after which a dead owner's runs may be taken over.
         clock: seconds since the epoch.
+        steady: seconds of a clock that nobody sets.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Runner:
         limits: Limits | None = None,
         lease_ttl: float = 15.0,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
         self.agents = agents
@@ -81,6 +83,7 @@ class Runner:
         self.draining = False
         self.owner = secrets.token_hex(8)
         self.clock = clock
+        self.deadlines = Deadlines(steady)
         self.load = Load(self.limits.gather_seconds)
         self.contents = Catalogue(store)
         self._lease_ttl = lease_ttl
@@ -446,6 +449,7 @@ class Runner:
             load=self.load,
             earlier=mine,
             clock=self.clock,
+            deadlines=self.deadlines,
         )
         turn = Turn(
             desk=execution,

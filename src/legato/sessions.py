@@ -938,7 +938,7 @@ class Sessions:
             AskNotFound: no such request.
         """
         run, request = await self._find_ask(caller, id, PermissionRequested)
-        late = request.expires_at is not None and request.expires_at <= self._runner.clock()
+        late = self._runner.deadlines.is_late(id, request.expires_at, self._runner.clock())
         fact = PermissionResolved(id, granted and not late, "timeout" if late else "user")
         try:
             events = (await self._store.append(_session_of(id), [Draft(fact, run)], once=resolve_key(id))).events
@@ -963,7 +963,7 @@ class Sessions:
             raise InvalidInput(f"Expected one of {asked.choices}, got {value!r}.", choices=asked.choices)
         if response == "text" and value is None:
             raise InvalidInput("An answer of type 'text' needs a value.")
-        if asked.created_at + asked.timeout <= self._runner.clock():
+        if self._runner.deadlines.is_late(id, asked.created_at + asked.timeout, self._runner.clock()):
             raise AskNotFound("The notification's time to answer is over.")
         fact = NotificationResolved(id, "user", run, response, value)
         if (await self._store.append(_session_of(id), [Draft(fact)], once=resolve_key(id))).repeated:
