@@ -14,6 +14,7 @@ from legato.errors import InvalidInput
 from legato.sse import HEARTBEAT, SSEMessage
 
 LAW = json.loads((Path(__file__).parent / "vectors" / "waits.json").read_text())
+CURSORS = json.loads((Path(__file__).parent / "vectors" / "cursors.json").read_text())["cases"]
 DELTAS = FakeLog(*(("content", {"content": letter}) for letter in "abcdefghij"))
 
 
@@ -161,6 +162,33 @@ def test_a_reset_is_announced_again_when_the_connection_dies_before_its_greeting
     resume.lost()
 
     assert {"last-event-id": "900"} == resume.connect()
+
+
+@pytest.mark.parametrize("case", CURSORS, ids=lambda case: case["name"])
+@pytest.mark.parametrize("cut", [1, 1_000])
+def test_what_becomes_of_the_cursor_is_as_in_browsers(case: dict[str, Any], cut: int) -> None:
+    """The table holds for the browser's client, too. However the bodies are cut into chunks."""
+    resume = Resume(case.get("given"))
+    sent = []
+    for body in [*case["bodies"], ""]:
+        sent.append(resume.connect().get("last-event-id"))
+        resume.opened()
+        for begin in range(0, len(body), cut):
+            resume.receive(body[begin : begin + cut].encode())
+    assert sent == case["sent"]
+
+
+@pytest.mark.parametrize("taken", [b"id:\n\n", b"id\nevent: content\ndata: b\n\n"])
+def test_a_legato_server_may_take_a_cursor_away_too(taken: bytes) -> None:
+    """By the same rule; the next id is one, however small."""
+    resume = Resume()
+    resume.connect()
+    resume.opened("exact")
+    resume.receive(b"event: content\ndata: a\nid: 7\n\n" + taken)
+    assert resume.connect() == {}
+    resume.opened("exact")
+    assert facts(resume.receive(b"event: content\ndata: c\nid: 3\n\n")) == [("3", "c")]
+    assert resume.connect() == {"last-event-id": "3"}
 
 
 def test_comments_are_nothing() -> None:

@@ -68,6 +68,7 @@ class Decoder:
         max_event_bytes: the most data of one event: UTF-8, with the LF between its lines.
         odd: give lines that are neither a field nor a comment, too, each as a message of ``ODD_LINE``. The format says
             to ignore them; some servers write their errors so.
+        last_event_id: the id that the connection before left; it holds until this one says another, or an empty one.
 
     Attributes:
         last_event_id: the id to resume after, as of the last finished block, even if that had no data; "" means none.
@@ -97,11 +98,16 @@ class Decoder:
     )
 
     def __init__(
-        self, *, max_line_bytes: int = MAX_LINE_BYTES, max_event_bytes: int = MAX_EVENT_BYTES, odd: bool = False
+        self,
+        *,
+        max_line_bytes: int = MAX_LINE_BYTES,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+        odd: bool = False,
+        last_event_id: str = "",
     ) -> None:
         if min(max_line_bytes, max_event_bytes) < 1:
             raise ValueError(f"A limit must be at least 1 byte, got {max_line_bytes} and {max_event_bytes}.")
-        self.last_event_id = ""
+        self.last_event_id = self._id = last_event_id
         self.retry: int | None = None
         self._max_line = min(max_line_bytes, max_event_bytes)
         self._max_event = max_event_bytes
@@ -113,7 +119,6 @@ class Decoder:
         self._pieces: list[bytes] = []
         self._held = 0  # bytes in the pieces
         # The unfinished block.
-        self._id = ""
         self._event = ""
         self._retry: int | None = None
         self._data: str | None = None  # the first data line

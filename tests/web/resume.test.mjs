@@ -8,6 +8,7 @@ import { ConnectionLost, Malformed } from "../../src/legato/web/errors.js";
 import { Refused, Stream, TIMES, backoff, worthRetrying } from "../../src/legato/web/resume.js";
 
 const LAW = JSON.parse(readFileSync(new URL("../vectors/waits.json", import.meta.url), "utf8"));
+const CURSORS = JSON.parse(readFileSync(new URL("../vectors/cursors.json", import.meta.url), "utf8")).cases;
 
 /** Serve `answers` one after another; each gets (request, response). The last one is repeated. */
 async function serving(answers, use) {
@@ -84,6 +85,25 @@ test("With a cursor goes where it is from: the incarnation on whose connection i
     assert.deepEqual((await follow(url, 4)).seen, ["a", "b", "c", "d"]);
     assert.deepEqual(from, ["", "one", "one", "two", ""]);
   });
+});
+
+test("What becomes of the cursor is as in browsers.", async () => {
+  for (const { name, given, bodies, sent } of CURSORS) {
+    const asked = [];
+    const stream = new Stream("http://legato.test/stream", {
+      event: () => {},
+      state: (state) => state === "waiting" && stream.reconnect(),
+    }, {
+      lastEventId: given,
+      fetch: async (_, { headers }) => {
+        asked.push(new Headers(headers).get("last-event-id"));
+        if (asked.length === sent.length) stream.close();
+        return new Response(bodies[asked.length - 1] ?? "", { headers: HEAD });
+      },
+    });
+    await stream.follow();
+    assert.deepEqual(asked, sent, name);
+  }
 });
 
 test("Cut at every single byte, it loses nothing and doubles nothing.", async () => {

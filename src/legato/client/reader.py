@@ -154,7 +154,7 @@ class EventReader:
         """
         while self._messages:
             message = self._messages.popleft()
-            self.last_event_id = message.id or self.last_event_id
+            self.last_event_id = message.id or None
             event = decode_event(message)
             if event is None or (self._call.quiet and _is_noise(event)):
                 continue

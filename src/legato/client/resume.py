@@ -2,7 +2,8 @@
 
 This module knows cursors, cuts and waiting times; it does not know HTTP, sockets or what events mean. The one rule:
 a message that was handed out moves the cursor, and nothing else does, so after any cut the next connection goes on
-exactly behind the last message the caller has.
+exactly behind the last message the caller has. (An id by itself does, too, as in browsers, and an empty one takes the
+cursor away.)
 
 One round of its life, driven by a face (``sync``, ``aio``)::
 
@@ -78,7 +79,7 @@ class Resume:
 
     def connect(self) -> dict[str, str]:
         """The headers of the next request. What was left of an unfinished event is forgotten."""
-        self._decoder = Decoder()
+        self._decoder = Decoder(last_event_id=self.cursor or "")
         if self.cursor is None:
             return {}
         # With the cursor goes where it is from: a server put back from a backup may have given its number anew.
@@ -108,6 +109,8 @@ class Resume:
         if self._waits.troubled and self._clock() - self._opened_at > _HEALTHY:
             self._waits.progress()
         messages = [message for message in self._decoder.feed(chunk) if self._take(message)]
+        if not self._offsets or not self._decoder.last_event_id:
+            self.cursor = self._decoder.last_event_id or None
         if self._decoder.retry is not None:
             self._waits.retry = self._decoder.retry / 1000
         return messages
@@ -122,7 +125,7 @@ class Resume:
             self.cursor = None
         self._from = self._incarnation
         if not self._offsets:
-            self.cursor = message.id or self.cursor
+            self.cursor = message.id or None
             return True
         offset, last = _offset(message.id), _offset(self.cursor)
         if offset is None:

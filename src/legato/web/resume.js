@@ -194,7 +194,7 @@ export class Stream {
   async #read(reader, signal) {
     const begun = Date.now();
     signal.addEventListener("abort", () => void reader.cancel().catch(() => {}));
-    const decoder = new Decoder();
+    const decoder = new Decoder(this.cursor);
     for (;;) {
       const { done, value } = await reader.read().catch(lost);
       if (done || signal.aborted) return;
@@ -206,7 +206,7 @@ export class Stream {
         await this.#handle(message);
         if (signal.aborted) return; // the rest of this chunk comes again, after the cursor
       }
-      this.cursor = decoder.lastEventId || this.cursor;
+      this.cursor = decoder.lastEventId;
     }
   }
 
@@ -236,7 +236,7 @@ export class Stream {
       }
       if (event !== "connected") this.#attempt = this.#spoilt = 0; // a greeting alone is no progress
     }
-    this.cursor = id || this.cursor;
+    this.cursor = id;
     this.#from = this.#incarnation;
     if (event === "heartbeat") tell(() => this.#on.beat?.(this.cursor));
   }

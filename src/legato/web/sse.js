@@ -12,7 +12,7 @@ const MAX_EVENT = 16 * 1024 * 1024;
 /** Turns the chunks of one response body, cut anywhere, into messages. Make a new one for each connection. */
 export class Decoder {
   /** The id to resume after, as of the last finished block, even if that had no data. */
-  lastEventId = "";
+  lastEventId;
   /** @type {number | null} Reconnection time in milliseconds, from the last valid `retry` line. */
   retry = null;
 
@@ -22,10 +22,15 @@ export class Decoder {
   #afterCr = false;
   /** @type {string[]} */ #line = []; // pieces of the unfinished line: each chunk is searched once
   #lineSize = 0;
-  #id = "";
+  #id;
   #event = "";
   /** @type {string[]} */ #data = [];
   #dataSize = 0;
+
+  /** @param {string} [id] what the connection before left: it holds until this one says another, or an empty one */
+  constructor(id = "") {
+    this.lastEventId = this.#id = id;
+  }
 
   /**
    * The messages that this chunk completes, in order. What the body's end leaves unfinished never counts.

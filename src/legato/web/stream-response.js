@@ -190,7 +190,7 @@ export class StreamResponse {
   #receive(name, data, id) {
     if (!FRAMES.has(name)) return;
     const frame = /** @type {Frame} */ (name);
-    this.#cursor = id || this.#cursor; // with the text, in one go: neither is ever ahead of the other
+    this.#cursor = id; // with the text, in one go: neither is ever ahead of the other
     if (frame === "response_message" || frame === "error") this.#end(frame, data);
     else this.#move(frame, data);
   }
