@@ -151,6 +151,12 @@ OWN = [
     ("chat.example", "https://chat.example", {"x-forwarded-port": "80"}),  # of the last proxy, not the first
     ("chat.example", "https://chat.example:8443", {"sec-fetch-site": "same-origin"}),  # a proxy dropped the port
     ("localhost", "https://chat.example", {"sec-fetch-site": "same-origin"}),  # or the whole name
+    # Without TLS, browsers do not say that.
+    ("chat.example", "http://chat.example:8080", {}),
+    ("chat.example", "http://chat.example:8080", {"x-forwarded-port": "80"}),  # the proxy's own, inside its container
+    ("chat.example.", "http://CHAT.example:8080", {}),
+    ("[2001:db8::1]", "http://[2001:db8::1]:8080", {}),
+    ("chat.example", "http://chat.example:443", {}),
 ]
 FOREIGN = [
     ("chat.example", "https://evil.test", {}),
@@ -173,7 +179,55 @@ FOREIGN = [
     ("chat.example", "https://evil.test", {"sec-fetch-site": "cross-site"}),
     ("chat.example", "https://evil.test", {"sec-fetch-site": "none"}),
     ("chat.example", "http://localhost.evil.test:80", {}),
+    ("chat.example", "http://evil.test:8080", {}),
+    ("chat.example", "http://sub.chat.example:8080", {}),
+    ("chat.example", "http://chat.example.evil.test:8080", {}),
+    ("chat.example:80", "http://chat.example:8080", {}),
+    ("chat.example:9090", "http://chat.example:8080", {}),
+    ("chat.example", "http://chat.example:8080", {"sec-fetch-site": "same-site"}),
+    ("chat.example", "http://chat.example:8080", {"sec-fetch-site": "cross-site"}),
+    ("localhost", "http://chat.example:8080", {}),
+    ("localhost", "http://chat.example:8080", {"x-forwarded-host": "chat.example"}),
+    ("chat.example", "ftp://chat.example:8080", {}),
+    ("chat.example", "http://chat.example:99999", {}),
 ]
+
+LOST = {"host": "chat.example", "origin": "http://chat.example:8080"}
+"""Of a page that is our own if a proxy has dropped its port, and another server's if none has."""
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "added", "status"),
+    [
+        ("GET", "/api/sessions", {}, 200),
+        ("HEAD", "/api/sessions", {}, 200),
+        ("POST", "/api/sessions", {"content-type": "application/json; charset=utf-8"}, 201),
+        ("POST", "/api/sessions", {"content-type": "Application/JSON"}, 201),
+        ("POST", "/api/sessions/{s}/cancel", {"content-type": "application/json"}, 200),
+        ("DELETE", "/api/sessions/{s}", {}, 204),
+        # What a browser sends without asking first.
+        ("POST", "/api/sessions", {}, 403),
+        ("POST", "/api/sessions", {"content-type": "text/plain"}, 403),
+        ("POST", "/api/sessions", {"content-type": "text/plain; application/json"}, 403),
+        ("POST", "/api/sessions", {"content-type": "application/x-www-form-urlencoded"}, 403),
+        ("POST", "/api/sessions", {"content-type": "multipart/form-data; boundary=x"}, 403),
+        ("POST", "/v1/responses", {"content-type": "text/plain"}, 403),
+        ("POST", "/api/sessions/{s}/cancel", {}, 403),
+        # What it asks first.
+        ("OPTIONS", "/api/sessions", {"access-control-request-method": "POST"}, 403),
+        ("OPTIONS", "/api/sessions/{s}", {"access-control-request-method": "DELETE"}, 403),
+    ],
+)
+async def test_a_page_that_may_be_another_servers_does_nothing_unasked(
+    method: str, target: str, added: dict[str, str], status: int
+) -> None:
+    """And reads nothing: it is told to no browser that it may."""
+    async with chatting(hosts="chat.example") as chat:
+        body = b"{}" if method == "POST" else b""
+        target = target.replace("{s}", chat.session)
+        answer = await chat.driver.request(method, target, headers={**LOST, **added}, body=body)
+        assert answer.status == status
+        assert "access-control-allow-origin" not in answer.headers
 
 
 @pytest.mark.parametrize(
@@ -196,6 +250,37 @@ async def test_an_origin_is_given_as_people_write_it(given: str) -> None:
     async with chatting(cors=given) as chat:
         answer = await chat.driver.request("GET", "/api/sessions", headers={"origin": "https://app.example"})
         assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "https://app.example")
+
+
+@pytest.mark.parametrize(
+    ("cors", "origin", "allowed"),
+    [
+        ("https://app.example", "https://app.example", True),
+        (["https://a.example", "https://app.example"], "https://app.example", True),
+        ("https://app.example", "http://localhost:3000", False),  # may call, as any on this machine, but was not named
+        ("http://localhost:3000", "http://localhost:3000", True),
+        ("https://app.example", "https://chat.example", False),
+        ("https://app.example", "https://evil.test", False),
+        ("https://app.example", "null", False),
+        ("*", "https://app.example", False),  # nobody was named
+        ("*", "*", False),
+        (["*", "https://app.example"], "https://app.example", False),
+        (None, "http://localhost:3000", False),
+        (None, "https://app.example", False),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+async def test_a_site_that_is_named_may_send_cookies_along(cors: Any, origin: str, allowed: bool, method: str) -> None:
+    """Else a browser lets no page of it read what it has asked for with ``credentials: "include"``."""
+    async with chatting(cors=cors, hosts="chat.example") as chat:
+        headers = {"host": "chat.example", "origin": origin, "cookie": "a=b", "access-control-request-method": "GET"}
+        answer = await chat.driver.request(method, f"/api/sessions/{chat.session}", headers=headers)
+        assert (answer.headers.get("access-control-allow-credentials") == "true") == allowed
+        if allowed:
+            assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, origin)
+        if method == "GET" and allowed:
+            async with chat.stream(headers={"host": "chat.example", "origin": origin}) as stream:
+                assert stream.headers["access-control-allow-credentials"] == "true"
 
 
 @pytest.mark.parametrize(

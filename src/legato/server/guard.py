@@ -30,6 +30,8 @@ HEAD: list[tuple[bytes, bytes]] = [
     (b"cross-origin-resource-policy", b"same-origin"),  # CORS, by which all that may be elsewhere is asked, is free
 ]
 """On each answer, unless it says otherwise itself."""
+CREDENTIALS = (b"access-control-allow-credentials", b"true")
+"""Besides, on each answer to a site that ``cors`` names: its pages may send cookies (``credentials: "include"``)."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PORTS = {"http": 80, "https": 443}
@@ -122,11 +124,14 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry point."""
+        named = "*" not in self._origins and Headers(scope=scope).get("origin") in self._origins
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 said = {name.lower() for name, _ in message["headers"]}
                 marks = [mark for mark in HEAD if mark[0] not in said]
+                if named:
+                    marks.append(CREDENTIALS)
                 message = {**message, "headers": [*message["headers"], *marks]}
             await send(message)
 
@@ -151,7 +156,8 @@ class Guard:
             return None
         origin = headers.get("origin")
         if origin is not None:
-            return None if self._may_call(origin, found, headers) else OriginRefused(origin)
+            may = self._may_call(origin, found, headers) or self._may_have_lost_its_port(origin, found, scope)
+            return None if may else OriginRefused(origin)
         if site not in ("cross-site", "same-site") or "*" in self._origins:
             return None
         guarded = scope["method"] not in ("GET", "HEAD") or self._adaptor.speaks(scope)
@@ -185,6 +191,22 @@ class Guard:
             and (port == (own[1] or _PORTS.get(scheme)) or (own[1] is None and apart == str(port)))
             for own in (host, told)
         )
+
+    def _may_have_lost_its_port(self, origin: str, host: tuple[str, int | None] | None, scope: Scope) -> bool:
+        """Whether it may be our own page, at ``http://name:8080``, of which a proxy has passed on only the name.
+
+        Browsers say nothing more without TLS, so it may be another server's on that machine. That one is not let do
+        what a browser asks about first: the answer to that is ``cors``'s, to which it is foreign.
+        """
+        headers = Headers(scope=scope)
+        split = _split(origin)
+        if split is None or split[0] != "http" or host is None or host != (split[1], None):
+            return False
+        if "sec-fetch-site" in headers:
+            return False
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        # A simple request is a GET whose answer is not read, or has one of three types.
+        return scope["method"] not in ("POST", "OPTIONS") or kind == "application/json"
 
 
 class HostRepeated(InvalidInput):
