@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,12 @@ def events(*offsets: int, type: str = "text.delta") -> list[Event]:
 
 
 def put(tail: TailCache, session: str, new: list[Event], size: int = 100) -> None:
-    tail.put(session, new, [size] * len(new))
+    tail.put(session, sized(new, size))
+
+
+def sized(events: list[Event], size: int) -> list[Event]:
+    """The same with so many bytes of JSON each."""
+    return [msgspec.structs.replace(event, json=b"{}".ljust(size) if size else b"") for event in events]
 
 
 def offsets(found: Iterable[Event] | None) -> list[int] | None:
@@ -43,7 +49,7 @@ def test_readers_share_the_events() -> None:
     """All readers get the same objects, so that bytes are encoded once."""
     tail = TailCache()
     new = events(1)
-    put(tail, "s", new)
+    tail.put("s", new)
 
     assert new[0] is (tail.read("s", 0, 10) or [None])[0]
 
@@ -198,7 +204,7 @@ def test_forget() -> None:
 def test_seed() -> None:
     """What the disk answered serves the next readers, and what is appended goes on from there."""
     tail = TailCache()
-    tail.seed("s", 3, events(4, 5), [1, 1], tail.evictions)
+    tail.seed("s", 3, events(4, 5), tail.evictions)
     put(tail, "s", events(6))
 
     assert [4, 5, 6] == offsets(tail.read("s", 3, 10))
@@ -208,7 +214,7 @@ def test_seed() -> None:
 def test_seed_of_nothing() -> None:
     """A session whose head is known, though none of its events, has nothing after it."""
     tail = TailCache()
-    tail.seed("s", 7, [], [], tail.evictions)
+    tail.seed("s", 7, [], tail.evictions)
     assert [] == tail.read("s", 7, 10)
     put(tail, "s", events(8))
 
@@ -222,7 +228,7 @@ def test_seed_too_late() -> None:
     put(tail, "s", events(6))
     put(tail, "other", events(1))  # pushes s out
     tail.forget("other")
-    tail.seed("s", 3, events(4, 5), [1, 1], before)
+    tail.seed("s", 3, events(4, 5), before)
 
     assert tail.read("s", 5, 10) is None
 
@@ -231,7 +237,7 @@ def test_seed_changes_nothing_that_is_held() -> None:
     """What is held already is at least as new as what the disk answered."""
     tail = TailCache()
     put(tail, "s", events(5, 6))
-    tail.seed("s", 3, events(4, 5), [1, 1], tail.evictions)
+    tail.seed("s", 3, events(4, 5), tail.evictions)
 
     assert [6] == offsets(tail.read("s", 5, 10))
 
@@ -259,10 +265,10 @@ def test_never_a_gap(deltas: bool, steps: list, bound: int, reads: int, limit: i
         log = logs[session]
         after = min(reads, len(log))
         if seeded:
-            tail.seed(session, after, log[after:], [size] * len(log[after:]), tail.evictions)
-        new = events(*range(len(log) + 1, len(log) + 1 + count), type=kind)
+            tail.seed(session, after, log[after:], tail.evictions)
+        new = sized(events(*range(len(log) + 1, len(log) + 1 + count), type=kind), size)
         log += new
-        put(tail, session, new, size)
+        tail.put(session, new)
         for name, whole in logs.items():
             for start in {0, after, len(whole)}:
                 found = tail.read(name, start, limit, deltas=deltas)
@@ -278,7 +284,7 @@ def test_never_a_gap(deltas: bool, steps: list, bound: int, reads: int, limit: i
 def block(blocks: BlockCache, session: str, number: int) -> None:
     start = number * READ_LIMIT
     new = events(*range(start + 1, start + 1 + READ_LIMIT))
-    blocks.put(session, start, new, [0] * READ_LIMIT, blocks.forgotten)
+    blocks.put(session, start, sized(new, 0), blocks.forgotten)
 
 
 def held(blocks: BlockCache, *keys: tuple[str, int]) -> list[bool]:
@@ -315,7 +321,7 @@ def test_blocks_of_a_deleted_session() -> None:
     block(blocks, "b", 0)
     before = blocks.forgotten
     blocks.forget("a")
-    blocks.put("a", READ_LIMIT, events(READ_LIMIT + 1), [0], before)
+    blocks.put("a", READ_LIMIT, events(READ_LIMIT + 1), before)
 
     assert [False, True, False] == held(blocks, ("a", 0), ("b", 0), ("a", 1))
     block(blocks, "b", 1)  # the room of those that went is free again

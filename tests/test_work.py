@@ -29,10 +29,10 @@ SHAPES = {"fan-out": (1, 100), "chat": (20, 1)}
 
 COUNTS = ("calls", "resumed", "c_calls", "blocks", "pages", "writes")
 MEASURED = {
-    ("fan-out", "sqlite"): (0.43, 0.05, 0.60, 0.14, 0.01, 1.03),
+    ("fan-out", "sqlite"): (0.40, 0.05, 0.51, 0.13, 0.01, 1.03),
     ("fan-out", "memory"): (0.33, 0.05, 0.46, 0.10, 0.0, 1.0),
-    ("chat", "sqlite"): (37.0, 5.01, 53.7, 10.5, 0.28, 1.57),
-    ("chat", "memory"): (29.2, 5.01, 42.3, 7.84, 0.0, 1.0),
+    ("chat", "sqlite"): (34.0, 5.01, 43.5, 9.5, 0.28, 1.57),
+    ("chat", "memory"): (29.2, 5.01, 38.3, 7.84, 0.0, 1.0),
 }
 """``COUNTS`` for each token and reader, see ``counted_server.Counter``; as on 2026-11-29 with CPython 3.11."""
 

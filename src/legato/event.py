@@ -451,6 +451,8 @@ class OtherFact(msgspec.Struct, frozen=True, gc=False):
 AnyFact = Fact | OtherFact
 Delta = ThinkingDelta | TextDelta | RefusalDelta | CallDelta
 TextPiece = ThinkingDelta | TextDelta | RefusalDelta
+PIECES: frozenset[type] = frozenset(typing.get_args(TextPiece))
+"""As ``TextPiece``, for where it is asked for each token."""
 Terminal = RunCompleted | RunFailed | RunCancelled
 
 EVENTS: dict[str, type[Fact]] = {

@@ -216,6 +216,7 @@ class Execution:
         self._all_stored: asyncio.Future[None] = self._loop.create_future()  # once done, nothing more is
         self._ending: Ending | None = None
         self._abandoned = False
+        self._silent = False  # nothing more can come from the agent
         self._speaker: asyncio.Task[None] | None = None
         self._grace: asyncio.TimerHandle | None = None
         self._turn: Turn | None = None
@@ -280,7 +281,7 @@ class Execution:
         self._grace = self._loop.call_later(self._limits.cancel_grace, self._abandon)
 
     def _abandon(self) -> None:
-        self._abandoned = True
+        self._abandoned = self._silent = True
         if self._speaker is not None and not self._speaker.done():
             logger.warning("run %s: the agent goes on although it was told to stop; nobody listens", self._lease.run)
         self._go_on()
@@ -290,8 +291,8 @@ class Execution:
             await self._listen(agent.stream(turn))
 
     async def _listen(self, stream: AsyncGenerator[object, None]) -> None:
-        advance: Callable[[], Any] = stream.__anext__
-        spoken = 0
+        proceed: Callable[[], Any] = stream.__anext__
+        advance, spoken = proceed, 0
         try:
             while True:
                 try:
@@ -301,7 +302,7 @@ class Execution:
                     return
                 if self._abandoned:
                     return
-                advance = stream.__anext__
+                advance = proceed
                 try:
                     self._put(self._recorder.record(item))
                 except (InvalidInput, TooLarge):
@@ -320,6 +321,7 @@ class Execution:
             await stream.aclose()
 
     def _on_silence(self, speaker: asyncio.Task[None]) -> None:
+        self._silent = True
         self._go_on()
         if self._ending is not None and not speaker.cancelled() and speaker.exception() is not None:
             # It does not decide how the run ends, so the log is the only place to tell it.
@@ -364,10 +366,9 @@ class Execution:
         self._due = False
         if self._storing is not None or self._all_stored.done():
             return
-        silent = self._abandoned or (self._speaker is not None and self._speaker.done())
-        if self._drafts and (silent or not self._load.gather or self._has_gathered()):
+        if self._drafts and (self._silent or not self._load.gather or self._has_gathered()):
             self._hand_over()
-        if silent and not self._drafts and self._storing is None:
+        if self._silent and not self._drafts and self._storing is None:
             self._all_stored.set_result(None)
 
     def _hand_over(self) -> None:
@@ -409,11 +410,18 @@ class Execution:
         self._go_on()
 
     def _on_stored(self, storing: Storing | asyncio.Future[Any]) -> None:
-        if storing.cancelled():
+        error: BaseException | None
+        if isinstance(storing, Storing):
+            error = storing.error
+        elif storing.cancelled():
             self._all_stored.cancel()
-        elif (error := storing.exception()) is None:
+            return
+        else:
+            error = storing.exception()
+        if error is None:
             self._storing = None
-            self._go_on()
+            if self._drafts or self._silent:
+                self._go_on()
             if self._room is not None:
                 self._make_room()
         elif self._all_stored.done():

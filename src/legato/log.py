@@ -101,13 +101,13 @@ class Storing:
         self.outcome = outcome
         self.error = error
         self.over = over
-        self._then: list[Callable[[Any], object]] | None = None
+        self._then: tuple[Callable[[Any], object], ...] = ()
 
     def settle(self) -> None:
         """It is over, as ``outcome`` and ``error`` say: tell who waits."""
         self.over = True
-        then, self._then = self._then, None
-        for callback in then or ():
+        then, self._then = self._then, ()
+        for callback in then:
             callback(self)
 
     def done(self) -> bool:
@@ -120,16 +120,14 @@ class Storing:
 
     def cancel(self) -> None:
         """Call nobody back."""
-        self._then = None
+        self._then = ()
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
         """Call ``callback`` with this when it is over, at once if it is. It must raise nothing."""
         if self.over:
             callback(self)
-        elif self._then is None:
-            self._then = [callback]
         else:
-            self._then.append(callback)
+            self._then += (callback,)
 
     def exception(self) -> Exception | None:
         """What it raised."""

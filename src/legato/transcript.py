@@ -328,7 +328,7 @@ class Recorder:
             size = len(text.encode())
         if not size:
             return []
-        if len(text) > DELTA_CHARACTERS:
+        if size > DELTA_CHARACTERS and len(text) > DELTA_CHARACTERS:
             pieces = [text[begin : begin + DELTA_CHARACTERS] for begin in range(0, len(text), DELTA_CHARACTERS)]
             return [draft for piece in pieces for draft in self._text(name, kind, piece)]
         self._spent += size

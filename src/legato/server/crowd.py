@@ -15,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.types import Send
 
 from ..dialect.fold import Encoder
-from ..event import Event, Offset, TextPiece
+from ..event import PIECES, Event, Offset
 from ..load import Round
 from ..log import READ_LIMIT, Subscription
 
@@ -259,8 +259,8 @@ class Crowd:
                 break
         previous = self._subscription.after
         for event in events:
-            fact = event.fact
-            small = isinstance(fact, TextPiece) and len(fact.text) <= SMALL_TEXT
+            fact: Any = event.fact
+            small = type(fact) in PIECES and len(fact.text) <= SMALL_TEXT
             before = None if small else copy.copy(self._encoder)
             frame = self._encoder.encode(event)
             if before is not None and len(frame) > LARGE_FRAME:
@@ -280,7 +280,7 @@ class Crowd:
                     self._part_from_the_slow()
                     chunk, size = [], 0
         if chunk:
-            self._write(chunk[0] if len(chunk) == 1 else b"".join(chunk))
+            self._write(b"".join(chunk))
         self._subscription.after = events[-1].offset
         if self._encoder.over:
             for member, line in list(self._members.items()):
@@ -296,15 +296,14 @@ class Crowd:
             self.part(member)
 
     def _write(self, body: bytes) -> None:
-        framed: dict[object, bytes] = {}
         framing: object = self  # nobody's
-        made = b""
+        framed = b""
         size = len(body)
         for member, line in self._members.items():
             if line.framing is not framing:
                 framing = line.framing
-                made = framed.get(framing) or framed.setdefault(framing, line.frame(body))
-            line.put(made)
+                framed = line.frame(body)
+            line.put(framed)
             member.bytes += size
         self._sent_at = self._loop.time()
 

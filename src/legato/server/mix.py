@@ -128,7 +128,7 @@ class MixEncoder:
 
     def encode(self, event: Event) -> bytes:
         """See ``Encoder``."""
-        if isinstance(event.fact, SessionDeleted):
+        if type(event.fact) is SessionDeleted:
             self.over = True
         return mix.frame(event, self._session, self._profile)
 

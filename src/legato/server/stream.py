@@ -20,14 +20,14 @@ import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from starlette.types import Receive, Send
 
 from ..dialect.fold import Encoder
 from ..dialect.joined import JoinedPages, cost, joined
 from ..errors import SessionNotFound, StoreError, TooMany
-from ..event import Event, Offset, TextPiece
+from ..event import PIECES, Event, Offset
 from ..log import Subscription
 from .crowd import LARGE_FRAME, SMALL_TEXT, WRITE_BYTES, Crowd, Crowds, Line, Preparation
 from .pace import Pace
@@ -543,8 +543,8 @@ class Pump:
         before = copy.copy(encoder)  # as it was at the cursor, if what follows cannot be written
         try:
             for event in events:
-                fact = event.fact
-                small = isinstance(fact, TextPiece) and len(fact.text) <= SMALL_TEXT
+                fact: Any = event.fact
+                small = type(fact) in PIECES and len(fact.text) <= SMALL_TEXT
                 unsaid = before if small else copy.copy(encoder)
                 frame = encoder.encode(event)
                 large = not small and len(frame) > LARGE_FRAME

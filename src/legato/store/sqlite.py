@@ -315,7 +315,7 @@ class SQLiteStore:
         for request in requests:
             if isinstance(request, Append):
                 if stored := request.stored:
-                    self._tail.put(request.session, stored, request.sizes)
+                    self._tail.put(request.session, stored)
                     if stored[-1].fact.type == "session.deleted":
                         self._blocks.forget(request.session)
                     self.doorbell.ring(request.session, outside=request.lease is None)
@@ -370,7 +370,7 @@ class SQLiteStore:
         forgotten = self._blocks.forgotten
         page = await self._page(session, start, READ_LIMIT, True)
         if len(page.events) == READ_LIMIT:
-            self._blocks.put(session, start, page.events, page.sizes, forgotten)
+            self._blocks.put(session, start, page.events, forgotten)
         return page.events[bisect_right(page.events, after, key=_offset) :]
 
     async def _read_page(self, session: str, after: Offset, limit: int, deltas: bool) -> list[Event]:
@@ -397,7 +397,7 @@ class SQLiteStore:
             lambda page: self._is_visible(session, page),
         )
         if deltas and page.last:
-            self._tail.seed(session, after, page.events, page.sizes, evictions)
+            self._tail.seed(session, after, page.events, evictions)
         return page
 
     def peek(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event] | None:

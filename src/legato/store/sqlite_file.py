@@ -264,13 +264,11 @@ class Page(NamedTuple):
 
     Attributes:
         events: after the offset asked for, in order.
-        sizes: of the data of each, as JSON, in bytes.
         last: there were no more then, and the session exists.
         torn: the next event was not there, though a later one was.
     """
 
     events: list[Event]
-    sizes: list[int]
     last: bool = False
     torn: bool = False
 
@@ -295,26 +293,24 @@ def read_page(
         packs = (record for (data,) in connection.execute(_PACKS, (session, after)) for record in _pack.decode(data))
         rows = heapq.merge(rows, _read(session, packs, after), _read(session, unpacked, after), key=_offset)
     events: list[Event] = []
-    sizes: list[int] = []
     room = PAGE_BYTES
     last = after
     for event in rows:
         if event.offset == last:
             continue
         if event.type == "session.deleted":
-            return Page([event], [len(event.json)], True)
+            return Page([event], True)
         if deltas and event.offset != last + 1:
-            return Page(events, sizes, torn=not events)
+            return Page(events, torn=not events)
         last = event.offset
         events.append(event)
-        sizes.append(len(event.json))
-        room -= sizes[-1]
+        room -= len(event.json)
         if room <= 0 or len(events) == limit:
-            return Page(events, sizes)
+            return Page(events)
     if events:
-        return Page(events, sizes, True)
+        return Page(events, True)
     head = max(value(connection, _LAST, (session,)) or 0, unpacked[-1][0] if unpacked else 0)
-    return Page(events, sizes, head == after > 0)
+    return Page(events, head == after > 0)
 
 
 def _rows(session: str, rows: Iterable[Any]) -> Iterator[Event]:

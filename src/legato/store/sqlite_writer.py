@@ -116,14 +116,13 @@ class Append(WriteRequest):
 
     Attributes:
         stored: the events that were new.
-        sizes: of the data of each draft, as JSON, in bytes.
         free: whether somebody may take a run of the session now.
 
     Raises:
         InvalidInput, TooLarge: a draft cannot be stored.
     """
 
-    __slots__ = ("drafts", "free", "head", "lease", "settled", "sizes", "stored", "take")
+    __slots__ = ("drafts", "free", "head", "lease", "settled", "stored", "take")
 
     def __init__(
         self,
@@ -138,21 +137,18 @@ class Append(WriteRequest):
         self.outcome: Any = None
         self.error = None
         self.over = False
-        self._then = None
+        self._then = ()
         self.session: str = session
         self.drafts = list(drafts)
         self.settled: list[tuple[AnyFact, bytes]] = []
-        self.sizes: list[int] = []
         run = None if lease is None else lease.run  # of which that has been asked
         for draft in self.drafts:
             if draft.run is not run:
                 check_text(run := draft.run)
             fact, json = settled = (draft.fact, draft.json) if draft.json else settle(draft.fact)
-            size = len(json)
-            if fact.open or size > MAX_DATA_BYTES:
+            if fact.open or len(json) > MAX_DATA_BYTES:
                 _check(fact, json)
             self.settled.append(settled)
-            self.sizes.append(size)
         self.lease = lease
         self.once = once
         self.head = head
@@ -507,22 +503,22 @@ class _Group:
                 self._arrived[name][1].extend(records)
             else:
                 self._arrived[name] = known.id, records
-        told = state.whole > before.whole  # not deltas alone, which move nothing
+        request.stored = events
+        told = state.whole > before.whole
+        if not told and request.once is None and state.runs is before.runs:  # deltas, as nearly all are
+            known.state = state
+            self.touched[name] = known
+            return Appended(events)
         if told:
             self._updated[known.id] = known.updated_at = at
         if request.once is not None:
             self._rows += (ONCE, known.id, request.once, before.head + 1, state.head, None, None, None)
             self._fresh[known.id, request.once] = events
-        if state.runs is before.runs:
-            known.state = state
-            self.touched[name] = known
-        else:
-            self._move(known, state)
+        self._move(known, state)
         if state.deleted:
             self._deleted.add(name)
             self.deletes = True
             self._rows += (DELETED, known.id, state.head, None, None, None, None, None)
-        request.stored = events
         request.free = told and free(state.runs, self._now) is not None
         return Appended(events, False, None if take is None else state.runs[take.run].lease())
 

@@ -30,6 +30,10 @@ SLACK = 4
 _offset = attrgetter("offset")
 
 
+def _cost(event: Event) -> int:
+    return len(event.json) + EVENT_BYTES
+
+
 class _Tail:
     """One session's newest events: ``events`` is dense and complete for offsets greater than ``floor``.
 
@@ -38,27 +42,28 @@ class _Tail:
     It is never the longer one.
     """
 
-    __slots__ = ("bytes", "events", "floor", "head", "sizes", "used", "whole", "whole_floor", "whole_sizes")
+    __slots__ = ("bytes", "events", "floor", "head", "used", "whole", "whole_floor")
 
     def __init__(self, floor: Offset) -> None:
         self.used = True  # since it was last looked at for room
         self.floor = self.whole_floor = self.head = floor
         self.events: list[Event] = []
-        self.sizes: list[int] = []
         self.whole: list[Event] = []
-        self.whole_sizes: list[int] = []
         self.bytes = 0
 
-    def trim(self, keep: int) -> None:
-        """Let go of all but the newest ``keep`` events of each list."""
+    def trim(self, keep: int) -> int:
+        """Let go of all but the newest ``keep`` events of each list; how many bytes that were."""
+        freed = 0
         if (drop := len(self.events) - keep) > 0:
             self.floor = self.events[drop - 1].offset
-            self.bytes -= sum(self.sizes[:drop])
-            del self.events[:drop], self.sizes[:drop]
+            freed += sum(map(_cost, self.events[:drop]))
+            del self.events[:drop]
         if (drop := len(self.whole) - keep) > 0:
             self.whole_floor = self.whole[drop - 1].offset
-            self.bytes -= sum(self.whole_sizes[:drop])
-            del self.whole[:drop], self.whole_sizes[:drop]
+            freed += sum(map(_cost, self.whole[:drop]))
+            del self.whole[:drop]
+        self.bytes -= freed
+        return freed
 
     def whole_after(self, after: Offset, limit: int) -> list[Event] | None:
         if after < self.whole_floor:
@@ -93,8 +98,8 @@ class TailCache:
         """What it holds, by estimate."""
         return self._held
 
-    def put(self, session: str, events: Sequence[Event], sizes: Sequence[int]) -> None:
-        """Take the session's next events, as they become visible. ``sizes``: bytes of each one's data as JSON.
+    def put(self, session: str, events: Sequence[Event]) -> None:
+        """Take the session's next events, as they become visible.
 
         Every append to a session that is held must come here, in order; that is what makes the tail complete.
         """
@@ -106,10 +111,10 @@ class TailCache:
             # The tombstone is all that is left of the session, so this covers it from its beginning.
             self.forget(session)
             tail = self._tails[session] = _Tail(0)
-            events, sizes = events[-1:], sizes[-1:]
-        self._grow(session, tail, events, sizes)
+            events = events[-1:]
+        self._grow(tail, events)
 
-    def seed(self, session: str, after: Offset, events: Sequence[Event], sizes: Sequence[int], evictions: int) -> None:
+    def seed(self, session: str, after: Offset, events: Sequence[Event], evictions: int) -> None:
         """Take what the disk answered to a read after ``after`` that reached the head.
 
         ``evictions`` is what the attribute of that name was before that read. If anything has been evicted since, it
@@ -117,7 +122,7 @@ class TailCache:
         """
         if session not in self._tails and evictions == self.evictions:
             tail = self._tails[session] = _Tail(after)
-            self._grow(session, tail, events, sizes)
+            self._grow(tail, events)
 
     def read(self, session: str, after: Offset, limit: int, *, deltas: bool = True) -> list[Event] | None:
         """As ``Store.read``; None when the events asked for are not (all) held."""
@@ -130,8 +135,9 @@ class TailCache:
         if after < tail.floor:
             return None
         # Dense, so the place of an offset is a subtraction; a tombstone alone may begin far above its floor.
-        start = max(after + 1 - tail.events[0].offset, 0) if tail.events else 0
-        return tail.events[start : start + limit]
+        events = tail.events
+        start = after + 1 - events[0].offset if events else 0
+        return events[start : start + limit] if start > 0 else events[:limit]
 
     def floor(self, session: str) -> Offset | None:
         """The offset after which it holds all events; None if it holds nothing of the session."""
@@ -145,25 +151,24 @@ class TailCache:
             self._held -= tail.bytes
             self.evictions += 1
 
-    def _grow(self, session: str, tail: _Tail, events: Sequence[Event], sizes: Sequence[int]) -> None:
+    def _grow(self, tail: _Tail, events: Sequence[Event]) -> None:
         tail.used = True
-        before = tail.bytes
-        for event, size in zip(events, sizes, strict=True):
-            cost = size + EVENT_BYTES
-            tail.events.append(event)
-            tail.sizes.append(cost)
-            tail.bytes += cost
-            tail.head = event.offset
+        tail.events += events
+        cost = 0
+        for event in events:
+            cost += len(event.json) + EVENT_BYTES
             if not event.fact.delta:
                 tail.whole.append(event)
-                tail.whole_sizes.append(cost)
-                tail.bytes += cost
+                cost += _cost(event)
+        tail.bytes += cost
+        self._held += cost
+        if events:
+            tail.head = events[-1].offset
         if len(tail.events) > self._most:
-            tail.trim(self._events)
+            self._held -= tail.trim(self._events)
         while tail.bytes > self._bytes // 2 and tail.events:
             # One session alone never takes more than half: the others live too.
-            tail.trim(len(tail.events) * 7 // 8)
-        self._held += tail.bytes - before
+            self._held -= tail.trim(len(tail.events) * 7 // 8)
         while self._held > self._bytes or len(self._tails) > self._sessions:
             self._shrink()
 
@@ -181,9 +186,7 @@ class TailCache:
         self._tails.move_to_end(session)
         tail.used = False
         if len(tail.events) > FEW:
-            self._held -= tail.bytes
-            tail.trim(len(tail.events) * 7 // 8)
-            self._held += tail.bytes
+            self._held -= tail.trim(len(tail.events) * 7 // 8)
 
 
 class BlockCache:
@@ -211,13 +214,13 @@ class BlockCache:
         self._blocks.move_to_end(key)
         return held[0][after % READ_LIMIT :]
 
-    def put(self, session: str, start: Offset, events: list[Event], sizes: Sequence[int], forgotten: int) -> None:
+    def put(self, session: str, start: Offset, events: list[Event], forgotten: int) -> None:
         """Take the block after ``start``. ``forgotten`` is what the attribute of that name was before it was read.
 
         If a session has been forgotten since, it may have been this one, and nothing is taken.
         """
         if forgotten == self.forgotten and (session, start) not in self._blocks:
-            cost = sum(sizes) + len(sizes) * EVENT_BYTES
+            cost = sum(map(_cost, events))
             self._blocks[session, start] = events, cost
             self._held += cost
             while self._held > self._bytes:
