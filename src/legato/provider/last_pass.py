@@ -17,6 +17,8 @@ from a refusal (``learned``). What does no harm anywhere is done everywhere.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -69,6 +71,9 @@ EARLIER: Final = "(What was said before is left out.)"
 """What stands before an assistant's message, where a user has to begin."""
 
 
+_SYSTEM: Final = ("system", "developer")
+
+
 @dataclass(frozen=True, slots=True)
 class Addressee:
     """Who is told a conversation.
@@ -117,12 +122,13 @@ def told(messages: Sequence[JsonObject], to: Addressee) -> list[JsonObject]:
     rules = to.rules
     mine = [_owned(message, to.owner, "plain" in rules) for message in messages]
     form = _NINE if "mistral" in rules else _IDS[to.wire]
-    kept = [message for message in _identified(mine, form, repeat=to.wire != "messages") if _says(message)]
+    mine = [message for message in _identified(mine, form, repeat=to.wire != "messages") if _says(message)]
+    kept = [_legible(message, to.wire) for message in mine]
     if to.wire == "chat":
-        if rules & {"deepseek", "gemini", "mistral"}:
+        if rules & {"deepseek", "gemini"}:
             kept = _alternating(kept)
         if "mistral" in rules:
-            kept = _bridged(kept)
+            kept = _bridged(_alternating(_instructed(kept)))
         kept = [_finished(_with_fields(message), rules) for message in kept]
     return kept
 
@@ -153,15 +159,15 @@ def arranged(message: JsonObject) -> Iterator[Piece]:
         pieces = [*pieces[:place], {"text": len(text)}, *pieces[place:]]
     last = max(n for n, piece in enumerate(pieces) if "text" in piece)
     for place, piece in enumerate(pieces):
-        if isinstance(piece.get("block"), dict):
+        if "block" in piece:
             yield "block", piece["block"]
-        elif isinstance(piece.get("text"), int):
-            size = len(text) if place == last else piece["text"]
+        elif "text" in piece:
+            size = len(text) if place == last else max(piece["text"], 0)
             if said := text[:size]:
-                yield "text", {"text": said, "fields": piece.get("fields") or {}}
+                yield "text", {"text": said, "fields": piece.get("fields", {})}
             text = text[size:]
         elif piece.get("call") in calls:
-            yield "call", {**calls.pop(piece["call"]), "fields": piece.get("fields") or {}}
+            yield "call", {**calls.pop(piece["call"]), "fields": piece["fields"]}
     for call in calls.values():
         yield "call", call
 
@@ -170,9 +176,21 @@ def _owned(message: JsonObject, owner: str, plain: bool) -> JsonObject:
     """The message with the pieces of this owner alone."""
     if "opaque" not in message:
         return dict(message)
-    kept = [] if plain else [each for each in message["opaque"] if each.get("owner") == owner]
-    pieces = [piece for each in kept for piece in each.get("data") or () if isinstance(piece, dict)]
-    return {**message, "opaque": pieces}
+    kept = [] if plain else [each.get("data") for each in message["opaque"] if each.get("owner") == owner]
+    return {**message, "opaque": [piece for data in kept if isinstance(data, list | tuple) for piece in _pieces(data)]}
+
+
+def _pieces(data: Sequence[object]) -> Iterator[JsonObject]:
+    """Those that are pieces as this version knows them."""
+    for piece in data:
+        if isinstance(piece, dict):
+            kind = next((kind for kind in ("block", "text", "call", "thinking", "fields") if kind in piece), "")
+            fields = piece.get("fields")
+            if kind and isinstance(piece[kind], _KINDS[kind]) and isinstance(fields, dict | None):
+                yield {**piece, "fields": fields or {}}
+
+
+_KINDS: Final = {"block": dict, "text": int, "call": str, "thinking": str, "fields": dict}
 
 
 def _says(message: JsonObject) -> bool:
@@ -241,6 +259,86 @@ def _hash(text: str) -> str:
     return "".join(letters)
 
 
+# Images and files -----------------------------------------------------------------------------------------------------
+
+_SEEN: Final = ("image/png", "image/jpeg", "image/gif", "image/webp")
+"""Images that Anthropic takes."""
+
+
+def _legible(message: JsonObject, wire: str) -> JsonObject:
+    """A user's message with images and files as the API takes them; those that it does not take are told by name."""
+    content = message.get("content")
+    if message.get("role") != "user" or not isinstance(content, list):
+        return message
+    return {**message, "content": [_LEGIBLE[wire](part) if isinstance(part, dict) else part for part in content]}
+
+
+def _for_chat(part: JsonObject) -> JsonObject:
+    match part:
+        case {"type": "input_file", "file_data": str(data)}:
+            return {"type": "file", "file": {"filename": _file_name(part), "file_data": data}}
+        case {"type": "input_file"}:
+            return _only_named(f"The file {_file_name(part)}")
+        case {"type": "input_image"}:  # without an address, by the id that it has elsewhere
+            return _only_named("An image")
+    return part
+
+
+def _for_responses(part: JsonObject) -> JsonObject:
+    match part:
+        case {"type": "file", "file": {"file_data": str()} | {"file_id": str()} as file}:
+            return {"type": "input_file", **{name: file[name] for name in _FILE if isinstance(file.get(name), str)}}
+        case {"type": "document"}:
+            return _only_named(f"The file {_file_name(part)}")
+    return part
+
+
+def _for_messages(part: JsonObject) -> JsonObject:
+    match part:
+        case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
+            kind = url.partition(";")[0].removeprefix("data:")
+            return _only_named(f"An image ({kind[:100]})") if url.startswith("data:") and kind not in _SEEN else part
+        case {"type": "file", "file": dict(file)}:
+            return _document(file)
+        case {"type": "input_file"}:
+            return _document(part)
+        case {"type": "input_audio"}:
+            return _only_named("A sound")
+        case {"type": "input_image"}:
+            return _only_named("An image")
+    return part
+
+
+def _document(file: JsonObject) -> JsonObject:
+    head, comma, data = str(file.get("file_data") or "").partition(";base64,")
+    kind = head.removeprefix("data:").partition(";")[0]
+    source: JsonObject | None = None
+    if isinstance(url := file.get("file_url"), str):
+        source = {"type": "url", "url": url}
+    elif comma and kind == "application/pdf":
+        source = {"type": "base64", "media_type": kind, "data": data}
+    elif comma and kind.startswith("text/"):
+        with contextlib.suppress(ValueError):
+            source = {"type": "text", "media_type": "text/plain", "data": base64.b64decode(data).decode()}
+    if source is None:
+        return _only_named(f"The file {_file_name(file)}")
+    return {"type": "document", "source": source, "title": _file_name(file)}
+
+
+_FILE: Final = ("filename", "file_data", "file_id")
+_LEGIBLE: Final = {"chat": _for_chat, "responses": _for_responses, "messages": _for_messages}
+
+
+def _file_name(file: JsonObject) -> str:
+    return next(
+        (name[:200] for key in ("filename", "title") if isinstance(name := file.get(key), str) and name), "file"
+    )
+
+
+def _only_named(what: str) -> JsonObject:
+    return {"type": "text", "text": f"[{what}: this model cannot be given it.]"}
+
+
 # Chat Completions -----------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +356,7 @@ def _alternating(messages: Sequence[JsonObject]) -> list[JsonObject]:
                 merged[-1]["opaque"] = pieces
         else:
             merged.append(message)
-    first = next((n for n, each in enumerate(merged) if each.get("role") not in ("system", "developer")), None)
+    first = next((n for n, each in enumerate(merged) if each.get("role") not in _SYSTEM), None)
     if first is not None and merged[first].get("role") == "assistant":
         merged.insert(first, {"role": "user", "content": EARLIER})
     return merged
@@ -269,6 +367,13 @@ def _joined(one: object, two: object) -> object:
         return "\n\n".join(text for text in (one, two) if text) or None
     lists = [[{"type": "text", "text": each}] if isinstance(each, str) else each or [] for each in (one, two)]
     return [part for parts in lists if isinstance(parts, list) for part in parts]
+
+
+def _instructed(messages: Sequence[JsonObject]) -> list[JsonObject]:
+    """The messages with instructions at the head alone; those that came later are the user's to say."""
+    head = next((n for n, each in enumerate(messages) if each.get("role") not in _SYSTEM), len(messages))
+    later = [{**each, "role": "user"} if each.get("role") in _SYSTEM else each for each in messages[head:]]
+    return [*messages[:head], *later]
 
 
 def _bridged(messages: Sequence[JsonObject]) -> list[JsonObject]:
@@ -290,13 +395,12 @@ def _with_fields(message: JsonObject) -> JsonObject:
     made = {name: value for name, value in message.items() if name not in ("opaque", "thinking")}
     calls: dict[object, JsonObject] = {}
     for piece in message.get("opaque") or ():
-        fields = piece.get("fields") if isinstance(piece.get("fields"), dict) else {}
         if "call" in piece:
-            calls[piece["call"]] = {**calls.get(piece["call"], {}), **fields}
+            calls[piece["call"]] = {**calls.get(piece["call"], {}), **piece["fields"]}
         elif "thinking" in piece:
-            made[str(piece["thinking"])] = message.get("thinking") or ""
+            made[piece["thinking"]] = message.get("thinking") or ""
         else:
-            made |= fields
+            made |= piece["fields"]
     if calls and made.get("tool_calls"):
         made["tool_calls"] = [{**call, **calls.get(call["id"], {})} for call in made["tool_calls"]]
     return made
