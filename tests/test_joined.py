@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,8 @@ from legato.dialect import joined as module
 from legato.dialect.joined import JOINED_CHARACTERS, JoinedPages, joined
 from legato.event import CallStarted, Event, Fact, RefusalDelta, TextDelta, ThinkingDelta
 from legato.server.stream import BEHIND
+from legato.sse import SSEMessage
+from legato.testing import ASGIStream
 
 PIECES = (TextDelta, ThinkingDelta, RefusalDelta)
 
@@ -123,6 +126,58 @@ async def test_who_comes_late_is_given_few_frames_and_all_of_the_text() -> None:
             seen = decoded(whole[:cut])
             last = next((message.id for message in reversed(seen) if message.id), None)
             assert said(logged(seen) + logged(decoded(await read(chat, last)))) == "".join(WORDS)
+        go.set()
+
+
+Asking = Callable[[Chat, dict[str, str], str | None], ASGIStream]
+
+
+def deva(chat: Chat, sent: dict[str, str], last: str | None) -> ASGIStream:
+    path = f"/api/sdk/chat/{chat.session}/messages/{sent['messageId']}/query/stream"
+    return chat.driver.stream(path, method="POST", headers={} if last is None else {"last-event-id": last})
+
+
+def completions(chat: Chat, sent: dict[str, str], last: str | None) -> ASGIStream:
+    asked = {"model": "agent", "stream": True, "messages": [{"role": "user", "content": "hello"}]}
+    return chat.driver.stream(
+        "/v1/chat/completions", method="POST", body=json.dumps(asked).encode(), headers={"idempotency-key": "k"}
+    )
+
+
+def piece_of(message: SSEMessage) -> str:
+    said = json.loads(message.data)
+    return str(said if isinstance(said, str) else said["choices"][0]["delta"]["content"])
+
+
+@pytest.mark.parametrize("asking", [deva, completions])
+async def test_who_comes_late_over_another_dialect_is_given_few_frames(asking: Asking) -> None:
+    """Who is there from the start makes the fold go on; who comes then is given the same text, cut at any byte and
+    resumed where the dialect has cursors."""
+    go = asyncio.Event()
+
+    async def agent(turn: object) -> object:
+        for word in WORDS:
+            yield word
+            await asyncio.sleep(0)
+        await go.wait()
+
+    async def read(last: str | None = None) -> bytes:
+        async with asyncio.timeout(30), asking(chat, sent, last) as stream:
+            while b"w299 " not in stream.body and not (last or "").startswith(f"{len(WORDS) + 3}."):
+                assert await stream.read()
+            return stream.body
+
+    async with chatting(None, agent) as chat:
+        sent = (await chat.send()).json() if asking is deva else {}
+        pieces = [[piece_of(message) for message in decoded(await read())] for _ in range(2)]
+        assert ["".join(each) for each in pieces] == ["".join(WORDS)] * 2
+        assert len(pieces[0]) > 100
+        assert len(pieces[1]) <= 6
+        whole = await read()
+        for cut in range(0, len(whole), 37) if asking is deva else ():
+            seen = decoded(whole[:cut])
+            last = seen[-1].id if seen else None
+            assert "".join(map(piece_of, [*seen, *decoded(await read(last))])) == "".join(WORDS)
         go.set()
 
 

@@ -179,8 +179,7 @@ async def speaker(turn: Any) -> Any:
         case ["many", count, *name]:
             for number in range(1, int(count) + 1):
                 yield token(number)
-                if number % 16 == 0:
-                    await turn.stored()
+                await turn.stored()  # else those that wait would be merged
             for each in name:
                 await Served.gate(each).wait()
         case ["fill", count]:

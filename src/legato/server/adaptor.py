@@ -249,7 +249,8 @@ class Adaptor:
             resets=reply.resets,
             dialect=reply.name,
             pace=request.life.pace,
-            pages=request.life.pages if reply.joins else None,
+            pages=None if reply.joins is None else request.life.pages,
+            joins=reply.joins or 0,
         )
         head = [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
         if incarnation := request.sessions.incarnation:

@@ -112,8 +112,8 @@ class Member(Protocol):
 class Preparation(Protocol):
     """What is to be done with events before they can be encoded."""
 
-    async def ready(self, events: Sequence[Event]) -> None:
-        """Do it."""
+    async def ready(self, events: Sequence[Event], joined_after: Offset | None = None) -> None:
+        """Do it. Of events that were joined it is said which offset they follow."""
         ...
 
     def ready_now(self, events: Sequence[Event]) -> bool:

@@ -141,7 +141,7 @@ def _view_of(*, iso: bool) -> View:
     def fold(run: Located) -> deva.AnswerEncoder:
         return deva.AnswerEncoder(run.session, run.run, iso=iso)
 
-    return View("deva/iso" if iso else "deva", fold=fold)
+    return View("deva/iso" if iso else "deva", fold=fold, joins=True)
 
 
 _VIEWS = {iso: _view_of(iso=iso) for iso in (False, True)}

@@ -162,6 +162,7 @@ class Life:
         begin = max(run.before, after[0] - 1)
         if after == (0, 0):
             first = first or HEARTBEAT
+        share, joins = (view.key, run.run), after[0] if view.joins else None
         return Follow(
-            run.session, begin, encoder, name, first, exact, resets=True, preparation=memory, share=(view.key, run.run)
+            run.session, begin, encoder, name, first, exact, True, preparation=memory, share=share, joins=joins
         )

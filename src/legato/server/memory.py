@@ -84,8 +84,12 @@ class RunMemory:
             await self._read(self.fold, self.at, None, live=True)
         return self.fold
 
-    async def ready(self, events: Sequence[Event]) -> None:
+    async def ready(self, events: Sequence[Event], joined_after: Offset | None = None) -> None:
         """See to it that each of these events, a batch from the log in order, has its bytes for this view.
+
+        Args:
+            events: the batch.
+            joined_after: its deltas were joined, and this is the offset that it follows; None: it is as it was.
 
         Raises:
             SessionNotFound: what came before them has been deleted meanwhile.
@@ -95,6 +99,9 @@ class RunMemory:
         if not mine or (mine[-1].offset <= self.at and self._known(mine)):
             return
         async with self._one_at_a_time:
+            if joined_after is not None:
+                await self._ready_joined(events, joined_after)
+                return
             behind = [event for event in events if event.offset <= self.at]
             ahead = events[len(behind) :]
             if not self._known(behind) and not self._turn_to(behind):
@@ -102,6 +109,22 @@ class RunMemory:
             if self._mine(ahead):
                 await self._read(self.fold, self.at, ahead[0].offset - 1, live=True)
                 await self._feed(self.fold, ahead, live=True)
+
+    async def _ready_joined(self, events: Sequence[Event], after: Offset) -> None:
+        """As ``ready``. A joined delta says all that was said from its beginning on, so it is given only to a fold that
+        stands before that."""
+        if self.at < after:
+            await self._read(self.fold, self.at, after, live=True)
+        if self.at == after:
+            await self._feed(self.fold, events, live=True)
+            return
+        if not self._known(events):
+            place = bisect_right(self._marked, after) - 1
+            fold = self._marks[place].copy()
+            await self._read(fold, self._marked[place], after, live=False)
+            await self._feed(fold, events, live=False)
+            self._mark(events[-1].offset, fold)
+        await self._read(self.fold, self.at, events[-1].offset, live=True)
 
     def ready_now(self, events: Sequence[Event]) -> bool:
         """As ``ready``, if that takes no waiting; whether it is done."""

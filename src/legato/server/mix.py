@@ -154,7 +154,7 @@ async def stream(request: Request) -> Follow:
         first += mix.asked(turn[1], opening.session, profile, after)
     encoder = MixEncoder(opening.session, profile)
     name = f"mix/{profile.name}"
-    return Follow(opening.session, after, encoder, name, first, exact, share=profile.name, joins=True)
+    return Follow(opening.session, after, encoder, name, first, exact, share=profile.name, joins=after)
 
 
 # Sessions -------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ class Follow(msgspec.Struct, frozen=True):
         preparation: what is to be done with events before they are encoded.
         share: what all readers of the session in this dialect have in common who are given the same bytes from the
             same place on, so that one read and one encoding serve them all; None: nobody is given the same.
-        joins: a delta that says what several said may stand for them, for a reader who is far behind.
+        joins: behind this offset a delta that says what several said may stand for them, for a reader who is far
+            behind; None: nowhere.
     """
 
     session: str
@@ -54,7 +55,7 @@ class Follow(msgspec.Struct, frozen=True):
     resets: bool = False
     preparation: Preparation | None = None
     share: Hashable = None
-    joins: bool = False
+    joins: Offset | None = None
 
 
 Reply = Body | Follow
@@ -67,6 +68,7 @@ class View(msgspec.Struct, frozen=True):
         key: under which an event keeps its bytes (``Event.wire``).
         event: the bytes of an event of a session.
         fold: a new fold of a run.
+        joins: to the fold, a delta that says what several said may stand for them.
         gone: what a reader is told when the session is deleted, where that depends on what it has been given: of a fold
             that is as far or further, everything before an offset, and so many frames of what is there.
     """
@@ -74,6 +76,7 @@ class View(msgspec.Struct, frozen=True):
     key: str
     event: Callable[[Event, str], bytes] | None = None
     fold: Callable[[Located], Fold] | None = None
+    joins: bool = False
     gone: Callable[[Fold, tuple[Offset, int]], bytes] | None = None
 
 

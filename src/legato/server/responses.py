@@ -37,8 +37,12 @@ def _gone(fold: Fold, place: tuple[Offset, int]) -> bytes:
 
 RESPONSES_VIEW = View("responses", fold=_response, gone=_gone)
 CHAT_VIEWS = {
-    False: View("chat", fold=lambda run: chat.ChatEncoder(run.run, agent=run.agent)),
-    True: View("chat+usage", fold=lambda run: chat.ChatEncoder(run.run, agent=run.agent, include_usage=True)),
+    False: View("chat", fold=lambda run: chat.ChatEncoder(run.run, agent=run.agent), joins=True),
+    True: View(
+        "chat+usage",
+        fold=lambda run: chat.ChatEncoder(run.run, agent=run.agent, include_usage=True),
+        joins=True,
+    ),
 }
 
 # Responses ------------------------------------------------------------------------------------------------------------

@@ -276,6 +276,7 @@ class Pump:
         dialect: what it is called in the inspector.
         pace: shared with others, so that all who are behind do not hold the loop together.
         pages: joins deltas while the reader is far behind, where its dialect allows it.
+        joins: and behind this offset.
 
     Attributes:
         number: which stream of the application this is, from 1; 0 until it is counted in.
@@ -297,6 +298,7 @@ class Pump:
         dialect: str = "",
         pace: Pace | None = None,
         pages: JoinedPages | None = None,
+        joins: Offset = 0,
     ) -> None:
         self.session = session
         self.dialect = dialect
@@ -312,6 +314,7 @@ class Pump:
         self._resets = resets
         self._pace = pace
         self._pages = pages
+        self._joins = joins
         self._within: _Within | None = None
         self._holding = 0  # bytes of what was read, by estimate
         self._sending_since = 0.0
@@ -533,11 +536,11 @@ class Pump:
         joins = within is not None and within.joins
         if len(events) >= BEHIND and within is None:
             await self._keep_pace()
-            if self._pages is not None:
+            if self._pages is not None and events[0].offset > self._joins:
                 page, events = events, self._pages.of(self.session, events)
-                joins = events is not page
+                joins = len(events) < len(page)
         if self._preparation is not None:
-            await self._preparation.ready(events)
+            await self._preparation.ready(events, *([subscription.after] if joins else []))
         chunk: list[bytes] = []
         size, previous = 0, subscription.after
         before = copy.copy(encoder)  # as it was at the cursor, if what follows cannot be written
