@@ -19,7 +19,7 @@ from legato.agents.upstream import NOTE_EVERY, model_agent
 from legato.errors import AgentError, InvalidInput
 from legato.event import Draft, Event, PermissionRequested, RunStarted, TextDelta
 from legato.execution import Limits
-from legato.part import CallPart, Message, Usage
+from legato.part import CallPart, Message, TextPart, Usage
 from legato.tool import Tool, ToolError
 from legato.transcript import Recorder, Transcript, fold
 from model_server import Keeper, asking, calls, says
@@ -357,6 +357,125 @@ async def test_calls_that_the_provider_makes(stage: Stage, monkeypatch: pytest.M
 
     parts = end.fact.message.parts
     assert ("7", "Seven.", 1) == (parts[0].output, end.fact.message.text, len(keeper.asked))
+
+
+MCP = {
+    "type": "mcp_call",
+    "id": "h_1",
+    "name": "look",
+    "arguments": '{"x":1}',
+    "server_label": "s",
+    "status": "completed",
+}
+WORDS_OF_IT = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": "no such city"}]}
+HOSTED: dict[str, tuple[dict[str, Any], tuple[str, str, str, bool]]] = {
+    "output": ({**MCP, "output": "found", "error": None}, ("look", '{"x":1}', "found", True)),
+    "no output": ({**MCP, "output": None, "error": None}, ("look", '{"x":1}', "", True)),
+    "neither": (MCP, ("look", '{"x":1}', "", True)),
+    "words as error": ({**MCP, "status": "failed", "error": "no"}, ("look", '{"x":1}', "no", False)),
+    "error": ({**MCP, "status": "failed", "error": WORDS_OF_IT}, ("look", '{"x":1}', "no such city", False)),
+    "http error": ({**MCP, "error": {"type": "http_error", "code": 401, "message": "Who?"}},
+                   ("look", '{"x":1}', "Who?", False)),
+    "odd error": ({**MCP, "error": {"code": 5}}, ("look", '{"x":1}', '{"code":5}', False)),
+    "incomplete": ({**MCP, "status": "incomplete"}, ("look", '{"x":1}', "", False)),
+    "object as arguments": ({**MCP, "arguments": {"x": 1}, "output": {"y": 2}}, ("look", '{"x":1}', '{"y":2}', True)),
+    "search": ({"type": "web_search_call", "id": "h_1", "status": "completed", "action": {"type": "search"}},
+               ("web_search", '{"action":{"type":"search"}}', "", True)),
+    "files": ({"type": "file_search_call", "id": "h_1", "status": "completed", "queries": ["q"], "results": [{"a": 1}]},
+              ("file_search", '{"queries":["q"]}', '{"results":[{"a":1}]}', True)),
+    "code": ({"type": "code_interpreter_call", "id": "h_1", "status": "failed", "code": "1/0", "outputs": []},
+             ("code_interpreter", '{"code":"1/0"}', "", False)),
+    "picture": ({"type": "image_generation_call", "id": "h_1", "status": "completed", "result": "A" * 300_000},
+                ("image_generation", "{}", "", True)),
+    "of the future": ({"type": "dream_call", "id": "h_1", "of": "sheep"}, ("dream", "{}", '{"of":"sheep"}', True)),
+}  # fmt: skip
+
+
+def hosted(made: dict[str, Any], how: str) -> list[Any]:
+    """An answer that says something, in which the provider makes a call by itself, in several ways to tell it."""
+    text = [{**event, "output_index": 1, "item_id": "m"} if "item_id" in event else {**event, "output_index": 1}
+            for event in says("So.")]  # fmt: skip
+    if how == "at once":
+        return [item(0, "done", **made), *text]
+    begun = {key: value for key, value in made.items() if key in ("type", "id", "name", "server_label")}
+    pieces: list[Any] = []
+    if made["type"] == "mcp_call" and how == "streamed":
+        arguments = made["arguments"] if isinstance(made["arguments"], str) else '{"x":1}'
+        pieces = [
+            {"type": "response.mcp_call.in_progress", "item_id": made["id"], "output_index": 0},
+            *(delta(0, "mcp_call_arguments", piece, item_id=made["id"]) for piece in (arguments[:3], arguments[3:])),
+            {"type": "response.mcp_call_arguments.done", "item_id": made["id"], "output_index": 0,
+             "arguments": arguments},
+            {"type": "response.mcp_call.completed", "item_id": made["id"], "output_index": 0},
+        ]  # fmt: skip
+    said = item(0, "done", **made)
+    added = item(0, "added", **begun, status="in_progress", arguments="")
+    return [added, *pieces, *text, said] if how == "while it speaks" else [added, *pieces, said, *text]
+
+
+@pytest.mark.parametrize("how", ["streamed", "whole", "at once", "while it speaks"])
+@pytest.mark.parametrize(("made", "wanted"), HOSTED.values(), ids=HOSTED)
+async def test_calls_of_the_provider_s_own_tools(
+    made: dict[str, Any], wanted: tuple[Any, ...], how: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are told as made by the provider; nobody makes them again, and nobody is asked to."""
+    keeper = Keeper(hosted(made, how))
+    end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)]))
+
+    (call,) = [part for part in end.fact.said.parts if isinstance(part, CallPart)]
+    assert ("run.completed", "stop", "So.", 1) == (
+        end.type,
+        end.fact.finish_reason,
+        end.fact.said.text,
+        len(keeper.asked),
+    )
+    assert ("provider", wanted) == (call.by, (call.name, call.arguments, call.output, call.success))
+
+
+async def test_a_whole_answer_with_a_call_of_the_provider_s_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing was streamed of it, and it stands in the end of a stream only."""
+    output = [
+        HOSTED["output"][0],
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "So."}]},
+    ]
+    for events in ([], says("So.")):
+        keeper = Keeper(events, output=output)
+        end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)]))
+        (call,) = [part for part in end.fact.said.parts if isinstance(part, CallPart)]
+        assert ("provider", "found", "So.") == (
+            call.by,
+            call.output,
+            "".join(p.text for p in end.fact.said.parts if isinstance(p, TextPart)),
+        )
+
+
+@pytest.mark.parametrize("choice", ["function_call", "mcp_call"])
+async def test_a_call_that_a_limit_cuts(choice: str, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the provider's, too, has an end, and is not left to anybody."""
+    about = {"type": choice, "id": "h_1", "name": "add", **({"call_id": "c"} if choice == "function_call" else {})}
+    keeper = Keeper([item(0, "added", arguments="", **about)], end="incomplete",
+                    incomplete_details={"reason": "max_output_tokens"})  # fmt: skip
+    end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)]))
+
+    (call,) = end.fact.said.parts
+    by = "provider" if choice == "mcp_call" else "server"
+    assert ("length", by, False, 1) == (end.fact.finish_reason, call.by, call.success, len(keeper.asked))
+
+
+async def test_our_own_calls_beside_the_provider_s(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours are made, and what came of them is told; a client's own is left to it."""
+    made = [item(0, "added", **MCP), item(0, "done", **{**MCP, "output": "found"})]
+    ours = [{**event, "output_index": 1} for event in calls(("a", "add", '{"x":1}'))]
+    theirs = [{**event, "output_index": 2} for event in calls(("b", "ask", "{}"))]
+    keeper = Keeper([*made, *ours], [*made, *ours, *theirs])
+    tools = {"tools": [{"type": "function", "name": "ask"}, {"type": "function", "name": "add"}]}
+    end = await answer(stage, model_agent(asking(monkeypatch, keeper), tools=[Tool(add)]), metadata=tools)
+
+    said = [(part.name, part.by, part.done) for part in end.fact.said.parts if isinstance(part, CallPart)]
+    assert [("look", "provider", True), ("add", "server", True)] * 2 + [("ask", "client", False)] == said
+    assert ("tool_calls", 2) == (end.fact.finish_reason, len(keeper.asked))
+    outputs = [each["call_id"] for each in keeper.asked[1]["input"] if each.get("type") == "function_call_output"]
+    assert ["a"] == outputs
 
 
 @pytest.mark.parametrize("arguments", ['{"x":', "[1]"])
@@ -758,7 +877,9 @@ async def test_a_crash_around_calls_that_are_not_ours(monkeypatch: pytest.Monkey
         model = asking(monkeypatch, Keeper(output, **end), background=True)
         return Run(model_agent(model, tools=[Tool(add)]), events)
 
-    for output, end in ((cut, "incomplete"), (made, "completed")):
+    began = hosted(HOSTED["error"][0], "while it speaks")
+    both = [*hosted({**MCP, "output": "found"}, "streamed")[:6], *began]
+    for output, end in ((cut, "incomplete"), (made, "completed"), (began, "completed"), (both[:-1], "incomplete")):
         fields = {"end": end, "incomplete_details": {"reason": "max_output_tokens"}}
         whole = run(output, **fields)
         finish = await whole.attempt()

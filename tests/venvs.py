@@ -37,6 +37,15 @@ FRAMEWORKS = {
     "openai-agents": [],
     "langgraph": ["langchain-openai>=1.0", "langgraph-checkpoint-sqlite>=3"],
 }
+# Who asks a server, side by side in one environment: it takes longer to load them than to use them.
+AGENT_CLIENTS = (
+    "openai-agents==0.24.0",
+    "langchain==1.5.2",
+    "langchain-openai==1.7.4",
+    "pydantic-ai-slim[openai]==2.68.0",
+    "litellm==1.110.2",
+    "openai==3.57.0",
+)
 
 
 def mix_python(version: str) -> Path:
@@ -128,7 +137,7 @@ def one_process(name: str) -> Iterator[None]:
 
 if __name__ == "__main__":
     wanted = {f"mix-{each}": (f"mix-python-sdk=={each}",) for each in MIX_VERSIONS} | {"llama": LLAMA}
-    wanted |= {each: tuple(_framework_requirements(each)) for each in FRAMEWORKS}
+    wanted |= {each: tuple(_framework_requirements(each)) for each in FRAMEWORKS} | {"agent-clients": AGENT_CLIENTS}
     for name, requirements in wanted.items():
         where, why = _environment(name, requirements)
         print(f"{name}: {why or where}")
