@@ -5,8 +5,10 @@ Who reads a request and who tells a model of it have to agree on what is whose, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import msgspec
 
 from .json import JsonObject
 
@@ -26,10 +28,75 @@ DONE_BY_PROVIDER = (
 else can do anything with it: they are left out."""
 CARRIED_OUT = ("function_call_output",)
 """What came of a call."""
-_SAID = (*DONE_BY_PROVIDER, "function_call", "reasoning", "mcp_call", "mcp_approval_request")
+_APPROVALS = ("mcp_approval_request", "mcp_approval_response")
+_SAID = (*DONE_BY_PROVIDER, "function_call", "reasoning", "mcp_call", *_APPROVALS)
 
-KNOWN = (*_SAID, *CARRIED_OUT, "message", "mcp_approval_response")
+KNOWN = (*_SAID, *CARRIED_OUT, "message")
 """The types of items that are taken."""
+
+
+OWN_LABEL = "legato"
+"""The ``server_label`` of a call that was run here: the one "MCP server" of a response."""
+NOT_ALLOWED = "The user did not allow it."
+INTERRUPTED = "This call was interrupted; nobody knows whether it was carried out."
+"""What a model is told of a call that was not the client's, and that nothing came of: its run was stopped."""
+
+
+def spelled_out(items: Iterable[Item]) -> list[Item]:
+    """The items, those of calls that were not the client's as a call, with ``by``, and what came of it, with
+    ``success``; nothing of what only led to one."""
+    listed = list(items)
+    approved = {str(item.get("approval_request_id")) for item in listed if item.get("type") == "mcp_call"}
+    found: list[Item] = []
+    for place, item in enumerate(listed):
+        kind, id = item.get("type"), str(item.get("id") or f"mcp_{place}")
+        if kind == "mcp_call":
+            by = "server" if item.get("server_label") == OWN_LABEL else "provider"
+            output, success = _came_of(item)
+            found += [_call(id, item, by=by), _output(id, output, success=success)]
+        elif kind == "mcp_approval_request":
+            found += [] if id in approved else [_call(id, item)]
+        elif kind == "mcp_approval_response":
+            id = str(item.get("approval_request_id"))
+            words = f"{NOT_ALLOWED} {item.get('reason') or ''}".strip()
+            found += [] if item.get("approve") or id in approved else [_output(id, words, success=False)]
+        else:
+            found.append(item)
+    return found
+
+
+def _call(id: str, item: Item, **more: str) -> Item:
+    given = item.get("arguments")
+    given = given if isinstance(given, str) else "" if given is None else msgspec.json.encode(given).decode()
+    return {"type": "function_call", "call_id": id, "name": item.get("name"), "arguments": given, **more}
+
+
+def _output(id: str, output: str, *, success: bool) -> Item:
+    return {"type": "function_call_output", "call_id": id, "output": output, "success": success}
+
+
+def _came_of(call: Item) -> tuple[str, bool]:
+    """What a call gave that was not the client's, and whether that is what was asked.
+
+    Some clients leave out what came of it, since its server knows: what is not said to be cut off was carried out.
+    """
+    status = call.get("status") or "completed"
+    if call.get("error"):
+        return words_of(call["error"]), False
+    if call.get("output") is not None:
+        return words_of(call["output"]), status != "failed"
+    return (INTERRUPTED, False) if status in ("in_progress", "calling", "incomplete") else ("", status != "failed")
+
+
+def words_of(value: object) -> str:
+    """What a tool gave, or how it failed, as a model reads it: a text, the texts in it, or JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        for name in ("content", "message"):
+            if words := text_of(value.get(name)):
+                return words
+    return text_of(value) or msgspec.json.encode(value).decode()
 
 
 def is_said(item: Item) -> bool:

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ..agent import Turn
-from ..items import is_output, is_system, leading, present, said_in
+from ..items import INTERRUPTED, is_output, is_system, leading, present, said_in, spelled_out
 from ..json import JsonObject
 from ..part import CallPart, Message, Opaque, Part, RefusalPart, TextPart, ThinkingPart
 
 NOT_CARRIED_OUT = "This call was not carried out."
-"""What a model is told of a call that came to nothing: its run was stopped, or the client did not answer it."""
+"""What a model is told of a call that came to nothing: the client did not answer it."""
 
 
 def conversation(turn: Turn, instructions: str = "") -> list[JsonObject]:
@@ -46,7 +46,7 @@ def asked(message: Message, *, instructed: bool = False) -> list[JsonObject]:
     given = message.metadata.get("input")
     items = [item for item in given if isinstance(item, dict)] if isinstance(given, list) else []
     begin = leading(items) if instructed else 0
-    messages = [read for item in items[max(begin, present(items)) :] for read in _item(item)]
+    messages = [read for item in spelled_out(items[max(begin, present(items)) :]) for read in _item(item)]
     if not messages and isinstance(given, list) and begin == len(items) and message.metadata.get("instructions"):
         return []  # there is nothing but instructions
     return messages or [{"role": "user", "content": message.text}]
@@ -54,7 +54,11 @@ def asked(message: Message, *, instructed: bool = False) -> list[JsonObject]:
 
 def _item(item: JsonObject) -> list[JsonObject]:
     if is_output(item):
-        return [tool_output(str(item.get("call_id", "")), _words(item.get("output")))]
+        success = item.get("success") is not False
+        return [tool_output(str(item.get("call_id", "")), _words(item.get("output")), success=success)]
+    if item.get("type") == "function_call":
+        call = tool_call(str(item.get("call_id", "")), str(item.get("name", "")), str(item.get("arguments", "")))
+        return [{"role": "assistant", "content": None, "tool_calls": [call]}]
     content = item.get("content")
     if is_system(item) or item.get("role") == "assistant":
         role = "assistant" if item["role"] == "assistant" else "system"
@@ -121,8 +125,14 @@ def _step(parts: Sequence[Part], opaque: Sequence[Opaque]) -> list[JsonObject]:
     if opaque:
         message["thinking"] = "".join(part.text for part in parts if isinstance(part, ThinkingPart))
         message["opaque"] = [{"owner": sealed.owner, "data": sealed.data} for sealed in opaque]
-    done = [call for call in calls if call.done]
-    return [message, *(tool_output(call.id, call.output, success=call.success is True) for call in done)]
+    known = [call for call in calls if call.done or call.by in ("server", "provider")]
+    return [message, *map(_output, known)]
+
+
+def _output(call: CallPart) -> JsonObject:
+    if call.done:
+        return tool_output(call.id, call.output, success=call.success is True)
+    return tool_output(call.id, INTERRUPTED, success=False)
 
 
 def tool_call(id: str, name: str, arguments: str) -> JsonObject:

@@ -48,6 +48,7 @@ from ..event import (
     ThinkingDelta,
     ToolCompleted,
 )
+from ..items import OWN_LABEL
 from ..json import JsonObject, unbroken
 from ..part import Usage
 from .trail import Trail
@@ -170,8 +171,6 @@ _PREFIX: dict[ItemKind, str] = {
     "function_call_output": "fco",
     "mcp_call": "mcp",
 }
-SERVER_LABEL = "legato"
-"""Where a call was run that the client need not run: the one "MCP server" of this dialect."""
 CLIENTS = (None, "client")
 """Who runs a call that is left to the client; None in old logs, where nobody says."""
 NO_RESULT = "The run ended before this call had a result."
@@ -265,7 +264,7 @@ class _OutputItem:
             return {"type": "message", "id": self.id, "status": status, "role": "assistant", "content": content}
         about = {"type": self.kind, "id": self.id, "status": status}
         if self.kind == "mcp_call":
-            asked = {"approval_request_id": None, "server_label": SERVER_LABEL, "name": self.name, "arguments": text}
+            asked = {"approval_request_id": None, "server_label": OWN_LABEL, "name": self.name, "arguments": text}
             came = {"output": self.output, "error": None if self.error is None else _failed_call(self.error)}
             return {**about, **asked, **came}
         if self.kind == "function_call":

@@ -15,7 +15,7 @@ import msgspec
 
 from ..errors import Conflict, InvalidInput, LegatoError, NotFound, QueueFull
 from ..event import MessageCreated, SessionCreated
-from ..items import Item, is_output, is_said, is_system, leading, output_of, present, text_of
+from ..items import Item, is_output, is_said, is_system, leading, output_of, present, spelled_out, text_of
 from ..json import LARGE, JsonObject, decode_in_pieces
 from ..part import CallPart, Part, RefusalPart, TextPart, ThinkingPart, check_depth
 from .common import SPOKEN, decode_json
@@ -324,7 +324,8 @@ class _Turn:
             self.parts += [kind(self.step, text) for kind, text in _said(item.get("content"))]
             return None
         id, name, arguments = (str(item.get(field) or "") for field in ("call_id", "name", "arguments"))
-        made = CallPart(self.step, id, name, arguments)
+        by = item.get("by")
+        made = CallPart(self.step, id, name, arguments, by=by if isinstance(by, str) else None)
         self.parts.append(made)
         return made
 
@@ -332,11 +333,11 @@ class _Turn:
         self.parts += [ThinkingPart(self.step, text) for text in self._thoughts]
         self._thoughts.clear()
 
-    def answer(self, place: int, output: Any) -> None:
+    def answer(self, place: int, output: Any, *, success: bool) -> None:
         """Add what came of the call at ``place``."""
         call = self.parts[place]
         assert isinstance(call, CallPart)
-        self.parts[place] = msgspec.structs.replace(call, output=output, success=True)
+        self.parts[place] = msgspec.structs.replace(call, output=output, success=success)
         self._answered = self._answered or call.step == self.step
 
     def message(self) -> MessageCreated:
@@ -349,7 +350,7 @@ class _Turn:
 
 def earlier(items: Iterable[Item]) -> list[MessageCreated]:
     """What was said before, as messages without ids."""
-    return _Earlier(items).messages()
+    return _Earlier(spelled_out(items)).messages()
 
 
 class _Earlier:
@@ -404,7 +405,7 @@ class _Earlier:
         while first and calls[first - 1][0] is turn and turn.parts[calls[first - 1][1]].step == turn.parts[place].step:
             first -= 1
         turn, place = calls.pop(first)
-        turn.answer(place, output_of(item))
+        turn.answer(place, output_of(item), success=item.get("success") is not False)
 
 
 _SAID: dict[str, type[TextPart | RefusalPart]] = {"text": TextPart, "refusal": RefusalPart}
@@ -575,6 +576,17 @@ def item_list(shown: list[Item], *, more: bool) -> JsonObject:
         "last_id": shown[-1]["id"] if shown else None,
         "has_more": more,
     }
+
+
+_STRICT = re.compile(r"\bai-sdk/(openai|azure)/[0-2]\.", re.ASCII)
+"""In the ``User-Agent`` of who fails at a whole response with a type of item that is new to it: the AI SDK up to 5."""
+
+
+def bare(response: JsonObject, agent: str) -> JsonObject:
+    """A response as this user agent can read it: without calls that are not its own, if it knows no such item."""
+    if _STRICT.search(agent) is None:
+        return response
+    return {**response, "output": [item for item in response["output"] if item["type"] != "mcp_call"]}
 
 
 def model(name: str) -> JsonObject:

@@ -10,7 +10,7 @@ from ..errors import InvalidInput
 from ..json import JsonObject, known
 from .result import ToolCall
 
-__all__ = ["FunctionTool", "as_text", "read_tool", "tool_calls", "words_of"]
+__all__ = ["FunctionTool", "as_text", "read_tool", "tool_calls"]
 
 
 class FunctionTool(msgspec.Struct, frozen=True):
@@ -60,17 +60,6 @@ def tool_calls(message: JsonObject) -> list[ToolCall]:
         except (KeyError, TypeError) as exc:
             raise InvalidInput(f"A tool call has an id, and a function with name and arguments, not {exc}.") from exc
     return calls
-
-
-def words_of(value: object) -> str:
-    """What a tool gave, or how it failed, as a model reads it: a text, the texts in it, or JSON."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        for name in ("content", "message"):
-            if words := as_text(value.get(name)):
-                return words
-    return as_text(value) or msgspec.json.encode(value).decode()
 
 
 def as_text(content: object) -> str:

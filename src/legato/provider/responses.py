@@ -15,6 +15,7 @@ from urllib.parse import quote
 from ..check import whole as joined
 from ..errors import InvalidInput
 from ..http.call import HttpCall
+from ..items import words_of
 from ..json import JsonObject
 from ..sse import SSEMessage
 from .assembly import as_json
@@ -44,7 +45,7 @@ from .events import (
     decode_event,
 )
 from .last_pass import arranged
-from .prompt import FunctionTool, as_text, read_tool, words_of
+from .prompt import FunctionTool, as_text, read_tool
 from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
 from .stream import STREAM_HEADERS, FoldedCall
 

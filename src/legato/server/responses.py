@@ -61,7 +61,8 @@ async def create(request: Request) -> Reply:
     if body.background:
         return Body(200, await _queued(request, run))
     await _ended(request, run)
-    return Body(200, (await _folded(request, run)).response())
+    response = (await _folded(request, run)).response()
+    return Body(200, responses_api.bare(response, request.headers.get("user-agent", "")))
 
 
 async def retrieve(request: Request) -> Reply:

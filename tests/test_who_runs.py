@@ -1,0 +1,236 @@
+"""Who runs a call (R21): what others ran is told as that, over every way on which it comes back; and nobody is asked to
+run what is not theirs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from driving import Chat, chatting
+from legato.agent import Turn
+from legato.agents.conversation import NOT_CARRIED_OUT, conversation
+from legato.items import INTERRUPTED, NOT_ALLOWED
+from legato.yields import ToolArguments, ToolCall, ToolResult, ToolStarted
+
+Json = dict[str, Any]
+MCP: Json = {"type": "mcp_call", "id": "mcp_1", "name": "f", "arguments": '{"x":1}', "server_label": "legato"}
+ASKED: Json = {"type": "mcp_approval_request", "id": "mcpr_1", "name": "f", "arguments": "{}", "server_label": "s"}
+ALLOWED: Json = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True}
+DENIED: Json = {**ALLOWED, "approve": False}
+LISTED: Json = {"type": "mcp_list_tools", "id": "mcpl_1", "server_label": "s", "tools": []}
+FAILURE: Json = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": "no such city"}]}
+NO = f"Error: {NOT_CARRIED_OUT}"
+CUT = f"Error: {INTERRUPTED}"
+
+
+class Notes:
+    """An agent that keeps what it was told, in short: "call NAME", and what came of it."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    async def __call__(self, turn: Turn) -> AsyncIterator[str]:
+        self.told = short(conversation(turn))
+        yield "ok"
+
+
+def short(messages: Sequence[Json]) -> list[str]:
+    """Messages in the form of Chat Completions; each call has what came of it right behind its message."""
+    words = []
+    for message in messages:
+        words += [f"{message['role']} {message['content']}"] if message["content"] else []
+        words += [f"call {call['function']['name']} {call['function']['arguments']}"
+                  for call in message.get("tool_calls", ())]  # fmt: skip
+        words += ["tool "] if message["role"] == "tool" and not message["content"] else []
+    return words
+
+
+HISTORIES: dict[str, tuple[list[Json], list[str]]] = {
+    "output": ([{**MCP, "output": "sun"}], ['call f {"x":1}', "tool sun"]),
+    "output and status": ([{**MCP, "output": "sun", "error": None, "status": "completed"}],
+                          ['call f {"x":1}', "tool sun"]),
+    "of another server": ([{**MCP, "server_label": "s", "output": "sun"}], ['call f {"x":1}', "tool sun"]),
+    "neither": ([{**MCP, "output": None, "error": None}], ['call f {"x":1}', "tool "]),
+    "nothing said of it": ([MCP], ['call f {"x":1}', "tool "]),
+    "empty output": ([{**MCP, "output": ""}], ['call f {"x":1}', "tool "]),
+    "an object as output": ([{**MCP, "output": {"a": 1}}], ['call f {"x":1}', 'tool {"a":1}']),
+    "parts as output": ([{**MCP, "output": [{"type": "text", "text": "sun"}]}], ['call f {"x":1}', "tool sun"]),
+    "words as error": ([{**MCP, "error": "no"}], ['call f {"x":1}', "tool Error: no"]),
+    "error": ([{**MCP, "status": "failed", "error": FAILURE}], ['call f {"x":1}', "tool Error: no such city"]),
+    "http error": ([{**MCP, "error": {"type": "http_error", "code": 401, "message": "Who?"}}],
+                   ['call f {"x":1}', "tool Error: Who?"]),
+    "failed, without words": ([{**MCP, "status": "failed"}], ['call f {"x":1}', "tool Error: "]),
+    "cut off": ([{**MCP, "status": "incomplete"}], ['call f {"x":1}', f"tool {CUT}"]),
+    "still running": ([{**MCP, "status": "calling"}], ['call f {"x":1}', f"tool {CUT}"]),
+    "no id": ([{key: value for key, value in MCP.items() if key != "id"}], ['call f {"x":1}', "tool "]),
+    "arguments as an object": ([{**MCP, "arguments": {"x": 1}}], ['call f {"x":1}', "tool "]),
+    "no arguments": ([{**MCP, "arguments": None}], ["call f {}", "tool "]),
+    "two in a row": ([{**MCP, "output": "1"}, {**MCP, "id": "mcp_2", "output": "2"}],
+                     ['call f {"x":1}', "tool 1", 'call f {"x":1}', "tool 2"]),
+    "the same id twice": ([{**MCP, "output": "1"}, {**MCP, "output": "2"}],
+                          ['call f {"x":1}', "tool 1", 'call f {"x":1}', "tool 2"]),
+    "beside a call of the client": (
+        [{**MCP, "output": "1"}, {"type": "function_call", "call_id": "c", "name": "g", "arguments": "{}"},
+         {"type": "function_call_output", "call_id": "c", "output": "2"}],
+        ['call f {"x":1}', "tool 1", "call g {}", "tool 2"],
+    ),
+    "behind a call that the client left": (
+        [{"type": "function_call", "call_id": "c", "name": "g", "arguments": "{}"}, {**MCP, "output": "1"}],
+        ["call g {}", 'call f {"x":1}', "tool 1", f"tool {NO}"],
+    ),
+    "tools listed": ([LISTED, {**MCP, "output": "sun"}], ['call f {"x":1}', "tool sun"]),
+    "asked for": ([ASKED], ["call f {}", f"tool {NO}"]),
+    "allowed": ([ASKED, ALLOWED], ["call f {}", f"tool {NO}"]),
+    "allowed, and done": ([ASKED, ALLOWED, {**MCP, "approval_request_id": "mcpr_1", "output": "sun"}],
+                          ['call f {"x":1}', "tool sun"]),
+    "denied": ([ASKED, DENIED], ["call f {}", f"tool Error: {NOT_ALLOWED}"]),
+    "denied for a reason": ([ASKED, {**DENIED, "reason": "Too dear."}],
+                            ["call f {}", f"tool Error: {NOT_ALLOWED} Too dear."]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize(("items", "wanted"), HISTORIES.values(), ids=HISTORIES)
+async def test_calls_of_others_in_a_history(items: list[Json], wanted: list[str], text: bool) -> None:
+    """What was carried out is told as that, and what came of it; with an answer behind it, or cut off before one."""
+    notes = Notes()
+    said = [{"role": "assistant", "content": "So."}] if text else []
+    history = [{"role": "user", "content": "one"}, *items, *said, {"role": "user", "content": "two"}]
+    async with chatting(None, notes) as chat:
+        answer = await chat.driver.request("POST", "/v1/responses", json={"input": history})
+        assert answer.status == 200, answer.json()
+
+    assert ["user one", *wanted, *(["assistant So."] if text else []), "user two"] == notes.told
+
+
+@pytest.mark.parametrize("name", ["output", "neither", "error", "cut off", "two in a row"])
+async def test_calls_of_others_behind_the_question(name: str) -> None:
+    """The answer had begun with them: they are told, and it goes on behind them."""
+    items, wanted = HISTORIES[name]
+    notes = Notes()
+    async with chatting(None, notes) as chat:
+        asked = {"input": [{"role": "user", "content": "one"}, *items]}
+        answer = await chat.driver.request("POST", "/v1/responses", json=asked)
+        assert answer.status == 200, answer.json()
+
+    assert ["user one", *wanted] == notes.told
+
+
+# What we said ourselves -----------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """An agent that runs tools, or is told what came of that.
+
+    Attributes:
+        told: see ``Notes``.
+        running: a tool is.
+    """
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.running = asyncio.Event()
+
+    async def __call__(self, turn: Turn) -> AsyncIterator[Any]:
+        match turn.message.text:
+            case "work":
+                yield "Let me see. "
+                yield ToolCall("a", "f")
+                yield ToolArguments("a", '{"x":1}')
+                yield ToolCall("b", "g", "{}", by="provider")
+                yield ToolStarted("a")
+                yield ToolResult("b", "no", success=False)
+                yield ToolResult("a", {"sun": True})
+                yield "Sun."
+            case "hang" | "ask":
+                yield ToolCall("a", "f", "{}")
+                if turn.message.text == "ask":
+                    self.running.set()
+                    await turn.ask_permission("f", "May I?", call="a")
+                yield ToolStarted("a")
+                self.running.set()
+                await asyncio.Event().wait()
+            case "break":
+                yield ToolCall("a", "f", "{}")
+                raise RuntimeError("It broke.")
+            case _:
+                self.told = short(conversation(turn))
+                yield "ok"
+
+
+async def respond(chat: Chat, input: Any, **fields: Any) -> Json:
+    answer = await chat.driver.request("POST", "/v1/responses", json={"input": input, **fields})
+    assert answer.status == 200, answer.json()
+    response: Json = answer.json()
+    return response
+
+
+async def test_what_we_ran_comes_back_as_what_it_is() -> None:
+    """In the items of the response, by its id, or in its conversation: the same is told. No client runs any of it."""
+    worker = Worker()
+    async with chatting(None, worker) as chat:
+        first = await respond(chat, "work")
+        assert {item["type"] for item in first["output"]} == {"message", "mcp_call"}
+        told = []
+        for more in ({"previous_response_id": first["id"]}, {"conversation": first["conversation"]["id"]}):
+            await respond(chat, "And?", **more)
+            told.append(worker.told[: worker.told.index("user And?")])
+        question = [{"role": "user", "content": "work"}]
+        await respond(chat, [*question, *first["output"], {"role": "user", "content": "And?"}])
+        told.append(worker.told[: worker.told.index("user And?")])
+
+    together = ["assistant Let me see. ", 'call f {"x":1}', "call g {}", 'tool {"sun":true}', "tool Error: no"]
+    assert told[:2] == [["user work", *together, "assistant Sun."]] * 2
+    apart = ["assistant Let me see. ", 'call f {"x":1}', 'tool {"sun":true}', "call g {}", "tool Error: no"]
+    assert told[2] == ["user work", *apart, "assistant Sun."]
+
+
+@pytest.mark.parametrize(
+    ("agent", "shown"),
+    [
+        ("ai/5.0.277 ai-sdk/provider-utils/3.0.1 runtime/node.js/22 ai-sdk/openai/2.0.131", False),
+        ("ai-sdk/openai/1.3.24", False),
+        ("ai-sdk/azure/2.0.1", False),
+        ("ai-sdk/openai/3.0.141", True),
+        ("ai-sdk/openai/20.1.0", True),
+        ("OpenAI/Python 3.52.0", True),
+        ("", True),
+    ],
+)
+async def test_who_knows_no_such_item_is_shown_none(agent: str, shown: bool) -> None:
+    """The AI SDK 5 fails at a whole response with a type of item that is not in its list, and at nothing else."""
+    async with chatting(None, Worker()) as chat:
+        headers = {"user-agent": agent}
+        answer = await chat.driver.request("POST", "/v1/responses", json={"input": "work"}, headers=headers)
+        kept = await chat.driver.request("GET", f"/v1/responses/{answer.json()['id']}", headers=headers)
+
+    for each, wanted in ((answer, shown), (kept, True)):
+        assert ("mcp_call" in {item["type"] for item in each.json()["output"]}) == wanted
+    assert answer.json()["output"][-1]["content"][0]["text"] == "Sun."
+
+
+@pytest.mark.parametrize("how", ["hang", "ask", "break"])
+@pytest.mark.parametrize("way", ["previous", "items"])
+async def test_a_call_that_was_interrupted_is_nobody_s(how: str, way: str) -> None:
+    """Its run was stopped, or failed: no client is asked to run it, and the model is not told that it did nothing."""
+    worker = Worker()
+    async with chatting(None, worker) as chat:
+        begun = await respond(chat, how, background=True)
+        if how != "break":
+            async with asyncio.timeout(30):
+                await worker.running.wait()
+            await chat.driver.request("POST", f"/v1/responses/{begun['id']}/cancel")
+        await chat.driver.request("GET", f"/v1/responses/{begun['id']}?stream=true")  # until its end
+        first = (await chat.driver.request("GET", f"/v1/responses/{begun['id']}")).json()
+        (item,) = first["output"]
+        assert (item["type"], item["status"], item["output"]) == ("mcp_call", "incomplete", None)
+        fields = {"previous_response_id": first["id"]} if way == "previous" else {}
+        said = [] if way == "previous" else [{"role": "user", "content": how}, *first["output"]]
+        await respond(chat, [*said, {"role": "user", "content": "And?"}], **fields)
+
+    assert worker.told[:2] == [f"user {how}", "call f {}"]
+    assert NOT_CARRIED_OUT not in "".join(worker.told)
+    assert worker.told[2] in (f"tool {CUT}", "tool Error: The run ended before this call had a result.")
