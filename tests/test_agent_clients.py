@@ -32,7 +32,10 @@ AI_SDK = {
 }
 FRAMEWORKS = ["openai-agents", "langchain", "pydantic-ai", "openai", "litellm"]
 NODE = [*(f"ai-sdk-{version}" for version in AI_SDK), "openai-node"]
-LEGATO = ["legato", "legato-background"]
+LEGATO = ["legato-chat", "legato-responses", "legato-background"]
+
+BLIND = ("ai-sdk-5", "pydantic-ai")
+"""Who does not send back what came of a call that was not its own."""
 
 SUNNY = '{"sun":true}'
 
@@ -80,7 +83,7 @@ def weather() -> Weather:
 
 @pytest.fixture(scope="module")
 def url(weather: Weather) -> Iterator[str]:
-    app = Legato()
+    app = Legato("memory:")
     app.agent(weather, name="weather")
     with serving(app) as address:
         yield address
@@ -117,7 +120,7 @@ def _legato(url: str) -> dict[str, dict[str, Any]]:
     """Another Legato, which asks as it asks any model."""
     seen: dict[str, dict[str, Any]] = {}
     for own in (False, True):
-        app, runs = Legato(), []
+        app, runs = Legato("memory:"), []
 
         @app.tool
         def clock() -> str:
@@ -146,9 +149,9 @@ def _legato(url: str) -> dict[str, dict[str, Any]]:
 CASES = [
     *(f"{client} {wire} {how} {own}"
       for client in (*FRAMEWORKS, *NODE) for wire in ("chat", "responses") for how in ("whole", "stream")
-      for own in ("none", "own")),
+      for own in ("none", "own") if not (client.startswith("ai-sdk") and wire == "responses")),
     *(f"{client} stream {own}"
-      for client in ("legato-chat", "legato-responses", "legato-background") for own in ("none", "own")),
+      for client in LEGATO for own in ("none", "own")),
 ]  # fmt: skip
 
 
@@ -167,5 +170,5 @@ def test_a_client_of_an_agent_with_a_tool(case: str, url: str, weather: Weather)
     assert not any(NOT_CARRIED_OUT in message["content"] for message in told)
     assert outputs.get("clock", "12:00") == "12:00"
     assert ("clock" in outputs) == own
-    if " chat " not in case:  # which has no form for it
+    if "chat" not in case and not case.startswith(BLIND):  # which have no form for it
         assert outputs["look"] == SUNNY
