@@ -161,6 +161,52 @@ def test_text_never_jumps(chat: Page) -> None:
     assert not [each["outside"] for each in seen if re.search(r"[#*`|\[\]]", each["outside"])]
 
 
+GROWING = """- One *item*
+- and another one
+
+```js
+const line = `${"and so on ".repeat(3)} which is so long a line that nobody sees its end without scrolling to the side`;
+""" + "".join(f"let value{number} = {number}; // and more\n" for number in range(40))
+
+
+def test_a_growing_block_leaves_its_reader_alone(chat: Page) -> None:
+    """A selection, the focus and the place on the side are the reader's, however often the block is set again."""
+    chat.locator("#message").fill(GROWING)
+    chat.locator("#message").press("Enter")
+    block = chat.locator(".prose pre")
+    expect(block).to_contain_text("let value3 ", timeout=20_000)
+    chat.evaluate("""() => {
+        const pre = document.querySelector('legato-chat').shadowRoot.querySelector('.prose pre');
+        const copy = pre.closest('.code').querySelector('button');
+        const words = [...pre.querySelectorAll('span')].find(each => each.textContent.includes('line'));
+        window.kept = {pre, copy, words, changes: 0};
+        getSelection().setBaseAndExtent(words.firstChild, 0, words.firstChild, words.firstChild.length);
+        pre.scrollLeft = 50;
+        copy.focus();
+        copy.dispatchEvent(new PointerEvent('pointerdown', {bubbles: true, composed: true}));
+        const all = {childList: true, subtree: true, characterData: true};
+        new MutationObserver(found => (kept.changes += found.length)).observe(pre, all);
+    }""")
+    expect(block).to_contain_text("let value30 ", timeout=20_000)
+    seen = chat.evaluate("""() => {
+        const {pre, copy, words, changes} = window.kept;
+        return {
+            same: pre.isConnected && copy.isConnected && words.isConnected,
+            focus: pre.getRootNode().activeElement === copy,
+            left: pre.scrollLeft,
+            selected: getSelection().anchorNode === words.firstChild && getSelection().toString(),
+            changes,
+        };
+    }""")
+    wait_for_end(chat)
+
+    assert seen["changes"] > 10
+    assert (seen["same"], seen["focus"], seen["left"]) == (True, True, 50)
+    assert "line" in seen["selected"]
+    assert chat.evaluate("kept.pre.isConnected && kept.pre.scrollLeft === 50")  # at the end as well
+    assert chat.evaluate("kept.copy.getRootNode().activeElement === kept.copy")
+
+
 def test_a_long_answer_is_not_slowed(chat: Page) -> None:
     """Finished blocks stay the same elements; and little is asked of the server beside the stream."""
     requests: list[str] = []
@@ -225,9 +271,8 @@ def test_what_models_write_looks_the_same_after_a_reload(chat: Page, shoot: Call
 
 def test_a_huge_answer_is_the_same_after_a_reload(chat: Page) -> None:
     """450,000 characters at once: all of it is Markdown, then and later."""
+    send(chat, "/huge")
     for _ in range(2):
-        if chat.locator(".prose").count() == 0:
-            send(chat, "/huge")
         wait_for_end(chat)
         expect(chat.locator(".prose > p strong")).to_have_count(2_000, timeout=60_000)
         expect(chat.locator(".prose > .plain")).to_have_text("")

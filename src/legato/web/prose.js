@@ -1,7 +1,8 @@
 /**
  * A text that grows, as Markdown. The server makes HTML of it, beside the stream: blocks that are finished are set once
  * and stay; the last one is set again a few times a second, and the words that came since are added to it as they are,
- * up to the first sign that may be a marker. So text comes at once, and never changes its place or its looks.
+ * up to the first sign that may be a marker. So text comes at once, and never changes its place or its looks. What is set
+ * again is changed only where it differs: a selection, the focus and how far code is scrolled are the reader's.
  *
  * This is the only place where HTML is put into the page, and it takes only what the server's sanitizer has passed.
  */
@@ -93,11 +94,47 @@ function fragment(html) {
   return template.content;
 }
 
+/** @param {Node} old @param {Node} made */
+const alike = (old, made) => old.nodeName === made.nodeName && (made.nodeName !== "DIV" || /** @type {Element} */ (old).className === /** @type {Element} */ (made).className);
+
+/** Make what `parent` has from `at` up to `end` into `made`, and keep each node that can stay. @param {Node} parent @param {Node | null} at @param {Node | null} end @param {Node} made */
+function patch(parent, at, end, made) {
+  for (const node of [...made.childNodes]) {
+    if (at === null || at === end || !alike(at, node)) {
+      parent.insertBefore(node, at);
+      continue;
+    }
+    const next = at.nextSibling;
+    if (at instanceof CharacterData) rewrite(at, /** @type {CharacterData} */ (node).data);
+    else if (at instanceof Element && at.localName !== "button") {
+      const [old, wanted] = [at, /** @type {Element} */ (node)];
+      for (const name of old.getAttributeNames()) if (!wanted.hasAttribute(name)) old.removeAttribute(name);
+      for (const { name, value } of wanted.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+      patch(old, old.firstChild, null, wanted);
+    }
+    at = next;
+  }
+  while (at !== null && at !== end) {
+    const next = at.nextSibling;
+    parent.removeChild(at);
+    at = next;
+  }
+}
+
+/** Adding to a text, or cutting its end, leaves alone what is selected in it. @param {CharacterData} node @param {string} text */
+function rewrite(node, text) {
+  const { data } = node;
+  if (text.startsWith(data)) node.appendData(text.slice(data.length));
+  else if (data.startsWith(text)) node.deleteData(text.length, data.length - text.length);
+  else node.data = text;
+}
+
 export class Prose {
   #text = "";
   #ended = false;
   #begin = 0; // where the unfinished rest begins
-  #set = ""; // of the rest, what the tail shows as HTML
+  #set = ""; // of the rest, what is shown as HTML
+  /** @type {ChildNode | null} */ #finished = null; // the last block that stays
   #settled = false;
   #stuck = -1; // where a block begins that is too long
   #busy = false;
@@ -105,7 +142,6 @@ export class Prose {
   #slow = false;
   /** @type {HTMLElement | null} */ #fresh = null;
   /** @type {number | undefined} */ #timer;
-  #tail = h("div", { class: "tail" });
   #plain = h("div", { class: "plain" });
   #typesetter;
   #decorate;
@@ -119,7 +155,7 @@ export class Prose {
     this.element = element;
     this.#typesetter = typesetter;
     this.#decorate = decorate;
-    element.append(this.#tail, this.#plain);
+    element.append(this.#plain);
   }
 
   /** @param {string} text all of it @param {boolean} ended nothing follows */
@@ -137,8 +173,8 @@ export class Prose {
   }
 
   #restart() {
-    this.element.replaceChildren(this.#tail, this.#plain);
-    this.#tail.replaceChildren();
+    this.element.replaceChildren(this.#plain);
+    this.#finished = null;
     this.#begin = 0;
     this.#stuck = -1;
     this.#set = "";
@@ -213,34 +249,43 @@ export class Prose {
     const lines = lineStarts(rest);
     let finished = Math.max(blocks.length - 1, 0);
     while (finished > 0 && blocks[finished].line >= lines.length - 1) finished -= 1;
-    for (const { html } of blocks.slice(0, finished)) this.#tail.before(this.#made(html));
+    const stays = this.#put(blocks, finished);
     const kept = finished > 0 ? lines[blocks[finished].line] : 0;
     this.#begin += kept;
     this.#set = rest.slice(kept);
-    this.#tail.replaceChildren(...blocks.slice(finished).map(({ html }) => this.#made(html)));
-    this.#fresh = this.#tail.querySelector(".fresh");
+    this.#finished = stays;
+    this.#fresh = this.element.querySelector(".fresh");
     this.#show();
   }
 
   /** @param {Block[]} blocks @param {boolean} [anew] of the whole text */
   #settle(blocks, anew = false) {
-    if (anew) this.#restart();
-    for (const { html } of blocks) this.#tail.before(this.#made(html));
+    if (anew) this.#finished = null;
+    this.#put(blocks, 0);
     this.#settled = true;
-    this.#tail.replaceChildren();
     this.#plain.textContent = "";
     this.#busily(false);
+  }
+
+  /** Put blocks behind those that stay; the last node of the first so many of them. @param {Block[]} blocks @param {number} many */
+  #put(blocks, many) {
+    const all = document.createDocumentFragment();
+    let [nodes, stay] = [0, 0];
+    blocks.forEach(({ html }, at) => {
+      const block = fragment(html);
+      this.#decorate(block);
+      nodes += block.childNodes.length;
+      if (at < many) stay = nodes;
+      all.append(block);
+    });
+    patch(this.element, this.#finished === null ? this.element.firstChild : this.#finished.nextSibling, this.#plain, all);
+    let last = this.#finished;
+    for (; stay > 0; stay -= 1) last = /** @type {ChildNode | null} */ (last === null ? this.element.firstChild : last.nextSibling);
+    return last;
   }
 
   /** @param {boolean} busy */
   #busily(busy) {
     this.element.setAttribute("aria-busy", String(busy));
-  }
-
-  /** @param {string} html */
-  #made(html) {
-    const block = fragment(html);
-    this.#decorate(block);
-    return block;
   }
 }
