@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from driving import Chat, Gate, chatting, data, decoded, echo, ends, logged, named, reason
 from legato.agent import Turn
-from legato.errors import AgentError, InvalidInput, StoreFull
+from legato.caller import Caller
+from legato.errors import AgentError, InvalidInput, StoreBusy, StoreFull
 from legato.execution import Limits
 from legato.part import Usage
 from legato.server.app import Legato
@@ -981,3 +983,48 @@ async def test_a_message_that_waits_when_the_server_stops_is_no_5xx() -> None:
         gate.close()
         await stopping
         assert reason(await asking) == (409, "bad_request", "conflict")
+
+
+# A browser's EventSource ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "accept", "method", "comes_back"),
+    [
+        ("/stream?sessionId={s}", "text/event-stream", "GET", True),
+        ("/stream?sessionId={s}&client=legato&from=start", "text/event-stream", "GET", True),
+        ("/stream?sessionId={s}", "*/*", "GET", False),
+        ("/stream?sessionId={s}", "text/event-stream, */*", "GET", False),
+        ("/stream?sessionId={s}", "application/json", "GET", False),
+        ("/stream?sessionId={s}", "text/event-stream", "HEAD", False),
+        ("/api/sessions", "text/event-stream", "GET", False),
+        ("/v1/responses/r?stream=true", "text/event-stream", "GET", False),
+        ("/v1/responses", "text/event-stream", "POST", False),
+        ("/stream/{s}/message", "text/event-stream", "POST", False),
+    ],
+)
+@pytest.mark.parametrize("trouble", ["stopped", "busy"])
+async def test_an_eventsource_is_not_told_what_it_would_give_up_at(
+    target: str, accept: str, method: str, comes_back: bool, trouble: str
+) -> None:
+    """It gives up for good at any status but 200. All others hear what is the matter, and when to come back."""
+    troubled = False
+
+    def identify(scope: Any) -> Caller:
+        if troubled:
+            raise StoreBusy("Another program has the file.")
+        return Caller("")
+
+    async with chatting(identify=identify) as chat:
+        target = target.replace("{s}", chat.session)
+        if trouble == "stopped":
+            await chat.app.stop()
+        troubled = True
+        body = b'{"input": "a", "content": "a"}' if method == "POST" else b""
+        answer = await chat.driver.request(method, target, headers={"accept": accept}, body=body)
+        if comes_back:
+            assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+            assert re.fullmatch(r"retry: [1-3]\d{3}\n\n", answer.text)
+        else:
+            assert answer.status == 503
+            assert int(answer.headers["retry-after"]) > 0

@@ -21,7 +21,7 @@ from ..sse import HEARTBEAT
 from .crowd import Line
 from .life import Life
 from .operation import RETRY_AFTER, Absence, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
-from .reply import Body, Follow, Reply
+from .reply import Body, Follow, Reply, come_back
 from .request import INCARNATION, Request
 from .stream import ASGISink, Pump
 from .traffic import SMALL, BudgetSpent, Held, Traffic
@@ -152,6 +152,8 @@ class Adaptor:
             why = life.why if isinstance(life, Absence) else ApplicationStopped()
             if isinstance(life, Absence) and operation.without_life is not None:
                 await respond(operation.without_life(life))(scope, receive, send)
+            elif _comes_back(operation, scope):
+                await _have_come_back(ASGISink(receive, send))
             else:
                 await send_body(dialect.refuse(why), why, scope, receive, send)
             return True
@@ -181,6 +183,9 @@ class Adaptor:
                 await send_body(dialect.refuse(internal), None, scope, receive, send)
                 raise  # for the server's log
             if isinstance(made, Body):
+                if made.status == 503 and _comes_back(operation, scope):
+                    await _have_come_back(ASGISink(receive, send))
+                    return
                 response = _response(made, error, scope)
                 del made  # the text stands for it from here on
                 error = None  # by its traceback it knows this frame, and what there was of a body
@@ -261,6 +266,20 @@ class Adaptor:
             # has an encoding, be it none, is compressed by nobody; HTTP would rather have no such field.
             head.append((b"content-encoding", b"identity"))
         return pump, head
+
+
+def _comes_back(operation: Operation, scope: Scope) -> bool:
+    """Whether who asks may be a browser's ``EventSource``, which gives up for good at any status but 200, and comes
+    back to a stream that has ended. Where a stream's end is taken for an answer's, nobody is told of one."""
+    if operation.method != "GET" or operation.stream is None or not operation.stream.reset:
+        return False
+    return scope["method"] == "GET" and (b"accept", b"text/event-stream") in scope["headers"]
+
+
+async def _have_come_back(sink: ASGISink) -> None:
+    await sink.start(())
+    await sink.write(b"retry: %d\n\n" % come_back())
+    await sink.finish()
 
 
 class WholeResponse(Response):
