@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import unquote
 
 import click
 
@@ -34,8 +35,17 @@ def backup(file: Path, store: str) -> None:
     """
     from ..store.sqlite_backup import backup as copy
 
-    kind, _, path = store.partition("?")[0].partition(":///")
-    if kind != "sqlite" or not path:
-        raise Misuse(f"only a store of the form sqlite:///FILE can be backed up, got {store!r}")
-    size = copy(Path(path), file)
+    size = copy(file_of(store), file)
     click.echo(f"{file}: {size:,} bytes")
+
+
+def file_of(store: str) -> Path:
+    """The file of a store's URL.
+
+    Raises:
+        Misuse: it has none.
+    """
+    kind, _, path = store.partition("?")[0].partition(":///")
+    if kind.lower() != "sqlite" or not path:
+        raise Misuse(f"this is for a store of the form sqlite:///FILE, got {store!r}")
+    return Path(unquote(path))

@@ -468,7 +468,7 @@ def prepare(connection: apsw.Connection, path: str, durability: str, incarnation
         StoreVersion: the file is newer than this program.
         StoreError: it is another program's.
     """
-    version = _check_version(connection, path)
+    version = check_version(connection, path)
     connection.pragma("auto_vacuum", INCREMENTAL)  # it counts while nothing is in the file yet, or once it is rewritten
     if connection.pragma("journal_mode", "wal") != "wal":
         raise StoreError(
@@ -526,8 +526,7 @@ def _can_shrink(connection: apsw.Connection, path: str) -> bool:
         return bool(connection.pragma("auto_vacuum") == INCREMENTAL)
     logger.warning(
         "%s was made by an older version: it does not grow smaller when sessions are deleted, and may keep words of "
-        "theirs. While no server has it open, run: sqlite3 FILE 'PRAGMA secure_delete = 1; PRAGMA auto_vacuum = 2; "
-        "VACUUM;'",
+        "theirs. While no server has it open, run: legato gc",
         path,
     )
     return False
@@ -567,7 +566,13 @@ def transaction(connection: apsw.Connection) -> Iterator[None]:
         raise
 
 
-def _check_version(connection: apsw.Connection, path: str) -> int:
+def check_version(connection: apsw.Connection, path: str) -> int:
+    """The version of the file's schema; 0 of an empty file.
+
+    Raises:
+        StoreVersion: the file is newer than this program.
+        StoreError: it is another program's.
+    """
     version = int(connection.pragma("user_version") or 0)
     empty = value(connection, "SELECT count(*) FROM sqlite_schema") == 0
     if not empty and connection.pragma("application_id") != APPLICATION_ID:
