@@ -350,9 +350,9 @@ def test_taken_port(start: Start, url: str, folder: Path) -> None:
 
 
 def test_second_server_on_the_same_store(url: str, folder: Path) -> None:
-    """A store that another server has open is refused, in one line."""
+    """A store that another server has open is refused, in one line, by who does not wait for it."""
     store = f"sqlite:///{folder}/shared.db"
-    result = run("serve", str(folder / "agents.py"), "--port", "0", "--store", store)
+    result = run("serve", str(folder / "agents.py"), "--port", "0", "--store", store, "--wait", "0")
     assert result.returncode == 1
     assert result.stdout == ""
     assert re.fullmatch(r"legato: .*shared\.db.*another.*\n", result.stderr)

@@ -200,8 +200,8 @@ def serve(
         if "in use" not in exc.message:
             raise
         advice = (
-            "Perhaps a server runs there already; --port takes another, --port 0 a free one, and --wait 30 waits until "
-            "it has stopped."
+            "Perhaps a server runs there already (--wait 30 waits for its end); --port takes another, and --port 0 a "
+            "free one."
         )
         if "store" not in given:
             advice += " Two servers need two stores, too: --store sqlite:///other.db, or memory:."
