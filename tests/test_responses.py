@@ -38,6 +38,8 @@ WORDS = st.sampled_from(
         "type", "role", "content", "text", "refusal", "summary", "output", "call_id", "name",
         "arguments", "input", "tool_calls", "function", "id", "tool_call_id", "user", "assistant",
         "system", "tool", "message", "function_call", "function_call_output", "reasoning", "input_text", "input_image",
+        "mcp_call", "mcp_approval_request", "mcp_approval_response", "approval_request_id", "approve", "error",
+        "server_label", "status", "by", "success",
     ]
 )  # fmt: skip
 ENDINGS: dict[str, dict[str, Any]] = {

@@ -171,7 +171,7 @@ async def _search(turn: Turn, library: Library, question: str) -> AsyncIterator[
     listed = ", ".join(words)
     async for item in _think(f"I will search the documentation for: {listed}."):
         yield item
-    yield ToolCall("search_1", "SearchDocs")
+    yield ToolCall("search_1", "SearchDocs", by="server")
     for piece in pieces(json.dumps({"query": " ".join(words), "limit": QUOTED}, ensure_ascii=False)):
         yield ToolArguments("search_1", piece)
     yield ToolStarted("search_1", progress=f"Searching {library.folder.name} for {listed}")
@@ -239,7 +239,7 @@ async def _nothing(library: Library, words: list[str]) -> str:
 
 
 async def _permission(turn: Turn, library: Library, argument: str) -> AsyncIterator[Yielded]:
-    yield ToolCall("write_1", "PretendToWrite", json.dumps({"path": "notes.txt"}))
+    yield ToolCall("write_1", "PretendToWrite", json.dumps({"path": "notes.txt"}), by="server")
     question = "May the guide pretend to write notes.txt? Nothing is written either way."
     granted = await turn.ask_permission("PretendToWrite", question, action="write", path="notes.txt")
     if granted:
@@ -286,8 +286,8 @@ async def _fail(turn: Turn, library: Library, argument: str) -> AsyncIterator[Yi
 async def _tools(turn: Turn, library: Library, argument: str) -> AsyncIterator[Yielded]:
     async for item in _think("Two things to find out. They do not depend on each other, so I call both tools at once."):
         yield item
-    yield ToolCall("list_1", "ListDocs")
-    yield ToolCall("count_2", "CountWords")
+    yield ToolCall("list_1", "ListDocs", by="server")
+    yield ToolCall("count_2", "CountWords", by="server")
     for number, piece in enumerate(pieces('{"folder": "documents"}')):
         yield ToolArguments("list_1", piece)
         yield ToolArguments("count_2", '{"unit": "word"}' if number == 0 else "")

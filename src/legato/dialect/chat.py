@@ -134,11 +134,13 @@ class ChatEncoder:
         message["refusal"] = texts["refusal"] or None
         if texts["reasoning_content"]:
             message["reasoning_content"] = texts["reasoning_content"]
-        if self._calls:
-            message["tool_calls"] = [
-                {"id": id, "type": "function", "function": {"name": call.name, "arguments": "".join(call.arguments)}}
-                for id, call in self._calls.items()
-            ]
+        calls = [
+            {"id": id, "type": "function", "function": {"name": call.name, "arguments": "".join(call.arguments)}}
+            for id, call in self._calls.items()
+            if not call.answered  # else its client would run it once more
+        ]
+        if calls:
+            message["tool_calls"] = calls
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._finish}
         return {**self._about("chat.completion"), "choices": [choice], "usage": self._usage}
 

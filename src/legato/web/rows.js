@@ -349,7 +349,7 @@ export function summary({ type, data }) {
   if (type === "run.completed") return `${data.finish_reason}${data.usage?.output_tokens ? `, ${data.usage.output_tokens} tokens` : ""}`;
   if (type === "run.failed") return `${data.code}: ${data.message}`;
   if (type === "run.started") return `${data.agent}, attempt ${data.attempt}`;
-  if (type.startsWith("tool")) return [data.name, data.progress, data.arguments, data.success === false ? "failed" : "", data.output === undefined ? "" : JSON.stringify(data.output)].filter(Boolean).join(" · ").slice(0, 300);
+  if (type.startsWith("tool")) return [data.name, data.by && data.by !== "server" ? `run by the ${data.by}` : "", data.progress, data.arguments, data.success === false ? "failed" : "", data.output === undefined ? "" : JSON.stringify(data.output)].filter(Boolean).join(" · ").slice(0, 300);
   if (type === "permission.requested") return `${data.tool}: ${data.description}`;
   if (type === "permission.resolved") return `${data.granted ? "granted" : "denied"} by ${data.by}`;
   if (type === "notification.created") return data.title || data.message;
