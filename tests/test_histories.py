@@ -25,6 +25,7 @@ ANSWERS = {
     "messages": sse(ANTHROPIC_TEXT),
     "responses": sse(TEXT_EVENTS),
 }
+PNG = "data:image/png;base64,AA=="
 GONE = f"Error: {NOT_CARRIED_OUT}"
 
 # A history in short: "u one" is the user's, "a" the assistant's, "s" instructions, "r" reasoning, "c x" a call of id x,
@@ -40,7 +41,7 @@ def items(history: Words) -> list[Json]:
             {
                 "u": {"type": "message", "role": "user", "content": text},
                 "i": {"role": "user", "content": [{"type": "input_text", "text": text},
-                                                  {"type": "input_image", "image_url": "data:,", "detail": "auto"}]},
+                                                  {"type": "input_image", "image_url": PNG, "detail": "auto"}]},
                 "a": {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]},
                 "s": {"role": "developer", "content": text},
                 "r": {"type": "reasoning", "id": "rs", "summary": [{"type": "summary_text", "text": text}]},
@@ -64,7 +65,7 @@ def messages(history: Words) -> list[Json]:
                 {
                     "u": {"role": "user", "content": text},
                     "i": {"role": "user", "content": [{"type": "text", "text": text},
-                                                      {"type": "image_url", "image_url": {"url": "data:,"}}]},
+                                                      {"type": "image_url", "image_url": {"url": PNG}}]},
                     "a": {"role": "assistant", "content": text},
                     "s": {"role": "system", "content": text},
                     "c": {"role": "assistant", "content": None, "tool_calls": [call]},
@@ -166,6 +167,7 @@ HISTORIES: dict[str, tuple[Words, Words | None]] = {
     "an output before its call": (
         ["u 1", "o x 9", "c x", "o x 1", "a A", "u 2"], ["u 1", "u 9", "c x", "o x 1", "a A", "u 2"],
     ),
+    "a call without output at the end": (["u 1", "c x"], ["u 1", "c x", f"o x {GONE}"]),
     "the answer begins": (["u 1", "a A", "u 2", "a It is"], None),
     "the answer begins behind an output": (["u 1", "c x", "o x 1", "a It is"], None),
     "the answer begins twice": (["u 1", "a It", "a is"], None),
@@ -322,11 +324,11 @@ NOTHING: list[tuple[str, Json, str]] = [
     ("v1/chat/completions", {"messages": []}, "messages"),
     ("v1/chat/completions", {"messages": [{"role": "user", "content": " "}]}, "messages"),
     ("v1/chat/completions", {"messages": [{"role": "assistant", "content": "I"}]}, "messages"),
-    ("v1/chat/completions", {"messages": messages(["u 1", "c x"])}, "messages"),
+    ("v1/chat/completions", {"messages": messages(["a A", "c x"])}, "messages"),
     ("v1/responses", {"input": []}, "input"),
     ("v1/responses", {"input": ""}, "input"),
     ("v1/responses", {"input": items(["a A"])}, "input"),
-    ("v1/responses", {"input": items(["u 1", "a A", "c x"])}, "input"),
+    ("v1/responses", {"input": items(["a A", "c x"])}, "input"),
 ]
 
 

@@ -67,7 +67,7 @@ INPUTS: dict[str, Callable[[int], list[JsonObject]]] = {
     "parts that are no text": lambda n: [{"role": "user", "content": [{"type": "input_image"}] * n}],
     "parts of an output": lambda n: [call("a"), output("a") | {"output": [{"text": "a"}] * n}, DONE],
     "fields of an item": lambda n: [{"role": "user", "content": "a", **{f"k{i}": i for i in range(n)}}],
-    "items of no kind": lambda n: [{}] * n,
+    "items of no kind": lambda n: [{"type": "web_search_call"}] * n,
 }
 CHATS: dict[str, Callable[[int], list[JsonObject]]] = {
     "calls of one message": lambda n: [
@@ -148,7 +148,8 @@ async def test_a_large_body_holds_no_one_up(path: str, kind: str, store: str, tm
     What is one event of the log is settled, stored and read aside. Many are given to the store at once, so there is a
     bound of them, and each costs the loop some calls. And of what is not large, each item does.
     """
-    most = 60_000 if kind in ("turns", "users before an answer", "items of no kind") else 15_000
+    events = ("turns", "users before an answer", "answers", "refusals", "what came of no call")
+    most = 60_000 if kind in events else 15_000
 
     async def agent(turn: object) -> str:
         return "x"
@@ -166,16 +167,16 @@ async def test_a_large_body_holds_no_one_up(path: str, kind: str, store: str, tm
 # Calls and what came of them ------------------------------------------------------------------------------------------
 
 
-def test_what_came_of_a_call_is_the_last_that_was_said_after_it() -> None:
-    """Of several calls of one id, an output is that of all before it; one that is repeated counts."""
-    items = [call("a"), output("b", "none"), call("a"), output("a", "1"), call("b"), output("a", "2"), call("a"), DONE]
+def test_what_came_of_a_call_is_of_the_newest_and_the_last_that_was_said() -> None:
+    """Of several calls of one id, an output is that of the newest step; one that is repeated counts."""
+    items = [call("a"), output("a", "0"), call("a"), output("a", "1"), call("b"), output("a", "2"), call("c"), DONE]
     asked = responses_api.prompt(Create(input=[*items, output("b", "late"), USER]))
     parts = [part for part in asked.earlier[0].parts or [] if isinstance(part, CallPart)]
-    assert [(part.id, part.output, part.done) for part in parts] == [
-        ("a", "2", True),
-        ("a", "2", True),
-        ("b", msgspec.UNSET, False),
-        ("a", msgspec.UNSET, False),
+    assert [(part.step, part.id, part.output, part.done) for part in parts] == [
+        (1, "a", "0", True),
+        (2, "a", "2", True),
+        (3, "b", msgspec.UNSET, False),
+        (3, "c", msgspec.UNSET, False),
     ]
 
 

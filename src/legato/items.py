@@ -22,17 +22,31 @@ DONE_BY_PROVIDER = (
     "file_search_call",
     "code_interpreter_call",
     "image_generation_call",
+    "tool_search_call",
+    "tool_search_output",
     "mcp_list_tools",
 )
 """Items of what the client's former provider did by itself. What came of it stands in the text behind it, and nobody
 else can do anything with it: they are left out."""
-CARRIED_OUT = ("function_call_output",)
-"""What came of a call."""
+CALLS = ("function_call", "custom_tool_call")
+"""What is called by the client."""
+OUTPUTS = ("function_call_output", "custom_tool_call_output")
+"""What came of such a call."""
 _APPROVALS = ("mcp_approval_request", "mcp_approval_response")
-_SAID = (*DONE_BY_PROVIDER, "function_call", "reasoning", "mcp_call", *_APPROVALS)
+_SAID = (*DONE_BY_PROVIDER, *CALLS, "reasoning", "mcp_call", *_APPROVALS)
 
-KNOWN = (*_SAID, *CARRIED_OUT, "message")
-"""The types of items that are taken."""
+KNOWN = ("message", *_SAID, *OUTPUTS)
+"""The types of items that are taken. Others would say something that no model is told: they are refused."""
+
+REFERENCE = "item_reference"
+"""The type of an item that stands for one that is kept."""
+
+TEXTS = ("input_text", "output_text", "text")
+"""Types of parts that are text."""
+GIVEN_PARTS = (*TEXTS, "input_image", "image_url", "input_file", "file", "input_audio")
+"""Types of parts that a user's message, or the output of a tool, may have."""
+SAID_PARTS = (*TEXTS, "refusal", "thinking", "redacted_thinking", "reasoning", "reasoning_text")
+"""Types of parts that the assistant's may have. What it thought is not told again."""
 
 
 OWN_LABEL = "legato"
@@ -106,12 +120,35 @@ def is_said(item: Item) -> bool:
 
 def is_output(item: Item) -> bool:
     """Whether an item is what came of a call."""
-    return item.get("type") in CARRIED_OUT
+    return item.get("type") in OUTPUTS
 
 
 def is_system(item: Item) -> bool:
     """Whether an item is an instruction."""
     return item.get("role") in SYSTEM
+
+
+def is_call(item: Item) -> bool:
+    """Whether an item is a call that the client makes."""
+    return item.get("type") in CALLS
+
+
+def is_reference(item: Item) -> bool:
+    """Whether an item stands for one that is kept; its type may be missing."""
+    return item.get("type") == REFERENCE or (item.keys() <= {"id", "type"} and "id" in item and not item.get("type"))
+
+
+def id_of(call: Item) -> str:
+    """The id of a call, or of the one that an output is of; "" if it has none."""
+    id = call.get("call_id")
+    return id if isinstance(id, str) else ""
+
+
+def arguments_of(call: Item) -> str:
+    """The arguments of a call as JSON text; the input of a custom tool is its only one."""
+    if call.get("type") == "custom_tool_call":
+        return msgspec.json.encode({"input": call.get("input")}).decode()
+    return str(call.get("arguments") or "")
 
 
 def leading(items: Sequence[Item]) -> int:

@@ -12,7 +12,18 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ..agent import Turn
-from ..items import INTERRUPTED, is_output, is_system, leading, present, said_in, spelled_out
+from ..items import (
+    INTERRUPTED,
+    arguments_of,
+    id_of,
+    is_call,
+    is_output,
+    is_system,
+    leading,
+    present,
+    said_in,
+    spelled_out,
+)
 from ..json import JsonObject
 from ..part import CallPart, Message, Opaque, Part, RefusalPart, TextPart, ThinkingPart
 
@@ -54,11 +65,10 @@ def asked(message: Message, *, instructed: bool = False) -> list[JsonObject]:
 
 def _item(item: JsonObject) -> list[JsonObject]:
     if is_output(item):
-        success = item.get("success") is not False
-        return [tool_output(str(item.get("call_id", "")), _words(item.get("output")), success=success)]
-    if item.get("type") == "function_call":
-        call = tool_call(str(item.get("call_id", "")), str(item.get("name", "")), str(item.get("arguments", "")))
-        return [{"role": "assistant", "content": None, "tool_calls": [call]}]
+        return [tool_output(id_of(item), _words(item.get("output")), success=item.get("success") is not False)]
+    if is_call(item):
+        called = tool_call(id_of(item), str(item.get("name") or ""), arguments_of(item))
+        return [{"role": "assistant", "content": None, "tool_calls": [called]}]
     content = item.get("content")
     if is_system(item) or item.get("role") == "assistant":
         role = "assistant" if item["role"] == "assistant" else "system"

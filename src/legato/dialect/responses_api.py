@@ -7,6 +7,7 @@ some clients send them; all become one user's text, what was said before it, and
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Annotated, Any, TypeVar
@@ -15,7 +16,26 @@ import msgspec
 
 from ..errors import Conflict, InvalidInput, LegatoError, NotFound, QueueFull
 from ..event import MessageCreated, SessionCreated
-from ..items import Item, is_output, is_said, is_system, leading, output_of, present, spelled_out, text_of
+from ..items import (
+    GIVEN_PARTS,
+    KNOWN,
+    OUTPUTS,
+    SAID_PARTS,
+    SYSTEM,
+    Item,
+    arguments_of,
+    id_of,
+    is_call,
+    is_output,
+    is_reference,
+    is_said,
+    is_system,
+    leading,
+    output_of,
+    present,
+    spelled_out,
+    text_of,
+)
 from ..json import LARGE, JsonObject, decode_in_pieces
 from ..part import CallPart, Part, RefusalPart, TextPart, ThinkingPart, check_depth
 from .common import SPOKEN, decode_json
@@ -92,14 +112,53 @@ def _last(**properties: JsonObject) -> JsonObject:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-_ASKED = _last(role={"const": "user"}, content=_SPOKEN)
+_ASKED = _last(role={"enum": ["user", *SYSTEM]}, content=_SPOKEN)
 _ANSWERABLE: JsonObject = {
-    "minItems": 1,
-    "contains": {"anyOf": [_ASKED, _last(type={"const": "function_call_output"}, output=_SPOKEN)]},
-    "description": "The last of them that is not the assistant's is what is answered: a user's message, or the output "
-    "of a tool.",
+    "description": "The last of them that is not the assistant's is what is answered: a user's message, the output of "
+    "a tool, or instructions. What the assistant says behind it begins the answer.",
 }
-"""For the document, of items: there is something to answer."""
+"""For the document, of items."""
+
+
+def _content(parts: Sequence[str]) -> JsonObject:
+    part = {"type": "object", "properties": {"type": {"enum": list(parts)}}, "required": ["type"]}
+    return {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": part}]}
+
+
+_MESSAGES: list[JsonObject] = [
+    {"properties": {"role": {"const": "assistant"}, "content": _content(SAID_PARTS)}, "required": ["role"]},
+    {"properties": {"role": {"enum": ["user", *SYSTEM]}, "content": _content(GIVEN_PARTS)}, "required": ["role"]},
+]
+_OTHERS = [kind for kind in KNOWN if kind != "message" and kind not in OUTPUTS]
+_KNOWN_ITEM: JsonObject = {
+    "description": "A message, or another item. An `item_reference` stands for one that is kept, by its `id`.",
+    "anyOf": [
+        *({**each, "properties": {**each["properties"], "type": {"const": "message"}}} for each in _MESSAGES),
+        {"properties": {"type": {"enum": _OTHERS}}, "required": ["type"]},
+        {"properties": {"type": {"enum": list(OUTPUTS)}, "output": _content(GIVEN_PARTS)}, "required": ["type"]},
+    ],
+}
+_KNOWN_MESSAGE: JsonObject = {
+    "anyOf": [
+        *_MESSAGES,
+        {"properties": {"role": {"enum": ["tool", "function"]}, "content": _content(GIVEN_PARTS)},
+         "required": ["role"]},
+    ],
+    "properties": {
+        "audio": {"type": "null"},
+        "tool_calls": {"items": {"type": "object", "properties": {"type": {"enum": ["function", "custom"]}}}},
+    },
+}  # fmt: skip
+_ANSWERABLE_ITEMS: JsonObject = {
+    **_ANSWERABLE,
+    "minItems": 1,  # none are taken, too, if there are `instructions`
+    "contains": {"anyOf": [_ASKED, _last(type={"enum": list(OUTPUTS)}, output=_SPOKEN)]},
+}
+_ANSWERABLE_MESSAGES: JsonObject = {
+    **_ANSWERABLE,
+    "minItems": 1,
+    "contains": {"anyOf": [_ASKED, _last(role={"enum": ["tool", "function"]}, content=_SPOKEN)]},
+}
 
 
 class Create(ResponseSettings, kw_only=True):
@@ -114,7 +173,10 @@ class Create(ResponseSettings, kw_only=True):
     model: str | None = None
     input: (
         Annotated[str, msgspec.Meta(extra_json_schema=SPOKEN)]
-        | Annotated[list[Item], msgspec.Meta(extra_json_schema=_ANSWERABLE)]
+        | Annotated[
+            list[Annotated[Item, msgspec.Meta(extra_json_schema=_KNOWN_ITEM)]],
+            msgspec.Meta(extra_json_schema=_ANSWERABLE_ITEMS),
+        ]
     )
     metadata: Metadata | None = None
     stream: bool | None = None
@@ -154,13 +216,10 @@ class CreateChat(msgspec.Struct, kw_only=True):
     """A request for a chat completion. Fields that are not named here are ignored."""
 
     messages: Annotated[
-        list[Item],
+        list[Annotated[Item, msgspec.Meta(extra_json_schema=_KNOWN_MESSAGE)]],
         msgspec.Meta(
             examples=[[{"role": "user", "content": "Hello"}]],
-            extra_json_schema={
-                **_ANSWERABLE,
-                "contains": {"anyOf": [_ASKED, _last(role={"const": "tool"}, content=_SPOKEN)]},
-            },
+            extra_json_schema=_ANSWERABLE_MESSAGES,
         ),
     ]
     model: str | None = None
@@ -244,9 +303,10 @@ def prompt(body: Create, field: str = "input") -> Prompt:
     instructions = "\n\n".join([*([body.instructions] if body.instructions else []), *system])
     rest = items[begun:]
     begin = present(rest)
-    text = _present_text(rest[begin:]) if rest else instructions
-    behind = next((place for place in range(len(rest), 0, -1) if not is_said(rest[place - 1])), 0)
-    if not text.strip() or any(item.get("type") == "function_call" for item in rest[behind:]):
+    text = _present_text(rest[begin:])
+    if not text.strip() and (system or not rest):
+        text = instructions
+    if not text.strip():
         raise BadRequest(f"{field} ends with nothing to be answered: no text, no output of a tool.", param=field)
     metadata: JsonObject = msgspec.to_builtins(ResponseSettings(**_settings(body)))
     if system:
@@ -311,7 +371,7 @@ class _Turn:
 
     def say(self, item: Item) -> CallPart | None:
         """Add an item of the assistant's; the call, if it is one."""
-        call = item.get("type") == "function_call"
+        call = is_call(item)
         if item.get("type") == "reasoning":
             self._thoughts += [text for _, text in _said(item.get("summary") or item.get("content"))]
             return None
@@ -323,9 +383,14 @@ class _Turn:
         if not call:
             self.parts += [kind(self.step, text) for kind, text in _said(item.get("content"))]
             return None
-        id, name, arguments = (str(item.get(field) or "") for field in ("call_id", "name", "arguments"))
         by = item.get("by")
-        made = CallPart(self.step, id, name, arguments, by=by if isinstance(by, str) else None)
+        made = CallPart(
+            self.step,
+            id_of(item),
+            str(item.get("name") or ""),
+            arguments_of(item),
+            by=by if isinstance(by, str) else None,
+        )
         self.parts.append(made)
         return made
 
@@ -348,6 +413,14 @@ class _Turn:
         return MessageCreated("", "assistant", text, self.parts or None)
 
 
+class _Calls:
+    """The calls of one id in one step: those of which nothing has come, and that of which something came last."""
+
+    def __init__(self, turn: _Turn, step: int) -> None:
+        self.turn, self.step, self.last = turn, step, 0
+        self.open: deque[int] = deque()
+
+
 def earlier(items: Iterable[Item]) -> list[MessageCreated]:
     """What was said before, as messages without ids."""
     return _Earlier(spelled_out(items)).messages()
@@ -361,7 +434,8 @@ class _Earlier:
 
     def __init__(self, items: Iterable[Item]) -> None:
         self._messages: list[MessageCreated | _Turn] = []
-        self._open: dict[str, list[tuple[_Turn, int]]] = {}  # by id: calls of which nothing has come yet
+        self._open: dict[str, list[_Calls]] = {}  # by id, those of each step
+        self._answered: dict[str, _Calls] = {}  # by id: of which something came last
         self._held: list[Item] = []  # instructions that stand before what comes next
         for item in items:
             if is_output(item):
@@ -391,24 +465,27 @@ class _Earlier:
             last = _Turn()
             self._messages.append(last)
         if (call := last.say(item)) is not None:
-            self._open.setdefault(call.id, []).append((last, len(last.parts) - 1))
+            steps = self._open.setdefault(call.id, [])
+            if not steps or (steps[-1].turn, steps[-1].step) != (last, call.step):
+                steps.append(_Calls(last, call.step))
+            steps[-1].open.append(len(last.parts) - 1)
 
     def _answer(self, item: Item) -> None:
-        id = item.get("call_id")
-        calls = self._open.get(id) if isinstance(id, str) else None
-        if not calls:
+        # Some count their calls anew in each step: it is of the newest, and there of the first that is open.
+        id = id_of(item)
+        if steps := self._open.get(id):
+            calls = self._answered[id] = steps[-1]
+            calls.last = calls.open.popleft()
+            if not calls.open:
+                steps.pop()
+        elif id not in self._answered:
             self._ask(item)  # of a call that nobody knows: its words are said all the same
             return
-        # Some count their calls anew in each step: it is of the newest step, and there of the first that is open.
-        turn, place = calls[-1]
-        first = len(calls) - 1
-        while first and calls[first - 1][0] is turn and turn.parts[calls[first - 1][1]].step == turn.parts[place].step:
-            first -= 1
-        turn, place = calls.pop(first)
-        turn.answer(place, output_of(item), success=item.get("success") is not False)
+        calls = self._answered[id]  # one that is repeated counts
+        calls.turn.answer(calls.last, output_of(item), success=item.get("success") is not False)
 
 
-_SAID: dict[str, type[TextPart | RefusalPart]] = {"text": TextPart, "refusal": RefusalPart}
+_SAID_IN: dict[str, type[TextPart | RefusalPart]] = {"text": TextPart, "refusal": RefusalPart}
 
 
 def _said(content: Any) -> Iterator[tuple[type[TextPart | RefusalPart], str]]:
@@ -418,7 +495,7 @@ def _said(content: Any) -> Iterator[tuple[type[TextPart | RefusalPart], str]]:
         (kind, part[field])
         for part in parts
         if isinstance(part, dict)
-        for field, kind in _SAID.items()
+        for field, kind in _SAID_IN.items()
         if isinstance(part.get(field), str)
     ]
     for kind, group in groupby(said, key=lambda each: each[0]):
@@ -475,19 +552,99 @@ def _chat_items(message: Item) -> list[Item]:
 
 
 def _chat_calls(message: Item) -> list[Item]:
-    calls = message.get("tool_calls")
-    functions = [
-        (call.get("id"), function)
-        for call in (calls if isinstance(calls, list) else ())
-        if isinstance(call, dict) and isinstance(function := call.get("function"), dict)
-    ]
+    given = message.get("tool_calls")
+    calls = [call for call in given if isinstance(call, dict)] if isinstance(given, list) else []
+    functions = [(call.get("id"), function) for call in calls if isinstance(function := call.get("function"), dict)]
     if isinstance(old := message.get("function_call"), dict):  # as it was before there could be several
         functions.append((old.get("name"), old))
+    custom = [
+        {"type": "custom_tool_call", "call_id": call.get("id") or "", "name": tool.get("name", ""),
+         "input": tool.get("input")}
+        for call in calls if isinstance(tool := call.get("custom"), dict)
+    ]  # fmt: skip
     return [
         {"type": "function_call", "call_id": id or "", "name": function.get("name", ""),
          "arguments": function.get("arguments", "")}
         for id, function in functions
-    ]  # fmt: skip
+    ] + custom  # fmt: skip
+
+
+# What is known --------------------------------------------------------------------------------------------------------
+
+
+def check_items(body: Create) -> bool:
+    """Check that all of the input is known, and none of it passed over in silence.
+
+    Returns:
+        Whether some of it stands for what is kept.
+
+    Raises:
+        BadRequest: an item, or a part of one, is of no known type; ``param`` names the place.
+    """
+    referring = False
+    for place, item in enumerate([] if isinstance(body.input, str) else body.input):
+        kind = item.get("type")
+        if is_reference(item):
+            referring = True
+            continue
+        where = f"input[{place}]"
+        if kind is None and "role" not in item:
+            raise BadRequest(f"{where} has neither a type nor a role.", code="missing_required_parameter",
+                             param=f"{where}.type")  # fmt: skip
+        if kind not in (None, *KNOWN):
+            raise _unknown(f"{where}.type", kind, KNOWN)
+        if kind in (None, "message"):
+            _check_role(where, item, ("user", "assistant", *SYSTEM))
+            _check_content(f"{where}.content", item.get("content"), item["role"])
+        elif is_output(item):
+            _check_content(f"{where}.output", item.get("output"), "tool")
+    return referring
+
+
+def check_messages(body: CreateChat) -> None:
+    """The same of the messages of a chat.
+
+    Raises:
+        BadRequest: see ``check_items``.
+    """
+    for place, message in enumerate(body.messages):
+        where = f"messages[{place}]"
+        _check_role(where, message, ("user", "assistant", "tool", "function", *SYSTEM))
+        _check_content(f"{where}.content", message.get("content"), message["role"])
+        if message.get("audio") is not None:
+            raise BadRequest("What was said before is told as text; audio is not kept here.",
+                             code="unsupported_parameter", param=f"{where}.audio")  # fmt: skip
+        calls = message.get("tool_calls")
+        for number, call in enumerate(calls if isinstance(calls, list) else ()):
+            kind = call.get("type") if isinstance(call, dict) else call
+            if kind not in (None, "function", "custom"):
+                raise _unknown(f"{where}.tool_calls[{number}].type", kind, ("function", "custom"))
+
+
+def _check_role(where: str, item: Item, roles: tuple[str, ...]) -> None:
+    if "role" not in item:
+        raise BadRequest(f"Missing required parameter: '{where}.role'.", code="missing_required_parameter",
+                         param=f"{where}.role")  # fmt: skip
+    if item["role"] not in roles:
+        raise _unknown(f"{where}.role", item["role"], roles)
+
+
+def _check_content(where: str, content: Any, role: str) -> None:
+    known = SAID_PARTS if role == "assistant" else GIVEN_PARTS
+    if content is not None and not isinstance(content, str | list):
+        raise BadRequest(f"{where} is text or a list of parts.", code="invalid_type", param=where)
+    for place, part in enumerate(content if isinstance(content, list) else ()):
+        if not isinstance(part, dict):
+            raise BadRequest(f"{where}[{place}] is an object with a type.", code="invalid_type",
+                             param=f"{where}[{place}]")  # fmt: skip
+        bare = part.get("type") is None and isinstance(part.get("text", part.get("refusal")), str)
+        if not (bare or part.get("type") in known):
+            raise _unknown(f"{where}[{place}].type", part.get("type"), known)
+
+
+def _unknown(where: str, given: object, known: Sequence[str]) -> BadRequest:
+    return BadRequest(f"Invalid value: {given!r:.100}. Supported values of {where} are: {', '.join(known)}.",
+                      param=where)  # fmt: skip
 
 
 # Requests to facts ----------------------------------------------------------------------------------------------------
@@ -500,6 +657,15 @@ def created(asked: Prompt, agent: str) -> SessionCreated:
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
+
+
+_ITEM_ID = re.compile(r"[a-z]{1,9}_(.{1,250})_[0-9]{1,9}", re.ASCII)
+
+
+def run_of_item(id: str) -> str | None:
+    """The run of the item of this id, asked or answered; None if no item can have it."""
+    match = _ITEM_ID.fullmatch(id)
+    return match[1] if match else None
 
 
 def input_items(run: str, asked: MessageCreated) -> list[Item]:

@@ -17,6 +17,7 @@ from ..dialect.responses import ResponseEncoder, ResponseFold, parse_id, respons
 from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFound, Prompt, ResponseNotFound
 from ..errors import InvalidInput, LegatoError, NotFound, RunInProgress, RunNotFound, SessionNotFound
 from ..event import Offset
+from ..items import Item, is_reference
 from ..sessions import Located, Question, Sent, new_session
 from .operation import NoSuchRoute
 from .reply import Body, Reply, View
@@ -52,6 +53,8 @@ async def create(request: Request) -> Reply:
     """Store what is asked and have it answered; the answer at once, as a stream, or when it is there."""
     body = await request.aside(responses_api.decode, await request.raw_body(), Create)
     _check_model(request, body.model, BadRequest)
+    if await request.aside(responses_api.check_items, body):
+        await _resolve(request, body)
     asked = await request.aside(responses_api.prompt, body)
     if body.stream:
         await _reserve(request, body)
@@ -149,6 +152,7 @@ async def complete(request: Request) -> Reply:
     _check_model(request, body.model)
     if body.n not in (None, 1):
         raise BadRequest("An agent gives one answer: n must be 1.", param="n")
+    await request.aside(responses_api.check_messages, body)
     create = await request.aside(responses_api.from_chat, body)
     asked = await request.aside(responses_api.prompt, create, "messages")
     if body.stream:
@@ -198,6 +202,48 @@ async def _folded(request: Request, run: Located) -> ResponseFold:
     return encoder.fold
 
 
+async def _resolve(request: Request, body: Create) -> None:
+    """Put what is kept in the place of what stands for it.
+
+    What stands in the conversation that the request goes on with is not said twice.
+
+    Raises:
+        BadRequest: there is no such item, or it is not this caller's.
+    """
+    assert isinstance(body.input, list)
+    known: dict[str, dict[str, Item]] = {}  # by run
+    resolved: list[Item] = []
+    for place, item in enumerate(body.input):
+        if not is_reference(item):
+            resolved.append(item)
+            continue
+        id = str(item.get("id"))[:400]
+        run = responses_api.run_of_item(id) or ""
+        if run not in known:
+            known[run] = await _items_of(request, run)
+        if id not in known[run]:
+            raise BadRequest(f"Item with id '{id[:200]}' not found.", code="item_not_found", param=f"input[{place}].id")
+        if parse_id(response_id(run)) != (_session_of(body), run):
+            resolved.append(known[run][id])
+    body.input = resolved
+
+
+def _session_of(body: Create) -> str:
+    """The session that a request goes on with, as far as it says so; "" if it begins one."""
+    place = parse_id(body.previous_response_id or "")
+    return place[0] if place else responses_api.conversation(body) or ""
+
+
+async def _items_of(request: Request, run: str) -> dict[str, Item]:
+    """What a run was asked and what it said, item by item, by id; nothing if there is no such run for this caller."""
+    try:
+        found = await _find(request, response_id(run))
+        asked = await request.sessions.aside.do(0, responses_api.input_items, found.run, found.asked.fact)
+        return {item["id"]: item for item in (*asked, *(await _folded(request, found)).response()["output"])}
+    except ResponseNotFound:
+        return {}
+
+
 async def _queued(request: Request, run: Located) -> dict[str, object]:
     """The response as it was when it was asked for."""
     fold = ResponseFold(run.session, run.run, agent=run.agent)
@@ -221,8 +267,7 @@ def _check_model(request: Request, model: str | None, refusal: type[BadRequest] 
 
 async def _reserve(request: Request, body: Create) -> None:
     # Before anything is stored: a client that is refused sends again, and would be answered twice.
-    place = parse_id(body.previous_response_id or "")
-    session = place[0] if place else responses_api.conversation(body) or ""
+    session = _session_of(body)
     if session:
         try:
             await request.sessions.info(request.caller, session)
