@@ -18,7 +18,7 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .agent import Agent, Turn
@@ -35,7 +35,16 @@ from .errors import (
     StoreError,
     TooLarge,
 )
-from .event import CancelRequested, Draft, Event, MessageCreated, Offset, RunStarted
+from .event import (
+    CancelRequested,
+    Draft,
+    Event,
+    MessageCreated,
+    Offset,
+    PermissionRequested,
+    PermissionResolved,
+    RunStarted,
+)
 from .execution import CANCELLED, INTERRUPTED, LEFT_OPEN, Deadlines, Ending, Execution, Limits, ended, failed
 from .load import Load
 from .log import Appended, Bell, Log, Store, Take
@@ -481,7 +490,7 @@ class Runner:
             return CANCELLED
         if agent is None:
             return failed("unknown_agent", f"This server has no agent {name!r}.")
-        if attempt > 1 and (agent.on_crash == "fail" or attempt > self.limits.attempts):
+        if attempt > 1 and (agent.on_crash == "fail" or attempt - _waited(mine) > self.limits.attempts):
             return INTERRUPTED
         return None
 
@@ -504,6 +513,22 @@ class Runner:
                 whole = False  # piece by piece it could be stored, and as one message it cannot
                 continue
             return True
+
+
+def _waited(mine: Iterable[Event]) -> int:
+    """How many attempts of a run did nothing but wait for the user: the process has not died of those."""
+    waited = 0
+    open_asks: set[str] = set()
+    before: Event | None = None
+    for event in mine:
+        if isinstance(event.fact, RunStarted) and before is not None and isinstance(before.fact, RunStarted):
+            waited += bool(open_asks)
+        elif isinstance(event.fact, PermissionRequested):
+            open_asks.add(event.fact.id)
+        elif isinstance(event.fact, PermissionResolved):
+            open_asks.discard(event.fact.id)
+        before = event
+    return waited + (bool(open_asks) and before is not None and isinstance(before.fact, RunStarted))
 
 
 def _interruption(agent: Agent) -> Ending:

@@ -58,6 +58,7 @@ from ..provider.prompt import read_tool
 from ..provider.result import count
 from ..provider.wire import untagged
 from ..tool import Tool
+from ..transcript import fold
 from ..yields import (
     Checkpoint,
     Finish,
@@ -72,7 +73,7 @@ from ..yields import (
     Yielded,
 )
 from .call import Call, perform
-from .conversation import conversation, tool_call, tool_output
+from .conversation import conversation, said, tool_call, tool_output
 from .failure import failure
 from .model import Model, Provider
 
@@ -129,7 +130,7 @@ def model_agent(
     return Agent(
         upstream.answer,
         name=name or model.name,
-        on_crash="resume" if model.background else "fail",
+        on_crash="resume",
         description=f"Asks {model.name}.",
         on_stop=upstream.close,
     )
@@ -319,10 +320,13 @@ class _ModelTurn:
         self._cut_off: set[str] = set()  # calls that were running when the process died
         self._paused: Sequence[JsonObject] | None = None  # what the provider wants back, to go on
         self._chunks = 0
+        self._taken_up = 0  # the step in which an earlier attempt was
 
     async def steps(self) -> Items:
         """Everything the run is to say."""
         self._take_up()
+        if self._step.over:
+            yield self._usage  # so far: perhaps the model is not asked again
         while True:
             if not self._step.over:
                 async with contextlib.aclosing(self._ask()) as items:
@@ -379,11 +383,12 @@ class _ModelTurn:
             AgentError: something was said that cannot be continued.
         """
         turn = self._turn
-        if turn.checkpoint is None and not any(isinstance(event.fact, TextPiece) for event in turn.events):
+        note = None if turn.checkpoint is None else msgspec.convert(turn.checkpoint, _Note)
+        asked = not self._upstream.model.background or any(isinstance(event.fact, TextPiece) for event in turn.events)
+        if note is None and (turn.attempt == 1 or not asked):
             self._messages = conversation(turn, self._upstream.instructions)
             return
-        note = None if turn.checkpoint is None else msgspec.convert(turn.checkpoint, _Note)
-        if note is None or note.response is None:
+        if note is None or (note.response is None and not note.over):
             raise AgentError(
                 "The server stopped while the answer was being given. What came is kept.", code="interrupted"
             )
@@ -391,7 +396,7 @@ class _ModelTurn:
         self._step = step = _Step(
             note.step, note.response, note.sequence_number, before, note.calls_before, over=note.over
         )
-        self._usage, self._finish = note.usage, note.finish
+        self._usage, self._finish, self._taken_up = note.usage, note.finish, note.step
         started: set[str] = set()
         for event in turn.events:
             match event.fact:
@@ -407,6 +412,8 @@ class _ModelTurn:
                     started.add(id)
         if note.over:
             self._take_calls(step, note.ours, started)
+        if note.response is None:
+            self._take_messages(note.step)
 
     def _count(self, step: _Step, key: str, size: int) -> None:
         self._said[key] += size
@@ -424,6 +431,24 @@ class _ModelTurn:
         step.calls = dict(enumerate(calls.values()))
         self._cut_off = {id for id in started if id in calls and calls[id].result is None}
 
+    def _take_messages(self, step: int) -> None:
+        """What the model was told up to this step, and what it said in it. What stands in the log before it was asked
+        for the step, was said before."""
+        events = self._turn.events
+        begins = (place for place, event in enumerate(events)
+                  if isinstance(event.fact, CheckpointNoted) and event.fact.data.get("step") == step)  # fmt: skip
+        begin = next(begins) if step > 1 else 0
+        before = fold(events[:begin]).message(self._turn.run)
+        earlier = said(before.parts, before.text, before.opaque)
+        self._messages = [*conversation(self._turn, self._upstream.instructions), *earlier]
+        texts = dict.fromkeys(_KINDS.values(), "")
+        for fact in (event.fact for event in events[begin:]):
+            if isinstance(fact, TextPiece):
+                texts[_KINDS[type(fact)]] += fact.text
+            elif isinstance(fact, OpaqueNoted):
+                self._sealed = fact.data
+        self._result = ChatResult(texts["text"], refusal=texts["refusal"], thinking=texts["thinking"])
+
     # The model --------------------------------------------------------------------------------------------------------
 
     async def _ask(self) -> Items:
@@ -434,7 +459,7 @@ class _ModelTurn:
         try:
             while True:
                 background = self._upstream.background
-                if self._upstream.model.background and not background:
+                if not background and (self._upstream.model.background or step.number > 1):
                     # What comes cannot be continued: a further attempt is to know that it was paid for.
                     yield self._note(None)
                     await self._turn.stored()
@@ -641,8 +666,8 @@ class _ModelTurn:
         elif self._finish == "stop" and result.finish_reason not in (None, "stop", "tool_calls"):
             self._finish = str(result.finish_reason)[:NAME_CHARACTERS]
         step.over = True
-        if step.response is not None:
-            yield self._note(None)
+        if step.response is not None or (self._paused is None and self._due()):
+            yield self._note(None)  # from here on a further attempt goes on: with the tools, and what they give
 
     def _pieces(self, result: ChatResult) -> list[JsonObject]:
         """What the provider wants back of this step, in JSON, its calls by their ids in the log."""
@@ -669,8 +694,13 @@ class _ModelTurn:
         except InvalidInput as exc:
             logger.warning("run %s: what the provider wants back cannot be kept: %s", self._turn.run, exc)
             return
-        noted = (event.fact for event in self._turn.events if isinstance(event.fact, OpaqueNoted))
-        if all(fact.data != data for fact in noted):
+        noted: list[object] = []
+        for fact in (event.fact for event in self._turn.events if self._step.number == self._taken_up):
+            if isinstance(fact, CheckpointNoted) and fact.data.get("step") != self._taken_up:
+                noted.clear()  # that was of a step before
+            elif isinstance(fact, OpaqueNoted):
+                noted.append(fact.data)
+        if data not in noted:
             yield Opaque(self._upstream.owner, data)
 
     def _note(self, stream: AsyncStream[StreamChunk] | None) -> Checkpoint:
