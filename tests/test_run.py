@@ -172,11 +172,13 @@ async def test_which_agent_answers(stage: Stage) -> None:
 
 
 async def test_what_an_agent_says_at_once_comes_before_the_answer_to_the_message(stage: Stage) -> None:
-    """It is on its way to the disk when the message's sender hears that it was stored."""
-    session, handed = await stage.session(), list[str]()
+    """The message is handed over by its sender's task itself, and what the agent says at once is on its way to the disk
+    when the sender hears that the message was stored."""
+    session, handed, by = await stage.session(), list[str](), list[Any]()
     inner = stage.store.inner
 
     def append(name: str, drafts: Sequence[Draft], **options: Any) -> Any:
+        by.append(asyncio.current_task())
         handed.extend(draft.type for draft in drafts)
         return inner.append(name, drafts, **options)
 
@@ -184,6 +186,7 @@ async def test_what_an_agent_says_at_once_comes_before_the_answer_to_the_message
     sent = await stage.runner(echo).send(session, "hello")
 
     assert handed == ["message.created", "run.started", "text.delta"]
+    assert by[0] is asyncio.current_task()
     await stage.ended(sent)
 
 

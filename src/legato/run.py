@@ -144,16 +144,16 @@ class Runner:
         name = agent or self.default
         if name not in self.agents or self.draining or not self.places.take(party):
             return None
-        append = functools.partial(
-            self.store.append,
-            session,
-            [*drafts, Draft(RunStarted(name, 1), run)],
-            once=once,
-            head=head,
-            take=Take(run, self.owner, self._lease_ttl),
-        )
+        take = Take(run, self.owner, self._lease_ttl)
+        try:  # now, and not in the task that drives it, which would be a round later
+            storing = self.store.append(
+                session, [*drafts, Draft(RunStarted(name, 1), run)], once=once, head=head, take=take
+            )
+        except BaseException:
+            self._give_back(party)
+            raise
         stored: asyncio.Future[Appended | None] = asyncio.get_running_loop().create_future()
-        self._place(session, run, party, self._begin(append, stored))
+        self._place(session, run, party, self._begin(storing, stored))
         return await stored
 
     def wake(self, session: str) -> None:
@@ -374,9 +374,9 @@ class Runner:
 
     # One run ----------------------------------------------------------------------------------------------------------
 
-    async def _begin(self, append: Callable[[], Awaitable[Appended]], stored: asyncio.Future[Appended | None]) -> None:
+    async def _begin(self, storing: Awaitable[Appended], stored: asyncio.Future[Appended | None]) -> None:
         try:
-            appended = await append()
+            appended = await storing
         except LeaseHeld:
             _tell(stored, None)
         except asyncio.CancelledError:
