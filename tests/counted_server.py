@@ -97,6 +97,9 @@ def main() -> None:
 
     @app.agent
     async def speaker(turn: Turn) -> AsyncIterator[str]:
+        if turn.message.text.startswith("word"):
+            yield turn.message.text
+            return
         said = 0
         while True:
             while said == ticks.count:

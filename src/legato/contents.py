@@ -266,7 +266,7 @@ class Catalogue:
         Raises:
             SessionNotFound: the session has been deleted.
         """
-        missing = sorted(entry.offset for entry in entries)
+        missing = sorted([entry.offset for entry in entries])
         found: dict[Offset, Message] = {}
         place = 0
         while place < len(missing):

@@ -433,7 +433,10 @@ def _segments(path: str) -> list[str]:
 
 def _names(pattern: list[str], segments: list[str]) -> dict[str, str] | None:
     """The path's parameters, if it has the form of ``pattern``."""
-    pairs = list(zip(pattern, segments, strict=True))
-    if any(not segment if part.startswith("{") else part != segment for part, segment in pairs):
-        return None
-    return {part.strip("{}"): segment for part, segment in pairs if part.startswith("{")}
+    names: dict[str, str] = {}
+    for part, segment in zip(pattern, segments, strict=True):
+        if part[:1] == "{" and segment:
+            names[part[1:-1]] = segment
+        elif part[:1] == "{" or part != segment:
+            return None
+    return names
