@@ -432,7 +432,7 @@ class OpenAI(Strict):
         self.sealed[reasoning] = seal
         events = [
             item(0, "added", type="reasoning", id=reasoning, summary=[]),
-            delta(0, "reasoning_summary_text", f"Step {step}.", summary_index=0),
+            delta(0, "reasoning_summary_text", f"Step {step}.", summary_index=0, item_id=reasoning),
             item(0, "done", type="reasoning", id=reasoning, status=None,
                  summary=[{"type": "summary_text", "text": f"Step {step}."}],
                  **({"encrypted_content": seal} if included else {})),
@@ -445,7 +445,7 @@ class OpenAI(Strict):
                 call = {"type": "function_call", "id": id, "call_id": f"call_{self.count}", "name": self.tool}
                 events += [
                     item(index + 1, "added", arguments="", **call),
-                    delta(index + 1, "function_call_arguments", arguments),
+                    delta(index + 1, "function_call_arguments", arguments, item_id=id),
                     item(index + 1, "done", arguments=arguments, status="completed", **call),
                 ]
         else:
@@ -455,7 +455,7 @@ class OpenAI(Strict):
             message = {"type": "message", "id": id, "role": "assistant", "phase": "final_answer"}
             events += [
                 item(1, "added", content=[], **message),
-                delta(1, "output_text", text),
+                delta(1, "output_text", text, item_id=id, content_index=0),
                 item(1, "done", content=[{"type": "output_text", "text": text}], status="completed", **message),
             ]
         response = {"id": f"resp_{self.count}", "object": "response", "model": self.model, "output": []}

@@ -59,7 +59,9 @@ def test_it_is_the_same_after_the_log() -> None:
     assert end.said.opaque == [SEALED]  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("owner", "data"), [(OWNER, object()), (OWNER, {"a": object()}), (1, {}), ("x" * 2_000, {})])
+@pytest.mark.parametrize(
+    ("owner", "data"), [(OWNER, object()), (OWNER, [object()]), (1, {}), ("", {}), ("x" * 2_000, {})]
+)
 def test_it_is_json_with_an_owner(owner: Any, data: Any) -> None:
     """What is none is refused as every yield is."""
     with pytest.raises((InvalidInput, TooLarge), match="Opaque"):
@@ -109,6 +111,16 @@ def test_what_is_shown_of_an_event() -> None:
     assert shown["message"] == {"id": "r~a1", "text": "Hi", "parts": [{"type": "text", "step": 1, "text": "Hi"}]}
     assert Event(OpaqueNoted(0, 1, OWNER, SECRET), 1, 0.0, "r").shown == {"place": 0, "step": 1}
     assert Event(fact("odd", {"opaque": 1}), 1, 0.0, "r").shown == {"opaque": 1}
+
+
+def test_a_log_as_it_is_shown_is_one() -> None:
+    """A reader who folds it comes to the message that the run's end has."""
+    recorder, events = recorded("a", SEALED, ToolCall("c", "f", "{}"), SEALED, ToolResult("c"), "b", SEALED)
+    end = Event(RunCompleted("stop", recorder.transcript.message("r")), 9, 0.0, "r")
+    shown = [fact(event.type, event.shown) for event in (*events, end)]
+    seen = fold([Event(each, n, 0.0, "r") for n, each in enumerate(shown[:-1], 1)])
+    assert shown[-1].said == seen.message("r")  # type: ignore[union-attr]
+    assert seen.message("r").opaque == []
 
 
 async def sealing(turn: Any) -> AsyncIterator[Any]:

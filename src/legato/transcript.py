@@ -182,7 +182,7 @@ class Transcript:
                     part.success, part.output = fact.success, fact.output
                     self.size += len(fact.output) if isinstance(fact.output, str) else len(encode(fact.output))
                     self.answered = True
-            case OpaqueNoted() if fact.place == len(self.opaque):
+            case OpaqueNoted() if fact.owner and fact.place == len(self.opaque):  # a reader's log has nobody's
                 self.opaque.append(Opaque(fact.owner, fact.data, fact.step))
                 self.size += len(encode(fact.data))
 
@@ -416,10 +416,13 @@ class Recorder:
 
     def _opaque(self, item: Opaque) -> list[Draft]:
         transcript = self.transcript
+        owner = as_text("Opaque.owner", item.owner, OWNER_CHARACTERS)
+        if not owner:
+            raise InvalidInput("Opaque.owner says for whom it is; got an empty text.")
         noted = OpaqueNoted(
             len(transcript.opaque),
             transcript.step + transcript.answered,
-            as_text("Opaque.owner", item.owner, OWNER_CHARACTERS),
+            owner,
             as_json("Opaque.data", item.data),
         )
         try:

@@ -77,21 +77,23 @@ def adapted(
 # The conversation -----------------------------------------------------------------------------------------------------
 
 
-def messages(turn: Turn) -> list[JsonObject]:
+def messages(turn: Turn, owner: str = "") -> list[JsonObject]:
     """All that was said, in the form of Chat Completions; see ``conversation``.
+
+    An assistant's message has in ``opaque`` what ``owner`` wants back with it, as pieces.
 
     Behind the message to answer comes what an earlier attempt at the answer got done. So a further attempt asks the
     model only for what is missing, and no tool that has given its result runs twice. Ids of calls are unique in the
     conversation, and made of what the APIs of models take.
     """
-    parts = fold(turn.events).message(turn.run).parts
+    earlier = fold(turn.events)
+    parts = earlier.message(turn.run).parts
     done = {part.step for part in parts if _is_done(part)}
     kept = [
         part for part in parts if part.step in done and (_is_done(part) or isinstance(part, TextPart | RefusalPart))
     ]
-    told = _identified(answered([*conversation(turn), *said(kept)]))
-    # What a provider wants back goes through the framework's own messages, if at all.
-    return [{name: value for name, value in each.items() if name not in ("opaque", "thinking")} for each in told]
+    told = answered([*conversation(turn), *said(kept, "", earlier.opaque)])
+    return list(_identified(_owned(each, owner) for each in told))
 
 
 def _is_done(part: Part) -> bool:
@@ -104,6 +106,13 @@ def arguments_of(call: JsonObject) -> JsonObject:
     return arguments if isinstance(arguments, dict) else {}
 
 
+def _owned(message: JsonObject, owner: str) -> JsonObject:
+    """The message with what is for this owner alone."""
+    kept = {name: value for name, value in message.items() if name not in ("opaque", "thinking")}
+    pieces = [piece for sealed in message.get("opaque", ()) if sealed["owner"] == owner for piece in sealed["data"]]
+    return {**kept, "opaque": pieces} if pieces else kept
+
+
 def _identified(told: Iterable[JsonObject]) -> Iterator[JsonObject]:
     taken: set[str] = set()
     ids: dict[str, str] = {}  # of the calls of the latest step: their outputs follow it
@@ -112,7 +121,10 @@ def _identified(told: Iterable[JsonObject]) -> Iterator[JsonObject]:
             yield {**message, "tool_call_id": ids[message["tool_call_id"]]}
         elif calls := message.get("tool_calls"):
             ids = {call["id"]: _identify(call["id"], taken) for call in calls}
-            yield {**message, "tool_calls": [{**call, "id": ids[call["id"]]} for call in calls]}
+            told_calls = [{**call, "id": ids[call["id"]]} for call in calls]
+            pieces = message.get("opaque", ())
+            renamed = [{**piece, "call": ids.get(piece["call"])} if "call" in piece else piece for piece in pieces]
+            yield {**message, "tool_calls": told_calls, **({"opaque": renamed} if renamed else {})}
         else:
             yield message
 
@@ -149,6 +161,11 @@ class Calls:
 
     def __contains__(self, key: str) -> bool:
         return key in self._states
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """The ids that calls have in the run, by the framework's own."""
+        return {key: state.id for key, state in self._states.items()}
 
     def begin(self, key: str, name: str, by: RunBy = "server") -> list[Yielded]:
         """A new call; its arguments follow. The framework runs it, unless the model's provider does."""

@@ -16,26 +16,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from ..agent import Agent, OnCrash, Turn
 from ..json import JsonObject
-from ..yields import Text, Thinking, Usage, Yielded
+from ..provider.last_pass import NOT_KEPT, Addressee, arranged
+from ..yields import Opaque, Text, Thinking, Usage, Yielded
 from .framework import (
     Calls,
     Options,
     adapted,
-    arguments_of,
     ask,
     explained,
     finish,
     json_text,
+    jsonable,
     load,
     messages,
 )
 
 EXTRA = "pydantic-ai"
+
+logger = logging.getLogger("legato")
 
 
 # What is looked at of pydantic-ai's objects. Which of it is there depends on their kind.
@@ -178,7 +184,8 @@ async def translate(events: AsyncIterable[object]) -> AsyncGenerator[Yielded, No
 
 
 async def _answer(agent: _StreamingAgent, turn: Turn, options: dict[str, Any]) -> AsyncGenerator[Yielded, None]:
-    conversation = messages(turn)
+    model = _model(agent, options)
+    conversation = messages(turn, model.owner if model else "")
     # Not among the messages, where a system prompt would take the place of the agent's own.
     options["instructions"] = [
         *_listed(options.get("instructions")),
@@ -188,7 +195,7 @@ async def _answer(agent: _StreamingAgent, turn: Turn, options: dict[str, Any]) -
     # The prompt is given apart, so that tools find it where they look; after finished steps there is none to give.
     last = conversation[-1]["role"] if conversation else ""
     prompt = _content(conversation.pop()["content"]) if last == "user" else None
-    history = _history(conversation)
+    history = _history(conversation, model)
     told_of: set[str] = set()
     told = asyncio.Event()
 
@@ -203,7 +210,7 @@ async def _answer(agent: _StreamingAgent, turn: Turn, options: dict[str, Any]) -
 
     options["capabilities"] = [*options.get("capabilities", ()), *_capabilities(approve)]
     options["message_history"] = [*options.get("message_history", ()), *history]
-    translator = _PydanticTranslator(_asking(agent))
+    translator = _PydanticTranslator(_asking(agent), model.owner if model else "")
     async with agent.run_stream_events(prompt, **options) as events:
         async for event in events:
             for item in translator.take(event):
@@ -226,7 +233,72 @@ def _asking(agent: object) -> frozenset[str]:
     return frozenset(name for name, tool in tools if getattr(tool, "requires_approval", False))
 
 
-def _history(conversation: list[JsonObject]) -> list[object]:
+def _model(agent: object, options: Mapping[str, object]) -> Addressee | None:
+    """The model that is asked, as far as pydantic-ai says; it decides whose what is opaque is."""
+    model: Any = options.get("model") or getattr(agent, "model", None)
+    try:
+        if isinstance(model, str):
+            model = load("pydantic_ai.models", EXTRA).infer_model(model)
+        if model is not None and isinstance(system := model.system, str) and system:
+            return Addressee(system, str(model.base_url or ""), str(model.model_name))
+    except Exception as exc:  # pydantic-ai will say what is wrong with it
+        logger.debug("what the model's provider wants back is not kept: %s", exc)
+    return None
+
+
+_KEPT = ("id", "signature", "provider_name", "provider_details")
+"""Fields of pydantic-ai's parts that their provider wants back."""
+_WANTED = frozenset(_KEPT) - {"provider_name"}
+
+
+def _kept(part: object) -> JsonObject:
+    return {name: value for name in _KEPT if (value := getattr(part, name, None)) is not None}
+
+
+def _pieces(response: Sequence[_MessagePart], ids: Mapping[str, str]) -> list[JsonObject]:
+    """What the provider wants back of a response, as pieces; see ``provider.last_pass``. None: nothing."""
+    pieces: list[JsonObject] = []
+    for part in response:
+        fields = _kept(part)
+        if part.part_kind == "thinking" and fields.keys() & _WANTED:
+            pieces.append({"block": {"content": part.content, **fields}})
+        elif part.part_kind == "text":
+            pieces.append({"text": len(part.content), "fields": fields})
+        elif part.part_kind == "tool-call" and part.tool_call_id in ids:
+            pieces.append({"call": ids[part.tool_call_id], "fields": fields})
+    return pieces if any("block" in piece or piece["fields"].keys() & _WANTED - {"id"} for piece in pieces) else []
+
+
+def _response(message: JsonObject, model: Addressee | None) -> object:
+    """An assistant's message as pydantic-ai has it, with what its provider wants back."""
+    parts = load("pydantic_ai.messages", EXTRA)
+    made = []
+    if model and model.wire == "deepseek" and not message.get("opaque"):  # which refuses what has no thinking
+        filler = {"content": NOT_KEPT, "id": "reasoning_content", "provider_name": model.wire}
+        made.append(_part_of(parts.ThinkingPart, filler))
+    for kind, piece in arranged(message):
+        fields = piece.get("fields", {})
+        match kind:
+            case "block":
+                made.append(_part_of(parts.ThinkingPart, piece))
+            case "text":
+                made.append(_part_of(parts.TextPart, {"content": piece["text"], **fields}))
+            case "call":
+                called = {"tool_name": piece["name"], "args": msgspec.json.decode(piece["arguments"])}
+                made.append(_part_of(parts.ToolCallPart, {**called, "tool_call_id": piece["id"], **fields}))
+    known = model if message.get("opaque") else None
+    return _part_of(
+        parts.ModelResponse,
+        {"parts": made, **({"provider_name": known.wire, "provider_url": known.base_url} if known else {})},
+    )
+
+
+def _part_of(kind: Any, fields: JsonObject) -> object:
+    """An object of pydantic-ai's with those fields that this version of it has."""
+    return kind(**{name: value for name, value in fields.items() if name in kind.__dataclass_fields__})
+
+
+def _history(conversation: list[JsonObject], model: Addressee | None) -> list[object]:
     parts = load("pydantic_ai.messages", EXTRA)
     names: dict[str, str] = {}
     history: list[object] = []
@@ -235,9 +307,7 @@ def _history(conversation: list[JsonObject]) -> list[object]:
         if message["role"] == "assistant":
             calls = message.get("tool_calls", ())
             names.update({call["id"]: call["function"]["name"] for call in calls})
-            texts = [parts.TextPart(content)] if content else []
-            called = [parts.ToolCallPart(call["function"]["name"], arguments_of(call), call["id"]) for call in calls]
-            history.append(parts.ModelResponse(parts=[*texts, *called]))
+            history.append(_response(message, model))
         elif message["role"] == "tool":
             id = message["tool_call_id"]
             history.append(parts.ModelRequest(parts=[parts.ToolReturnPart(names[id], content, id)]))
@@ -269,18 +339,34 @@ def _part(part: JsonObject) -> object:
 
 
 class _PydanticTranslator:
-    """From one event to what it means; ``asking`` are tools whose call does not mean yet that they begin."""
+    """From one event to what it means.
 
-    def __init__(self, asking: frozenset[str] = frozenset()) -> None:
+    Args:
+        asking: tools whose call does not mean yet that they begin.
+        owner: of what the model's provider wants back; without one that is not kept.
+    """
+
+    def __init__(self, asking: frozenset[str] = frozenset(), owner: str = "") -> None:
         self._asking = asking
+        self._owner = owner
+        self._response: list[_MessagePart] = []  # the parts of the present response that are whole
         self._calls = Calls()
         self._parts: dict[int, str] = {}  # the call that each part of the present response is
         self._spoken = False  # whether the present response has text
         self._by_tool = False  # whether its output came as the arguments of a tool
 
     def take(self, event: object) -> list[Yielded]:
-        handler = _HANDLERS.get(getattr(event, "event_kind", ""))
-        return handler(self, event) if handler else []
+        kind = getattr(event, "event_kind", "")
+        handler = _HANDLERS.get(kind)
+        within = kind in _WITHIN and not (kind == "part_start" and getattr(event, "index", 0) == 0)
+        sealed = [] if within else self._sealed()
+        return [*sealed, *(handler(self, event) if handler else [])]
+
+    def _sealed(self) -> list[Yielded]:
+        """What is wanted back of the response that is whole now."""
+        response, self._response = self._response, []
+        pieces = _pieces(response, self._calls.ids) if self._owner else []
+        return [Opaque(self._owner, jsonable(pieces))] if pieces else []
 
     def _part_start(self, event: _PartEvent) -> list[Yielded]:
         part = event.part
@@ -311,6 +397,7 @@ class _PydanticTranslator:
 
     def _part_end(self, event: _PartEvent) -> list[Yielded]:
         part = event.part
+        self._response.append(part)
         if part.part_kind in ("tool-call", "builtin-tool-call"):
             return self._calls.complete(part.tool_call_id, json_text(part.args))
         return []
@@ -358,6 +445,9 @@ class _PydanticTranslator:
         self._spoken = self._spoken or bool(text)
         return [Text(text)] if text else []
 
+
+_WITHIN = ("part_start", "part_delta", "part_end", "final_result")
+"""Events that come while a response does."""
 
 _HANDLERS: dict[str, Callable[[_PydanticTranslator, Any], list[Yielded]]] = {
     "part_start": _PydanticTranslator._part_start,
