@@ -296,8 +296,8 @@ def _for_responses(part: JsonObject) -> JsonObject:
 def _for_messages(part: JsonObject) -> JsonObject:
     match part:
         case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
-            kind = url.partition(";")[0].removeprefix("data:")
-            return _only_named(f"An image ({kind[:100]})") if url.startswith("data:") and kind not in _SEEN else part
+            kind = url.partition(";")[0].removeprefix("data:")[:100]
+            return _only_named(f"An image ({kind})") if kind.startswith("image/") and kind not in _SEEN else part
         case {"type": "file", "file": dict(file)}:
             return _document(file)
         case {"type": "input_file"}:
