@@ -14,7 +14,7 @@ from driving import Gate, echo
 from held_store import quiet
 from legato.agent import Agent, Turn
 from legato.execution import AHEAD, Execution, Limits
-from legato.load import BEAT, FIRST, LATE, LOOKS, MOST, Load, Round
+from legato.load import BEAT, BUSY, FIRST, LATE, LOOKS, MOST, Load, Round
 from legato.testing import Driver
 from legato.yields import Thinking
 from running import NET, STORES, Clock, Stage, staged
@@ -57,6 +57,21 @@ async def test_who_says_much_gathers_for_longer_while_the_loop_is_late(load: tup
     assert times[9] == MOST
     assert times == sorted(times[:10]) + sorted(times[10:], reverse=True)
     assert times[-1] == 0.0
+
+
+async def test_a_busy_process_eases_slowly() -> None:
+    """As long as there is little time to spare, runs go on gathering for nearly as long; then they soon do not."""
+    clock, spent = Clock(), Clock()
+    load = Load(clock=clock, spent=spent)
+    load.start()
+    found = []
+    for by, used in ((LATE * 2, 1.0), (0.0, BUSY + 0.1), (0.0, BUSY - 0.1)):
+        for _ in range(10):
+            spent.now += BEAT * used
+            look(load, clock, late=by)
+        found.append(load.gather)
+    assert MOST == found[0] > found[1] > 0.8 * MOST
+    assert found[2] < 0.2 * MOST
 
 
 async def test_what_is_to_gather_always_does() -> None:

@@ -25,7 +25,10 @@ LATE = 0.010
 FIRST, MOST = 0.010, 0.400
 """Seconds for which they gather at first, and at most: 12 tokens of a run that says 30 in a second."""
 EASED = 0.8
-"""What is left of that time after a look at a loop that is not late."""
+"""What is left of that time after a look at a loop that is not late,"""
+BUSY, HELD = 0.7, 0.98
+"""and what is left while the process uses more than so much of a core: if runs gathered less, it would be late again,
+and the cost of a token would go up and down with it."""
 
 
 class Round:
@@ -55,6 +58,7 @@ class Load:
     Args:
         least: seconds for which runs gather what they say when the loop is not late.
         clock: monotonic, in seconds.
+        spent: seconds of a core that the process has used.
 
     Attributes:
         soon: calls what it is given at the end of the round, see ``Round``.
@@ -62,11 +66,19 @@ class Load:
         lag: seconds by which each of the last ``LOOKS`` looks was late at least: a long step makes one of them late.
     """
 
-    def __init__(self, least: float = 0.0, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        least: float = 0.0,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        spent: Callable[[], float] = time.process_time,
+    ) -> None:
         self.gather = least
         self.lag = 0.0
         self._least = least
         self._clock = clock
+        self._spent = spent
+        self._looked = (0.0, 0.0)  # when it was looked last, and what had been spent
         self._late = deque([0.0] * LOOKS, LOOKS)
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -85,13 +97,15 @@ class Load:
 
     def look(self) -> None:
         """Look at the clock, and again in ``BEAT`` seconds."""
-        now = self._clock()
+        now, spent = self._clock(), self._spent()
+        busy = spent - self._looked[1] > BUSY * (now - self._looked[0])
+        self._looked = now, spent
         self._late.append(max(now - self._due, 0.0))
         self.lag = min(self._late)
         if self.lag > LATE:
             self.gather = min(max(self.gather * 2, FIRST), max(self._least, MOST))
         else:
-            gather = self.gather * EASED
+            gather = self.gather * (HELD if busy else EASED)
             self.gather = self._least if gather < max(self._least, FIRST / 2) else gather
         self._due = now + BEAT
         self._timer = asyncio.get_running_loop().call_later(BEAT, self.look)
