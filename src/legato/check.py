@@ -27,6 +27,21 @@ MOST_SECONDS = 1e9
 """What is to last for longer, 31 years, has no end."""
 
 
+DIGITS = 15
+"""Of a number that others write as text: a float has all whole numbers of so many."""
+
+
+def digits(text: str | None, *, most: int = DIGITS) -> int | None:
+    """The whole number from 0 that ``text`` is, in a header, a query or an option; None if it is none.
+
+    ASCII digits, at most ``most`` of them, and nothing else: ``int`` takes other scripts' digits, signs, blanks and
+    ``_`` as well, and raises for thousands of digits, so that two who read one field would read two numbers.
+    """
+    if text is None or not (text.isascii() and text.isdigit() and len(text) <= most):
+        return None
+    return int(text)
+
+
 def as_text(name: str, value: Any, most: int | None = None) -> str:
     """``value`` as plain text, each lone surrogate replaced by U+FFFD, since UTF-8 has no place for it.
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
+from ..check import digits
 from ..errors import LegatoError
 from .connect import agent_option, come_back, connected, explained, url_option, why
 from .failure import debug_option
@@ -177,10 +178,11 @@ class Chat:
         """The run that the stream begins with, if one is going on."""
         from ..client import APIError
 
-        if not position.isdecimal():
+        after = digits(position)
+        if after is None:
             return None
         try:
-            events = self._client.sessions.events(session, after=int(position), limit=1).events
+            events = self._client.sessions.events(session, after=after, limit=1).events
         except APIError:
             return None  # a server without this operation
         return events[0].run if events else None
@@ -431,6 +433,7 @@ class Chat:
 
 def _choice(text: str, choices: list[str]) -> str:
     """The choice that ``text`` means, by its number or by its words; empty when it means none."""
-    if text.isdecimal() and 1 <= int(text) <= len(choices):
-        return choices[int(text) - 1]
+    number = int(text) if text.isdecimal() and len(text) < 10 else 0  # people may have digits of their own
+    if 1 <= number <= len(choices):
+        return choices[number - 1]
     return next((choice for choice in choices if choice.casefold() == text.casefold()), "")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..check import digits
 from ..json import JsonObject
 from .connect import agent_option, come_back, connected, quiet_interrupt, url_option, why
 from .failure import Failure, Misuse, debug_option
@@ -140,8 +141,9 @@ class _Outage:
 def _start(ctx: click.Context, param: click.Parameter, value: str) -> str | int:
     if value in ("start", "turn", "tail"):
         return value
-    if value.isascii() and value.isdigit():
-        return int(value)
+    offset = digits(value)
+    if offset is not None:
+        return offset
     raise click.BadParameter(f"expected start, turn, tail or an offset, not {value!r}.")
 
 
@@ -189,7 +191,8 @@ def tail(session: str, url: str, start: str | int, as_json: bool) -> None:
 def _event_json(event: StreamEvent) -> str:
     import msgspec
 
-    offset = int(event.id) if event.id.isdecimal() else event.id
+    number = digits(event.id)
+    offset = event.id if number is None else number
     data = {name: value for name, value in msgspec.to_builtins(event.data).items() if value is not None}
     return escaped(msgspec.json.encode({"offset": offset, "event": event.event, "data": data}).decode())
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from ..check import digits
 from ..errors import InvalidInput
 from ..http.backoff import MAX_RETRY_AFTER, ReconnectBackoff, Waits, is_final
 from ..sse import Decoder, SSEMessage
@@ -150,6 +151,4 @@ class Resume:
 
 def _offset(cursor: str | None) -> int | None:
     """The offset that a cursor stands for; None when it is not a plain decimal number."""
-    if cursor and len(cursor) <= 19 and cursor.isascii() and cursor.isdigit():
-        return int(cursor)
-    return None
+    return digits(cursor, most=19)

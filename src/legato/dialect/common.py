@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from ..check import digits
 from ..errors import CursorInvalid, InvalidInput, LegatoError
 from ..event import Offset
 from ..json import JsonObject
@@ -119,9 +120,6 @@ def idempotency_key(text: str | None, name: str = "Idempotency-Key") -> str | No
     return text
 
 
-_OFFSET = re.compile(r"[0-9]{1,15}", re.ASCII)
-
-
 def offset_cursor(text: str | None, name: str = "Last-Event-ID") -> Offset | None:
     """The cursor in a header, or in what else is called ``name``, of a dialect whose ids are offsets; None for none.
 
@@ -130,6 +128,7 @@ def offset_cursor(text: str | None, name: str = "Last-Event-ID") -> Offset | Non
     """
     if not text:
         return None
-    if _OFFSET.fullmatch(text) is None:
+    cursor = digits(text)
+    if cursor is None:
         raise CursorInvalid(f"{name} is a number such as '42', as it stood in the stream's ids; got {text[:60]!r}.")
-    return int(text)
+    return cursor

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ import msgspec
 
 import legato
 
+from ..check import digits
 from ..errors import InvalidInput
 from ..json import known
 from .errors import APIError, ClientError, ConnectionFailed, ConnectionLost, ResponseInvalid
@@ -168,18 +168,18 @@ def refusal(response: httpx2.Response) -> APIError:
 
 def _seconds(retry_after: str | None) -> float | None:
     """The seconds of a Retry-After header, which is a number or a date; None when it is neither."""
-    if retry_after is None:
+    if retry_after is None or not retry_after.isascii():
         return None
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        from email.utils import parsedate_to_datetime
+    head, _, tail = retry_after.partition(".")  # some write parts of a second, which are none by the standard
+    seconds = digits(head)
+    if seconds is not None and (not tail or digits(tail) is not None):
+        return float(retry_after)
+    from email.utils import parsedate_to_datetime
 
-        try:
-            seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):  # TypeError: a date without a zone
-            return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
+    try:
+        return max((parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, TypeError, OverflowError):  # TypeError: a date without a zone
+        return None
 
 
 def failure(error: httpx2.RequestError) -> ClientError:

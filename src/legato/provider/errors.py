@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
-from ..check import whole
+from ..check import digits, whole
 from ..errors import LegatoError
 from ..http.backoff import is_final
 from ..http.call import HttpCall, answer, refusal
@@ -154,7 +154,7 @@ class ResponseFailed(ProviderError):
     def passing(self) -> bool:
         """Whether the provider was merely too busy, or broke: asked again, it may answer."""
         words = {word.lower() for word in (self.code, self.type) if word}
-        statuses = (int(word) for word in words if word.isdecimal() and len(word) == 3)
+        statuses = (status for word in words if len(word) == 3 and (status := digits(word)) is not None)
         return not words & _FINAL and (bool(words & _PASSING) or any(not is_final(status) for status in statuses))
 
 

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 
 from ..caller import Caller
+from ..check import digits
 from ..dialect.common import decode_json
 from ..errors import InvalidInput, TooLarge, UnsupportedEncoding
 from ..event import Offset
@@ -92,8 +93,7 @@ class Request:
         if coding.lower() not in ("", "identity"):
             raise UnsupportedEncoding(f"A body is sent as it is, without Content-Encoding, got {coding[:60]!r}.")
         limit, traffic = self.life.settings.max_body, self.life.settings.traffic
-        length = self.headers.get("content-length", "")
-        declared = int(length[:18]) if length.isascii() and length.isdigit() else 0
+        declared = self._declared()
         if declared > limit:
             raise TooLarge(f"A body may have {limit} bytes.", limit=limit)
         chunks: list[bytes] = []
@@ -124,6 +124,18 @@ class Request:
             raise InvalidInput(f"The head promises a body of {declared} bytes; {size} came.")
         self.size = size
         return b"".join(chunks).removeprefix(BOM_UTF8)  # which some write, and JSON does not have
+
+    def _declared(self) -> int:
+        """How many bytes the head promises; 0 if nothing."""
+        lengths = set(self.headers.getlist("content-length"))
+        if not lengths:
+            return 0
+        length = lengths.pop()
+        declared = digits(length, most=18)
+        if declared is None or lengths:  # who stands before the server may have read it otherwise
+            came = ", ".join(repr(each[:60]) for each in (length, *sorted(lengths)[:2]))
+            raise InvalidInput(f"Content-Length is a number of bytes such as 42, got {came}.")
+        return declared
 
     async def aside(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """What ``work`` gives, which takes as long as the body is: beside the event loop, if that is large."""
@@ -172,6 +184,7 @@ class Request:
         text = self.query.get(name)
         if text is None:
             return default
-        if not (text.isascii() and text.isdigit() and len(text) < 16 and least <= int(text) <= most):
+        number = digits(text)
+        if number is None or not least <= number <= most:
             raise InvalidInput(f"{name} is a whole number from {least} to {most}, got {text[:60]!r}.")
-        return int(text)
+        return number

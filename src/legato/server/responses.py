@@ -8,8 +8,8 @@ as the log is kept.
 from __future__ import annotations
 
 import asyncio
-import re
 
+from ..check import digits
 from ..dialect import chat, responses_api
 from ..dialect.common import idempotency_key
 from ..dialect.fold import Fold
@@ -349,9 +349,10 @@ def _flag(request: Request, name: str) -> bool:
 def _cursor(text: str | None) -> int | None:
     if text is None:
         return None
-    if re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) is None:
+    cursor = digits(text)
+    if cursor is None:
         raise BadRequest(
             f"starting_after is the sequence_number of the last event you have, got {text[:60]!r}.",
             param="starting_after",
         )
-    return int(text)
+    return cursor

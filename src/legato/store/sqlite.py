@@ -32,6 +32,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from ..check import digits
 from ..errors import CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreCorrupt, StoreError
 from ..event import Draft, Event, Offset
 from ..fault import at_fork
@@ -433,11 +434,12 @@ class SQLiteStore:
 
     async def sessions(self, *, limit: int = 100, after: str | None = None, owner: str | None = None) -> SessionPage:
         """See ``Store.sessions``."""
-        if after is not None and not (after.isascii() and after.isdigit() and len(after) < 19):
+        until = MAX_INTEGER if after is None else digits(after, most=18)
+        if until is None:
+            assert after is not None
             raise CursorInvalid(f"The next page is named by the page before, got {after[:60]!r}.")
         if owner is not None and not is_text(owner):
             return SessionPage([])
-        until = MAX_INTEGER if after is None else int(after)
         limit = max(limit, 0)
         self._check_open()
         journal = self._journal
