@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import re
 from collections import Counter
@@ -109,7 +110,8 @@ def model_agent(
         instructions: for the model, before the conversation.
         name: of the agent; the model's by default.
         max_steps: how often the model may be asked in one turn; then the run fails (``too_many_steps``).
-        options: further fields of each request, by the names of the model's API.
+        options: further fields of each request, by the names of the model's API. None takes a field out that is sent
+            by default: ``stream_options``, ``store``, ``include``, ``background``.
         think_tag: the name of the tag between which the model thinks at the beginning of its text, for servers that
             leave it there: ``"think"``. None: tags are text.
         rules: what is known of who reads the conversation, and is not known of its address: of ``"deepseek"``,
@@ -119,6 +121,8 @@ def model_agent(
         InvalidInput: see ``Model.read``; or an option is none of the request's, or no JSON; or there is no such rule.
     """
     model = Model.read(model) if isinstance(model, str) else model
+    if "background" in (options or {}) and not (options or {})["background"]:
+        model = dataclasses.replace(model, background=False)
     if max_steps < 1:
         raise InvalidInput(f"max_steps is at least 1, got {max_steps}.")
     by_name = tools if isinstance(tools, Mapping) else {tool.name: tool for tool in tools}
@@ -184,6 +188,7 @@ class _Upstream:
         self.think_tag = think_tag
         self.background = model.background
         self.sealed = model.wire == "responses"  # reasoning is asked for in a form that can be told back
+        self.unstored = model.wire == "responses" and "store" not in options  # where it is told all each time
         self._provider: Provider | None = None
         self._farewells: set[asyncio.Task[None]] = set()
 
@@ -229,6 +234,10 @@ class _Upstream:
         if self.sealed and re.search(r"\binclude\b|encrypted.content.{0,3}is not supported", words, re.IGNORECASE):
             logger.info("%s: no sealed reasoning here: %s", name, refusal)
             self.sealed = False
+            return True
+        if self.unstored and re.search(r"\bstore\b", words):
+            logger.info("%s: whether answers are kept cannot be said here: %s", name, refusal)
+            self.unstored = False
             return True
         rule = learned(words, self.provider.addressee(name).rules)
         if rule is None or rule == "plain":
@@ -529,8 +538,8 @@ class _ModelTurn:
             settings["tool_choice"] = _told_choice(settings["tool_choice"])
         if upstream.background:
             settings["background"] = True
-        elif upstream.model.wire == "responses":
-            settings.setdefault("store", False)  # it is told all each time
+        elif upstream.unstored:
+            settings.setdefault("store", False)
         if upstream.sealed:
             settings.setdefault("include", ["reasoning.encrypted_content"])
         if self._previous is not None:

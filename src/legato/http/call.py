@@ -62,6 +62,7 @@ class HttpCall(Generic[T_co]):
         returns: what a good answer's JSON is decoded to; ``NoneType`` when it has no body.
         query: without the None values.
         body: JSON fields; None values are left out. None sends no body.
+        spare: fields of the body that nobody asked for: a server that refuses one of them is asked without it.
         headers: of this request.
         repeatable: whether being carried out twice does no harm.
         already: the error code that, on a repetition, means that an earlier attempt had done it.
@@ -74,6 +75,7 @@ class HttpCall(Generic[T_co]):
     returns: type[T_co]
     query: Mapping[str, object] = field(default_factory=dict)
     body: Mapping[str, object] | None = None
+    spare: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     repeatable: bool = True
     already: str | None = None

@@ -14,7 +14,7 @@ from typing import Generic, Self, TypeVar
 from ..http.aio import open_stream, read_chunk, send
 from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall
-from ..http.errors import ClientError
+from ..http.errors import APIError, ClientError
 from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
 from ..http.settings import address
@@ -218,8 +218,13 @@ class AsyncStream(Generic[T]):
 
     async def _connect(self) -> None:
         await self.aclose()
-        call = self._state.request()
-        self._response = await self._face.connect(call)
+        face, call = self._face, self._face.settings.wanted(self._state.request())
+        try:
+            self._response = await face.connect(call)
+        except APIError as refusal:
+            if not face.settings.learn(call, refusal):
+                raise
+            self._response = await face.connect(face.settings.wanted(call))
         self._state.opened(self._response.headers)
         self._body = chunks(self._response)
 

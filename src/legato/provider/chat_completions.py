@@ -330,8 +330,10 @@ class ChatCompletionsWire:
 
     def chat_stream(self, messages: Sequence[JsonObject], options: Mapping[str, object]) -> FoldedCall[StreamChunk]:
         """The request for an answer as it comes."""
-        body = {"stream_options": {"include_usage": True}, **_options(options), "messages": list(messages)}
-        call = HttpCall("POST", "/chat/completions", JsonObject, body={**body, "stream": True}, headers=STREAM_HEADERS)
+        ours = {"stream_options": {"include_usage": True}}
+        body = {**ours, **_options(options), "messages": list(messages), "stream": True}
+        spare = tuple(name for name in ours if name not in options)
+        call = HttpCall("POST", "/chat/completions", JsonObject, body=body, spare=spare, headers=STREAM_HEADERS)
         return FoldedCall(call, ChatCompletionsFold)
 
     def result(self, raw: JsonObject) -> ChatResult:

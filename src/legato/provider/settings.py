@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from ..http.call import HttpCall, RequestArguments, request
+from ..http.errors import APIError
 from ..http.packages import httpx2
 from ..http.retry import DEFAULT_RETRIES, Attempts, Unset, retrying
 from ..http.settings import HttpSettings
@@ -34,9 +36,14 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderSettings(HttpSettings):
-    """The settings of a client; ``headers`` has the key."""
+    """The settings of a client; ``headers`` has the key.
+
+    Attributes:
+        unwanted: fields that nobody asked for, and that the provider has refused.
+    """
 
     timeouts: Timeouts
+    unwanted: set[str] = field(default_factory=set)
 
     def attempts(self) -> Attempts:
         """The attempts of a request. A provider that asks for more time than there is, is not asked again."""
@@ -47,6 +54,21 @@ class ProviderSettings(HttpSettings):
         """What ``build_request`` of httpx2 takes."""
         timeouts = self.timeouts
         return request(call, self.base_url, self.headers, httpx2.Timeout(timeouts.first_byte, connect=timeouts.connect))
+
+    def wanted(self, call: HttpCall[T]) -> HttpCall[T]:
+        """The request without what the provider is known to refuse."""
+        fields = self.unwanted.intersection(call.spare)
+        return replace(call, body={**(call.body or {}), **dict.fromkeys(fields)}) if fields else call
+
+    def learn(self, call: HttpCall[object], refusal: APIError) -> bool:
+        """Whether what refuses ``call`` names a field of it that nobody asked for; from now on it is left out."""
+        if refusal.status_code not in (400, 422):
+            return False
+        words = refusal.body
+        sent = [name for name in call.spare if (call.body or {}).get(name) is not None]
+        named = {name for name in sent if re.search(rf"\b{name}\b", words)}
+        self.unwanted.update(named)
+        return bool(named)
 
     def opened(self, response: httpx2.Response) -> None:
         """After the head of an answer, wait for its body by the other timeout. httpx2 reads it when the body begins."""

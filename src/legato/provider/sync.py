@@ -14,7 +14,7 @@ from typing import Generic, Self, TypeVar
 
 from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall
-from ..http.errors import ClientError
+from ..http.errors import APIError, ClientError
 from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
 from ..http.settings import address
@@ -214,8 +214,13 @@ class Stream(Generic[T]):
 
     def _connect(self) -> None:
         self.close()
-        call = self._state.request()
-        self._response = self._face.connect(call)
+        face, call = self._face, self._face.settings.wanted(self._state.request())
+        try:
+            self._response = face.connect(call)
+        except APIError as refusal:
+            if not face.settings.learn(call, refusal):
+                raise
+            self._response = face.connect(face.settings.wanted(call))
         self._state.opened(self._response.headers)
         self._body = chunks(self._response)
 
