@@ -4,12 +4,13 @@ run what is not theirs."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
-from driving import Chat, chatting
+from driving import Chat, chatting, decoded
 from legato.agent import Turn
 from legato.agents.conversation import NOT_CARRIED_OUT, conversation
 from legato.items import INTERRUPTED, NOT_ALLOWED
@@ -186,6 +187,46 @@ async def test_what_we_ran_comes_back_as_what_it_is() -> None:
     assert told[:2] == [["user work", *together, "assistant Sun."]] * 2
     apart = ["assistant Let me see. ", 'call f {"x":1}', 'tool {"sun":true}', "call g {}", "tool Error: no"]
     assert told[2] == ["user work", *apart, "assistant Sun."]
+
+
+async def test_a_running_call_is_shown_as_that() -> None:
+    """In the response as it is, before there is a result; then it is over with its run."""
+    worker = Worker()
+    async with chatting(None, worker) as chat:
+        begun = await respond(chat, "hang", background=True)
+        async with asyncio.timeout(30):
+            await worker.running.wait()
+        target = f"/v1/responses/{begun['id']}"
+        (item,) = (await chat.driver.request("GET", target)).json()["output"]
+        assert (item["status"], item["arguments"], item["output"], item["error"]) == ("calling", "{}", None, None)
+        stopped = (await chat.driver.request("POST", f"{target}/cancel")).json()
+        assert (stopped["status"], stopped["output"][0]["status"]) == ("cancelled", "incomplete")
+
+
+async def test_a_stream_with_calls_can_be_taken_up_at_every_event() -> None:
+    """Its numbers and bytes are the same, and its end is the response as it is kept."""
+    async with chatting(None, Worker()) as chat:
+        first = await respond(chat, "work")
+        target = f"/v1/responses/{first['id']}?stream=true"
+        whole = [json.loads(each.data) for each in decoded((await chat.driver.request("GET", target)).body)[:-1]]
+        assert [each["sequence_number"] for each in whole] == list(range(len(whole)))
+        assert whole[-1]["response"] == first
+        for number in range(len(whole) - 1):
+            rest = await chat.driver.request("GET", f"{target}&starting_after={number}")
+            assert [json.loads(each.data) for each in decoded(rest.body)[:-1]] == whole[number + 1 :]
+
+
+async def test_what_was_asked_is_listed_as_it_came() -> None:
+    """Calls of others among it, each with an id."""
+    async with chatting(None, Notes()) as chat:
+        history = [{"role": "user", "content": "one"}, LISTED, ASKED, DENIED, {**MCP, "output": "sun"}]
+        first = await respond(chat, [*history, {"role": "user", "content": "two"}])
+        listed = await chat.driver.request("GET", f"/v1/responses/{first['id']}/input_items?order=asc")
+
+    given = listed.json()["data"]
+    assert [item["type"] for item in given] == ["message", *(item["type"] for item in history[1:]), "message"]
+    assert {**MCP, "output": "sun", "status": "completed"} == given[4]
+    assert len({item["id"] for item in given}) == len(given)
 
 
 @pytest.mark.parametrize(
