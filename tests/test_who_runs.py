@@ -235,6 +235,10 @@ async def test_what_was_asked_is_listed_as_it_came() -> None:
         ("ai/5.0.277 ai-sdk/provider-utils/3.0.1 runtime/node.js/22 ai-sdk/openai/2.0.131", False),
         ("ai-sdk/openai/1.3.24", False),
         ("ai-sdk/azure/2.0.1", False),
+        ("ai/5.0.277 ai-sdk/provider-utils/3.0.40 runtime/node.js/v20.20.2", False),
+        ("ai/6.0.326 ai-sdk/provider-utils/4.0.1 runtime/node.js/22", True),
+        ("ai/50.0.1", True),
+        ("openai/5.0.1 my-ai/5.1", True),
         ("ai-sdk/openai/3.0.141", True),
         ("ai-sdk/openai/20.1.0", True),
         ("OpenAI/Python 3.52.0", True),
@@ -251,6 +255,20 @@ async def test_who_knows_no_such_item_is_shown_none(agent: str, shown: bool) -> 
     for each, wanted in ((answer, shown), (kept, True)):
         assert ("mcp_call" in {item["type"] for item in each.json()["output"]}) == wanted
     assert answer.json()["output"][-1]["content"][0]["text"] == "Sun."
+
+
+@pytest.mark.parametrize("left_out", [("output", "error"), ("output", "error", "status")])
+async def test_what_came_of_it_need_not_be_sent(left_out: tuple[str, ...]) -> None:
+    """pydantic-ai leaves it out of what it sends back: it is kept here. Of whom the id does not know, nothing is."""
+    worker = Worker()
+    async with chatting(None, worker) as chat:
+        first = await respond(chat, "work")
+        bare = [{name: value for name, value in item.items() if name not in left_out} for item in first["output"]]
+        unknown = {**MCP, "id": bare[1]["id"].replace("~", "~0")}
+        await respond(chat, [{"role": "user", "content": "work"}, *bare, unknown, {"role": "user", "content": "And?"}])
+
+    assert ['call f {"x":1}', 'tool {"sun":true}', "call g {}", "tool Error: no"] == worker.told[2:6]
+    assert ['call f {"x":1}', "tool ", "user And?"] == worker.told[-3:]
 
 
 @pytest.mark.parametrize("how", ["hang", "ask", "break"])

@@ -138,6 +138,11 @@ def is_reference(item: Item) -> bool:
     return item.get("type") == REFERENCE or (item.keys() <= {"id", "type"} and "id" in item and not item.get("type"))
 
 
+def is_bare(item: Item) -> bool:
+    """Whether an item is a call that was not the client's, of which it does not say what came: whoever ran it knows."""
+    return item.get("type") == "mcp_call" and item.get("output") is None and not item.get("error")
+
+
 def id_of(call: Item) -> str:
     """The id of a call, or of the one that an output is of; "" if it has none."""
     id = call.get("call_id")

@@ -99,7 +99,10 @@ def pydantic(responses: bool, stream: bool) -> Case:
 
     async def play(said: str, own: bool) -> tuple[str, str]:
         client = openai.AsyncOpenAI(**KEY, max_retries=0)
-        agent = pydantic_ai.Agent(kind(MODEL, provider=OpenAIProvider(openai_client=client)))
+        # As it does for OpenAI's own models: else it sends back nothing of a call that was not its own.
+        settings: Any = {"openai_send_reasoning_ids": True} if responses else {}
+        model = kind(MODEL, provider=OpenAIProvider(openai_client=client))
+        agent = pydantic_ai.Agent(model, model_settings=settings)
         if own:
             agent.tool_plain(clock)
 

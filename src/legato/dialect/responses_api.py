@@ -25,6 +25,7 @@ from ..items import (
     Item,
     arguments_of,
     id_of,
+    is_bare,
     is_call,
     is_output,
     is_reference,
@@ -587,6 +588,7 @@ def check_items(body: Create) -> bool:
         if is_reference(item):
             referring = True
             continue
+        referring = referring or is_bare(item)
         where = f"input[{place}]"
         if kind is None and "role" not in item:
             raise BadRequest(f"{where} has neither a type nor a role.", code="missing_required_parameter",
@@ -744,7 +746,7 @@ def item_list(shown: list[Item], *, more: bool) -> JsonObject:
     }
 
 
-_STRICT = re.compile(r"\bai-sdk/(openai|azure)/[0-2]\.", re.ASCII)
+_STRICT = re.compile(r"(?<![\w./-])(ai/[0-5]|ai-sdk/(openai|azure)/[0-2])\.", re.ASCII)
 """In the ``User-Agent`` of who fails at a whole response with a type of item that is new to it: the AI SDK up to 5."""
 
 

@@ -17,7 +17,7 @@ from ..dialect.responses import ResponseEncoder, ResponseFold, parse_id, respons
 from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFound, Prompt, ResponseNotFound
 from ..errors import InvalidInput, LegatoError, NotFound, RunInProgress, RunNotFound, SessionNotFound
 from ..event import Offset
-from ..items import Item, is_reference
+from ..items import Item, is_bare, is_reference
 from ..sessions import Located, Question, Sent, new_session
 from .operation import NoSuchRoute
 from .reply import Body, Reply, View
@@ -203,7 +203,7 @@ async def _folded(request: Request, run: Located) -> ResponseFold:
 
 
 async def _resolve(request: Request, body: Create) -> None:
-    """Put what is kept in the place of what stands for it.
+    """Put what is kept in the place of what stands for it, or is sent without what came of it.
 
     What stands in the conversation that the request goes on with is not said twice.
 
@@ -214,13 +214,16 @@ async def _resolve(request: Request, body: Create) -> None:
     known: dict[str, dict[str, Item]] = {}  # by run
     resolved: list[Item] = []
     for place, item in enumerate(body.input):
-        if not is_reference(item):
+        if not (is_reference(item) or is_bare(item)):
             resolved.append(item)
             continue
         id = str(item.get("id"))[:400]
         run = responses_api.run_of_item(id) or ""
         if run not in known:
             known[run] = await _items_of(request, run)
+        if is_bare(item):
+            resolved.append(known[run].get(id, item))
+            continue
         if id not in known[run]:
             raise BadRequest(f"Item with id '{id[:200]}' not found.", code="item_not_found", param=f"input[{place}].id")
         if parse_id(response_id(run)) != (_session_of(body), run):
