@@ -587,7 +587,7 @@ class ResponseFold:
                 item.status = "completed"
             self._over(item)
         self._tell()
-        self._usage = _usage(fact.used)
+        self._usage = _usage(fact.used or Usage())
         self._completed = at
         self.ended = True
         if reason is not None:
@@ -629,9 +629,7 @@ def error_payload(code: str, message: str) -> Payload:
     return {"type": "error", **about, "error": {"type": "server_error", **about}}
 
 
-def _usage(usage: Usage | None) -> JsonObject | None:
-    if usage is None:
-        return None
+def _usage(usage: Usage) -> JsonObject:
     return {
         "input_tokens": usage.input_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},

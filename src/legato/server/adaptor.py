@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -94,6 +95,8 @@ class Routes:
                 continue
             if operation.method == method or (operation.method == "GET" and method == "HEAD"):
                 return operation, dialect, names
+            if not _fits(operation, names):
+                continue  # a word that another API has in the place of an id
             allowed[operation.method] = dialect
         if allowed:
             if "GET" in allowed:
@@ -130,7 +133,11 @@ class Adaptor:
 
     def speaks(self, scope: Scope) -> bool:
         """Whether a path is a dialect's, if only by its first segment."""
-        return self._routes.dialect(scope) is not None
+        return self.dialect(scope) is not None
+
+    def dialect(self, scope: Scope) -> Dialect | None:
+        """Whose a path is, if only by its first segment."""
+        return self._routes.dialect(scope)
 
     async def refuse(self, error: LegatoError, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request before it is looked at, in the form that its path has errors in."""
@@ -429,6 +436,12 @@ def _line(scope: Scope) -> Line | None:
 def _segments(path: str) -> list[str]:
     # One slash at the end more or less is the same; an empty segment names nothing.
     return path.removeprefix("/").removesuffix("/").split("/")
+
+
+def _fits(operation: Operation, names: dict[str, str]) -> bool:
+    """Whether what a path names can be what the operation knows by these names."""
+    patterns = {param.name: param.schema["pattern"] for param in operation.params if "pattern" in param.schema}
+    return all(re.search(patterns[name], value) for name, value in names.items() if name in patterns)
 
 
 def _names(pattern: list[str], segments: list[str]) -> dict[str, str] | None:

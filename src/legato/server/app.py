@@ -474,7 +474,7 @@ class Legato:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],  # Last-Event-ID, Idempotency-Key, what SDKs add of their own; the origin decides
             expose_headers=[f"Legato-{name}" for name in ("Cursor", "Incarnation", "Next", "Repeated")]
-            + ["Retry-After", "Location"],
+            + ["Retry-After", "Location", "X-Request-Id"],
         )
         return Guard(cors, adaptor, self._cors, self.hosts)  # outermost: it looks at preflights, too
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
+import secrets
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
@@ -124,6 +125,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry point."""
+        dialect = self._adaptor.dialect(scope)
         named = "*" not in self._origins and Headers(scope=scope).get("origin") in self._origins
 
         async def send_marked(message: Message) -> None:
@@ -132,6 +134,8 @@ class Guard:
                 marks = [mark for mark in HEAD if mark[0] not in said]
                 if named:
                     marks.append(CREDENTIALS)
+                if dialect is not None and dialect.numbered:
+                    marks.append((b"x-request-id", f"req_{secrets.token_hex(16)}".encode()))
                 message = {**message, "headers": [*message["headers"], *marks]}
             await send(message)
 

@@ -9,6 +9,7 @@ import msgspec
 from ..dialect import conversations_api as bodies
 from ..dialect import responses_schema as schema
 from ..dialect.common import KEY_PATTERN
+from ..dialect.responses import ID_PATTERN
 from ..dialect.responses_api import CreateBody, CreateChat
 from ..json import JsonObject
 from . import conversations
@@ -19,7 +20,7 @@ RESPONSE_EVENTS = Frames("ResponseStreamEvent", schema.RESPONSE_EVENTS, done=Tru
 CHAT_EVENTS = Frames("ChatStreamEvent", schema.CHAT_EVENTS, named=False, done=True)
 
 _EVERYWHERE = "Also without `/v1`."
-_ID = Param("response_id", "path", "The response's id.", required=True)
+_ID = Param("response_id", "path", "The response's id.", {"type": "string", "pattern": ID_PATTERN}, required=True)
 _KEY = Param("Idempotency-Key", "header", "The same key and request, the same response: safe to send again. For a "
              "request that names no conversation, keys are common to the whole server.",
              {"type": "string", "pattern": KEY_PATTERN})  # fmt: skip
@@ -124,6 +125,7 @@ RESPONSES = Dialect(
     view=lambda name: routes.RESPONSES_VIEW if name == "responses" else None,
     views=("responses",),
     roots=("v1", "responses", "models", "conversations"),
+    numbered=True,
 )
 CHAT = Dialect(
     "chat",
@@ -131,5 +133,6 @@ CHAT = Dialect(
     refuse=routes.refuse,
     view=lambda name: routes.CHAT_VIEWS[False] if name == "chat" else None,
     views=("chat",),
-    roots=("chat",),
+    roots=("chat", "completions", "embeddings"),
+    numbered=True,
 )
