@@ -313,13 +313,15 @@ class SQLiteStore:
         while len(self._looks) > LOOKS or self._looks_bytes > LOOKS_BYTES:
             self._looks_bytes -= self._looks.popitem(last=False)[1].size
         free = False
+        put, ring = self._tail.put, self.doorbell.ring
         for request in requests:
             if isinstance(request, Append):
                 if stored := request.stored:
-                    self._tail.put(request.session, stored)
+                    session = request.session
+                    put(session, stored)
                     if stored[-1].fact.type == "session.deleted":
-                        self._blocks.forget(request.session)
-                    self.doorbell.ring(request.session, outside=request.lease is None)
+                        self._blocks.forget(session)
+                    ring(session, outside=request.lease is None)
                     free = free or request.free
             elif isinstance(request, Release):
                 free = True

@@ -27,12 +27,19 @@ JOURNAL_PIECE = 256 * 1024
 
 
 class _Unpacked:
-    """A session's deltas that are not packed: ``row`` of the journal has the first of them."""
+    """A session's deltas that are not packed: ``row`` of the journal has the first of them. From the offset ``due`` on
+    they are to be."""
 
-    __slots__ = ("id", "records", "row")
+    __slots__ = ("due", "id", "records", "row")
 
     def __init__(self, id: int, row: int, records: list[Record]) -> None:
-        self.id, self.row, self.records = id, row, records
+        self.id, self.row, self.records, self.due = id, row, records, _due(records[0][0], id)
+
+
+def _due(first: Offset, id: int) -> Offset:
+    """The first offset from ``first`` on that ends a multiple of ``PACK_EVENTS``, shifted by the session's id, so that
+    not all do so at once."""
+    return first + PACK_EVENTS - 1 - (first + id) % PACK_EVENTS
 
 
 class Filing(NamedTuple):
@@ -140,12 +147,10 @@ class Journal:
                 unpacked.records += records
 
     def _due(self, arrived: Mapping[str, Arrived]) -> set[str]:
-        """The sessions whose head passes a multiple of ``PACK_EVENTS``, shifted by the id, so that not all do so at
-        once."""
+        """The sessions whose deltas are many enough."""
         due: set[str] = set()
         for name, (id, records) in arrived.items():
             unpacked = self._sessions.get(name)
-            first = records[0][0] if unpacked is None else unpacked.records[0][0]
-            if (first + id) // PACK_EVENTS != (records[-1][0] + 1 + id) // PACK_EVENTS:
+            if records[-1][0] >= (_due(records[0][0], id) if unpacked is None else unpacked.due):
                 due.add(name)
         return due

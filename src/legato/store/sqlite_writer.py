@@ -466,8 +466,8 @@ class _Group:
 
     def append(self, request: Append) -> Appended:
         """The events as they will be stored."""
-        name, take = request.session, request.take
-        known = self._memory.sessions.get(name)
+        name, take, memory = request.session, request.take, self._memory
+        known = memory.sessions.get(name)
         before = known.state if known is not None else SessionState(name)
         if request.once is not None and known is not None and before.exists:
             again = self._before(name, known, request.once)
@@ -480,29 +480,29 @@ class _Group:
             state = self._leased(state, take)
         # From here on nothing can be refused.
         # Later than the one before, see ``moment``; within a group that is all there is to it.
-        self._memory.last_at = self._at = at = self._at + 1 if self._at else self._memory.now(self._now)
+        memory.last_at = self._at = at = self._at + 1 if self._at else memory.now(self._now)
         if known is None:
             begun = created(request.settled[0][0])
             size = len(request.settled[0][1])
-            known = self._memory.sessions[name] = _Session(self._memory.next_id, before, begun, at, at, size)
-            self._memory.bytes += size
-            self._memory.next_id += 1
+            known = memory.sessions[name] = _Session(memory.next_id, before, begun, at, at, size)
+            memory.bytes += size
+            memory.next_id += 1
             self._rows += (NEW_SESSION, known.id, name, begun.owner or "", None, None, None, None)
         events: list[Event] = []
         records: list[Record] = []
         seconds, offset = at / MICRO, before.head
         for draft, (fact, json) in zip(request.drafts, request.settled, strict=True):
             offset += 1
-            events.append(Event(fact, offset, seconds, draft.run, json))
+            run = draft.run
+            events.append(Event(fact, offset, seconds, run, json))
             if fact.delta and len(json) <= PACKED_BYTES:
-                records.append((offset, at, fact.type, draft.run, json))
+                records.append((offset, at, fact.type, run, json))
             else:
-                self._rows += (EVENT, known.id, offset, at, fact.type, draft.run, fact.delta, json)
+                self._rows += (EVENT, known.id, offset, at, fact.type, run, fact.delta, json)
         if records:
-            if name in self._arrived:
-                self._arrived[name][1].extend(records)
-            else:
-                self._arrived[name] = known.id, records
+            _, arrived = self._arrived.setdefault(name, (known.id, records))
+            if arrived is not records:
+                arrived += records
         request.stored = events
         told = state.whole > before.whole
         if not told and request.once is None and state.runs is before.runs:  # deltas, as nearly all are

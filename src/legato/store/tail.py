@@ -85,6 +85,7 @@ class TailCache:
         self._events = events
         self._most = events + events // SLACK
         self._bytes = bytes
+        self._share = bytes // 2
         self._sessions = sessions
         self._tails: OrderedDict[str, _Tail] = OrderedDict()  # in the order in which they are looked at for room
         self._held = 0
@@ -112,6 +113,7 @@ class TailCache:
             self.forget(session)
             tail = self._tails[session] = _Tail(0)
             events = events[-1:]
+        tail.head = events[-1].offset
         self._grow(tail, events)
 
     def seed(self, session: str, after: Offset, events: Sequence[Event], evictions: int) -> None:
@@ -122,6 +124,8 @@ class TailCache:
         """
         if session not in self._tails and evictions == self.evictions:
             tail = self._tails[session] = _Tail(after)
+            if events:
+                tail.head = events[-1].offset
             self._grow(tail, events)
 
     def read(self, session: str, after: Offset, limit: int, *, deltas: bool = True) -> list[Event] | None:
@@ -162,11 +166,9 @@ class TailCache:
                 cost += _cost(event)
         tail.bytes += cost
         self._held += cost
-        if events:
-            tail.head = events[-1].offset
         if len(tail.events) > self._most:
             self._held -= tail.trim(self._events)
-        while tail.bytes > self._bytes // 2 and tail.events:
+        while tail.bytes > self._share and tail.events:
             # One session alone never takes more than half: the others live too.
             self._held -= tail.trim(len(tail.events) * 7 // 8)
         while self._held > self._bytes or len(self._tails) > self._sessions:
