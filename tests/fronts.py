@@ -52,6 +52,12 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return crt, key
 
 
+def authority(kind: str, folder: Path) -> str:
+    """The certificate by which to know that of a proxy, once that is there."""
+    own = folder / "caddy" / "pki" / "authorities" / "local" / "root.crt"
+    return own.read_text() if kind == "Caddy" else certificate(folder)[0].read_text()
+
+
 def _changed(text: str, **places: str) -> str:
     """A block of the page with other names, ports and places of files; each has to be in it."""
     for old, new in places.items():

@@ -22,7 +22,7 @@ from ..sse import HEARTBEAT
 from .crowd import Line
 from .life import Life
 from .operation import RETRY_AFTER, Absence, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
-from .reply import Body, Follow, Reply, come_back
+from .reply import Body, Follow, Reply
 from .request import INCARNATION, Request
 from .stream import ASGISink, Pump
 from .traffic import SMALL, BudgetSpent, Held, Traffic
@@ -285,7 +285,7 @@ def _comes_back(operation: Operation, scope: Scope) -> bool:
 
 async def _have_come_back(sink: ASGISink) -> None:
     await sink.start(())
-    await sink.write(b"retry: %d\n\n" % come_back())
+    await sink.write(HEARTBEAT)  # a retry by itself would be an event to some SDKs
     await sink.finish()
 
 
