@@ -53,6 +53,18 @@ WORD = {
     "memory": (949, 108, 833, 264, 0.0, 5.0),
 }
 """The same for a message and its answer of one word, with a reader."""
+LATE_TOKENS = 1_200
+LATE_READERS = {
+    "mix": "GET /stream?sessionId={session}&from=start",
+    "responses": "GET /v1/responses/resp_{runId}?stream=true",
+    "deva": "POST /api/sdk/chat/{session}/messages/{messageId}/query/stream",
+}
+LATE = {
+    "mix": (0.32, 0.05, 2.37, 0.19, 0.0, 0.0),
+    "responses": (11.0, 0.16, 14.5, 0.90, 0.0, 0.02),
+    "deva": (0.39, 0.07, 2.40, 0.23, 0.0, 0.0),
+}
+"""The same for each token, for who comes when so many have been said."""
 CHUNKS = 50
 CHUNK = {"ChatCompletions": (52.0, 10.0, 37.0), "Responses": (56.0, 10.0, 45.0), "Anthropic": (53.0, 10.0, 42.0)}
 """The first three for a chunk of a model's answer, from the bytes to the caller."""
@@ -61,11 +73,12 @@ CHUNK = {"ChatCompletions": (52.0, 10.0, 37.0), "Responses": (56.0, 10.0, 45.0),
 class Reader:
     """A reader that blocks until it has a token."""
 
-    def __init__(self, port: int, session: str) -> None:
+    def __init__(self, port: int, session: str, *, asked: str = "") -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
-        self._socket.sendall(f"GET /stream?sessionId={session} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+        asked = asked or f"GET /stream?sessionId={session}"
+        self._socket.sendall(f"{asked} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 0\r\n\r\n".encode())
         self._seen = b""
-        self.wait_for(b"event: connected")
+        self.wait_for(b"\r\n\r\n")
 
     def wait_for(self, text: bytes) -> None:
         while text not in self._seen:
@@ -160,6 +173,34 @@ def test_a_first_word_costs_no_more_than_it_did(kind: str, tmp_path: Path) -> No
     check(measure_word(store_of(kind, tmp_path)), WORD[kind])
 
 
+def measure_late(dialect: str, store: str) -> dict[str, float]:
+    """What each token costs for two readers who come late to an answer, one after the other."""
+    with counted(store) as (process, port), contextlib.ExitStack() as stack:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        session = post(port, "/api/sessions", {})["id"]
+        first = Reader(port, session)
+        stack.callback(first.close)
+        sent = post(port, f"/api/sessions/{session}/messages", {"text": "go"})
+        for number in range(1, LATE_TOKENS + 1):
+            process.stdin.write(b"t")
+            first.wait_for(f"token {number}. ".encode())
+        process.stdin.write(b"b")
+        for _ in range(2):
+            reader = Reader(port, session, asked=LATE_READERS[dialect].format(session=session, **sent))
+            stack.callback(reader.close)
+            reader.wait_for(f"token {LATE_TOKENS}. ".encode())
+        process.stdin.write(b"e")
+        found = json.loads(process.stdout.readline())
+        return {name: value / (2 * LATE_TOKENS) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("dialect", LATE)
+def test_a_late_reader_costs_no_more_than_it_did(dialect: str, tmp_path: Path) -> None:
+    """For each token of an answer that is still being given."""
+    check(measure_late(dialect, store_of("sqlite", tmp_path)), LATE[dialect])
+
+
 class Silent(asyncio.Transport):
     """A connection over which nothing goes out."""
 
@@ -241,5 +282,8 @@ if __name__ == "__main__":
     for kind in WORD:
         with tempfile.TemporaryDirectory() as folder:
             print(f'    "{kind}": ({told(measure_word(store_of(kind, folder)))}),')
+    for dialect in LATE:
+        with tempfile.TemporaryDirectory() as folder:
+            print(f'    "{dialect}": ({told(measure_late(dialect, store_of("sqlite", folder)))}),')
     for wire in CHUNK:
         print(f'    "{wire}": ({told(asyncio.run(measure_chunk(wire)))}),')

@@ -187,7 +187,8 @@ class RunMemory:
         return [event for event in events if event.run == self.run.run]
 
     def _known(self, events: Sequence[Event]) -> bool:
-        return all(self.key in event.wire for event in events if self._is_mine(event))
+        run, key = self.run.run, self.key
+        return not [event for event in events if event.run == run and key not in event.wire]
 
     async def _read(self, fold: Fold, at: Offset, until: Offset | None, *, live: bool) -> None:
         """Give a fold what the log has behind ``at``, up to ``until`` or as long as there is something."""

@@ -316,7 +316,6 @@ class Pump:
         self._pages = pages
         self._joins = joins
         self._within: _Within | None = None
-        self._holding = 0  # bytes of what was read, by estimate
         self._sending_since = 0.0
         self._sent_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -454,7 +453,7 @@ class Pump:
                 events = await self._look()
                 if events:
                     try:
-                        await self._deliver(events, self._put)
+                        await self._deliver(events, functools.partial(self._put, events))
                         continue
                     except _Stalled:
                         pass  # and not in here, where what has been read would be kept
@@ -483,14 +482,14 @@ class Pump:
             self._task = None
             self._hang_up(functools.partial(self.line.end, proper=self._encoder.over or not self._resets))
 
-    async def _put(self, body: bytes) -> None:
-        """Write to the line, unless that takes too long, or too many wait, to keep what was read.
+    async def _put(self, events: Sequence[Event], body: bytes) -> None:
+        """Write to the line, unless that takes too long, or too many wait, to keep ``events``, which were read for it.
 
         Raises:
             _Stalled: it does; nothing was written.
         """
         if self.line.full:
-            crowds, holding = self._crowds, self._holding
+            crowds, holding = self._crowds, sum(map(cost, events))
             if crowds.kept and crowds.kept + holding > KEPT_BYTES:
                 raise _Stalled
             crowds.kept += holding
@@ -532,7 +531,6 @@ class Pump:
     async def _deliver(self, events: Sequence[Event], write: Callable[[bytes], Awaitable[None]]) -> None:
         """Write some events, and move the cursor with what has been handed over."""
         subscription, encoder, within = self._subscription, self._encoder, self._within
-        self._holding = sum(map(cost, events))
         joins = within is not None and within.joins
         if len(events) >= BEHIND and within is None:
             await self._keep_pace()
