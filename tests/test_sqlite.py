@@ -50,7 +50,7 @@ from legato.event import (
     SessionDeleted,
     ToolCompleted,
 )
-from legato.log import READ_LIMIT, Bell, Log, SessionInfo, Store, Take
+from legato.log import READ_LIMIT, Appended, Bell, Log, SessionInfo, Store, Take
 from legato.machine import Lease, RunState
 from legato.server.app import Legato
 from legato.store import lock, open_store, sqlite, sqlite_file, sqlite_journal, sqlite_writer
@@ -269,6 +269,34 @@ async def test_busy_sessions_are_waited_for(store: SQLiteStore, monkeypatch: pyt
     await asyncio.gather(*early, logs[-1].append(text()))
 
     assert before + 1 == commits.count
+
+
+async def test_a_message_and_its_first_word_wait_for_nobody(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While busy sessions are waited for, a message is committed at once, and so is what its run says first; what it
+    says then waits as all do."""
+    logs = [await begin(store, f"s{number}") for number in range(10)]
+    one = Log(store, "one")
+    await one.append(CREATED)
+    monkeypatch.setattr(sqlite_writer, "COMMIT_INTERVAL", 3_600)
+
+    async def be_busy() -> None:
+        await asyncio.gather(*[asyncio.ensure_future(log.append(text())) for log in logs])
+
+    async def append(*drafts: Draft, **options: Any) -> Appended:
+        async with asyncio.timeout(30):
+            return await store.append("one", drafts, **options)
+
+    await be_busy()
+    begun = await append(message(), Draft(RunStarted("a", 1), "r"), take=Take("r", "me", 60))
+    await be_busy()
+    assert (await append(text(), lease=begun.lease)).events[0].offset == 4
+    await be_busy()
+    later = asyncio.ensure_future(store.append("one", [text()], lease=begun.lease))
+    await asyncio.sleep(0.05)
+    assert not later.done()
+    await asyncio.gather(later, be_busy())
 
 
 async def test_a_large_group_is_one_transaction(store: SQLiteStore) -> None:

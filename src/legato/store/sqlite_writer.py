@@ -708,6 +708,7 @@ class Writer:
         self._timer: asyncio.TimerHandle | None = None
         self._awaited: set[str | None] = set()  # sessions of the last group, of which nothing has come since
         self._begun_at = 0.0  # when that group was begun
+        self._begun: set[str | None] = set()  # sessions whose run has begun, and has stored nothing yet
         self._memory: _Memory | None = None
         self._thread = threading.Thread(target=self._run, name="legato-sqlite-writer", daemon=True)
         self.begun = 0
@@ -720,9 +721,12 @@ class Writer:
 
     def submit(self, request: WriteRequest) -> None:
         """Hand over a request. On the event loop, as ``flush``, which waits there and not in the writer's thread: each
-        time that one wakes takes the interpreter from the loop."""
+        time that one wakes takes the interpreter from the loop. A message waits for nobody else, nor does what its run
+        says first: those are seldom, and somebody waits for each of them."""
         self._waiting.append(request)
-        if self._awaited:
+        if self._begins(request):
+            self._awaited.discard(request.session)
+        elif self._awaited:
             self._awaited.discard(request.session)
             if self._timer is not None and self._awaited:
                 return
@@ -730,6 +734,18 @@ class Writer:
                 self._timer = self._loop.call_later(pause, self.flush)  # meanwhile others join the group
                 return
         self.flush()
+
+    def _begins(self, request: WriteRequest) -> bool:
+        """Whether it is a message whose run begins with it, or the first of that run."""
+        if isinstance(request, Append) and request.take is not None:
+            if len(self._begun) > KNOWN_SESSIONS:
+                self._begun.clear()  # those whose message was refused, and that were left then
+            self._begun.add(request.session)
+            return True
+        if self._begun and request.session in self._begun:
+            self._begun.discard(request.session)
+            return True
+        return False
 
     def flush(self) -> None:
         """Let nothing wait for others."""
