@@ -55,6 +55,9 @@ def explained(error: LegatoError, url: str) -> Failure:
     from ..client import APIError, ConnectionFailed, ErrorResponse, ResponseInvalid
 
     if isinstance(error, ConnectionFailed):
+        if proxies := _proxies(url):
+            named = " or ".join(proxies)
+            return Failure(f"{url} cannot be reached through the proxy of {named}; NO_PROXY excepts a server from it")
         return Failure(f"no server at {url}; start one with `legato serve`, or name another with --url")
     if isinstance(error, ResponseInvalid) or (isinstance(error, APIError) and not isinstance(error, ErrorResponse)):
         return Failure(f"what answers at {url} is not a Legato server: {error.message}")
@@ -88,3 +91,14 @@ def quiet_interrupt(command: Callable[P, None]) -> Callable[P, None]:
             click.get_current_context().exit(INTERRUPTED)
 
     return wrapper
+
+
+def _proxies(url: str) -> list[str]:
+    """Variables of the environment by which what is asked of ``url`` goes to a proxy."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    found = getproxies()
+    names = [name for name in (parts.scheme, "all") if found.get(name)][:1]
+    return [] if proxy_bypass(parts.netloc) else [f"{name.upper()}_PROXY" for name in names]
