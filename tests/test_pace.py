@@ -129,6 +129,18 @@ async def test_a_group_is_not_held_to_account_for_others(loop: Loop) -> None:
     assert sizes[0] == sizes[1] > FIRST
 
 
+async def test_who_comes_alone_in_a_busy_loop_leaves_room_for_many(loop: Loop) -> None:
+    """What the loop does after somebody has gone on at once makes no group smaller."""
+    pace = Pace()
+    others = asyncio.create_task(loop.others(GROUP_SECONDS * 10))
+    for _ in range(20):
+        await pace.keep()
+        await idle(pace)
+    await loop.crowd(pace, 100, 0.0)
+    others.cancel()
+    assert loop.groups[0] == FIRST
+
+
 @pytest.mark.parametrize("stride", [1, 2, 7])
 async def test_who_leaves_takes_nobodys_turn(loop: Loop, stride: int) -> None:
     """Of those that wait, some are cancelled, before it is their turn and just when it is."""

@@ -23,7 +23,7 @@ class Pace:
         self._share = FIRST
         self._taken = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._began = 0.0  # when the first of the present group went on; 0 while none has
+        self._began: float | None = None  # when the first of the present group went on, if it had to wait
         self._ticking = False
 
     async def keep(self) -> None:
@@ -34,20 +34,23 @@ class Pace:
             loop.call_soon(self._tick, loop)
         if self._taken < self._share and not self._waiting:
             self._taken += 1
-        else:
-            waiter = loop.create_future()
-            self._waiting.append(waiter)
-            await waiter
-        # Not from the tick on: what the loop does before that is not the group's doing, and not held against it.
-        self._began = self._began or time.monotonic()
+            return
+        waiter = loop.create_future()
+        self._waiting.append(waiter)
+        await waiter
+        # Not from the tick on: what the loop does before that is not the group's doing, and not held against it. Nor is
+        # what it does after somebody has gone on at once: in a busy loop, who comes alone would leave no room for many.
+        if self._began is None:
+            self._began = time.monotonic()
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        spent = time.monotonic() - self._began if self._began else 0.0
-        if spent > GROUP_SECONDS:
-            self._share = max(self._share // 2, 1)
-        elif spent < GROUP_SECONDS / 2 and self._waiting:
-            self._share = min(self._share * 2, MOST)
-        self._began, self._taken = 0.0, 0
+        if self._began is not None:
+            spent = time.monotonic() - self._began
+            if spent > GROUP_SECONDS:
+                self._share = max(self._share // 2, 1)
+            elif spent < GROUP_SECONDS / 2 and self._waiting:
+                self._share = min(self._share * 2, MOST)
+        self._began, self._taken = None, 0
         while self._waiting and self._taken < self._share:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -57,3 +60,4 @@ class Pace:
             loop.call_soon(self._tick, loop)
         else:
             self._ticking = False
+            self._share = FIRST
