@@ -708,7 +708,7 @@ class Writer:
         self._timer: asyncio.TimerHandle | None = None
         self._awaited: set[str | None] = set()  # sessions of the last group, of which nothing has come since
         self._begun_at = 0.0  # when that group was begun
-        self._begun: set[str | None] = set()  # sessions whose run has begun, and has stored nothing yet
+        self._silent: set[str | None] = set()  # sessions whose run has begun, and has stored nothing yet
         self._memory: _Memory | None = None
         self._thread = threading.Thread(target=self._run, name="legato-sqlite-writer", daemon=True)
         self.begun = 0
@@ -738,12 +738,12 @@ class Writer:
     def _begins(self, request: WriteRequest) -> bool:
         """Whether it is a message whose run begins with it, or the first of that run."""
         if isinstance(request, Append) and request.take is not None:
-            if len(self._begun) > KNOWN_SESSIONS:
-                self._begun.clear()  # those whose message was refused, and that were left then
-            self._begun.add(request.session)
+            if len(self._silent) > KNOWN_SESSIONS:
+                self._silent.clear()  # those whose message was refused, and that were left then
+            self._silent.add(request.session)
             return True
-        if self._begun and request.session in self._begun:
-            self._begun.discard(request.session)
+        if self._silent and request.session in self._silent:
+            self._silent.discard(request.session)
             return True
         return False
 
