@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -11,9 +12,13 @@ import pytest
 
 from driving import Chat, chatting, data
 from legato.agents.upstream import model_agent
+from legato.errors import AgentError
 from legato.server.app import Legato
 from legato.tool import Tool
+from model_server import Keeper, asking, says
+from provider_streams import item
 from strict_providers import ALL, SEALS, OldDeepSeek, Strict, served
+from test_upstream import Run
 
 PAIRS = list(itertools.permutations(ALL, 2))
 
@@ -120,3 +125,50 @@ async def test_after_a_restart_and_in_a_fork(name: str, tmp_path: Path, monkeypa
             await turns(chat, name)
             assert before <= sealed(strict)[-3]
     assert strict.refused == []
+
+
+@pytest.mark.parametrize("name", ALL)
+async def test_a_crash_at_every_event(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever goes on tells the same provider what it gave to whoever died, and it refuses nothing."""
+    whole = ALL[name]()
+    tool = Tool(add, on_crash="retry")
+    run = Run(agents(monkeypatch, whole, tools=[tool])[0])
+    assert await run.attempt() == "stop"
+    went_on = 0
+    for crash in range(1, len(run.events)):
+        strict = ALL[name]()
+        broken = Run(agents(monkeypatch, strict, tools=[tool])[0])
+        await broken.attempt(crash_after=crash)
+        with contextlib.suppress(AgentError):  # in the middle of a step
+            assert await broken.attempt() == "stop"
+            assert strict.told == whole.told
+            assert broken.transcript.opaque == run.transcript.opaque
+            went_on += 1
+        assert strict.refused == []
+    assert went_on >= 6
+
+
+async def test_a_crash_of_an_answer_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sealed is kept once, and told in the next turn."""
+    about = {"type": "function_call", "id": "fc_1", "call_id": "a", "name": "add"}
+    first = [
+        item(0, "done", type="reasoning", id="rs_1", summary=[], encrypted_content="sealed"),
+        item(1, "added", arguments="", **about),
+        item(1, "done", arguments='{"x":1}', **about),
+    ]
+
+    def made() -> tuple[Run, Keeper]:
+        keeper = Keeper(first, says("Done."))
+        model = asking(monkeypatch, keeper, background=True)
+        return Run(model_agent(model, tools=[Tool(add, on_crash="retry")])), keeper
+
+    whole, _ = made()
+    assert await whole.attempt() == "stop"
+    assert len(whole.transcript.opaque) == 1
+    for crash in range(1, len(whole.events)):
+        run, keeper = made()
+        await run.attempt(crash_after=crash)
+        assert await run.attempt() == "stop"
+        assert run.transcript.opaque == whole.transcript.opaque, crash
+        assert keeper.asked[0]["include"] == ["reasoning.encrypted_content"]
+        assert "store" not in keeper.asked[0]
