@@ -147,19 +147,23 @@ def test_neighbours_of_one_role_become_one(to: Addressee) -> None:
 
 def test_what_nobody_else_is_told() -> None:
     """Only a known reader has its gaps filled; to all others a field that they do not know is a reason to refuse."""
-    messages = [user(), assistant("a", "c"), tool("c"), assistant("b"), user()]
+    messages = [user(), assistant("a", "c", "d"), tool("c"), tool("d"), assistant("b"), user()]
     for to in (CHAT, MISTRAL, RESPONSES, MESSAGES):
         assert "reasoning_content" not in json.dumps(told(messages, to))
         assert "signature" not in json.dumps(told(messages, to))
-    assert [m.get("reasoning_content") for m in told(messages, DEEPSEEK)] == [
-        None,
-        "(not kept)",
-        None,
-        "(not kept)",
-        None,
-    ]
+    filled = [m.get("reasoning_content", "") for m in told(messages, DEEPSEEK) if m["role"] == "assistant"]
+    assert filled == ["(not kept)"] * 2
     google = {"google": {"thought_signature": "skip_thought_signature_validator"}}
-    assert [m["tool_calls"][0].get("extra_content") for m in told(messages, GEMINI) if "tool_calls" in m] == [google]
+    calls = next(m["tool_calls"] for m in told(messages, GEMINI) if "tool_calls" in m)
+    assert [call["extra_content"] for call in calls] == [google, google]
+
+
+def test_a_signature_of_its_own_is_enough() -> None:
+    """Of calls that came together, Gemini signs the first."""
+    signed = {"google": {"thought_signature": "s"}}
+    opaque = [{"owner": GEMINI.owner, "data": [{"call": "c", "fields": {"extra_content": signed}}]}]
+    heard = told([user(), assistant(None, "c", "d", opaque=opaque), tool("c"), tool("d")], GEMINI)
+    assert [call.get("extra_content") for call in heard[1]["tool_calls"]] == [signed, None]
 
 
 # Owners ---------------------------------------------------------------------------------------------------------------

@@ -416,9 +416,8 @@ def _finished(message: JsonObject, rules: Collection[str]) -> JsonObject:
         message = {**message, "reasoning_content": NOT_KEPT}
     calls = message.get("tool_calls")
     if "gemini" in rules and calls and not any(_signed(call) for call in calls):
-        google = {"google": {"thought_signature": UNSIGNED}}
-        first = {**calls[0], "extra_content": {**(calls[0].get("extra_content") or {}), **google}}
-        message = {**message, "tool_calls": [first, *calls[1:]]}
+        unsigned = {"extra_content": {"google": {"thought_signature": UNSIGNED}}}
+        message = {**message, "tool_calls": [{**call, **unsigned} for call in calls]}
     return message
 
 
