@@ -463,6 +463,39 @@ async def test_calls_without_an_index_or_an_id() -> None:
     ] == await translated(langgraph, chunk(calls=[named]), chunk(calls=[rest]), chunk(calls=[nameless]))
 
 
+MADE = {"type": "server_tool_result", "tool_call_id": "ws_1", "output": "sun", "status": "success"}
+WHOLE = {"type": "server_tool_call", "id": "ws_1", "name": "remote_mcp", "args": {"x": 1}, "extras": {"tool_name": "f"}}
+BEGUN = {"type": "server_tool_call_chunk", "id": "ws_1", "name": "f", "args": "", "index": 0}
+PIECE = {"type": "server_tool_call_chunk", "index": 0}
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [[[WHOLE, MADE]], [[WHOLE], [MADE]], [[BEGUN], [{**PIECE, "args": '{"x":'}], [{**PIECE, "args": "1}"}], [MADE]]],
+)
+async def test_tools_of_the_provider_by_langchain(pieces: list[list[Any]]) -> None:
+    """What its models give as calls that a server has made is told as made by the provider, and as no end of a text."""
+    chunks = [chunk("So. "), *(chunk() for _ in pieces), chunk("Sun.", last=True)]
+    for each, blocks in zip(chunks[1:-1], pieces, strict=True):
+        each.content_blocks = blocks
+    told = await translated(langgraph, *chunks)
+
+    assert ToolCall("ws_1", "f", by="provider") in told
+    assert '{"x":1}' == "".join(item.text for item in told if isinstance(item, ToolArguments))
+    assert [ToolResult("ws_1", "sun")] == [item for item in told if isinstance(item, ToolResult)]
+    assert [Text("So. "), Text("Sun.")] == [item for item in told if isinstance(item, Text)]
+
+
+async def test_a_failed_tool_of_the_provider_by_langchain() -> None:
+    """Nor is a piece of a call that nobody knows."""
+    lost, failed = chunk(), chunk()
+    lost.content_blocks = [{**PIECE, "args": "x"}, {**MADE, "tool_call_id": "other"}]
+    failed.content_blocks = [WHOLE, {**MADE, "status": "error", "output": "no"}]
+
+    assert ToolResult("ws_1", "no", success=False) == (await translated(langgraph, lost, failed))[-1]
+    assert [] == await translated(langgraph, lost)
+
+
 async def test_a_second_speaker_waits() -> None:
     """Pieces of two messages that come in turns are told one message after the other, what follows behind them."""
     result = SimpleNamespace(type="tool", id="t", tool_call_id="c", content="3", status="success")

@@ -304,6 +304,7 @@ class _GraphTranslator:
         self._streamed: set[str] = set()  # messages of which pieces came; the whole is no news then
         self._places: dict[tuple[str, object], str] = {}  # calls by message and index
         self._latest: dict[str, str] = {}  # the call of each message that was begun last
+        self._hosted: set[str] = set()  # calls that the model's provider has made, within a message
         self._used = Usage()
         self._speaker = ""  # the message that is being told
         self._waiting: dict[str, list[Yielded]] = {}  # what came of others meanwhile
@@ -410,7 +411,7 @@ class _GraphTranslator:
         """``items``, with a blank line before a text that would run into another message's."""
         spaced: list[Yielded] = []
         for item in items:
-            if isinstance(item, ToolResult):
+            if isinstance(item, ToolResult) and item.id not in self._hosted:
                 self._texted = ""
                 self._spoken = False
             elif isinstance(item, str | Text | Refusal):
@@ -446,9 +447,30 @@ class _GraphTranslator:
                 items += [Text(block["text"])] if block.get("text") else []
             elif block["type"] == "reasoning":
                 items += [Thinking(block["reasoning"])] if block.get("reasoning") else []
+            elif block["type"] in ("server_tool_call", "server_tool_call_chunk"):
+                items += self._hosted_call(message.id or "", block)
+            elif block["type"] == "server_tool_result":
+                came = self._calls.finish(block["tool_call_id"], block.get("output"), block.get("status") != "error")
+                self._hosted |= {item.id for item in came if isinstance(item, ToolResult)}
+                items += came
             elif block["type"] == "non_standard" and isinstance(refusal := block["value"].get("refusal"), str):
                 items += [Refusal(refusal)] if refusal else []
         return items
+
+    def _hosted_call(self, about: str, block: JsonObject) -> list[Yielded]:
+        """A call that the model's provider makes by itself, whole or a piece of it."""
+        place = (about, f"hosted {block.get('index')}")
+        key = block.get("id") or self._places.get(place)
+        if key is None:
+            return []
+        begun: list[Yielded] = []
+        if key not in self._calls:
+            self._places[place] = key
+            name = (block.get("extras") or {}).get("tool_name") or block.get("name") or "tool"
+            begun = self._calls.begin(key, name, "provider")
+        if block["type"] == "server_tool_call":
+            return begun + self._calls.complete(key, json_text(block.get("args")))
+        return begun + self._calls.arguments(key, block.get("args") or "")
 
     def _pieces(self, message: _ChatMessage) -> list[Yielded]:
         items: list[Yielded] = []
