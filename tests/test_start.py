@@ -85,6 +85,7 @@ def test_a_server_loads_its_pages_when_one_is_asked_for() -> None:
 
             first = after("/health")
             assert first & {*PAGES, *OUR_PAGES, *HTTP - {"ssl", "email.utils"}, "rich", "legato.client"} == set()
+            assert first & {"html.entities", "encodings.idna"} == set()
             assert first & {"legato.cli.chat", "legato.cli.sessions", "legato.agents.upstream"} == set()
             pages = after("/")
             assert pages.issuperset({*PAGES, *OUR_PAGES})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import heapq
-import html
 import logging
 import os
 import subprocess
@@ -383,6 +382,8 @@ def as_it_is(text: str, growing: bool) -> bytes:
     """A text as a ``markdown.Rendered`` that shows it without Markdown."""
     if not text.strip():
         return b'{"blocks":[]}'
+    import html  # the names of all signs that HTML knows
+
     shown = html.escape(text) + FRESH if growing else html.escape(text.rstrip())
     return msgspec.json.encode({"blocks": [{"line": 0, "html": f'<p class="plain">{shown}</p>'}]})
 
