@@ -298,7 +298,7 @@ DIALECT = [
     "/api/inspect", "/api/nothing", "/health", "/ready", "/v1/models", "/models", "/v1/responses/r", "/v1/nothing",
     "/api/sdk/persona/public", "/stream/",
 ]  # fmt: skip
-BESIDE = ["/", "/docs", "/inspect", "/openapi.json", "/web/define.js", "/web/elements.css", "/web/icon.svg"]
+BESIDE = ["/", "/docs", "/inspect", "/openapi.json", "/web/define.js", "/web/style.css", "/web/icon.svg"]
 
 
 @pytest.mark.parametrize("target", DIALECT)

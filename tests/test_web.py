@@ -662,11 +662,11 @@ def test_the_pages_bring_no_code_of_others() -> None:
 
 
 def test_the_chat_page_is_light(page: Page, server: Server) -> None:
-    """Its own JavaScript, as it is written, is below 60 kB, Markdown apart; and it loads what we think it does."""
+    """Its own JavaScript, as it is written, is below 60 kB, Markdown and looks apart; it loads what we think."""
     modules = loaded("page.js")
     seen: set[str] = set(page.evaluate("performance.getEntriesByType('resource').map(each => each.name)"))
 
-    own = sum((WEB / name).stat().st_size for name in modules - CLIENT - {"prose.js"})
+    own = sum((WEB / name).stat().st_size for name in modules - CLIENT - {"prose.js", "looks.js"})
     assert own < 60_000
     assert {name for url in seen if (name := url.partition("/web/")[2]).endswith(".js")} == modules
     assert all(url.startswith(server.url) for url in seen)

@@ -6,8 +6,9 @@ import { Server } from "./server.js";
 import { sheets } from "./sheet.js";
 import { fill, onStrings } from "./strings.js";
 
-/** Where this module came from is a Legato server, unless the element says otherwise. */
-const HOME = new URL("../", import.meta.url);
+/** Where a module `web/…` came from is a Legato server, unless the element says otherwise; else it is the page's own. */
+const FROM = import.meta.url ?? ""; // a name of its own, or a bundler looks for a file there
+const HOME = /\/web\/[\w-]+\.js$/.test(FROM) ? new URL("../", FROM) : null;
 
 /** On a server there are no elements, but their modules can be imported. @type {typeof HTMLElement} */
 const Element = globalThis.HTMLElement ?? Object;
@@ -46,7 +47,7 @@ export class LegatoElement extends Element {
 
   /** @returns {Server} */
   get server() {
-    const base = this.baseUrl === "" ? HOME : new URL(this.baseUrl.replace(/\/*$/, "/"), document.baseURI);
+    const base = this.baseUrl === "" ? (HOME ?? new URL("/", document.baseURI)) : new URL(this.baseUrl.replace(/\/*$/, "/"), document.baseURI);
     const outer = this.baseUrl === "" && this.outer;
     if (outer) return outer.server;
     if (this.#server?.baseUrl.href !== base.href) {

@@ -1,7 +1,9 @@
-/*
+/**
  * The looks of Legato's elements. A page changes them by custom properties (--legato-accent and the others below) and by
- * ::part. Colours follow the page's color-scheme. System fonts, and no motion for those who want none.
+ * ::part. Colours follow the page's color-scheme. System fonts, and no motion for those who want none. A module, so that
+ * it goes wherever the elements go, through any bundler. A `rem` here is the size of the element's own text.
  */
+export const LOOKS = `
 :host {
   --page: var(--legato-page, light-dark(#fcfcfb, #18181b));
   --card: var(--legato-card, light-dark(#fff, #222226));
@@ -20,11 +22,21 @@
   --measure: var(--legato-measure, 44rem);
   --font: var(--legato-font, system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Cantarell, "DejaVu Sans", sans-serif);
   --mono: var(--legato-mono, ui-monospace, "Cascadia Code", "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace);
+  --legato-rem: 1em;
   display: block;
-  color: var(--text);
-  font: 1rem/1.65 var(--font);
-  text-align: start;
+  font-size: medium; /* what the visitor has chosen, whatever the page makes of it; a page may set its own on the element */
   overflow-wrap: anywhere;
+  color: var(--text) !important; /* and not what the page says of all that it has */
+  font-family: var(--font) !important;
+  font-style: normal !important;
+  font-weight: normal !important;
+  line-height: 1.65 !important;
+  letter-spacing: normal !important;
+  word-spacing: normal !important;
+  text-align: start !important;
+  text-indent: 0 !important;
+  text-transform: none !important;
+  white-space: normal !important;
 }
 :host([hidden]), [hidden] { display: none !important; }
 :host([theme="light"]) { color-scheme: light; }
@@ -207,3 +219,4 @@ input { min-width: 0; min-height: 2.25rem; flex: 1 1 12rem; padding: 0.3rem 0.7r
   #send, .grant, .ask, #launcher, .question { border: 1px solid; }
   .typing i, .pulse, #badge { background: CanvasText; }
 }
+`;
