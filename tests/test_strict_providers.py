@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from driving import Chat, chatting, data
+from fake_server import FakeServer, Reply, Request
 from legato.agents.upstream import model_agent
 from legato.errors import AgentError
 from legato.server.app import Legato
 from legato.tool import Tool
 from model_server import Keeper, asking, says
+from processes import Server, running
 from provider_streams import item
 from strict_providers import ALL, SEALS, OldDeepSeek, Strict, served
 from test_upstream import Run
+from test_waiting import ask, events, until
 
 PAIRS = list(itertools.permutations(ALL, 2))
 
@@ -172,3 +176,75 @@ async def test_a_crash_of_an_answer_in_the_background(monkeypatch: pytest.Monkey
         assert run.transcript.opaque == whole.transcript.opaque, crash
         assert keeper.asked[0]["include"] == ["reasoning.encrypted_content"]
         assert "store" not in keeper.asked[0]
+
+
+SERVED = """
+import os
+
+from legato.agents.model import Model
+from legato.agents.upstream import model_agent
+from legato.tool import Tool
+
+
+def add(x: int) -> int:
+    return x + 1
+
+
+def made(name, wire, options=None):
+    model = Model("m-1", wire, f"{os.environ['STRICT']}/{name}/v1", "key")
+    return model_agent(model, name=name, tools=[Tool(add, approval=True)], options=options)
+
+
+deepseek = made("deepseek", "chat")
+gemini = made("gemini", "chat")
+mistral = made("mistral", "chat")
+anthropic = made("anthropic", "messages", {"thinking": {"type": "enabled"}})
+openai = made("openai", "responses")
+"""
+
+
+def test_servers_that_are_killed_while_the_user_is_asked(tmp_path: Path) -> None:
+    """In each step of a turn, with real processes: whoever comes next tells each provider what it wants back."""
+    strict = {name: made() for name, made in ALL.items()}
+    (tmp_path / "strict.py").write_text(SERVED)
+
+    def answer(request: Request) -> Reply:
+        return strict[request.path.split("/")[1]](request)
+
+    def grant(server: Server, session: str) -> None:
+        """Say yes to all that waits for it."""
+        resolved = {each["id"] for each in events(server, session, "permission.resolved")}
+        for each in events(server, session, "permission.requested"):
+            if each["id"] not in resolved:
+                ask(server, "POST", f"/api/permissions/{each['id']}/grant")
+
+    sessions: dict[str, str] = {}
+    with FakeServer(answer) as fake:
+        for life in range(4):
+            store = f"sqlite:///{tmp_path / 'log.db'}"
+            arguments = ("legato", "serve", "strict.py", "--port", "0", "--store", store)
+            with running(*arguments, cwd=tmp_path, env={"STRICT": fake.url}) as server:
+                for name in ALL:
+                    if not life:
+                        sessions[name] = ask(server, "POST", "/api/sessions", {})["id"]
+                    else:
+                        grant(server, sessions[name])
+                    if life == 2:
+                        until(lambda session=sessions[name]: events(server, session, "run.completed"))
+                    if life in (0, 2):
+                        body = {"text": "Go", "agent": name}
+                        ask(server, "POST", f"/api/sessions/{sessions[name]}/messages", body)
+                    asked = (2, 3, 5, 6)[life]
+                    until(lambda s=sessions[name], n=asked: len(events(server, s, "permission.requested")) == n)
+                if life == 3:
+                    for session in sessions.values():
+                        grant(server, session)
+                        until(lambda session=session: len(events(server, session, "run.completed")) == 2)
+                server.process.send_signal(signal.SIGKILL)
+                server.process.wait(60)
+    for name, each in strict.items():
+        assert len(each.refused) <= (name in ("deepseek", "gemini", "mistral")), each.refused
+        assert len(each.told) == 6
+        seen = sealed(each)
+        assert all(one <= two for one, two in itertools.pairwise(seen))
+        assert len(seen[-1]) >= (0 if name == "mistral" else 5)
