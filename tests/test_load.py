@@ -237,6 +237,37 @@ async def test_who_waits_for_what_is_stored_does_not_wait_for_more(stage: Stage)
 # Who is refused -------------------------------------------------------------------------------------------------------
 
 
+async def test_a_message_behind_one_that_waits_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a message is not stored within its time, be the disk slow, no more are taken; once it is, they are."""
+    app = application("memory:", echo)
+    async with Driver(app) as driver, asyncio.timeout(NET):
+        paths = [
+            f"/api/sessions/{(await driver.request('POST', '/api/sessions', json={})).json()['id']}/messages"
+            for _ in range(3)
+        ]
+        clock, gate, append = Clock(), asyncio.Event(), app.store.append
+
+        async def held(session: str, drafts: Any, **how: Any) -> Any:
+            if any(draft.type == "message.created" for draft in drafts):
+                await gate.wait()
+            return await append(session, drafts, **how)
+
+        monkeypatch.setattr(app.store, "append", held)
+        app.life.runner.load.stop()
+        app.life.runner.load = Load(clock=clock)
+        waiting = []
+        for path, seconds in zip(paths, (app.life.sessions.limits.wait_seconds, 0.01), strict=False):
+            waiting.append(asyncio.create_task(driver.request("POST", path, json={"text": "a"})))
+            await quiet()
+            clock.now += seconds
+        refused = await driver.request("POST", paths[2], json={"text": "a"})
+        assert (refused.status, refused.json()["error"][REQUESTS["send"][3]]) == (503, "overloaded")
+        assert "retry-after" in {name.lower() for name in refused.headers}
+        gate.set()
+        assert [(await each).status for each in waiting] == [202, 202]
+        assert (await driver.request("POST", paths[2], json={"text": "a"})).status == 202
+
+
 @pytest.mark.parametrize(
     "case",
     ["send", "send by stream", "retry", "deva send", "respond", "respond, stream", "respond, background", "chat"],

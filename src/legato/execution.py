@@ -80,6 +80,8 @@ class Limits(msgspec.Struct, frozen=True):
         attempts: of a run whose process dies again and again, for agents with ``on_crash``.
         cancel_grace: seconds that a cancelled agent has for its last word.
         lag_seconds: by which the event loop may be late; beyond, new messages are refused (``overloaded``, 503).
+        wait_seconds: for which a message may wait to be stored; as long as one does for longer, be it that the loop is
+            late or that the disk is slow, new ones are refused in the same way.
         gather_seconds: for which a run's deltas gather before they are stored, so that many tokens make one event.
             By itself the server does that only while its event loop is late.
     """
@@ -98,6 +100,7 @@ class Limits(msgspec.Struct, frozen=True):
     attempts: int = 3
     cancel_grace: float = 0.5
     lag_seconds: float = 0.25
+    wait_seconds: float = 0.5
     gather_seconds: float = 0.0
 
 

@@ -8,11 +8,12 @@ an event costs the same whether it holds one token or ten. And whoever would add
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 logger = logging.getLogger("legato")
 
@@ -80,9 +81,26 @@ class Load:
         self._spent = spent
         self._looked = (0.0, 0.0)  # when it was looked last, and what had been spent
         self._late = deque([0.0] * LOOKS, LOOKS)
+        self._waits: dict[object, float] = {}  # since when, the oldest first
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.soon = Round().add
+
+    @property
+    def waiting(self) -> float:
+        """Seconds for which the oldest of what is ``waited`` for has been."""
+        since = next(iter(self._waits.values()), None)
+        return 0.0 if since is None else self._clock() - since
+
+    @contextlib.contextmanager
+    def waited(self) -> Iterator[None]:
+        """Around what somebody outside waits for."""
+        key = object()
+        self._waits[key] = self._clock()
+        try:
+            yield
+        finally:
+            del self._waits[key]
 
     def start(self) -> None:
         """Begin to look. Idempotent."""

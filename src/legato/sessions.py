@@ -704,9 +704,14 @@ class Sessions:
         """Raise ``Draining`` or ``Overloaded`` if no new messages are taken."""
         if self.draining:
             raise Draining("The server is shutting down and takes no new messages; try again.")
-        late = self._runner.load.lag > self.limits.lag_seconds
+        lag, waiting = self._runner.load.lag, self._runner.load.waiting
+        late = lag > self.limits.lag_seconds or waiting > self.limits.wait_seconds
         if late and not self._refusing:  # once, and not for each of those who are refused
-            logger.warning("the event loop is late by %.2g s: new messages are refused", self._runner.load.lag)
+            logger.warning(
+                "new messages are refused: the event loop is late by %.2g s, and one waits for %.2g s to be stored",
+                lag,
+                waiting,
+            )
         self._refusing = late
         if late:
             raise Overloaded("The server has too much to do and takes no new messages now; try again later.")
@@ -869,7 +874,8 @@ class Sessions:
         assert run is not None
         drafts = [*before, question]
         if idle:
-            begun = await self._runner.begin(session, drafts, run, party=party, agent=agent, once=once, head=head)
+            with self._runner.load.waited():
+                begun = await self._runner.begin(session, drafts, run, party=party, agent=agent, once=once, head=head)
             if begun is not None:
                 return begun
             drafts.append(Draft(RunWaiting(), run))
@@ -878,7 +884,8 @@ class Sessions:
         places.queue(session, run, party)  # before it is stored, so that the bound holds however many come at once
         refused = False
         try:
-            appended = await self._store.append(session, drafts, once=once, head=head)
+            with self._runner.load.waited():
+                appended = await self._store.append(session, drafts, once=once, head=head)
         except LegatoError:
             refused = True
             raise
