@@ -9,7 +9,7 @@ import contextlib
 import json
 import socketserver
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -36,7 +36,8 @@ class Request:
 
 @dataclass
 class Reply:
-    """What the server answers; ``die`` closes the connection before the answer."""
+    """What the server answers; ``die`` closes the connection before the answer. ``pieces`` follow the body one by one
+    (on a socket only)."""
 
     status: int = 200
     body: bytes = b""
@@ -44,6 +45,7 @@ class Reply:
     cut: bool = False
     silent: bool = False
     die: bool = False
+    pieces: Iterable[bytes] = ()
 
 
 Handler = Callable[[Request], Reply]
@@ -191,6 +193,9 @@ class FakeServer:
         if reply.body:
             file.write(b"%x\r\n%s\r\n" % (len(reply.body), reply.body))
         file.flush()
+        for piece in reply.pieces:
+            file.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            file.flush()
         if reply.silent:
             self.stopping.wait(30)
         elif not reply.cut and reply.status != 204:

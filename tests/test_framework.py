@@ -520,3 +520,18 @@ async def test_a_second_speaker_waits() -> None:
         chunk("C", id="c"),
         chunk("A2", id="a", last=True),
     )
+
+
+@pytest.mark.parametrize(("words", "reason"), [
+    (["length", "LENGTH", "max_tokens", "MAX_TOKENS", "max-tokens", "Max Tokens", "max_output_tokens",
+      "model_context_window_exceeded", "token_limit"], "length"),
+    (["content_filter", "SAFETY", "safety", "RECITATION", "refusal", "blocklist", "PROHIBITED_CONTENT"],
+     "content_filter"),
+    (["stop", "STOP", "tool_use", "TOOL_CALLS", "function_call", "eos", "end_turn", "", "stop_sequence",
+      "FINISH_REASON_UNSPECIFIED", "a word of its own"], None),
+])  # fmt: skip
+def test_why_an_answer_ended(words: list[str], reason: str | None) -> None:
+    """A provider's words, without regard to case; only a limit is a limit."""
+    for word in words:
+        assert finish(word) == ([] if reason is None else [Finish(reason)]), word
+    assert finish(None) == []

@@ -33,9 +33,9 @@ PATIENCE = 300
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 # Besides what the extra itself asks for.
 FRAMEWORKS = {
-    "pydantic-ai": ["pydantic-ai-slim[openai]"],
+    "pydantic-ai": ["pydantic-ai-slim[openai,anthropic]"],
     "openai-agents": [],
-    "langgraph": ["langchain-openai>=1.0", "langgraph-checkpoint-sqlite>=3"],
+    "langgraph": ["langchain-openai>=1.0", "langchain-anthropic>=1.0", "langgraph-checkpoint-sqlite>=3"],
 }
 # Who asks a server, side by side in one environment: it takes longer to load them than to use them.
 AGENT_CLIENTS = (

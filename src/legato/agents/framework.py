@@ -16,6 +16,7 @@ import importlib
 import json
 import logging
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ from ..agent import Agent, AgentFunction, OnCrash, Turn
 from ..errors import AgentError, InvalidInput, LegatoError
 from ..json import JsonObject
 from ..part import CallPart, Part, RefusalPart, TextPart, as_json
+from ..provider.chat_completions import reason_of
 from ..transcript import fold
 from ..yields import Finish, RunBy, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted, Yielded
 from .conversation import answered, conversation, said
@@ -251,16 +253,11 @@ async def ask(turn: Turn, tool: str, arguments: object, about: str = "") -> bool
 
 # Ends -----------------------------------------------------------------------------------------------------------------
 
-_LENGTH = ("length", "max_tokens", "max_output_tokens", "model_context_window_exceeded", "token_limit")
-_FILTER = ("content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii", "filtered")
-
 
 def finish(reason: str | None) -> list[Yielded]:
     """Why the latest answer of the model ended, in Legato's word; nothing when it was simply done."""
-    word = (reason or "").lower()
-    if word in _LENGTH:
-        return [Finish("length")]
-    return [Finish("content_filter")] if word in _FILTER else []
+    word = reason_of(reason)
+    return [Finish(word)] if word in ("length", "content_filter") else []
 
 
 _BUSY = ("model_rate_limited", "The model is asked too much at the moment. Try again in a minute.")
@@ -345,6 +342,22 @@ def _reason(error: BaseException) -> tuple[str, str] | None:
         if kind.__name__ in _REASONS:
             status = getattr(error, "status_code", None)
             return worded(error) or _by_status(status) or _REASONS[kind.__name__]
+    return _spelled(error)
+
+
+_CLIENTS = {"openai", "anthropic", "langchain_openai", "langchain_anthropic", "langchain_google_genai",
+            "langchain_mistralai"}  # fmt: skip
+"""Packages that ask models, and in the middle of an answer raise what is no class of theirs."""
+
+
+def _spelled(error: BaseException) -> tuple[str, str] | None:
+    """What such a package lets through: an HTTP client's error, or a model's in words (``server_error: It broke.``)."""
+    packages = [str(frame.f_globals.get("__name__")).partition(".")[0]
+                for frame, _ in traceback.walk_tb(error.__traceback__)]  # fmt: skip
+    if any(kind.__name__ == "TransportError" for kind in type(error).__mro__) and _CLIENTS & {*packages}:
+        return _AWAY
+    if isinstance(error, ValueError) and packages and packages[-1] in _CLIENTS:
+        return _CODES.get(str(error).partition(":")[0].lower(), _USELESS)
     return None
 
 
@@ -354,7 +367,8 @@ _CODES: dict[str, tuple[str, str]] = {
         _BUSY,
     ),
     **dict.fromkeys(
-        ["overloaded_error", "overloaded", "server_error", "api_error", "internal_server_error", "service_unavailable",
+        ["overloaded_error", "overloaded", "server_is_overloaded",
+         "server_error", "api_error", "internal_server_error", "service_unavailable",
          "timeout_error", "unavailable"],
         _AWAY,
     ),

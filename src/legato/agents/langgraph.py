@@ -224,11 +224,16 @@ class _GraphRun:
                 for item in translator.remember(kept):
                     yield item
             while True:
-                async with contextlib.aclosing(self._graph.astream(given, self._config, **options)) as parts:
-                    async for part in parts:
-                        state = _state_in(part)
-                        for item in translator.take(part) if state is None else translator.reach(state):
-                            yield item
+                try:
+                    async with contextlib.aclosing(self._graph.astream(given, self._config, **options)) as parts:
+                        async for part in parts:
+                            state = _state_in(part)
+                            for item in translator.take(part) if state is None else translator.reach(state):
+                                yield item
+                except Exception:
+                    for item in translator.flush():  # what was said, is said
+                        yield item
+                    raise
                 for item in translator.flush():
                     yield item
                 if translator.halted and self._checkpointer is None:
@@ -302,6 +307,8 @@ class _GraphTranslator:
     def __init__(self) -> None:
         self._calls = Calls()
         self._streamed: set[str] = set()  # messages of which pieces came; the whole is no news then
+        self._names: dict[str, str] = {}  # of ids that a message was given later: its first
+        self._open: dict[str, object] = {}  # messages that are not over, and their nodes
         self._places: dict[tuple[str, object], str] = {}  # calls by message and index
         self._latest: dict[str, str] = {}  # the call of each message that was begun last
         self._hosted: set[str] = set()  # calls that the model's provider has made, within a message
@@ -427,18 +434,39 @@ class _GraphTranslator:
 
     def _message(self, data: Any) -> list[Yielded]:
         message: _ChatMessage = data[0] if isinstance(data, tuple | list) else data
-        about = message.id or ""
+        about = self._name(message, data[1] if isinstance(data, tuple | list) and len(data) > 1 else None)
         if message.type == "tool":
             finished = self._calls.finish(message.tool_call_id, _output(message), message.status != "error")
             return self._behind(finished)
         if message.type == "AIMessageChunk":
             self._streamed.add(about)
-            items = [*self._content(message), *self._pieces(message), *self._end(message)]
-            return self._tell(about, items, over=getattr(message, "chunk_position", None) == "last")
+            items = [*self._content(message), *self._pieces(message, about), *self._end(message)]
+            over = getattr(message, "chunk_position", None) == "last"
+            if over:
+                self._close(about)
+            return self._tell(about, items, over=over)
         if message.type != "ai" or about in self._streamed:
             return []
         self._streamed.add(about)
         return self._tell(about, [*self._content(message), *self._whole(message), *self._end(message)], over=True)
+
+    def _name(self, message: _ChatMessage, about: object) -> str:
+        """One id for a message. Over some APIs LangChain changes it in the middle: from the provider's to that of the
+        call of the model, or back. The same node has one of each kind then, and the first is not over."""
+        id = message.id or ""
+        if message.type != "AIMessageChunk" or id in self._names or not id:
+            return self._names.get(id, id)
+        node = about.get("langgraph_checkpoint_ns") if isinstance(about, Mapping) else None
+        for other, where in self._open.items():
+            if where == node and _is_call(other) != _is_call(id):
+                self._names[id] = other
+                return other
+        if id not in self._streamed:
+            self._open[id] = node
+        return id
+
+    def _close(self, about: str) -> None:
+        self._open.pop(about, None)
 
     def _content(self, message: _ChatMessage) -> list[Yielded]:
         items: list[Yielded] = []
@@ -472,9 +500,8 @@ class _GraphTranslator:
             return begun + self._calls.complete(key, json_text(block.get("args")))
         return begun + self._calls.arguments(key, block.get("args") or "")
 
-    def _pieces(self, message: _ChatMessage) -> list[Yielded]:
+    def _pieces(self, message: _ChatMessage, about: str) -> list[Yielded]:
         items: list[Yielded] = []
-        about = message.id or ""
         for piece in message.tool_call_chunks:
             place = (about, piece.get("index"))
             key = self._places.get(place) if piece.get("index") is not None else self._latest.get(about)
@@ -509,7 +536,9 @@ class _GraphTranslator:
                 model=about.get("model_name") or about.get("model") or used.model,
             )
             items.append(self._used)
+        cut = about.get("incomplete_details")
         reason = about.get("finish_reason") or about.get("stop_reason") or about.get("done_reason")
+        reason = reason or (cut.get("reason") if isinstance(cut, Mapping) else None)
         return items + finish(reason if isinstance(reason, str) else None)
 
     def _update(self, data: object) -> list[Yielded]:
@@ -525,7 +554,8 @@ class _GraphTranslator:
                     for call in message.tool_calls
                     for item in self._calls.complete(call.get("id") or "", json_text(call["args"]))
                 ]
-                about = message.id or ""
+                about = self._names.get(message.id or "", message.id or "")
+                self._close(about)
                 items += self._tell(about, completed, over=True) if about in self._unfinished() else completed
         return items
 
@@ -563,6 +593,11 @@ def _state_in(part: object) -> Mapping[str, Any] | None:
         case ((), "values", Mapping() as state):
             return state
     return None
+
+
+def _is_call(id: str) -> bool:
+    """Whether an id is that of a call of a model, as LangChain draws it."""
+    return id.startswith(("lc_run-", "run-"))
 
 
 def _text_of(message: _ChatMessage) -> str:

@@ -283,7 +283,7 @@ _REASONS: Final = {
         "length",
     ),
     **dict.fromkeys(
-        ["content_filter", "content_filtered", "contentfilter", "safety", "recitation", "blocklist",
+        ["content_filter", "content_filtered", "contentfilter", "filtered", "safety", "recitation", "blocklist",
          "prohibited_content", "spii", "sensitive", "refusal", "language", "image_safety", "guardrail_intervened"],
         "content_filter",
     ),

@@ -1,0 +1,29 @@
+"""Agents of pydantic-ai with its real model classes, see ``models_langgraph``."""
+
+from __future__ import annotations
+
+import os
+
+from anthropic import AsyncAnthropic
+from openai import AsyncOpenAI
+from pydantic_ai import Agent
+from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.providers.anthropic import AnthropicProvider
+from pydantic_ai.providers.openai import OpenAIProvider
+
+from legato.agents.pydantic_ai import adapt
+
+URL = os.environ["MODEL_URL"]
+openai = OpenAIProvider(openai_client=AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0))
+anthropic = AnthropicProvider(anthropic_client=AsyncAnthropic(base_url=URL, api_key="none", max_retries=0))
+
+
+def work(x: int) -> str:
+    """Works."""
+    return f"made {x}"
+
+
+chat = adapt(Agent(OpenAIChatModel("m-1", provider=openai), tools=[work]), name="chat")
+responses = adapt(Agent(OpenAIResponsesModel("m-1", provider=openai), tools=[work]), name="responses")
+messages = adapt(Agent(AnthropicModel("m-1", provider=anthropic), tools=[work]), name="messages")

@@ -1,0 +1,367 @@
+"""The adapters with the frameworks' real model classes, which read the bytes of a model server of these tests.
+
+What a framework makes of a provider's stream is not what a scripted model gives: other ids, other orders, other errors.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fake_server import FakeServer, Reply, Request, stream_reply
+from framework_server import AGENTS, Said, Talk, serving
+from legato import Client
+from legato.client import ContentEvent, StreamEvent
+
+WIRES = {
+    "langgraph": ["chat", "responses", "messages"],
+    "openai-agents": ["chat", "responses"],
+    "pydantic-ai": ["chat", "responses", "messages"],
+}
+CASES = [(framework, wire) for framework, wires in WIRES.items() for wire in wires]
+
+Step = list[tuple[str, Any]]
+"""What a model says in one step: ``think`` and ``text`` in pieces, ``call`` (id, name, pieces of the arguments),
+``wait`` until a reader has had what came before, ``error`` and ``cut``, and ``end`` with the reason."""
+ONE = ("call", ("call_1", "work", ['{"x"', ":1}"]))
+TWO = ("call", ("call_2", "work", ["", '{"x":', "2}"]))
+SCRIPTS: dict[str, list[Step]] = {
+    "text": [[("text", "Hel"), ("wait", None), ("text", "lo "), ("text", "world.")]],
+    "think": [[("think", "Hm, "), ("think", "so."), ("text", "Well.")]],
+    "tool": [[("text", "I look. "), ("wait", None), ONE], [("text", "Made it.")]],
+    "only a tool": [[ONE], [("text", "Made it.")]],
+    "think and tool": [[("think", "Hm."), ONE], [("think", "So."), ("text", "Made it.")]],
+    "tools": [[ONE, TWO], [("text", "Both.")]],
+    "two steps": [[ONE], [("text", "On. "), TWO], [("text", "Done.")]],
+    "length": [[("text", "Once upon"), ("end", "length")]],
+    "error": [[("text", "Hel"), ("error", "Overloaded.")]],
+    "error at once": [[("error", "Overloaded.")]],
+    "cut": [[("text", "Hel"), ("cut", None)]],
+}
+
+
+class Model:
+    """A server that plays the script named by the user's first words, over three APIs."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.heard = threading.Event()
+        self.burst = False
+
+    def __call__(self, request: Request) -> Reply:
+        body = request.json
+        self.asked.append(body)
+        words = json.dumps(body)
+        name = next(name for name in sorted(SCRIPTS, key=len, reverse=True) if f"play: {name}!" in words)
+        outputs = words.count("made 1") + words.count("made 2")
+        script = SCRIPTS[name]
+        calls = [sum(kind == "call" for kind, _ in step) for step in script]
+        place = next(n for n in range(len(script)) if outputs <= sum(calls[:n]))
+        wire = {"completions": "chat", "responses": "responses", "messages": "messages"}[request.path.split("/")[-1]]
+        step = [each for each in script[place] if each[0] != "cut"]
+        cut = len(step) < len(script[place])
+        return stream_reply(b"", None, pieces=self._pieces(getattr(self, wire)(step, cut)), cut=cut)
+
+    def _pieces(self, frames: Iterator[Any]) -> Iterator[bytes]:
+        for frame in frames:
+            if frame is None:
+                self.burst |= not self.heard.wait(15)
+            else:
+                yield frame
+
+    def chat(self, step: Step, cut: bool) -> Iterator[Any]:
+        def chunk(finish: str | None = None, **delta: Any) -> bytes:
+            choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+            return data({"id": "chat_1", "object": "chat.completion.chunk", "created": 1, "model": "m-1",
+                         "choices": [choice]})  # fmt: skip
+
+        yield chunk(role="assistant", content="")
+        calls, end = 0, ""
+        for kind, what in step:
+            if kind == "wait":
+                yield None
+            elif kind == "think":
+                yield chunk(reasoning_content=what)
+            elif kind == "text":
+                yield chunk(content=what)
+            elif kind == "call":
+                id, name, pieces = what
+                yield chunk(tool_calls=[{"index": calls, "id": id, "type": "function",
+                                         "function": {"name": name, "arguments": ""}}])  # fmt: skip
+                for piece in pieces:
+                    yield chunk(tool_calls=[{"index": calls, "function": {"arguments": piece}}])
+                calls += 1
+            elif kind == "error":
+                yield data({"error": {"message": what, "type": "overloaded_error", "code": 529}})
+                return
+            else:
+                end = what
+        if cut:
+            return
+        yield chunk(end or ("tool_calls" if calls else "stop"))
+        usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+        yield data({"id": "chat_1", "object": "chat.completion.chunk", "created": 1, "model": "m-1", "choices": [],
+                    "usage": usage})  # fmt: skip
+        yield b"data: [DONE]\n\n"
+
+    def messages(self, step: Step, cut: bool) -> Iterator[Any]:
+        yield named({"type": "message_start", "message": {
+            "id": f"msg_{len(self.asked)}", "type": "message", "role": "assistant", "model": "m-1", "content": [],
+            "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 5, "output_tokens": 1}}})  # fmt: skip
+        index, kinds, end = -1, "", ""
+
+        def open(kind: str, block: dict[str, Any]) -> Iterator[bytes]:
+            nonlocal index, kinds
+            if index >= 0:
+                yield named({"type": "content_block_stop", "index": index})
+            index, kinds = index + 1, kind
+            yield named({"type": "content_block_start", "index": index, "content_block": block})
+
+        def delta(kind: str, **fields: Any) -> bytes:
+            return named({"type": "content_block_delta", "index": index, "delta": {"type": kind, **fields}})
+
+        called = False
+        for kind, what in step:
+            if kind == "wait":
+                yield None
+            elif kind == "think":
+                if kinds != "think":
+                    yield from open("think", {"type": "thinking", "thinking": "", "signature": ""})
+                yield delta("thinking_delta", thinking=what)
+            elif kind == "text":
+                if kinds != "text":
+                    yield from open("text", {"type": "text", "text": ""})
+                yield delta("text_delta", text=what)
+            elif kind == "call":
+                id, name, pieces = what
+                called = True
+                yield from open("call", {"type": "tool_use", "id": id, "name": name, "input": {}})
+                for piece in pieces:
+                    yield delta("input_json_delta", partial_json=piece)
+            elif kind == "error":
+                yield named({"type": "error", "error": {"type": "overloaded_error", "message": what}})
+                return
+            else:
+                end = {"length": "max_tokens"}[what]
+        if cut:
+            return
+        yield named({"type": "content_block_stop", "index": index})
+        reason = end or ("tool_use" if called else "end_turn")
+        yield named({"type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": None},
+                     "usage": {"input_tokens": 5, "output_tokens": 7}})  # fmt: skip
+        yield named({"type": "message_stop"})
+
+    def responses(self, step: Step, cut: bool) -> Iterator[Any]:
+        number, response = -1, f"resp_{len(self.asked)}"
+        output: list[dict[str, Any]] = []
+
+        def event(type: str, **fields: Any) -> bytes:
+            nonlocal number
+            number += 1
+            return named({"type": f"response.{type}", "sequence_number": number, **fields})
+
+        def whole(status: str, **fields: Any) -> dict[str, Any]:
+            return {"id": response, "object": "response", "created_at": 1, "status": status, "model": "m-1",
+                    "output": output if status != "in_progress" else [], "error": None, "incomplete_details": None,
+                    "instructions": None, "metadata": {}, "parallel_tool_calls": True, "temperature": 1.0,
+                    "tool_choice": "auto", "tools": [], "top_p": 1.0, **fields}  # fmt: skip
+
+        def close() -> Iterator[bytes]:
+            if not output or output[-1].get("status") == "completed":
+                return
+            item, place = output[-1], len(output) - 1
+            about = {"item_id": item["id"], "output_index": place}
+            item["status"] = "completed"
+            if item["type"] == "message":
+                text = item["content"][0]["text"]
+                yield event("output_text.done", **about, content_index=0, text=text, logprobs=[])
+                yield event("content_part.done", **about, content_index=0, part=item["content"][0])
+            elif item["type"] == "reasoning":
+                yield event("reasoning_summary_text.done", **about, summary_index=0, text=item["summary"][0]["text"])
+                yield event("reasoning_summary_part.done", **about, summary_index=0, part=item["summary"][0])
+            else:
+                yield event("function_call_arguments.done", **about, name=item["name"], arguments=item["arguments"])
+            yield event("output_item.done", output_index=place, item=item)
+
+        def open(kind: str, **fields: Any) -> Iterator[bytes]:
+            yield from close()
+            prefix = {"message": "msg", "reasoning": "rs", "function_call": "fc"}[kind]
+            place = len(output)
+            item = {"type": kind, "id": f"{prefix}_{len(self.asked)}{place}", "status": "in_progress", **fields}
+            yield event("output_item.added", output_index=place, item=item)
+            about = {"item_id": item["id"], "output_index": place}
+            output.append(item)
+            if kind == "message":
+                part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+                yield event("content_part.added", **about, content_index=0, part=part)
+                output[-1] = {**item, "content": [part]}
+            elif kind == "reasoning":
+                part = {"type": "summary_text", "text": ""}
+                yield event("reasoning_summary_part.added", **about, summary_index=0, part=part)
+                output[-1] = {**item, "summary": [part]}
+
+        def place() -> dict[str, Any]:
+            return {"item_id": output[-1]["id"], "output_index": len(output) - 1}
+
+        yield event("created", response=whole("in_progress"))
+        yield event("in_progress", response=whole("in_progress"))
+        usage = {"input_tokens": 5, "output_tokens": 7, "total_tokens": 12,
+                 "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+                 "output_tokens_details": {"reasoning_tokens": 0}}  # fmt: skip
+        for kind, what in step:
+            last = output[-1]["type"] if output and output[-1]["status"] == "in_progress" else ""
+            if kind == "wait":
+                yield None
+            elif kind == "think":
+                if last != "reasoning":
+                    yield from open("reasoning", summary=[])
+                output[-1]["summary"][0]["text"] += what
+                yield event("reasoning_summary_text.delta", **place(), summary_index=0, delta=what)
+            elif kind == "text":
+                if last != "message":
+                    yield from open("message", role="assistant", content=[])
+                output[-1]["content"][0]["text"] += what
+                yield event("output_text.delta", **place(), content_index=0, delta=what, logprobs=[])
+            elif kind == "call":
+                id, name, pieces = what
+                yield from open("function_call", call_id=id, name=name, arguments="")
+                for piece in pieces:
+                    output[-1]["arguments"] += piece
+                    yield event("function_call_arguments.delta", **place(), delta=piece)
+            elif kind == "error":
+                error = {"code": "server_is_overloaded", "message": what}
+                number += 1
+                yield named({"type": "error", "sequence_number": number, **error, "param": None})
+                yield event("failed", response=whole("failed", error=error))
+                return
+            else:
+                yield from close()
+                yield event("incomplete", response=whole(
+                    "incomplete", incomplete_details={"reason": "max_output_tokens"}, usage=usage))  # fmt: skip
+                return
+        if cut:
+            return
+        yield from close()
+        yield event("completed", response=whole("completed", usage=usage))
+
+
+def data(value: Any) -> bytes:
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
+
+
+def named(value: Any) -> bytes:
+    return b"event: " + value["type"].encode() + b"\n" + data(value)
+
+
+class Place:
+    """A framework's agents in a server, and the model behind them."""
+
+    def __init__(self, client: Client, model: Model, folder: Any) -> None:
+        self.client = client
+        self.model = model
+        self._folder = folder
+
+    def say(self, wire: str, name: str) -> Said:
+        self.model.asked.clear()
+        self.model.heard.clear()
+        self.model.burst = False
+        return Talk(self.client, self._folder / "notes").say(f"play: {name}!", agent=wire, stop_at=self._hear)
+
+    def _hear(self, event: StreamEvent) -> bool:
+        if isinstance(event, ContentEvent):
+            self.model.heard.set()
+        return False
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Place]]:
+    """Made when they are asked for."""
+    opened: list[Any] = []
+
+    class Places(dict[str, Place]):
+        def __missing__(self, framework: str) -> Place:
+            model = Model()
+            behind = FakeServer(model).__enter__()
+            target = AGENTS / f"models_{framework.replace('-', '_')}.py"
+            server = serving(framework, target, "memory:", MODEL_URL=behind.url)
+            client = Client(server.__enter__().url)
+            opened.extend([client.__exit__, server.__exit__, behind.__exit__])
+            self[framework] = place = Place(client, model, tmp_path_factory.mktemp(framework))
+            return place
+
+    yield Places()
+    for leave in opened:
+        leave(None, None, None)
+
+
+def parts(said: Said) -> list[Any]:
+    """The message's parts, briefly."""
+    found: list[Any] = []
+    for part in said.message["parts"]:
+        if part["type"] == "tool_call":
+            found.append((part["name"], part["arguments"].replace(" ", ""), part.get("output")))
+        else:
+            found.append((part["type"], part["text"]))
+    return found
+
+
+MADE_1, MADE_2 = ("work", '{"x":1}', "made 1"), ("work", '{"x":2}', "made 2")
+ANSWERS: dict[str, list[Any]] = {
+    "text": [("text", "Hello world.")],
+    "think": [("thinking", "Hm, so."), ("text", "Well.")],
+    "tool": [("text", "I look. "), MADE_1, ("text", "Made it.")],
+    "only a tool": [MADE_1, ("text", "Made it.")],
+    "think and tool": [("thinking", "Hm."), MADE_1, ("thinking", "So."), ("text", "Made it.")],
+    "tools": [MADE_1, MADE_2, ("text", "Both.")],
+    "two steps": [MADE_1, ("text", "On. "), MADE_2, ("text", "Done.")],
+}
+SILENT = {("langgraph", "chat")}
+"""Whose class does not read what these servers think: LangChain's ``ChatOpenAI`` knows no ``reasoning_content``."""
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize(("framework", "wire"), CASES)
+def test_an_answer(framework: str, wire: str, name: str, places: dict[str, Place]) -> None:
+    """The same parts in the same order, deltas as they come, each step asked for once, the tokens counted."""
+    place = places[framework]
+    said = place.say(wire, name)
+
+    wanted = ANSWERS[name]
+    if (framework, wire) in SILENT:
+        wanted = [part for part in wanted if part[0] != "thinking"]
+    assert said.end.type == "run.completed", said.end.data
+    assert parts(said) == wanted
+    assert said.message["text"] == wanted[-1][1]
+    assert not place.model.burst
+    assert len(place.model.asked) == len(SCRIPTS[name])
+    steps = len(SCRIPTS[name])
+    assert (said.end.data["usage"]["input_tokens"], said.end.data["usage"]["output_tokens"]) == (5 * steps, 7 * steps)
+    assert said.end.data["finish_reason"] == "stop"
+    pieces = [event.data["text"] for event in said.events if event.type == "text.delta"]
+    if name == "text":
+        assert pieces[0] == "Hel"
+
+
+@pytest.mark.parametrize(("framework", "wire"), CASES)
+def test_a_limit_of_tokens(framework: str, wire: str, places: dict[str, Place]) -> None:
+    """A cut answer says so."""
+    said = places[framework].say(wire, "length")
+
+    assert (said.end.type, said.message["text"]) == ("run.completed", "Once upon")
+    # The Agents SDK makes a completed response of every chat, and keeps the reason to itself.
+    assert said.end.data["finish_reason"] == ("stop" if (framework, wire) == ("openai-agents", "chat") else "length")
+
+
+@pytest.mark.parametrize("name", ["error", "error at once", "cut"])
+@pytest.mark.parametrize(("framework", "wire"), CASES)
+def test_an_error_in_the_middle(framework: str, wire: str, name: str, places: dict[str, Place]) -> None:
+    """The run fails with a documented code, never completes; what came is kept."""
+    said = places[framework].say(wire, name)
+
+    assert said.end.type == "run.failed", said.end.data
+    assert said.end.data["code"].startswith("model_")
+    assert said.message["text"] == ("" if name == "error at once" else "Hel")
