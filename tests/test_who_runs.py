@@ -14,6 +14,8 @@ from driving import Chat, chatting, decoded
 from legato.agent import Turn
 from legato.agents.conversation import NOT_CARRIED_OUT, conversation
 from legato.items import INTERRUPTED, NOT_ALLOWED
+from legato.server.responses import LOOKED_FOR
+from legato.sessions import Sessions
 from legato.yields import ToolArguments, ToolCall, ToolResult, ToolStarted
 
 Json = dict[str, Any]
@@ -269,6 +271,26 @@ async def test_what_came_of_it_need_not_be_sent(left_out: tuple[str, ...]) -> No
 
     assert ['call f {"x":1}', 'tool {"sun":true}', "call g {}", "tool Error: no"] == worker.told[2:6]
     assert ['call f {"x":1}', "tool ", "user And?"] == worker.told[-3:]
+
+
+async def test_calls_that_nobody_has_are_not_looked_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they are said to be is told all the same."""
+    looked: list[str] = []
+    find = Sessions.find
+
+    async def counted(sessions: Sessions, caller: Any, session: str, run: str) -> Any:
+        looked.append(run)
+        return await find(sessions, caller, session, run)
+
+    monkeypatch.setattr(Sessions, "find", counted)
+    notes = Notes()
+    async with chatting(None, notes) as chat:
+        calls = [{**MCP, "id": f"mcp_s_1~{number:x}_0"} for number in range(3 * LOOKED_FOR)]
+        question = {"role": "user", "content": "And?"}
+        await respond(chat, [question, *calls, question])
+
+    assert len({run for run in looked if run.startswith("s_1~")}) == LOOKED_FOR
+    assert sum(line.startswith("call f") for line in notes.told) == 3 * LOOKED_FOR
 
 
 @pytest.mark.parametrize("how", ["hang", "ask", "break"])

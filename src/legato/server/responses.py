@@ -23,6 +23,8 @@ from .operation import NoSuchRoute
 from .reply import Body, Reply, View
 from .request import Request
 
+LOOKED_FOR = 100
+"""Responses that are looked for what came of calls that a request does not tell; an id that nobody has costs a look."""
 CANCEL_SECONDS = 5.0
 """How long a cancel waits for the run to end before it answers with the response as it is then."""
 
@@ -219,6 +221,9 @@ async def _resolve(request: Request, body: Create) -> None:
             continue
         id = str(item.get("id"))[:400]
         run = responses_api.run_of_item(id) or ""
+        if is_bare(item) and run not in known and len(known) >= LOOKED_FOR:
+            resolved.append(item)
+            continue
         if run not in known:
             known[run] = await _items_of(request, run)
         if is_bare(item):
