@@ -105,19 +105,31 @@ NUMBERS = {"max_tokens": 5, "temperature": 0.5, "top_p": 1}
     [
         (
             "responses",
-            {name: GIVEN[name] for name in ("tool_choice", "parallel_tool_calls", "reasoning", "text")} | NUMBERS,
+            NUMBERS
+            | {
+                name: GIVEN[name]
+                for name in ("presence_penalty", "tool_choice", "parallel_tool_calls", "reasoning", "text")
+            },
         ),
         (
             "chat",
             NUMBERS
             | {
                 "presence_penalty": 0.1,
+                "parallel_tool_calls": False,
                 "tool_choice": {"type": "function", "function": {"name": "f"}},
                 "reasoning_effort": "low",
                 "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
             },
         ),
-        ("messages", NUMBERS | {"tool_choice": {"type": "tool", "name": "f"}}),
+        (
+            "messages",
+            NUMBERS
+            | {
+                "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+                "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {}}},
+            },
+        ),
     ],
 )
 def test_settings_of_a_turn(wire: str, settings: dict[str, Any]) -> None:

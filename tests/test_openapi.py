@@ -117,7 +117,8 @@ def test_a_request_that_can_be_answered_is_answered_as_documented(case: Any, url
 
 KNOWN: dict[str, Any] = {"agent": "echo", "username": "echo", "model": "echo", "messageIndex": 0}
 """Fields that name what there is, which no schema can know."""
-NAMED = {"cursor", "after", "previous_response_id", "conversation", "id", "client_id", "Idempotency-Key"}
+NAMED = {"cursor", "after", "previous_response_id", "conversation", "id", "client_id", "Idempotency-Key",
+         "tool_choice", "function_call"}  # fmt: skip
 """Others of the kind, which may be left out. (What an ``id`` or a key may be, ``test_bad_input.py`` has.)"""
 
 

@@ -21,7 +21,16 @@ import contextvars
 import functools
 import inspect
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import msgspec
@@ -277,6 +286,9 @@ class Agent:
         on_crash: what becomes of its runs when the process dies in the middle, see ``OnCrash``.
         description: one sentence for people; the first line of the function's docstring by default.
         on_stop: awaited when the application has stopped, to let go of what the agent holds.
+        tools: the names of those that it runs itself, as far as requests may choose among them.
+        lacks: of a message's metadata: the setting that the agent cannot heed, and why, or None. Over the APIs of
+            OpenAI such a message is refused.
     """
 
     def __init__(
@@ -287,6 +299,8 @@ class Agent:
         on_crash: OnCrash = "fail",
         description: str | None = None,
         on_stop: Callable[[], Awaitable[object]] | None = None,
+        tools: Callable[[], Collection[str]] = tuple,
+        lacks: Callable[[JsonObject], tuple[str, str] | None] = lambda _: None,
     ) -> None:
         if not callable(function):
             raise InvalidInput(f"An agent is a function of one argument, got {type(function).__name__}.")
@@ -297,6 +311,8 @@ class Agent:
         self.name: str = name or str(getattr(named, "__name__", type(named).__name__))
         self.on_crash = on_crash
         self.on_stop = on_stop
+        self.tools = tools
+        self.lacks = lacks
         self.description = description or (inspect.getdoc(named) or "").partition("\n")[0]
         _check_arguments(function, self.name)
 

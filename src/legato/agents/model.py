@@ -6,7 +6,7 @@ Tables, and what reads them. The key comes from the environment and is kept nowh
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -141,9 +141,58 @@ class Model:
         """What of a message's metadata is meant for a model, in the words of its API. What does not fit is left out."""
         found: JsonObject = {}
         for name, read in _SETTINGS[self.wire].items():
-            if metadata.get(name) is not None and (setting := read(metadata[name])) is not None:
-                found |= setting
+            value = _at(metadata, name)
+            for key, setting in (read(value) or {}).items() if value is not None else ():
+                both = isinstance(setting, dict) and isinstance(found.get(key), dict)
+                found[key] = {**found[key], **setting} if both else setting
+        if self.wire == "messages" and metadata.get("parallel_tool_calls") is False:
+            choice = found.get("tool_choice", {"type": "auto"})
+            found["tool_choice"] = choice if choice["type"] == "none" else {**choice, "disable_parallel_tool_use": True}
         return found
+
+    def lacks(self, metadata: Mapping[str, object]) -> str | None:
+        """The first setting for which the API has no word, or not for its value; None if it has one for all.
+
+        Those that ask for nothing need none.
+        """
+        for name in _ASKED:
+            value, known = _at(metadata, name), _SETTINGS[self.wire]
+            if value is None or value in _NOTHING.get(name, ()):
+                continue
+            said = name if name in known else name.partition(".")[0]  # some take all of it as it is
+            if said not in known or known[said](_at(metadata, said)) is None:
+                return name
+        return None
+
+
+def _at(metadata: Mapping[str, object], name: str) -> object:
+    head, _, inner = name.partition(".")
+    value = metadata.get(head)
+    return value.get(inner) if inner and isinstance(value, dict) else None if inner else value
+
+
+def allowed(tools: Sequence[JsonObject], choice: object) -> list[JsonObject]:
+    """The tools that a choice leaves, of those in the forms of a request and of ``Tool.definition``: for APIs whose
+    servers mostly do not know a choice of ``allowed_tools``."""
+    match choice:
+        case {"type": "allowed_tools", "tools": list(given)}:
+            named = {(tool.get("type"), tool.get("name")) for tool in given if isinstance(tool, dict)}
+            return [tool for tool in tools if _called(tool) in named]
+    return list(tools)
+
+
+def _called(tool: JsonObject) -> tuple[object, object]:
+    function = tool.get("function")
+    name = function.get("name") if isinstance(function, dict) else tool.get("name")
+    return tool.get("type", "function"), name
+
+
+def relax(choice: object) -> object:
+    """A choice once it has been heeded: the model may answer now; None if nothing is left of it."""
+    match choice:
+        case {"disable_parallel_tool_use": True}:
+            return {"type": "auto", "disable_parallel_tool_use": True}
+    return None
 
 
 # Settings -------------------------------------------------------------------------------------------------------------
@@ -160,19 +209,27 @@ def _flag(name: str) -> Read:
     return lambda value: {name: value} if isinstance(value, bool) else None
 
 
-def _chat_choice(choice: object) -> JsonObject | None:
+def _choice(choice: object) -> object:
+    """A choice without ``allowed_tools``, of which ``allowed`` has left only the tools."""
     match choice:
-        case str():
-            return {"tool_choice": choice}
+        case {"type": "allowed_tools", "mode": str(mode)}:
+            return mode
+    return choice
+
+
+def _chat_choice(choice: object) -> JsonObject | None:
+    match _choice(choice):
+        case str(mode):
+            return {"tool_choice": mode}
         case {"type": "function", "name": str(name)}:
             return {"tool_choice": {"type": "function", "function": {"name": name}}}
     return None
 
 
 def _messages_choice(choice: object) -> JsonObject | None:
-    match choice:
-        case "auto" | "none":
-            return {"tool_choice": {"type": choice}}
+    match _choice(choice):
+        case "auto" | "none" as mode:
+            return {"tool_choice": {"type": mode}}
         case "required":
             return {"tool_choice": {"type": "any"}}
         case {"type": "function", "name": str(name)}:
@@ -180,20 +237,43 @@ def _messages_choice(choice: object) -> JsonObject | None:
     return None
 
 
-def _chat_format(text: object) -> JsonObject | None:
-    match text:
-        case {"format": {"type": "json_schema", **schema}}:
+def _chat_format(form: object) -> JsonObject | None:
+    match form:
+        case {"type": "json_schema", **schema}:
             return {"response_format": {"type": "json_schema", "json_schema": schema}}
-        case {"format": {"type": "json_object"}}:
+        case {"type": "json_object"}:
             return {"response_format": {"type": "json_object"}}
     return None
 
 
-def _chat_effort(reasoning: object) -> JsonObject | None:
-    match reasoning:
-        case {"effort": str(effort)}:
-            return {"reasoning_effort": effort}
+def _messages_format(form: object) -> JsonObject | None:
+    match form:
+        case {"type": "json_schema", "schema": dict(schema)}:
+            return {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
     return None
+
+
+def _messages_effort(effort: object) -> JsonObject | None:
+    return {"output_config": {"effort": "low" if effort == "minimal" else effort}} if isinstance(effort, str) else None
+
+
+def _stops(value: object) -> JsonObject | None:
+    stops = [value] if isinstance(value, str) else value
+    return {"stop_sequences": stops} if isinstance(stops, list) else None
+
+
+def _messages_user(value: object) -> JsonObject | None:
+    return {"metadata": {"user_id": value}} if isinstance(value, str) else None
+
+
+def _messages_tier(value: object) -> JsonObject | None:
+    word = {"auto": "auto", "default": "standard_only"}.get(value) if isinstance(value, str) else None
+    return None if word is None else {"service_tier": word}
+
+
+def _heeded(value: object) -> JsonObject | None:
+    """What is said beside the rest, see ``Model.settings``."""
+    return {}
 
 
 _NUMBERS: Final[dict[str, Read]] = {
@@ -201,25 +281,70 @@ _NUMBERS: Final[dict[str, Read]] = {
     "temperature": _as("temperature", int, float),
     "top_p": _as("top_p", int, float),
 }
+_PENALTIES: Final[dict[str, Read]] = {
+    "presence_penalty": _as("presence_penalty", int, float),
+    "frequency_penalty": _as("frequency_penalty", int, float),
+}
+_OPENAI: Final[dict[str, Read]] = {
+    **_NUMBERS,
+    **_PENALTIES,
+    "parallel_tool_calls": _flag("parallel_tool_calls"),
+    "service_tier": _as("service_tier", str),
+    "user": _as("user", str),
+    "safety_identifier": _as("safety_identifier", str),
+    "prompt_cache_key": _as("prompt_cache_key", str),
+    "prompt_cache_retention": _as("prompt_cache_retention", str),
+}
 _SETTINGS: Final[dict[Wire, dict[str, Read]]] = {
     "responses": {
-        **_NUMBERS,
+        **_OPENAI,
         "tool_choice": _as("tool_choice", str, dict),
-        "parallel_tool_calls": _flag("parallel_tool_calls"),
         "reasoning": _as("reasoning", dict),
         "text": _as("text", dict),
-        "service_tier": _as("service_tier", str),
-        "safety_identifier": _as("safety_identifier", str),
-        "prompt_cache_key": _as("prompt_cache_key", str),
         "truncation": _as("truncation", str),
+        "max_tool_calls": _as("max_tool_calls", int),
     },
     "chat": {
-        **_NUMBERS,
-        "presence_penalty": _as("presence_penalty", int, float),
-        "frequency_penalty": _as("frequency_penalty", int, float),
+        **_OPENAI,
         "tool_choice": _chat_choice,
-        "reasoning": _chat_effort,
-        "text": _chat_format,
+        "reasoning.effort": _as("reasoning_effort", str),
+        "text.format": _chat_format,
+        "text.verbosity": _as("verbosity", str),
+        "stop": _as("stop", str, list),
+        "seed": _as("seed", int),
+        "logit_bias": _as("logit_bias", dict),
+        "prediction": _as("prediction", dict),
+        "web_search_options": _as("web_search_options", dict),
     },
-    "messages": {**_NUMBERS, "tool_choice": _messages_choice},
+    "messages": {
+        **_NUMBERS,
+        "tool_choice": _messages_choice,
+        "parallel_tool_calls": _heeded,
+        "service_tier": _messages_tier,
+        "stop": _stops,
+        "user": _messages_user,
+        "safety_identifier": _messages_user,
+        "text.format": _messages_format,
+        "reasoning.effort": lambda effort: None if effort == "none" else _messages_effort(effort),
+    },
 }
+_ASKED: Final = (
+    *("stop", "seed", "logit_bias", "presence_penalty", "frequency_penalty", "parallel_tool_calls", "service_tier"),
+    *("user", "reasoning.effort", "text.format", "text.verbosity", "truncation", "max_tool_calls", "prediction"),
+    *("web_search_options", "tool_choice", "temperature", "top_p", "max_output_tokens", "safety_identifier"),
+)
+"""Settings that an answer would be another one without."""
+_NOTHING: Final[dict[str, tuple[object, ...]]] = {
+    "stop": ("", []),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "parallel_tool_calls": (True,),
+    "service_tier": ("auto", "default"),
+    "text.format": ({"type": "text"},),
+    "text.verbosity": ("medium",),
+    "reasoning.effort": ("none",),
+    "truncation": ("disabled",),
+    "web_search_options": ({},),
+}
+"""Values of them that ask for nothing."""

@@ -76,7 +76,7 @@ from ..yields import (
 from .call import Call, perform
 from .conversation import conversation, said, tool_call, tool_output
 from .failure import failure
-from .model import Model, Provider
+from .model import Model, Provider, allowed, relax
 
 logger = logging.getLogger("legato")
 
@@ -137,7 +137,14 @@ def model_agent(
         on_crash="resume",
         description=f"Asks {model.name}.",
         on_stop=upstream.close,
+        tools=by_name.keys,
+        lacks=lambda metadata: _lacks(model, metadata),
     )
+
+
+def _lacks(model: Model, metadata: JsonObject) -> tuple[str, str] | None:
+    name = model.lacks(metadata)
+    return None if name is None else (name, f"The API of {model.name} has no word for it, or not for this value.")
 
 
 _OWN = {
@@ -529,11 +536,16 @@ class _ModelTurn:
         if step.response is not None:
             return upstream.keeper.chat_resume(step.response, starting_after=step.sequence_number, think_tag=tag)
         settings = {**upstream.model.settings(self._turn.message.metadata), **upstream.options}
-        tools = [
-            _told_tool(tool) for tool in (*(tool.definition for tool in self._tools.values()), *self._theirs.values())
-        ]
-        if not tools or (step.number > 1 and _forces(settings.get("tool_choice"))):
-            settings.pop("tool_choice", None)  # called for once: else the model would call for ever, and never answer
+        known = [*(tool.definition for tool in self._tools.values()), *self._theirs.values()]
+        if not isinstance(settings.get("tool_choice"), dict) or settings["tool_choice"].get("type") != "allowed_tools":
+            known = allowed(known, self._turn.message.metadata.get("tool_choice"))
+        tools = [_told_tool(tool) for tool in known]
+        if not tools:
+            settings.pop("tool_choice", None)
+        elif step.number > 1 and _forces(settings.get("tool_choice")):
+            # Called for once: else the model would call for ever, and never answer.
+            relaxed = relax(settings.pop("tool_choice", None))
+            settings |= {} if relaxed is None else {"tool_choice": relaxed}
         if "tool_choice" in settings:
             settings["tool_choice"] = _told_choice(settings["tool_choice"])
         if upstream.background:

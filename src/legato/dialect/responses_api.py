@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Annotated, Any, TypeVar
 
@@ -114,6 +114,7 @@ def _last(**properties: JsonObject) -> JsonObject:
 
 
 _ASKED = _last(role={"enum": ["user", *SYSTEM]}, content=_SPOKEN)
+_ASKED["properties"]["type"] = {"const": "message"}
 _ANSWERABLE: JsonObject = {
     "description": "The last of them that is not the assistant's is what is answered: a user's message, the output of "
     "a tool, or instructions. What the assistant says behind it begins the answer.",
@@ -162,7 +163,26 @@ _ANSWERABLE_MESSAGES: JsonObject = {
 }
 
 
-class Create(ResponseSettings, kw_only=True):
+Stop = str | Annotated[list[str], msgspec.Meta(max_length=16)]
+_REFUSED = Annotated[Any, msgspec.Meta(extra_json_schema={"type": "null"})]
+"""What cannot be had here."""
+_Texts = list[Annotated[str, msgspec.Meta(extra_json_schema={"const": "text"})]]
+_False = Annotated[bool, msgspec.Meta(extra_json_schema={"const": False})]
+
+
+class FurtherSettings(ResponseSettings, kw_only=True, omit_defaults=True):
+    """What the response does not say again, but the agent finds beside the rest."""
+
+    stop: Stop | None = None
+    seed: int | None = None
+    user: str | None = None
+    logit_bias: dict[str, float] | None = None
+    prediction: JsonObject | None = None
+    web_search_options: JsonObject | None = None
+    prompt_cache_retention: str | None = None
+
+
+class Create(FurtherSettings, kw_only=True):
     """A request for a response. Fields that are not named here are ignored.
 
     Attributes:
@@ -182,6 +202,8 @@ class Create(ResponseSettings, kw_only=True):
     metadata: Metadata | None = None
     stream: bool | None = None
     conversation: str | JsonObject | None = None
+    include: list[str] | None = None
+    prompt: _REFUSED = None
 
 
 CreateBody = Annotated[
@@ -236,6 +258,24 @@ class CreateChat(msgspec.Struct, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     metadata: Metadata | None = None
+    store: bool | None = None
+    stop: Stop | None = None
+    seed: int | None = None
+    user: str | None = None
+    logit_bias: dict[str, float] | None = None
+    prediction: JsonObject | None = None
+    web_search_options: JsonObject | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    verbosity: str | None = None
+    logprobs: _False | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(extra_json_schema={"const": 0})] | None = None
+    modalities: _Texts | None = None
+    audio: _REFUSED = None
+    functions: list[JsonObject] | None = None
+    function_call: str | JsonObject | None = None
     reasoning_effort: str | None = None
     response_format: JsonObject | None = None
     n: Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 1, "maximum": 1})] | None = None
@@ -309,7 +349,7 @@ def prompt(body: Create, field: str = "input") -> Prompt:
         text = instructions
     if not text.strip():
         raise BadRequest(f"{field} ends with nothing to be answered: no text, no output of a tool.", param=field)
-    metadata: JsonObject = msgspec.to_builtins(ResponseSettings(**_settings(body)))
+    metadata: JsonObject = msgspec.to_builtins(FurtherSettings(**_settings(body)))
     if system:
         metadata["instructions"] = instructions
     if not isinstance(given, str):
@@ -322,15 +362,33 @@ def prompt(body: Create, field: str = "input") -> Prompt:
 
 
 def _settings(body: Create) -> JsonObject:
-    values = {name: getattr(body, name) for name in ResponseSettings.__struct_fields__}
+    values = {name: getattr(body, name) for name in FurtherSettings.__struct_fields__}
     if body.tools is not None:
         values["tools"] = [_flat_tool(tool) for tool in body.tools]
+    if body.tool_choice is not None:
+        values["tool_choice"] = flat_choice(body.tool_choice)
     return values
+
+
+def flat_choice(choice: str | JsonObject) -> str | JsonObject:
+    """Which tools are to be called, as the Responses API has it: what Chat Completions nest is not nested."""
+    if isinstance(choice, str):
+        return "required" if choice == "any" else choice
+    kind = choice.get("type")
+    if kind in ("auto", "none", "any", "required"):
+        return "required" if kind == "any" else str(kind)
+    inner = choice.get(kind) if isinstance(kind, str) else None
+    flat = {"type": kind, **inner} if isinstance(inner, dict) else choice
+    if kind == "allowed_tools" and isinstance(tools := flat.get("tools"), list):
+        return {**flat, "tools": [_flat_tool(tool) for tool in tools if isinstance(tool, dict)]}
+    return {**flat, "type": "function"} if kind == "tool" else flat
 
 
 def _flat_tool(tool: JsonObject) -> JsonObject:
     function = tool.get("function")
-    return {"type": "function", **function} if isinstance(function, dict) else tool
+    if isinstance(function, dict):
+        return {"type": "function", **function}
+    return tool if "type" in tool or "name" not in tool else {"type": "function", **tool}
 
 
 def _kinds(content: Any) -> list[str]:
@@ -509,8 +567,8 @@ def from_chat(body: CreateChat) -> Create:
     return Create(
         model=body.model,
         input=[item for message in body.messages for item in _chat_items(message)],
-        tools=body.tools,
-        tool_choice=body.tool_choice,
+        tools=body.tools if body.functions is None else [*(body.tools or ()), *body.functions],
+        tool_choice=body.tool_choice if body.function_call is None else _old_choice(body.function_call),
         parallel_tool_calls=body.parallel_tool_calls,
         max_output_tokens=body.max_completion_tokens or body.max_tokens,
         temperature=body.temperature,
@@ -519,8 +577,29 @@ def from_chat(body: CreateChat) -> Create:
         frequency_penalty=body.frequency_penalty,
         metadata=body.metadata,
         reasoning=None if body.reasoning_effort is None else {"effort": body.reasoning_effort},
-        text=None if body.response_format is None else {"format": _flat_format(body.response_format)},
+        text=_text_settings(body),
+        store=body.store,
+        stop=body.stop,
+        seed=body.seed,
+        user=body.user,
+        logit_bias=body.logit_bias,
+        prediction=body.prediction,
+        web_search_options=body.web_search_options,
+        service_tier=body.service_tier,
+        safety_identifier=body.safety_identifier,
+        prompt_cache_key=body.prompt_cache_key,
+        prompt_cache_retention=body.prompt_cache_retention,
     )
+
+
+def _text_settings(body: CreateChat) -> JsonObject | None:
+    form = {} if body.response_format is None else {"format": _flat_format(body.response_format)}
+    words = {} if body.verbosity is None else {"verbosity": body.verbosity}
+    return {**form, **words} or None
+
+
+def _old_choice(choice: str | JsonObject | None) -> str | JsonObject | None:
+    return {"type": "function", **choice} if isinstance(choice, dict) else choice
 
 
 def _flat_format(given: JsonObject) -> JsonObject:
@@ -621,6 +700,91 @@ def check_messages(body: CreateChat) -> None:
             kind = call.get("type") if isinstance(call, dict) else call
             if kind not in (None, "function", "custom"):
                 raise _unknown(f"{where}.tool_calls[{number}].type", kind, ("function", "custom"))
+
+
+# What is set ----------------------------------------------------------------------------------------------------------
+
+CHAT_NAMES = {
+    "max_output_tokens": "max_completion_tokens",
+    "reasoning.effort": "reasoning_effort",
+    "text.format": "response_format",
+    "text.verbosity": "verbosity",
+}
+"""What a chat calls what a response calls otherwise."""
+
+
+class UnsupportedParameter(BadRequest):
+    """What is asked for cannot be had."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"Unsupported parameter: {name!r}. {why}", code="unsupported_parameter", param=name)
+
+
+def check_settings(body: Create | CreateChat, own: Collection[str] = ()) -> None:
+    """Check that what is set can be had from any agent; values that ask for nothing can.
+
+    Args:
+        body: the request.
+        own: tools of the agent, which it runs itself.
+
+    Raises:
+        UnsupportedParameter: no log and no agent can give it.
+        BadRequest: a tool is to be called that nobody has.
+    """
+    if isinstance(body, CreateChat):
+        if body.logprobs or body.top_logprobs:
+            name = "logprobs" if body.logprobs else "top_logprobs"
+            raise UnsupportedParameter(name, "No probabilities are kept of what is said.")
+        if body.audio is not None or set(body.modalities or ()) - {"text"}:
+            name = "audio" if body.audio is not None else "modalities"
+            raise UnsupportedParameter(name, "Answers are text.")
+        tools = [*(body.tools or ()), *(body.functions or ())]
+        choice = body.tool_choice if body.function_call is None else _old_choice(body.function_call)
+        _check_choice("tool_choice" if body.function_call is None else "function_call", choice, tools, own)
+        return
+    if body.prompt is not None:
+        raise UnsupportedParameter("prompt", "No templates are kept here.")
+    if "message.output_text.logprobs" in (body.include or ()):
+        raise UnsupportedParameter("include", "No probabilities are kept of what is said.")
+    _check_choice("tool_choice", body.tool_choice, body.tools or [], own)
+
+
+def _check_choice(
+    where: str, choice: str | JsonObject | None, given: Sequence[JsonObject], own: Collection[str]
+) -> None:
+    tools = [_flat_tool(tool) for tool in given]
+    for place, tool in enumerate(tools):
+        if tool.get("type") == "custom":
+            raise UnsupportedParameter(f"tools[{place}].type", "A call of a custom tool has no form here.")
+    if choice is None:
+        return
+    flat = flat_choice(choice)
+    if isinstance(flat, str):
+        if flat not in _CHOICES:
+            raise _unknown(where, choice, _CHOICES)
+        return
+    wanted = [flat]
+    if flat.get("type") == "allowed_tools":
+        if flat.get("mode") not in ("auto", "required"):
+            raise _unknown(f"{where}.mode", flat.get("mode"), ("auto", "required"))
+        if not isinstance(flat.get("tools"), list):
+            raise BadRequest(f"{where}.tools is a list of tools.", code="invalid_type", param=where)
+        wanted = flat["tools"]
+    names = {*own, *(tool["name"] for tool in tools if isinstance(tool.get("name"), str))}
+    kinds = [tool.get("type") for tool in tools]
+    for each in wanted:
+        name, kind = each.get("name"), each.get("type")
+        found = (
+            name in names
+            if kind in ("function", "custom") and isinstance(name, str)
+            else kind in kinds and kind != "function"
+        )
+        if not found:
+            said = name if isinstance(name, str) else kind
+            raise BadRequest(f"Tool choice {said!r:.200} not found in 'tools' parameter.", param=where)
+
+
+_CHOICES = ("none", "auto", "required")
 
 
 def _check_role(where: str, item: Item, roles: tuple[str, ...]) -> None:

@@ -8,6 +8,8 @@ as the log is kept.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Collection, Mapping
 
 from ..check import digits
 from ..dialect import chat, responses_api
@@ -55,9 +57,12 @@ async def create(request: Request) -> Reply:
     """Store what is asked and have it answered; the answer at once, as a stream, or when it is there."""
     body = await request.aside(responses_api.decode, await request.raw_body(), Create)
     _check_model(request, body.model, BadRequest)
+    agent = await _agent(request, body)
+    responses_api.check_settings(body, _tools_of(request, agent))
     if await request.aside(responses_api.check_items, body):
         await _resolve(request, body)
     asked = await request.aside(responses_api.prompt, body)
+    _check_heeded(request, agent, asked.metadata, {})
     if body.stream:
         await _reserve(request, body)
     run = await _begin(request, body, asked)
@@ -154,9 +159,18 @@ async def complete(request: Request) -> Reply:
     _check_model(request, body.model)
     if body.n not in (None, 1):
         raise BadRequest("An agent gives one answer: n must be 1.", param="n")
+    agent = body.model or next(iter(request.sessions.agents))
+    responses_api.check_settings(body, _tools_of(request, agent))
     await request.aside(responses_api.check_messages, body)
     create = await request.aside(responses_api.from_chat, body)
     asked = await request.aside(responses_api.prompt, create, "messages")
+    names = responses_api.CHAT_NAMES
+    _check_heeded(
+        request,
+        agent,
+        asked.metadata,
+        names if body.max_tokens is None else {**names, "max_output_tokens": "max_tokens"},
+    )
     if body.stream:
         await _reserve(request, create)
     run = await _begin(request, create, asked)
@@ -271,6 +285,28 @@ def _check_model(request: Request, model: str | None, refusal: type[BadRequest] 
             param="model",
         )
     raise ModelNotFound(model)
+
+
+async def _agent(request: Request, body: Create) -> str:
+    """Who answers, as far as it is known before anything is stored: the request's agent, or its conversation's."""
+    if body.model is None and (session := _session_of(body)):
+        with contextlib.suppress(SessionNotFound):
+            created = (await request.sessions.info(request.caller, session)).created
+            return created.agent or next(iter(request.sessions.agents))
+    return body.model or next(iter(request.sessions.agents))
+
+
+def _tools_of(request: Request, agent: str) -> Collection[str]:
+    found = request.sessions.agents.get(agent)
+    return () if found is None else found.tools()
+
+
+def _check_heeded(request: Request, agent: str, settings: dict[str, object], names: Mapping[str, str]) -> None:
+    """Refuse by name, as the client calls it, what the agent cannot heed."""
+    found = request.sessions.agents.get(agent)
+    lacking = None if found is None else found.lacks(settings)
+    if lacking is not None:
+        raise responses_api.UnsupportedParameter(names.get(lacking[0], lacking[0]), lacking[1])
 
 
 async def _reserve(request: Request, body: Create) -> None:
