@@ -21,6 +21,7 @@ from machine import program
 DEPLOY = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text()
 DOCUMENTED = ("nginx", "HAProxy", "Caddy")
 BUFFERING = "nginx that buffers and compresses"
+IMPATIENT = f"{BUFFERING}, and waits a second"
 TLS = ssl._create_unverified_context()
 COMPRESSING = ("HAProxy that compresses", "Caddy that compresses")
 
@@ -67,9 +68,10 @@ def _changed(text: str, **places: str) -> str:
 
 
 def _nginx(kind: str, folder: Path, server: str, port: int) -> list[str]:
-    if kind == BUFFERING:
+    if kind.startswith(BUFFERING):
         # By itself nginx speaks HTTP/1.0 to the server, and buffers.
-        block = f"""gzip on; gzip_types *; proxy_buffering on;
+        waits = "proxy_read_timeout 1s;" if kind == IMPATIENT else ""
+        block = f"""gzip on; gzip_types *; proxy_buffering on; {waits}
         server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://{server}; }} }}"""
     else:
         crt, key = certificate(folder)
@@ -128,7 +130,7 @@ def front(kind: str, folder: Path, server: str) -> Iterator[str]:
     port = free_port()
     make = {"nginx": _nginx, "HAProxy": _haproxy, "Caddy": _caddy}[kind.partition(" ")[0]]
     command = make(kind, folder, server, port)
-    scheme = "http" if kind == BUFFERING else "https"
+    scheme = "http" if kind.startswith(BUFFERING) else "https"
     environment = {**os.environ, "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
     output = folder / "front.log"
     with output.open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as proxy:

@@ -8,12 +8,13 @@ import asyncio
 import inspect
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ..caller import Caller
 from ..errors import Draining, InvalidInput, LegatoError, Overloaded, StoreError
@@ -22,7 +23,7 @@ from ..sse import HEARTBEAT
 from .crowd import Line
 from .life import Life
 from .operation import RETRY_AFTER, Absence, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
-from .reply import Body, Follow, Reply
+from .reply import Body, Follow, Later, Reply
 from .request import INCARNATION, Request
 from .stream import ASGISink, Pump
 from .traffic import SMALL, BudgetSpent, Held, Traffic
@@ -198,6 +199,9 @@ class Adaptor:
                 error = None  # by its traceback it knows this frame, and what there was of a body
                 await self._write(life, response, dialect, scope, receive, send)
                 return
+            if isinstance(made, _Overdue):
+                await self._write_late(life, made, dialect, scope, receive, send)
+                return
             pump, head = made
             sink = ASGISink(receive, send, scope.get(SEND_BODY))
             if scope["method"] == "HEAD":
@@ -213,8 +217,12 @@ class Adaptor:
             if request is not None and request.reserved is not None:
                 request.reserved.give_back()
 
-    async def _made(self, operation: Operation, request: Request) -> Body | tuple[Pump, list[tuple[bytes, bytes]]]:
+    async def _made(
+        self, operation: Operation, request: Request
+    ) -> Body | _Overdue | tuple[Pump, list[tuple[bytes, bytes]]]:
         reply = await (_while_there(operation, request) if operation.method == "GET" else operation.handler(request))
+        if isinstance(reply, Later):
+            return await _begun(reply, request.life.settings.heartbeat)
         return await self._pump(reply, request) if isinstance(reply, Follow) else reply
 
     async def _write(
@@ -239,6 +247,36 @@ class Adaptor:
                 await response(scope, receive, send)
         finally:
             response.held = None  # they know each other; it need not wait for the collector
+
+    async def _write_late(
+        self, life: Life, late: _Overdue, dialect: Dialect, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Write the head of an answer that is not there yet, blanks as long as it is not, and then the answer."""
+
+        async def send_rest(message: Message) -> None:
+            if message["type"] != "http.response.start":
+                await send(message)
+
+        head = _response(Body(200, ""), None, scope).raw_headers
+        head = [field for field in head if field[0] != b"content-length"] + [(b"x-accel-buffering", b"no")]
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": head})
+            while not late.task.done():
+                await send({"type": "http.response.body", "body": b" ", "more_body": True})
+                await asyncio.wait({late.task}, timeout=life.settings.heartbeat)
+            try:
+                body = late.task.result()
+            except LegatoError as exc:
+                exc.stored = True
+                body = dialect.refuse(as_told(exc))
+            except Exception:
+                logger.exception("%s %s: failed behind its head", scope["method"], scope["path"])
+                body = dialect.refuse(Internal())
+            if body.status >= 400:
+                body = Body(200, late.told(body))
+            await self._write(life, _response(body, None, scope), dialect, scope, receive, send_rest)
+        finally:
+            late.task.cancel()
 
     async def _pump(self, reply: Follow, request: Request) -> tuple[Pump, list[tuple[bytes, bytes]]]:
         """What writes a stream, its place reserved, and the head's own fields."""
@@ -287,6 +325,24 @@ async def _have_come_back(sink: ASGISink) -> None:
     await sink.start(())
     await sink.write(HEARTBEAT)  # a retry by itself would be an event to some SDKs
     await sink.finish()
+
+
+class _Overdue(NamedTuple):
+    """An answer that was not there in time."""
+
+    task: asyncio.Task[Body]
+    told: Callable[[Body], Any]
+
+
+async def _begun(reply: Later, heartbeat: float) -> Body | _Overdue:
+    """The body, if it comes within a heartbeat."""
+    task = asyncio.create_task(reply.body)
+    try:
+        await asyncio.wait({task}, timeout=heartbeat)
+        return task.result() if task.done() else _Overdue(task, reply.told)
+    except BaseException:
+        task.cancel()
+        raise
 
 
 class WholeResponse(Response):

@@ -6,7 +6,7 @@ How a reply becomes HTTP, and what a ``LegatoError`` is in a dialect's words, is
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from typing import Any
 
 import msgspec
@@ -58,7 +58,22 @@ class Follow(msgspec.Struct, frozen=True):
     joins: Offset | None = None
 
 
-Reply = Body | Follow
+class Later(msgspec.Struct, frozen=True):
+    """A reply that is one body of JSON, which takes as long as an answer does.
+
+    Who waits longer than a heartbeat gets the head, and then a blank for each: JSON may begin with them, and no proxy
+    takes the silence for a server that is gone. By then the status has been said.
+
+    Attributes:
+        body: gives it.
+        told: what stands for a body whose status can no longer be said.
+    """
+
+    body: Coroutine[Any, Any, Body]
+    told: Callable[[Body], Any]
+
+
+Reply = Body | Follow | Later
 
 
 class View(msgspec.Struct, frozen=True):

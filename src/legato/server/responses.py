@@ -22,7 +22,7 @@ from ..event import Offset
 from ..items import Item, is_bare, is_reference
 from ..sessions import Located, Question, Sent, new_session
 from .operation import NoSuchRoute
-from .reply import Body, Reply, View
+from .reply import Body, Later, Reply, View
 from .request import Request
 
 LOOKED_FOR = 100
@@ -70,9 +70,23 @@ async def create(request: Request) -> Reply:
         return request.life.follow_run(run, RESPONSES_VIEW, "responses")
     if body.background:
         return Body(200, await _queued(request, run))
+    return Later(_whole(request, run), lambda refused: _cut_short(run, refused))
+
+
+async def _whole(request: Request, run: Located) -> Body:
     await _ended(request, run)
     response = (await _folded(request, run)).response()
     return Body(200, responses_api.bare(response, request.headers.get("user-agent", "")))
+
+
+def _cut_short(run: Located, refused: Body) -> dict[str, object]:
+    """A response that is not to be had, for who has been told that there will be one."""
+    response = ResponseFold(run.session, run.run, agent=run.agent).response()
+    response |= {"created_at": int(run.asked.at), "status": "in_progress"}
+    if refused.status != 503:  # else it goes on without this server
+        error = refused.body["error"]
+        response |= {"status": "failed", "error": {"code": error["code"], "message": error["message"]}}
+    return response
 
 
 async def retrieve(request: Request) -> Reply:
@@ -103,9 +117,13 @@ def _place(fold: ResponseFold, after: int) -> tuple[Offset, int]:
         ) from None
 
 
-async def cancel(request: Request) -> Body:
+async def cancel(request: Request) -> Reply:
     """Stop a response, and give it back as it then is. One that has ended is given back as it is."""
     run = await _find(request, request.path["response_id"])
+    return Later(_cancelled(request, run), lambda refused: _cut_short(run, refused))
+
+
+async def _cancelled(request: Request, run: Located) -> Body:
     if await request.sessions.cancel(request.caller, run.session, run.run):
         try:
             async with asyncio.timeout(CANCEL_SECONDS):
@@ -177,6 +195,10 @@ async def complete(request: Request) -> Reply:
     view = CHAT_VIEWS[bool(body.stream_options and body.stream_options.include_usage)]
     if body.stream:
         return request.life.follow_run(run, view, "chat")
+    return Later(_completion(request, run, view), lambda refused: _failed_completion(run, refused))
+
+
+async def _completion(request: Request, run: Located, view: View) -> Body:
     await _ended(request, run)
     encoder = await request.life.memory.of(run, view).catch_up()
     assert isinstance(encoder, chat.ChatEncoder)
@@ -184,6 +206,14 @@ async def complete(request: Request) -> Reply:
         answer = responses_api.error_body(500, encoder.failure["message"], encoder.failure["code"])
         return Body(500, answer, {"x-should-retry": "false"})  # it has been answered once, and paid for
     return Body(200, encoder.completion())
+
+
+def _failed_completion(run: Located, refused: Body) -> dict[str, object]:
+    """A completion that failed, for who has been told that there will be one. It is whole for who looks at its message
+    alone, and says what went wrong where LangChain, LiteLLM and OpenRouter's clients look."""
+    completion = chat.ChatEncoder(run.run, agent=run.agent).completion()
+    completion["choices"][0]["finish_reason"] = "error"
+    return {**completion, "created": int(run.asked.at), "error": refused.body["error"]}
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------
