@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import apsw
 import pytest
+from msgspec import UNSET
 
 from driving import echo
 from facts import draft
@@ -25,6 +27,7 @@ from legato.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreL
 from legato.event import Draft
 from legato.log import Log
 from legato.server.app import Legato
+from legato.server.dialects import DIALECTS
 from legato.store import sqlite, sqlite_writer
 from legato.store.lock import FileLock
 from legato.store.sqlite import SQLiteStore
@@ -377,6 +380,54 @@ async def test_a_server_that_can_store_nothing_is_not_ready(
         assert 200 == (await driver.request("GET", "/ready")).status
         sent = await driver.request("POST", "/api/sessions/s/messages", json={"text": "hello"})
         assert sent.status in (200, 202)
+
+
+OPERATIONS = [operation for dialect in DIALECTS for operation in dialect.operations]
+ANY = {
+    "id": "new", "title": "a title", "content": "hello", "text": "hello", "input": "hello", "model": "echo",
+    "messages": [{"role": "user", "content": "hello"}], "items": [{"role": "user", "content": "hello"}],
+    "metadata": {"a": "b"}, "type": "acknowledge", "provider": "x", "message": "hello", "stream": False,
+}  # fmt: skip
+"""A body that most routes that take one can use."""
+
+
+async def test_no_route_takes_a_lock_for_a_failure_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another program has the file, each route of each dialect reads, or says 503 and when to try again; none of
+    them 500, and none waits."""
+    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 0.05)
+    app = Legato(f"sqlite:///{folder / 'log.db'}", agents=[echo])
+    refused: set[str] = set()
+    async with Driver(app) as driver:
+        await driver.request("POST", "/api/sessions", json={"id": "s"})
+        await driver.request("POST", "/stream/s/message", json={"content": "hello"})
+        response = (await driver.request("POST", "/v1/responses", json={"input": "hello"})).json()
+        message = (await driver.request("GET", "/api/sessions/s/messages")).json()[0]["id"]
+        stuck = Stuck(folder / "log.db")
+        for operation in OPERATIONS:
+            names = {"messageId": message, "run": response["id"], "response_id": response["id"]}
+            names["id"] = response["id"] if "responses" in operation.path else "s"
+            path = re.sub(r"{(\w+)}", lambda match, names=names: names.get(match[1], "s"), operation.path)  # type: ignore[misc]
+            if operation.stream is not None and operation.method == "GET":
+                continue  # which is open as long as it is read
+            fields = {**ANY, "messageId": message, "messageIndex": 0}
+            if "responses" in operation.path:
+                del fields["text"]  # which is settings there
+            body = fields if operation.method in ("POST", "PUT", "PATCH") else UNSET
+            async with asyncio.timeout(NET):
+                answer = await driver.request(operation.method, path, json=body)
+            assert answer.status not in (500, 502, 507), (operation.id, answer.text)
+            if answer.status == 503:
+                assert "store_busy" in answer.text, operation.id
+                assert answer.headers["retry-after"], operation.id
+                assert str(folder) not in answer.text, operation.id
+                refused.add(operation.id)
+            assert operation.method != "GET" or answer.status != 503 or operation.id == "getReady", operation.id
+        stuck.end()
+    assert refused >= {
+        *("createSession", "deleteSession", "rewindSession", "forkSession", "sendMessage", "sendStreamingMessage"),
+        *("retryMessage", "createThread", "createThreadMessage", "retryAnswer"),
+        *("createResponse", "deleteResponse", "createChatCompletion", "createConversation"),
+    }
 
 
 async def test_an_answer_outlives_a_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
