@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import venvs
 from processes import Server, running
+from venvs import host_python
 
-PINNED = ("gunicorn==27.0.1", "uvicorn-worker==0.4.0", "hypercorn==0.18.0")
 SOURCE = Path(__file__).parent.parent / "src"
 
 APP = """
@@ -34,12 +32,6 @@ async def agent(turn):
 def count(last: int) -> str:
     """What it answers."""
     return "".join(f"{number} " for number in range(last))
-
-
-def host_python() -> Path:
-    """The Python of an environment with these servers, and with what the application needs."""
-    project = tomllib.loads(venvs.PROJECT.read_text(encoding="utf-8"))["project"]
-    return venvs.python_with("hosts", *PINNED, *project["dependencies"], *project["optional-dependencies"]["server"])
 
 
 HOSTS = {

@@ -28,6 +28,8 @@ CACHE = Path(__file__).parents[1] / ".cache" / "venvs"
 MIX_VERSIONS = ("0.8.1", "0.7.3", "0.6.4", "0.5.7")
 # All that a model server and its model need; exactly these, so that the weights are always the same.
 LLAMA = ("xllamacpp==2026.10.11549", "gguf==0.19.0", "numpy==2.4.6")
+# ASGI servers that are not ours.
+HOSTS = ("gunicorn==27.0.1", "uvicorn-worker==0.4.0", "hypercorn==0.18.0")
 # Seconds; a cold download of one SDK takes about ten.
 PATIENCE = 300
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -61,6 +63,16 @@ def llama_python() -> Path:
 def framework_python(extra: str) -> Path:
     """The Python of an environment with this checkout, as ``legato[server]`` and this extra."""
     return python_with(extra, *_framework_requirements(extra))
+
+
+def host_python() -> Path:
+    """The Python of an environment with other ASGI servers, and with what this project needs to be served by them."""
+    return python_with("hosts", *_host_requirements())
+
+
+def _host_requirements() -> list[str]:
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    return [*HOSTS, *project["dependencies"], *project["optional-dependencies"]["server"]]
 
 
 def _framework_requirements(extra: str) -> list[str]:
@@ -137,6 +149,7 @@ def one_process(name: str) -> Iterator[None]:
 
 if __name__ == "__main__":
     wanted = {f"mix-{each}": (f"mix-python-sdk=={each}",) for each in MIX_VERSIONS} | {"llama": LLAMA}
+    wanted |= {"hosts": tuple(_host_requirements())}
     wanted |= {each: tuple(_framework_requirements(each)) for each in FRAMEWORKS} | {"agent-clients": AGENT_CLIENTS}
     for name, requirements in wanted.items():
         where, why = _environment(name, requirements)
