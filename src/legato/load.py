@@ -27,7 +27,7 @@ FIRST, MOST = 0.010, 0.400
 """Seconds for which they gather at first, and at most: 12 tokens of a run that says 30 in a second."""
 EASED = 0.8
 """What is left of that time after a look at a loop that is not late,"""
-BUSY, HELD = 0.7, 0.98
+BUSY, HELD = 0.85, 0.98
 """and what is left while the process uses more than so much of a core: if runs gathered less, it would be late again,
 and the cost of a token would go up and down with it."""
 
