@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from fake_server import ANSWER, FakeLog, frame
+from legato.client.reader import EventReader, stream_events
 from legato.client.resume import CONTROL, ReconnectBackoff, Resume
 from legato.errors import InvalidInput
+from legato.http.call import request
 from legato.sse import HEARTBEAT, SSEMessage
 
 LAW = json.loads((Path(__file__).parent / "vectors" / "waits.json").read_text())
@@ -176,6 +179,17 @@ def test_what_becomes_of_the_cursor_is_as_in_browsers(case: dict[str, Any], cut:
         for begin in range(0, len(body), cut):
             resume.receive(body[begin : begin + cut].encode())
     assert sent == case["sent"]
+
+
+def test_an_id_of_any_text_is_sent_back_in_utf_8() -> None:
+    """As browsers do it; so is any header that a caller gives."""
+    reader = EventReader(stream_events(session_id="s"))
+    reader.connect()
+    reader.opened(httpx2.Response(200, headers={"content-type": "text/event-stream"}))
+    reader.receive('event: content\ndata: {"content": "a"}\nid: 日本 é\n\n'.encode())
+    arguments = request(reader.connect(), "http://localhost", {}, httpx2.Timeout(1))
+    sent = httpx2.Client().build_request(**arguments)
+    assert (b"last-event-id", "日本 é".encode()) in sent.headers.raw
 
 
 @pytest.mark.parametrize("taken", [b"id:\n\n", b"id\nevent: content\ndata: b\n\n"])

@@ -96,7 +96,8 @@ test("What becomes of the cursor is as in browsers.", async () => {
     }, {
       lastEventId: given,
       fetch: async (_, { headers }) => {
-        asked.push(new Headers(headers).get("last-event-id"));
+        const id = new Headers(headers).get("last-event-id");
+        asked.push(id && Buffer.from(id, "latin1").toString()); // it is UTF-8
         if (asked.length === sent.length) stream.close();
         return new Response(bodies[asked.length - 1] ?? "", { headers: HEAD });
       },

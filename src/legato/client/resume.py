@@ -85,7 +85,7 @@ class Resume:
             return {}
         # With the cursor goes where it is from: a server put back from a backup may have given its number anew.
         known = {} if self._from is None else {"legato-incarnation": self._from}
-        return {"last-event-id": self.cursor, **known}
+        return {"last-event-id": self.cursor.strip(" \t"), **known}
 
     def opened(self, legato_cursor: str | None = None, incarnation: str | None = None) -> None:
         """Take note of a good answer's ``Legato-Cursor`` header (None: the server is not a Legato server), and of

@@ -103,7 +103,7 @@ class RequestArguments(TypedDict):
     method: str
     url: str
     params: dict[str, str]
-    headers: dict[str, str]
+    headers: dict[str, str] | httpx2.Headers
     content: bytes | None
     timeout: httpx2.Timeout
 
@@ -126,7 +126,8 @@ def request(
         method=call.method,
         url=address + call.path,
         params={**dict(parse_qsl(query, keep_blank_values=True)), **own} if query else own,
-        headers=merged,
+        # What a server has told, such as an id, may be any text; browsers send that back as UTF-8.
+        headers=merged if "".join(merged.values()).isascii() else httpx2.Headers(merged, encoding="utf-8"),
         content=content,
         timeout=timeout if timeout_ms is None else httpx2.Timeout(timeout_ms / 1000),
     )

@@ -181,7 +181,8 @@ export class Stream {
   #request(signal) {
     /** @type {Record<string, string>} */
     const headers = { accept: "text/event-stream" };
-    if (this.cursor !== "") headers["last-event-id"] = this.cursor;
+    // In UTF-8, as browsers send it: a header takes text of which each character is a byte.
+    if (this.cursor !== "") headers["last-event-id"] = String.fromCharCode(...new TextEncoder().encode(this.cursor));
     // Where it is from: a server put back from a backup may have given the same ids to other events.
     if (this.cursor !== "" && this.#from !== "") headers["legato-incarnation"] = this.#from;
     const method = this.#options.method ?? "GET";
