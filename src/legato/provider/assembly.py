@@ -52,6 +52,7 @@ class _Making:
         whole: the arguments are a whole object or list.
         empty: they are ``{}``, which is not told yet: some begin so, and bring the true ones then.
         ids: all that its pieces had.
+        doubt: pieces that each repeat all before them, or go on with something that looks so: the end will tell.
     """
 
     index: int | None
@@ -67,11 +68,24 @@ class _Making:
     whole: bool = False
     empty: bool = False
     ids: set[str] = field(default_factory=set)
+    doubt: list[str] = field(default_factory=list)
     fields: JsonObject = field(default_factory=dict)
 
     def has(self, name: str, arguments: str) -> bool:
         """Whether it is this very call."""
         return self.name == name and ("{}" if self.empty else "".join(self.text)) == arguments
+
+    def repeats(self, arguments: str) -> bool:
+        """Whether a piece may be all of the arguments so far, and more of them."""
+        if self.doubt:
+            return bool(arguments)
+        return self.begun and arguments.startswith("{") and arguments.startswith("".join(self.text))
+
+    def undoubted(self) -> str:
+        """What the pieces in doubt add, now that they are all there."""
+        before, added, last = "".join(self.text), "".join(self.doubt), self.doubt[-1]
+        self.doubt.clear()
+        return last[len(before) :] if _is_json(last) and not _is_json(before + added) else added
 
     def count(self, text: str) -> None:
         """Take note of a further piece of the arguments, and of its brackets."""
@@ -97,6 +111,14 @@ class _Making:
 _MARKS: Final = re.compile(r'\\.|\\|["{}\[\]]', re.DOTALL)
 
 
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
+    return True
+
+
 @dataclass(slots=True)
 class Assembly:
     """The calls of one answer."""
@@ -120,7 +142,10 @@ class Assembly:
             call.ids.add(piece.id)
         if piece.index is not None and call.index is None:
             call.index = piece.index
-        arguments = piece.arguments
+        arguments = "" if piece.arguments.strip() == "null" and not call.begun else piece.arguments
+        if call.number is not None and not call.whole and call.repeats(arguments):
+            call.doubt.append(arguments)
+            return []
         if call.empty and arguments.strip() not in ("", "{}"):
             call.empty = call.whole = False
         elif not call.begun and not piece.whole and arguments.strip() == "{}":
@@ -144,6 +169,10 @@ class Assembly:
         """What is still to be told, now that the model has said all."""
         chunks: list[StreamChunk] = []
         for call in self._calls:
+            if call.doubt and call.number is not None:
+                rest = call.undoubted()
+                call.count(rest)
+                chunks += tally.add_arguments(call.number, rest)
             if call.empty and call.number is not None:
                 call.empty = False
                 chunks += tally.add_arguments(call.number, "{}")

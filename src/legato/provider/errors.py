@@ -16,6 +16,7 @@ is ``legato.errors.InvalidInput``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
@@ -247,8 +248,22 @@ def answered(call: HttpCall[JsonObject], response: httpx2.Response) -> JsonObjec
     return raw if isinstance(raw, dict) else answer(call, response)
 
 
+def too_busy(raw: JsonObject) -> ResponseFailed | None:
+    """The failure that may pass, if that is all that an answer with a good status tells of."""
+    failure = None if raw.keys() & _ANSWERS else confessed(raw)
+    return failure if failure is not None and failure.passing else None
+
+
+_ANSWERS: Final = frozenset(["choices", "content", "output", "status"])
+"""Fields of an answer, or of a response that failed and is kept so."""
+_DELAY: Final = re.compile(rb'"retryDelay"\s*:\s*"(\d{1,9}(?:\.\d{1,9})?)s"')
+"""How Google says when to ask again (``google.rpc.RetryInfo``)."""
+
+
 def _refusal(response: httpx2.Response) -> APIError:
     error = refusal(response)
+    if error.retry_after is None and (delay := _DELAY.search(response.content)):
+        error.retry_after = float(delay[1])
     try:
         error.retry_after = float(response.headers["retry-after-ms"]) / 1000
     except (KeyError, ValueError):

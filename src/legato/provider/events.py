@@ -205,6 +205,9 @@ def decode_event(message: SSEMessage) -> ResponseEvent:
                 raw = {"type": kind, "response": raw}
             elif confessed(raw):
                 kind = "error"
+    if kind == "response.done" and isinstance(response := raw.get("response"), dict):  # of servers that know one end
+        said = f"response.{response.get('status')}"
+        kind = said if said in _CLASSES else "response.completed"
     cls = _CLASSES.get(kind, ResponseEvent)
     fields = raw if raw.get("type") == kind else {**raw, "type": kind}
     if cls is ArgumentsDeltaEvent or cls is ArgumentsDoneEvent:

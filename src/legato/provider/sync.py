@@ -24,7 +24,7 @@ from ..json import JsonObject
 from . import responses
 from .anthropic import AnthropicWire
 from .chat_completions import ChatCompletionsWire
-from .errors import ProviderRefused, answered, provider_error, refused
+from .errors import ProviderRefused, answered, provider_error, refused, too_busy
 from .events import ResponseEvent
 from .last_pass import Addressee, told
 from .responses import Response, ResponsesWire
@@ -111,6 +111,8 @@ class _Face:
             for attempt in self.settings.attempts():
                 with attempt:
                     return self._once(call)
+        except MayPass as exc:
+            raise exc.failure from None
         except ClientError as exc:
             raise provider_error(exc) from exc
         raise AssertionError("Attempts end with a value or an error.")
@@ -120,7 +122,10 @@ class _Face:
         response = send(self.http, self.settings.request(call), follow_redirects=False)
         if not response.is_success:
             raise refused(response)
-        return answered(call, response)
+        raw = answered(call, response)
+        if (failure := too_busy(raw)) is not None:
+            raise MayPass(failure)
+        return raw
 
     def connect(self, call: HttpCall[object]) -> httpx2.Response:
         """The response to a request for a stream, its body unread.
