@@ -12,7 +12,7 @@ import pytest
 
 from legato.agent import Turn
 from legato.agents import framework, langgraph, openai_agents, pydantic_ai
-from legato.agents.framework import Calls, arguments_of, explained, finish, jsonable, messages
+from legato.agents.framework import Calls, Reasons, arguments_of, explained, finish, jsonable, messages
 from legato.errors import AgentError, InvalidInput
 from legato.event import Event
 from legato.part import Message, Part, read_part
@@ -535,3 +535,17 @@ def test_why_an_answer_ended(words: list[str], reason: str | None) -> None:
     for word in words:
         assert finish(word) == ([] if reason is None else [Finish(reason)]), word
     assert finish(None) == []
+
+
+@pytest.mark.parametrize(("words", "wanted"), [
+    (["tool_calls", "stop"], []),
+    (["length", "stop"], [Finish("length"), Finish("stop")]),
+    (["MAX_TOKENS", None, "", "end_turn", "tool_use"], [Finish("length"), Finish("stop")]),
+    (["length", "SAFETY"], [Finish("length"), Finish("content_filter")]),
+    (["length", "a word of its own", "length"], [Finish("length"), Finish("stop"), Finish("length")]),
+    ([None, ""], []),
+])  # fmt: skip
+def test_why_one_answer_ended_says_nothing_of_the_next(words: list[str | None], wanted: list[Finish]) -> None:
+    """Each step by itself: the last one counts."""
+    reasons = Reasons()
+    assert [item for word in words for item in reasons.take(word)] == wanted

@@ -260,6 +260,21 @@ def finish(reason: str | None) -> list[Yielded]:
     return [Finish(word)] if word in ("length", "content_filter") else []
 
 
+class Reasons:
+    """Why each answer of the model in a run ended: a limit in one of them says nothing of the next."""
+
+    def __init__(self) -> None:
+        self._cut = False
+
+    def take(self, reason: str | None) -> list[Yielded]:
+        """What the latest answer's reason is to be said of; None: it has not ended, or gives none."""
+        found = finish(reason)
+        back = not found and self._cut and reason_of(reason) is not None
+        if found or back:
+            self._cut = bool(found)
+        return [Finish("stop")] if back else found
+
+
 _BUSY = ("model_rate_limited", "The model is asked too much at the moment. Try again in a minute.")
 _AWAY = ("model_unreachable", "The model cannot be reached at the moment. Try again later.")
 _KEY = ("model_key_refused", "The model's provider does not accept the server's key.")

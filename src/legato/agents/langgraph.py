@@ -26,12 +26,12 @@ from ..yields import Refusal, Text, Thinking, ToolResult, Usage, Yielded
 from .framework import (
     Calls,
     Options,
+    Reasons,
     adapted,
     arguments_of,
     as_words,
     ask,
     explained,
-    finish,
     json_text,
     jsonable,
     load,
@@ -313,6 +313,7 @@ class _GraphTranslator:
         self._latest: dict[str, str] = {}  # the call of each message that was begun last
         self._hosted: set[str] = set()  # calls that the model's provider has made, within a message
         self._used = Usage()
+        self._reasons = Reasons()
         self._speaker = ""  # the message that is being told
         self._waiting: dict[str, list[Yielded]] = {}  # what came of others meanwhile
         self._over: set[str] = set()  # those of them that are whole
@@ -539,7 +540,8 @@ class _GraphTranslator:
         cut = about.get("incomplete_details")
         reason = about.get("finish_reason") or about.get("stop_reason") or about.get("done_reason")
         reason = reason or (cut.get("reason") if isinstance(cut, Mapping) else None)
-        return items + finish(reason if isinstance(reason, str) else None)
+        reason = reason or about.get("status")
+        return items + self._reasons.take(reason if isinstance(reason, str) else None)
 
     def _update(self, data: object) -> list[Yielded]:
         """A node is done: so are its messages, and their calls are complete."""

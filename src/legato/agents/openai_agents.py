@@ -23,7 +23,7 @@ from ..agent import Agent, OnCrash, Turn
 from ..errors import AgentError
 from ..json import JsonObject
 from ..yields import Refusal, Text, Thinking, Usage, Yielded
-from .framework import Calls, Options, adapted, as_words, ask, explained, finish, json_text, load, messages, worded
+from .framework import Calls, Options, Reasons, adapted, as_words, ask, explained, json_text, load, messages, worded
 
 EXTRA = "openai-agents"
 
@@ -215,6 +215,7 @@ class _SdkTranslator:
         self.cut = False  # the model was stopped before its end
         self._failed: object = None  # why the provider failed
         self._used = Usage()
+        self._reasons = Reasons()
 
     def approve(self, call: str) -> list[Yielded]:
         return self._calls.start(call)
@@ -303,7 +304,7 @@ class _SdkTranslator:
         cut = getattr(response, "incomplete_details", None)
         self.cut = data.type == "response.incomplete"
         self._failed = getattr(response, "error", None) if data.type == "response.failed" else None
-        return [self._used, *finish(getattr(cut, "reason", None))]
+        return [self._used, *self._reasons.take(getattr(cut, "reason", None) or "stop")]
 
     def _error(self, data: _RawEvent) -> list[Yielded]:
         self._failed = data
