@@ -29,6 +29,8 @@ BODY: dict[str, Any] = {
     "title": "a title",
     "texts": ["# a"],
     "input": "a",
+    "items": [{"role": "user", "content": "a"}],
+    "metadata": {"a": "b"},
     "model": "hostile",
 }
 
@@ -53,8 +55,9 @@ async def session(server: ServedProcess) -> str:
 def told(method: str, path: str, session: str) -> bytes:
     """A request to a route, about the conversation that there is, unless it would be gone afterwards."""
     session = "s_none" if method == "DELETE" else session
-    for name in ("{id}", "{threadId}"):
+    for name in ("{id}", "{threadId}", "{conversation_id}"):
         path = path.replace(name, session)
+    path = path.replace("{item_id}", f"in_{session}~x_0")
     path = path.replace("{messageId}", f"{session}~x~u").replace("{run}", f"{session}~x")
     if path == "/stream":
         path += f"?sessionId={session}"

@@ -463,7 +463,7 @@ def test_graphs_that_ask_need_a_checkpointer(langgraph: Place) -> None:
     said = langgraph.talk().say("go", agent="refusals")
     failed = langgraph.talk().say("go", agent="unnoticed")
 
-    assert "interrupt import breakpoint behind middleware tool " == said.message["text"]
+    assert "interrupt import breakpoint behind middleware tool subgraph deep " == said.message["text"]
     assert ("run.failed", "no_checkpointer") == (failed.end.type, failed.end.data["code"])
 
 

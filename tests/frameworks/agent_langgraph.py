@@ -309,6 +309,11 @@ def deeper(state: State) -> dict[str, Any]:
     return asking(state)
 
 
+def graph_of(inner: Any) -> Any:
+    """A graph whose node is a graph."""
+    return StateGraph(MessagesState).add_node("inner", inner).add_edge(START, "inner").compile()
+
+
 def by_hand(state: State) -> dict[str, Any]:
     from langgraph.types import interrupt as stop
 
@@ -330,7 +335,10 @@ async def refusals(turn: Turn) -> AsyncIterator[str]:
             Scripted(), [shell], middleware=[HumanInTheLoopMiddleware(interrupt_on={"shell": True})]
         ),
         "tool": lambda: create_agent(Scripted(), [StructuredTool.from_function(consult)]),
+        "subgraph": lambda: graph_of(graph(asking)),
+        "deep": lambda: graph_of(graph_of(graph(asking))),
         "none": lambda: graph(counting),
+        "none below": lambda: graph_of(graph(counting)),
         "kept": lambda: graph(asking, checkpointer=InMemorySaver()),
         "plain": lambda: create_agent(Scripted(), [shell]),
     }

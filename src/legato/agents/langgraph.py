@@ -160,6 +160,8 @@ def _asking(graph: Any) -> str | None:
     interrupt = load("langgraph.types", EXTRA).interrupt
     for name, node in getattr(graph, "nodes", {}).items():
         bound = getattr(node, "bound", None)
+        if isinstance(getattr(bound, "nodes", None), Mapping) and _asking(bound) is not None:  # a graph in the graph
+            return f"The node {name!r}"
         tools = getattr(bound, "tools_by_name", {})
         holders = [bound, *(tools.values() if isinstance(tools, Mapping) else ())]
         functions = [getattr(each, kind, None) for each in holders for kind in ("func", "afunc", "coroutine")]
