@@ -167,6 +167,7 @@ HISTORIES: dict[str, tuple[Words, Words | None]] = {
     "an output before its call": (
         ["u 1", "o x 9", "c x", "o x 1", "a A", "u 2"], ["u 1", "u 9", "c x", "o x 1", "a A", "u 2"],
     ),
+    "a call that gave nothing": (["u 1", "c x", "o x  "], None),
     "a call without output at the end": (["u 1", "c x"], ["u 1", "c x", f"o x {GONE}"]),
     "the answer begins": (["u 1", "a A", "u 2", "a It is"], None),
     "the answer begins behind an output": (["u 1", "c x", "o x 1", "a It is"], None),

@@ -127,17 +127,25 @@ def _content(parts: Sequence[str]) -> JsonObject:
     return {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": part}]}
 
 
+_GIVEN = {"anyOf": [_WORDS, {**_content(GIVEN_PARTS)["anyOf"][1], "minItems": 1}]}
+_INSTRUCTIONS = {"allOf": [_content(GIVEN_PARTS), _SPOKEN]}
 _MESSAGES: list[JsonObject] = [
     {"properties": {"role": {"const": "assistant"}, "content": _content(SAID_PARTS)}, "required": ["role"]},
-    {"properties": {"role": {"enum": ["user", *SYSTEM]}, "content": _content(GIVEN_PARTS)}, "required": ["role"]},
+    {"properties": {"role": {"const": "user"}, "content": _GIVEN}, "required": ["role", "content"]},
+    {"properties": {"role": {"enum": list(SYSTEM)}, "content": _INSTRUCTIONS}, "required": ["role", "content"]},
 ]
+_NO_ROLE: JsonObject = {"not": {"required": ["role"]}}
 _OTHERS = [kind for kind in KNOWN if kind != "message" and kind not in OUTPUTS]
 _KNOWN_ITEM: JsonObject = {
     "description": "A message, or another item. An `item_reference` stands for one that is kept, by its `id`.",
     "anyOf": [
         *({**each, "properties": {**each["properties"], "type": {"const": "message"}}} for each in _MESSAGES),
-        {"properties": {"type": {"enum": _OTHERS}}, "required": ["type"]},
-        {"properties": {"type": {"enum": list(OUTPUTS)}, "output": _content(GIVEN_PARTS)}, "required": ["type"]},
+        {**_NO_ROLE, "properties": {"type": {"enum": _OTHERS}}, "required": ["type"]},
+        {
+            **_NO_ROLE,
+            "properties": {"type": {"enum": list(OUTPUTS)}, "output": _content(GIVEN_PARTS)},
+            "required": ["type"],
+        },
     ],
 }
 _KNOWN_MESSAGE: JsonObject = {
@@ -399,9 +407,9 @@ def _present_text(items: Sequence[Item]) -> str:
     """The text that is to be answered: the user's; else what tools gave, or who instructs says; else a name for what
     there is instead."""
     asked = [item for item in items if item.get("role") == "user"]
-    texts = [text for item in asked if (text := text_of(item.get("content")))]
+    texts = [text for item in asked if (text := text_of(item.get("content"))).strip()]
     if not texts:
-        texts = [text for item in items if is_output(item) and (text := text_of(item.get("output")))]
+        texts = [text for item in items if is_output(item) and (text := text_of(item.get("output"))).strip()]
     if not texts:
         texts = [
             f"[{kind}]" for item in asked if isinstance(item.get("content"), list) for kind in _kinds(item["content"])
