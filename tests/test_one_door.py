@@ -605,7 +605,7 @@ BAD: dict[str, tuple[int, str, dict[str, Any]]] = {
     "two places": (400, RESPONSES, {"previous_response_id": "LAST", "conversation": "CONVERSATION"}),
     "no such conversation": (404, RESPONSES, {"conversation": "s_none"}),
     "no such response": (400, RESPONSES, {"previous_response_id": "resp_s_none~1"}),
-    "nothing to answer": (400, RESPONSES, {"input": HISTORY, "conversation": "CONVERSATION"}),
+    "nothing to answer": (400, RESPONSES, {"input": HISTORY[1:2], "conversation": "CONVERSATION"}),
     "blanks after a response": (400, RESPONSES, {"input": [*HISTORY, *items(" ")], "previous_response_id": "LAST"}),
     "blanks after an old one": (400, RESPONSES, {"input": [*HISTORY, *items(" ")], "previous_response_id": "FIRST"}),
     "half a pair": (400, RESPONSES, {"input": [*HISTORY, *items("\ud800")], "conversation": "CONVERSATION"}),
