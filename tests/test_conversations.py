@@ -146,6 +146,8 @@ async def test_metadata(metadata: Any) -> None:
     ({"items": [said("user", "x"), {"type": "nonsense"}]}, "items[1].type"),
     ({"items": [{"type": "item_reference", "id": "msg_1"}]}, "items[0].type"),
     ({"items": [said("robot", "x")]}, "items[0].role"),
+    ({"items": [{"role": "user", "content": [{"type": "video", "url": "x"}]}]}, "items[0].content[0].type"),
+    ({"items": [{"role": "assistant", "content": ["x"]}]}, "items[0].content[0]"),
     ({"items": [{"type": "message", "role": "user"}]}, "items[0].content"),
     ({"items": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "items[0].arguments"),
     ({"items": [{"type": "function_call_output", "output": "x"}]}, "items[0].call_id"),

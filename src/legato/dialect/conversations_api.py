@@ -29,11 +29,11 @@ from ..event import (
     ThinkingDelta,
     ToolCompleted,
 )
-from ..items import KNOWN, Item, is_output, is_said, text_of
+from ..items import GIVEN_PARTS, KNOWN, SAID_PARTS, SYSTEM, Item, is_output, is_said, text_of
 from ..json import JsonObject
 from ..part import PARTS, CallPart, Message, Part, RefusalPart, TextPart, ThinkingPart, check_depth
 from .responses import ResponseFold
-from .responses_api import MAX_EARLIER, BadRequest, asked_items, earlier, whole_item
+from .responses_api import MAX_EARLIER, BadRequest, asked_items, check_item, earlier, whole_item
 
 INCLUDABLE = frozenset(
     {
@@ -75,22 +75,29 @@ class ItemNotFound(NotFound):
         super().__init__(f"Item with id '{id[:200]}' not found in this conversation.", param="item_id")
 
 
-_WORDS: JsonObject = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
+def _words(parts: Sequence[str]) -> JsonObject:
+    part: JsonObject = {"type": "object", "properties": {"type": {"enum": list(parts)}}, "required": ["type"]}
+    return {"anyOf": [{"type": "string"}, {"type": "array", "items": part}]}
+
+
+def _said(roles: Sequence[str], parts: Sequence[str]) -> JsonObject:
+    fields: JsonObject = {"type": {"const": "message"}, "role": {"enum": list(roles)}, "content": _words(parts)}
+    return {"properties": fields, "required": ["role", "content"]}
+
+
 _PLAIN = ("message", "function_call", "function_call_output")
 _ITEM: JsonObject = {
     "anyOf": [
-        {
-            "properties": {"type": {"const": "message"}, "role": {"enum": ["user", "assistant", "system", "developer"]},
-                           "content": _WORDS},
-            "required": ["role", "content"],
-        },
+        _said(["user", *SYSTEM], GIVEN_PARTS),
+        _said(["assistant"], SAID_PARTS),
         {
             "properties": {"type": {"const": "function_call"}, "call_id": {"type": "string"},
                            "name": {"type": "string"}, "arguments": {"type": "string"}},
             "required": ["type", "call_id", "name", "arguments"],
         },
         {
-            "properties": {"type": {"const": "function_call_output"}, "call_id": {"type": "string"}, "output": _WORDS},
+            "properties": {"type": {"const": "function_call_output"}, "call_id": {"type": "string"},
+                           "output": _words(GIVEN_PARTS)},
             "required": ["type", "call_id", "output"],
         },
         {"properties": {"type": {"enum": [each for each in KNOWN if each not in _PLAIN]}},
@@ -166,16 +173,8 @@ def added(items: Sequence[Item]) -> list[MessageCreated]:
 
 
 def _check(item: Item, name: str) -> None:
-    kind = item.get("type", "message" if "role" in item else None)
-    if not isinstance(kind, str):
-        raise BadRequest(f"Missing required parameter: '{name}.type'.", code="missing_required_parameter",
-                         param=f"{name}.type")  # fmt: skip
-    if kind not in KNOWN:
-        raise BadRequest(f"{name}.type is {kind[:100]!r}, which is no item of a conversation.", param=f"{name}.type")
-    if kind == "message" and item.get("role") not in ("user", "assistant", "system", "developer"):
-        raise BadRequest(f"{name}.role is user, assistant, system or developer, got {str(item.get('role'))[:60]!r}.",
-                         param=f"{name}.role")  # fmt: skip
-    for field in _REQUIRED.get(kind, ()):
+    check_item(name, item)
+    for field in _REQUIRED.get(item.get("type") or "message", ()):
         if not isinstance(item.get(field), str | list):
             raise BadRequest(f"Missing required parameter: '{name}.{field}'.", code="missing_required_parameter",
                              param=f"{name}.{field}")  # fmt: skip

@@ -671,23 +671,31 @@ def check_items(body: Create) -> bool:
     """
     referring = False
     for place, item in enumerate([] if isinstance(body.input, str) else body.input):
-        kind = item.get("type")
         if is_reference(item):
             referring = True
             continue
         referring = referring or is_bare(item)
-        where = f"input[{place}]"
-        if kind is None and "role" not in item:
-            raise BadRequest(f"{where} has neither a type nor a role.", code="missing_required_parameter",
-                             param=f"{where}.type")  # fmt: skip
-        if kind not in (None, *KNOWN):
-            raise _unknown(f"{where}.type", kind, KNOWN)
-        if kind in (None, "message"):
-            _check_role(where, item, ("user", "assistant", *SYSTEM))
-            _check_content(f"{where}.content", item.get("content"), item["role"])
-        elif is_output(item):
-            _check_content(f"{where}.output", item.get("output"), "tool")
+        check_item(f"input[{place}]", item)
     return referring
+
+
+def check_item(where: str, item: Item) -> None:
+    """The same of one item, which is no reference.
+
+    Raises:
+        BadRequest: see ``check_items``.
+    """
+    kind = item.get("type")
+    if kind is None and "role" not in item:
+        raise BadRequest(f"{where} has neither a type nor a role.", code="missing_required_parameter",
+                         param=f"{where}.type")  # fmt: skip
+    if kind not in (None, *KNOWN):
+        raise _unknown(f"{where}.type", kind, KNOWN)
+    if kind in (None, "message"):
+        _check_role(where, item, ("user", "assistant", *SYSTEM))
+        _check_content(f"{where}.content", item.get("content"), item["role"])
+    elif is_output(item):
+        _check_content(f"{where}.output", item.get("output"), "tool")
 
 
 def check_messages(body: CreateChat) -> None:
