@@ -321,6 +321,22 @@ async def test_instructions_alone_are_asked(wire: str, body: Json) -> None:
     assert told(conversation(listener.turns[0])) == ["s Greet."]
 
 
+async def test_instructions_alone_are_a_user_s_words_where_somebody_has_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anthropic refuses a conversation without messages."""
+    bodies: list[Json] = []
+
+    def answer(request: Request) -> Reply:
+        bodies.append(request.json)
+        return stream_reply(ANSWERS["messages"], None)
+
+    async with chatting(None, model_agent(asking(monkeypatch, answer, "messages"))) as chat:
+        for wire, body in ONLY_INSTRUCTIONS:
+            assert (await chat.driver.request("POST", f"/{wire}", json=body)).status == 200
+    assert [(told_blocks(body), body.get("system")) for body in bodies] == [(["u Greet."], None)] * len(
+        ONLY_INSTRUCTIONS
+    )
+
+
 NOTHING: list[tuple[str, Json, str]] = [
     ("v1/chat/completions", {"messages": []}, "messages"),
     ("v1/chat/completions", {"messages": [{"role": "user", "content": " "}]}, "messages"),

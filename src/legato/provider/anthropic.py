@@ -388,6 +388,8 @@ def _body(messages: Sequence[JsonObject], options: Mapping[str, object]) -> Json
         made["tools"] = [_tool(read_tool(tool)) for tool in made["tools"]]
     system = "\n\n".join(as_text(message.get("content")) for message in messages if message.get("role") in _SYSTEM)
     told = _messages(messages)
+    if system and not told:  # this API wants something to answer
+        system, told = "", [{"role": "user", "content": [{"type": "text", "text": system}]}]
     thinking = made.get("thinking")
     if isinstance(thinking, dict) and thinking.get("type") == "enabled" and _unsigned(told):
         del made["thinking"]  # for this step; the next turn begins with it again
