@@ -148,15 +148,23 @@ async def test_metadata(metadata: Any) -> None:
     ({"items": [said("robot", "x")]}, "items[0].role"),
     ({"items": [{"role": "user", "content": [{"type": "video", "url": "x"}]}]}, "items[0].content[0].type"),
     ({"items": [{"role": "assistant", "content": ["x"]}]}, "items[0].content[0]"),
+    ({"items": [{**CALL, "call_id": ["x"]}]}, "items[0].call_id"),
+    ({"items": [{**OUTPUT, "call_id": {"x": 1}}]}, "items[0].call_id"),
+    ({"items": [{**CALL, "type": ["function_call"]}]}, "items[0].type"),
+    ({"items": [{"type": "custom_tool_call_output", "call_id": ["x"], "output": "a"}]}, None),
+    ({"items": [{"type": "mcp_call", "call_id": ["x"], "role": ["user"], "name": 1, "arguments": {}}]}, None),
     ({"items": [{"type": "message", "role": "user"}]}, "items[0].content"),
     ({"items": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "items[0].arguments"),
     ({"items": [{"type": "function_call_output", "output": "x"}]}, "items[0].call_id"),
 ])  # fmt: skip
-async def test_what_is_refused(body: Any, param: str) -> None:
+async def test_what_is_refused(body: Any, param: str | None) -> None:
     """By name, and nothing of it is stored."""
     async with chatted() as chat:
         api = API(chat)
         before = (await api.driver.request("GET", "/api/sessions")).json()
+        if param is None:  # odd, and none of what is looked at
+            await api.items((await api.call("POST", "", body))["id"])
+            return
         error = (await api.call("POST", "", body, 400))["error"]
         assert error["type"] == "invalid_request_error"
         assert str(error["param"]).startswith(param)

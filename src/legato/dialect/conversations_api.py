@@ -29,7 +29,7 @@ from ..event import (
     ThinkingDelta,
     ToolCompleted,
 )
-from ..items import GIVEN_PARTS, KNOWN, SAID_PARTS, SYSTEM, Item, is_output, is_said, text_of
+from ..items import GIVEN_PARTS, KNOWN, SAID_PARTS, SYSTEM, Item, is_call, is_output, is_said, text_of
 from ..json import JsonObject
 from ..part import PARTS, CallPart, Message, Part, RefusalPart, TextPart, ThinkingPart, check_depth
 from .responses import ResponseFold
@@ -175,7 +175,7 @@ def added(items: Sequence[Item]) -> list[MessageCreated]:
 def _check(item: Item, name: str) -> None:
     check_item(name, item)
     for field in _REQUIRED.get(item.get("type") or "message", ()):
-        if not isinstance(item.get(field), str | list):
+        if not isinstance(item.get(field), str | list if field in ("content", "output") else str):
             raise BadRequest(f"Missing required parameter: '{name}.{field}'.", code="missing_required_parameter",
                              param=f"{name}.{field}")  # fmt: skip
 
@@ -190,9 +190,9 @@ _REQUIRED = {
 def _groups(items: Iterable[Item]) -> list[list[Item]]:
     """The items of each message. After an output comes the next of the assistant's."""
     groups: list[list[Item]] = []
-    calls: set[object] = set()  # of the last group, if it is the assistant's
+    calls: set[str] = set()  # of the last group, if it is the assistant's
     for item in items:
-        mine = item.get("call_id") in calls if is_output(item) else is_said(item)
+        mine = str(item.get("call_id")) in calls if is_output(item) else is_said(item)
         if not mine:
             groups.append([item])
             calls = set()
@@ -201,8 +201,8 @@ def _groups(items: Iterable[Item]) -> list[list[Item]]:
         else:
             groups.append([item])
             calls = set()
-        if item.get("type") == "function_call":
-            calls.add(item.get("call_id"))
+        if is_call(item):
+            calls.add(str(item.get("call_id")))
     return groups
 
 
