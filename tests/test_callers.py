@@ -259,7 +259,7 @@ def nameless(answer: ASGIResponse, names: dict[str, str]) -> tuple[int, dict[str
     text = answer.text
     for name, id in sorted(names.items(), key=lambda pair: -len(pair[1])):
         text = text.replace(id, name)
-    return answer.status, {**answer.headers, "content-length": ""}, text
+    return answer.status, {**answer.headers, "content-length": "", "x-request-id": ""}, text
 
 
 # What is another's is not there ---------------------------------------------------------------------------------------

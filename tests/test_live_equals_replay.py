@@ -20,7 +20,7 @@ from legato.errors import AgentError
 from legato.event import EVENTS
 from legato.execution import Limits
 from legato.log import Store, Subscription
-from legato.part import Usage
+from legato.part import Opaque, Usage
 from legato.server.app import Legato
 from legato.sse import Decoder, SSEMessage
 from legato.store.memory import MemoryStore
@@ -42,6 +42,7 @@ async def everything(turn: Turn) -> AsyncIterator[Any]:
             yield Thinking("Hm\n")
             for piece in TEXT:
                 yield Text(piece)
+            yield Opaque("model", {"sealed": "é"})
             yield Usage(input_tokens=3, output_tokens=4)
         case "tools":
             yield ToolCall("c1", "Bash")
@@ -80,6 +81,10 @@ async def record(chat: Chat) -> None:
                 await react(chat, text, message)
                 if ends(answer["runId"])(message):
                     break
+    items = f"/v1/conversations/{chat.session}/items"
+    assert (await chat.driver.request("POST", items[:-6], json={"metadata": {"é": "🎵"}})).status == 200
+    last = (await chat.driver.request("GET", f"{items}?order=asc")).json()["data"][0]["id"]
+    assert (await chat.driver.request("DELETE", f"{items}/{last}")).status == 200
     first = (await chat.get("/messages")).json()[0]["id"]
     assert (await chat.driver.request("DELETE", f"/v1/responses/resp_{answer['runId']}")).status == 200
     assert (await chat.post("/rewind", {"messageId": first})).status == 200
