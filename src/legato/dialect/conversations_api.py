@@ -81,7 +81,7 @@ def _words(parts: Sequence[str]) -> JsonObject:
 
 
 def _said(roles: Sequence[str], parts: Sequence[str]) -> JsonObject:
-    fields: JsonObject = {"type": {"const": "message"}, "role": {"enum": list(roles)}, "content": _words(parts)}
+    fields: JsonObject = {"type": {"enum": ["message", None]}, "role": {"enum": list(roles)}, "content": _words(parts)}
     return {"properties": fields, "required": ["role", "content"]}
 
 

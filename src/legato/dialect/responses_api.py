@@ -867,7 +867,7 @@ def asked_items(run: str, asked: MessageCreated) -> list[Item]:
 def whole_item(item: Item) -> Item:
     """An item as it is shown, but for its id."""
     content = item.get("content")
-    whole = {"status": "completed", **({"type": "message"} if "role" in item else {}), **item}
+    whole = {"status": "completed", **item, **({"type": item.get("type") or "message"} if "role" in item else {})}
     if isinstance(content, str):
         kind = "output_text" if item.get("role") == "assistant" else "input_text"
         whole["content"] = content = [{"type": kind, "text": content}]
