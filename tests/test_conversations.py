@@ -141,6 +141,8 @@ async def test_metadata(metadata: Any) -> None:
     ({"metadata": {"k": 1}}, "metadata"),
     ({"metadata": "x"}, "metadata"),
     ({"items": "x"}, "items"),
+    ({"items": [said("user", "x")] * 21}, "items"),
+    ({"items": [CALL, OUTPUT] * 50}, "items"),
     ({"items": [1]}, "items"),
     ({"items": [{}]}, "items[0].type"),
     ({"items": [said("user", "x"), {"type": "nonsense"}]}, "items[1].type"),
@@ -251,6 +253,22 @@ async def test_what_is_added_is_told_to_the_model_in_order(name: str, how: str) 
             assert told[2]["content"] == "42"
         else:
             assert plain(told) == plain([*wanted, said("user", "now")])
+
+
+@pytest.mark.parametrize("item", [said("user", "x"), CALL, OUTPUT, REASONING])
+@pytest.mark.parametrize("count", [20, 21, 100])
+async def test_as_many_items_at_once_as_openai_takes(count: int, item: Any) -> None:
+    """Twenty, with a new conversation and behind what is there; more are refused by name, and none of them is kept."""
+    async with chatted() as chat:
+        api = API(chat)
+        many = [item] * count
+        id = await api.create()
+        for path in ("", f"/{id}/items"):
+            answer = await api.call("POST", path, {"items": many}, 200 if count == 20 else 400)
+            if count > 20:
+                error = answer["error"]
+                assert (error["param"], error["code"]) == ("items", "array_above_max_length")
+        assert len(await api.items(id)) == (20 if count == 20 else 0)
 
 
 async def test_what_was_answered_is_items() -> None:

@@ -3,6 +3,7 @@ what stands for an item that is kept is put in its place."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -251,6 +252,136 @@ async def test_a_reference_to_what_is_in_the_conversation_says_nothing_twice(by:
         answer = await respond(chat, [reference(first["output"][0]["id"]), USER], **{by: known[by]})
         assert answer.status == 200
     assert told(conversation(listener.turns[1])) == ["u one", "a ok", "u And?"]
+
+
+ADDED: dict[str, tuple[list[Json], list[str]]] = {
+    "a message": ([{"role": "user", "content": "one"}], ["u one"]),
+    "texts of both": (
+        [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}, {"role": "user", "content": "3"}],
+        ["u one", "a two", "u 3"],
+    ),
+    "a call and its output": (
+        [{"role": "user", "content": "one"},
+         {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+         {"type": "function_call_output", "call_id": "c", "output": "1"},
+         {"role": "assistant", "content": "two"}],
+        ["u one", "c c", "o c 1", "a two"],
+    ),
+    "parts": (
+        [{"role": "user", "content": [{"type": "input_text", "text": "one"}]},
+         {"role": "assistant", "content": [{"type": "output_text", "text": "two"}]}],
+        ["u one", "a two"],
+    ),
+    "a call of somebody else": (
+        [{"role": "user", "content": "one"},
+         {"type": "mcp_call", "id": "m", "server_label": "x", "name": "f", "arguments": "{}", "output": "1"},
+         {"role": "assistant", "content": "two"}],
+        ["u one", "c m", "o m 1", "a two"],
+    ),
+}  # fmt: skip
+
+
+async def conversations(chat: Chat, items: list[Json], path: str = "", **headers: str) -> Json:
+    answer = await chat.driver.request("POST", f"/v1/conversations{path}", json={"items": items}, headers=headers)
+    assert answer.status == 200, answer.json()
+    found: Json = answer.json()
+    return found
+
+
+async def listed(chat: Chat, conversation: str) -> list[str]:
+    path = f"/v1/conversations/{conversation}/items?order=asc&limit=100"
+    return [item["id"] for item in (await chat.driver.request("GET", path)).json()["data"]]
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "in another conversation", "in its own", "in a copy"])
+@pytest.mark.parametrize("how", ["begun with", "added"])
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize("name", ADDED)
+async def test_a_reference_to_what_was_added(name: str, typed: bool, how: str, where: str) -> None:
+    """To a conversation, with it or later: told by its id as by itself, and once where it is told anyway."""
+    given, wanted = ADDED[name]
+    listener = Listener()
+    async with chatting(None, listener) as chat:
+        id = (await conversations(chat, given if how == "begun with" else []))["id"]
+        if how == "added":
+            await conversations(chat, given, f"/{id}/items")
+        ids = await listed(chat, id)
+        assert len(ids) == len(given)
+        fields: Json = {}
+        if where == "in another conversation":
+            fields["conversation"] = (await conversations(chat, []))["id"]
+        elif where != "elsewhere":
+            fields["conversation"] = id
+        if where == "in a copy":
+            first = (await respond(chat, "x", **fields)).json()
+            await respond(chat, "y", **fields)
+            fields = {"previous_response_id": first["id"]}
+            wanted = [*wanted, "u x", "a ok"]
+        answer = await respond(chat, [*(reference(each, typed) for each in ids), USER], **fields)
+        assert answer.status == 200, answer.json()
+    said = [re.sub(r"\bmcp_\S+", "m", line) for line in told(conversation(listener.turns[-1]))]
+    assert said == [*wanted, "u And?"]
+
+
+@pytest.mark.parametrize("later", ["answered", "added"])
+async def test_a_reference_to_what_a_copy_leaves_out(later: str) -> None:
+    """What came behind the answer that is gone on from is no part of the new conversation, and is told."""
+    listener = Listener()
+    async with chatting(None, listener) as chat:
+        first = (await respond(chat, "one")).json()
+        known = first["conversation"]["id"]
+        second = (await respond(chat, "two", conversation=known)).json()
+        ids = [second["output"][0]["id"]]
+        if later == "added":
+            added = await conversations(chat, [{"role": "assistant", "content": "ok"}], f"/{known}/items")
+            ids = [added["data"][0]["id"]]
+        copied = await respond(chat, [reference(ids[0]), USER], previous_response_id=first["id"])
+        assert told(conversation(listener.turns[-1])) == ["u one", "a ok", "a ok", "u And?"]
+        copy = copied.json()["conversation"]["id"]
+        assert copy != known
+        # What was copied is told under the ids of both.
+        ids = [*await listed(chat, copy), first["output"][0]["id"]]
+        assert (await respond(chat, [*map(reference, ids), USER], conversation=copy)).status == 200
+        assert told(conversation(listener.turns[-1])) == ["u one", "a ok", "a ok", "u And?", "a ok", "u And?"]
+        assert (await respond(chat, [*map(reference, ids[:2]), USER])).status == 200
+        assert told(conversation(listener.turns[-1])) == ["u one", "a ok", "u And?"]
+
+
+@pytest.mark.parametrize("gone", ["item", "conversation"])
+async def test_a_reference_to_what_was_added_and_deleted(gone: str) -> None:
+    """Is refused by its place; the others are found."""
+    listener = Listener()
+    async with chatting(None, listener) as chat:
+        given = [{"role": "assistant", "content": "one"}, {"role": "assistant", "content": "two"}]
+        id = (await conversations(chat, given))["id"]
+        one, two = await listed(chat, id)
+        path = f"/v1/conversations/{id}" + (f"/items/{one}" if gone == "item" else "")
+        assert (await chat.driver.request("DELETE", path)).status == 200
+        for wrong in (one, f"{two}1", two.replace("msg", "fc"), f"msg_{id}~hx.0_0", f"msg_{id}_0", "msg_é~h1_0"):
+            for more in ({}, {"conversation": id} if gone == "item" else {}):
+                answer = await respond(chat, [USER, reference(wrong), USER], **more)
+                assert refusal(answer) == (400, "item_not_found", "input[1].id")
+        assert (await respond(chat, [reference(two), USER])).status == (200 if gone == "item" else 400)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+async def test_a_reference_to_what_another_has_added_is_refused(place: int) -> None:
+    """By its place, as if it were not there; nothing is asked."""
+
+    def identify(scope: Any) -> Caller:
+        return Caller(dict(scope["headers"]).get(b"x-user", b"").decode())
+
+    listener = Listener()
+    async with chatting(Legato("memory:", agents=[listener], identify=identify)) as chat:
+        hers = (await conversations(chat, [], **{"x-user": "her"}))["id"]
+        added = await conversations(chat, [{"role": "user", "content": "one"}], f"/{hers}/items", **{"x-user": "her"})
+        own = (await conversations(chat, [], **{"x-user": "him"}))["id"]
+        items = [*[USER] * place, reference(added["data"][0]["id"]), USER]
+        for fields in ({}, {"conversation": own}, {"conversation": hers}):
+            answer = await respond(chat, items, headers={"x-user": "him"}, **fields)
+            assert refusal(answer) == (400, "item_not_found", f"input[{place}].id")
+        assert listener.turns == []
+        assert (await respond(chat, items, headers={"x-user": "her"})).status == 200
 
 
 async def test_what_a_reference_cannot_find_is_refused() -> None:

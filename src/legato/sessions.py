@@ -948,9 +948,9 @@ class Sessions:
         late = self._runner.deadlines.is_late(id, request.expires_at, self._runner.clock())
         fact = PermissionResolved(id, granted and not late, "timeout" if late else "user")
         try:
-            events = (await self._store.append(_session_of(id), [Draft(fact, run)], once=resolve_key(id))).events
+            events = (await self._store.append(session_of(id), [Draft(fact, run)], once=resolve_key(id))).events
         except RunEnded:  # with that it has been answered, unless somebody else wrote the log
-            answer = (await self._look(caller, _session_of(id), "resolve")).contents.granted.get(id)
+            answer = (await self._look(caller, session_of(id), "resolve")).contents.granted.get(id)
             if answer is None:
                 raise AskNotFound(f"The run that asked {id[:200]!r} has ended.") from None
             return answer
@@ -973,16 +973,16 @@ class Sessions:
         if self._runner.deadlines.is_late(id, asked.created_at + asked.timeout, self._runner.clock()):
             raise AskNotFound("The notification's time to answer is over.")
         fact = NotificationResolved(id, "user", run, response, value)
-        if (await self._store.append(_session_of(id), [Draft(fact)], once=resolve_key(id))).repeated:
+        if (await self._store.append(session_of(id), [Draft(fact)], once=resolve_key(id))).repeated:
             raise AskNotFound("The notification has been answered already.")
 
     async def _find_ask(self, caller: Caller, id: str, kind: type[A]) -> tuple[str | None, A]:
         # An ask's id begins with its session's, so that any node can find it without an index.
         try:
-            contents = (await self._look(caller, _session_of(id), "resolve")).contents
+            contents = (await self._look(caller, session_of(id), "resolve")).contents
             if (kind.type, id) in contents.asks:
                 run, offset = contents.asks[kind.type, id]
-                fact = (await self._contents.event(_session_of(id), offset)).fact
+                fact = (await self._contents.event(session_of(id), offset)).fact
                 assert isinstance(fact, kind)
                 return run, fact
         except SessionNotFound:
@@ -1075,5 +1075,6 @@ def _sent(session: str, message: str, asked: Asking | Entry, *, repeated: bool) 
     return Sent(session=session, run=asked.run, message=message, offset=asked.offset, repeated=repeated)
 
 
-def _session_of(id: str) -> str:
+def session_of(id: str) -> str:
+    """The session of a run, a message, a permission or a notification, as far as its id was drawn here."""
     return id.partition("~")[0]

@@ -33,7 +33,7 @@ from ..items import GIVEN_PARTS, KNOWN, SAID_PARTS, SYSTEM, Item, is_call, is_ou
 from ..json import JsonObject
 from ..part import PARTS, CallPart, Message, Part, RefusalPart, TextPart, ThinkingPart, check_depth
 from .responses import ResponseFold
-from .responses_api import MAX_EARLIER, BadRequest, asked_items, check_item, earlier, whole_item
+from .responses_api import BadRequest, asked_items, check_item, earlier, whole_item
 
 INCLUDABLE = frozenset(
     {
@@ -104,7 +104,8 @@ _ITEM: JsonObject = {
          "required": ["type"]},
     ]
 }  # fmt: skip
-Items = list[Annotated[Item, msgspec.Meta(extra_json_schema=_ITEM)]]
+Items = Annotated[list[Annotated[Item, msgspec.Meta(extra_json_schema=_ITEM)]], msgspec.Meta(max_length=20)]
+"""What comes in one request, as many as OpenAI takes."""
 
 
 class CreateConversation(msgspec.Struct, kw_only=True):
@@ -161,15 +162,12 @@ def added(items: Sequence[Item]) -> list[MessageCreated]:
     the outputs of its calls.
 
     Raises:
-        BadRequest: an item that is none, or too many messages. InvalidInput: nested too deep.
+        BadRequest: an item that is none. InvalidInput: nested too deep.
     """
     for place, item in enumerate(items):
         _check(item, f"items[{place}]")
     check_depth("items", items)
-    said = [_message(group, mine=is_said(group[0])) for group in _groups(items)]
-    if len(said) > MAX_EARLIER:
-        raise BadRequest(f"items may be {MAX_EARLIER} messages, got {len(said)}.", param="items")
-    return said
+    return [_message(group, mine=is_said(group[0])) for group in _groups(items)]
 
 
 def _check(item: Item, name: str) -> None:

@@ -315,6 +315,7 @@ _CODES = [
     (r"Expected `float` <=", "decimal_above_max_value"),
     (r"Expected `int` >=", "integer_below_min_value"),
     (r"Expected `int` <=", "integer_above_max_value"),
+    (r"Expected `array` of length <=", "array_above_max_length"),
     (r"Expected `.*`, got", "invalid_type"),
 ]
 """What msgspec says of a value, and the code that this API has for it."""
@@ -844,8 +845,8 @@ def created(asked: Prompt, agent: str) -> SessionCreated:
 _ITEM_ID = re.compile(r"[a-z]{1,9}_(.{1,250})_[0-9]{1,9}", re.ASCII)
 
 
-def run_of_item(id: str) -> str | None:
-    """The run of the item of this id, asked or answered; None if no item can have it."""
+def owner_of_item(id: str) -> str | None:
+    """The run of the item of this id, or its message if that is no run's; None if no item can have it."""
     match = _ITEM_ID.fullmatch(id)
     return match[1] if match else None
 

@@ -6,7 +6,10 @@ every other dialect sees the same conversation.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+
+import msgspec
 
 from ..contents import Entry, stretches
 from ..dialect import conversations_api as api
@@ -18,7 +21,7 @@ from ..event import MessageRevised, SessionCreated
 from ..items import Item
 from ..log import SessionInfo
 from ..part import Message
-from ..sessions import new_session
+from ..sessions import new_session, session_of
 from .operation import session_id
 from .reply import Body
 from .request import Request
@@ -106,6 +109,20 @@ async def add_items(request: Request) -> Body:
     key = idempotency_key(request.headers.get("idempotency-key"))
     messages = await request.sessions.add(request.caller, session, said, key=key, size=request.size)
     return Body(200, item_list([item for message in messages for item in api.items(message)], more=False))
+
+
+async def items_of(request: Request, message: str, session: str) -> list[Item]:
+    """The items of a message that is no run's, in this session or in that where it was said first; none if there is no
+    such message for this caller."""
+    for each in dict.fromkeys((session, session_of(message))):
+        with contextlib.suppress(SessionNotFound):
+            entries = (await request.sessions.contents(request.caller, session_id(each))).entries
+            found = [entry for entry in entries if entry.id == message]
+            if found:
+                pairs = await request.sessions.versions(request.caller, each, found[-1:])
+                # Where it was said first it may be a run's; its copies are not.
+                return _items([(msgspec.structs.replace(said, run=None), now) for said, now in pairs], "asc")
+    return []
 
 
 async def get_item(request: Request) -> Body:

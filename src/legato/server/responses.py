@@ -21,6 +21,8 @@ from ..errors import InvalidInput, LegatoError, NotFound, RunInProgress, RunNotF
 from ..event import Offset
 from ..items import Item, is_bare, is_reference
 from ..sessions import Located, Question, Sent, new_session
+from ..transcript import answer_place
+from .conversations import items_of
 from .operation import NoSuchRoute
 from .reply import Body, Later, Reply, View
 from .request import Request
@@ -257,27 +259,43 @@ async def _resolve(request: Request, body: Create) -> None:
         BadRequest: there is no such item, or it is not this caller's.
     """
     assert isinstance(body.input, list)
-    known: dict[str, dict[str, Item]] = {}  # by run
+    known: dict[str, dict[str, Item]] = {}  # by run, or by message
+    told: Collection[str] | None = None
     resolved: list[Item] = []
     for place, item in enumerate(body.input):
         if not (is_reference(item) or is_bare(item)):
             resolved.append(item)
             continue
         id = str(item.get("id"))[:400]
-        run = responses_api.run_of_item(id) or ""
-        if is_bare(item) and run not in known and len(known) >= LOOKED_FOR:
+        owner = responses_api.owner_of_item(id) or ""
+        if is_bare(item) and owner not in known and len(known) >= LOOKED_FOR:
             resolved.append(item)
             continue
-        if run not in known:
-            known[run] = await _items_of(request, run)
+        if owner not in known:
+            known[owner] = await _items_of(request, owner, _session_of(body))
         if is_bare(item):
-            resolved.append(known[run].get(id, item))
+            resolved.append(known[owner].get(id, item))
             continue
-        if id not in known[run]:
+        if id not in known[owner]:
             raise BadRequest(f"Item with id '{id[:200]}' not found.", code="item_not_found", param=f"input[{place}].id")
-        if parse_id(response_id(run)) != (_session_of(body), run):
-            resolved.append(known[run][id])
+        told = await _told(request, body) if told is None else told
+        if owner not in told:
+            resolved.append(known[owner][id])
     body.input = resolved
+
+
+async def _told(request: Request, body: Create) -> Collection[str]:
+    """The ids of the messages and runs in the conversation that a request goes on with: they are told anyway."""
+    try:
+        contents = await request.sessions.contents(request.caller, _session_of(body))
+    except SessionNotFound:
+        return ()
+    entries = contents.entries
+    previous = parse_id(body.previous_response_id or "")
+    if previous is not None and previous[1] != contents.last:  # it goes on in a copy, up to that answer
+        entries = entries[: answer_place(entries, previous[1])]
+    # A copy has no runs, but the ids of their messages.
+    return {name for entry in entries for name in (entry.id, entry.run or entry.id.rpartition("~")[0])}
 
 
 def _session_of(body: Create) -> str:
@@ -286,10 +304,13 @@ def _session_of(body: Create) -> str:
     return place[0] if place else responses_api.conversation(body) or ""
 
 
-async def _items_of(request: Request, run: str) -> dict[str, Item]:
-    """What a run was asked and what it said, item by item, by id; nothing if there is no such run for this caller."""
+async def _items_of(request: Request, owner: str, session: str) -> dict[str, Item]:
+    """What a run was asked and what it said, or what a message says that is no run's, item by item, by id; nothing if
+    there is no such run or message for this caller."""
+    if parse_id(response_id(owner)) is None:
+        return {item["id"]: item for item in await items_of(request, owner, session)}
     try:
-        found = await _find(request, response_id(run))
+        found = await _find(request, response_id(owner))
         asked = await request.sessions.aside.do(0, responses_api.input_items, found.run, found.asked.fact)
         return {item["id"]: item for item in (*asked, *(await _folded(request, found)).response()["output"])}
     except ResponseNotFound:
