@@ -269,10 +269,13 @@ def test_a_framework_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         framework.load("broken_framework", "extra")
 
 
+HEEDLESS: Any = {"tools": tuple, "lacks": lambda _: None}
+
+
 def test_frameworks_cannot_resume() -> None:
     """In the middle of a sentence, no model goes on."""
     with pytest.raises(InvalidInput, match="on_crash"):
-        framework.adapted(lambda turn: None, name=None, on_crash="resume", description=None, found="x")
+        framework.adapted(lambda turn: None, name=None, on_crash="resume", description=None, found="x", **HEEDLESS)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +283,9 @@ def test_frameworks_cannot_resume() -> None:
 )
 def test_the_name_of_an_adapted_agent(name: str | None, found: str | None, expected: str) -> None:
     """What was asked for, else the framework's, else the default agent's."""
-    agent = framework.adapted(lambda turn: None, name=name, on_crash="retry", description="Does.", found=found)
+    agent = framework.adapted(
+        lambda turn: None, name=name, on_crash="retry", description="Does.", found=found, **HEEDLESS
+    )
 
     assert (expected, "retry", "Does.") == (agent.name, agent.on_crash, agent.description)
 

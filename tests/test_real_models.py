@@ -10,12 +10,14 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 
 from fake_server import FakeServer, Reply, Request, stream_reply
 from framework_server import AGENTS, Said, Talk, serving
 from legato import Client
 from legato.client import ContentEvent, StreamEvent
+from test_settings import NESTED, WORDS
 
 WIRES = {
     "langgraph": ["chat", "responses", "messages"],
@@ -260,7 +262,8 @@ def named(value: Any) -> bytes:
 class Place:
     """A framework's agents in a server, and the model behind them."""
 
-    def __init__(self, client: Client, model: Model, folder: Any) -> None:
+    def __init__(self, url: str, client: Client, model: Model, folder: Any) -> None:
+        self.url = url
         self.client = client
         self.model = model
         self._folder = folder
@@ -270,6 +273,19 @@ class Place:
         self.model.heard.clear()
         self.model.burst = False
         return Talk(self.client, self._folder / "notes").say(f"play: {name}!", agent=wire, stop_at=self._hear)
+
+    def ask(self, wire: str, name: str, **fields: Any) -> tuple[str | None, list[Any]]:
+        """What is refused of a request over Chat Completions, or None; and what the model was asked."""
+        self.model.asked.clear()
+        self.model.heard.set()
+        said = [{"role": "user", "content": f"play: {name}!"}]
+        body = {"model": wire, "messages": said, **fields}
+        answer = httpx2.post(f"{self.url}/v1/chat/completions", json=body, timeout=60)
+        if answer.status_code == 400:
+            assert not self.model.asked
+            return answer.json()["error"]["param"], []
+        assert answer.status_code == 200, answer.text
+        return None, list(self.model.asked)
 
     def _hear(self, event: StreamEvent) -> bool:
         if isinstance(event, ContentEvent):
@@ -288,9 +304,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Place
             behind = FakeServer(model).__enter__()
             target = AGENTS / f"models_{framework.replace('-', '_')}.py"
             server = serving(framework, target, "memory:", MODEL_URL=behind.url)
-            client = Client(server.__enter__().url)
+            url = server.__enter__().url
+            client = Client(url)
             opened.extend([client.__exit__, server.__exit__, behind.__exit__])
-            self[framework] = place = Place(client, model, tmp_path_factory.mktemp(framework))
+            self[framework] = place = Place(url, client, model, tmp_path_factory.mktemp(framework))
             return place
 
     yield Places()
@@ -365,3 +382,126 @@ def test_an_error_in_the_middle(framework: str, wire: str, name: str, places: di
     assert said.end.type == "run.failed", said.end.data
     assert said.end.data["code"].startswith("model_")
     assert said.message["text"] == ("" if name == "error at once" else "Hel")
+
+
+# What the sender sets -------------------------------------------------------------------------------------------------
+
+ADAPTED = [case for case in CASES if case[0] != "langgraph"]
+PLACES = {"chat": 1, "responses": 2, "messages": 3}
+
+
+@pytest.mark.parametrize(("framework", "wire"), ADAPTED)
+def test_a_model_is_told_what_the_sender_sets(framework: str, wire: str, places: dict[str, Place]) -> None:
+    """In the words of its API, or it is refused by name, as of a model without a framework."""
+    for row in WORDS:
+        fields, wanted = row[0], row[PLACES[wire]]
+        if "tools" in fields:
+            continue
+        refused, asked = places[framework].ask(wire, "text", **fields)
+        if isinstance(wanted, str):
+            assert refused == wanted, fields
+            continue
+        assert refused is None, fields
+        body = asked[0]
+        if "max_completion_tokens" in body:
+            body["max_tokens"] = body.pop("max_completion_tokens")
+        assert {name: body.get(name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(("framework", "wire"), ADAPTED)
+def test_one_call_at_a_time(framework: str, wire: str, places: dict[str, Place]) -> None:
+    """Of the agent's own tools."""
+    refused, asked = places[framework].ask(wire, "text", parallel_tool_calls=False)
+    assert refused is None
+    if wire == "messages":
+        assert asked[0]["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
+    else:
+        assert asked[0]["parallel_tool_calls"] is False
+
+
+WORK = {"type": "function", "function": {"name": "work"}}
+AMONG = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [WORK]}}
+
+
+@pytest.mark.parametrize(("framework", "wire"), ADAPTED)
+def test_a_tool_that_has_to_be_called(framework: str, wire: str, places: dict[str, Place]) -> None:
+    """Holds for the first step; else the agent would call it again and never answer."""
+    named = {
+        "chat": WORK,
+        "responses": {"type": "function", "name": "work"},
+        "messages": {"type": "tool", "name": "work"},
+    }
+    some: dict[str, Any] = {"chat": "required", "responses": "required", "messages": {"type": "any"}}
+    # pydantic-ai says of the one tool that is left that one has to be called.
+    for choice, wanted in (("required", [some]), (WORK, [named, some])):
+        refused, asked = places[framework].ask(wire, "only a tool", tool_choice=choice)
+        assert refused is None
+        assert len(asked) == 2
+        assert asked[0]["tool_choice"] in [each[wire] for each in wanted]
+        assert asked[1].get("tool_choice") in (None, "auto", {"type": "auto"})
+    refused, asked = places[framework].ask(wire, "text", tool_choice="none")
+    assert refused is None
+    assert asked[0].get("tool_choice") in ("none", {"type": "none"}) or not asked[0].get("tools")
+    refused, asked = places[framework].ask(wire, "only a tool", tool_choice=AMONG)
+    assert (refused, len(asked)) == (("tool_choice", 0) if framework == "openai-agents" else (None, 2))
+
+
+@pytest.mark.parametrize("framework", WIRES)
+def test_a_tool_that_is_not_the_agent_s(framework: str, places: dict[str, Place]) -> None:
+    """Cannot be chosen, be it brought along or not."""
+    for name in ("f", "h"):
+        choice = {"type": "function", "function": {"name": name}}
+        assert places[framework].ask("chat", "text", tools=NESTED, tool_choice=choice)[0] == "tool_choice"
+
+
+@pytest.mark.parametrize("wire", WIRES["langgraph"])
+def test_a_graph_is_told_nothing(wire: str, places: dict[str, Place]) -> None:
+    """What asks for something is refused by name, unless its adapter says that it is heeded; what asks for nothing is
+    not."""
+    place = places["langgraph"]
+    for fields in (row[0] for row in WORDS):
+        refused, _ = place.ask(wire, "text", **fields)
+        asked = {*fields, *({"verbosity"} if "text" in fields else ())}
+        assert refused in asked, fields
+    assert place.ask(wire, "text", tool_choice="required")[0] == "tool_choice"
+    assert place.ask(wire, "text", tool_choice="auto", parallel_tool_calls=True, user=None)[0] is None
+
+
+def test_what_a_graph_heeds(places: dict[str, Place]) -> None:
+    """By LangChain's configurable fields, as docs/frameworks.md says."""
+    place = places["langgraph"]
+    refused, asked = place.ask("configurable", "only a tool", temperature=0.5)
+    assert (refused, [body["temperature"] for body in asked]) == (None, [0.5, 0.5])
+    refused, asked = place.ask("configurable", "text")
+    assert (refused, "temperature" in asked[0]) == (None, False)
+    assert place.ask("configurable", "text", top_p=0.5)[0] == "top_p"
+
+
+@pytest.mark.parametrize("framework", ["openai-agents", "pydantic-ai"])
+def test_options_count_before_what_the_sender_sets(framework: str, places: dict[str, Place]) -> None:
+    """And leave the rest as it is, the agent's own fields included; what they heed is not told twice."""
+    place = places[framework]
+    refused, asked = place.ask("set", "text", max_tokens=5, temperature=0.5, seed=1, stop="x")
+    assert refused is None
+    body = asked[0]
+    limit = body.get("max_tokens", body.get("max_completion_tokens"))
+    assert (limit, body["temperature"], body["seed"], body["own"]) == (9, 0.5, 2, "field")
+    assert "stop" not in body
+
+
+@pytest.mark.parametrize("framework", ["openai-agents", "pydantic-ai"])
+def test_a_form_of_its_own(framework: str, places: dict[str, Place]) -> None:
+    """An agent whose answers have one takes no other."""
+    place = places[framework]
+    assert place.ask("formed", "text", response_format={"type": "json_object"})[0] == "response_format"
+
+
+@pytest.mark.parametrize("framework", ["openai-agents", "pydantic-ai"])
+def test_a_model_that_is_not_known(framework: str, places: dict[str, Place]) -> None:
+    """Is told what all frameworks have a word for; else the framework would drop it."""
+    place = places[framework]
+    assert place.ask("unknown", "text", seed=1)[0] == "seed"
+    assert place.ask("unknown", "text", presence_penalty=1)[0] == "presence_penalty"
+    refused, asked = place.ask("unknown", "text", temperature=0.5, top_p=0.5, max_tokens=5)
+    assert refused is None
+    assert (asked[0]["temperature"], asked[0]["top_p"]) == (0.5, 0.5)

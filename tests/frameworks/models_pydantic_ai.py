@@ -7,6 +7,7 @@ import os
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from pydantic_ai import Agent
+from pydantic_ai.models import Model
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
@@ -27,3 +28,31 @@ def work(x: int) -> str:
 chat = adapt(Agent(OpenAIChatModel("m-1", provider=openai), tools=[work]), name="chat")
 responses = adapt(Agent(OpenAIResponsesModel("m-1", provider=openai), tools=[work]), name="responses")
 messages = adapt(Agent(AnthropicModel("m-1", provider=anthropic), tools=[work]), name="messages")
+
+
+class Unknown(Model):
+    """A model of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._model = OpenAIChatModel("m-1", provider=openai)
+
+    model_name = property(lambda self: self._model.model_name)
+    system = property(lambda self: self._model.system)
+
+    async def request(self, *given):
+        return await self._model.request(*given)
+
+    def request_stream(self, *given):
+        return self._model.request_stream(*given)
+
+
+model = OpenAIChatModel("m-1", provider=openai)
+set = adapt(
+    Agent(model, model_settings={"extra_body": {"own": "field"}}),
+    name="set",
+    options=lambda _: {"model_settings": {"max_tokens": 9, "extra_body": {"seed": 2}}},
+    heeds=["stop"],
+)
+formed = adapt(Agent(model, output_type=int), name="formed")
+unknown = adapt(Agent(Unknown()), name="unknown")

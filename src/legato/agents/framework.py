@@ -17,7 +17,8 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,7 @@ from ..provider.chat_completions import reason_of
 from ..transcript import fold
 from ..yields import Finish, RunBy, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted, Yielded
 from .conversation import answered, conversation, said
+from .model import Words, lacking, settings
 
 logger = logging.getLogger("legato")
 
@@ -58,7 +60,14 @@ def load(module: str, extra: str, name: str = "__name__") -> ModuleType:
 
 
 def adapted(
-    function: AgentFunction, *, name: str | None, on_crash: OnCrash, description: str | None, found: object
+    function: AgentFunction,
+    *,
+    name: str | None,
+    on_crash: OnCrash,
+    description: str | None,
+    found: object,
+    tools: Callable[[], Collection[str]],
+    lacks: Callable[[JsonObject], tuple[str, str] | None],
 ) -> Agent:
     """The agent that an adapter gives back.
 
@@ -66,6 +75,7 @@ def adapted(
         function: answers a turn.
         name, on_crash, description: as the user of the adapter gave them.
         found: the framework's name for its agent, used when it is a text and ``name`` is None.
+        tools, lacks: see ``Agent``.
 
     Raises:
         InvalidInput: ``on_crash`` is ``"resume"``, which no framework can do.
@@ -73,7 +83,98 @@ def adapted(
     if on_crash == "resume":
         raise InvalidInput("An adapted agent cannot go on in the middle of a sentence: on_crash is 'fail' or 'retry'.")
     name = name or (found if isinstance(found, str) and found else "agent")
-    return Agent(function, name=name, on_crash=on_crash, description=description or "")
+    return Agent(function, name=name, on_crash=on_crash, description=description or "", tools=tools, lacks=lacks)
+
+
+# What the sender sets -------------------------------------------------------------------------------------------------
+
+
+_CLASSES: dict[str, Words] = {
+    # pydantic-ai
+    "OpenAIChatModel": "chat",
+    "OpenAIResponsesModel": "responses",
+    "AnthropicModel": "messages",
+    # OpenAI Agents SDK
+    "OpenAIChatCompletionsModel": "chat",
+    # whose subclass is the SDK's own too: "OpenAIResponsesModel"
+}
+"""Model classes of frameworks which take any field of their API's request, by the name of the class."""
+
+
+def words_of(model: object) -> Words:
+    """In whose words a framework's model can be told settings."""
+    model = getattr(model, "wrapped", model)
+    return next((_CLASSES[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in _CLASSES), "framework")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the sender of a message sets, for the run of a framework.
+
+    Attributes:
+        named: by the names that all frameworks have: ``max_tokens``, ``parallel_tool_calls``, ``temperature`` ...
+        body: further fields of the request to the model, in the words of its API.
+        choice: a mode (``"none"``, ``"required"``), or the tool that has to be called; None: the model chooses.
+        among: the only tools that may be called; None: all.
+    """
+
+    named: JsonObject = field(default_factory=dict)
+    body: JsonObject = field(default_factory=dict)
+    choice: str | None = None
+    among: list[str] | None = None
+
+    @property
+    def forces(self) -> bool:
+        """Whether a tool has to be called. That holds for the first step, or the run would never end."""
+        return self.choice == "required"
+
+    @classmethod
+    def of(cls, words: Words, metadata: JsonObject, heeds: Collection[str]) -> Wishes:
+        """Of a message's metadata, without what others heed."""
+        given = {name: value for name, value in metadata.items() if name not in heeds}
+        framed = {name: given.pop(name, None) for name in ("max_output_tokens", "parallel_tool_calls", "tool_choice")}
+        body, named = settings(words, given), settings("framework", {**framed, "tool_choice": None})
+        if words == "framework":
+            named, body = {**named, **body}, {}
+        elif isinstance(framed["parallel_tool_calls"], bool):
+            named["parallel_tool_calls"] = framed["parallel_tool_calls"]
+        return cls(named, body, *_choice(framed["tool_choice"]))
+
+
+def _choice(choice: object) -> tuple[str | None, list[str] | None]:
+    match choice:
+        case "none" | "required":
+            return choice, None
+        case {"type": "function", "name": str(name)}:
+            return "required", [name]
+        case {"type": "allowed_tools", "mode": mode, "tools": list(tools)}:
+            return "required" if mode == "required" else None, [str(tool.get("name")) for tool in tools]
+    return None, None
+
+
+def lacks(
+    words: Words, metadata: JsonObject, heeds: Collection[str], tools: Collection[str], formed: bool = False
+) -> tuple[str, str] | None:
+    """What of a message's metadata a framework's agent cannot heed, and why; see ``Agent``.
+
+    Args:
+        words: see ``words_of``.
+        metadata: the message's.
+        heeds: names in it that the user of the adapter sees to.
+        tools: the agent's own, as far as they are known.
+        formed: whether the agent's answers have a form of their own.
+    """
+    given = {name: value for name, value in metadata.items() if name not in heeds}
+    name = lacking(words, given)
+    if name is not None:
+        return name, "The agent's framework, or its model, has no way to be told so for one run."
+    if formed and (name := lacking("none", {"text": given.get("text")})) is not None:
+        return name, "The agent's answers have a form of their own."
+    choice, among = _choice(given.get("tool_choice"))
+    if (among is not None and not set(among) <= set(tools)) or (choice == "required" and not tools):
+        return "tool_choice", "Only tools of the agent can be chosen; those of a request are not offered to it."
+    known = choice is not None or among is not None or isinstance(given.get("tool_choice"), str | None)
+    return None if known else ("tool_choice", "It has to be a mode, or functions of the agent.")
 
 
 # The conversation -----------------------------------------------------------------------------------------------------

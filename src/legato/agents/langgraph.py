@@ -34,6 +34,7 @@ from .framework import (
     explained,
     json_text,
     jsonable,
+    lacks,
     load,
     messages,
 )
@@ -113,6 +114,7 @@ def adapt(
     on_crash: OnCrash = "fail",
     description: str | None = None,
     options: Options | None = None,
+    heeds: Collection[str] = (),
     thread: Callable[[Turn], str] | None = None,
     on_interrupt: OnInterrupt = permitted,
 ) -> Agent:
@@ -125,6 +127,9 @@ def adapt(
             where the graph's checkpointer is, if that survives the process.
         description: one sentence for people.
         options: further arguments of ``astream`` for a turn, such as ``{"context": ...}``; ``config`` is merged.
+        heeds: names of what the sender of a message sets (``"temperature"``, ``"stop"`` ...) that ``options`` hands on
+            from the message's metadata, so that the graph sees to it. LangGraph has no way to tell a model for one
+            run, so everything else is refused.
         thread: the checkpointer's thread for a turn, for example ``lambda turn: turn.session``. The graph then keeps
             the conversation itself, and is given the new message only.
         on_interrupt: what to resume an interrupt with; by default a permission.
@@ -147,7 +152,22 @@ def adapt(
 
     found = getattr(graph, "name", None)
     found = None if found == "LangGraph" else found
-    return adapted(answer, name=name, on_crash=on_crash, description=description, found=found)
+    return adapted(
+        answer,
+        name=name,
+        on_crash=on_crash,
+        description=description,
+        found=found,
+        tools=lambda: _tools(graph),
+        lacks=lambda metadata: lacks("none", metadata, heeds, _tools(graph)),
+    )
+
+
+def _tools(graph: Any) -> list[str]:
+    """The tools of the graph, as far as they are known before it runs."""
+    bound = (getattr(node, "bound", None) for node in getattr(graph, "nodes", {}).values())
+    named = (getattr(each, "tools_by_name", None) for each in bound)
+    return [name for tools in named if isinstance(tools, Mapping) for name in tools]
 
 
 _CHECKPOINTER = "compile it with checkpointer=InMemorySaver(), for example"

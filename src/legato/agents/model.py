@@ -20,6 +20,8 @@ from ..provider import (
 )
 
 Wire = Literal["responses", "chat", "messages"]
+Words = Literal[Wire, "framework", "none"]
+"""Whose words settings are said in: an API's, those that frameworks have for any model, or nobody's."""
 Provider = AsyncResponsesProvider | AsyncChatCompletionsProvider | AsyncAnthropicProvider
 
 _PROVIDERS: Final[dict[Wire, Callable[..., Provider]]] = {
@@ -139,30 +141,37 @@ class Model:
 
     def settings(self, metadata: Mapping[str, object]) -> JsonObject:
         """What of a message's metadata is meant for a model, in the words of its API. What does not fit is left out."""
-        found: JsonObject = {}
-        for name, read in _SETTINGS[self.wire].items():
-            value = _at(metadata, name)
-            for key, setting in (read(value) or {}).items() if value is not None else ():
-                both = isinstance(setting, dict) and isinstance(found.get(key), dict)
-                found[key] = {**found[key], **setting} if both else setting
-        if self.wire == "messages" and metadata.get("parallel_tool_calls") is False:
-            choice = found.get("tool_choice", {"type": "auto"})
-            found["tool_choice"] = choice if choice["type"] == "none" else {**choice, "disable_parallel_tool_use": True}
-        return found
+        return settings(self.wire, metadata)
 
     def lacks(self, metadata: Mapping[str, object]) -> str | None:
-        """The first setting for which the API has no word, or not for its value; None if it has one for all.
+        """The first setting for which the API has no word, or not for its value; None if it has one for all."""
+        return lacking(self.wire, metadata)
 
-        Those that ask for nothing need none.
-        """
-        for name in _ASKED:
-            value, known = _at(metadata, name), _SETTINGS[self.wire]
-            if value is None or value in _NOTHING.get(name, ()):
-                continue
-            said = name if name in known else name.partition(".")[0]  # some take all of it as it is
-            if said not in known or known[said](_at(metadata, said)) is None:
-                return name
-        return None
+
+def settings(words: Words, metadata: Mapping[str, object]) -> JsonObject:
+    """See ``Model.settings``."""
+    found: JsonObject = {}
+    for name, read in _SETTINGS[words].items():
+        value = _at(metadata, name)
+        for key, setting in (read(value) or {}).items() if value is not None else ():
+            both = isinstance(setting, dict) and isinstance(found.get(key), dict)
+            found[key] = {**found[key], **setting} if both else setting
+    if words == "messages" and metadata.get("parallel_tool_calls") is False:
+        choice = found.get("tool_choice", {"type": "auto"})
+        found["tool_choice"] = choice if choice["type"] == "none" else {**choice, "disable_parallel_tool_use": True}
+    return found
+
+
+def lacking(words: Words, metadata: Mapping[str, object]) -> str | None:
+    """See ``Model.lacks``. Settings that ask for nothing need no word."""
+    for name in _ASKED:
+        value, known = _at(metadata, name), _SETTINGS[words]
+        if value is None or value in _NOTHING.get(name, ()):
+            continue
+        said = name if name in known else name.partition(".")[0]  # some take all of it as it is
+        if said not in known or known[said](_at(metadata, said)) is None:
+            return name
+    return None
 
 
 def _at(metadata: Mapping[str, object], name: str) -> object:
@@ -295,7 +304,7 @@ _OPENAI: Final[dict[str, Read]] = {
     "prompt_cache_key": _as("prompt_cache_key", str),
     "prompt_cache_retention": _as("prompt_cache_retention", str),
 }
-_SETTINGS: Final[dict[Wire, dict[str, Read]]] = {
+_SETTINGS: Final[dict[Words, dict[str, Read]]] = {
     "responses": {
         **_OPENAI,
         "tool_choice": _as("tool_choice", str, dict),
@@ -327,6 +336,8 @@ _SETTINGS: Final[dict[Wire, dict[str, Read]]] = {
         "text.format": _messages_format,
         "reasoning.effort": lambda effort: None if effort == "none" else _messages_effort(effort),
     },
+    "framework": {**_NUMBERS, "tool_choice": _as("tool_choice", str, dict)},
+    "none": {},
 }
 _ASKED: Final = (
     *("stop", "seed", "logit_bias", "presence_penalty", "frequency_penalty", "parallel_tool_calls", "service_tier"),
@@ -335,6 +346,7 @@ _ASKED: Final = (
 )
 """Settings that an answer would be another one without."""
 _NOTHING: Final[dict[str, tuple[object, ...]]] = {
+    "tool_choice": ("auto",),
     "stop": ("", []),
     "logit_bias": ({},),
     "presence_penalty": (0,),

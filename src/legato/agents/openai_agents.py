@@ -14,7 +14,8 @@ Tools with ``needs_approval`` ask the user by ``turn.ask_permission``; the SDK's
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -23,7 +24,23 @@ from ..agent import Agent, OnCrash, Turn
 from ..errors import AgentError
 from ..json import JsonObject
 from ..yields import Refusal, Text, Thinking, Usage, Yielded
-from .framework import Calls, Options, Reasons, adapted, as_words, ask, explained, json_text, load, messages, worded
+from .framework import (
+    Calls,
+    Options,
+    Reasons,
+    Wishes,
+    adapted,
+    as_words,
+    ask,
+    explained,
+    json_text,
+    lacks,
+    load,
+    messages,
+    worded,
+    words_of,
+)
+from .model import Words
 
 EXTRA = "openai-agents"
 
@@ -99,6 +116,7 @@ def adapt(
     on_crash: OnCrash = "fail",
     description: str | None = None,
     options: Options | None = None,
+    heeds: Collection[str] = (),
 ) -> Agent:
     """An agent of Legato that lets an agent of the OpenAI Agents SDK answer.
 
@@ -108,7 +126,10 @@ def adapt(
         on_crash: ``"fail"`` or ``"retry"``; a further attempt goes on after the last tools that gave a result.
         description: one sentence for people.
         options: further arguments of ``Runner.run_streamed`` for a turn, such as ``{"context": ..., "max_turns": 20}``.
-            Not a ``session``: the conversation is in Legato's log.
+            Not a ``session``: the conversation is in Legato's log. The ``model_settings`` of its ``run_config`` count
+            before what the sender of a message sets.
+        heeds: names of what a sender sets (``"temperature"``, ``"stop"`` ...) that ``options`` sees to; else they are
+            told to the model, or refused.
 
     Raises:
         ImportError: the SDK is not installed.
@@ -118,12 +139,68 @@ def adapt(
 
     async def answer(turn: Turn) -> AsyncGenerator[Yielded, None]:
         with explained(turn.run):
-            stream = _answer(runner, agent, turn, dict(options(turn)) if options else {})
-            async with contextlib.aclosing(stream) as items:
+            given = dict(options(turn)) if options else {}
+            wishes = Wishes.of(_words(agent, given), turn.message.metadata, heeds)
+            async with contextlib.aclosing(_answer(runner, agent, turn, given, wishes)) as items:
                 async for item in items:
                     yield item
 
-    return adapted(answer, name=name, on_crash=on_crash, description=description, found=getattr(agent, "name", None))
+    def lack(metadata: JsonObject) -> tuple[str, str] | None:
+        choice = metadata.get("tool_choice")
+        if isinstance(choice, dict) and choice.get("type") == "allowed_tools" and "tool_choice" not in heeds:
+            return "tool_choice", "The Agents SDK knows of no choice among some tools."
+        formed = getattr(agent, "output_type", None) is not None
+        return lacks(_words(agent, {}), metadata, heeds, _tools(agent), formed)
+
+    found = getattr(agent, "name", None)
+    return adapted(
+        answer,
+        name=name,
+        on_crash=on_crash,
+        description=description,
+        found=found,
+        tools=lambda: _tools(agent),
+        lacks=lack,
+    )
+
+
+def _tools(agent: Any) -> list[str]:
+    """The agent's tools, as far as they are known before it runs."""
+    return [tool.name for tool in getattr(agent, "tools", None) or ()]
+
+
+def _words(agent: Any, options: JsonObject) -> Words:
+    config = options.get("run_config")
+    with contextlib.suppress(Exception):  # the SDK will say what is wrong with it
+        model: Any = (config and _field(config, "model")) or agent.model
+        if model is None or isinstance(model, str):
+            provider = config and _field(config, "model_provider")
+            model = (provider or load("agents", EXTRA, "MultiProvider").MultiProvider()).get_model(model)
+        return words_of(model)
+    return "framework"
+
+
+def _set(agent: Any, options: dict[str, Any], wishes: Wishes, first: bool) -> Any:
+    """The agent that heeds the wishes, with the options, as far as these do not say otherwise.
+
+    Args:
+        first: whether no earlier attempt has got a tool to do something: only then must the model call one.
+    """
+    sdk: Any = load("agents", EXTRA, "RunConfig")
+    named, body = wishes.named, wishes.body
+    if named or body:
+        config = options.get("run_config") or sdk.RunConfig()
+        config = sdk.RunConfig(**config) if isinstance(config, dict) else config
+        theirs = config.model_settings
+        bodies = (agent.model_settings.extra_body, body, theirs and _field(theirs, "extra_body"))
+        merged = {name: value for each in bodies if isinstance(each, dict) for name, value in each.items()}
+        settings = sdk.ModelSettings(**named).resolve(theirs).resolve(sdk.ModelSettings(extra_body=merged or None))
+        options["run_config"] = dataclasses.replace(config, model_settings=settings)
+    choice = wishes.among[0] if wishes.among else wishes.choice
+    if choice is None or (wishes.forces and not first):
+        return agent
+    # Of this agent alone: whom it hands over to may have no such tool. The SDK lets go of it once a tool was called.
+    return agent.clone(model_settings=agent.model_settings.resolve(sdk.ModelSettings(tool_choice=choice)))
 
 
 async def translate(events: AsyncIterable[Any]) -> AsyncGenerator[Yielded, None]:
@@ -139,10 +216,12 @@ async def translate(events: AsyncIterable[Any]) -> AsyncGenerator[Yielded, None]
 
 
 async def _answer(
-    runner: _SdkRunner, agent: object, turn: Turn, options: dict[str, Any]
+    runner: _SdkRunner, agent: object, turn: Turn, options: dict[str, Any], wishes: Wishes
 ) -> AsyncGenerator[Yielded, None]:
     translator = _SdkTranslator()
-    given: list[JsonObject] | _HaltedRun = [item for message in messages(turn) for item in _items(message)]
+    told = messages(turn)
+    agent = _set(agent, options, wishes, first=turn.attempt == 1 or told[-1]["role"] != "tool")
+    given: list[JsonObject] | _HaltedRun = [item for message in told for item in _items(message)]
     while True:
         result = runner.run_streamed(agent, given, **options)
         async with contextlib.aclosing(result.stream_events()) as events:

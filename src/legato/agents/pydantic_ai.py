@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -29,15 +29,19 @@ from ..yields import Opaque, Text, Thinking, Usage, Yielded
 from .framework import (
     Calls,
     Options,
+    Wishes,
     adapted,
     ask,
     explained,
     finish,
     json_text,
     jsonable,
+    lacks,
     load,
     messages,
+    words_of,
 )
+from .model import Words
 
 EXTRA = "pydantic-ai"
 
@@ -144,6 +148,7 @@ def adapt(
     on_crash: OnCrash = "fail",
     description: str | None = None,
     options: Options | None = None,
+    heeds: Collection[str] = (),
 ) -> Agent:
     """An agent of Legato that lets a pydantic-ai agent answer.
 
@@ -152,7 +157,10 @@ def adapt(
         name: of the agent; pydantic-ai's own name for it by default, else ``"agent"``.
         on_crash: ``"fail"`` or ``"retry"``; a further attempt goes on after the last tools that gave a result.
         description: one sentence for people.
-        options: further arguments of ``run_stream_events`` for a turn, such as ``{"deps": ...}``.
+        options: further arguments of ``run_stream_events`` for a turn, such as ``{"deps": ...}``. Its
+            ``model_settings`` count before what the sender of a message sets.
+        heeds: names of what a sender sets (``"temperature"``, ``"stop"`` ...) that ``options`` sees to; else they are
+            told to the model, or refused.
 
     Raises:
         ImportError: pydantic-ai is not installed, or too old.
@@ -164,11 +172,25 @@ def adapt(
 
     async def answer(turn: Turn) -> AsyncGenerator[Yielded, None]:
         with explained(turn.run):
-            async with contextlib.aclosing(_answer(agent, turn, dict(options(turn)) if options else {})) as items:
+            given = dict(options(turn)) if options else {}
+            async with contextlib.aclosing(_answer(agent, turn, given, heeds)) as items:
                 async for item in items:
                     yield item
 
-    return adapted(answer, name=name, on_crash=on_crash, description=description, found=getattr(agent, "name", None))
+    def lack(metadata: JsonObject) -> tuple[str, str] | None:
+        formed = getattr(agent, "output_type", str) is not str
+        return lacks(_words(agent, {}), metadata, heeds, _tools(agent), formed)
+
+    found = getattr(agent, "name", None)
+    return adapted(
+        answer,
+        name=name,
+        on_crash=on_crash,
+        description=description,
+        found=found,
+        tools=lambda: _tools(agent).keys(),
+        lacks=lack,
+    )
 
 
 async def translate(events: AsyncIterable[object]) -> AsyncGenerator[Yielded, None]:
@@ -183,7 +205,9 @@ async def translate(events: AsyncIterable[object]) -> AsyncGenerator[Yielded, No
             yield item
 
 
-async def _answer(agent: _StreamingAgent, turn: Turn, options: dict[str, Any]) -> AsyncGenerator[Yielded, None]:
+async def _answer(
+    agent: _StreamingAgent, turn: Turn, options: dict[str, Any], heeds: Collection[str]
+) -> AsyncGenerator[Yielded, None]:
     model = _model(agent, options)
     conversation = messages(turn, model.owner if model else "")
     # Not among the messages, where a system prompt would take the place of the agent's own.
@@ -196,6 +220,8 @@ async def _answer(agent: _StreamingAgent, turn: Turn, options: dict[str, Any]) -
     last = conversation[-1]["role"] if conversation else ""
     prompt = _content(conversation.pop()["content"]) if last == "user" else None
     history = _history(conversation, model)
+    wishes = Wishes.of(_words(agent, options), turn.message.metadata, heeds)
+    _set(options, wishes, first=turn.attempt == 1 or last != "tool")
     told_of: set[str] = set()
     told = asyncio.Event()
 
@@ -226,19 +252,66 @@ def _capabilities(approve: Callable[[object, _Requests], Awaitable[object]]) -> 
     return [capabilities.ReinjectSystemPrompt(), capabilities.HandleDeferredToolCalls(handler=approve)]
 
 
+def _set(options: dict[str, Any], wishes: Wishes, first: bool) -> None:
+    """Have the run heed the wishes, as far as the options do not say otherwise.
+
+    Args:
+        first: whether no earlier attempt has got a tool to do something: only then must the model call one.
+    """
+    settings: dict[str, Any] = {**wishes.named, **({"extra_body": wishes.body} if wishes.body else {})}
+    choice: dict[str, Any] = {}
+    if wishes.among is not None and not wishes.forces:
+        settings["tool_choice"] = load("pydantic_ai.settings", EXTRA, "ToolOrOutput").ToolOrOutput(wishes.among)
+    elif wishes.choice == "none":
+        settings["tool_choice"] = "none"
+    elif wishes.forces and first:
+        choice = {"tool_choice": "required" if wishes.among is None else wishes.among}
+    if not settings and not choice:
+        return
+    given = options.get("model_settings")
+
+    def model_settings(context: Any) -> dict[str, Any]:
+        own = {**settings, **(choice if context.run_step <= 1 else {})}
+        theirs = (given(context) if callable(given) else given) or {}
+        before = context.model_settings or {}  # the agent's
+        bodies = [each.get("extra_body") for each in (before, own, theirs)]
+        body = {name: value for each in bodies if isinstance(each, Mapping) for name, value in each.items()}
+        return {**own, **theirs, **({"extra_body": body} if body else {})}
+
+    options["model_settings"] = model_settings
+
+
+def _tools(agent: object) -> dict[str, object]:
+    """The agent's tools, as far as they are known before it runs."""
+    named = (getattr(toolset, "tools", None) for toolset in getattr(agent, "toolsets", ()))
+    return {name: tool for tools in named if isinstance(tools, Mapping) for name, tool in tools.items()}
+
+
 def _asking(agent: object) -> frozenset[str]:
     """The tools that are known to ask before they begin."""
-    named = (getattr(toolset, "tools", None) for toolset in getattr(agent, "toolsets", ()))
-    tools = [item for tools in named if isinstance(tools, Mapping) for item in tools.items()]
-    return frozenset(name for name, tool in tools if getattr(tool, "requires_approval", False))
+    return frozenset(name for name, tool in _tools(agent).items() if getattr(tool, "requires_approval", False))
+
+
+def _asked(agent: object, options: Mapping[str, object]) -> Any:
+    """The model that is asked, or None.
+
+    Raises:
+        Exception: whatever pydantic-ai says of a name for it.
+    """
+    model: Any = options.get("model") or getattr(agent, "model", None)
+    return load("pydantic_ai.models", EXTRA).infer_model(model) if isinstance(model, str) else model
+
+
+def _words(agent: object, options: Mapping[str, object]) -> Words:
+    with contextlib.suppress(Exception):  # pydantic-ai will say what is wrong with it
+        return words_of(_asked(agent, options))
+    return "framework"
 
 
 def _model(agent: object, options: Mapping[str, object]) -> Addressee | None:
     """The model that is asked, as far as pydantic-ai says; it decides whose what is opaque is."""
-    model: Any = options.get("model") or getattr(agent, "model", None)
     try:
-        if isinstance(model, str):
-            model = load("pydantic_ai.models", EXTRA).infer_model(model)
+        model = _asked(agent, options)
         if model is not None and isinstance(system := model.system, str) and system:
             return Addressee(system, str(model.base_url or ""), str(model.model_name))
     except Exception as exc:  # pydantic-ai will say what is wrong with it
