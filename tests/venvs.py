@@ -48,6 +48,8 @@ AGENT_CLIENTS = (
     "litellm==1.110.2",
     "openai==3.57.0",
 )
+# Those of them that want another openai.
+CHAT_CLIENTS = ("instructor==1.17.0", "llm==0.36", "openai==3.3.0")
 
 
 def mix_python(version: str) -> Path:
@@ -151,6 +153,7 @@ if __name__ == "__main__":
     wanted = {f"mix-{each}": (f"mix-python-sdk=={each}",) for each in MIX_VERSIONS} | {"llama": LLAMA}
     wanted |= {"hosts": tuple(_host_requirements())}
     wanted |= {each: tuple(_framework_requirements(each)) for each in FRAMEWORKS} | {"agent-clients": AGENT_CLIENTS}
+    wanted["chat-clients"] = CHAT_CLIENTS
     for name, requirements in wanted.items():
         where, why = _environment(name, requirements)
         print(f"{name}: {why or where}")
