@@ -452,6 +452,14 @@ def test_a_tool_that_is_not_the_agent_s(framework: str, places: dict[str, Place]
     for name in ("f", "h"):
         choice = {"type": "function", "function": {"name": name}}
         assert places[framework].ask("chat", "text", tools=NESTED, tool_choice=choice)[0] == "tool_choice"
+    agent = "chat" if framework == "langgraph" else "set"  # which has none
+    assert places[framework].ask(agent, "text", tools=NESTED, tool_choice="required")[0] == "tool_choice"
+
+
+def test_tools_that_are_found_when_the_agent_runs(places: dict[str, Place]) -> None:
+    """They can be called for, though nobody knows their names before."""
+    refused, asked = places["pydantic-ai"].ask("dynamic", "only a tool", tool_choice="required")
+    assert (refused, [body["tool_choice"] for body in asked]) == (None, ["required", "auto"])
 
 
 @pytest.mark.parametrize("wire", WIRES["langgraph"])

@@ -12,6 +12,7 @@ from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
+from pydantic_ai.toolsets import FunctionToolset
 
 from legato.agents.pydantic_ai import adapt
 
@@ -56,3 +57,4 @@ set = adapt(
 )
 formed = adapt(Agent(model, output_type=int), name="formed")
 unknown = adapt(Agent(Unknown()), name="unknown")
+dynamic = adapt(Agent(model, toolsets=[lambda _: FunctionToolset([work])]), name="dynamic")

@@ -171,7 +171,9 @@ def lacks(
     if formed and (name := lacking("none", {"text": given.get("text")})) is not None:
         return name, "The agent's answers have a form of their own."
     choice, among = _choice(given.get("tool_choice"))
-    if (among is not None and not set(among) <= set(tools)) or (choice == "required" and not tools):
+    # Without a known tool, the agent may still have some that are found when it runs.
+    brought = among is None and choice == "required" and not tools and given.get("tools")
+    if brought or (among is not None and not set(among) <= set(tools)):
         return "tool_choice", "Only tools of the agent can be chosen; those of a request are not offered to it."
     known = choice is not None or among is not None or isinstance(given.get("tool_choice"), str | None)
     return None if known else ("tool_choice", "It has to be a mode, or functions of the agent.")
