@@ -386,11 +386,13 @@ def streamed(face: str, recording: Recording, **settings: Any) -> Seen:
 
 def total(chunks: list[StreamChunk], like: ChatResult) -> ChatResult:
     """What chunks add up to, put together here; id, model and usage as in ``like``."""
-    calls: list[list[str]] = []
+    calls: list[list[Any]] = []
     for piece in (chunk.tool_call_delta for chunk in chunks if chunk.tool_call_delta):
         if piece.index == len(calls):
-            calls.append([piece.id or "", piece.name, ""])
+            calls.append([piece.id or "", piece.name, "", None, True, piece.hosted])
         calls[piece.index][2] += piece.arguments
+    for made in (chunk.tool_output for chunk in chunks if chunk.tool_output):
+        calls[made.index][3:5] = [made.output, made.success]
     return ChatResult(
         text="".join(chunk.delta for chunk in chunks),
         thinking="".join(chunk.thinking for chunk in chunks),

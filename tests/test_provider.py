@@ -852,10 +852,10 @@ def test_an_event_without_what_it_must_have_is_malformed(event: Any) -> None:
 
 
 def test_parts_of_other_kinds_add_nothing() -> None:
-    """Tools that run at Anthropic have blocks of their own; a second thinking is set off by a blank line."""
+    """What nobody knows is passed over; a second thinking is set off by a blank line."""
     events = [
         {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": "Hm."}},
-        {"type": "content_block_start", "index": 1, "content_block": {"type": "server_tool_use", "id": "x"}},
+        {"type": "content_block_start", "index": 1, "content_block": {"type": "something_new", "id": "x"}},
         {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": "{}"}},
         {"type": "content_block_start", "index": 2, "content_block": {"type": "thinking", "thinking": "So."}},
         {"type": "message_stop"},

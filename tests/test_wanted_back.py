@@ -155,7 +155,7 @@ BLOCKS: list[Json] = [
 ]
 KEPT = [
     {"block": BLOCKS[0]}, {"text": 26}, {"block": BLOCKS[2]}, {"block": BLOCKS[3]}, {"call": "toolu_1"},
-    {"block": BLOCKS[5]}, {"block": BLOCKS[6]}, {"block": BLOCKS[7]},
+    {"block": BLOCKS[5], "call": "srv_1"}, {"block": BLOCKS[6], "call": "srv_1"}, {"block": BLOCKS[7]},
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from ..items import (
 )
 from ..json import JsonObject
 from ..part import CallPart, Message, Opaque, Part, RefusalPart, TextPart, ThinkingPart
+from ..provider.last_pass import tells_calls
 
 NOT_CARRIED_OUT = "This call was not carried out."
 """What a model is told of a call that came to nothing: the client did not answer it."""
@@ -117,10 +118,18 @@ def said(parts: Sequence[Part], text: str = "", opaque: Sequence[Opaque] = ()) -
         steps.setdefault(part.step, []).append(part)
     if not steps:
         return [{"role": "assistant", "content": text}] if text else []
+    last = max(steps)  # an answer may end with a call that its provider has made, behind which nothing was said
     return [
         message
         for number, step in steps.items()
-        for message in _step(step, [sealed for sealed in opaque if sealed.step == number])
+        for message in _step(
+            step,
+            [
+                sealed
+                for sealed in opaque
+                if sealed.step == number or (number == last < sealed.step and tells_calls(sealed.data))
+            ],
+        )
     ]
 
 

@@ -335,6 +335,7 @@ class _ModelTurn:
         self._ids: list[str] = []  # of the calls of the whole run, in order
         self._cut_off: set[str] = set()  # calls that were running when the process died
         self._paused: Sequence[JsonObject] | None = None  # what the provider wants back, to go on
+        self._left: dict[str, Call] = {}  # by the provider's id: calls that it has still to make
         self._chunks = 0
         self._taken_up = 0  # the step in which an earlier attempt was
 
@@ -615,7 +616,9 @@ class _ModelTurn:
     def _called(self, delta: ToolCallDelta, stream: AsyncStream[StreamChunk] | None) -> Iterator[Yielded]:
         step = self._step
         if delta.index not in step.calls:
-            if stream is not None and delta.id is None:
+            if delta.hosted and delta.id in self._left:
+                step.calls[delta.index] = self._left.pop(delta.id)
+            elif stream is not None and delta.id is None:
                 yield from self._call_before(delta.index, stream)
             else:
                 yield from self._call(delta.index, delta.id or "", delta.name, hosted=delta.hosted)
@@ -666,10 +669,17 @@ class _ModelTurn:
             call.arguments = whole.arguments
             if whole.output is not None:
                 yield from self._made(call, whole.output, success=whole.success)
+            elif whole.hosted and result.finish_reason == "pause_turn":
+                self._left[whole.id] = call
+                yield ToolReady(call.id)
             elif (step.cut or whole.hosted) and call.result is None:
                 yield from self._made(call, "The call was cut off.", success=False)
             else:
                 yield ToolReady(call.id)
+        if result.finish_reason != "pause_turn":
+            for call in self._left.values():
+                yield from self._made(call, "The call was cut off.", success=False)
+            self._left.clear()
         self._result, self._sealed = result, self._pieces(result)
         yield from self._opaque()
         if result.usage is not None:
@@ -693,7 +703,9 @@ class _ModelTurn:
     def _pieces(self, result: ChatResult) -> list[JsonObject]:
         """What the provider wants back of this step, in JSON, its calls by their ids in the log."""
         calls = self._step.calls
-        if self._step.cut or any(whole.hosted or whole.output is not None for whole in result.tool_calls):
+        told = {piece.get("call") for piece in result.opaque if "block" in piece}
+        made = (whole for whole in result.tool_calls if whole.hosted or whole.output is not None)
+        if self._step.cut or any(whole.id not in told for whole in made):
             return []  # it is not whole, or not of one step
         ids: dict[object, list[str]] = {}
         for index, whole in enumerate(result.tool_calls):
@@ -701,7 +713,7 @@ class _ModelTurn:
         pieces: list[JsonObject] = []
         for piece in result.opaque:
             left = ids.get(piece.get("call"))
-            pieces.append({**piece, "call": left.pop(0)} if left else piece)
+            pieces.append({**piece, "call": left[0] if "block" in piece else left.pop(0)} if left else piece)
         # Its ids too, where they are told to others in another form: some models read them.
         own = (call for call in calls.values() if call.given != call.id or not is_plain(call.given))
         return [*pieces, *({"call": call.id, "id": call.given} for call in own)]

@@ -139,7 +139,7 @@ _OTHERS = [kind for kind in KNOWN if kind != "message" and kind not in OUTPUTS]
 _KNOWN_ITEM: JsonObject = {
     "description": "A message, or another item. An `item_reference` stands for one that is kept, by its `id`.",
     "anyOf": [
-        *({**each, "properties": {**each["properties"], "type": {"const": "message"}}} for each in _MESSAGES),
+        *({**each, "properties": {**each["properties"], "type": {"enum": ["message", None]}}} for each in _MESSAGES),
         {**_NO_ROLE, "properties": {"type": {"enum": _OTHERS}}, "required": ["type"]},
         {
             **_NO_ROLE,

@@ -12,6 +12,7 @@ import msgspec
 from ..check import whole
 from ..errors import InvalidInput
 from ..http.call import HttpCall
+from ..items import words_of
 from ..json import JsonObject
 from ..sse import SSEMessage
 from .assembly import as_json
@@ -63,6 +64,9 @@ class _Block(msgspec.Struct):
     id: str = ""
     name: str = ""
     input: object = None
+    tool_use_id: str = ""
+    content: object = None
+    is_error: object = None
 
 
 class _BlockDelta(msgspec.Struct):
@@ -224,12 +228,26 @@ class AnthropicFold:
                 return self.tally.text(block.text or "")
             case "thinking":
                 return self._think(index, block.thinking)
-            case "tool_use":
+            case "tool_use" | "server_tool_use" | "mcp_tool_use":
                 self._calls[index] = self.tally.calls
                 # In a stream, the input begins as {} and comes as text; of some it stands here, and may come again.
                 self._inputs[index] = as_json(block.input) if block.input else "{}"
-                return self.tally.begin_call(block.id or f"call_{self.tally.calls}", block.name)
+                hosted = block.type != "tool_use"
+                return self.tally.begin_call(block.id or f"call_{self.tally.calls}", block.name, hosted=hosted)
+            case kind if kind.endswith(_RESULT) and block.tool_use_id:
+                return self._take_result(block)
         return []
+
+    def _take_result(self, block: _Block) -> list[StreamChunk]:
+        """Take what came of a call that the provider has made; it may have begun in the message that this one goes
+        on with."""
+        call = self.tally.hosted(block.tool_use_id)
+        chunks: list[StreamChunk] = []
+        if call is None:
+            call = self.tally.calls
+            chunks = self.tally.begin_call(block.tool_use_id, block.type.removesuffix(_RESULT), hosted=True)
+        output, success = _came_of(block)
+        return chunks + self.tally.answer(call, output, success=success)
 
     def _think(self, index: int, text: str | None) -> list[StreamChunk]:
         """Thinking, with a blank line where a new part begins."""
@@ -247,7 +265,6 @@ class AnthropicFold:
                 return self.tally.text(delta.text or "")
             case "thinking_delta":
                 return self._think(event.index, delta.thinking)
-            # Tools that run at Anthropic have other blocks; their input is nobody's business here.
             case "input_json_delta" if event.index in self._calls:
                 return self.tally.add_arguments(self._calls[event.index], delta.partial_json or "")
         return []
@@ -320,6 +337,26 @@ _GROWING: Final = {
 }
 
 
+_RESULT: Final = "_tool_result"
+"""What the type of a block ends with that says what came of a call which Anthropic has made."""
+
+
+def _came_of(block: _Block) -> tuple[str, bool]:
+    """What such a call gave, as text, and whether that is what was asked for."""
+    if isinstance(block.content, dict) and isinstance(code := block.content.get("error_code"), str):
+        return code, False
+    return words_of(_legible(block.content)), not block.is_error
+
+
+def _legible(value: object) -> object:
+    """What came of a call without what only the provider can read."""
+    if isinstance(value, list):
+        return [_legible(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _legible(each) for name, each in value.items() if not str(name).startswith("encrypted_")}
+    return "" if value is None else value
+
+
 def _object(value: object) -> JsonObject:
     return dict(value) if isinstance(value, dict) else {}
 
@@ -335,8 +372,14 @@ def _pieces(content: Sequence[JsonObject]) -> tuple[JsonObject, ...]:
                 pieces.append({"text": len(whole(str(block.get("text") or "")))})
             case "tool_use":
                 pieces.append({"call": str(block.get("id") or "")})
+            case "server_tool_use" | "mcp_tool_use":
+                pieces.append({"block": block, "call": str(block.get("id") or "")})
+            case kind if str(kind).endswith(_RESULT):
+                pieces.append({"block": block, "call": str(block.get("tool_use_id") or "")})
             case _:
                 pieces.append({"block": block})
+    if "block" in pieces[-1] and "call" in pieces[-1]:
+        pieces.append({"text": 0})  # what is said next, if the answer goes on, stands behind it
     return tuple(pieces)
 
 

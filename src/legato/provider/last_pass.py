@@ -6,7 +6,8 @@ has of ``opaque`` the pieces of this one owner, in one list, and calls with ids 
 
 A *piece* is one of
 
-- ``{"block": ...}``: a part of the message in the API's own form, kept as it came;
+- ``{"block": ...}``: a part of the message in the API's own form, kept as it came; with a ``call``, it says that call,
+  which the provider has made itself, or what came of it;
 - ``{"text": n}``: the next n characters of the message's text, and ``{"call": id}``: this call, with ``fields`` to be
   added, and the ``id`` that it had where it came from. So what was said beside the blocks keeps its place among them;
 - ``{"fields": ...}``: fields of the message itself; ``{"thinking": name}``: its thinking, in the field of this name.
@@ -29,7 +30,7 @@ from urllib.parse import urlsplit
 from ..json import JsonObject
 from .prompt import as_text, tool_calls
 
-__all__ = ["RULES", "Addressee", "Piece", "arranged", "is_plain", "learned", "told", "told_name"]
+__all__ = ["RULES", "Addressee", "Piece", "arranged", "is_plain", "learned", "tells_calls", "told", "told_name"]
 
 Piece = tuple[Literal["block", "text", "call"], JsonObject]
 
@@ -121,6 +122,7 @@ def told(messages: Sequence[JsonObject], to: Addressee) -> list[JsonObject]:
     """The messages as ``to`` takes them, see the module's head."""
     rules = to.rules
     mine = [_owned(message, to.owner, "plain" in rules) for message in messages]
+    mine = _reunited(mine) if to.wire == "messages" else mine
     form = _NINE if "mistral" in rules else _IDS[to.wire]
     mine = [message for message in _identified(mine, form, repeat=to.wire != "messages") if _says(message)]
     kept = [_legible(message, to.wire) for message in mine]
@@ -155,7 +157,7 @@ def arranged(message: JsonObject) -> Iterator[Piece]:
     calls = {each.id: {"id": each.id, "name": each.name, "arguments": each.arguments} for each in tool_calls(message)}
     if not any("text" in piece for piece in pieces):
         # Behind what it thought, before what it called.
-        place = next((n for n, piece in enumerate(pieces) if "call" in piece), len(pieces))
+        place = next((n for n, piece in enumerate(pieces) if "call" in piece and "block" not in piece), len(pieces))
         pieces = [*pieces[:place], {"text": len(text)}, *pieces[place:]]
     last = max(n for n, piece in enumerate(pieces) if "text" in piece)
     for place, piece in enumerate(pieces):
@@ -197,7 +199,69 @@ def _says(message: JsonObject) -> bool:
     """Whether there is anything in the message; some APIs refuse one that is blank."""
     if message.get("role") != "assistant" or not isinstance(message.get("content"), str | None):
         return True
-    return bool((message.get("content") or "").strip() or message.get("tool_calls"))
+    blocks = any(map(_is_made, message.get("opaque") or ()))
+    return bool((message.get("content") or "").strip() or message.get("tool_calls") or blocks)
+
+
+# Calls that the provider has made -------------------------------------------------------------------------------------
+
+
+def tells_calls(data: object) -> bool:
+    """Whether what is opaque has blocks about calls that its provider has made."""
+    return isinstance(data, list) and any(isinstance(piece, dict) and _is_made(piece) for piece in data)
+
+
+def _is_made(piece: JsonObject) -> bool:
+    return "block" in piece and "call" in piece
+
+
+def _reunited(messages: Sequence[JsonObject]) -> list[JsonObject]:
+    """The messages as their provider said them: calls that it has made, and what came of them, stand in its blocks
+    alone, and steps that ended with them in the log are one message. Calls without an outcome are as any other's."""
+    blocks = [piece["block"] for each in messages for piece in each.get("opaque") or () if _is_made(piece)]
+    whole = {block.get("id") for block in blocks} & {block.get("tool_use_id") for block in blocks}
+    kept: list[JsonObject] = []
+    made: set[object] = set()  # the calls in the blocks of the last message
+    for message in messages:
+        if message.get("role") == "tool" and message.get("tool_call_id") in made:
+            continue
+        if message.get("role") == "assistant":
+            pieces = [
+                piece
+                for piece in message.get("opaque") or ()
+                if not _is_made(piece) or (piece["block"].get("id") or piece["block"].get("tool_use_id")) in whole
+            ]
+            made = {piece["call"] for piece in pieces if _is_made(piece)}
+            if "opaque" in message:
+                message = {**message, "opaque": pieces}
+            if made:
+                message, outputs = _with_earlier(message, kept)
+                calls = [call for call in message.get("tool_calls") or () if call.get("id") not in made]
+                kept.append({**message, "tool_calls": calls})
+                kept += (output for output in outputs if output.get("tool_call_id") not in made)
+                continue
+        kept.append(message)
+    return kept
+
+
+def _with_earlier(message: JsonObject, kept: list[JsonObject]) -> tuple[JsonObject, list[JsonObject]]:
+    """The message with the steps before it, which are taken out of ``kept``, all of whose calls it has; and what came
+    of their calls."""
+    named = {piece["call"] for piece in message["opaque"] if "call" in piece}
+    outputs: list[JsonObject] = []
+    while True:
+        place = len(kept)
+        while place and kept[place - 1].get("role") == "tool":
+            place -= 1
+        step = kept[place - 1] if place else {}
+        calls = [call.get("id") for call in step.get("tool_calls") or () if isinstance(call, dict)]
+        if not calls or step.get("opaque") or not named.issuperset(calls):
+            return message, outputs
+        outputs = [*kept[place:], *outputs]
+        del kept[place - 1 :]
+        said = f"{as_text(step.get('content'))}{as_text(message.get('content'))}"
+        both = [*step["tool_calls"], *(message.get("tool_calls") or ())]
+        message = {**message, "content": said or None, "tool_calls": both}
 
 
 # Calls ----------------------------------------------------------------------------------------------------------------

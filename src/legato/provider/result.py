@@ -349,6 +349,10 @@ class Tally:
         self._outputs[index] = whole(output), success
         return [StreamChunk(tool_output=ToolOutput(index, whole(output), success))]
 
+    def hosted(self, id: str) -> int | None:
+        """The last call of this id that the provider makes itself; None if there is none."""
+        return next((index for index in sorted(self._hosted, reverse=True) if self._calls[index][0] == id), None)
+
     @property
     def unanswered(self) -> bool:
         """Whether a tool call is left to the caller."""
