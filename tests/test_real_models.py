@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -39,6 +41,7 @@ SCRIPTS: dict[str, list[Step]] = {
     "think and tool": [[("think", "Hm."), ONE], [("think", "So."), ("text", "Made it.")]],
     "tools": [[ONE, TWO], [("text", "Both.")]],
     "two steps": [[ONE], [("text", "On. "), TWO], [("text", "Done.")]],
+    "killed": [[ONE], [("text", "Made "), ("wait", None), ("text", "it.")]],
     "length": [[("text", "Once upon"), ("end", "length")]],
     "error": [[("text", "Hel"), ("error", "Overloaded.")]],
     "error at once": [[("error", "Overloaded.")]],
@@ -513,3 +516,35 @@ def test_a_model_that_is_not_known(framework: str, places: dict[str, Place]) -> 
     refused, asked = place.ask("unknown", "text", temperature=0.5, top_p=0.5, max_tokens=5)
     assert refused is None
     assert (asked[0]["temperature"], asked[0]["top_p"]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("framework", ["openai-agents", "pydantic-ai"])
+def test_a_further_attempt_calls_no_tool_again(framework: str, tmp_path: Path) -> None:
+    """What had to be called was called before the server was killed."""
+    model, target = Model(), AGENTS / f"models_{framework.replace('-', '_')}.py"
+    store = f"sqlite:///{tmp_path / 'log.db'}"
+    body = {"model": "retried", "input": "play: killed!", "background": True, "tool_choice": "required"}
+    with FakeServer(model) as behind:
+        with serving(framework, target, store, MODEL_URL=behind.url) as server:
+            id = httpx2.post(f"{server.url}/v1/responses", json=body, timeout=60).json()["id"]
+            _until(lambda: len(model.asked) == 2)
+            server.process.kill()
+        model.heard.set()
+        with serving(framework, target, store, MODEL_URL=behind.url) as server:
+
+            def ended() -> bool:
+                status = httpx2.get(f"{server.url}/v1/responses/{id}", timeout=60).json()["status"]
+                return status not in ("queued", "in_progress")
+
+            _until(ended)
+    choices = [asked.get("tool_choice") for asked in model.asked]
+    assert choices[0] == "required"
+    assert len(choices) == 3
+    assert set(choices[1:]) <= {None, "auto"}
+
+
+def _until(happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.05)

@@ -55,3 +55,4 @@ set = adapt(
 )
 formed = adapt(Agent(name="formed", model=model, output_type=int))
 unknown = adapt(Agent(name="unknown", model=Unknown()))
+retried = adapt(Agent(name="retried", model=model, tools=[work]), on_crash="retry")

@@ -58,3 +58,4 @@ set = adapt(
 formed = adapt(Agent(model, output_type=int), name="formed")
 unknown = adapt(Agent(Unknown()), name="unknown")
 dynamic = adapt(Agent(model, toolsets=[lambda _: FunctionToolset([work])]), name="dynamic")
+retried = adapt(Agent(model, tools=[work]), name="retried", on_crash="retry")
