@@ -211,6 +211,52 @@ ACCENTS: dict[str, list[list[Any]]] = {
         [piece(0, None, None, '{"x":1}')],
         [piece(1, "b", "sub", '{"y":2}')],
     ],
+    "the name in pieces": [
+        [piece(0, "a", "a", "")],
+        [piece(0, None, "dd")],
+        [piece(0, None, None, '{"x":1}')],
+        [piece(1, "b", "su", "")],
+        [piece(1, None, "b", '{"y":')],
+        [piece(1, None, None, "2}")],
+    ],
+    "the name in pieces, all with the id": [
+        [piece(0, "a", "ad")],
+        [piece(0, "a", "d", "")],
+        [piece(0, "a", "", '{"x":1}')],
+        [piece(1, "b", "s")],
+        [piece(1, "b", "u")],
+        [piece(1, "b", "b")],
+        [piece(1, "b", None, '{"y":2}')],
+    ],
+    "the name in pieces, no index, no id": [
+        [piece(None, None, "a")],
+        [piece(None, None, "dd", '{"x":1}')],
+        [piece(None, None, "s", "")],
+        [piece(None, None, "ub", "")],
+        [piece(None, None, None, '{"y":2}')],
+    ],
+    "the name in pieces, all 0": [
+        [piece(0, None, "ad", "")],
+        [piece(0, None, "d", '{"x":1}')],
+        [piece(0, None, "su", "")],
+        [piece(0, None, "b", '{"y":2}')],
+    ],
+    "the name growing": [
+        [piece(0, "a", "a", "")],
+        [piece(0, "a", "add", "")],
+        [piece(0, "a", "add", '{"x":1}')],
+        [piece(1, "b", "s")],
+        [piece(1, None, "sub")],
+        [piece(1, None, None, '{"y":2}')],
+    ],
+    "the whole name again and again": [
+        [piece(0, "a", "add", "")],
+        [piece(0, None, "add", "")],
+        [piece(0, "a", "add", '{"x":')],
+        [piece(0, None, "add", "1}")],
+        [piece(1, "b", "sub", "")],
+        [piece(1, None, "sub", '{"y":2}')],
+    ],
     "one call, not in a list": [[piece(0, "a", "add", '{"x":1}')], [piece(1, "b", "sub", '{"y":2}')]],
 }
 
@@ -223,6 +269,16 @@ def test_tool_calls_of_every_accent(name: str) -> None:
     assert got.error is None
     assert TWO == [(call.name, call.arguments) for call in got.partial.tool_calls]
     assert all(call.id for call in got.partial.tool_calls)
+
+
+@pytest.mark.parametrize("end", [[chunk("tool_calls"), "[DONE]"], [chunk("tool_calls")], ["[DONE]"]])
+@pytest.mark.parametrize("pieces", [["roll"], ["ro", "ll"], ["r", "roll"], ["roll", "roll"]])
+def test_a_call_of_which_nothing_but_the_name_comes(pieces: list[str], end: list[Any]) -> None:
+    """It is told at the end, whatever says so."""
+    payloads = [chunk(tool_calls=[piece(0, "a", name)]) for name in pieces]
+    got = seen("ChatCompletions", sse([*payloads, *end], named=False))
+
+    assert ["roll"] == [call.name for call in got.partial.tool_calls]
 
 
 @pytest.mark.parametrize("reason", ["tool_calls", "stop", "tool_use"])

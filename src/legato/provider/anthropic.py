@@ -302,10 +302,11 @@ class AnthropicFold:
         if reason in _STOPPED:
             self.failure = ResponseIncomplete(f"The model was stopped: {reason}.", reason=reason)
 
-    def done(self) -> None:
+    def done(self) -> list[StreamChunk]:
         """See ``WireFold``. Only a reason to stop ends a message."""
         if self.enough:
             self.finish()
+        return []
 
     def resume(self) -> HttpCall[object] | None:
         """See ``WireFold``. This API cannot continue an answer."""

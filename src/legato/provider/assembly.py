@@ -27,6 +27,7 @@ class CallPiece:
 
     Attributes:
         whole: it is no piece, but all of a call.
+        beside: another one stands before it in the same chunk.
         fields: further ones, which the provider wants back.
     """
 
@@ -36,6 +37,7 @@ class CallPiece:
     arguments: str
     whole: bool = False
     fields: JsonObject = field(default_factory=dict)
+    beside: bool = False
 
 
 @dataclass(slots=True)
@@ -43,8 +45,8 @@ class _Making:
     """A call in the making.
 
     Attributes:
-        number: its index in the answer; None until its name is known.
-        waiting: arguments that came before the name.
+        number: its index in the answer; None until its name is whole: there are arguments, or what comes is another's.
+        waiting: arguments that came before that.
         text: the pieces of the arguments.
         begun: there are arguments.
         depth: open brackets of the arguments.
@@ -124,6 +126,7 @@ class Assembly:
     """The calls of one answer."""
 
     _calls: list[_Making] = field(default_factory=list)
+    _last: _Making | None = None  # which the last piece was of
 
     def take(self, tally: Tally, piece: CallPiece) -> list[StreamChunk]:
         """Take a piece; one that helps nothing is passed over."""
@@ -131,10 +134,13 @@ class Assembly:
             if piece.fields and self._calls:
                 (self._find(piece) or self._calls[-1]).fields |= piece.fields
             return []
+        chunks: list[StreamChunk] = []
         call = None if piece.whole else self._find(piece)
         if call is None:
+            chunks += self._begin_named(tally)
             call = _Making(piece.index, piece.id)
             self._calls.append(call)
+        self._last = call
         if piece.fields:
             call.fields |= piece.fields
         if piece.id:
@@ -153,12 +159,17 @@ class Assembly:
         # Behind a whole value only a repetition of it can come.
         arguments = "" if call.whole else arguments
         call.count(arguments)
-        if not call.name:
-            call.name = piece.name
         if call.number is not None:
-            return tally.add_arguments(call.number, arguments)
+            return chunks + tally.add_arguments(call.number, arguments)
+        # It may come in pieces, as the arguments do; of some, each has all before it.
+        call.name = piece.name if piece.name.startswith(call.name) else call.name + piece.name
         call.waiting += arguments
-        return self._begin(tally, call) if call.name else []
+        return chunks + (self._begin(tally, call) if call.name and (call.begun or call.empty or piece.whole) else [])
+
+    def _begin_named(self, tally: Tally) -> list[StreamChunk]:
+        """Begin the calls of which nothing but a name has come."""
+        named = [call for call in self._calls if call.number is None and call.name]
+        return [chunk for call in named for chunk in self._begin(tally, call)]
 
     def _begin(self, tally: Tally, call: _Making) -> list[StreamChunk]:
         call.number = tally.calls
@@ -167,7 +178,7 @@ class Assembly:
 
     def end(self, tally: Tally) -> list[StreamChunk]:
         """What is still to be told, now that the model has said all."""
-        chunks: list[StreamChunk] = []
+        chunks = self._begin_named(tally)
         for call in self._calls:
             if call.doubt and call.number is not None:
                 rest = call.undoubted()
@@ -186,12 +197,14 @@ class Assembly:
     @property
     def lost(self) -> str:
         """Arguments that came for no call that is known."""
-        waiting = ("{}" if call.empty else call.waiting for call in self._calls if call.number is None)
+        waiting = ("{}" if call.empty else call.waiting for call in self._calls if not call.name)
         return next((text for text in waiting if text.strip()), "")
 
     def _find(self, piece: CallPiece) -> _Making | None:
         """The call that this is a piece of; None when it begins a new one."""
         calls = self._calls
+        if self._last is not None and _names(self._last, piece):
+            return self._last
         if piece.index is not None:
             calls = [call for call in calls if call.index == piece.index]
         if piece.id:
@@ -207,6 +220,13 @@ class Assembly:
         if not calls:
             return None
         return None if _begins(calls[-1], piece) else calls[-1]
+
+
+def _names(last: _Making, piece: CallPiece) -> bool:
+    """Whether a piece goes on with the name of the call that came right before it, of which there is no more yet."""
+    if piece.beside or not piece.name or not last.name or last.begun or last.empty or last.number is not None:
+        return False
+    return piece.index == last.index and piece.id in ("", last.id)
 
 
 def _begins(last: _Making, piece: CallPiece) -> bool:

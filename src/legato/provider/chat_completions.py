@@ -166,11 +166,11 @@ class ChatCompletionsFold:
         if delta.refusal:
             chunks += self.tally.refuse(delta.refusal)
         calls = delta.tool_calls or ([_Call(delta.function_call, 0)] if delta.function_call else ())
-        for call in calls:
+        for place, call in enumerate(calls):
             function = call.function or _Function()
             fields = _given(call, "extra_content", "provider_specific_fields")
             piece = CallPiece(
-                call.index, call.id or "", function.name or "", as_json(function.arguments), entire, fields
+                call.index, call.id or "", function.name or "", as_json(function.arguments), entire, fields, place > 0
             )
             chunks += self._calls.take(self.tally, piece)
         return chunks
@@ -201,15 +201,17 @@ class ChatCompletionsFold:
             pieces.append({"call": self.tally.given(number)[0], "fields": fields})
         return tuple(pieces)
 
-    def done(self) -> None:
+    def done(self) -> list[StreamChunk]:
         """See ``WireFold``. That the model was stopped is said only here: the usage comes behind the reason."""
         self.over = self._begun
+        chunks = self._calls.end(self.tally)
         self.tally.opaque = self._opaque()
         reason = self.tally.finish_reason
         if reason in STOPPED:
             self.failure = self.failure or ResponseIncomplete(f"The model was stopped: {reason}.", reason=reason)
         elif self.over and (lost := self._calls.lost):
             self.failure = self.failure or StreamMalformed(f"Arguments of a tool call without a name: {lost[:200]!r}.")
+        return chunks
 
     def resume(self) -> HttpCall[object] | None:
         """See ``WireFold``. This API cannot continue an answer."""

@@ -268,11 +268,12 @@ class _ResponseState:
         """An end without a terminal event is none, but it shows what is wrong."""
         return bool(self._lost) and not self.resumable
 
-    def done(self) -> None:
+    def done(self) -> tuple[()]:
         """See ``WireFold``. Only a terminal event ends a response."""
         if lost := self._lost:
             self.over = True
             self.failure = self.failure or StreamMalformed(f"Arguments came of no tool call: {lost[:200]!r}.")
+        return ()
 
     @property
     def _lost(self) -> str:

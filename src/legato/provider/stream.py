@@ -76,8 +76,8 @@ class WireFold(Protocol[T_co]):
             ProviderError: the message, or the whole answer, cannot be used.
         """
 
-    def done(self) -> None:
-        """Take the ``[DONE]`` of a stream that has not ended yet."""
+    def done(self) -> Sequence[T_co]:
+        """Take the ``[DONE]`` of a stream that has not ended yet; return what waited for it."""
 
     def resume(self) -> HttpCall[object] | None:
         """The request that continues the answer behind the last event; None when there is no such request."""
@@ -248,7 +248,7 @@ class StreamState(Generic[T]):
             if self._fold.failure and self._settled:
                 raise self._last(self._fold.failure)
         if self.broken and self._loss is None and self._fold.enough and not self.ended:
-            self._fold.done()
+            yield from self._fold.done()
             self.ended = self._fold.over
             if self._fold.failure:
                 raise self._last(self._fold.failure)
@@ -272,9 +272,9 @@ class StreamState(Generic[T]):
         if len(data) < 32 and data.strip() == DONE:
             # Whatever follows it, there is nothing more to come on this connection.
             self._messages.clear()
-            self._fold.done()
+            rest = self._fold.done()
             self.broken = not self._fold.over
-            return ()
+            return rest
         if message.event == "error" and not data.lstrip().startswith(("{", "[")):
             self._fold.failure, self._fold.over = failed(data), True
             return ()
