@@ -88,7 +88,7 @@ YIELDS: dict[type, dict[str, Any]] = {
     Text: {"text": "t"},
     Refusal: {"text": "t"},
     Thinking: {"text": "t"},
-    ToolCall: {"id": "c", "name": "n", "arguments": "{}"},
+    ToolCall: {"id": "c", "name": "n", "arguments": "{}", "by": None},
     ToolArguments: {"id": "c0", "text": "{}"},
     ToolReady: {"id": "c0"},
     ToolStarted: {"id": "c0", "progress": "p"},

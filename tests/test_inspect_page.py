@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from browser import Server, browsing, serving
 from facts import draft
+from legato.sse import HEARTBEAT
 from legato.store.sqlite import SQLiteStore
 from node_packages import package
 
@@ -267,11 +268,11 @@ def test_rows_that_cannot_be_read(page: Page, server: Server) -> None:
 def test_the_columns_are_what_the_endpoints_send(page: Page, server: Server) -> None:
     """Event by event, what the page shows of a run is what readers of each dialect got, byte for byte."""
     asked = {"model": "talk", "stream": True, "messages": [{"role": "user", "content": "short"}]}
-    chat = httpx2.post(server.url + "/v1/chat/completions", json=asked).content
+    chat = httpx2.post(server.url + "/v1/chat/completions", json=asked).content.removeprefix(HEARTBEAT)
     found = re.search(rb"chatcmpl-(([\w.-]+)~\w+)", chat)
     assert found is not None
     run, session = found[1].decode(), found[2].decode()
-    responses = server.get(f"/v1/responses/resp_{run}?stream=true").content
+    responses = server.get(f"/v1/responses/resp_{run}?stream=true").content.removeprefix(HEARTBEAT)
     deva = httpx2.post(f"{server.url}/api/sdk/chat/{session}/messages/{run}~u/query/stream").content
     events = server.events(session)
     with httpx2.stream("GET", f"{server.url}/stream?sessionId={session}&from=start&client=python-0.8.1") as stream:

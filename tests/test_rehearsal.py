@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pytest
 from playwright.sync_api import Page
 
 from browser import browsing, node
@@ -176,7 +175,6 @@ def until(page: Page, condition: str) -> None:
     page.wait_for_function(condition, timeout=1000 * PATIENCE)
 
 
-@pytest.mark.timeout(600)
 def test_a_deploy_is_missed_by_nobody(tmp_path: Path) -> None:
     """Two deploys under load, behind three proxies, before readers of six kinds."""
     agent = tmp_path / "counting.py"

@@ -105,30 +105,42 @@ def _environment(name: str, requirements: tuple[str, ...]) -> tuple[Path, str]:
     with one_process(name):
         if python.exists() and marker.exists() and marker.read_text() == wanted:
             return python, ""
-        try:
+        trouble = ""
+        for commands in _ways(folder, python, requirements):
             shutil.rmtree(folder, ignore_errors=True)
-            for command in _commands(folder, python, requirements):
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
-        except subprocess.CalledProcessError as error:
-            # One line, though uv wraps its sentences.
-            return python, " ".join(error.stderr.split())[:400].rstrip(".") or "no reason given"
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return python, str(error)
-        marker.write_text(wanted)
-    return python, ""
+            if not (trouble := _run(commands)):
+                marker.write_text(wanted)
+                break
+    return python, trouble
 
 
-def _commands(folder: Path, python: Path, requirements: tuple[str, ...]) -> list[list[str]]:
+def _run(commands: list[list[str]]) -> str:
+    """Run them; why one of them failed, if one did."""
+    try:
+        for command in commands:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.CalledProcessError as error:
+        # One line, though uv wraps its sentences.
+        return " ".join(error.stderr.split())[:400].rstrip(".") or "no reason given"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return ""
+
+
+def _ways(folder: Path, python: Path, requirements: tuple[str, ...]) -> list[list[list[str]]]:
+    """uv is much faster; pip knows the index that this machine is set up for, if uv does not."""
     uv = _uv()
-    if uv:
-        return [
-            [*uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
-            [*uv, "pip", "install", "--quiet", "--python", str(python), *requirements],
-        ]
-    return [
+    pip = [
         [sys.executable, "-m", "venv", str(folder)],
         [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
     ]
+    if not uv:
+        return [pip]
+    quick = [
+        [*uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
+        [*uv, "pip", "install", "--quiet", "--python", str(python), *requirements],
+    ]
+    return [quick, pip]
 
 
 def _uv() -> list[str]:

@@ -1,16 +1,16 @@
 /**
  * What Legato's elements have in common: the sheet, the words, the server. An element that stands inside another one of
- * Legato's has no shadow root of its own: a text that is cut into many roots could not be selected in one go.
+ * Legato's has no shadow root: a text that is cut into many roots cannot be selected in one go.
  */
 import { Server } from "./server.js";
 import { sheets } from "./sheet.js";
 import { fill, onStrings } from "./strings.js";
 
-/** Where a module `web/…` came from is a Legato server, unless the element says otherwise; else it is the page's own. */
-const FROM = import.meta.url ?? ""; // a name of its own, or a bundler looks for a file there
-const HOME = /\/web\/[\w-]+\.js$/.test(FROM) ? new URL("../", FROM) : null;
+/** The server: where `web/…` came from, else the page's own. */
+const FROM = import.meta.url; // by a name, or bundlers look for a file there
+const HOME = /\/web\/[\w-]+\.js$/.test(FROM) ? new URL("../", FROM).href : "/";
 
-/** On a server there are no elements, but their modules can be imported. @type {typeof HTMLElement} */
+/** A server has no elements, but may import them. @type {typeof HTMLElement} */
 const Element = globalThis.HTMLElement ?? Object;
 
 export class LegatoElement extends Element {
@@ -47,7 +47,7 @@ export class LegatoElement extends Element {
 
   /** @returns {Server} */
   get server() {
-    const base = this.baseUrl === "" ? (HOME ?? new URL("/", document.baseURI)) : new URL(this.baseUrl.replace(/\/*$/, "/"), document.baseURI);
+    const base = new URL((this.baseUrl || HOME).replace(/\/*$/, "/"), document.baseURI);
     const outer = this.baseUrl === "" && this.outer;
     if (outer) return outer.server;
     if (this.#server?.baseUrl.href !== base.href) {
