@@ -1,7 +1,7 @@
 /** The style sheet of all elements, shared by their shadow roots; constructed, so a page's policy needs no `unsafe-inline`. */
 import { LOOKS } from "./looks.js";
 
-/** @type {CSSStyleSheet[]} Empty on a server, which may import the elements. */
+/** @type {CSSStyleSheet[]} Empty on a server. */
 export const sheets = [];
 
 if (typeof CSSStyleSheet !== "undefined") {
