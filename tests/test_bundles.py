@@ -21,10 +21,10 @@ from browser import browsing, node
 from legato import Legato
 from live_server import serving
 from node_packages import packages
-from page_fixtures import SCREENSHOTS
 
 ROOT = Path(__file__).parent.parent
 WEB = ROOT / "src/legato/web"
+SCREENSHOTS = ROOT / ".cache" / "screenshots"
 TOOLS = (
     *("vite@8.4.0", "webpack@5.113.0", "webpack-cli@7.3.1", "esbuild@0.28.2", "react@19.3.1", "react-dom@19.3.1"),
     *("typescript@5.9.3", "@types/react@19.3.0"),
