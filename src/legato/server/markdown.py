@@ -14,6 +14,7 @@ proportion to the text's length.
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 from collections.abc import Iterator, MutableMapping, Sequence
@@ -207,6 +208,7 @@ def _last_inline(text: str) -> int | None:
     return sum(len(each) + 1 for each in text.split("\n")[:line])
 
 
+@functools.lru_cache(maxsize=2)  # of a text and its mended beginning, for all that is asked of their ends
 def _last_leaf(text: str) -> Token | None:
     return next((token for token in reversed(_BLOCKS_ALONE.parse(text)) if token.nesting == 0), None)
 
