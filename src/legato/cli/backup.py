@@ -10,10 +10,7 @@ import click
 from .failure import Misuse, debug_option
 from .serve import STORE
 
-
-@click.command(short_help="Copy the store to a file, while the server runs.")
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
+file_store_option = click.option(
     "--store",
     metavar="URL",
     envvar="LEGATO_STORE",
@@ -22,6 +19,11 @@ from .serve import STORE
     show_default=True,
     help="The server's store: sqlite:///FILE",
 )
+
+
+@click.command(short_help="Copy the store to a file, while the server runs.")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@file_store_option
 @debug_option
 def backup(file: Path, store: str) -> None:
     """Copy the store to FILE, which is to be new, as it is at this moment.

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import click
 
-from .backup import file_of
+from .backup import file_of, file_store_option
 from .failure import debug_option
-from .serve import STORE
 
 
 @click.command(short_help="Give back what the store's file has free.")
-@click.option(
-    "--store",
-    metavar="URL",
-    envvar="LEGATO_STORE",
-    show_envvar=True,
-    default=STORE,
-    show_default=True,
-    help="The server's store: sqlite:///FILE",
-)
+@file_store_option
 @debug_option
 def gc(store: str) -> None:
     """Give back to the file system what the store's file has free, in pieces.
