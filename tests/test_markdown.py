@@ -91,6 +91,11 @@ def test_what_models_write_beyond_commonmark(text: str, shown: str) -> None:
     assert shown in html(text)
 
 
+@pytest.mark.parametrize("text", ["$$x$$.", "\\[\nx\n\\],", "> \\[ x \\];", "\\begin{align}\nx\n\\end{align}."])
+def test_the_sign_behind_a_formula_stays(text: str) -> None:
+    assert text_of(html(text)).strip() == f"x{text[-1]}"
+
+
 def tex_of(markup: str) -> list[str]:
     return [str(attributes.get("alttext")) for tag, attributes in parsed(markup).found if tag == "math"]
 

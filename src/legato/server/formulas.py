@@ -194,7 +194,8 @@ def _block(state: StateBlock, begin: int, end: int, silent: bool) -> bool:
     whole = state.getLines(begin, line + 1, state.blkIndent, False).strip()
     token.markup = whole
     inner = whole.rstrip(" \t.,;")
-    token.content = whole if opener[1] else inner[2 : len(inner) - 2]
+    token.content = inner if opener[1] else inner[2 : len(inner) - 2]
+    token.info = whole[len(inner) :]  # a sentence may end with it
     state.line = line + 1
     return True
 
@@ -206,4 +207,6 @@ def _rendered(
     made = mathml(token.content, block=token.meta["block"])
     if made is None:
         made = html.escape(token.markup)
+    elif token.block:
+        made += token.info
     return f"<p>{made}</p>" if token.block else made
