@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -52,36 +53,42 @@ def running(
     process = subprocess.Popen(
         [str(python), "-u", "-m", *arguments],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,  # of its own: what two threads write to one pipe may stand in one line
         text=True,
         cwd=cwd,
         env={**os.environ, **(env or {})},
     )
+    assert process.stdout
+    assert process.stderr
+    pipes = [process.stdout, process.stderr]
     said: list[str] = []
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def drain() -> None:  # to the end, so that a server that logs much never waits for us
-        assert process.stdout
-        for line in process.stdout:
+    def drain(pipe: IO[str]) -> None:  # to the end, so that a server that logs much never waits for us
+        for line in pipe:
             said.append(line)
             lines.put(line)
         lines.put("")
 
-    thread = threading.Thread(target=drain, daemon=True)
-    thread.start()
+    threads = [threading.Thread(target=drain, args=(pipe,), daemon=True) for pipe in pipes]
+    for thread in threads:
+        thread.start()
     try:
-        while line := lines.get(timeout=60):
+        open_pipes = len(pipes)
+        while open_pipes:
+            line = lines.get(timeout=60)
             if found := re.search(r"http://[\w.\[\]:]+:\d+", line):
                 yield Server(process, said, found.group())
                 break
+            open_pipes -= not line
         else:
             raise AssertionError(f"The server gave no address: {''.join(said)}")
     finally:
         process.kill()
         process.wait()
-        thread.join(30)
-        if process.stdout:
-            process.stdout.close()
+        for thread, pipe in zip(threads, pipes, strict=True):
+            thread.join(30)
+            pipe.close()
 
 
 def finished(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
