@@ -163,14 +163,10 @@ async def soak(plan: Plan, progress: Callable[[str], None] = lambda text: None) 
                 beside = await server.bear(plan, plan.seconds, 2)
                 hostile = await attackers()
             progress("rest, until the server has let go")
-            until = asyncio.get_running_loop().time() + REST
-            while asyncio.get_running_loop().time() < until:
-                if not kept(before, await server.state()):
-                    break
-                await asyncio.sleep(1.0)
+            await server.rested(before)
             progress(f"the honest load alone again, {quarter:.0f} s")
             again = await server.bear(plan, quarter, 3)
-            after = await server.state()
+            after = await server.rested(before)
             states = {"before": before, "most": _largest(most), "after": after}
             memory = [most[len(most) * quarter // 4 - 1].rss for quarter in (1, 2, 3, 4)]
             return Report(plan, alone, beside, again, states, memory, hostile, server.said[-50:])
@@ -205,6 +201,15 @@ class ServedProcess:
         """What it holds now."""
         answer = await self._client.http.get(f"{self.url}/torture/state", timeout=60)
         return msgspec.json.decode(answer.content, type=State)
+
+    async def rested(self, before: State) -> State:
+        """What it holds once it holds no more than before; or still, after ``REST``."""
+        until = asyncio.get_running_loop().time() + REST
+        while True:
+            now = await self.state()
+            if not kept(before, now) or asyncio.get_running_loop().time() > until:
+                return now
+            await asyncio.sleep(1.0)
 
     async def bear(self, plan: Plan, seconds: float, seed: int) -> Measured:
         """Carry the honest load of a plan for so long.
