@@ -741,10 +741,13 @@ def test_a_header_that_would_forge_another_is_refused(face: str) -> None:
         use(face, server.url, lambda c: c.sessions.get("s", http_headers={"x-a": "1\r\nx-b: 2"}))
 
 
-def test_an_address_without_a_scheme_is_refused(face: str) -> None:
-    """The first mistake that everybody makes."""
-    with pytest.raises(InvalidInput):
-        use(face, "localhost:8088", lambda c: c.system.get_health())
+@pytest.mark.parametrize(
+    "url", ["localhost:8088", "http://", "http://h:65536", "http://h:0", "http://h:x", "http://[::1"]
+)
+def test_no_address_of_a_server_is_refused(face: str, url: str) -> None:
+    """Without a scheme, which everybody forgets once, without a host, or with what is no port."""
+    with pytest.raises(InvalidInput, match="A server's address"):
+        use(face, url, lambda c: c.system.get_health())
 
 
 def test_every_operation_reaches_its_path(face: str) -> None:

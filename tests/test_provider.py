@@ -506,10 +506,23 @@ def test_a_connection_cut_on_the_wire_is_an_interruption(face: str) -> None:
     assert (StreamInterrupted, False, "Hel") == (type(seen.error), seen.error.silent, seen.error.partial.text)
 
 
-def test_an_address_is_a_url() -> None:
-    """What is no http address is refused at once."""
+NO_ADDRESSES = [
+    "localhost:11434",
+    "http://",
+    "http:///v1",
+    "http://:1",
+    "http://h:65536",
+    "http://h:0",
+    "http://h:x",
+    "http://[::1",
+]
+
+
+@pytest.mark.parametrize("url", NO_ADDRESSES)
+def test_an_address_is_a_url(url: str) -> None:
+    """What is no http address of a host is refused at once."""
     with pytest.raises(InvalidInput, match="http"):
-        use("sync", "ResponsesProvider", "localhost:11434", lambda client: None)
+        use("sync", "ResponsesProvider", url, lambda client: None)
 
 
 # chat() --------------------------------------------------------------------------------------------------------------

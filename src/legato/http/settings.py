@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from ..errors import InvalidInput
 from .backoff import ReconnectBackoff
@@ -49,10 +50,18 @@ def address(base_url: str, *, of: str) -> str:
     """The address without a slash at the end of its path; a query stays. ``of`` says whose it is.
 
     Raises:
-        InvalidInput: it is not an http or https URL.
+        InvalidInput: it is not an http or https URL of a host.
     """
     if not base_url.startswith(("http://", "https://")):
         raise InvalidInput(f"A {of}'s address starts with http:// or https://, unlike {base_url[:128]!r}.")
+    try:
+        named = bool((parts := urlsplit(base_url)).hostname) and parts.port != 0
+    except ValueError:  # no port at all, or half of an IPv6 address
+        named = False
+    if not named:
+        raise InvalidInput(
+            f"A {of}'s address names a host, and a port from 1 to 65535 if any, unlike {base_url[:128]!r}."
+        )
     path, mark, query = base_url.partition("?")
     return path.rstrip("/") + mark + query
 
