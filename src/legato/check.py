@@ -69,6 +69,28 @@ def whole(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def is_text(text: str) -> bool:
+    """Whether a database keeps it as it is: no NUL, at which some of their functions end a text, and no half of a
+    surrogate pair."""
+    if "\0" in text:
+        return False
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def check_text(*texts: str | None) -> None:
+    """Refuse what could only fail later, in a store's writer, and with it the requests of others.
+
+    Raises:
+        InvalidInput: one of them is not ``is_text``.
+    """
+    for text in texts:
+        if text is not None and not is_text(text):
+            raise InvalidInput(f"{text[:128]!r} holds a NUL or half of a surrogate pair, so it cannot be stored.")
+
+
 _HALF: Final = re.compile("[\ud800-\udfff]")
 
 

@@ -414,6 +414,14 @@ class Doorbell:
         """Take the bell away again. Idempotent."""
         self._workers.discard(bell)
 
+    def sessions(self) -> set[str]:
+        """The sessions that somebody listens to."""
+        return {session for session, _ in self._bells}
+
+    def hears(self, session: str) -> bool:
+        """Whether somebody listens to ``session``."""
+        return (session, False) in self._bells or (session, True) in self._bells
+
     def listening(self, session: str) -> int:
         """How many listen to all of ``session`` now."""
         return len(self._bells.get((session, False), ()))

@@ -53,7 +53,7 @@ class ServeOptions(TypedDict):
     metavar="URL",
     envvar="LEGATO_STORE",
     show_envvar=True,
-    help=f"Where what is said is kept: sqlite:///FILE or memory:  [default: {STORE}]",
+    help=f"Where what is said is kept: sqlite:///FILE, postgresql://... or memory:  [default: {STORE}]",
 )
 @click.option(
     "--host",
@@ -337,4 +337,6 @@ def _store(app: Legato) -> str:
         return f"{store} (gone when the server stops)"
     if store.startswith("sqlite:///") and not store.startswith("sqlite:////"):
         return f"{store} (in {Path.cwd()})"
-    return store
+    from ..store import shown
+
+    return shown(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from urllib.parse import parse_qsl, unquote
 
@@ -13,7 +14,8 @@ def open_store(url: str) -> Store:
     """The store that ``url`` names, not yet open.
 
     ``"memory:"``, ``"sqlite:///chat.db"`` (in the working folder), ``"sqlite:////var/lib/chat.db"``; SQLite takes
-    ``"?durability=full"`` (the default) or ``"normal"``.
+    ``"?durability=full"`` (the default) or ``"normal"``. ``"postgresql://user:password@host/database"``, see
+    ``PostgresStore`` for its options.
 
     Raises:
         InvalidInput: no store has a URL like this.
@@ -22,7 +24,8 @@ def open_store(url: str) -> Store:
     scheme = url.partition(":")[0].lower()
     if scheme not in SCHEMES:
         raise InvalidInput(
-            f"A store is 'memory:', 'sqlite:///relative.db' or 'sqlite:////absolute.db', got {url[:200]!r}."
+            "A store is 'memory:', 'sqlite:///relative.db', 'sqlite:////absolute.db' or "
+            f"'postgresql://user@host/database', got {shown(url)[:200]!r}."
         )
     return SCHEMES[scheme](url)
 
@@ -52,5 +55,25 @@ def _sqlite(url: str) -> Store:
     return SQLiteStore(unquote(path), durability=durability)
 
 
-SCHEMES: dict[str, Callable[[str], Store]] = {"memory": _memory, "sqlite": _sqlite}
+def _postgres(url: str) -> Store:
+    from .postgres import PostgresStore
+
+    return PostgresStore(url)
+
+
+def shown(url: str) -> str:
+    """The URL of a store as it may be shown: without passwords."""
+    return re.sub(r"(://[^:@/]*:).*@|((?:listen|\w*password)=)[^&]*", _masked, url)
+
+
+def _masked(found: re.Match[str]) -> str:
+    return f"{found[1]}***@" if found[1] else f"{found[2]}***"
+
+
+SCHEMES: dict[str, Callable[[str], Store]] = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    "postgresql": _postgres,
+    "postgres": _postgres,
+}
 """The stores, by the scheme of their URLs."""

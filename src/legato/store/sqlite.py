@@ -32,7 +32,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from ..check import digits
+from ..check import check_text, digits, is_text
 from ..errors import CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreCorrupt, StoreError
 from ..event import Draft, Event, Offset
 from ..fault import at_fork
@@ -66,8 +66,6 @@ from .sqlite_writer import (
     Stage,
     Writer,
     WriteRequest,
-    check_text,
-    is_text,
 )
 from .tail import BlockCache, TailCache
 from .watch import keep_private

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..errors import InvalidInput, LegatoError, RunEnded, StoreBusy, StoreCorrupt, StoreError, StoreLost, TooLarge
+from ..check import check_text
+from ..errors import LegatoError, RunEnded, StoreBusy, StoreCorrupt, StoreError, StoreLost, TooLarge
 from ..event import AnyFact, Draft, Event, Offset, SessionCreated, settle
 from ..log import MICRO, Appended, Storing, Take, created, moment
 from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
@@ -287,27 +288,6 @@ def _check(fact: AnyFact, json: bytes) -> None:
         check_text(fact.type, fact.owner if isinstance(fact, SessionCreated) else None)
     if len(json) > MAX_DATA_BYTES:
         raise TooLarge(f"The data of {fact.type} is beyond {MAX_DATA_BYTES} bytes.", limit=MAX_DATA_BYTES)
-
-
-def is_text(text: str) -> bool:
-    """Whether SQLite keeps it as it is: no NUL, at which its functions end a text, and no half of a surrogate pair."""
-    if "\0" in text:
-        return False
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
-
-
-def check_text(*texts: str | None) -> None:
-    """Refuse what could only fail later, in the writer, and with it the requests of others.
-
-    Raises:
-        InvalidInput: one of them is not ``is_text``.
-    """
-    for text in texts:
-        if text is not None and not is_text(text):
-            raise InvalidInput(f"{text[:128]!r} holds a NUL or half of a surrogate pair, so it cannot be stored.")
 
 
 # The writer -----------------------------------------------------------------------------------------------------------

@@ -148,6 +148,11 @@ class TailCache:
         tail = self._tails.get(session)
         return None if tail is None else tail.floor
 
+    def head(self, session: str) -> Offset | None:
+        """The offset of the last event that it has of the session; None if it holds nothing of it."""
+        tail = self._tails.get(session)
+        return None if tail is None else tail.head
+
     def forget(self, session: str) -> None:
         """Let go of a session."""
         tail = self._tails.pop(session, None)
