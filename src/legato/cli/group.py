@@ -13,6 +13,7 @@ from .failure import Commands, debug_option
 _HOMES = {
     "backup": ".backup",
     "chat": ".chat",
+    "config": ".config",
     "gc": ".gc",
     "log": ".sessions",
     "send": ".sessions",

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -15,6 +15,7 @@ import click
 
 from ..errors import InvalidInput
 from .failure import Failure, Misuse, debug_option
+from .settings import Configured, said
 
 if TYPE_CHECKING:
     from ..agent import Agent
@@ -46,21 +47,17 @@ class ServeOptions(TypedDict):
     allow_host: tuple[str, ...]
 
 
-@click.command(short_help="Serve agents: yours, or the guide.")
+@click.command(cls=Configured, short_help="Serve agents: yours, or the guide.")
 @click.argument("target", required=False)
 @click.option(
     "--store",
     metavar="URL",
-    envvar="LEGATO_STORE",
-    show_envvar=True,
     help=f"Where what is said is kept: sqlite:///FILE, postgresql://... or memory:  [default: {STORE}]",
 )
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
-    envvar="LEGATO_HOST",
-    show_envvar=True,
     help="Address to listen on; 0.0.0.0 lets other machines in.",
 )
 @click.option(
@@ -68,8 +65,6 @@ class ServeOptions(TypedDict):
     type=click.IntRange(0, 65535),
     default=8088,
     show_default=True,
-    envvar="LEGATO_PORT",
-    show_envvar=True,
     help="Port to listen on; 0 takes a free one.",
 )
 @click.option(
@@ -186,7 +181,7 @@ def serve(
     # Before the target is imported: what it sets up for logging itself wins.
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("stamina").addFilter(_in_words)
-    given = {name for name in options if _was_given(ctx, name)}
+    given = {param.name: how for param in ctx.command.params if param.name in options and (how := said(ctx, param))}
     inherited = server.inherited()
     if inherited is not None:
         host = inherited.getsockname()[0]
@@ -211,10 +206,6 @@ def serve(
     click.echo("Stopped.")
 
 
-def _was_given(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
-
-
 def _in_words(record: logging.LogRecord) -> bool:
     """Let a line about a request that is repeated say why, and when; stamina has that in fields beside the line."""
     wait, cause = getattr(record, "stamina.wait_for", None), getattr(record, "stamina.caused_by", None)
@@ -223,11 +214,11 @@ def _in_words(record: logging.LogRecord) -> bool:
     return True
 
 
-def _application(target: str | None, host: str, given: set[str], options: ServeOptions) -> Legato:
+def _application(target: str | None, host: str, given: Mapping[str, str], options: ServeOptions) -> Legato:
     from ..server.app import Legato
 
-    if not options["models"] and (alone := given.intersection(_MODEL_OPTIONS)):
-        raise Misuse(f"--{alone.pop().replace('_', '-')} is for a model; name it with --model.")
+    if not options["models"] and (alone := [how for name, how in given.items() if name in _MODEL_OPTIONS]):
+        raise Misuse(f"{alone[0]} is for a model; name it with --model.")
     for spec in (models := options["models"]):
         if spec.startswith("-"):
             raise Misuse(f"--model wants a name such as ollama:llama3.2, got {spec!r}.")
@@ -250,9 +241,8 @@ def _application(target: str | None, host: str, given: set[str], options: ServeO
             "what stands before the server looks at names."
         )
     if app is not None:
-        if own := given.intersection(_APP_OPTIONS):
-            named = ", ".join(sorted("--" + name.replace("_", "-") for name in own))
-            raise Misuse(f"{target} is a whole app; it sets {named} itself, in Legato(...).")
+        if own := sorted(how for name, how in given.items() if name in _APP_OPTIONS):
+            raise Misuse(f"{target} is a whole app; it sets {', '.join(own)} itself, in Legato(...).")
         if "store" in given and options["store"] is not None:
             app.source = options["store"]
         if "grace" in given:
@@ -278,14 +268,16 @@ def _application(target: str | None, host: str, given: set[str], options: ServeO
     return app
 
 
-def _target(target: str | None, given: set[str], options: ServeOptions) -> Target:
+def _target(target: str | None, given: Mapping[str, str], options: ServeOptions) -> Target:
     """What TARGET is; without it, the guide, unless a model answers."""
     from .target import Target, load
 
     models = options["models"]
     for name in ("docs", "pace"):
         if name in given and (target is not None or models):
-            raise Misuse(f"--{name} is for the guide, which is served without {'--model' if models else 'a TARGET'}.")
+            raise Misuse(
+                f"{given[name]} is for the guide, which is served without {'--model' if models else 'a TARGET'}."
+            )
     if target is not None:
         return load(target, tools_only=bool(models))
     return Target(None, [] if models else _guide(options), [])

@@ -1,0 +1,231 @@
+"""Settings of ``legato serve``: one table, and four places where they may be said."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from legato.cli.group import group
+from legato.cli.serve import serve
+from legato.cli.settings import settings, toml, variable
+
+DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
+TABLE = settings(serve)
+SAMPLES = {
+    "target": ("a.py", "b.py"),
+    "host": ("127.0.0.2", "127.0.0.3"),
+    "docs": (".", ".."),
+    "background": (True, False),
+}
+
+
+def samples(key: str) -> tuple[object, object]:
+    """Two values that a setting may have."""
+    kind = TABLE[key].type
+    if key in SAMPLES:
+        return SAMPLES[key]
+    if isinstance(kind, click.Choice):
+        return tuple(map(str, kind.choices[:2]))  # type: ignore[return-value]
+    if isinstance(kind, click.types.BoolParamType):
+        return True, True
+    if isinstance(kind, click.IntRange | click.FloatRange):
+        least = int(kind.min or 0)
+        return least + 1, least + 2
+    if isinstance(kind, click.types.IntParamType | click.types.FloatParamType):
+        return 1, 2
+    return (("one",), ("two",)) if getattr(TABLE[key], "multiple", False) else ("one", "two")
+
+
+def said(value: object) -> str:
+    """A value as an option or a variable has it."""
+    return (
+        " ".join(map(str, value)) if isinstance(value, tuple) else str(value).lower() if value is True else str(value)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for key in TABLE:
+        monkeypatch.delenv(variable(key), raising=False)
+    return tmp_path
+
+
+def run(*arguments: str, **env: str) -> Result:
+    return CliRunner().invoke(group, arguments, env=env, prog_name="legato")
+
+
+def in_force(result: Result) -> dict[str, tuple[object, str]]:
+    """What ``legato config`` printed: each value, and where it is from."""
+    assert result.exit_code == 0, result.output
+    values = tomllib.loads(result.stdout)
+    where = {line.partition(" = ")[0]: line.rpartition("  # ")[2] for line in result.stdout.splitlines()}
+    return {key: (value, where[key]) for key, value in values.items()}
+
+
+def options(key: str, value: object) -> list[str]:
+    param = TABLE[key]
+    if isinstance(param, click.Argument):
+        return [str(value)]
+    if isinstance(param, click.Option) and param.is_flag:
+        return [param.opts[0] if value else param.secondary_opts[0]]
+    return [part for each in (value if isinstance(value, tuple) else [value]) for part in (f"--{key}", str(each))]
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_each_setting_may_be_said_in_each_place(folder: Path, key: str) -> None:
+    """An option wins over its variable, that over the file, and that over the default; it is told which it was."""
+    first, second = samples(key)
+    shown = [list(each) if isinstance(each, tuple) else each for each in (first, second)]
+    (folder / "my.toml").write_text(f"{key} = {toml(second)}\n")
+
+    assert in_force(run("config", "--config", "my.toml"))[key] == (shown[1], "my.toml")
+    both = in_force(run("config", "--config", "my.toml", **{variable(key): said(first)}))
+    assert both[key] == (shown[0], variable(key))
+    three = in_force(run("config", "--config", "my.toml", *options(key, second), **{variable(key): said(first)}))
+    assert three[key][0] == shown[1]
+    assert three[key][1] in (f"--{key}", "command line", *TABLE[key].secondary_opts)
+
+
+def test_the_documents_have_each_setting() -> None:
+    """The table of docs/cli.md has a row for each option, and no other."""
+    section = DOCS.read_text("utf-8").partition("\n## Serve\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `--([a-z-]+)", section, re.MULTILINE)
+
+    assert sorted(named) == sorted(key for key in TABLE if key != "target")
+
+
+def test_what_is_printed_can_be_read_again(folder: Path) -> None:
+    """What ``legato config`` prints says the same as a file; what ``--example`` prints does, once it is no comment."""
+    (folder / "my.toml").write_text('port = 9\ncors = ["https://a.example", "https://b.example"]\ngrace = 0.5\n')
+    printed = run("config", "--config", "my.toml")
+    (folder / "again.toml").write_text(printed.stdout)
+    values = {key: value for key, (value, _) in in_force(printed).items()}
+    assert {key: value for key, (value, _) in in_force(run("config", "--config", "again.toml")).items()} == values
+
+    example = run("config", "--example").stdout
+    assert tomllib.loads(example) == {}
+    (folder / "DIRECTORY").mkdir()
+    whole = re.sub(r"^# (?=[a-z-]+ = )", "", example, flags=re.MULTILINE)
+    (folder / "whole.toml").write_text(whole)
+    assert tomllib.loads(whole).keys() == TABLE.keys()
+    assert in_force(run("config", "--config", "whole.toml")).keys() == TABLE.keys()
+
+
+WRONG = [
+    ("port = '8088'", 'port: expected a whole number from 0 to 65535, got "8088".'),
+    ("port = 99999", "port: expected a whole number from 0 to 65535, got 99999."),
+    ("port = true", "port: expected a whole number from 0 to 65535, got true."),
+    ("port = 8088.5", "port: expected a whole number from 0 to 65535, got 8088.5."),
+    ("grace = -1", "grace: expected a number, 0 or more, got -1."),
+    ("grace = nan", "grace: expected a number, 0 or more, got nan."),
+    ("grace = inf", "grace: expected a number, 0 or more, got inf."),
+    ("grace = 2026-11-29", "grace: expected a number, 0 or more, got 2026-11-29."),
+    ("host = 127", "host: expected text, got 127."),
+    ("host = []", "host: expected text, got a list."),
+    ("cors = [1]", "cors: expected text, or a list of such, got 1."),
+    ("cors = ['x', ['y']]", "cors: expected text, or a list of such, got a list."),
+    ("docs = 'nowhere'", 'docs: expected the path of a folder that exists, got "nowhere".'),
+    ("background = 'yes'", 'background: expected true or false, got "yes".'),
+    ("log-level = 'loud'", 'log-level: expected one of debug, info, warning, error, got "loud".'),
+    ("allow-hosts = ['x']", "allow-hosts: there is no such setting; did you mean allow-host?"),
+    ("[serve]\nport = 1", "serve: there is no such setting"),
+    ("[port]\nx = 1", "port: expected a whole number from 0 to 65535, got a table."),
+    ("debug = true", "debug: there is no such setting"),
+    ("config = 'x'", "config: there is no such setting"),
+    ('host = "a\\u0000b"', 'host: expected text, got "a\\u0000b".'),
+    ("port 8088", "expected TOML such as port = 8088, got something else: "),
+    ("port = 1\nport = 2", "expected TOML such as port = 8088, got something else: "),
+    (b"host = '\xff'", "expected TOML such as port = 8088, got something else: "),
+]
+
+
+@pytest.mark.parametrize(("content", "told"), WRONG, ids=[str(row[0]) for row in WRONG])
+def test_what_is_wrong_in_a_file_is_told(folder: Path, content: str | bytes, told: str) -> None:
+    """Each fault names the file, the key, what was expected and what came; nothing is served."""
+    (folder / "my.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    for command in ("config", "serve"):
+        result = run(command, "--config", "my.toml")
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert result.stderr.startswith(f"legato: my.toml: {told}")
+        assert result.stderr.count("\n") == 1
+
+
+def test_all_faults_are_told_at_once(folder: Path) -> None:
+    """Those of the environment and those of the file, a line for each."""
+    (folder / "my.toml").write_text("prot = 1\nport = 'x'\ngrace = 'y'\nhost = 'fine'\n")
+
+    result = run("serve", "--config", "my.toml", LEGATO_HEARTBEAT="never", LEGATO_PACE="-1", LEGATO_WAIT="nan")
+
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        'legato: LEGATO_PACE: expected a number, 0 or more, got "-1".',
+        'legato: LEGATO_WAIT: expected a number, 0 or more, got "nan".',
+        'legato: LEGATO_HEARTBEAT: expected a number from 0.1 to 3600, got "never".',
+        "legato: my.toml: prot: there is no such setting; did you mean port?",
+        'legato: my.toml: port: expected a whole number from 0 to 65535, got "x".',
+        'legato: my.toml: grace: expected a number, 0 or more, got "y".',
+    ]
+
+
+def test_no_file_is_read_that_nobody_named(folder: Path) -> None:
+    """A folder that somebody else has filled says nothing about what is served there; that it would is told."""
+    file = folder / "legato.toml"
+    file.write_text("port = 1\n")
+
+    result = run("config")
+    assert in_force(result)["port"] == (8088, "default")
+    assert result.stderr == "legato: legato.toml is not read; --config legato.toml reads it.\n"
+    assert in_force(run("config", LEGATO_CONFIG="legato.toml"))["port"] == (1, "legato.toml")
+    assert run("serve", "--config", "none.toml").stderr.startswith("legato: none.toml: it cannot be read: No such file")
+
+    file.chmod(0o666)
+    assert "anybody on this machine can change it" in run("serve", "--config", "legato.toml").stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ida:sesame@db/legato", "postgresql://ida:***@db/legato"),
+        ("rediss://:sesame@cache:6379/0", "rediss://:***@cache:6379/0"),
+        ("postgresql://db/legato?user=ida&password=sesame", "postgresql://db/legato?user=ida&password=***"),
+        ("postgresql://db/legato?sslpassword=sesame&x=1", "postgresql://db/legato?sslpassword=***&x=1"),
+        ("sqlite:////srv/a.db?durability=full", "sqlite:////srv/a.db?durability=full"),
+    ],
+)
+def test_passwords_are_not_shown(folder: Path, url: str, shown: str) -> None:
+    """Not where what holds is printed, nor where something is wrong; a file with one is for its user alone."""
+    (folder / "my.toml").write_text(f'store = "{url}"\n')
+    (folder / "my.toml").chmod(0o644)
+    result = run("config", "--config", "my.toml")
+
+    assert in_force(result)["store"] == (shown, "my.toml")
+    assert "sesame" not in result.output
+    assert ("anybody on this machine can read it" in result.stderr) == ("sesame" in url)
+    assert "sesame" not in run("config", LEGATO_PORT=url).output
+
+
+def test_what_an_environment_has_of_others(folder: Path) -> None:
+    """Kubernetes tells where a service named legato is, in a variable of ours; a slip of the pen is told."""
+    assert in_force(run("config", LEGATO_PORT="tcp://10.0.0.7:8088", LEGATO_SERVICE_HOST="10.0.0.7"))["port"] == (
+        8088,
+        "default",
+    )
+    result = run("config", LEGATO_ALLOW_HOTS="chat.example.com", LEGATO_URL="http://x", LEGATO_SEEDS="3")
+    assert result.stderr == "legato: LEGATO_ALLOW_HOTS is no setting; did you mean LEGATO_ALLOW_HOST?\n"
+
+
+def test_what_is_refused_later_is_named_as_it_was_said(folder: Path) -> None:
+    """Also what fits by itself, and not beside what else was said."""
+    (folder / "my.toml").write_text("base-url = 'http://x/v1'\n")
+
+    assert run("serve", "--config", "my.toml").stderr.startswith("legato: base-url in my.toml is for a model")
+    assert run("serve", LEGATO_BASE_URL="http://x/v1").stderr.startswith("legato: LEGATO_BASE_URL is for a model")
+    assert run("serve", "--base-url", "http://x/v1").stderr.startswith("legato: --base-url is for a model")
