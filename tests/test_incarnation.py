@@ -4,16 +4,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 
 from driving import decoded, echo
 from facts import draft
+from legato.agent import Agent, Turn
 from legato.client.resume import Resume
 from legato.server.app import Legato
 from legato.store import sqlite_file
@@ -240,3 +244,62 @@ def test_a_client_says_where_its_cursor_is_from() -> None:
     resume.opened("exact", None)  # an older server, or another store
     resume.receive(event(3))
     assert {"last-event-id": "3"} == resume.connect()
+
+
+# While it is open
+
+
+@pytest.mark.parametrize("on_crash", ["fail", "retry", "resume"])
+async def test_a_store_that_loses_the_end_of_a_log_while_it_is_open(on_crash: Any) -> None:
+    """As a failover to a replica does that was behind. Readers are cut off and told, and nobody goes on from what is
+    not there: neither the agent nor what is kept in memory."""
+    store = MemoryStore()
+    attempts: list[int] = []
+    go = asyncio.Event()
+
+    async def counts(turn: Turn) -> AsyncIterator[str]:
+        attempts.append(turn.attempt)
+        said = "".join(event.data["text"] for event in turn.events if event.type == "text.delta")
+        for word in ("one ", "two ", "three ")[len(said.split()) if on_crash == "resume" else 0 :]:
+            yield word
+            await turn.stored()
+        await go.wait()
+        yield "end"
+
+    app = Legato(store, agents=[Agent(counts, on_crash=on_crash)])
+    async with Driver(app) as driver:
+        await driver.request("POST", "/api/sessions", json={"id": "s"})
+        sent = (await driver.request("POST", "/api/sessions/s/messages", json={"text": "hi"})).json()
+        async with asyncio.timeout(30), driver.stream("/stream?sessionId=s&client=legato") as stream:
+            was = stream.headers["legato-incarnation"]
+            async for message in stream.messages():
+                last = message.id
+                if "three" in message.data:
+                    break
+            log = store._logs["s"]
+            cut = next(place for place, event in enumerate(log.events) if "two" in getattr(event.fact, "text", ""))
+            log.events = log.events[:cut]
+            log.state = msgspec.structs.replace(log.state, head=cut, whole=min(log.state.whole, cut))
+            store.incarnation = "another"
+            go.set()
+            store.doorbell.forget()
+            assert [message async for message in stream.messages() if message.event != "heartbeat"] == []
+
+        _, told, now = await head(driver, "/stream?sessionId=s", last_event_id=last, legato_incarnation=was)
+        assert (told, now) == ("reset", "another")
+        seen = []
+        async with asyncio.timeout(30), driver.stream("/stream?sessionId=s&client=legato&from=start") as stream:
+            async for message in stream.messages():
+                seen.append(message)
+                if message.event in ("complete", "error"):
+                    break
+        texts = [json.loads(message.data)["content"] for message in seen if message.event == "content"]
+        if on_crash == "fail":
+            assert (texts, seen[-1].event, attempts) == (["one "], "error", [1])
+        else:
+            again = ["two ", "three ", "end"] if on_crash == "resume" else ["one ", "two ", "three ", "end"]
+            assert ("".join(texts), seen[-1].event) == ("one " + "".join(again), "complete")
+            assert attempts == [1, 2]
+        messages = (await driver.request("GET", "/api/sessions/s/messages")).json()
+        assert len(messages) == 2
+        assert sent["runId"] not in (await store.info("s")).runs

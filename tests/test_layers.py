@@ -38,6 +38,7 @@ LAYERS: list[tuple[str, int]] = [
     ("load", 2),
     ("contents", 2),
     ("places", 2),
+    ("tally", 2),
     ("execution", 2),
     ("run", 2),
     ("sessions", 2),

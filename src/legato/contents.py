@@ -237,6 +237,11 @@ class Catalogue:
             raise SessionNotFound(session)
         return contents
 
+    def forget(self) -> None:
+        """Know nothing any more: logs are not what they were."""
+        self._known.clear()
+        self._held = 0
+
     def _count(self, session: str, contents: Contents) -> None:
         known = self._known.get(session)
         if known is None or known[0] is not contents:

@@ -221,6 +221,7 @@ class Execution:
         self._abandoned = False
         self._silent = False  # nothing more can come from the agent
         self._speaker: asyncio.Task[None] | None = None
+        self._subscription: Subscription | None = None
         self._grace: asyncio.TimerHandle | None = None
         self._turn: Turn | None = None
         self._numbers = {"p": 0, "n": 0}
@@ -282,6 +283,17 @@ class Execution:
         self._turn.left_open = ending is LEFT_OPEN
         self._speaker.cancel()
         self._grace = self._loop.call_later(self._limits.cancel_grace, self._abandon)
+
+    def look(self) -> None:
+        """See at once what others have appended: somebody else may have the run."""
+        if self._subscription is not None:
+            self._subscription.wake()
+
+    def forget(self, ending: Ending) -> None:
+        """End the run this way, with what the log has of it now: it has lost some of what was stored."""
+        self._astray = True
+        self._drafts.clear()  # they go on from what was lost
+        self.stop(ending)
 
     def _abandon(self) -> None:
         self._abandoned = self._silent = True
@@ -520,6 +532,7 @@ class Execution:
         with Subscription(
             self._store, self._lease.session, after, heartbeat=WATCH_HEARTBEAT, deltas=False, outside=True
         ) as subscription:
+            self._subscription = subscription
             while True:
                 try:
                     events = await subscription.next()

@@ -212,8 +212,11 @@ class Store(Leaser, Protocol):
     ``trouble``, a property: the ``StoreError`` that says why, or None. The server is not ready as long as there is one.
     One that may be put back to what it was (from a backup) may have ``incarnation``, the name of its life, which
     changes with each opening; and ``holds(incarnation, session, offset)``, a coroutine: whether the event at that
-    offset is the one that readers had from that incarnation. Readers send the name back with their cursors.
+    offset is the one that readers had from that incarnation. Readers send the name back with their cursors. If the
+    incarnation changes while the store is open (a failover lost the end of some logs), it calls ``doorbell.forget``.
     One that can begin a session bit by bit, out of sight until it is whole, may have ``build``, see the function.
+    One that several processes use may have ``tally(node, counts, ttl)``, a coroutine: it keeps what a node counts, by
+    name, for ``ttl`` seconds, and gives what all others count now, added up. It need not be durable.
     """
 
     doorbell: Doorbell
@@ -380,6 +383,7 @@ class Doorbell:
     def __init__(self) -> None:
         self._bells: dict[tuple[str, bool], set[Listener]] = {}
         self._workers: set[Bell] = set()
+        self._forgetful: list[Callable[[], object]] = []
 
     def ring(self, session: str, *, outside: bool = True) -> None:
         """Wake everybody who listens to ``session``."""
@@ -421,6 +425,21 @@ class Doorbell:
     def hears(self, session: str) -> bool:
         """Whether somebody listens to ``session``."""
         return (session, False) in self._bells or (session, True) in self._bells
+
+    def forget(self) -> None:
+        """Have everybody forget what they know of logs: the store is not what it was, see ``Store`` on incarnations. To
+        be called before anything is read from what it is now."""
+        for callback in list(self._forgetful):
+            callback()
+
+    def hang_forget(self, callback: Callable[[], object]) -> None:
+        """From now on ``callback`` is called when all that is known is to be forgotten. It must raise nothing."""
+        self._forgetful.append(callback)
+
+    def take_forget(self, callback: Callable[[], object]) -> None:
+        """Call it no more. Idempotent."""
+        if callback in self._forgetful:
+            self._forgetful.remove(callback)
 
     def listening(self, session: str) -> int:
         """How many listen to all of ``session`` now."""
@@ -485,6 +504,10 @@ class Subscription:
     def stop(self) -> None:
         """From now on ``next`` returns what is in the log, and then, instead of waiting, nothing."""
         self.stopped = True
+        self._bell.ring()
+
+    def wake(self) -> None:
+        """Have ``next`` look at once, as if it had rung."""
         self._bell.ring()
 
     async def next(self) -> list[Event]:

@@ -27,18 +27,26 @@ class Places:
     Args:
         count: gives how many there are.
         waiting: gives how many messages of one party may wait.
+        elsewhere: gives how many of a party wait that were sent through other nodes.
 
     Attributes:
         taken: how many are.
+        sent: by party, how many messages wait that were sent through this node.
     """
 
-    def __init__(self, count: Callable[[], int], waiting: Callable[[], int]) -> None:
+    def __init__(
+        self, count: Callable[[], int], waiting: Callable[[], int], elsewhere: Callable[[str], int] = lambda party: 0
+    ) -> None:
         self.taken = 0
         self._count = count
         self._waiting = waiting
+        self._elsewhere = elsewhere
         self._held: Counter[str] = Counter()
         self._queued: dict[str, dict[str, str]] = {}  # by session the runs that wait, and whose they are
         self._counts: Counter[str] = Counter()  # of those
+        self._storing: set[str] = set()  # of those what may not be stored yet: nobody finds it in the store
+        self._here: dict[str, str] = {}  # those that were sent through this node, and whose they are
+        self.sent: Counter[str] = Counter()  # how many of each party those are
         self._lines: dict[str, dict[str, None]] = {}  # by party the sessions whose first run waits for a place
         self._parties: dict[str, str] = {}  # of those sessions
         self._levels: dict[int, dict[str, None]] = {}  # by how many places they have the parties with a line
@@ -112,19 +120,28 @@ class Places:
 
     @property
     def queued(self) -> dict[str, str]:
-        """The runs that wait, be it for a place or behind another, with their sessions."""
-        return {run: session for session, runs in self._queued.items() for run in runs}
+        """The runs that wait, be it for a place or behind another, with their sessions; as far as they are stored."""
+        return {run: session for session, runs in self._queued.items() for run in runs if run not in self._storing}
 
     def check(self, party: str) -> None:
         """Raise ``TooMany`` if so much of this party waits that no more may."""
-        if self._counts[party] >= self._waiting():
+        # What was sent elsewhere may be known here as well, so the two are not added up.
+        count = max(self._counts[party], self.sent[party] + self._elsewhere(party))
+        if count >= self._waiting():
             raise TooMany(
-                f"{self._counts[party]} messages of yours wait for their answers already; try again later.",
-                limit=self._waiting(),
+                f"{count} messages of yours wait for their answers already; try again later.", limit=self._waiting()
             )
 
-    def queue(self, session: str, run: str, party: str) -> None:
-        """A run waits. Idempotent."""
+    def queue(self, session: str, run: str, party: str, *, here: bool = False, stored: bool = True) -> None:
+        """A run waits; ``here``: it was sent through this node. Idempotent. Until it is stored, nobody lets go of it
+        but who has queued it."""
+        if stored:
+            self._storing.discard(run)
+        else:
+            self._storing.add(run)
+        if here and run not in self._here:
+            self._here[run] = party
+            self.sent[party] += 1
         runs = self._queued.setdefault(session, {})
         if run not in runs:
             runs[run] = party
@@ -132,6 +149,12 @@ class Places:
 
     def unqueue(self, session: str, run: str) -> None:
         """It does not wait (any more). Idempotent."""
+        self._storing.discard(run)
+        sender = self._here.pop(run, None)
+        if sender is not None:
+            self.sent[sender] -= 1
+            if not self.sent[sender]:
+                del self.sent[sender]
         runs = self._queued.get(session, {})
         party = runs.pop(run, None)
         if party is None:
@@ -144,7 +167,7 @@ class Places:
 
     def keep(self, session: str, runs: Container[str]) -> None:
         """Of the session's runs only these may still wait."""
-        for run in [run for run in self._queued.get(session, ()) if run not in runs]:
+        for run in [run for run in self._queued.get(session, ()) if run not in runs and run not in self._storing]:
             self.unqueue(session, run)
 
     def wait(self, session: str) -> None:

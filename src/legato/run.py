@@ -5,7 +5,8 @@ is to be done; the store's open runs are that list, so a restart or another mach
 run is taken only when there is a *place* for it, so that what waits can be taken by whoever has one.
 
 Every lease that this process holds belongs to a task that drives its run, or is in ``_left`` and given back soon: a
-lease that nobody knew of would be renewed for ever. So nobody who can be cancelled, such as a request, takes one.
+lease that nobody knew of would be renewed for ever. So nobody who can be cancelled, such as a request, takes one. And
+where the store's answer was lost, which says whether one was taken, it is asked later what it has as ours.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .agent import Agent, Turn
 from .caller import Caller
@@ -50,6 +51,7 @@ from .load import Load
 from .log import Appended, Bell, Log, Store, Take
 from .machine import Lease, OpenRun, free
 from .places import Places
+from .tally import NodeTally
 from .transcript import Recorder, brought, fold, told
 
 logger = logging.getLogger("legato")
@@ -62,6 +64,21 @@ CLAIM = 32
 
 AT_ONCE = 1_000
 """Runs that are looked at in one step, and before a start is over."""
+
+LOOK_EVERY = 2.0
+"""Seconds between two looks for runs whose owner has died, at most; and until the store is tried again that failed."""
+
+
+RECOUNT = 1.0
+"""Seconds between two looks whether what waits still does, for senders who are to be refused."""
+
+
+class _Drive(NamedTuple):
+    """What a task drives, and whose place it has."""
+
+    session: str
+    run: str
+    party: str
 
 
 class Runner:
@@ -96,17 +113,25 @@ class Runner:
         self.load = Load(self.limits.gather_seconds)
         self.contents = Catalogue(store)
         self._lease_ttl = lease_ttl
-        self.places = Places(lambda: self.limits.concurrent_runs, lambda: self.limits.waiting_messages)
+        self.tally = NodeTally(store, self.owner)
+        self.tally.sources.append(self._count_waiting)
+        self.places = Places(
+            lambda: self.limits.concurrent_runs,
+            lambda: self.limits.waiting_messages,
+            lambda party: self.tally.elsewhere(_waiting(party)) if _is_told(party) else 0,
+        )
         self._idle = asyncio.Event()  # no place is taken
         self._idle.set()
         self._learned = False  # what waited before this life
         self._bell = Bell()
-        self._drives: dict[asyncio.Task[None], tuple[str, str]] = {}  # each in a place: its session and its party
+        self._drives: dict[asyncio.Task[None], _Drive] = {}  # each in a place
         self._busy: Counter[str] = Counter()  # the sessions of those
         self._executions: dict[Execution, Agent] = {}
         self._left: dict[str, Lease] = {}  # of runs that could not be driven on; given back a little later
         self._worker: asyncio.Task[None] | None = None
         self._renewal = (0.0, 0.0)  # when the next one is due, in the loop's time and the clock's
+        self._recounted = 0.0  # when that was done last, by the loop's time
+        self._doubtful = False  # the store has failed where it may have given a lease
         self._late = False  # the grace of ``stop`` is over
 
     @property
@@ -176,6 +201,7 @@ class Runner:
             await self._look()
         self._work()
         self.load.start()
+        self.tally.start()
 
     async def stop(self, grace: float = 0.0) -> None:
         """Take no more messages, let runs finish for ``grace`` seconds, then interrupt them. Idempotent.
@@ -193,6 +219,13 @@ class Runner:
         if self._worker is not None:
             await _cancelled(self._worker)
         await self._give_up(*self._left.values())
+        await self.tally.stop()
+
+    def forget(self) -> None:
+        """Know nothing of any log any more, and let runs be driven anew: logs are not what they were."""
+        self.contents.forget()
+        for execution, agent in list(self._executions.items()):
+            execution.forget(_interruption(agent))
 
     async def _all_given_back(self, seconds: float) -> bool:
         """Wait until nothing runs here, at most so long; whether that came to be."""
@@ -211,11 +244,11 @@ class Runner:
         self.places.leave(session)
         self._busy[session] += 1
         task = asyncio.create_task(driving, name=f"legato-run-{run}")
-        self._drives[task] = session, party
+        self._drives[task] = _Drive(session, run, party)
         task.add_done_callback(self._over)
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        session, party = self._drives.pop(task)
+        session, _, party = self._drives.pop(task)
         self._give_back(party)
         self._busy[session] -= 1
         if not self._busy[session]:
@@ -229,6 +262,21 @@ class Runner:
         if not self.places.taken:
             self._idle.set()
 
+    def _count_waiting(self) -> Iterator[tuple[str, int]]:
+        return ((_waiting(party), count) for party, count in self.places.sent.items() if _is_told(party))
+
+    async def recount(self) -> None:
+        """See whether what is known to wait still does, since other nodes take of it; not more than once a second.
+
+        Raises:
+            StoreError: it cannot be seen.
+        """
+        now = asyncio.get_running_loop().time()
+        if now >= self._recounted + RECOUNT:
+            self._recounted = now
+            before = self.places.queued
+            self._let_go(before, await self.store.open_runs(limit=sys.maxsize))
+
     # Looking for runs -------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -240,12 +288,12 @@ class Runner:
         try:
             while True:
                 self._bell.clear()
-                pause = self._lease_ttl / 3
+                pause = min(self._lease_ttl / 3, LOOK_EVERY)
                 try:
                     if await self._renew() and (self.places.queued or not self._learned):
                         await self._learn()
                     await self._look()
-                    pause = max(self._renewal[0] - asyncio.get_running_loop().time(), 0.001)
+                    pause = min(pause, max(self._renewal[0] - asyncio.get_running_loop().time(), 0.001))
                 except LegatoError as exc:
                     logger.warning("cannot look after leases: %s", exc)
                 except Exception:  # whatever it is: without this task leases would lapse and runs stay open
@@ -261,9 +309,26 @@ class Runner:
         if now[0] < self._renewal[0] and now[1] < self._renewal[1]:  # they differ after the machine has slept
             return False
         await self.store.renew(owner=self.owner, ttl=self._lease_ttl)
+        late = max(now[0] - self._renewal[0], now[1] - self._renewal[1]) > self._lease_ttl / 3
         self._renewal = now[0] + self._lease_ttl / 3, now[1] + self._lease_ttl / 3
+        if late:  # this process was stopped for a while, or its store out of reach: others may have its runs now
+            for execution in self._executions:
+                execution.look()
         await self._give_up(*self._left.values())
+        if self._doubtful:
+            await self._disown()
         return True
+
+    async def _disown(self) -> None:
+        """Give back what the store has as ours and nobody here drives: what came of taking it was not told."""
+        self._doubtful = False
+        try:
+            runs = await self.store.open_runs(limit=sys.maxsize)
+        except BaseException:
+            self._doubtful = True
+            raise
+        known = {drive.run for drive in self._drives.values()} | self._left.keys()  # after the look, see ``_place``
+        await self._give_up(*(run.lease() for run in runs if run.owner == self.owner and run.run not in known))
 
     async def _learn(self) -> None:
         """Let all that waits be known, with whose it is: at a start what an earlier life took, later what other nodes
@@ -271,10 +336,7 @@ class Runner:
         self._learned = True
         before = self.places.queued
         runs = await self.store.open_runs(limit=sys.maxsize)
-        still = {run.run for run in runs}
-        for name, session in before.items():
-            if name not in still:
-                self.places.unqueue(session, name)
+        self._let_go(before, runs)
         now = self.clock()
         firsts: dict[str, OpenRun] = {}
         for run in runs:
@@ -299,6 +361,14 @@ class Runner:
             if not place % AT_ONCE:
                 await asyncio.sleep(0)
 
+    def _let_go(self, waited: Mapping[str, str], runs: Iterable[OpenRun]) -> None:
+        """Of what waited, with its sessions, let what has ended, or has been taken by another node, wait no more."""
+        now = self.clock()
+        still = {run.run for run in runs if not run.held(now)}
+        for name, session in waited.items():
+            if name not in still:
+                self.places.unqueue(session, name)
+
     async def _whose(self, run: OpenRun) -> tuple[float, OpenRun, str]:
         """When the message of a run was sent, and whose it is as far as the log has it."""
         events = await self.store.read(run.session, run.offset - 1, limit=1)
@@ -322,6 +392,9 @@ class Runner:
             self._idle.clear()
             try:
                 leases = await self.store.claim(owner=self.owner, ttl=self._lease_ttl, limit=places)
+            except StoreError:
+                self._doubtful = True
+                raise
             finally:
                 self._give_back("", places - len(leases))
             for lease in leases:
@@ -347,6 +420,7 @@ class Runner:
         except (LeaseHeld, RunEnded):
             pass  # somebody else has it, or it has ended
         except LegatoError as exc:
+            self._doubtful = True
             logger.warning("session %s: cannot take what waits: %s", session, exc)
             return False
         finally:
@@ -383,6 +457,7 @@ class Runner:
             _tell(stored, StoreError("The server stopped while the message was being stored."))
             raise
         except Exception as exc:
+            self._doubtful = self._doubtful or isinstance(exc, StoreError)
             _tell(stored, exc)
         else:
             tell = functools.partial(_tell, stored, appended)
@@ -529,6 +604,16 @@ def _waited(mine: Iterable[Event]) -> int:
             open_asks.discard(event.fact.id)
         before = event
     return waited + (bool(open_asks) and before is not None and isinstance(before.fact, RunStarted))
+
+
+def _waiting(party: str) -> str:
+    """How the messages of a party that wait are named in the tally."""
+    return f"waiting {party}"
+
+
+def _is_told(party: str) -> bool:
+    """Whether it is a subject; an address is told to nobody."""
+    return party.startswith("subject ")
 
 
 def _interruption(agent: Agent) -> Ending:

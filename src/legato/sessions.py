@@ -880,8 +880,13 @@ class Sessions:
                 return begun
             drafts.append(Draft(RunWaiting(), run))
         places = self._runner.places
-        places.check(party)
-        places.queue(session, run, party)  # before it is stored, so that the bound holds however many come at once
+        try:
+            places.check(party)
+        except TooMany:
+            await self._runner.recount()
+            places.check(party)
+        # Before it is stored, so that the bound holds however many come at once.
+        places.queue(session, run, party, here=True, stored=False)
         refused = False
         try:
             with self._runner.load.waited():
@@ -893,7 +898,7 @@ class Sessions:
             if refused:
                 places.unqueue(session, run)
             else:  # again: whoever has looked meanwhile for what waits has not found it
-                places.queue(session, run, party)
+                places.queue(session, run, party, here=True)
             self._runner.wake(session)
         if appended.repeated:
             places.unqueue(session, run)
@@ -945,7 +950,7 @@ class Sessions:
             AskNotFound: no such request.
         """
         run, request = await self._find_ask(caller, id, PermissionRequested)
-        late = self._runner.deadlines.is_late(id, request.expires_at, self._runner.clock())
+        late = await self._is_late(id, run, request.expires_at)
         fact = PermissionResolved(id, granted and not late, "timeout" if late else "user")
         try:
             events = (await self._store.append(session_of(id), [Draft(fact, run)], once=resolve_key(id))).events
@@ -970,11 +975,22 @@ class Sessions:
             raise InvalidInput(f"Expected one of {asked.choices}, got {value!r}.", choices=asked.choices)
         if response == "text" and value is None:
             raise InvalidInput("An answer of type 'text' needs a value.")
-        if self._runner.deadlines.is_late(id, asked.created_at + asked.timeout, self._runner.clock()):
+        if await self._is_late(id, run, asked.created_at + asked.timeout):
             raise AskNotFound("The notification's time to answer is over.")
         fact = NotificationResolved(id, "user", run, response, value)
         if (await self._store.append(session_of(id), [Draft(fact)], once=resolve_key(id))).repeated:
             raise AskNotFound("The notification has been answered already.")
+
+    async def _is_late(self, id: str, run: str | None, expires_at: float | None) -> bool:
+        """Whether an answer comes too late. Of what a run asks that another node drives, that node decides, whose clock
+        it was asked by: when the time is over it stores so, and the first answer wins."""
+        runner = self._runner
+        if not runner.deadlines.is_late(id, expires_at, runner.clock()):
+            return False
+        if runner.deadlines.left(id) is not None or run is None:
+            return True
+        driven = (await self._store.info(session_of(id))).runs.get(run)
+        return driven is None or driven.owner in (None, runner.owner)
 
     async def _find_ask(self, caller: Caller, id: str, kind: type[A]) -> tuple[str | None, A]:
         # An ask's id begins with its session's, so that any node can find it without an index.

@@ -81,6 +81,12 @@ class JoinedPages:
             self._held -= self._sizes.pop(oldest)
         return page
 
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._pages.clear()
+        self._sizes.clear()
+        self._held = 0
+
 
 def cost(event: Event) -> int:
     """Bytes of memory that an event takes, by estimate."""

@@ -52,6 +52,9 @@ LOOK_EVERY = 0.1
 TELL_EVERY = 5.0
 """and between two lines in the log about that."""
 
+LEASE_TTL = (1.0, 3600.0)
+"""Seconds that a lease may last."""
+
 F = TypeVar("F", bound=AgentFunction)
 
 
@@ -73,6 +76,8 @@ class Legato:
         max_body: bytes of a request's body.
         traffic: what connections may take, in seconds and in bytes.
         grace: seconds that runs have to finish when the application is shut down.
+        lease_ttl: seconds after which other nodes on the same store may take over what this one drove, once it is heard
+            of no more. It says so three times within them.
         lock_wait: seconds for which a start waits while another process has the store's file open, as one that is
             about to stop has.
         page: whether to serve the chat page at ``/``, the inspector with its API, and the API's pages.
@@ -98,12 +103,15 @@ class Legato:
         max_body: int = 4_194_304,
         traffic: Traffic | None = None,
         grace: float = 25.0,
+        lease_ttl: float = 15.0,
         lock_wait: float = 30.0,
         page: bool = True,
         dialects: Sequence[Dialect] = (),
         identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody,
         may: May | None = None,
     ) -> None:
+        if not LEASE_TTL[0] <= lease_ttl <= LEASE_TTL[1]:
+            raise InvalidInput(f"lease_ttl is {LEASE_TTL[0]:g} to {LEASE_TTL[1]:g} seconds, got {lease_ttl!r}.")
         self.agents: dict[str, Agent] = {}
         self.tools: dict[str, Tool] = {}
         self.grace = grace
@@ -124,6 +132,7 @@ class Legato:
             limits=limits or Limits(),
             identify=identify,
             traffic=self.traffic,
+            lease_ttl=lease_ttl,
             may=may or (may_on_open_server if identify is nobody else may_what_is_theirs),
         )
         self._cors = tuple(map(origin_as_sent, _names(cors)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
@@ -27,6 +28,8 @@ from .reply import Follow, View
 from .stream import Streams
 from .traffic import Budget, Traffic
 
+logger = logging.getLogger("legato")
+
 T = TypeVar("T")
 
 
@@ -47,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True):
         identify: who asks, from the ASGI scope of a request.
         may: what they may do, see ``caller.may``.
         traffic: what connections may take.
+        lease_ttl: seconds after which other nodes may take over what this one drove, once it is heard of no more.
     """
 
     heartbeat: float = 15.0
@@ -58,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True):
     identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody
     may: May = may_on_open_server
     traffic: Traffic = Traffic()
+    lease_ttl: float = 15.0
 
 
 class Life:
@@ -84,7 +89,7 @@ class Life:
     def __init__(self, store: Store, agents: Mapping[str, Agent], settings: Settings) -> None:
         self.store = store
         self.settings = settings
-        self.runner = Runner(store, agents, limits=settings.limits)
+        self.runner = Runner(store, agents, limits=settings.limits, lease_ttl=settings.lease_ttl)
         self.sessions = Sessions(store, self.runner, may=settings.may)
         self.streams = Streams(total=settings.max_streams, per_session=settings.max_streams_per_session)
         self.pace = Pace()
@@ -109,11 +114,22 @@ class Life:
         life = cls(store, agents, settings)
         try:
             await life.runner.start()
+            store.doorbell.hang_forget(life.forget)
         except BaseException:
             await life.runner.stop()
             await store.close()
             raise
         return life
+
+    def forget(self) -> None:
+        """Begin anew with what the store is now: it has lost the end of some logs. Readers are cut off, and told so
+        when they come back."""
+        logger.warning("the store is not what it was: all readers are cut off, and all runs driven anew")
+        self.streams.cut()
+        self.runner.forget()
+        self.memory.forget()
+        self.pages.forget()
+        self._kept.clear()
 
     def begin_end(self, grace: float) -> None:
         """End all streams, take no more messages, and give runs ``grace`` seconds from now on; ``end`` is to follow.
@@ -124,6 +140,7 @@ class Life:
 
     async def end(self, grace: float) -> None:
         """Let runs finish for ``grace`` seconds, end all streams, close the store."""
+        self.store.doorbell.take_forget(self.forget)
         try:
             await (self._stopping or self.runner.stop(grace))
         finally:

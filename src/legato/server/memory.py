@@ -275,6 +275,11 @@ class Memory:
             self._recent.popitem(last=False)
         return memory
 
+    def forget(self) -> None:
+        """Remember nothing: logs are not what they were."""
+        self._held = WeakValueDictionary()
+        self._recent.clear()
+
 
 class SharedEncoder:
     """One reader of a run, out of the memory of it.

@@ -247,6 +247,11 @@ class Streams:
         for pump in list(self._pumps):
             pump.end()
 
+    def cut(self) -> None:
+        """Cut every stream off, where it is; readers come back with their cursors."""
+        for pump in list(self._pumps):
+            pump.abort()
+
     async def close(self, timeout: float = 2.0) -> None:
         """Drain, and after ``timeout`` seconds cut off readers that do not take what is being written."""
         self.drain()

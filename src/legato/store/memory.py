@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..errors import CursorInvalid, SessionNotFound
 from ..event import Draft, Event, Offset, settle
@@ -59,6 +60,7 @@ class MemoryStore:
         self._clock = clock
         self._logs: dict[str, _Log] = {}
         self._last_at = 0  # microseconds
+        self._tallies: dict[str, tuple[float, dict[str, int]]] = {}
         self.incarnation = secrets.token_urlsafe(9)
 
     async def open(self) -> None:
@@ -210,6 +212,17 @@ class MemoryStore:
         if log is not None:
             log.state = released(log.state, lease)
             self.doorbell.ring_work()
+
+    async def tally(self, node: str, counts: Mapping[str, int], ttl: float) -> dict[str, int]:
+        """See ``Store``."""
+        now = self._clock()
+        self._tallies[node] = now + ttl, dict(counts)
+        self._tallies = {name: told for name, told in self._tallies.items() if told[0] > now}
+        others: Counter[str] = Counter()
+        for name, (_, told) in self._tallies.items():
+            if name != node:
+                others.update(told)
+        return others
 
 
 _: type[Store] = MemoryStore
