@@ -45,7 +45,7 @@ def client(url: str) -> Iterator[Client]:
 OUTPUTS = [
     ("--help",), ("--version",), ("log", "--help"), ("sessions",), ("sessions", "--json"), ("log", "SESSION"),
     ("log", "SESSION", "--json"), ("send", "echo hi"), ("send", "--no-follow", "echo hi"),
-    ("backup", "copy.db", "--store", "STORE"), ("gc", "--store", "STORE"),
+    ("backup", "copy.db", "--store", "STORE"), ("gc", "--store", "STORE"), ("migrate", "--help"),
 ]  # fmt: skip
 """Commands that end by themselves, each of which writes something."""
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from .errors import InvalidInput, LegatoError
 from .event import AnyFact, Draft, Event, Offset, SessionCreated
-from .machine import Lease, OpenRun
+from .machine import Lease, OpenRun, SessionState, moved
 
 READ_LIMIT = 500
 """Events in one read: enough to amortise a query, small enough that one read is no burden on the loop (about 1 ms)."""
@@ -64,6 +65,23 @@ class SessionPage(NamedTuple):
 
     infos: list[SessionInfo]
     next: str | None = None
+
+
+class SessionRecord(msgspec.Struct, frozen=True):
+    """What a store keeps of a session besides its events, in the form in which one store gives it to another.
+
+    Attributes:
+        head: the offset of its last event.
+        updated_at: seconds since the epoch, as in ``SessionInfo``; of a deleted session, of its tombstone.
+        once: by key, the offsets of the first and of the last event that were stored under it.
+        epochs: of its open runs, by id, that of the last lease; the lease itself is nobody's any more.
+    """
+
+    session: str
+    head: Offset
+    updated_at: float
+    once: dict[str, tuple[Offset, Offset]] = {}
+    epochs: dict[str, int] = {}
 
 
 class Take(NamedTuple):
@@ -217,6 +235,7 @@ class Store(Leaser, Protocol):
     One that can begin a session bit by bit, out of sight until it is whole, may have ``build``, see the function.
     One that several processes use may have ``tally(node, counts, ttl)``, a coroutine: it keeps what a node counts, by
     name, for ``ttl`` seconds, and gives what all others count now, added up. It need not be durable.
+    One whose sessions can be taken to another store is ``Portable``.
     """
 
     doorbell: Doorbell
@@ -286,6 +305,37 @@ class Store(Leaser, Protocol):
 
         Raises:
             CursorInvalid: ``after`` is not of the form of this store.
+        """
+        ...
+
+
+class Portable(Store, Protocol):
+    """A store that gives whole sessions, and takes them as they are (``legato migrate``)."""
+
+    def records(self) -> AsyncIterator[SessionRecord]:
+        """What is known of each session that is there, or has been deleted: once each, in any order.
+
+        Of those that come or go meanwhile, each may be among them or not.
+        """
+        ...
+
+    async def record(self, session: str) -> SessionRecord | None:
+        """What is known of this one, deleted or not; None if it never was."""
+        ...
+
+    async def adopt(self, record: SessionRecord, pages: AsyncIterator[Sequence[Event]]) -> None:
+        """Take a session as another store had it: whole, or not at all, and durable when the call returns.
+
+        Its events keep offset, time and JSON, its keys and epochs stay what they were. No run of it is held.
+
+        Args:
+            record: what that store says of it.
+            pages: all its events in order, at least one in each; of a deleted session, its tombstone.
+
+        Raises:
+            SessionExists: it is there already, or has been.
+            InvalidInput: they are not such a session: an event is missing, or cannot follow (see ``adopted``).
+            StoreError: nothing was stored. Whatever ``pages`` raises, too.
         """
         ...
 
@@ -585,6 +635,56 @@ def moment(now: float, last: int) -> int:
     """
     at = round(now * MICRO)
     return last + 1 if last - MICRO < at <= last else at
+
+
+class Adoption:
+    """A session that is being adopted (``Portable.adopt``): what its pages make of it, by the machine's rules.
+
+    Args:
+        record: what is to come of it.
+    """
+
+    def __init__(self, record: SessionRecord) -> None:
+        self._record = record
+        self.state = SessionState(record.session)
+
+    def add(self, events: Sequence[Event]) -> None:
+        """The next page, of at least one event.
+
+        Raises:
+            InvalidInput: an event is missing, or cannot follow.
+        """
+        first, head = events[0], self.state.head
+        try:
+            if first.type == "session.deleted" and head == 0 and len(events) == 1:
+                self.state = SessionState(self._record.session, first.offset, first.offset, deleted=True)
+                return
+            for offset, event in enumerate(events, head + 1):
+                if event.offset != offset or event.type == "session.deleted":
+                    raise ValueError(f"expected event {offset}, got {event.type} as event {event.offset}")
+            self.state = moved(self.state, [Draft(event.fact, event.run) for event in events])
+        except (LegatoError, ValueError) as exc:
+            raise self._refused(f"its events after {head} are no log: {exc}") from exc
+
+    def end(self) -> SessionState:
+        """The state once all pages have come.
+
+        Raises:
+            InvalidInput: they are not what was to come.
+        """
+        record, state = self._record, self.state
+        if state.head != record.head:
+            raise self._refused(f"it has {record.head} events, and {state.head} have come")
+        if record.epochs.keys() != state.runs.keys():
+            raise self._refused(f"its open runs are {[*state.runs]}, and it names {[*record.epochs]}")
+        for key, (first, last) in record.once.items():
+            if not 0 < first <= last <= state.head or state.deleted:
+                raise self._refused(f"it has no events {first} to {last}, which are those of the key {key!r}")
+        runs = {name: msgspec.structs.replace(run, epoch=record.epochs[name]) for name, run in state.runs.items()}
+        return msgspec.structs.replace(state, runs=runs)
+
+    def _refused(self, why: str) -> InvalidInput:
+        return InvalidInput(f"Session {self._record.session!r} cannot be adopted: {why}.", session=self._record.session)
 
 
 def created(fact: AnyFact) -> SessionCreated:

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .errors import (
+    Conflict,
     CursorInvalid,
     HeadMoved,
     IllegalTransition,
+    InvalidInput,
     LeaseHeld,
     LegatoError,
     RunEnded,
@@ -53,6 +55,7 @@ from .json import JsonObject
 from .log import READ_LIMIT, Bell, Log, SessionPage, Store, Subscription, Take, build
 from .machine import Lease, OpenRun, RunState
 from .sse import Decoder
+from .store.moving import move, portable
 from .testing_asgi import ASGIResponse as ASGIResponse
 from .testing_asgi import ASGIStream as ASGIStream
 from .testing_asgi import Driver as Driver
@@ -97,6 +100,7 @@ class Place:
     def __init__(self, make: MakeStore, name: str) -> None:
         self._make = make
         self._name = name
+        self._others: list[Store] = []
         self.clock = FakeClock()
         self.store = make(name, self.clock)
 
@@ -106,6 +110,17 @@ class Place:
         self.store = self._make(self._name, self.clock)
         await self.store.open()
         return self.store
+
+    async def another(self, name: str) -> Store:
+        """A store on another place, open; it is closed with this one."""
+        self._others.append(self._make(f"{self._name}_{name}", self.clock))
+        await self._others[-1].open()
+        return self._others[-1]
+
+    async def close(self) -> None:
+        """Close the store, and all others."""
+        for store in (self.store, *self._others):
+            await store.close()
 
     async def begin(self, session: str = "s", *runs: str) -> Log:
         """A new session with these runs open."""
@@ -133,7 +148,7 @@ class StoreCheck(NamedTuple):
             try:
                 await self.body(place)
             finally:
-                await place.store.close()
+                await place.close()
 
 
 STORE_CHECKS: list[StoreCheck] = []
@@ -888,6 +903,89 @@ async def sessions_are_built_whole(place: Place) -> None:
     _same(["s"], [info.session for info in (await place.store.sessions(owner="me")).infos])
     await _refused(SessionExists, build(place.store, "s", pieces(there=4)))
     await Log(place.store, "s").append(_message("r"), head=4)
+
+
+@_rule(STORE_CHECKS)
+async def sessions_move_whole(place: Place) -> None:
+    """What a ``Portable`` store gives of its sessions another one takes: events, times, keys, epochs and tombstones."""
+    if not hasattr(place.store, "adopt"):
+        return
+    log = await place.begin("s", "first")
+    await log.append(_started("first"), *[_text("first", f"{number} ", number) for number in range(1_200)])
+    place.clock.advance(1.5)
+    kept = await log.append(_text("first", "x" * 10_000), _completed("first"), _message("second"), once="key")
+    for _ in range(2):
+        lease = await place.lease("s", "second")
+        await place.store.release(lease)
+    await Log(place.store, "mine").append(Draft(SessionCreated("m", owner="me")))
+    await (await place.begin("gone", "r")).append(_DELETED, once="deletion")
+    target, back = await place.another("target"), await place.another("back")
+    moved = await move(place.store, target)
+
+    _same((3, 1, 0), (moved.source.sessions, moved.source.deleted, moved.found))
+    _same(moved.source, moved.target)
+    _same(moved.source, (await move(target, back)).target)
+    _same((3, moved.source), ((again := await move(place.store, target)).found, again.target))
+    there = Log(target, "s")
+    shown = [[(event.offset, event.at, event.run, event.json) async for event in each.all()] for each in (log, there)]
+    _same(*shown)
+    _same(await place.store.info("s"), await target.info("s"))
+    _same([("second", None, 2)], [(run.run, run.owner, run.epoch) for run in await target.open_runs()])
+    _same(["me"], [info.owner for info in (await target.sessions(owner="me")).infos])
+    pages = [[info.session for info in (await each.sessions()).infos] for each in (place.store, target)]
+    _same(*pages)
+    _same([("session.deleted", 3)], [(event.type, event.offset) for event in await target.read("gone", 0)])
+    await _refused(SessionExists, target.append("gone", [Draft(SessionCreated("again"))]))
+    _same((True, kept.events), ((same := await there.append(_started("second"), once="key")).repeated, same.events))
+    await _refused(StaleLease, there.append(_started("second"), lease=lease))
+    _same(3, (taken := await target.acquire("s", "second", owner="o", ttl=30.0)).epoch)
+    last = kept.events[-1].offset
+    _same([last + 1], [event.offset for event in (await there.append(_started("second"), lease=taken)).events])
+    await _refused(Conflict, move(place.store, target))
+
+
+@_rule(STORE_CHECKS)
+async def sessions_are_adopted_whole(place: Place) -> None:
+    """A session that another store gives is there once all of it has come, and only if it is one; or not at all."""
+    if not hasattr(place.store, "adopt"):
+        return
+    source, store = await place.another("source"), place.store
+    await Log(source, "s").append(Draft(SessionCreated("s")), _message("r"), _started("r"))
+    await Log(source, "s").append(_text("r"), _text("r", start=1))
+    events, record = await source.read("s", 0), await portable(source).record("s")
+    assert record is not None
+
+    async def pieces(*parts: Sequence[Event], error: Exception | None = None) -> AsyncIterator[Sequence[Event]]:
+        for part in parts:
+            yield part
+            _same([], await store.read("s", 0))
+        if error is not None:
+            raise error
+
+    async def adopted(*parts: Sequence[Event], error: Exception | None = None, **changed: Any) -> None:
+        await portable(store).adopt(msgspec.structs.replace(record, **changed), pieces(*parts, error=error))
+
+    await _refused(InvalidInput, adopted(events[:2], events[3:]))
+    await _refused(InvalidInput, adopted(events[1:]))
+    await _refused(InvalidInput, adopted(events[:4]))
+    await _refused(InvalidInput, adopted(events, events))
+    await _refused(InvalidInput, adopted(events, epochs={}))
+    await _refused(InvalidInput, adopted(events, once={"key": (5, 6)}))
+    await _refused(Conflict, adopted(events[:2], events[2:], error=Conflict("gone")))
+    await _refused(SessionNotFound, store.info("s"))
+    _same(None, await portable(store).record("s"))
+    _same([], [each async for each in portable(store).records()])
+    await adopted(events[:1], events[1:])
+    _same(5, (await store.info("s")).head)
+    _same((record, None), (await portable(store).record("s"), await portable(store).record("none")))
+    await _refused(SessionExists, portable(store).adopt(record, _pages(events)))
+    await place.reopen()
+    _same([6], [event.offset for event in (await Log(place.store, "s").append(_completed("r"))).events])
+
+
+async def _pages(*parts: Sequence[Event]) -> AsyncIterator[Sequence[Event]]:
+    for part in parts:
+        yield part
 
 
 @_rule(STORE_CHECKS)

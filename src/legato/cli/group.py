@@ -16,6 +16,7 @@ _HOMES = {
     "config": ".config",
     "gc": ".gc",
     "log": ".sessions",
+    "migrate": ".migrate",
     "send": ".sessions",
     "serve": ".serve",
     "sessions": ".sessions",

@@ -10,18 +10,20 @@ import itertools
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-from ..errors import CursorInvalid, SessionNotFound
+from ..errors import CursorInvalid, SessionExists, SessionNotFound
 from ..event import Draft, Event, Offset, settle
 from ..log import (
     MICRO,
     READ_LIMIT,
+    Adoption,
     Appended,
     Doorbell,
+    Portable,
     SessionInfo,
     SessionPage,
-    Store,
+    SessionRecord,
     Storing,
     Take,
     created,
@@ -224,5 +226,39 @@ class MemoryStore:
                 others.update(told)
         return others
 
+    async def records(self) -> AsyncIterator[SessionRecord]:
+        """See ``Portable.records``."""
+        for session, log in list(self._logs.items()):
+            yield self._record(session, log)
 
-_: type[Store] = MemoryStore
+    async def record(self, session: str) -> SessionRecord | None:
+        """See ``Portable.record``."""
+        log = self._logs.get(session)
+        return None if log is None else self._record(session, log)
+
+    def _record(self, session: str, log: _Log) -> SessionRecord:
+        epochs = {run.run: run.epoch for run in log.state.runs.values()}
+        return SessionRecord(session, log.state.head, log.updated_at, {**log.once}, epochs)
+
+    async def adopt(self, record: SessionRecord, pages: AsyncIterator[Sequence[Event]]) -> None:
+        """See ``Portable.adopt``."""
+        session = record.session
+        adoption, log = Adoption(record), _Log(session)
+        async for events in pages:
+            adoption.add(events)
+            log.events += [Event(event.fact, event.offset, event.at, event.run, event.json) for event in events]
+        log.state = adoption.end()
+        if session in self._logs:
+            raise SessionExists(f"Session {session!r} is there already, or was deleted.", session=session)
+        log.once, log.updated_at = {**record.once}, record.updated_at
+        if log.state.runs:
+            first = next(iter(log.state.runs.values()))
+            log.waits_since = round(log.between(first.offset, first.offset)[0].at * MICRO)
+        self._logs[session] = log
+        self._last_at = max(self._last_at, round(record.updated_at * MICRO))
+        self.doorbell.ring(session)
+        if log.state.runs:
+            self.doorbell.ring_work()
+
+
+_: type[Portable] = MemoryStore

@@ -36,7 +36,19 @@ from ..check import check_text, digits, is_text
 from ..errors import CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreCorrupt, StoreError
 from ..event import Draft, Event, Offset
 from ..fault import at_fork
-from ..log import MICRO, READ_LIMIT, Doorbell, SessionInfo, SessionPage, Store, Storing, Take
+from ..log import (
+    MICRO,
+    READ_LIMIT,
+    Adoption,
+    Doorbell,
+    Portable,
+    SessionInfo,
+    SessionPage,
+    SessionRecord,
+    Storing,
+    Take,
+    created,
+)
 from ..machine import Lease, OpenRun
 from .lock import FileLock
 from .sqlite_errors import store_error
@@ -49,11 +61,13 @@ from .sqlite_file import (
     read_open_runs,
     read_openings,
     read_page,
+    read_records,
     read_sessions,
 )
 from .sqlite_journal import Journal
 from .sqlite_writer import (
     Acquire,
+    Adopt,
     Append,
     Built,
     Claim,
@@ -266,6 +280,27 @@ class SQLiteStore:
                 self._writer.submit(Discard(hidden))  # if that fails, it is gone at the next opening
             raise
 
+    async def adopt(self, record: SessionRecord, pages: AsyncIterator[Sequence[Event]]) -> None:
+        """See ``Portable.adopt``; pages as in ``build``."""
+        session = record.session
+        check_text(session, *record.once)
+        hidden = f"\0{secrets.token_hex(16)}"
+        adoption, begun, id = Adoption(record), None, None
+        try:
+            async for events in pages:
+                adoption.add(events)
+                begun = begun or events[0]
+                id = await self._submit(Adopt(session, hidden, id, events))
+            state = adoption.end()
+            if begun is None or id is None:
+                raise ValueError("adopt needs at least one event")
+            built = Built(id, state, created(begun.fact), round(begun.at * MICRO), len(begun.json))
+            await self._submit(Publish(session, built, record))
+        except BaseException:
+            if self._writer is not None:
+                self._writer.submit(Discard(hidden))
+            raise
+
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
         """See ``Leaser.acquire``."""
         check_text(session, run, owner)
@@ -325,6 +360,7 @@ class SQLiteStore:
                 free = True
             elif isinstance(request, Publish) and request.error is None:
                 self.doorbell.ring(request.session)
+                free = free or bool(request.built.state.runs)
         for request in requests:
             try:
                 request.settle()
@@ -452,6 +488,24 @@ class SQLiteStore:
         """See ``Leaser.open_runs``."""
         return await self._ask(lambda connection: read_open_runs(connection, limit))
 
+    async def records(self) -> AsyncIterator[SessionRecord]:
+        """See ``Portable.records``: in the order in which they came into the file."""
+        last: int | None = 0
+        while last is not None:
+            found, last = await self._records(last)
+            for record in found:
+                yield record
+
+    async def record(self, session: str) -> SessionRecord | None:
+        """See ``Portable.record``."""
+        found, _ = await self._records(session) if is_text(session) else ([], None)
+        return found[0] if found else None
+
+    async def _records(self, after: int | str) -> tuple[list[SessionRecord], int | None]:
+        self._check_open()
+        journal = self._journal
+        return await self._ask(lambda connection: read_records(connection, after, READ_LIMIT, journal.heads()))
+
     @property
     def trouble(self) -> StoreError | None:
         """Why nothing can be stored for now, see ``Store``."""
@@ -504,4 +558,4 @@ class SQLiteStore:
         return query(connection)
 
 
-_: type[Store] = SQLiteStore
+_: type[Portable] = SQLiteStore

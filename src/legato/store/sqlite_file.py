@@ -30,7 +30,7 @@ except ModuleNotFoundError as exc:
 
 from ..errors import StoreError, StoreVersion
 from ..event import DAMAGE, AnyFact, Event, Offset, damaged, read_fact
-from ..log import MICRO, SessionInfo, created
+from ..log import MICRO, SessionInfo, SessionRecord, created
 from ..machine import OpenRun, RunState
 
 logger = logging.getLogger("legato")
@@ -166,10 +166,11 @@ CHANGE = f"""
         INSERT INTO session (id, name, updated_at, deleted) VALUES (new.a, new.b, 0, {HIDDEN});
     END;
     CREATE TEMP TRIGGER published INSTEAD OF INSERT ON change WHEN new.kind = {PUBLISHED} BEGIN
-        UPDATE session SET name = new.b, updated_at = new.c, owner = new.d, deleted = 0 WHERE id = new.a;
+        UPDATE session SET name = new.b, updated_at = new.c, owner = new.d, deleted = new.e WHERE id = new.a;
     END;
     CREATE TEMP TRIGGER discarded INSTEAD OF INSERT ON change WHEN new.kind = {DISCARDED} BEGIN
         DELETE FROM event WHERE session IN (SELECT id FROM session WHERE name = new.a AND deleted = {HIDDEN});
+        DELETE FROM pack WHERE session IN (SELECT id FROM session WHERE name = new.a AND deleted = {HIDDEN});
         DELETE FROM session WHERE name = new.a AND deleted = {HIDDEN};
     END;
     CREATE TEMP TRIGGER packed INSTEAD OF INSERT ON change WHEN new.kind = {PACKED} BEGIN
@@ -238,6 +239,14 @@ _USED = """
     SELECT o.session, o.key, o.first, o.last
     FROM json_each(CAST(? AS TEXT)) j JOIN once o ON o.session = j.value ->> 0 AND o.key = j.value ->> 1
 """
+
+_RECORDS = f"""
+    SELECT s.id, s.name, {_HEAD.format(id="s.id")}, s.updated_at FROM session s
+    WHERE {{which}} AND s.deleted < {HIDDEN} ORDER BY s.id LIMIT ?2
+"""
+_RECORDS_AFTER, _RECORD = _RECORDS.format(which="s.id > ?1"), _RECORDS.format(which="s.name = ?1")
+_KEYS = "SELECT key, first, last FROM once WHERE session = ?"
+_EPOCHS = 'SELECT run, epoch FROM open_run WHERE session = ? ORDER BY "offset"'
 
 _PACKED = """SELECT name, (SELECT coalesce(max(last), 0) FROM pack WHERE session = ?1) FROM session WHERE id = ?1"""
 
@@ -393,6 +402,20 @@ def _infos(rows: Iterable[Any], limit: int, heads: Mapping[str, Offset]) -> tupl
     return list(infos.values()), False
 
 
+def read_records(
+    connection: apsw.Connection, after: int | str, limit: int, heads: Mapping[str, Offset]
+) -> tuple[list[SessionRecord], int | None]:
+    """Records of the session of this name, or of those whose rows' ids are beyond ``after``, in their order; and the
+    last of these ids, None if there are none. ``heads`` as for ``read_sessions``."""
+    rows = list(connection.execute(_RECORD if isinstance(after, str) else _RECORDS_AFTER, (after, limit)))
+    records = []
+    for id, name, head, updated_at in rows:
+        once = {key: (first, last) for key, first, last in connection.execute(_KEYS, (id,))}
+        epochs = dict(connection.execute(_EPOCHS, (id,)))
+        records.append(SessionRecord(name, max(head, heads.get(name, 0)), updated_at / MICRO, once, epochs))
+    return records, rows[-1][0] if rows else None
+
+
 def read_open_runs(connection: apsw.Connection, limit: int = -1) -> list[OpenRun]:
     """Open runs (all, if ``limit`` is negative), oldest first in their sessions."""
     return [_run(*row) for row in connection.execute(_OPEN_RUNS, (limit,))]
@@ -487,7 +510,10 @@ def prepare(connection: apsw.Connection, path: str, durability: str, incarnation
         at = max(now, 1 + last_at(connection))
         connection.execute("INSERT INTO opening (incarnation, at) VALUES (?, ?)", (incarnation, at))
         connection.execute(f"DELETE FROM opening WHERE id <= (SELECT max(id) FROM opening) - {OPENINGS}")
-        connection.execute(f"DELETE FROM event WHERE session IN (SELECT id FROM session WHERE deleted = {HIDDEN})")
+        for table in ("event", "pack"):
+            connection.execute(
+                f"DELETE FROM {table} WHERE session IN (SELECT id FROM session WHERE deleted = {HIDDEN})"
+            )
         connection.execute(f"DELETE FROM session WHERE deleted = {HIDDEN}")
         connection.execute("UPDATE open_run SET owner = NULL, expires_at = 0 WHERE owner IS NOT NULL")
     # What is deleted is overwritten in pages that are written anyway. Those that become free are given back (``tidy``);

@@ -42,6 +42,15 @@ def _due(first: Offset, id: int) -> Offset:
     return first + PACK_EVENTS - 1 - (first + id) % PACK_EVENTS
 
 
+def packs(id: int, records: Sequence[Record]) -> list[object]:
+    """Deltas of the session of this id, in order, as rows."""
+    rows: list[object] = []
+    for start in range(0, len(records), PACK_LIMIT):
+        pack = records[start : start + PACK_LIMIT]
+        rows += (PACK, id, pack[-1][0], pack_data(pack), None, None, None, None)
+    return rows
+
+
 class Filing(NamedTuple):
     """What a commit does to the journal; ``rows`` for the view ``change``.
 
@@ -125,11 +134,7 @@ class Journal:
         """All that there is of a session, as rows: what is not packed, and these."""
         if (unpacked := self._sessions.get(name)) is not None:
             id, records = unpacked.id, unpacked.records + records
-        rows: list[object] = []
-        for start in range(0, len(records), PACK_LIMIT):
-            pack = records[start : start + PACK_LIMIT]
-            rows += (PACK, id, pack[-1][0], pack_data(pack), None, None, None, None)
-        return rows
+        return packs(id, records)
 
     def filed(self, filing: Filing) -> None:
         """It has been committed."""

@@ -24,7 +24,7 @@ import msgspec
 from ..check import check_text
 from ..errors import LegatoError, RunEnded, StoreBusy, StoreCorrupt, StoreError, StoreLost, TooLarge
 from ..event import AnyFact, Draft, Event, Offset, SessionCreated, settle
-from ..log import MICRO, Appended, Storing, Take, created, moment
+from ..log import MICRO, Appended, SessionRecord, Storing, Take, created, moment
 from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
 from .sqlite_errors import disk_trouble, is_of_disk, store_error
 from .sqlite_file import (
@@ -55,7 +55,7 @@ from .sqlite_file import (
     tidy,
     value,
 )
-from .sqlite_journal import Filing, Journal
+from .sqlite_journal import Filing, Journal, packs
 from .watch import HEAD_BYTES, FileWatch
 
 logger = logging.getLogger("legato")
@@ -183,15 +183,37 @@ class Stage(WriteRequest):
         return group.stage(self)
 
 
-class Publish(WriteRequest):
-    """The end of building: the session is there."""
+class Adopt(WriteRequest):
+    """A page of a session that is being adopted. Made on the event loop, where it may raise as ``Append`` does.
 
-    __slots__ = ("built",)
+    Gives the id of its row. ``id``: that, from the second page on.
+    """
 
-    def __init__(self, session: str, built: Built) -> None:
+    __slots__ = ("events", "hidden", "id")
+
+    def __init__(self, session: str, hidden: str, id: int | None, events: Sequence[Event]) -> None:
         super().__init__(session)
         self.session: str = session
-        self.built = built
+        self.hidden, self.id = hidden, id
+        self.events = [(event, event.json or settle(event.fact)[1]) for event in events]
+        for event, json in self.events:
+            check_text(event.run)
+            _check(event.fact, json)
+
+    def plan(self, group: _Group) -> int:
+        """See ``WriteRequest.plan``."""
+        return group.adopt(self)
+
+
+class Publish(WriteRequest):
+    """The end of building: the session is there; as ``record`` says, if it was adopted."""
+
+    __slots__ = ("built", "record")
+
+    def __init__(self, session: str, built: Built, record: SessionRecord | None = None) -> None:
+        super().__init__(session)
+        self.session: str = session
+        self.built, self.record = built, record
 
     def plan(self, group: _Group) -> None:
         """See ``WriteRequest.plan``."""
@@ -523,16 +545,44 @@ class _Group:
             self._rows += (EVENT, built.id, offset, at, fact.type, None, False, json)
         return built._replace(state=state)
 
+    def adopt(self, request: Adopt) -> int:
+        """Keep a page of it; nobody sees it."""
+        self._check_new(request.session)
+        id = request.id
+        if id is None:
+            id = self._memory.next_id
+            self._memory.next_id += 1
+            self._rows += (STAGED, id, request.hidden, None, None, None, None, None)
+        records: list[Record] = []
+        for event, json in request.events:
+            at = round(event.at * MICRO)
+            if event.fact.delta and len(json) <= PACKED_BYTES:
+                records.append((event.offset, at, event.type, event.run, json))
+            else:
+                self._rows += (EVENT, id, event.offset, at, event.type, event.run, event.fact.delta, json)
+        self._rows += packs(id, records)
+        return id
+
     def publish(self, request: Publish) -> None:
         """Let everybody see what has been built."""
-        id, state, begun, created_at, size = request.built
-        if (known := self._memory.sessions.get(request.session)) is not None:
-            moved(known.state, [Draft(begun)])  # raises, as the session exists
-        at = self._memory.now(self._now)
-        known = self._memory.sessions[request.session] = _Session(id, state, begun, created_at, at, size)
+        (id, state, begun, created_at, size), record = request.built, request.record
+        self._check_new(request.session)
+        if record is None:
+            at = self._memory.now(self._now)
+        else:
+            at = round(record.updated_at * MICRO)
+            self._memory.last_at = max(self._memory.last_at, at)
+            for key, (first, last) in record.once.items():
+                self._rows += (ONCE, id, key, first, last, None, None, None)
+        bare = SessionState(state.session, state.head, state.whole, state.deleted)
+        known = self._memory.sessions[request.session] = _Session(id, bare, begun, created_at, at, size)
         self._memory.bytes += size
-        self._rows += (PUBLISHED, id, request.session, at, begun.owner or "", None, None, None)
-        self.touched[request.session] = known
+        self._rows += (PUBLISHED, id, request.session, at, begun.owner or "", state.deleted, None, None)
+        self._move(known, state)
+
+    def _check_new(self, session: str) -> None:
+        if (known := self._memory.sessions.get(session)) is not None:
+            moved(known.state, [Draft(SessionCreated())])  # raises, as the session exists
 
     def discard(self, hidden: str) -> None:
         """Delete what has been built and was not published."""
