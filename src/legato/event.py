@@ -671,6 +671,9 @@ class Event(msgspec.Struct, frozen=True, eq=False, gc=False):
         mine, theirs = ((e.offset, e.type, e.run, e.at) for e in (self, other))
         return mine == theirs and self.data == other.data
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # else msgspec would answer, by identity
+
     __hash__ = None  # type: ignore[assignment]  # a fact may hold a dict
 
 
