@@ -200,6 +200,21 @@ async def test_a_threads_answer_that_was_lost(tmp_path: Path) -> None:
         assert "reset" == (await head(driver, url, "POST", last_event_id=cursor, legato_incarnation="lost"))[1]
 
 
+@pytest.mark.parametrize("deltas", [1, 40])
+async def test_a_clock_that_is_set_back_a_little_deceives_nobody(tmp_path: Path, deltas: int) -> None:
+    """What came last before the next opening are deltas, which move no session's time: they count all the same."""
+    clock, path = FakeClock(), tmp_path / "log.db"
+    async with opened(path, clock=clock) as store:
+        seen = store.incarnation
+        await store.append("s", [CREATED, draft("message.created", {"id": "m", "role": "user", "text": "x"}, "r")])
+        clock.advance(0.6)
+        for start in range(deltas):
+            await store.append("s", [draft("text.delta", {"part": 0, "step": 1, "start": start, "text": "x"}, "r")])
+    clock.advance(-0.5)
+    async with opened(path, clock=clock) as store:
+        assert await store.holds(seen, "s", 2 + deltas)
+
+
 class Plain:
     """A store that knows of no incarnations, as another one may not."""
 

@@ -15,7 +15,7 @@ import heapq
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -526,8 +526,25 @@ def prepare(connection: apsw.Connection, path: str, durability: str, incarnation
 
 def last_at(connection: apsw.Connection) -> int:
     """The time of the last append or opening, in microseconds."""
-    appended = value(connection, "SELECT max(updated_at) FROM session WHERE NOT deleted") or 0
-    return max(int(appended), int(value(connection, "SELECT max(at) FROM opening") or 0))
+    found = [value(connection, query) or 0 for query in _LAST_AT]
+    for query, read in ((_LAST_JOURNAL, _journal_times), (_LAST_PACK, _pack_times)):
+        data = value(connection, query)
+        with suppress(*DAMAGE):  # who reads it will say so
+            found += [] if data is None else read(data)
+    return max(map(int, found))
+
+
+_LAST_AT = ("SELECT max(updated_at) FROM session WHERE NOT deleted", "SELECT max(at) FROM opening")
+_LAST_JOURNAL = "SELECT data FROM journal ORDER BY id DESC LIMIT 1"
+_LAST_PACK = "SELECT data FROM pack ORDER BY rowid DESC LIMIT 1"
+
+
+def _journal_times(data: bytes) -> list[int]:
+    return [record[1] for _, records in _journal.decode(data) for record in records]
+
+
+def _pack_times(data: bytes) -> list[int]:
+    return [record[1] for record in _pack.decode(data)]
 
 
 TOUCH = "UPDATE opening SET at = at WHERE id = (SELECT max(id) FROM opening)"
