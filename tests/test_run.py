@@ -1037,7 +1037,7 @@ async def test_a_release_that_fails_is_tried_again(stage: Stage, caplog: pytest.
     stage.store.release = release
     sent = await runner.send(await stage.session(), "hello")
     await stage.seen(sent.session, "text.delta")
-    [lease] = [execution._lease for execution in runner._executions]
+    [lease] = [execution.lease for execution in runner._executions]
     for execution in list(runner._executions):
         execution.stop(LEFT_OPEN)
     end = await stage.ended(sent)

@@ -23,7 +23,7 @@ import msgspec
 
 from .agent import Agent, Answer, Turn
 from .check import as_name, as_text, refused
-from .errors import AgentError, InvalidInput, NotFound, RunEnded, StaleLease, StoreError, TooLarge
+from .errors import AgentError, InvalidInput, LeaseHeld, NotFound, RunEnded, StaleLease, StoreError, TooLarge
 from .event import (
     CancelRequested,
     Draft,
@@ -184,6 +184,10 @@ class Execution:
         earlier: the run's events so far, without deltas: questions asked before are not asked twice.
         clock: seconds since the epoch.
         deadlines: of what is asked.
+        lease_ttl: seconds of the lease.
+
+    Attributes:
+        lease: the present one; another than at first once an append has failed.
     """
 
     def __init__(
@@ -197,9 +201,12 @@ class Execution:
         earlier: Iterable[Event] = (),
         clock: Callable[[], float] = time.time,
         deadlines: Deadlines | None = None,
+        lease_ttl: float = 15.0,
     ) -> None:
         self._store = store
-        self._lease = lease
+        self.lease = lease
+        self._lease_ttl = lease_ttl
+        self._stored_to = 0  # the offset of the last event of this run that is known to be stored
         self._limits = limits
         self._recorder = recorder
         self._load = load
@@ -245,7 +252,7 @@ class Execution:
         Returns:
             True if the run has its terminal event; False if it was left open, or taken over by somebody else.
         """
-        self._after = after
+        self._after = self._stored_to = after
         if self._ending is not None:  # stopped before it began
             return await self._end()
         self._turn = turn
@@ -257,7 +264,7 @@ class Execution:
         try:
             await self._all_stored
             return await self._end()
-        except (StaleLease, RunEnded, NotFound) as exc:
+        except (StaleLease, LeaseHeld, RunEnded, NotFound) as exc:
             logger.warning("run %s is no longer ours: %s", turn.run, exc)
             return False
         finally:
@@ -298,7 +305,7 @@ class Execution:
     def _abandon(self) -> None:
         self._abandoned = self._silent = True
         if self._speaker is not None and not self._speaker.done():
-            logger.warning("run %s: the agent goes on although it was told to stop; nobody listens", self._lease.run)
+            logger.warning("run %s: the agent goes on although it was told to stop; nobody listens", self.lease.run)
         self._go_on()
 
     async def _speak(self, agent: Agent, turn: Turn) -> None:
@@ -340,7 +347,7 @@ class Execution:
         self._go_on()
         if self._ending is not None and not speaker.cancelled() and speaker.exception() is not None:
             # It does not decide how the run ends, so the log is the only place to tell it.
-            logger.warning("run %s: the agent failed when stopped", self._lease.run, exc_info=speaker.exception())
+            logger.warning("run %s: the agent failed when stopped", self.lease.run, exc_info=speaker.exception())
 
     def _put(self, drafts: list[Draft]) -> None:
         self._count += len(drafts)
@@ -393,13 +400,14 @@ class Execution:
         if self._load.gather:
             self._handed_at = self._loop.time()
         try:
-            storing = self._store.append(self._lease.session, drafts, lease=self._lease)
+            storing = self._store.append(self.lease.session, drafts, lease=self.lease)
         except Exception as exc:  # a store that says so at once says the same
             storing = self._loop.create_future()
             storing.set_exception(exc)
         if not isinstance(storing, Storing):
             storing = asyncio.ensure_future(storing)
         elif storing.over and storing.error is None:
+            self._stored_to = storing.outcome.events[-1].offset
             if self._room is not None:
                 self._make_room()
             return
@@ -434,6 +442,7 @@ class Execution:
         else:
             error = storing.exception()
         if error is None:
+            self._stored_to = storing.result().events[-1].offset
             self._storing = None
             if self._drafts or self._silent:
                 self._go_on()
@@ -449,24 +458,41 @@ class Execution:
             self._all_stored.set_exception(error)
 
     def _try(self, drafts: list[Draft], once: str | None = None) -> Awaitable[Appended]:
-        return self._store.append(self._lease.session, drafts, lease=self._lease, once=once)
+        return self._store.append(self.lease.session, drafts, lease=self.lease, once=once)
 
     async def _append(self, drafts: list[Draft], *, once: str | None = None) -> list[Event]:
         try:
-            return (await self._try(drafts, once)).events
+            appended = await self._try(drafts, once)
         except StoreError as exc:
-            return await self._append_again(drafts, exc, once)
+            appended = await self._append_again(drafts, exc, once)
+        return appended.events
 
-    async def _append_again(self, drafts: list[Draft], error: StoreError, once: str | None = None) -> list[Event]:
+    async def _append_again(self, drafts: list[Draft], error: StoreError, once: str | None = None) -> Appended:
         """Try what has failed with ``error`` again, after longer and longer waits."""
         for wait in STORE_RETRIES:
-            logger.warning("run %s: append failed, trying again in %g s: %s", self._lease.run, wait, error)
+            logger.warning("run %s: append failed, trying again in %g s: %s", self.lease.run, wait, error)
             await asyncio.sleep(wait)
             try:
-                return (await self._try(drafts, once)).events
+                return await self._append_once_more(drafts, once)
             except StoreError as exc:
                 error = exc
         raise error
+
+    async def _append_once_more(self, drafts: list[Draft], once: str | None) -> Appended:
+        """Append what failed, unless it is in the log all the same: an answer of the store may have been lost. A new
+        epoch comes first: what is still on its way under the old one is refused from then on, so the log has it now or
+        never."""
+        session, run = self.lease.session, self.lease.run
+        self.lease = await self._store.acquire(session, run, owner=self.lease.owner, ttl=self._lease_ttl)
+        mine = [event async for event in Log(self._store, session).all(self._stored_to) if event.run == run]
+        if any(self._is_of_another_owner(event.fact) for event in mine):
+            raise StaleLease(f"Run {run!r} has been driven elsewhere.", run=run)
+        begun = max((place for place, event in enumerate(mine) if isinstance(event.fact, RunStarted)), default=0)
+        first, _ = settle(drafts[0].fact)
+        for place, event in enumerate(mine[begun:], begun):
+            if event.fact == first:
+                return Appended(mine[place : place + len(drafts)], repeated=True)
+        return await self._try(drafts, once)
 
     # The end ----------------------------------------------------------------------------------------------------------
 
@@ -476,8 +502,8 @@ class Execution:
             return False
         for id in list(self._asked):
             if id not in self._resolved and is_permission(id):
-                await self._append([expired(id, self._lease.run)], once=resolve_key(id))
-        run, usage = self._lease.run, self._recorder.usage
+                await self._append([expired(id, self.lease.run)], once=resolve_key(id))
+        run, usage = self.lease.run, self._recorder.usage
         try:
             await self._append([terminal(ending, run, await self._transcript(), usage)])
         except (InvalidInput, TooLarge) as exc:
@@ -489,8 +515,8 @@ class Execution:
         """What the log has of the answer; read from there only when the recorder may have seen more."""
         if not self._astray and not self._drafts:
             return self._recorder.transcript
-        events = Log(self._store, self._lease.session).all(self._after)
-        return fold([event async for event in events if event.run == self._lease.run])
+        events = Log(self._store, self.lease.session).all(self._after)
+        return fold([event async for event in events if event.run == self.lease.run])
 
     def _outcome(self) -> Ending:
         assert self._speaker is not None
@@ -502,14 +528,14 @@ class Execution:
         if isinstance(error, AgentError | InvalidInput | TooLarge):
             try:
                 if not isinstance(error, AgentError):
-                    logger.warning("run %s: the agent did what it cannot: %s", self._lease.run, error)
+                    logger.warning("run %s: the agent did what it cannot: %s", self.lease.run, error)
                 return self._told(error)
             except (InvalidInput, TooLarge) as refusal:
-                logger.warning("run %s: the agent's error cannot be told: %s", self._lease.run, refusal)
+                logger.warning("run %s: the agent's error cannot be told: %s", self.lease.run, refusal)
                 return failed(refusal.code, refusal.message)
             except Exception as exc:  # what is no JSON, or a class of the agent's own without what an error has
-                logger.warning("run %s: the agent's error cannot be told: %s", self._lease.run, type(exc).__name__)
-        logger.error("run %s: the agent failed", self._lease.run, exc_info=error)
+                logger.warning("run %s: the agent's error cannot be told: %s", self.lease.run, type(exc).__name__)
+        logger.error("run %s: the agent failed", self.lease.run, exc_info=error)
         return failed("agent_error", "The agent failed. The server's log has the details.")
 
     def _told(self, error: AgentError | InvalidInput | TooLarge) -> Ending:
@@ -522,7 +548,7 @@ class Execution:
             message = f"{message[: ERROR_CHARACTERS - 1]}…"
         size = len(encode(error.detail))
         if size > self._limits.event_bytes:  # the error is worth more than what goes with it
-            logger.warning("run %s: an error is told without its detail of %d bytes", self._lease.run, size)
+            logger.warning("run %s: an error is told without its detail of %d bytes", self.lease.run, size)
             return failed(code, message)
         return Ending("failed", code=code, message=message, detail=_object("AgentError.detail", error.detail))
 
@@ -530,21 +556,21 @@ class Execution:
 
     async def _watch(self, after: int) -> None:
         with Subscription(
-            self._store, self._lease.session, after, heartbeat=WATCH_HEARTBEAT, deltas=False, outside=True
+            self._store, self.lease.session, after, heartbeat=WATCH_HEARTBEAT, deltas=False, outside=True
         ) as subscription:
             self._subscription = subscription
             while True:
                 try:
                     events = await subscription.next()
                 except StoreError as exc:
-                    logger.warning("run %s: cannot read its log: %s", self._lease.run, exc)
+                    logger.warning("run %s: cannot read its log: %s", self.lease.run, exc)
                     await asyncio.sleep(WATCH_RETRY)
                     continue
                 for event in events:
                     self._take(event)
 
     def _take(self, event: Event) -> None:
-        fact, mine = event.fact, event.run == self._lease.run
+        fact, mine = event.fact, event.run == self.lease.run
         if isinstance(fact, Resolved):
             self._resolved.setdefault(fact.id, fact)
             self._deadlines.forget(fact.id)
@@ -573,7 +599,7 @@ class Execution:
         answer = await self._answer(asked.id, asked.expires_at, timeout)
         if answer is None:
             late = PermissionResolved(asked.id, False, "timeout")
-            answer = await self._resolve(late, run=self._lease.run)
+            answer = await self._resolve(late, run=self.lease.run)
         return isinstance(answer, PermissionResolved) and answer.granted
 
     async def notify(self, notification: NotificationCreated, timeout: float | None, wait: bool) -> Answer | None:
@@ -585,7 +611,7 @@ class Execution:
             return None
         answer = await self._answer(asked.id, asked.created_at + asked.timeout, seconds)
         if answer is None:
-            answer = await self._resolve(NotificationResolved(asked.id, "timeout", self._lease.run), run=None)
+            answer = await self._resolve(NotificationResolved(asked.id, "timeout", self.lease.run), run=None)
         return Answer(by=answer.by, value=answer.value if isinstance(answer, NotificationResolved) else None)
 
     def _ask(self, request: A, **times: float | None) -> A:
@@ -601,7 +627,7 @@ class Execution:
             if size > self._limits.event_bytes:
                 raise TooLarge(f"A {asked.type} event is beyond the limit of {self._limits.event_bytes} bytes.")
             self._recorder.spend(size)
-            self._put([Draft(asked, self._lease.run)])
+            self._put([Draft(asked, self.lease.run)])
             self._asked[id] = asked
         assert isinstance(asked, type(request))
         return asked
@@ -612,7 +638,7 @@ class Execution:
         kind = "p" if isinstance(request, PermissionRequested) else "n"
         while True:
             self._numbers[kind] += 1
-            id = f"{self._lease.run}~{kind}{self._numbers[kind]}"
+            id = f"{self.lease.run}~{kind}{self._numbers[kind]}"
             before = self._asked.get(id)
             if before is None or _question(before) == request:
                 return id
@@ -626,14 +652,14 @@ class Execution:
 
     def _check_not_over(self) -> None:
         if self._all_stored.done():
-            raise RunEnded(f"Run {self._lease.run!r} has ended.", run=self._lease.run)
+            raise RunEnded(f"Run {self.lease.run!r} has ended.", run=self.lease.run)
 
     def _release_asks(self) -> None:
         # The agent's own task is cancelled; this is for its threads and for tasks that it has left behind.
         self._make_room()
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(RunEnded(f"Run {self._lease.run!r} has ended.", run=self._lease.run))
+                waiting.set_exception(RunEnded(f"Run {self.lease.run!r} has ended.", run=self.lease.run))
 
     def _expect(self, id: str, expires_at: float | None, seconds: float | None) -> None:
         """Note by when this is to be answered: in ``seconds``; or, if an earlier life asked it, in what the clock says

@@ -534,6 +534,7 @@ class Runner:
             earlier=mine,
             clock=self.clock,
             deadlines=self.deadlines,
+            lease_ttl=self._lease_ttl,
         )
         turn = Turn(
             desk=execution,
@@ -558,6 +559,7 @@ class Runner:
             return await execution.run(agent, turn, after=asked)
         finally:
             del self._executions[execution]
+            self._doubtful = self._doubtful or execution.lease is not lease  # which an append that failed has renewed
 
     def _ending_before(self, mine: list[Event], attempt: int, name: str, agent: Agent | None) -> Ending | None:
         """How the run ends without the agent being asked, or None if it is to be asked."""
