@@ -15,7 +15,8 @@ def open_store(url: str) -> Store:
 
     ``"memory:"``, ``"sqlite:///chat.db"`` (in the working folder), ``"sqlite:////var/lib/chat.db"``; SQLite takes
     ``"?durability=full"`` (the default) or ``"normal"``. ``"postgresql://user:password@host/database"``, see
-    ``PostgresStore`` for its options.
+    ``PostgresStore`` for its options. ``"redis://host:6379/0"``, ``"valkey://..."``, ``"redis+cluster://..."``,
+    ``"redis+sentinel://.../name"``, and with TLS ``"rediss://..."``, see ``RedisServer``.
 
     Raises:
         InvalidInput: no store has a URL like this.
@@ -24,8 +25,8 @@ def open_store(url: str) -> Store:
     scheme = url.partition(":")[0].lower()
     if scheme not in SCHEMES:
         raise InvalidInput(
-            "A store is 'memory:', 'sqlite:///relative.db', 'sqlite:////absolute.db' or "
-            f"'postgresql://user@host/database', got {shown(url)[:200]!r}."
+            "A store is 'memory:', 'sqlite:///relative.db', 'sqlite:////absolute.db', "
+            f"'postgresql://user@host/database' or 'redis://host:6379/0', got {shown(url)[:200]!r}."
         )
     return SCHEMES[scheme](url)
 
@@ -61,6 +62,12 @@ def _postgres(url: str) -> Store:
     return PostgresStore(url)
 
 
+def _redis(url: str) -> Store:
+    from .redis import RedisStore
+
+    return RedisStore(url)
+
+
 def shown(url: str) -> str:
     """The URL of a store as it may be shown: without passwords."""
     return re.sub(r"(://[^:@/]*:).*@|((?:listen|\w*password)=)[^&]*", _masked, url)
@@ -75,5 +82,11 @@ SCHEMES: dict[str, Callable[[str], Store]] = {
     "sqlite": _sqlite,
     "postgresql": _postgres,
     "postgres": _postgres,
+    **{
+        f"{name}{tls}{way}": _redis
+        for name in ("redis", "valkey")
+        for tls in ("", "s")
+        for way in ("", "+cluster", "+sentinel")
+    },
 }
 """The stores, by the scheme of their URLs."""

@@ -1,0 +1,107 @@
+"""What the Redis store has its server do as one step: the scripts, in Lua.
+
+They decide nothing: a session is written if it still has the *version* that the writer has decided on, else it is left
+alone and its state is given back. All keys of a script are of one bucket, which is one slot of a cluster.
+"""
+
+WRITE = """#!lua
+-- KEYS: era state whole deltas packs once open updated owned staged
+local time = redis.call('TIME')
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {3} end
+for place = 14, 13 + tonumber(ARGV[13]) do -- keys that count once: whatever was stored under one is the answer
+    local used = redis.call('HGET', KEYS[6], ARGV[place])
+    if used then return {2, place - 14, used} end
+end
+local now = redis.call('HMGET', KEYS[2], 'v', 'h', 'r', 'c')
+local moved = (now[1] or '') ~= ARGV[2]
+if not moved and ARGV[3] ~= '' then -- the writer's idea of this server's time, by which leases are taken
+    moved = math.abs(time[1] * 1000000 + time[2] - ARGV[3]) > 2000000
+end
+if moved then return {0, time[1], time[2], now[1], now[2], now[3], now[4]} end
+if ARGV[4] == '' then return {1, time[1], time[2]} end
+if ARGV[11] == 'deleted' then redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6]) end
+if ARGV[11] == 'built' then
+    if redis.call('EXISTS', KEYS[10]) == 0 then return {4} end
+    redis.call('RENAME', KEYS[10], KEYS[3])
+    redis.call('PERSIST', KEYS[3])
+end
+redis.call('HSET', KEYS[2], 'v', ARGV[4], 'h', ARGV[5])
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[2], 'r', ARGV[6]) end
+if ARGV[7] ~= '' then redis.call('HSET', KEYS[2], 'c', ARGV[7]) end
+local function index(key, score)
+    if score == '-' then redis.call('ZREM', key, ARGV[10])
+    elseif score ~= '' then redis.call('ZADD', key, score, ARGV[10]) end
+end
+index(KEYS[7], ARGV[8])
+index(KEYS[8], ARGV[9])
+index(KEYS[9], ARGV[9])
+local place = 14 + tonumber(ARGV[13])
+for _ = 1, tonumber(ARGV[12]) do
+    redis.call('HSET', KEYS[6], ARGV[place], ARGV[place + 1])
+    place = place + 2
+end
+while ARGV[place] do -- entries: the number of the stream's key, the offset of its last event, the events
+    redis.call('XADD', KEYS[tonumber(ARGV[place])], ARGV[place + 1] .. '-0', 'e', ARGV[place + 2])
+    place = place + 3
+end
+return {1, time[1], time[2]}
+"""
+"""Store what was decided at a version. Gives 1 (done), 0 and the state (decide again), 2 and a place (of a key that was
+used), 3 (another era), or 4 (what was built is gone)."""
+
+READ = """#!lua flags=no-writes
+-- KEYS: era whole deltas packs; ARGV: offset, events, bytes, whether with deltas
+local done = true
+local function take(key, most)
+    local found, count, from, step, room = {}, 0, ARGV[1] .. '-0', 8, tonumber(ARGV[3])
+    while count < most do
+        local asked = math.min(step, most - count)
+        local rows = redis.call('XRANGE', key, from, '+', 'COUNT', asked)
+        for _, row in ipairs(rows) do
+            count = count + 1
+            found[count] = row[2][2]
+            room = room - #row[2][2]
+            from = '(' .. row[1]
+            if room <= 0 then done = false return found end
+        end
+        if #rows < asked then return found end
+        step = math.min(step * 4, 128)
+    end
+    done = false
+    return found
+end
+local most = tonumber(ARGV[2])
+local packs = {}
+if ARGV[4] == '1' then
+    for _, row in ipairs(redis.call('XRANGE', KEYS[4], ARGV[1] .. '-0', '+', 'COUNT', 1)) do packs[1] = row[2][2] end
+end
+local whole, deltas = take(KEYS[2], most), {}
+if packs[1] then done = false elseif ARGV[4] == '1' then deltas = take(KEYS[3], most) end
+return {redis.call('GET', KEYS[1]), done and 1 or 0, whole, deltas, packs}
+"""
+"""The entries from an offset on, and whether they are all that there is. What is packed comes one pack at a time."""
+
+PACK = """#!lua
+-- KEYS: deltas packs; ARGV: id of the first of the deltas, offset of the last to be packed, pack
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if not first or first[1] ~= ARGV[1] then return 0 end
+redis.call('XADD', KEYS[2], ARGV[2] .. '-0', 'e', ARGV[3])
+redis.call('XTRIM', KEYS[1], 'MINID', (ARGV[2] + 1) .. '-0')
+return 1
+"""
+"""Put a pack in the place of the first deltas, if nobody has done so."""
+
+BEGIN = """#!lua
+local number = redis.call('HGET', KEYS[1], 'n') or '0'
+if number ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'n', ARGV[2], ARGV[2], ARGV[3])
+return 1
+"""
+"""Begin an era, if no other has begun."""
+
+ENTER = """#!lua
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+"""Let a bucket go on in another era, if nobody has done so."""

@@ -1,0 +1,494 @@
+"""The server of a Redis store: how it is reached, what is expected of it, and what its errors mean.
+
+It knows nothing of logs. Commands go out in groups, each with a key that says which node of a cluster it is for. The
+one rule that must hold: it is known of each command whether it was done, was not, or may have been (``is_lost``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import logging
+import re
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+try:
+    from redis import exceptions
+    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio.connection import ConnectionPool, SSLConnection
+    from redis.asyncio.retry import Retry
+    from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+    from redis.backoff import NoBackoff
+except ModuleNotFoundError as exc:
+    raise ModuleNotFoundError(
+        "The Redis store needs the package redis: pip install 'legato[redis]'", name="redis"
+    ) from exc
+
+from ..errors import InvalidInput, StoreError, StoreFull, StoreLost
+
+logger = logging.getLogger("legato")
+
+CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 5.0
+"""For a connection, and for an answer, before it is taken for lost."""
+MOVING = 50, 0.1
+"""How often a command is sent again while what it is about moves to another node of a cluster, and seconds between."""
+REPLICATED_SECONDS = 1.0
+"""For replicas to have what was written, before it is said that they are behind."""
+OLDEST = 7
+SCHEMES = {
+    f"{name}{tls}{way}": (bool(tls), way[1:])
+    for name in ("redis", "valkey")
+    for tls in ("", "s")
+    for way in ("", "+cluster", "+sentinel")
+}
+"""Whether the scheme of a URL stands for TLS; and for one server (""), a cluster, or sentinels that know the server."""
+OPTIONS = {
+    "durability": "always|everysec|none",
+    "replicas": "0 to 9",
+    "prefix": "letters, digits, '_' and '-'",
+    "ca": "a file",
+    "cert": "a file",
+    "key": "a file",
+}
+DURABILITY = {
+    "always": "appendonly yes and appendfsync always",
+    "everysec": "appendonly yes and appendfsync everysec (or always)",
+}
+LOSES = {
+    "none": "appendonly is off: what was acknowledged since the last snapshot is lost when the server ends",
+    "everysec": "appendfsync is everysec: the last two seconds or so are lost with the power",
+    "no": "appendfsync is no: what the system has not written yet, as a rule half a minute, is lost with the power",
+}
+
+OF_BUCKETS = frozenset({"era", "open", "updated"})
+"""Kinds of keys of which each bucket has one."""
+
+Command = tuple[bytes, tuple[Any, ...]]
+"""A key of the command, which says for which node it is; and the command."""
+
+
+@functools.cache
+def sha(script: str) -> str:
+    """The name of a script in a server."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def is_lost(exc: object) -> bool:
+    """Whether it is not known if the command was done: no answer came."""
+    refused = (
+        exceptions.BusyLoadingError,
+        exceptions.AuthenticationError,
+        exceptions.AuthorizationError,
+        exceptions.MaxConnectionsError,
+    )
+    lost = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, asyncio.IncompleteReadError)
+    return isinstance(exc, lost) and not isinstance(exc, refused)
+
+
+def is_unknown(exc: object) -> bool:
+    """Whether the server did not know the script, and so did nothing."""
+    return isinstance(exc, exceptions.NoScriptError)
+
+
+def store_error(exc: BaseException, shown: str) -> StoreError:
+    """What to raise for an error of the server, or of the way to it: what it is, and what to do."""
+    if isinstance(exc, StoreError):
+        return type(exc)(exc.message, **exc.detail)
+    error, text = _meaning(exc)
+    return error(f"{text}: {shown} ({type(exc).__name__}: {str(exc)[:300]}).", url=shown)
+
+
+def _meaning(exc: BaseException) -> tuple[type[StoreError], str]:
+    word = str(exc).partition(" ")[0]
+    if isinstance(exc, exceptions.OutOfMemoryError) or word == "OOM":
+        return StoreFull, "The server's memory is full (maxmemory); what was acknowledged is safe. Give it more"
+    if isinstance(exc, exceptions.AuthenticationError) or word in ("NOAUTH", "WRONGPASS"):
+        return StoreError, "The server does not take this user or password"
+    if isinstance(exc, exceptions.NoPermissionError | exceptions.AuthorizationError) or word == "NOPERM":
+        return StoreError, "The server does not let this user do what the store needs (docs/deploy.md has the list)"
+    if isinstance(exc, exceptions.ReadOnlyError):
+        return StoreLost, "The server is a replica now and takes nothing. Lead the address to the primary"
+    if isinstance(exc, exceptions.BusyLoadingError):
+        return StoreLost, "The server is still reading its data"
+    if word == "MISCONF":
+        return StoreLost, "The server cannot write to its disk, and takes nothing until it can"
+    moving = exceptions.ClusterDownError, exceptions.AskError, exceptions.TryAgainError
+    if isinstance(exc, moving) or word in ("NOREPLICAS", "BUSY"):
+        return StoreLost, "The server takes nothing for now"
+    if isinstance(exc, ssl.SSLError):
+        return StoreError, "No TLS with this server; its certificate has to be known (?ca=FILE)"
+    if is_lost(exc) or isinstance(exc, exceptions.RedisClusterException | exceptions.MaxConnectionsError):
+        return StoreLost, "The server cannot be reached, and nothing is stored until it can"
+    return StoreError, "The server could not do it"
+
+
+class RedisServer:
+    """Redis or Valkey: one server, the one that sentinels name, or a cluster.
+
+    Args:
+        url: ``redis://[user[:password]@]host[:port][/database][?option=value&...]``, see ``SCHEMES`` and ``OPTIONS``.
+            Of a cluster, and of sentinels, several hosts may be given, with commas; ``/name`` is the sentinels' then.
+
+    Attributes:
+        shown: the URL, without what is nobody's business.
+        cluster: whether it is one.
+        buckets: in how many the store's sessions stand. What has one bucket is in one slot of a cluster.
+        channel, publish: where and how processes tell each other what has grown.
+        behind: what to say while too few replicas have what was written, and it is waited for.
+        prefix: of all keys.
+
+    Raises:
+        InvalidInput: no such URL, or no such option.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.shown = re.sub(r"//[^/?]*@", "//", url)[:200]
+        scheme, _, rest = url.partition("://")
+        if scheme.lower() not in SCHEMES or not rest:
+            raise InvalidInput(f"A Redis store is 'redis://host:6379/0' or the like, got {self.shown!r}.")
+        tls, self._way = SCHEMES[scheme.lower()]
+        self.cluster = self._way == "cluster"
+        parts = urlsplit(f"//{rest}")
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        if unknown := options.keys() - OPTIONS.keys():
+            raise InvalidInput(f"A Redis store has the options {', '.join(OPTIONS)}, got {', '.join(sorted(unknown))}.")
+        self.durability = self._option(options, "durability", "always|everysec|none", "")
+        self.replicas = int(self._option(options, "replicas", r"\d", "0"))
+        self.prefix = self._option(options, "prefix", r"[\w-]{1,60}", "legato")
+        if self.cluster and self.replicas:
+            raise InvalidInput("In a cluster the option replicas cannot be had: nobody can wait for all nodes at once.")
+        userinfo, _, hosts = parts.netloc.rpartition("@")
+        user, _, password = userinfo.partition(":")
+        self._hosts = [self._address(host) for host in hosts.split(",")]
+        path = parts.path.strip("/")
+        if self._way == "sentinel":
+            if not path:
+                raise InvalidInput(
+                    f"Which server do the sentinels know? 'redis+sentinel://host/NAME', got {self.shown!r}."
+                )
+        elif len(self._hosts) > 1 and not self.cluster:
+            raise InvalidInput(f"Several hosts are for +cluster and +sentinel, got {self.shown!r}.")
+        elif not re.fullmatch(r"\d{0,4}", path) or (self.cluster and path not in ("", "0")):
+            raise InvalidInput(
+                f"After the host stands the number of a database (in a cluster: none), got {path[:60]!r}."
+            )
+        self._name = unquote(path)
+        self._settings: dict[str, Any] = {
+            "username": unquote(user) or None,
+            "password": unquote(password) or None,
+            "socket_connect_timeout": CONNECT_SECONDS,
+            "socket_timeout": ANSWER_SECONDS,
+            "socket_keepalive": True,
+            "client_name": "legato",
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        if not self.cluster and self._way != "sentinel":
+            self._settings["db"] = int(path or 0)
+        self._tls = {}
+        if tls:
+            files = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
+            self._tls = {files[name]: options[name] for name in files if name in options}
+        elif options.keys() & {"ca", "cert", "key"}:
+            raise InvalidInput("The options ca, cert and key are for rediss:// only.")
+        self._with_tls = tls
+        self.buckets = 1
+        self._asked: dict[Command, asyncio.Future[Any]] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._finding = asyncio.Lock()
+        self._pools: dict[tuple[str, int] | None, Any] = {}
+        self._topology: Any = None  # redis-py's own types are not those of its arguments
+        self._sentinel: Any = None
+        self.version = ""
+        self.behind: StoreError | None = None
+        self.publish = "SPUBLISH" if self.cluster else "PUBLISH"
+        self.channel = self.key("era", "bell")
+
+    def _option(self, options: dict[str, str], name: str, form: str, default: str) -> str:
+        value = options.get(name, default)
+        if name in options and not re.fullmatch(form, value):
+            raise InvalidInput(f"The option {name} is {OPTIONS[name]}, got {value[:60]!r}.")
+        return value
+
+    def _address(self, host: str) -> tuple[str, int]:
+        try:
+            parts = urlsplit(f"//{host}")
+            return parts.hostname or "localhost", parts.port or (26379 if self._way == "sentinel" else 6379)
+        except ValueError as exc:
+            raise InvalidInput(f"No host and port: {host[:100]!r}.") from exc
+
+    # Keys, and asking -------------------------------------------------------------------------------------------------
+
+    def key(self, bucket: int | str, kind: str, name: str = "") -> bytes:
+        """A key of this store; ``bucket`` says in which slot."""
+        return f"{self.prefix}:{{{bucket}}}:{kind}:{name}".encode()
+
+    def bucket(self, session: str) -> int:
+        """The bucket of a session."""
+        return zlib.crc32(session.encode()) % self.buckets
+
+    def keys(self, session: str, *kinds: str) -> list[bytes]:
+        """Keys of a session, and those of its bucket."""
+        bucket = self.bucket(session)
+        return [self.key(bucket, kind, "" if kind in OF_BUCKETS else session) for kind in kinds]
+
+    async def do(self, key: bytes, *command: Any) -> Any:
+        """What the server says. What is asked for at the same time goes out together, and what is the same, once.
+
+        Raises:
+            StoreError: an error instead; ``__cause__`` is what the server said.
+        """
+        reply = await asyncio.shield(self.later(key, *command))
+        if isinstance(reply, Exception):
+            raise store_error(reply, self.shown) from reply
+        return reply
+
+    def later(self, key: bytes, *command: Any) -> asyncio.Future[Any]:
+        """As ``do``, for who does not wait; an error is what it gives, too."""
+        asked = key, command
+        future = self._asked.get(asked)
+        if future is None:
+            future = self._asked[asked] = asyncio.get_running_loop().create_future()
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask(), name="legato-redis-ask")
+        return future
+
+    async def _ask(self) -> None:
+        while self._asked:
+            asked, self._asked = self._asked, {}
+            replies: Sequence[Any]
+            try:
+                replies = await self.ask(list(asked))
+            except Exception as exc:
+                replies = [exc] * len(asked)
+            for future, reply in zip(asked.values(), replies, strict=True):
+                if not future.done():
+                    future.set_result(reply)
+
+    async def run(self, script: str, keys: Sequence[bytes], *args: Any) -> Any:
+        """What a script gives that changes nothing, or only what nobody has changed: it may be done twice."""
+        try:
+            return await self.do(keys[0], "EVALSHA", sha(script), len(keys), *keys, *args)
+        except StoreError as exc:
+            if not is_unknown(exc.__cause__):
+                raise
+        return await self.do(keys[0], "EVAL", script, len(keys), *keys, *args)
+
+    # Connections ------------------------------------------------------------------------------------------------------
+
+    async def _pool(self, key: bytes) -> tuple[tuple[str, int] | None, Any]:
+        """The connections to the node that has ``key``."""
+        place = None
+        if self.cluster:
+            node = (await self._nodes()).get_node_from_key(key)
+            if node is None:
+                raise StoreLost(f"No node of the cluster has {key!r}: {self.shown}.", url=self.shown)
+            place = (node.host, int(node.port))
+        pool = self._pools.get(place)
+        if pool is None:
+            how: dict[str, Any]
+            if self._way == "sentinel":
+                make: Any = Sentinel
+                self._sentinel = make(self._hosts, socket_timeout=CONNECT_SECONDS)
+                make, how = SentinelConnectionPool, {"ssl": self._with_tls}
+                pool = make(self._name, self._sentinel, **how, **self._settings, **self._tls)
+            else:
+                host, port = place or self._hosts[0]
+                make, how = ConnectionPool, {"connection_class": SSLConnection} if self._with_tls else {}
+                pool = make(host=host, port=port, **how, **self._settings, **self._tls)
+            self._pools[place] = pool
+        return place, pool
+
+    async def _nodes(self) -> Any:
+        """Which node of the cluster has what."""
+        async with self._finding:
+            if self._topology is None:
+                make: Any = RedisCluster
+                nodes = [ClusterNode(*address) for address in self._hosts]
+                topology = make(startup_nodes=nodes, ssl=self._with_tls, **self._settings, **self._tls)
+                try:
+                    await topology.initialize()
+                except BaseException:
+                    await topology.aclose()
+                    raise
+                self._topology = topology
+            return self._topology
+
+    async def forget_topology(self) -> None:
+        """Where a node is away, the others are asked who has its place."""
+        if self._topology is not None:
+            topology, self._topology = self._topology, None
+            with contextlib.suppress(Exception):
+                await topology.aclose()
+
+    async def ask(self, commands: Sequence[Command], *, wait: bool = False) -> list[Any]:
+        """What the server says to each, or the error that stands for it. In a cluster each node has its commands in
+        their order.
+
+        Args:
+            commands: to be sent at once.
+            wait: until as many replicas have what was written as the options say.
+
+        Raises:
+            StoreError: no server could be reached; nothing was sent.
+        """
+        replies: list[Any] = [None] * len(commands)
+        left = list(range(len(commands)))
+        tries, pause = MOVING
+        while True:
+            groups: dict[Any, tuple[Any, list[int]]] = {}
+            try:
+                for place in left:
+                    name, pool = await self._pool(commands[place][0])
+                    groups.setdefault(name, (pool, []))[1].append(place)
+            except Exception as exc:
+                await self.forget_topology()
+                raise store_error(exc, self.shown) from exc
+            talks = [self._talk(pool, [commands[n][1] for n in places], wait) for pool, places in groups.values()]
+            answers = await asyncio.gather(*talks) if len(talks) > 1 else [await talk for talk in talks]
+            for (_, places), answer in zip(groups.values(), answers, strict=True):
+                for place, reply in zip(places, answer, strict=True):
+                    replies[place] = reply
+            moving = exceptions.AskError, exceptions.TryAgainError
+            if self.cluster and any(is_lost(replies[place]) for place in left):
+                await self.forget_topology()
+            left = [place for place in left if isinstance(replies[place], moving)]
+            if not left or not tries:
+                return replies
+            tries -= 1
+            await self.forget_topology()
+            await asyncio.sleep(pause)
+
+    async def _talk(self, pool: Any, commands: list[tuple[Any, ...]], wait: bool) -> list[Any]:
+        try:
+            connection = await pool.get_connection()
+        except Exception as exc:
+            if self.cluster:
+                return [StoreLost(f"A node cannot be reached: {self.shown} ({exc}).", url=self.shown)] * len(commands)
+            raise store_error(exc, self.shown) from exc
+        replies: list[Any] = []
+        whole = False
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            while len(replies) < len(commands):
+                try:
+                    replies.append(await connection.read_response())
+                except exceptions.ResponseError as exc:
+                    replies.append(exc)
+            while wait and self.replicas and not await self._replicated(connection):
+                if self.behind is None:
+                    self.behind = StoreLost(
+                        f"Fewer than {self.replicas} replicas have it: {self.shown}.", url=self.shown
+                    )
+                    logger.error("nothing is acknowledged: %s", self.behind)
+            self.behind = None
+            # A server that was demoted is left: the address may lead to another one now.
+            whole = not any(isinstance(reply, exceptions.ReadOnlyError) for reply in replies)
+        except Exception as exc:
+            replies = (
+                [exc] * len(commands) if wait and self.replicas else replies + [exc] * (len(commands) - len(replies))
+            )
+        finally:
+            if not whole:
+                await connection.disconnect(nowait=True)
+            await pool.release(connection)
+        return replies
+
+    async def _replicated(self, connection: Any) -> bool:
+        await connection.send_command("WAIT", self.replicas, round(REPLICATED_SECONDS * 1000), check_health=False)
+        return int(await connection.read_response()) >= self.replicas
+
+    @contextlib.asynccontextmanager
+    async def listen(self) -> AsyncIterator[Any]:
+        """A connection that hears what other processes tell."""
+        channel = self.channel
+        _, pool = await self._pool(channel)
+        client: Any = Redis(connection_pool=pool)
+        pubsub = client.pubsub()
+        try:
+            await (pubsub.ssubscribe(channel) if self.cluster else pubsub.subscribe(channel))
+            yield pubsub
+        finally:
+            with contextlib.suppress(Exception):
+                await pubsub.aclose()
+
+    async def close(self) -> None:
+        """Let go of all connections, after what is asked."""
+        if self._asking is not None:
+            await asyncio.gather(self._asking, return_exceptions=True)
+        await self.forget_topology()
+        pools, self._pools = self._pools, {}
+        self._asking, self._finding = None, asyncio.Lock()
+        for pool in pools.values():
+            with contextlib.suppress(Exception):
+                await pool.aclose()
+        if self._sentinel is not None:
+            with contextlib.suppress(Exception):
+                await self._sentinel.aclose()
+
+    async def nodes(self) -> list[bytes]:
+        """A key for each server that takes writes, which leads to it."""
+        if not self.cluster:
+            return [b"0"]
+        nodes = await self._nodes()
+        keys: dict[Any, bytes] = {}
+        for number in range(100_000):
+            key = b"{%d}" % number
+            keys.setdefault(nodes.get_node_from_key(key), key)
+            if len(keys) == len(nodes.get_primaries()):
+                break
+        return list(keys.values())
+
+    # What is expected of it -------------------------------------------------------------------------------------------
+
+    async def check(self) -> None:
+        """Look at the server's version and settings.
+
+        Raises:
+            StoreError: it cannot be used, or not as the options want it. What can be lost is only said in the log.
+        """
+        for key in await self.nodes():
+            self._check(*await self.ask([(key, ("INFO",)), (key, ("CONFIG", "GET", "append*"))]))
+
+    def _check(self, info: Any, settings: Any) -> None:
+        if isinstance(info, Exception):
+            raise store_error(info, self.shown) from info
+        facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        name = "Valkey" if "valkey_version" in facts else "Redis"
+        self.version = f"{name} {facts.get('valkey_version', facts.get('redis_version', '?'))}"
+        if int(facts.get("redis_version", "0").partition(".")[0]) < OLDEST:
+            raise StoreError(f"The store needs Redis {OLDEST} or Valkey 8 at least, got {self.version}: {self.shown}.")
+        if (facts.get("cluster_enabled") == "1") != self.cluster:
+            wanted = "redis+cluster://" if not self.cluster else "redis://"
+            raise StoreError(
+                f"This is {'a cluster' if not self.cluster else 'no cluster'}; say {wanted}: {self.shown}."
+            )
+        memory = facts.get("maxmemory_policy", "noeviction")
+        if memory.startswith("allkeys") and facts.get("maxmemory", "0") != "0":
+            raise StoreError(
+                f"maxmemory-policy is {memory}: the server would throw away sessions to make room. Set it to "
+                f"noeviction ('CONFIG SET maxmemory-policy noeviction', and in its file): {self.shown}."
+            )
+        if isinstance(settings, Exception):
+            logger.warning(
+                "%s: its settings cannot be looked at (%s), so nobody knows what it may lose", self.shown, settings
+            )
+            return
+        config = {settings[n].decode(): settings[n + 1].decode() for n in range(0, len(settings), 2)}
+        kept = config.get("appendfsync", "no") if config.get("appendonly") == "yes" else "none"
+        levels = ["none", "no", "everysec", "always"]
+        if levels.index(kept) < levels.index(self.durability or "none"):
+            raise StoreError(
+                f"durability={self.durability} needs {DURABILITY[self.durability]}, but {LOSES[kept]}. Set it ('CONFIG "
+                f"SET appendonly yes', 'CONFIG SET appendfsync {self.durability}', and in the server's file), or say "
+                f"which loss you can live with: durability=everysec, or none: {self.shown}."
+            )
+        if not self.durability and kept != "always":
+            logger.warning("%s: %s; see 'Redis and Valkey' in docs/deploy.md", self.shown, LOSES[kept])

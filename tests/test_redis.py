@@ -1,0 +1,420 @@
+"""The Redis store: the contract of stores on Valkey, on a cluster of three, and on Redis where it is installed; and
+what several processes, lost answers, restarts and failovers do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import uuid
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from legato.errors import InvalidInput, StaleLease, StoreError
+from legato.event import (
+    CancelRequested,
+    Draft,
+    Event,
+    MessageCreated,
+    RunCompleted,
+    RunStarted,
+    Said,
+    SessionCreated,
+    TextDelta,
+)
+from legato.log import Bell, Log, Store, Subscription, Take
+from legato.machine import Lease
+from legato.store import SCHEMES, open_store
+from legato.store.redis import RedisStore
+from legato.testing import PATIENCE, STORE_CHECKS, StoreCheck
+from valkeys import Valkey, kept, shared_redis, shared_valkey, shared_valkey_cluster, valkey
+
+PLACES: dict[str, Callable[[str], str]] = {
+    "valkey": lambda prefix: shared_valkey().url(prefix, "valkey"),
+    "cluster": lambda prefix: shared_valkey_cluster()[0].url(prefix, "redis+cluster"),
+    "redis": lambda prefix: shared_redis().url(prefix),
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("check", STORE_CHECKS, ids=lambda check: check.name)
+async def test_the_contract(kind: str, check: StoreCheck) -> None:
+    def make(name: str, clock: Callable[[], float]) -> Store:
+        return RedisStore(PLACES[kind](name), clock=clock)
+
+    await check(make)
+
+
+# URLs -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis:host",
+        "redis+tcp://host",
+        "redis://host:port",
+        "redis://host:70000",
+        "redis://host/name",
+        "redis://host/0?durability=full",
+        "redis://host/0?durability=",
+        "redis://host/0?replicas=-1",
+        "redis://host/0?replicas=10",
+        "redis://host/0?prefix=a:b",
+        "redis://host/0?prefix={x}",
+        "redis://host/0?timeout=3",
+        "redis://host/0?ca=/etc/ssl/ca.pem",
+        "redis://one,two/0",
+        "redis+cluster://host/1",
+        "redis+cluster://host/?replicas=1",
+        "redis+sentinel://host",
+    ],
+)
+def test_urls_that_are_none(url: str) -> None:
+    """They are refused before anything is connected, and the password of one is in no word of it."""
+    for each in (url, url.replace("://", "://ann:s3cret@")):
+        with pytest.raises(InvalidInput) as refused:
+            open_store(each)
+        assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("scheme", sorted(scheme for scheme in SCHEMES if "redis" in scheme or "valkey" in scheme))
+def test_urls(scheme: str) -> None:
+    store = open_store(f"{scheme}://ann:p%40ss@[::1]:7000{'/main' if 'sentinel' in scheme else ''}?prefix=mine-1")
+    assert isinstance(store, RedisStore)
+
+
+@pytest.mark.parametrize("url", ["reddis://ann:s3cret@host/0", "postgres+x://ann:s3cret@host/0"])
+def test_a_password_is_shown_to_nobody(url: str) -> None:
+    """Not even where the URL is of no kind that is known."""
+    with pytest.raises(InvalidInput) as refused:
+        open_store(url)
+    assert "s3cret" not in str(refused.value)
+
+
+# What the server has to be --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "said"),
+    [
+        ({}, {"durability": "always"}, None),
+        ({}, {"durability": "everysec"}, None),
+        ({"appendfsync": "everysec"}, {"durability": "everysec"}, None),
+        ({"appendfsync": "everysec"}, {"durability": "none"}, None),
+        ({"appendfsync": "everysec"}, {}, "appendfsync is everysec"),
+        ({"appendfsync": "everysec"}, {"durability": "always"}, "CONFIG SET appendfsync always"),
+        ({"appendfsync": "no"}, {"durability": "everysec"}, "appendfsync is no"),
+        ({"appendonly": "no"}, {"durability": "everysec"}, "appendonly is off"),
+        ({"appendonly": "no"}, {}, "appendonly is off"),
+        ({"maxmemory": "50mb", "maxmemory-policy": "allkeys-lru"}, {}, "noeviction"),
+        ({"maxmemory": "50mb", "maxmemory-policy": "noeviction"}, {"durability": "always"}, None),
+    ],
+)
+async def test_settings_are_looked_at(
+    settings: dict[str, str], options: dict[str, str], said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the options want is refused or had; what may be lost without one is a warning."""
+    server = shared_settings()
+    for name, value in {**server.settings, "maxmemory": "0", "maxmemory-policy": "noeviction", **settings}.items():
+        if name != "save":
+            server.ask("CONFIG", "SET", name, value)
+    store = RedisStore(server.url(**options))
+    refused = options and said
+    with pytest.raises(StoreError) if refused or "noeviction" in (said or "") else contextlib.nullcontext() as error:
+        await store.open()
+    await store.close()
+    heard = caplog.text + (str(error.value) if error is not None else "")
+    assert said in heard if said else not caplog.records
+
+
+@functools.cache
+def shared_settings() -> Valkey:
+    """A server whose settings are changed."""
+    return kept(valkey())
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["valkey", "cluster"])
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[tuple[RedisStore, RedisStore]]:
+    """Two stores of one place."""
+    async with stores(PLACES[request.param](f"pair-{uuid.uuid4().hex[:8]}"), 2) as (one, two):
+        yield one, two
+
+
+@contextlib.asynccontextmanager
+async def stores(url: str, count: int) -> AsyncIterator[list[RedisStore]]:
+    found = [RedisStore(url) for _ in range(count)]
+    async with contextlib.AsyncExitStack() as stack:
+        for store in found:
+            await store.open()
+            stack.push_async_callback(store.close)
+        yield found
+
+
+def begun(run: str = "r") -> list[Draft]:
+    return [Draft(SessionCreated("t")), message(run)]
+
+
+def message(run: str) -> Draft:
+    return Draft(MessageCreated(f"m-{run}", "user", "Hello"), run)
+
+
+def text(number: int, run: str = "r") -> Draft:
+    return Draft(TextDelta(0, 0, number, f"{number} "), run)
+
+
+async def all_of(store: Store, session: str) -> list[Event]:
+    return [event async for event in Log(store, session).all()]
+
+
+async def test_two_stores_are_one_log(pair: tuple[RedisStore, RedisStore]) -> None:
+    """What one has acknowledged the other one reads at once, and both give the same, also while both write."""
+    one, two = pair
+    await one.append("s", begun())
+    for number in range(20):
+        writer, reader = (one, two) if number % 2 else (two, one)
+        stored = (await writer.append("s", [text(number)])).events[0]
+        assert stored == (await reader.read("s", stored.offset - 1))[0]
+        assert (await reader.info("s")).head == stored.offset
+
+    async def write(store: RedisStore, who: int) -> None:
+        for number in range(30):
+            await store.append("s", [text(100 * who + number)])
+
+    await asyncio.gather(*(write(store, who) for who, store in enumerate([one, two, one, two], 1)))
+    events = await all_of(one, "s")
+    assert events == await all_of(two, "s")
+    assert [event.offset for event in events] == list(range(1, 143))
+    for who in range(1, 5):
+        mine = [e.fact.start for e in events if isinstance(e.fact, TextDelta) and e.fact.start // 100 == who]
+        assert mine == [100 * who + number for number in range(30)]
+
+
+async def test_two_stores_claim_each_run_once(pair: tuple[RedisStore, RedisStore]) -> None:
+    """And a lease that another store has taken since is stale."""
+    one, two = pair
+    await asyncio.gather(*(one.append(f"s{n}", begun()) for n in range(12)))
+    taken = await asyncio.gather(*(s.claim(owner=o, ttl=0.2, limit=9) for s, o in ((one, "a"), (two, "b"))))
+    assert sorted(lease.session for leases in taken for lease in leases) == sorted(f"s{n}" for n in range(12))
+    old = next(lease for leases in taken for lease in leases)
+    store, other, owner = (one, two, "b") if old.owner == "a" else (two, one, "a")
+    late: list[Lease] = []
+    while not late:
+        late = [lease for lease in await other.claim(owner=owner, ttl=30, limit=20) if lease.session == old.session]
+    assert late[0].epoch == old.epoch + 1
+    await other.append(old.session, [Draft(RunStarted("a", 1), "r")], lease=late[0])
+    with pytest.raises(StaleLease):
+        await store.append(old.session, [text(0)], lease=old)
+
+
+async def test_bells_ring_in_other_processes(pair: tuple[RedisStore, RedisStore]) -> None:
+    """For what has grown, for what has grown from outside of runs, and for work; not for other sessions."""
+    one, two = pair
+    await one.append("s", begun())
+    await one.append("t", begun())
+    lease = await one.acquire("s", "r", owner="a", ttl=30)
+    every, outside, other, work = Bell(), Bell(), Bell(), Bell()
+    two.doorbell.hang("s", every)
+    two.doorbell.hang("s", outside, outside=True)
+    two.doorbell.hang("t", other)
+    two.doorbell.hang_work(work)
+    await settle_bells(two, every, outside, other, work)
+    await one.append("s", [text(0)], lease=lease)
+    assert await every.wait(PATIENCE)
+    assert (await two.read("s", 2))[0].fact == text(0).fact
+    assert not await outside.wait(0)
+    await one.append("s", [Draft(CancelRequested(), "r")])
+    assert await outside.wait(PATIENCE)
+    assert not await work.wait(0)
+    await one.release(lease)
+    assert await work.wait(PATIENCE)
+    assert not await other.wait(0)
+
+
+async def settle_bells(store: RedisStore, *bells: Bell) -> None:
+    """What rings for a while after the beginning is over: the store has heard of the sessions that are listened to."""
+    async with asyncio.timeout(PATIENCE):
+        while not store._hears or store._look.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+    for bell in bells:
+        bell.clear()
+
+
+class Follower:
+    """Follows a log as a crowd does: when the bell rings, with what is at hand; else with a read.
+
+    Attributes:
+        seen: the offsets of the events that it was given.
+        at_hand, reads: how many rings found something at hand, or had to ask.
+    """
+
+    def __init__(self, store: RedisStore, session: str, until: int) -> None:
+        self.subscription = Subscription(store, session, 0, heartbeat=PATIENCE)
+        self.seen: list[int] = []
+        self.at_hand = self.reads = 0
+        self.over = asyncio.Event()
+        self._until = until
+        self._reading: asyncio.Task[None] | None = None
+        self._again = False
+        self.subscription.hang(self)
+        self.ring()
+
+    def ring(self) -> None:
+        if self._reading is not None:
+            self._again = True
+        elif (events := self.subscription.peek()) is None:
+            self._reading = asyncio.create_task(self._read())
+        else:
+            self.at_hand += bool(events)
+            self._give(events)
+
+    async def _read(self) -> None:
+        self.reads += 1
+        self._give(await self.subscription.look())
+        self._reading = None
+        if self._again:
+            self._again = False
+            self.ring()
+
+    def _give(self, events: list[Event]) -> None:
+        if events:
+            self.seen += [event.offset for event in events]
+            self.subscription.after = events[-1].offset
+            if self.subscription.after >= self._until:
+                self.over.set()
+
+
+async def test_readers_follow_from_another_process(pair: tuple[RedisStore, RedisStore]) -> None:
+    """Live, each event once and in order; and whoever is at the head finds it at hand."""
+    await pair[0].append("s", begun())
+    followers = [Follower(store, "s", 202) for store in pair for _ in range(2)]
+    for number in range(200):
+        await pair[number % 50 == 49].append("s", [text(number)])
+    async with asyncio.timeout(PATIENCE):
+        for follower in followers:
+            await follower.over.wait()
+            follower.subscription.take(follower)
+            assert follower.seen == list(range(1, 203))
+            assert follower.at_hand > follower.reads
+
+
+async def test_a_lost_bell_costs_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for ever for a message that never came: what is listened to is looked at."""
+    monkeypatch.setattr("legato.store.redis.POLL_SECONDS", 0.1)
+    async with stores(PLACES["valkey"]("lost-bell"), 2) as (one, two):
+        await one.append("s", begun())
+        monkeypatch.setattr(two, "_hear", lambda data: None)
+        with Subscription(two, "s", 2, heartbeat=PATIENCE) as subscription:
+            next_one = asyncio.create_task(subscription.next())
+            await settle_bells(two)
+            await one.append("s", [text(0)])
+            assert [event.offset for event in await next_one] == [3]
+
+
+# Answers that are lost ------------------------------------------------------------------------------------------------
+
+
+class Cut:
+    """A way to a server on which it is chosen what gets through.
+
+    Attributes:
+        port: where it is entered.
+        lose: how many answers that are to come do not.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.lose = 0
+        self.lost = 0
+        self.open = True
+        self._to = port
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Cut:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """End all connections."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self.open:
+            writer.transport.abort()
+            return
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        self._writers |= {writer, to_writer}
+        asked = b""
+
+        async def answers() -> None:
+            while data := await to_reader.read(65536):
+                if self.lose and b"EVALSHA" in asked and b"probe" not in asked:
+                    self.lose -= 1
+                    self.lost += 1
+                    break
+                writer.write(data)
+            writer.transport.abort()
+
+        answering = asyncio.create_task(answers())
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                asked = data
+                to_writer.write(data)
+        to_writer.transport.abort()
+        await asyncio.gather(answering, return_exceptions=True)
+        self._writers -= {writer, to_writer}
+
+
+async def test_a_lost_answer_doubles_nothing() -> None:
+    """Whatever the append was: with a key, with a lease taken along, at a head, or none of these."""
+    async with Cut(shared_valkey().port) as cut:
+        url = f"redis://127.0.0.1:{cut.port}/?prefix=lost-answers"
+        async with stores(url, 1) as (store,), stores(PLACES["valkey"]("lost-answers"), 1) as (other,):
+            await store.append("s", [Draft(SessionCreated("t"))])
+            for number in range(6):
+                run = f"r{number}"
+                take = Take(run, "me", 30)
+                cut.lose = 1 + number % 2
+                begun = await store.append("s", [message(run), Draft(RunStarted("a", 1), run)], once=run, take=take)
+                assert not begun.repeated
+                assert begun.lease is not None
+                for piece in range(3):
+                    cut.lose = 1
+                    stored = await store.append("s", [text(piece, run)], lease=begun.lease)
+                    assert stored.events == await other.read("s", stored.events[0].offset - 1)
+                cut.lose = 1
+                end = Draft(RunCompleted("stop", Said("m", "", [])), run)
+                await store.append("s", [end], lease=begun.lease, head=begun.events[-1].offset)
+            events = await all_of(other, "s")
+            assert cut.lost >= 6 * 5
+    assert [event.offset for event in events] == list(range(1, 2 + 6 * 6))
+    assert [event.fact.start for event in events if isinstance(event.fact, TextDelta)] == [0, 1, 2] * 6
+    assert sum(event.fact.terminal for event in events) == 6
+
+
+async def test_what_others_wrote_meanwhile() -> None:
+    """An answer is lost, and another process writes before the append is made again: what became of it is known."""
+    async with Cut(shared_valkey().port) as cut, stores(PLACES["valkey"]("meanwhile"), 1) as (other,):
+        url = f"redis://127.0.0.1:{cut.port}/?prefix=meanwhile"
+        async with stores(url, 1) as (store,):
+            await store.append("s", begun())
+            for number in range(5):
+                cut.lose = 1
+                mine = store.append("s", [text(number)])
+                async with asyncio.timeout(PATIENCE):
+                    while cut.lose:  # noqa: ASYNC110
+                        await asyncio.sleep(0)
+                theirs = await other.append("s", [text(100 + number)])
+                assert (await mine).events[0].offset + 1 == theirs.events[0].offset
+            starts = [e.fact.start for e in await all_of(other, "s") if isinstance(e.fact, TextDelta)]
+    assert starts == [0, 100, 1, 101, 2, 102, 3, 103, 4, 104]
