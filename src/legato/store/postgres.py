@@ -17,15 +17,27 @@ import asyncio
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ..check import check_text, digits, is_text
 from ..errors import CursorInvalid, LegatoError, SessionNotFound, StoreError, StoreVersion
 from ..event import Draft, Event, Offset, SessionCreated
-from ..log import MICRO, READ_LIMIT, Doorbell, SessionInfo, SessionPage, Store, Storing, Take, created
+from ..log import (
+    MICRO,
+    READ_LIMIT,
+    Doorbell,
+    Portable,
+    SessionInfo,
+    SessionPage,
+    SessionRecord,
+    Storing,
+    Take,
+    created,
+)
 from ..machine import Lease, OpenRun, SessionState
+from . import postgres_moving as moving
 from . import postgres_sql as sql
 from .group import GroupWriter, KnownRuns, RowGroup, RowRequest, SharedRow, asks_to_append, read_eras, read_event
 from .neighbours import Neighbours, Together
@@ -527,6 +539,24 @@ class PostgresStore:
         more = f"{rows[limit - 1][4]}.{looks[-1].id}" if looks and len(rows) > limit else None
         return SessionPage([look.info for look in looks], more)
 
+    def records(self) -> AsyncIterator[SessionRecord]:
+        """See ``Portable.records``."""
+        self._check_open()
+        return moving.records(self._link, self._runs)
+
+    async def record(self, session: str) -> SessionRecord | None:
+        """See ``Portable.record``."""
+        self._check_open()
+        return await moving.record(self._link, self._runs, session) if is_text(session) else None
+
+    async def adopt(self, record: SessionRecord, pages: AsyncIterator[Sequence[Event]]) -> None:
+        """See ``Portable.adopt``."""
+        self._check_open()
+        last = await moving.adopt(self._link, self._runs, self._era, record, pages)
+        self._others.stored(record.session, last, outside=True)
+        if record.epochs:
+            self._others.ring_work()
+
     async def open_runs(self, *, limit: int = READ_LIMIT) -> list[OpenRun]:
         """See ``Leaser.open_runs``."""
         self._check_open()
@@ -544,4 +574,4 @@ def _event(session: str, row: Sequence[Any]) -> Event:
     return read_event(session, type, text.encode(), offset, at, run)
 
 
-_: type[Store] = PostgresStore
+_: type[Portable] = PostgresStore

@@ -9,8 +9,8 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -166,6 +166,26 @@ class Link:
                         await conn.close()
                     if not used:  # else the database may have been away meanwhile, and be back
                         raise self.error(exc) from exc
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection in a transaction of its own, which is committed when it is left; undone, if that is by an error.
+
+        Raises:
+            StoreError: the database has failed. If that was the commit, it is not known whether it was done.
+        """
+        conn = self._readers.pop() if self._readers else await self.connect()
+        try:
+            async with conn.transaction():
+                if self.pooled:
+                    await self.execute(conn, *self.settings(local=True))
+                yield conn
+        except FAILURES as exc:
+            await conn.close()
+            raise self.error(exc) from exc
+        finally:
+            if not conn.closed:
+                self._readers.append(conn)
 
     async def close(self) -> None:
         """Wait for what is being asked, and let go of its connections."""

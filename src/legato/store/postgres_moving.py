@@ -1,0 +1,109 @@
+"""Whole sessions, out of a PostgreSQL database and into it: what ``Portable`` asks of its store.
+
+A session that is adopted is one transaction, so nobody sees it before it is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from ..check import check_text
+from ..errors import SessionExists
+from ..event import Event, SessionCreated, settle
+from ..log import MICRO, READ_LIMIT, Adoption, SessionRecord, created
+from .group import KnownRuns
+from .postgres_link import Link
+from .postgres_sql import Int8Array, TextArray
+
+_COLUMNS = "SELECT id, name, head, updated_at, runs FROM legato.session WHERE head > 0"
+RECORDS = f"{_COLUMNS} AND id > %s ORDER BY id LIMIT {READ_LIMIT}"
+RECORD = f"{_COLUMNS} AND name = %s"
+KEYS_OF = "SELECT session, key, first, last FROM legato.once WHERE session = ANY(%s)"
+
+PATIENT = "SELECT set_config('idle_in_transaction_session_timeout', '0', true)"
+"""The next page may be long in coming."""
+BEGIN = "INSERT INTO legato.session (name) VALUES (%s) ON CONFLICT (name) DO NOTHING RETURNING id"
+PAGE = """
+    INSERT INTO legato.event SELECT %s, number, at, type, run, delta = 1, data
+    FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::text[])
+        u (number, at, type, run, delta, data)
+"""
+KEYS = "INSERT INTO legato.once SELECT %s, * FROM unnest(%s::text[], %s::bigint[], %s::bigint[])"
+END = """
+    UPDATE legato.session SET owner = %s, head = %s, whole = %s, updated_at = %s, deleted = %s, runs = %s,
+        waits = (SELECT at FROM legato.event WHERE session = id AND "offset" = %s),
+        era = %s, eras = %s
+    WHERE id = %s
+"""
+
+
+async def records(link: Link, runs: KnownRuns) -> AsyncIterator[SessionRecord]:
+    """See ``Portable.records``: in the order in which they came into the database."""
+    last = 0
+    while rows := await link.ask(RECORDS, (last,)):
+        for record in await _records(link, runs, rows):
+            yield record
+        last = rows[-1][0]
+
+
+async def record(link: Link, runs: KnownRuns, session: str) -> SessionRecord | None:
+    """See ``Portable.record``."""
+    found = await _records(link, runs, await link.ask(RECORD, (session,)))
+    return found[0] if found else None
+
+
+async def _records(link: Link, runs: KnownRuns, rows: Sequence[Sequence[Any]]) -> list[SessionRecord]:
+    keys: dict[int, dict[str, tuple[int, int]]] = {row[0]: {} for row in rows}
+    for id, key, first, last in await link.ask(KEYS_OF, (Int8Array(list(keys)),)) if keys else ():
+        keys[id][key] = first, last
+    return [
+        SessionRecord(
+            name, head, updated_at / MICRO, keys[id], {r.run: r.epoch for r in runs.read(name, text).values()}
+        )
+        for id, name, head, updated_at, text in rows
+    ]
+
+
+async def adopt(
+    link: Link, runs: KnownRuns, era: int, record: SessionRecord, pages: AsyncIterator[Sequence[Event]]
+) -> Sequence[Event]:
+    """See ``Portable.adopt``. Gives the last page. ``era``: the present one of the database."""
+    session = record.session
+    check_text(session, *record.once)
+    adoption = Adoption(record)
+    events: Sequence[Event] = ()
+    begun = SessionCreated()
+    async with link.transaction() as conn:
+        await link.execute(conn, PATIENT)
+        row = await (await link.execute(conn, BEGIN, (session,))).fetchone()
+        if row is None:
+            raise SessionExists(f"Session {session!r} is there already, or was deleted.", session=session)
+        async for events in pages:
+            adoption.add(events)
+            if events[0].offset == 1:
+                begun = created(events[0].fact)
+            for event in events:
+                check_text(event.run, event.type)
+            await link.execute(
+                conn,
+                PAGE,
+                (
+                    row[0],
+                    Int8Array([event.offset for event in events]),
+                    Int8Array([round(event.at * MICRO) for event in events]),
+                    TextArray([event.type for event in events]),
+                    TextArray([event.run for event in events]),
+                    Int8Array([event.fact.delta for event in events]),
+                    TextArray([event.json or settle(event.fact)[1] for event in events]),
+                ),
+            )
+        state = adoption.end()
+        if record.once:
+            first, last = ([place[index] for place in record.once.values()] for index in (0, 1))
+            await link.execute(conn, KEYS, (row[0], TextArray([*record.once]), Int8Array(first), Int8Array(last)))
+        owner, at = begun.owner or "", round(record.updated_at * MICRO)
+        waiting = next((run.offset for run in state.runs.values()), 0)
+        said = owner, state.head, state.whole, at, state.deleted, runs.write(state), waiting, era, f"[[{era},1]]"
+        await link.execute(conn, END, (*said, row[0]))
+    return events

@@ -1,0 +1,86 @@
+"""``legato migrate`` from a file to a database and back: the same digest on both sides, each way."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from databases import shared_postgres
+from legato.store import open_store
+from legato.store.moving import portable
+from opening import opened
+from processes import finished
+from test_deploy import block
+from test_migrate import SESSIONS, digests, everything, fill
+
+pytest.importorskip("psycopg", reason="needs legato[postgres]")
+
+
+@pytest.fixture(params=["postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty store of this kind."""
+    return f"{shared_postgres().url()}?schema=t_migrate"
+
+
+async def test_there_and_back(database: str, tmp_path: Path) -> None:
+    """As docs/deploy.md has the command. What a run may append afterwards goes on where it was."""
+    async with opened(tmp_path / "chat.db") as store:
+        await fill(store)
+        before = await everything(store)
+    command = block("sh", "legato migrate").replace("postgresql://legato@db.internal/legato", f"'{database}'")
+    command = command.replace("legato migrate", f"{sys.executable} -m legato migrate")
+    there = await asyncio.to_thread(
+        subprocess.run, ["sh", "-ec", command], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert there.returncode == 0, there.stderr
+    store = portable(open_store(database))
+    await store.open()
+    assert await everything(store) == before
+    last = (await store.info("long")).head
+    await store.close()
+    back = finished("legato", "migrate", database, "sqlite:///back.db", cwd=tmp_path)
+    assert back.returncode == 0, back.stdout
+    assert len({*digests(there.stdout), *digests(back.stdout)}) == 1
+    again = finished("legato", "migrate", "sqlite:///back.db", database, cwd=tmp_path)
+    assert re.search(rf"; {SESSIONS} of the sessions were there before", again.stdout)
+    async with opened(tmp_path / "back.db") as copy:
+        assert await everything(copy) == before
+        assert (await copy.info("long")).head == last
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from legato.store import open_store
+from legato.store.moving import move
+
+async def main():
+    source, target = open_store("sqlite:///chat.db"), open_store(sys.argv[1])
+    await source.open()
+    await target.open()
+    await move(source, target, told=lambda moved: moved.target.sessions < 10 or os.kill(os.getpid(), signal.SIGKILL))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_kill_on_the_way_is_made_good(database: str, tmp_path: Path) -> None:
+    """What is in the database then is whole, and the same command brings the rest."""
+    database = database.replace("t_migrate", "t_killed")
+    async with opened(tmp_path / "chat.db") as source:
+        await fill(source)
+        before = await everything(source)
+    killed = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", KILLED, database], cwd=tmp_path)
+    assert killed.returncode == -9
+    done = await asyncio.to_thread(finished, "legato", "migrate", "sqlite:///chat.db", database, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    store = portable(open_store(database))
+    await store.open()
+    try:
+        assert await everything(store) == before
+    finally:
+        await store.close()
