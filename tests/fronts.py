@@ -1,4 +1,5 @@
-"""What stands before a server: nginx, HAProxy and Caddy, with TLS, with the blocks of docs/deploy.md."""
+"""What stands before a server: nginx, HAProxy and Caddy, with TLS, with the blocks of docs/deploy.md; and what stands
+before two, with the files of deploy/."""
 
 from __future__ import annotations
 
@@ -11,14 +12,15 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx2
 
 from machine import program
 
-DEPLOY = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text()
+ROOT = Path(__file__).parent.parent
+DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
 DOCUMENTED = ("nginx", "HAProxy", "Caddy")
 BUFFERING = "nginx that buffers and compresses"
 IMPATIENT = f"{BUFFERING}, and waits a second"
@@ -67,17 +69,32 @@ def _changed(text: str, **places: str) -> str:
     return text
 
 
-def _nginx(kind: str, folder: Path, server: str, port: int) -> list[str]:
+FILES = {"nginx": "nginx.conf", "HAProxy": "haproxy.cfg", "Caddy": "Caddyfile"}
+"""In deploy/, for two nodes."""
+
+
+def _before(kind: str, servers: Sequence[str], **places: str) -> str:
+    """What a proxy of this kind is told for one server, or for two."""
+    if len(servers) == 2:
+        text = (ROOT / "deploy" / FILES[kind]).read_text()
+        nodes = dict(zip(("127.0.0.1:8081", "127.0.0.1:8082"), servers, strict=True))
+    else:
+        text = documented(kind, "nginx" if kind == "nginx" else "")
+        nodes = {"127.0.0.1:8088": servers[0]}
+    return _changed(text, **nodes, **places)
+
+
+def _nginx(kind: str, folder: Path, servers: Sequence[str], port: int) -> list[str]:
     if kind.startswith(BUFFERING):
         # By itself nginx speaks HTTP/1.0 to the server, and buffers.
         waits = "proxy_read_timeout 1s;" if kind == IMPATIENT else ""
         block = f"""gzip on; gzip_types *; proxy_buffering on; {waits}
-        server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://{server}; }} }}"""
+        server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://{servers[0]}; }} }}"""
     else:
         crt, key = certificate(folder)
-        block = _changed(
-            documented("nginx", "nginx"),
-            **{"listen 443": f"listen 127.0.0.1:{port}", "127.0.0.1:8088": server, "chat.example.com": "localhost",
+        block = _before(
+            kind, servers,
+            **{"listen 443": f"listen 127.0.0.1:{port}", "chat.example.com": "localhost",
                "/etc/ssl/chat.crt": str(crt), "/etc/ssl/chat.key": str(key)},
         )  # fmt: skip
     temporary = "".join(
@@ -91,14 +108,11 @@ def _nginx(kind: str, folder: Path, server: str, port: int) -> list[str]:
     return [program("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(config)]
 
 
-def _haproxy(kind: str, folder: Path, server: str, port: int) -> list[str]:
+def _haproxy(kind: str, folder: Path, servers: Sequence[str], port: int) -> list[str]:
     crt, key = certificate(folder)
     both = folder / "chat.pem"
     both.write_text(crt.read_text() + key.read_text())
-    block = _changed(
-        documented("HAProxy"),
-        **{":443": f"127.0.0.1:{port}", "127.0.0.1:8088": server, "/etc/haproxy/chat.pem": str(both)},
-    )
+    block = _before("HAProxy", servers, **{":443": f"127.0.0.1:{port}", "/etc/haproxy/chat.pem": str(both)})
     if kind in COMPRESSING:
         block += "    compression algo gzip\n    compression type text/event-stream application/json\n"
     config = folder / "haproxy.cfg"
@@ -106,8 +120,8 @@ def _haproxy(kind: str, folder: Path, server: str, port: int) -> list[str]:
     return [program("haproxy"), "-db", "-f", str(config)]
 
 
-def _caddy(kind: str, folder: Path, server: str, port: int) -> list[str]:
-    block = _changed(documented("Caddy"), **{"127.0.0.1:8088": server, "chat.example.com": f"localhost:{port}"})
+def _caddy(kind: str, folder: Path, servers: Sequence[str], port: int) -> list[str]:
+    block = _before("Caddy", servers, **{"chat.example.com": f"localhost:{port}"})
     if kind in COMPRESSING:
         block = block.replace("{\n", "{\n    encode zstd gzip\n", 1)
     config = folder / "Caddyfile"
@@ -120,8 +134,8 @@ def _caddy(kind: str, folder: Path, server: str, port: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def front(kind: str, folder: Path, server: str) -> Iterator[str]:
-    """The address of a proxy before ``server`` (``127.0.0.1:8088``), which need not be there yet.
+def front(kind: str, folder: Path, *servers: str) -> Iterator[str]:
+    """The address of a proxy before one or two ``servers`` (``127.0.0.1:8088``), which need not be there yet.
 
     Args:
         kind: one of ``DOCUMENTED``, ``BUFFERING`` or ``COMPRESSING``.
@@ -129,7 +143,7 @@ def front(kind: str, folder: Path, server: str) -> Iterator[str]:
     """
     port = free_port()
     make = {"nginx": _nginx, "HAProxy": _haproxy, "Caddy": _caddy}[kind.partition(" ")[0]]
-    command = make(kind, folder, server, port)
+    command = make(kind, folder, servers, port)
     scheme = "http" if kind.startswith(BUFFERING) else "https"
     environment = {**os.environ, "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
     output = folder / "front.log"

@@ -22,6 +22,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from databases import shared_postgres
 from fronts import DEPLOY, certificate, documented
 from machine import program
 from processes import running
@@ -49,6 +50,8 @@ TRIED = [
     ("", "chat.example.com {"),
     ("", "defaults"),
     ("sh", "legato backup"),
+    ("sh", "createdb"),
+    ("sh", "legato migrate"),  # by test_migrate_stores.py
 ]
 
 
@@ -166,6 +169,23 @@ def test_the_command_for_a_backup(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     with sqlite3.connect(tmp_path / "chat-backup.db") as copy:
         assert session in "".join(copy.iterdump())
+
+
+def test_the_commands_for_postgresql(tmp_path: Path) -> None:
+    """An extra that there is, a new database, and a server on it."""
+    psycopg = pytest.importorskip("psycopg", reason="needs legato[postgres]")
+    server = shared_postgres()
+    install, create, serve = (shlex.split(line) for line in block("sh", "createdb").splitlines())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = install[2].removeprefix(f"{project['name']}[").removesuffix("]").split(",")
+    assert set(extras) <= project["optional-dependencies"].keys()
+    assert create[1] == "--encoding"
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {create[3]} ENCODING '{create[2]}' TEMPLATE template0")
+    (tmp_path / "my_agent.py").write_text(AGENT)
+    store = serve[-1].replace("db.example.com", f"127.0.0.1:{server.port}")
+    with running(*serve[:-1], store, "--port", "0", cwd=tmp_path) as node:
+        assert httpx2.get(f"{node.url}/ready", timeout=30, trust_env=False).status_code == 200
 
 
 # In a namespace of its own: ports, names and places of files are those of the page.
