@@ -93,6 +93,48 @@ async def test_what_was_deleted_one_after_the_other(tmp_path: Path) -> None:
             assert found(path, f"W{number}.2.")
 
 
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside another"])
+@pytest.mark.parametrize("unpacked", [0, 1, 5])
+async def test_however_much_of_it_was_packed(tmp_path: Path, unpacked: int, others: int) -> None:
+    """The rows in which deltas came are emptied, also when all that is in them has been packed; and whoever reads after
+    a restart finds what was deleted, and nothing of it."""
+    path = tmp_path / "log.db"
+    async with opened(path) as store:
+        for number in range(others):
+            await store.append(f"o{number}", [CREATED, message(), text("KEPT")])
+        await store.append("s", [CREATED, message(), text("SECRET")])
+        while store._journal.after("s"):
+            await store.append("s", [text("SECRET")])
+        for _ in range(unpacked):
+            await store.append("s", [text("SECRET")])
+        tombstone = (await store.append("s", [DELETED])).events
+        await tidied(store)
+        assert not found(path, "SECRET")
+    async with opened(path) as store:
+        assert await store.read("s", 0) == tombstone
+        assert not store._journal.after("s")
+
+
+async def test_what_an_early_version_has_left(tmp_path: Path) -> None:
+    """It did not empty the rows in which deltas came if all in them was packed; then a deleted session was damaged."""
+    path = tmp_path / "log.db"
+    async with opened(path) as store:
+        await store.append("s", [CREATED, message()])
+        while len(await store.read("s", 2)) < 5 or store._journal.after("s"):
+            await store.append("s", [text("SECRET")])
+        rows = list(store._connection.execute("SELECT * FROM journal"))
+        tombstone = (await store.append("s", [DELETED])).events
+    connection = apsw.Connection(str(path))
+    connection.executemany("INSERT OR IGNORE INTO journal VALUES (?, ?)", rows)
+    connection.close()
+    async with opened(path) as store:
+        assert await store.read("s", 0) == tombstone
+        await store.append("o", [CREATED, message(), text("KEPT")])
+        await store.append("o", [DELETED])
+        await tidied(store)
+        assert not found(path, "SECRET")
+
+
 async def test_what_was_deleted_just_before_the_end(tmp_path: Path) -> None:
     """A store that is closed at once is as tidy."""
     path = tmp_path / "log.db"

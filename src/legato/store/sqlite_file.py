@@ -248,7 +248,11 @@ _RECORDS_AFTER, _RECORD = _RECORDS.format(which="s.id > ?1"), _RECORDS.format(wh
 _KEYS = "SELECT key, first, last FROM once WHERE session = ?"
 _EPOCHS = 'SELECT run, epoch FROM open_run WHERE session = ? ORDER BY "offset"'
 
-_PACKED = """SELECT name, (SELECT coalesce(max(last), 0) FROM pack WHERE session = ?1) FROM session WHERE id = ?1"""
+# What is left in the journal of a deleted session is to be seen by nobody.
+_PACKED = """SELECT name, max(
+        (SELECT coalesce(max(last), 0) FROM pack WHERE session = ?1),
+        (SELECT coalesce(max("offset"), 0) FROM event WHERE session = ?1 AND deleted = 1)
+    ) FROM session WHERE id = ?1"""
 
 _json = msgspec.json.Encoder()
 

@@ -115,7 +115,7 @@ class Journal:
                 packed.add(name)
         rows: list[object] = []
         kept, start, end = arrived, self._start, self._end
-        if packed:
+        if packed or deleted:  # rows of what was packed before may still have the words of who is deleted
             for name in packed - deleted:
                 rows += self._pack(name, *arrived.get(name, (0, [])))
             kept = {name: new for name, new in arrived.items() if name not in packed}
