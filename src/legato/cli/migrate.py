@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -43,6 +42,8 @@ def migrate(source: str, target: str, merge: bool) -> None:
         raise Misuse("SOURCE and TARGET are the same store.")
     if source.partition(":")[0].lower() == "sqlite" and not file_of(source).is_file():
         raise Misuse(f"There is no file {file_of(source)}.")
+    import asyncio
+
     moved = asyncio.run(_migrate(source, target, merge))
     for name, tally in (("source", moved.source), ("target", moved.target)):
         click.echo(
