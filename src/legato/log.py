@@ -84,6 +84,18 @@ class SessionRecord(msgspec.Struct, frozen=True):
     epochs: dict[str, int] = {}
 
 
+class Thinning(NamedTuple):
+    """What was done to make a log thin.
+
+    Attributes:
+        changed: how many events say something else now.
+        after: from where to go on; None: that was the end.
+    """
+
+    changed: int
+    after: Offset | None
+
+
 class Take(NamedTuple):
     """The lease that an append takes along: the run is ``owner``'s for ``ttl`` seconds once it is stored."""
 
@@ -236,6 +248,8 @@ class Store(Leaser, Protocol):
     One that several processes use may have ``tally(node, counts, ttl)``, a coroutine: it keeps what a node counts, by
     name, for ``ttl`` seconds, and gives what all others count now, added up. It need not be durable.
     One whose sessions can be taken to another store is ``Portable``.
+    One that keeps deltas may have ``thin(session, after, limit)``, a coroutine: some ``limit`` events behind ``after``
+    become what ``thin.thinned`` makes of stretches of them, as far as their runs have ended; it gives a ``Thinning``.
     """
 
     doorbell: Doorbell

@@ -52,7 +52,7 @@ from .event import (
     ToolCompleted,
 )
 from .json import JsonObject
-from .log import READ_LIMIT, Bell, Log, SessionPage, Store, Subscription, Take, build
+from .log import READ_LIMIT, Bell, Log, SessionPage, Store, Subscription, Take, Thinning, build
 from .machine import Lease, OpenRun, RunState
 from .sse import Decoder
 from .store.moving import move, portable
@@ -986,6 +986,49 @@ async def sessions_are_adopted_whole(place: Place) -> None:
 async def _pages(*parts: Sequence[Event]) -> AsyncIterator[Sequence[Event]]:
     for part in parts:
         yield part
+
+
+@_rule(STORE_CHECKS)
+async def pieces_are_joined(place: Place) -> None:
+    """A store that can make a log thin (``thin``) joins what runs that have ended said, in place: no offset, no word
+    and nothing else changes, however it is read."""
+    thin = getattr(place.store, "thin", None)
+    if thin is None:
+        return
+
+    log = await place.begin("s", "r1")
+    await log.append(_started("r1"), *[_text("r1", f"{number} ", 4 * (number - 100)) for number in range(100, 700)])
+    await log.append(_completed("r1"))
+    await log.append(_message("r2"), _started("r2"), *[_text("r2", "ab", 2 * number) for number in range(100)])
+    before = await _all(log)
+    await place.reopen()
+    log, thin = Log(place.store, "s"), place.store.thin  # type: ignore[attr-defined]
+    for again in (False, True):
+        changed, after = 0, 0
+        while after is not None:
+            step = await thin("s", after, 150)
+            changed, after = changed + step.changed, step.after
+        _same(again, not changed)
+    now = await _all(log)
+    said = [[event for event in events if isinstance(event.fact, TextDelta)] for events in (before, now)]
+    for run in ("r1", "r2"):
+        one, two = ("".join([e.fact.text for e in some if e.run == run]) for some in said)  # type: ignore[union-attr]
+        _same(one, two)
+    empty = sum(not event.fact.text for event in said[1] if isinstance(event.fact, TextDelta))
+    _same(True, empty > 500)
+    _same([(e.offset, e.type, e.run) for e in before], [(e.offset, e.type, e.run) for e in now])
+    _same([e for e in before if not e.fact.delta], [e for e in now if not e.fact.delta])
+    _same([e for e in before if e.run == "r2"], [e for e in now if e.run == "r2"])
+    place.store = await place.reopen()
+    for after in range(0, len(now), 37):
+        _same(now[after : after + 60], await place.store.read("s", after, limit=60))
+    _same((0, None), tuple(await thin_of(place.store, "none")))
+
+
+async def thin_of(store: Store, session: str) -> Thinning:
+    """What making this log thin gives."""
+    found: Thinning = await store.thin(session, 0, 100)  # type: ignore[attr-defined]
+    return found
 
 
 @_rule(STORE_CHECKS)

@@ -87,6 +87,12 @@ class JoinedPages:
         self._sizes.clear()
         self._held = 0
 
+    def forget_session(self, session: str) -> None:
+        """Let go of the pages of a session, whose log is not what it was."""
+        for key in [key for key in self._pages if key[0] == session]:
+            del self._pages[key]
+            self._held -= self._sizes.pop(key)
+
 
 def cost(event: Event) -> int:
     """Bytes of memory that an event takes, by estimate."""

@@ -363,10 +363,11 @@ class ResponseFold:
     Attributes:
         ended: whether the terminal event has been told.
         sequence: the number of the next event.
+        thin: pieces were joined since (see ``thin``), so the numbers are not those that earlier readers have.
     """
 
     def __init__(self, session: str, run: str, *, agent: str) -> None:
-        self.ended = False
+        self.ended = self.thin = False
         self.sequence = 0
         self._session = session
         self._run = run
@@ -392,6 +393,7 @@ class ResponseFold:
         """The same fold as far as it has come. Items that are done are shared: nothing changes them any more."""
         copy = ResponseFold(self._session, self._run, agent=self._agent)
         copy.ended, copy.sequence, copy._status = self.ended, self.sequence, self._status
+        copy.thin = self.thin
         copy._created, copy._completed, copy._error = self._created, self._completed, self._error
         copy._incomplete, copy._usage, copy._echo = self._incomplete, self._usage, self._echo
         copy._items = [*self._items[: self._told], *(item.copy() for item in self._items[self._told :])]
@@ -550,6 +552,7 @@ class ResponseFold:
 
     def _extend(self, part: int, start: int, text: str) -> None:
         self._restarted = False
+        self.thin = self.thin or not text
         place = self._parts.get(part, -1)
         if place >= self._told:
             self._items[place].extend(start, text)

@@ -280,6 +280,12 @@ class Memory:
         self._held = WeakValueDictionary()
         self._recent.clear()
 
+    def forget_session(self, session: str) -> None:
+        """Let go of the runs of a session, whose log is not what it was; nobody reads it."""
+        for key in [key for key, memory in self._held.items() if memory.run.session == session]:
+            self._held.pop(key, None)
+            self._recent.pop(key, None)
+
 
 class SharedEncoder:
     """One reader of a run, out of the memory of it.

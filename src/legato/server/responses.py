@@ -99,8 +99,12 @@ async def retrieve(request: Request) -> Reply:
     if not stream:
         return Body(200, (await _folded(request, run)).response())
     request.reserve(run.session)
-    place = (0, 0) if after is None else _place(await _folded(request, run), after)
-    return request.life.follow_run(run, RESPONSES_VIEW, "responses", after=place)
+    if after is None:
+        return request.life.follow_run(run, RESPONSES_VIEW, "responses")
+    fold = await _folded(request, run)
+    if fold.thin:  # the number is another event's now
+        return request.life.follow_run(run, RESPONSES_VIEW, "responses", exact=False)
+    return request.life.follow_run(run, RESPONSES_VIEW, "responses", after=_place(fold, after))
 
 
 def _place(fold: ResponseFold, after: int) -> tuple[Offset, int]:

@@ -26,10 +26,12 @@ from ..log import (
     SessionRecord,
     Storing,
     Take,
+    Thinning,
     created,
     moment,
 )
 from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
+from ..thin import thinned
 
 
 class _Log:
@@ -153,6 +155,19 @@ class MemoryStore:
     async def holds(self, incarnation: str, session: str, offset: Offset) -> bool:
         """See ``Store``: nothing outlives this object."""
         return incarnation == self.incarnation
+
+    async def thin(self, session: str, after: Offset, limit: int) -> Thinning:
+        """See ``Store``."""
+        log = self._logs.get(session)
+        if log is None or log.state.deleted:
+            return Thinning(0, None)
+        end = min((run.offset - 1 for run in log.state.runs.values()), default=log.state.head)
+        last = min(after + limit, end)
+        before = log.between(after + 1, last)
+        now = thinned(before)
+        log.events[after : after + len(now)] = now
+        changed = sum(one is not two for one, two in zip(before, now, strict=True))
+        return Thinning(changed, last if last < end else None)
 
     async def info(self, session: str) -> SessionInfo:
         """See ``Store.info``."""

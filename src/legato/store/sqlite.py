@@ -47,6 +47,7 @@ from ..log import (
     SessionRecord,
     Storing,
     Take,
+    Thinning,
     created,
 )
 from ..machine import Lease, OpenRun
@@ -78,6 +79,7 @@ from .sqlite_writer import (
     Release,
     Renew,
     Stage,
+    Thin,
     Writer,
     WriteRequest,
 )
@@ -301,6 +303,12 @@ class SQLiteStore:
                 self._writer.submit(Discard(hidden))
             raise
 
+    async def thin(self, session: str, after: Offset, limit: int) -> Thinning:
+        """See ``Store``. What is not packed yet stays as it is."""
+        check_text(session)
+        thinning: Thinning = await self._submit(Thin(session, after, limit))
+        return thinning
+
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
         """See ``Leaser.acquire``."""
         check_text(session, run, owner)
@@ -358,6 +366,10 @@ class SQLiteStore:
                     free = free or request.free
             elif isinstance(request, Release):
                 free = True
+            elif isinstance(request, Thin):
+                if request.error is None and request.outcome.changed:
+                    self._tail.forget(request.session)
+                    self._blocks.forget(request.session)
             elif isinstance(request, Publish) and request.error is None:
                 self.doorbell.ring(request.session)
                 free = free or bool(request.built.state.runs)

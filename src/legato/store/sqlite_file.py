@@ -29,9 +29,10 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 from ..errors import StoreError, StoreVersion
-from ..event import DAMAGE, AnyFact, Event, Offset, damaged, read_fact
+from ..event import DAMAGE, AnyFact, Event, Offset, damaged, read_fact, settle
 from ..log import MICRO, SessionInfo, SessionRecord, created
 from ..machine import OpenRun, RunState
+from ..thin import says_nothing
 
 logger = logging.getLogger("legato")
 
@@ -110,6 +111,10 @@ MIGRATIONS = [
         at INTEGER NOT NULL
     ) STRICT;
     """,
+    # What is left of a deleted session does not say whose it was.
+    """
+    UPDATE session SET owner = '' WHERE deleted = 1;
+    """,
 ]
 """``MIGRATIONS[v]`` takes a file from schema version v to v + 1. A new file has version 0."""
 
@@ -124,7 +129,7 @@ STATES = [RunState.QUEUED, RunState.RUNNING, RunState.CANCELLING]
 
 # What one row of a group does. SQLite runs the trigger whose WHEN fits; a row of NULLs does nothing (padding).
 NEW_SESSION, EVENT, UPDATED, ONCE, RUN, RUN_ENDED, DELETED, JOURNAL, PACK, PACKED = range(1, 11)
-STAGED, PUBLISHED, DISCARDED = range(11, 14)
+STAGED, PUBLISHED, DISCARDED, REPACKED = range(11, 15)
 WIDTH = 8
 HIDDEN = 2
 """``deleted`` of a session that is being built, under a name that nobody can ask for."""
@@ -154,13 +159,16 @@ CHANGE = f"""
         DELETE FROM pack WHERE session = new.a;
         DELETE FROM once WHERE session = new.a;
         DELETE FROM open_run WHERE session = new.a;
-        UPDATE session SET deleted = 1 WHERE id = new.a;
+        UPDATE session SET deleted = 1, owner = '' WHERE id = new.a;
     END;
     CREATE TEMP TRIGGER journal INSTEAD OF INSERT ON change WHEN new.kind = {JOURNAL} BEGIN
         INSERT INTO journal VALUES (new.a, new.b);
     END;
     CREATE TEMP TRIGGER pack INSTEAD OF INSERT ON change WHEN new.kind = {PACK} BEGIN
         INSERT INTO pack VALUES (new.a, new.b, new.c);
+    END;
+    CREATE TEMP TRIGGER repacked INSTEAD OF INSERT ON change WHEN new.kind = {REPACKED} BEGIN
+        UPDATE pack SET data = new.b WHERE rowid = new.a;
     END;
     CREATE TEMP TRIGGER staged INSTEAD OF INSERT ON change WHEN new.kind = {STAGED} BEGIN
         INSERT INTO session (id, name, updated_at, deleted) VALUES (new.a, new.b, 0, {HIDDEN});
@@ -209,6 +217,7 @@ _PAGES = {
 _PACKS = """
     SELECT data FROM pack WHERE session = (SELECT id FROM session WHERE name = ?) AND last > ? ORDER BY last
 """
+_PACKS_OF = "SELECT rowid, last, data FROM pack WHERE session = ? AND last > ? AND last <= ? ORDER BY last"
 _INFOS = f"""
     SELECT s.name, {_HEAD.format(id="s.id")}, e.at, s.updated_at, CAST(e.data AS BLOB),
         r.run, r."offset", r.state, r.owner, r.epoch, r.expires_at
@@ -257,7 +266,8 @@ _PACKED = """SELECT name, max(
 _json = msgspec.json.Encoder()
 
 Record = tuple[Offset, int, str, str | None, bytes]
-"""A delta as it is packed: offset, time, type, run and JSON."""
+"""A delta as it is packed: offset, time, type, run and JSON. In a thin log, with ``*N `` before the JSON, it is the
+last of N that are the same."""
 Arrived = tuple[int, list[Record]]
 """A session's id, and deltas of it."""
 
@@ -334,9 +344,49 @@ def _rows(session: str, rows: Iterable[Any]) -> Iterator[Event]:
 
 def _read(session: str, records: Iterable[Record], after: Offset) -> Iterator[Event]:
     for offset, at, type_, run, data in records:
-        if offset > after:
-            fact, json = _fact(session, offset, type_, data)
-            yield Event(fact, offset, at / MICRO, run, json)
+        if offset <= after:
+            continue
+        count = 1
+        if data.startswith(b"*"):
+            times, _, data = data[1:].partition(b" ")
+            count = int(times)
+        fact, json = _fact(session, offset, type_, data)
+        for each in range(max(offset - count, after) + 1, offset + 1):
+            yield Event(fact, each, at / MICRO, run, json)
+
+
+def read_packs(
+    connection: apsw.Connection, session: str, id: int, after: Offset, until: Offset, limit: int
+) -> list[tuple[int, Offset, list[Event]]]:
+    """Packs of a session, by its name and id, that end behind ``after`` and not behind ``until``, of ``limit`` events
+    in all or some more: the row of each, its last offset, and its events."""
+    found: list[tuple[int, Offset, list[Event]]] = []
+    for row, last, data in connection.execute(_PACKS_OF, (id, after, until)):
+        events = list(_read(session, _pack.decode(data), 0))
+        found.append((row, last, events))
+        limit -= len(events)
+        if limit <= 0:
+            break
+    return found
+
+
+def repacked(events: Sequence[Event]) -> bytes:
+    """A pack of these events; those that are the same, one after another, stand there once."""
+    records: list[Record] = []
+    count = 0
+    for event in events:
+        json = event.json or settle(event.fact)[1]
+        same = records[-1] if records else None
+        at = round(event.at * MICRO)
+        if same is not None and (event.offset, event.type, event.run) == (same[0] + 1, same[2], same[3]):
+            before = same[4].partition(b" ")[2] if count > 1 else same[4]
+            if before == json and says_nothing(event.fact):
+                count += 1
+                records[-1] = event.offset, same[1], event.type, event.run, b"*%d %b" % (count, json)
+                continue
+        count = 1
+        records.append((event.offset, at, event.type, event.run, json))
+    return pack_data(records)
 
 
 _told: set[tuple[str, Offset]] = set()

@@ -24,8 +24,9 @@ import msgspec
 from ..check import check_text
 from ..errors import LegatoError, RunEnded, StoreBusy, StoreCorrupt, StoreError, StoreLost, TooLarge
 from ..event import AnyFact, Draft, Event, Offset, SessionCreated, settle
-from ..log import MICRO, Appended, SessionRecord, Storing, Take, created, moment
+from ..log import MICRO, Appended, SessionRecord, Storing, Take, Thinning, created, moment
 from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
+from ..thin import thinned
 from .sqlite_errors import disk_trouble, is_of_disk, store_error
 from .sqlite_file import (
     DELETED,
@@ -34,6 +35,7 @@ from .sqlite_file import (
     NEW_SESSION,
     ONCE,
     PUBLISHED,
+    REPACKED,
     RUN,
     RUN_ENDED,
     STAGED,
@@ -49,9 +51,11 @@ from .sqlite_file import (
     logged_bytes,
     read_heads,
     read_open_runs,
+    read_packs,
     read_page,
     read_used,
     read_waiting,
+    repacked,
     tidy,
     value,
 )
@@ -232,6 +236,21 @@ class Discard(WriteRequest):
     def plan(self, group: _Group) -> None:
         """See ``WriteRequest.plan``."""
         group.discard(self.hidden)
+
+
+class Thin(WriteRequest):
+    """Packs that are to say in one delta what theirs say."""
+
+    __slots__ = ("after", "limit")
+
+    def __init__(self, session: str, after: Offset, limit: int) -> None:
+        super().__init__(session)
+        self.session: str = session
+        self.after, self.limit = after, limit
+
+    def plan(self, group: _Group) -> Thinning:
+        """See ``WriteRequest.plan``."""
+        return group.thin(self)
 
 
 class Inform(WriteRequest):
@@ -588,6 +607,24 @@ class _Group:
         """Delete what has been built and was not published."""
         self.deletes = True
         self._rows += (DISCARDED, hidden, None, None, None, None, None, None)
+
+    def thin(self, request: Thin) -> Thinning:
+        """Write packs anew; what is not packed yet, or of runs that have not ended, stays."""
+        name, known = request.session, self._memory.sessions.get(request.session)
+        if known is None or known.state.deleted:
+            return Thinning(0, None)
+        until = min((run.offset - 1 for run in known.state.runs.values()), default=known.state.head)
+        packs = read_packs(self._connection, name, known.id, request.after, until, request.limit)
+        changed = 0
+        for row, _, before in packs:
+            now = thinned(before)
+            more = sum(one is not two for one, two in zip(before, now, strict=True))
+            if more:
+                self._rows += (REPACKED, row, repacked(now), None, None, None, None, None)
+                changed += more
+                self.deletes = True
+        held = sum(len(events) for _, _, events in packs)
+        return Thinning(changed, packs[-1][1] if held >= request.limit else None)
 
     def _move(self, known: _Session, state: SessionState) -> None:
         """Take over the new state, and note what of its runs has changed."""
