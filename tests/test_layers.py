@@ -28,6 +28,7 @@ LAYERS: list[tuple[str, int]] = [
     ("late", 0),
     ("fault", 0),
     ("log", 1),
+    ("thin", 1),
     ("dialect", 1),
     ("http", 2),  # which is further confined below, as its users are
     ("client", 2),
@@ -37,6 +38,10 @@ LAYERS: list[tuple[str, int]] = [
     ("tool", 2),
     ("load", 2),
     ("contents", 2),
+    ("bounds", 2),
+    ("spending", 2),
+    ("retention", 2),
+    ("archive", 2),
     ("places", 2),
     ("tally", 2),
     ("execution", 2),

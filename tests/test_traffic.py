@@ -401,6 +401,7 @@ async def test_who_takes_nothing_of_an_answer_is_let_go(path: str) -> None:
     await asyncio.wait_for(taking.task, 30)
     assert taking.sent[-1]["more_body"]
     assert app.life.answers.used == 0
+    assert app.refused["write_seconds"] == 1
     await app.stop()
 
 

@@ -390,6 +390,8 @@ async def test_what_does_not_come_in_time_ends_the_connection(name: str) -> None
     assert wire.transport.aborted  # and not even its end need be taken
     wire.protocol.connection_lost(None)
     assert wire.connections.open == 0
+    late = wire.connections.refused["head_seconds"], wire.connections.refused["body_seconds"]
+    assert late == ({HEAD: (1, 0), IDLE: (0, 0)}.get(seconds, (0, 1)))
 
 
 async def test_a_body_that_comes_as_fast_as_is_asked_may_take_its_time() -> None:

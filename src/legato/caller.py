@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 import msgspec
@@ -54,11 +54,11 @@ class Caller(msgspec.Struct, frozen=True):
         """Whose places a run takes, see ``places``: a subject's, or an address's."""
         if self.subject:
             return f"subject {self.subject}"
-        return f"address {_network(self.address)}" if self.address else ""
+        return f"address {network(self.address)}" if self.address else ""
 
 
 @functools.lru_cache(4096)
-def _network(address: str) -> str:
+def network(address: str) -> str:
     """Whose an address is: of IPv6 the first half, as a household or a machine has all the rest."""
     if ":" not in address:
         return address
@@ -91,3 +91,9 @@ def may(caller: Caller, verb: Verb, owner: str | None) -> bool:
 def may_on_open_server(caller: Caller, verb: Verb, owner: str | None) -> bool:
     """The same where everybody is the same caller: there is nobody else to whom the inspector could be open."""
     return verb == "inspect" or may(caller, verb, owner)
+
+
+Quota = Callable[[Caller, Verb, str], Awaitable[str | None]]
+"""An application's own limit: who asks, what for (``create``, ``fork``, ``edit``: to add messages; ``send``: also to
+retry and to branch), and in which session. It gives None, or why not, as text for users (429, ``quota_refused``); or
+raises a ``LegatoError``. It is asked before anything is stored; one that fails lets nobody do anything."""

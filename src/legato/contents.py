@@ -79,6 +79,7 @@ class Contents:
         ended: where the last run's end stands.
         began: of runs that have begun: where the last run's end stood then.
         gone: the session has been deleted.
+        bytes: of JSON of all events that were taken.
         weight: how many things it holds.
     """
 
@@ -99,6 +100,7 @@ class Contents:
         self.ended: Offset = 0
         self.began: dict[str, Offset] = {}
         self.gone = False
+        self.bytes = 0
         self.weight = 0
 
     def take(self, event: Event) -> None:
@@ -106,6 +108,7 @@ class Contents:
         if event.offset <= self.after:
             return
         self.after = self.whole = event.offset
+        self.bytes += len(event.json)
         self.weight += 1
         fact = event.fact
         if isinstance(fact, MessageCreated):
@@ -213,6 +216,11 @@ class Catalogue:
         self._kept = kept
         self._known: OrderedDict[str, tuple[Contents, int]] = OrderedDict()  # and what each was counted as
         self._held = 0
+
+    def known(self, session: str) -> Contents | None:
+        """The contents of a log as far as somebody has looked, if they are in memory."""
+        found = self._known.get(session)
+        return None if found is None else found[0]
 
     async def of(self, session: str, head: Offset) -> Contents:
         """The contents of a log up to ``head``, or further. They go on changing: what is decided by them is decided

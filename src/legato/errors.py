@@ -14,6 +14,7 @@
     |   |-- SessionExists   409
     |   |-- KeyReused       409     the same idempotency key with another body
     |   |-- QueueFull       409     too many messages already wait in this session
+    |   |-- SessionFull     409     the session has all that one may have
     |   |-- HeadMoved       409     the log has grown since the caller read it
     |   |-- RunInProgress   409     the run has not ended yet
     |   |-- RunEnded        409     the run has had its terminal event
@@ -22,6 +23,9 @@
     |-- TooLarge            413     a body, an event or a run beyond its limit
     |-- UnsupportedEncoding 415     a body that is compressed
     |-- TooMany             429     streams or runs beyond their limit
+    |   |-- TooFast         429     messages faster than their limit
+    |   |-- QuotaSpent      429     what one owner may have in a day has been had
+    |   `-- QuotaRefused    429     the application's own rule refused it
     |-- Draining            503     the server is shutting down; try again elsewhere
     |-- Overloaded          503     the server has too much to do; try again later
     |-- StoreError          500     the store could not do it; nothing was written
@@ -52,17 +56,23 @@ class LegatoError(Exception):
         code: a stable machine-readable word, for example ``"session_not_found"``.
         status: the HTTP status that a server answers with.
         message: what was expected and what came, for a person.
-        detail: the data behind the message (``offset``, ``owner``, ``limit`` ...), safe to show.
+        detail: the data behind the message (``offset``, ``owner``, ``limit`` ...), safe to show; without ``bound``.
         stored: what the request sent is in the log all the same; sent again without a key, it would be there twice.
+        bound: the name of the limit that was passed, see ``bounds.BOUNDS``; "" if it was none.
+        retry_after: seconds after which it may go better, where that is known.
     """
 
     code: str = "error"
     status: ClassVar[int] = 500
     stored: bool = False
+    bound: str = ""
+    retry_after: float | None = None
 
     def __init__(self, message: str = "", **detail: Any) -> None:
         super().__init__(message)
         self.message = message
+        if "bound" in detail:
+            self.bound = detail.pop("bound")
         self.detail = detail
 
 
@@ -154,6 +164,12 @@ class QueueFull(Conflict):
     code = "queue_full"
 
 
+class SessionFull(Conflict):
+    """The session has as many events, bytes or runs as one may have; go on in another."""
+
+    code = "session_full"
+
+
 class HeadMoved(Conflict):
     """The log has grown since it was read, so what was to be appended on the strength of that was refused whole."""
 
@@ -203,6 +219,29 @@ class TooMany(LegatoError):
 
     code = "too_many"
     status = 429
+
+
+class TooFast(TooMany):
+    """Messages came faster than the limit lets them."""
+
+    code = "too_fast"
+
+    def __init__(self, message: str, *, after: float, **detail: Any) -> None:
+        super().__init__(message, **detail)
+        self.retry_after = after
+
+
+class QuotaSpent(TooFast):
+    """What one owner may have in a window of time has been had; there is more when the next one begins."""
+
+    code = "quota_spent"
+
+
+class QuotaRefused(TooMany):
+    """The application's ``quota`` refused it; the text is the application's, and shown to users."""
+
+    code = "quota_refused"
+    bound = "quota"
 
 
 class Draining(LegatoError):

@@ -16,6 +16,7 @@ import functools
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, Literal, TypeVar
 
@@ -77,6 +78,14 @@ class Limits(msgspec.Struct, frozen=True):
         concurrent_runs: that run at once in this process, and a tenth more of those who have few; more wait.
         queued_messages: that may wait in one session.
         waiting_messages: of one caller that may wait, over all sessions; see ``places``.
+        session_events, session_bytes, session_runs: that one session may hold; of bytes, all that is no delta. A
+            message beyond is refused, and the run that comes to it ends there.
+        owner_sessions: of one signed-in caller; see ``spending``. 0 for as many as there are, as in all that follow.
+        owner_running: runs of one caller at once in this process; more wait.
+        owner_sends: messages a minute of one caller, in this process, as many at once.
+        owner_runs, owner_events, owner_bytes, owner_tokens, owner_cost: that one signed-in caller may spend in a window
+            of ``usage_seconds``; windows begin at multiples of it since the epoch, so one of a day is a day in UTC.
+            What has begun is finished.
         attempts: of a run whose process dies again and again, for agents with ``on_crash``.
         cancel_grace: seconds that a cancelled agent has for its last word.
         lag_seconds: by which the event loop may be late; beyond, new messages are refused (``overloaded``, 503).
@@ -97,6 +106,18 @@ class Limits(msgspec.Struct, frozen=True):
     concurrent_runs: int = 1_000
     queued_messages: int = 100
     waiting_messages: int = 1_000
+    session_events: int = 10_000_000
+    session_bytes: int = 1_073_741_824
+    session_runs: int = 100_000
+    owner_sessions: int = 100_000
+    owner_running: int = 0
+    owner_sends: float = 6_000.0
+    owner_runs: int = 0
+    owner_events: int = 0
+    owner_bytes: int = 0
+    owner_tokens: int = 0
+    owner_cost: float = 0.0
+    usage_seconds: float = 86_400.0
     attempts: int = 3
     cancel_grace: float = 0.5
     lag_seconds: float = 0.25
@@ -185,6 +206,7 @@ class Execution:
         clock: seconds since the epoch.
         deadlines: of what is asked.
         lease_ttl: seconds of the lease.
+        refused: counts what limits have refused, see ``bounds``.
 
     Attributes:
         lease: the present one; another than at first once an append has failed.
@@ -202,8 +224,10 @@ class Execution:
         clock: Callable[[], float] = time.time,
         deadlines: Deadlines | None = None,
         lease_ttl: float = 15.0,
+        refused: Counter[str] | None = None,
     ) -> None:
         self._store = store
+        self._refused = refused
         self.lease = lease
         self._lease_ttl = lease_ttl
         self._stored_to = 0  # the offset of the last event of this run that is known to be stored
@@ -259,8 +283,7 @@ class Execution:
         self._speaker = asyncio.create_task(self._speak(agent, turn), name=f"legato-agent-{turn.run}")
         self._speaker.add_done_callback(self._on_silence)
         watcher = asyncio.create_task(self._watch(after))
-        message = f"The run took longer than {self._limits.run_seconds:g} seconds."
-        timer = self._loop.call_later(self._limits.run_seconds, self.stop, failed("timeout", message))
+        timer = self._loop.call_later(self._limits.run_seconds, self._time_out)
         try:
             await self._all_stored
             return await self._end()
@@ -278,6 +301,16 @@ class Execution:
             if self._storing is not None:
                 self._storing.cancel()
             self._release_asks()
+
+    @property
+    def events(self) -> int:
+        """How many it has made, before those that could be joined were."""
+        return self._count
+
+    def _time_out(self) -> None:
+        if self._refused is not None and self._ending is None:
+            self._refused["run_seconds"] += 1
+        self.stop(failed("timeout", f"The run took longer than {self._limits.run_seconds:g} seconds."))
 
     def stop(self, ending: Ending) -> None:
         """End the run this way, unless it is ending already. The agent is cancelled and may say a last word."""
@@ -526,6 +559,8 @@ class Execution:
         if error is None:
             return Ending("completed", self._recorder.finish_reason)
         if isinstance(error, AgentError | InvalidInput | TooLarge):
+            if self._refused is not None and error.bound:
+                self._refused[error.bound] += 1
             try:
                 if not isinstance(error, AgentError):
                     logger.warning("run %s: the agent did what it cannot: %s", self.lease.run, error)
@@ -624,8 +659,8 @@ class Execution:
         if asked is None:
             asked = msgspec.structs.replace(settled, id=id, **times)
             size = len(encode(asked))
-            if size > self._limits.event_bytes:
-                raise TooLarge(f"A {asked.type} event is beyond the limit of {self._limits.event_bytes} bytes.")
+            if size > (limit := self._limits.event_bytes):
+                raise TooLarge(f"A {asked.type} event is beyond the limit of {limit} bytes.", bound="event_bytes")
             self._recorder.spend(size)
             self._put([Draft(asked, self.lease.run)])
             self._asked[id] = asked
@@ -701,7 +736,7 @@ def _question(asked: Asked) -> Asked:
 
 
 def _too_many_events(limit: int) -> TooLarge:
-    error = TooLarge(f"The run has passed its limit of {limit} events.", limit=limit)
+    error = TooLarge(f"The run has passed its limit of {limit} events.", bound="run_events", limit=limit)
     error.code = "too_many_events"
     return error
 

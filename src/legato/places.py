@@ -28,6 +28,7 @@ class Places:
         count: gives how many there are.
         waiting: gives how many messages of one party may wait.
         elsewhere: gives how many of a party wait that were sent through other nodes.
+        most: gives how many places one party may have; 0 for all.
 
     Attributes:
         taken: how many are.
@@ -35,12 +36,17 @@ class Places:
     """
 
     def __init__(
-        self, count: Callable[[], int], waiting: Callable[[], int], elsewhere: Callable[[str], int] = lambda party: 0
+        self,
+        count: Callable[[], int],
+        waiting: Callable[[], int],
+        elsewhere: Callable[[str], int] = lambda party: 0,
+        most: Callable[[], int] = lambda: 0,
     ) -> None:
         self.taken = 0
         self._count = count
         self._waiting = waiting
         self._elsewhere = elsewhere
+        self._most = most
         self._held: Counter[str] = Counter()
         self._queued: dict[str, dict[str, str]] = {}  # by session the runs that wait, and whose they are
         self._counts: Counter[str] = Counter()  # of those
@@ -61,7 +67,7 @@ class Places:
         return True
 
     def take_all(self, party: str, most: int) -> int:
-        """Take up to so many places, if nobody waits for one; how many."""
+        """Take up to so many places, if nobody waits for one; how many. However many the party has."""
         count = 0 if self._lines else max(min(most, self._count() - self.taken), 0)
         self._hold(party, count)
         return count
@@ -87,10 +93,12 @@ class Places:
         return party if self._may(party) else None  # who has more may not either
 
     def _may(self, party: str) -> bool:
-        count = self._count()
+        count, held, most = self._count(), self._held[party], self._most()
+        if most and party and held >= most:
+            return False
         if self.taken < count:
             return True
-        held, free = self._held[party], count + count // SPARE - self.taken
+        free = count + count // SPARE - self.taken
         return free > 0 and (held == 0 or 2 * held < free)
 
     def _hold(self, party: str, count: int) -> None:
@@ -129,7 +137,9 @@ class Places:
         count = max(self._counts[party], self.sent[party] + self._elsewhere(party))
         if count >= self._waiting():
             raise TooMany(
-                f"{count} messages of yours wait for their answers already; try again later.", limit=self._waiting()
+                f"{count} messages of yours wait for their answers already; try again later.",
+                bound="waiting_messages",
+                limit=self._waiting(),
             )
 
     def queue(self, session: str, run: str, party: str, *, here: bool = False, stored: bool = True) -> None:

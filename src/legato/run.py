@@ -22,9 +22,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
+from . import bounds
 from .agent import Agent, Turn
 from .caller import Caller
-from .contents import Catalogue, window
+from .contents import Catalogue, Contents, window
 from .errors import (
     HeadMoved,
     InvalidInput,
@@ -51,6 +54,7 @@ from .load import Load
 from .log import Appended, Bell, Log, Store, Take
 from .machine import Lease, OpenRun, free
 from .places import Places
+from .spending import Accounts, spent
 from .tally import NodeTally
 from .transcript import Recorder, brought, fold, told
 
@@ -91,6 +95,7 @@ class Runner:
         lease_ttl: seconds after which a dead owner's runs may be taken over.
         clock: seconds since the epoch.
         steady: seconds of a clock that nobody sets.
+        refused: counts what limits have refused, see ``bounds``.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Runner:
         agents: Mapping[str, Agent],
         *,
         limits: Limits | None = None,
+        refused: Counter[str] | None = None,
         lease_ttl: float = 15.0,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
@@ -112,6 +118,8 @@ class Runner:
         self.deadlines = Deadlines(steady)
         self.load = Load(self.limits.gather_seconds)
         self.contents = Catalogue(store)
+        self.refused = bounds.tally() if refused is None else refused
+        self.accounts = Accounts(store, lambda: self.limits, clock, steady)
         self._lease_ttl = lease_ttl
         self.tally = NodeTally(store, self.owner)
         self.tally.sources.append(self._count_waiting)
@@ -119,6 +127,7 @@ class Runner:
             lambda: self.limits.concurrent_runs,
             lambda: self.limits.waiting_messages,
             lambda party: self.tally.elsewhere(_waiting(party)) if _is_told(party) else 0,
+            lambda: self.limits.owner_running,
         )
         self._idle = asyncio.Event()  # no place is taken
         self._idle.set()
@@ -515,26 +524,28 @@ class Runner:
             return False  # the run waits for the next start
         if ending is not None or agent is None or place is None:
             return await self._finish(lease, ending or CANCELLED)
+        limits = self._room(contents, info.head)
         recorder = Recorder(
             lease.run,
             earlier=fold(left) if earlier else None,
             resumed=agent.on_crash == "resume",
-            max_event_bytes=self.limits.event_bytes,
-            max_run_characters=self.limits.run_characters,
-            max_run_bytes=self.limits.run_bytes,
+            max_event_bytes=limits.event_bytes,
+            max_run_characters=limits.run_characters,
+            max_run_bytes=limits.run_bytes,
             spent=sum(len(event.json) for event in left) if earlier else 0,
             theirs=brought(fact.metadata or {}),
         )
         execution = Execution(
             self.store,
             lease,
-            limits=self.limits,
+            limits=limits,
             recorder=recorder,
             load=self.load,
             earlier=mine,
             clock=self.clock,
             deadlines=self.deadlines,
             lease_ttl=self._lease_ttl,
+            refused=self.refused,
         )
         turn = Turn(
             desk=execution,
@@ -552,6 +563,7 @@ class Runner:
         )
         if self._late:
             execution.stop(_interruption(agent))
+        had = recorder.spent
         self._executions[execution] = agent
         try:
             if not begun:
@@ -560,6 +572,18 @@ class Runner:
         finally:
             del self._executions[execution]
             self._doubtful = self._doubtful or execution.lease is not lease  # which an append that failed has renewed
+            size = recorder.spent - had + (len(mine[0].json) if attempt == 1 else 0)
+            self.accounts.add(fact.caller or "", spent(execution.events, size, recorder.usage))
+
+    def _room(self, contents: Contents, head: Offset) -> Limits:
+        """The limits of a run in this session, which may not have room for all that one run may store."""
+        limits = self.limits
+        events, size = limits.session_events - head, limits.session_bytes - contents.bytes
+        if limits.run_events <= events and limits.run_bytes <= size:
+            return limits
+        return msgspec.structs.replace(
+            limits, run_events=max(min(limits.run_events, events), 0), run_bytes=max(min(limits.run_bytes, size), 0)
+        )
 
     def _ending_before(self, mine: list[Event], attempt: int, name: str, agent: Agent | None) -> Ending | None:
         """How the run ends without the agent being asked, or None if it is to be asked."""

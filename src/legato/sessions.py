@@ -24,7 +24,8 @@ import msgspec
 
 from .agent import Agent
 from .aside import Aside
-from .caller import Caller, May, Verb
+from .bounds import Rate
+from .caller import Caller, May, Quota, Verb
 from .caller import may as may_what_is_theirs
 from .contents import Contents, Entry, stretches
 from .errors import (
@@ -39,10 +40,12 @@ from .errors import (
     NotFound,
     Overloaded,
     QueueFull,
+    QuotaRefused,
     RunEnded,
     RunInProgress,
     RunNotFound,
     SessionExists,
+    SessionFull,
     SessionNotFound,
     StoreError,
     TooLarge,
@@ -74,7 +77,10 @@ from .json import LARGE, JsonObject
 from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Subscription, build
 from .machine import OpenRun
 from .part import Message, as_json
+from .retention import LEAST_SECONDS
 from .run import Runner
+from .spending import is_own
+from .thin import says_nothing
 from .transcript import Asking, answer_place, askings, default_agent, history, told
 
 logger = logging.getLogger("legato")
@@ -168,14 +174,20 @@ class Sessions:
         store: open.
         runner: drives what is sent.
         may: decides what a caller may do, see ``caller.may``.
+        quota: the application's own limit, see ``caller.Quota``.
 
     Attributes:
         aside: where what is large is worked on; to be closed in the end.
     """
 
-    def __init__(self, store: Store, runner: Runner, *, may: May = may_what_is_theirs) -> None:
+    def __init__(
+        self, store: Store, runner: Runner, *, may: May = may_what_is_theirs, quota: Quota | None = None
+    ) -> None:
         self._store = store
         self._runner = runner
+        self._quota = quota
+        self._rate = Rate(lambda: runner.limits.owner_sends)
+        self._accounts = runner.accounts
         self._contents = runner.contents
         self._refusing = False
         self.aside = Aside()
@@ -210,10 +222,23 @@ class Sessions:
     async def holds(self, incarnation: str | None, session: str, offset: Offset) -> bool:
         """Whether a reader who had events up to ``offset`` from this incarnation of the store has those of this log.
         True where nobody knows."""
-        if not incarnation or not self.incarnation:
-            return True
-        holds: Callable[[str, str, Offset], Awaitable[bool]] = getattr(self._store, "holds")  # noqa: B009
-        return await holds(incarnation[:100], session, offset)
+        if incarnation and self.incarnation:
+            holds: Callable[[str, str, Offset], Awaitable[bool]] = getattr(self._store, "holds")  # noqa: B009
+            if not await holds(incarnation[:100], session, offset):
+                return False
+        return not await self._is_thin(session, offset)
+
+    async def _is_thin(self, session: str, offset: Offset) -> bool:
+        """Whether what stands at ``offset`` says nothing any more: what follows would say it again. What was written to
+        of late is as it was, so nothing is read for it."""
+        if getattr(self._store, "thin", None) is None:
+            return False
+        with contextlib.suppress(SessionNotFound):
+            info = await self._store.info(session)
+            if self._runner.clock() - info.updated_at > LEAST_SECONDS:
+                events = await self._store.read(session, offset - 1, limit=1) if offset > 0 else []
+                return bool(events) and events[0].offset == offset and says_nothing(events[0].fact)
+        return False
 
     @property
     def running(self) -> int:
@@ -229,7 +254,7 @@ class Sessions:
             SessionNotFound: there is none, or the caller may not do ``verb`` to it.
         """
         info = await self._store.info(session)
-        if not self._may(caller, verb, info.owner):
+        if is_own(session) or not self._may(caller, verb, info.owner):
             raise SessionNotFound(session)
         return info
 
@@ -239,11 +264,11 @@ class Sessions:
         Raises:
             CursorInvalid: ``after`` is not the ``next`` of a page.
         """
-        if self._may(caller, "index", None):
-            return await self._store.sessions(limit=limit, after=after)
-        if not self._may(caller, "index", caller.subject):
+        everybodys = self._may(caller, "index", None)
+        if not everybodys and not self._may(caller, "index", caller.subject):
             return SessionPage([])
-        return await self._store.sessions(limit=limit, after=after, owner=caller.subject)
+        page = await self._store.sessions(limit=limit, after=after, owner=None if everybodys else caller.subject)
+        return SessionPage([info for info in page.infos if not is_own(info.session)], page.next)
 
     async def contents(self, caller: Caller, session: str, *, verb: Verb = "history") -> Contents:
         """Which messages stand in a session, without what they say; it changes with the next await."""
@@ -330,6 +355,23 @@ class Sessions:
                 if not events and self.draining:
                     raise Draining("The server is shutting down; the answer is kept.")
 
+    async def _admit(self, caller: Caller, verb: Verb, session: str) -> None:
+        """Let a caller do what costs something, before anything of it is stored.
+
+        Raises:
+            TooFast, QuotaSpent, QuotaRefused: they have had what they may.
+        """
+        if verb == "send":
+            self._rate.take(caller.party, "owner_sends")
+            await self._accounts.check(caller.subject)
+        if self._quota is not None:
+            with contained("quota"):
+                refusal: object = await self._quota(caller, verb, session)
+            if refusal is not None:
+                if not isinstance(refusal, str):
+                    raise TypeError(f"quota gives None, or why not as text, got {refusal!r:.200}")
+                raise QuotaRefused(refusal)
+
     def check_inspect(self, caller: Caller) -> None:
         """Raise ``Forbidden`` if the caller may not look at everything that the server does."""
         if not self._may(caller, "inspect", None):
@@ -360,7 +402,9 @@ class Sessions:
         """
         self._check_begin(caller)
         self.check_agent(begin.agent)
-        await self._store.append(session, [Draft(_owned(begin, caller))])
+        await self._admit(caller, "create", session)
+        async with self._accounts.session(caller.subject):
+            await self._store.append(session, [Draft(_owned(begin, caller))])
         return await self._store.info(session)
 
     async def fork(
@@ -379,13 +423,21 @@ class Sessions:
                 f"messageIndex counts from 0 and the session has {len(entries)} messages, got {last}.",
                 messages=len(entries),
             )
-        await self._copy(caller, seen.info, entries[: last + 1], session, title)
+        entries = entries[: last + 1]
+        await self._admit(caller, "fork", source)
+        await self._copy(caller, seen.info, entries, session, title)
         return await self._store.info(session)
 
     async def _copy(
         self, caller: Caller, source: SessionInfo, entries: Sequence[Entry], session: str, title: str | None
     ) -> None:
         """Begin a session of the caller's with copies of some messages, read and stored piece by piece."""
+        async with self._accounts.session(caller.subject):
+            await self._build_copy(caller, source, entries, session, title)
+
+    async def _build_copy(
+        self, caller: Caller, source: SessionInfo, entries: Sequence[Entry], session: str, title: str | None
+    ) -> None:
         begin = Draft(_begin_copy(source, caller, title))
         pieces = stretches(entries, bytes=COPY_BYTES)
         if len(pieces) <= 1:
@@ -492,11 +544,13 @@ class Sessions:
             self._check_begin(caller)
             drafts.insert(0, Draft(_owned(begin, caller)))
         else:
-            await self.info(caller, session, verb="edit")
+            await self._check_room(await self.info(caller, session, verb="edit"))
         if not drafts:
             return []
         drafts = [*await self._settled(size, iter(drafts))]
-        appended = await self._store.append(session, drafts, once=_once("add", caller, key))
+        await self._admit(caller, "edit" if begin is None else "create", session)
+        async with self._accounts.session(caller.subject if begin is not None else ""):
+            appended = await self._store.append(session, drafts, once=_once("add", caller, key))
         stored = [event for event in appended.events if isinstance(event.fact, MessageCreated)]
         if appended.repeated and _unnamed(stored) != _unnamed(drafts):
             raise KeyReused("This idempotency key came with other messages before.", key=key)
@@ -547,8 +601,9 @@ class Sessions:
 
     async def delete(self, caller: Caller, session: str) -> None:
         """Delete a session, its log and whatever runs in it, also what has come since the caller looked."""
-        await self.info(caller, session, verb="delete")
+        info = await self.info(caller, session, verb="delete")
         await self._store.append(session, [Draft(SessionDeleted())])
+        self._accounts.gone(info.owner)
 
     async def withdraw(self, caller: Caller, session: str, run: str) -> None:
         """Let a run no longer be had by its id, and delete the log with the last of them.
@@ -584,8 +639,8 @@ class Sessions:
             begin: what begins the session if it does not exist yet.
 
         Raises:
-            InvalidInput, TooLarge, SessionNotFound, SessionExists, KeyReused, QueueFull, TooMany, Draining, Overloaded:
-                nothing was stored.
+            InvalidInput, TooLarge, SessionNotFound, SessionExists, KeyReused, QueueFull, SessionFull, TooMany,
+                Draining, Overloaded: nothing was stored.
         """
         self._check(question)
 
@@ -604,7 +659,8 @@ class Sessions:
         Raises:
             RunNotFound: its answer is no part of the conversation (any more).
             RunInProgress: it is still being given, and others wait behind it.
-            InvalidInput, TooLarge, KeyReused, QueueFull, TooMany, Draining, Overloaded: nothing was stored.
+            InvalidInput, TooLarge, KeyReused, QueueFull, SessionFull, TooMany, Draining, Overloaded: nothing was
+                stored.
         """
         self._check(question)
         built = ""
@@ -714,7 +770,10 @@ class Sessions:
             )
         self._refusing = late
         if late:
-            raise Overloaded("The server has too much to do and takes no new messages now; try again later.")
+            raise Overloaded(
+                "The server has too much to do and takes no new messages now; try again later.",
+                bound="lag_seconds" if lag > self.limits.lag_seconds else "wait_seconds",
+            )
 
     def _check(self, question: Question) -> None:
         text = question.text
@@ -723,6 +782,7 @@ class Sessions:
         if len(text) > self.limits.message_characters:
             raise TooLarge(
                 f"A message may have {self.limits.message_characters} characters, got {len(text)}.",
+                bound="message_characters",
                 limit=self.limits.message_characters,
             )
         try:
@@ -746,8 +806,8 @@ class Sessions:
             "", "user", question.text, None, question.agent or None, metadata, caller.subject or None, question.key
         )
         try:
-            return await self._ask_new(caller, question, said, decide)
-        except (Draining, Overloaded, QueueFull, TooMany):
+            return await self._ask_new(caller, session, question, said, decide)
+        except (Draining, Overloaded, QueueFull, SessionFull, TooMany):
             # What came before, under the same key, is not refused, since nothing is to be done for it.
             before = await self._sent_before(caller, session, said)
             if before is None:
@@ -768,31 +828,36 @@ class Sessions:
     async def _ask_new(
         self,
         caller: Caller,
+        session: str,
         question: Question,
         said: MessageCreated,
         decide: Callable[[bool], Awaitable[_Place]],
     ) -> Sent:
         self.check_ready()
+        await self._admit(caller, "send", session)
         stamp = secrets.token_hex(6)
         exists = False
         while True:
             session, before, info = await decide(exists)
             fact = msgspec.structs.replace(said, id=f"{session}~{stamp}~u")
-            self._check_queue(info)
+            if info is not None:
+                self._check_queue(info)
+                await self._check_room(info)
             stem = f"{session}~h" if info is None else f"{session}~h{stamp}."
             drafts = _numbered(question.earlier, stem, Draft(fact, f"{session}~{stamp}"))
             *earlier, asked = await self._settled(question.size, drafts)
             try:
-                appended = await self._append_question(
-                    session,
-                    [*before, *earlier],
-                    asked,
-                    party=caller.party,
-                    idle=info is None or not info.open_runs,
-                    agent=question.agent or _agent_of(before, info),
-                    once=_once("send", caller, question.key),
-                    head=0 if info is None else info.head,
-                )
+                async with self._accounts.session(caller.subject if info is None else ""):
+                    appended = await self._append_question(
+                        session,
+                        [*before, *earlier],
+                        asked,
+                        party=caller.party,
+                        idle=info is None or not info.open_runs,
+                        agent=question.agent or _agent_of(before, info),
+                        once=_once("send", caller, question.key),
+                        head=0 if info is None else info.head,
+                    )
             except HeadMoved:
                 continue
             except SessionExists:
@@ -809,14 +874,31 @@ class Sessions:
     async def _settled(self, size: int, drafts: Iterator[Draft]) -> Iterable[Draft]:
         return drafts if size <= LARGE else await self.aside.do(size, settled, drafts)
 
-    def _check_queue(self, info: SessionInfo | None) -> None:
-        if info is not None and len(info.open_runs) > self.limits.queued_messages:
+    def _check_queue(self, info: SessionInfo) -> None:
+        if len(info.open_runs) > (most := self.limits.queued_messages):
             raise QueueFull(
-                f"{len(info.open_runs)} messages wait in this session already.", limit=self.limits.queued_messages
+                f"{len(info.open_runs)} messages wait in this session already.", bound="queued_messages", limit=most
             )
+
+    async def _check_room(self, info: SessionInfo) -> None:
+        """Raise ``SessionFull`` if the session holds what one may. What it held when it was last looked at counts, as
+        its run, which looks too, has no more room than there is then."""
+        limits = self.limits
+        contents = self._contents.known(info.session) or await self._contents.of(info.session, info.head)
+        runs = len(contents.runs) + sum(run.run not in contents.runs for run in info.open_runs)
+        for name, has in (("events", info.head), ("bytes", contents.bytes), ("runs", runs)):
+            most = getattr(limits, f"session_{name}")
+            if has >= most:
+                raise SessionFull(
+                    f"This session has {has} {name}, and one may have {most}; go on in another.",
+                    bound=f"session_{name}",
+                    limit=most,
+                )
 
     async def _answer_anew(self, caller: Caller, seen: _Seen, asked: Entry) -> Sent:
         session, until = seen.info.session, seen.head
+        self.check_ready()
+        await self._admit(caller, "send", session)
         while True:
             # What others have stored since the first look comes after ``until``: it is not taken back, and it does not
             # matter that this message is no longer the last.
@@ -828,6 +910,7 @@ class Sessions:
                     raise Conflict("Only the last message of a session can be answered anew.")
                 raise NotFound("The message has been taken back.")
             self.check_ready()
+            await self._check_room(seen.info)
             back = SessionRewound("" if before is None else before.id, until=until)
             idle, head, created = not seen.info.open_runs, seen.head, seen.info.created
             fact = (await self._asking(session, asked)).fact

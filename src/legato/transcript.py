@@ -264,6 +264,11 @@ class Recorder:
             self.transcript.answered = True
 
     @property
+    def spent(self) -> int:
+        """Bytes that the run has stored, or is about to, with those of earlier attempts."""
+        return self._spent
+
+    @property
     def finish_reason(self) -> str:
         """Why the answer ended: what ``Finish`` said last, else ``"refusal"`` if it ended with one, else ``"stop"``."""
         parts = self.transcript.parts
@@ -312,7 +317,9 @@ class Recorder:
         self._spent += size
         if self._spent > self._max_run_bytes:
             limit = self._max_run_bytes
-            error = TooLarge(f"The run has passed its limit of {limit} bytes in all that it stores.", limit=limit)
+            error = TooLarge(
+                f"The run has passed its limit of {limit} bytes in all that it stores.", bound="run_bytes", limit=limit
+            )
             error.code = "too_many_bytes"
             raise error
 
@@ -452,13 +459,14 @@ class Recorder:
 
     def _too_many_characters(self) -> TooLarge:
         limit = self._max_run_characters
-        return TooLarge(f"The run has passed its limit of {limit} characters.", limit=limit)
+        return TooLarge(f"The run has passed its limit of {limit} characters.", bound="run_characters", limit=limit)
 
     def _checked_size(self, fact: Fact) -> int:
         size = len(encode(fact))
         if size > self._max_event_bytes:
             raise TooLarge(
                 f"A {fact.type} event of {size} bytes is beyond the limit of {self._max_event_bytes}.",
+                bound="event_bytes",
                 size=size,
                 limit=self._max_event_bytes,
             )

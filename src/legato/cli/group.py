@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from importlib import import_module
 
 import click
@@ -14,7 +15,10 @@ _HOMES = {
     "backup": ".backup",
     "chat": ".chat",
     "config": ".config",
+    "erase": ".data",
+    "export": ".data",
     "gc": ".gc",
+    "import": ".data",
     "log": ".sessions",
     "migrate": ".migrate",
     "send": ".sessions",
@@ -31,7 +35,8 @@ class _Named(Commands):
         """The command of that name."""
         if cmd_name not in _HOMES:
             return None
-        command = getattr(import_module(_HOMES[cmd_name], __package__), cmd_name)
+        module = import_module(_HOMES[cmd_name], __package__)
+        command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
         assert isinstance(command, click.Command)
         return command
 

@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
@@ -19,12 +19,13 @@ from .settings import Configured, said
 
 if TYPE_CHECKING:
     from ..agent import Agent
+    from ..retention import Retention
     from ..server.app import Legato
     from .target import Target
 
 STORE = "sqlite:///legato.db"
 
-_APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host")
+_APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host", "bounds", "keep", "keep_pieces")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
 _MODEL_OPTIONS = ("base_url", "instructions", "background")
 
@@ -45,6 +46,9 @@ class ServeOptions(TypedDict):
     client: str
     cors: tuple[str, ...]
     allow_host: tuple[str, ...]
+    bounds: tuple[str, ...]
+    keep: str
+    keep_pieces: str
 
 
 @click.command(cls=Configured, short_help="Serve agents: yours, or the guide.")
@@ -144,6 +148,26 @@ class ServeOptions(TypedDict):
     metavar="NAME",
     help="Name that the server goes by besides localhost, '*' for any; may be repeated. Needed with a --host that "
     "lets other machines in.",
+)
+@click.option(
+    "--limit",
+    "bounds",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A limit that is not to be as it is, such as owner_sends=60 or max_body=1000000; may be repeated. "
+    "docs/limits.md has all of them.",
+)
+@click.option(
+    "--keep",
+    metavar="TIME",
+    default="0",
+    help="Delete sessions in which nothing has been stored for so long, such as 90d; 0 keeps them.  [default: 0]",
+)
+@click.option(
+    "--keep-pieces",
+    metavar="TIME",
+    default="0",
+    help="After so long, join the pieces of answers that are kept; 0 keeps them as they are.  [default: 0]",
 )
 @click.option(
     "--log-level",
@@ -259,6 +283,8 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
             hosts=allowed,
             grace=options["grace"],
             lock_wait=options["wait"],
+            retention=retention(options["keep"], options["keep_pieces"]),
+            **settings(options["bounds"]),
         )
         for tool in found.tools:
             app.tool(tool)
@@ -266,6 +292,42 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
     for spec in reversed(options["models"]):  # so that the first of them is the default
         app.model(spec, first=True, instructions=options["instructions"], **chosen)
     return app
+
+
+def retention(keep: str, keep_pieces: str = "0") -> Retention:
+    """How long sessions are kept.
+
+    Raises:
+        Misuse: it is no time, or a very short one.
+    """
+    from ..retention import Retention, seconds_of
+
+    try:
+        found = Retention(sessions=seconds_of(keep), deltas=seconds_of(keep_pieces))
+        found.check()
+    except InvalidInput as exc:
+        raise Misuse(f"--keep or --keep-pieces: {exc.message}") from exc
+    return found
+
+
+def settings(given: Sequence[str]) -> dict[str, Any]:
+    """The arguments of ``Legato`` that set these limits, each as ``NAME=VALUE``.
+
+    Raises:
+        Misuse: there is no such limit, or it is no such number.
+    """
+    from ..server.limits import UnknownLimit, arguments
+
+    values: dict[str, str] = {}
+    for each in given:
+        name, mark, value = each.partition("=")
+        if not mark:
+            raise Misuse(f"--limit wants NAME=VALUE, such as owner_sends=60, got {each!r}.")
+        values[name.strip()] = value.strip()
+    try:
+        return arguments(values)
+    except UnknownLimit as exc:
+        raise Misuse(f"--limit: {exc.message}") from exc
 
 
 def _target(target: str | None, given: Mapping[str, str], options: ServeOptions) -> Target:

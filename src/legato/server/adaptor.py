@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,13 +17,14 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from .. import bounds
 from ..caller import Caller
 from ..errors import Draining, InvalidInput, LegatoError, Overloaded, StoreError
 from ..fault import contained
 from ..sse import HEARTBEAT
 from .crowd import Line
 from .life import Life
-from .operation import RETRY_AFTER, Absence, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse
+from .operation import Absence, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse, retry_after
 from .reply import Body, Follow, Later, Reply
 from .request import INCARNATION, Request
 from .stream import ASGISink, Pump
@@ -181,6 +183,7 @@ class Adaptor:
                 made = await self._made(operation, request)
             except LegatoError as exc:
                 error = ApplicationStopped() if isinstance(exc, StoreError) and life.over else exc
+                bounds.count(life.refused, error)
                 told = as_told(error)
                 told.stored = request is not None and request.stored
                 made = dialect.refuse(told)
@@ -229,13 +232,14 @@ class Adaptor:
         self, life: Life, response: WholeResponse, dialect: Dialect, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Write an answer that is no stream, counted among those that are being written if it is large."""
-        response.seconds = life.settings.traffic.write_seconds
+        response.seconds, response.refused = life.settings.traffic.write_seconds, life.refused
         if len(response.body) <= SMALL:
             await response(scope, receive, send)
             return
         try:
             held = life.answers.hold(len(response.body), response.let_go)
         except BudgetSpent as exc:
+            bounds.count(life.refused, exc)
             # Who merely looks can look again. What was done is answered: that has cost its caller a message.
             if scope["method"] in ("GET", "HEAD"):
                 response = _response(dialect.refuse(exc), exc, scope)
@@ -351,10 +355,12 @@ class WholeResponse(Response):
 
     Attributes:
         held: its bytes, where they are counted.
+        refused: counts who is cut off, see ``bounds``.
     """
 
     seconds = Traffic().write_seconds
     held: Held | None = None
+    refused: Counter[str] | None = None
     _patience: asyncio.Timeout | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -376,6 +382,8 @@ class WholeResponse(Response):
                     self._patience.reschedule(loop.time() + self.seconds)
         except TimeoutError:
             logger.info("%s %s: cut off, for the answer was not read", scope["method"], scope["path"])
+            if self.refused is not None:
+                self.refused["write_seconds"] += 1
             if (line := (scope.get("extensions") or {}).get(LINE)) is not None:
                 line.abort()  # to close the connection would be to wait for who does not read
 
@@ -406,8 +414,8 @@ def _response(body: Body, error: LegatoError | None, scope: Scope) -> WholeRespo
     if error is not None:
         if isinstance(error, WrongMethod):
             headers["allow"] = error.allowed
-        if error.status in RETRY_AFTER:
-            headers.setdefault("retry-after", RETRY_AFTER[error.status])
+        if (after := retry_after(error)) is not None:
+            headers.setdefault("retry-after", after)
         if error.status >= 500 and not isinstance(error, Overloaded | Draining):  # which are said for all at once
             logger.error("%s %s: %s", scope["method"], scope["path"], error)
     return respond(msgspec.structs.replace(body, headers=headers))
@@ -434,7 +442,7 @@ def respond(body: Body) -> WholeResponse:
 def respond_error(error: LegatoError) -> Response:
     """An error as a response, where it is no dialect's."""
     body = refuse(as_told(error))
-    after = {"retry-after": RETRY_AFTER[error.status]} if error.status in RETRY_AFTER else {}
+    after = {} if (seconds := retry_after(error)) is None else {"retry-after": seconds}
     return respond(msgspec.structs.replace(body, headers={**body.headers, **after}))
 
 

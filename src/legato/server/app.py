@@ -15,19 +15,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..agent import Agent, AgentFunction, OnCrash
-from ..caller import Caller, May, may_on_open_server
+from ..bounds import tally
+from ..caller import Caller, May, Quota, may_on_open_server
 from ..caller import may as may_what_is_theirs
 from ..dialect import mix
 from ..errors import Draining, InvalidInput, LegatoError, StoreLocked
 from ..execution import Limits
 from ..fault import contained
 from ..log import Store
+from ..retention import Retention
 from ..run import Runner
 from ..sessions import Sessions
 from ..store import open_store
@@ -41,6 +43,9 @@ from .listening import ListenWatch
 from .operation import Absence, Dialect, NoSuchRoute, Operation
 from .stream import Streams
 from .traffic import Traffic
+
+if TYPE_CHECKING:
+    from ..archive import ArchiveCount
 
 logger = logging.getLogger("legato")
 
@@ -72,7 +77,8 @@ class Legato:
         cors: origins of other sites' pages that may call the API, ``"*"`` for all; pages on this machine always may.
         hosts: names that the server goes by, besides those of loopback and the address that a request came to; ``"*"``
             for any name. What is asked of another name is refused, so that none can be rebound to this server.
-        max_streams, max_streams_per_session: bounds of open streams.
+        max_streams, max_streams_per_session: bounds of open streams; and ``max_streams_per_owner`` of those of one
+            signed-in subject, ``max_streams_per_address`` of those of one address where nobody is signed in.
         max_body: bytes of a request's body.
         traffic: what connections may take, in seconds and in bytes.
         grace: seconds that runs have to finish when the application is shut down.
@@ -86,6 +92,8 @@ class Legato:
             creates is theirs. By default everybody is the same caller.
         may: what a caller may do to what is whose, see ``legato.caller.may``. By default, what they like to what is
             theirs; and the inspector is for everybody on an open server, and with ``identify`` for nobody.
+        quota: your own limit of what a caller may begin, a coroutine function; see ``legato.caller.Quota``.
+        retention: how long sessions are kept; by default for ever.
     """
 
     def __init__(
@@ -100,6 +108,8 @@ class Legato:
         hosts: str | Sequence[str] | None = None,
         max_streams: int = 10_000,
         max_streams_per_session: int = 2_000,
+        max_streams_per_owner: int = 1_000,
+        max_streams_per_address: int = 5_000,
         max_body: int = 4_194_304,
         traffic: Traffic | None = None,
         grace: float = 25.0,
@@ -109,6 +119,8 @@ class Legato:
         dialects: Sequence[Dialect] = (),
         identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody,
         may: May | None = None,
+        quota: Quota | None = None,
+        retention: Retention | None = None,
     ) -> None:
         if not LEASE_TTL[0] <= lease_ttl <= LEASE_TTL[1]:
             raise InvalidInput(f"lease_ttl is {LEASE_TTL[0]:g} to {LEASE_TTL[1]:g} seconds, got {lease_ttl!r}.")
@@ -122,6 +134,9 @@ class Legato:
         """The store, or its URL; may be changed until ``start``, as ``hosts``, ``grace`` and ``lock_wait`` may."""
         self.traffic = traffic or Traffic()
         """What connections may take; the server that runs the application keeps its part of it."""
+        self.refused = tally()
+        """How often each limit has refused something, by the limit's name, see ``legato.bounds``."""
+        (retention or Retention()).check()
         mix.profile(client)  # for its error
         self._settings = Settings(
             heartbeat=heartbeat,
@@ -129,6 +144,11 @@ class Legato:
             max_body=max_body,
             max_streams=max_streams,
             max_streams_per_session=max_streams_per_session,
+            max_streams_per_owner=max_streams_per_owner,
+            max_streams_per_address=max_streams_per_address,
+            quota=quota,
+            retention=retention or Retention(),
+            refused=self.refused,
             limits=limits or Limits(),
             identify=identify,
             traffic=self.traffic,
@@ -264,6 +284,19 @@ class Legato:
     def streams(self) -> Streams:
         """The open streams; none between two lives."""
         return Streams() if self._life is None else self._life.streams
+
+    async def export(self, owner: str) -> AsyncIterator[bytes]:
+        """All sessions of an owner as lines of JSON, see ``archive.export``."""
+        from ..archive import export
+
+        async for lines in export(self.store, owner=owner):
+            yield lines
+
+    async def erase(self, owner: str) -> ArchiveCount:
+        """Delete all that an owner has, see ``archive.erase``."""
+        from ..archive import erase
+
+        return await erase(self.store, owner)
 
     async def start(self) -> None:
         """Open the store, take up what was left, be ready for requests. Idempotent, and possible again after ``stop``.

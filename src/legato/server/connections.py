@@ -10,19 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable
 from http import HTTPStatus
 from typing import Protocol
 
 import msgspec
 
+from .. import bounds
+from ..caller import network
 from ..dialect.common import describe
-from ..errors import LegatoError, Overloaded
-from .operation import RETRY_AFTER
+from ..errors import LegatoError, Overloaded, TooMany
+from .operation import retry_after
 from .traffic import Refusals, Traffic
 
 logger = logging.getLogger("legato")
@@ -72,7 +76,7 @@ def refusal(error: LegatoError) -> bytes:
         "content-type": "application/json",
         "content-length": len(body),
         "cache-control": "no-store",
-        **({"retry-after": RETRY_AFTER[error.status]} if error.status in RETRY_AFTER else {}),
+        **({} if (after := retry_after(error)) is None else {"retry-after": after}),
         "connection": "close",
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
@@ -94,15 +98,23 @@ class Connections:
         traffic: what they may take.
         bound: of how many there may be at once.
         clock: in seconds.
+        refused: counts what limits have refused, see ``bounds``.
 
     Attributes:
         open: how many there are.
     """
 
     def __init__(
-        self, traffic: Traffic, *, bound: int | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        traffic: Traffic,
+        *,
+        bound: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        refused: Counter[str] | None = None,
     ) -> None:
         self.traffic = traffic
+        self.refused = bounds.tally() if refused is None else refused
+        self._addresses: Counter[str] = Counter()
         self.bound = traffic.connections if bound is None else min(bound, traffic.connections)
         self.open = 0
         self.clock = clock
@@ -148,6 +160,21 @@ class Connections:
         """It is not idle, or not there any more. Idempotent."""
         self._idle.pop(connection, None)
 
+    def count_in(self, address: str) -> bool:
+        """Count a connection from this address in; False, and it is not, if that has as many as it may."""
+        where, most = network(address), self.traffic.connections_per_address
+        if most and self._addresses[where] >= most:
+            return False
+        self._addresses[where] += 1
+        return True
+
+    def count_out(self, address: str) -> None:
+        """Count one out that has been counted in."""
+        where = network(address)
+        self._addresses[where] -= 1
+        if self._addresses[where] <= 0:
+            del self._addresses[where]
+
     def full(self, beginning: int) -> bool:
         """Whether there are as many as there may be, with those that are about to be."""
         return self.open + beginning >= self.bound
@@ -167,12 +194,12 @@ class Acceptor:
 
     Args:
         listener: does not block.
-        make: the protocol of a new connection.
+        make: the protocol of a new connection, from its address, which it counts out in the end.
         connections: those that there are.
     """
 
     def __init__(
-        self, listener: socket.socket, make: Callable[[], asyncio.BaseProtocol], connections: Connections
+        self, listener: socket.socket, make: Callable[[str], asyncio.BaseProtocol], connections: Connections
     ) -> None:
         self._listener = listener
         self._make = make
@@ -182,6 +209,7 @@ class Acceptor:
         self._spare: int | None = None
         self._rest: asyncio.TimerHandle | None = None
         self._full = Refusals(f"%d connection(s) refused: there are {connections.bound}, as many as there may be")
+        self._many = Refusals("%d connection(s) refused: their address has as many as one may")
         self._out = Refusals("%d time(s) there was no descriptor for a connection; LimitNOFILE or ulimit -n allow more")
         self._keep_spare()
         self._begin()
@@ -203,7 +231,7 @@ class Acceptor:
     def _accept(self) -> None:
         for _ in range(ACCEPTS):
             try:
-                connection, _ = self._listener.accept()
+                connection, peer = self._listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:  # it has left before
@@ -215,17 +243,26 @@ class Acceptor:
                 return
             if self._connections.full(len(self._beginning)) and not self._connections.make_room():
                 self._full.add()
-                _refuse(connection)
+                self._connections.refused["connections"] += 1
+                _refuse(connection, TooManyConnections("This server takes no more connections now; try again."))
+                continue
+            address = peer[0] if isinstance(peer, tuple) else ""
+            if not self._connections.count_in(address):
+                self._many.add()
+                self._connections.refused["connections_per_address"] += 1
+                most = self._connections.traffic.connections_per_address
+                _refuse(connection, TooMany(f"This address has {most} connections, as many as one may."))
                 continue
             connection.setblocking(False)
-            task = self._loop.create_task(self._take(connection))
+            task = self._loop.create_task(self._take(connection, address))
             self._beginning.add(task)
             task.add_done_callback(self._beginning.discard)
 
-    async def _take(self, connection: socket.socket) -> object:
+    async def _take(self, connection: socket.socket, address: str) -> object:
         try:
-            return await self._loop.connect_accepted_socket(self._make, connection)
+            return await self._loop.connect_accepted_socket(functools.partial(self._make, address), connection)
         except OSError as exc:  # it has left, or the loop has no descriptor for it
+            self._connections.count_out(address)
             connection.close()
             logger.debug("a connection could not begin: %s", exc)
             return None
@@ -241,7 +278,7 @@ class Acceptor:
                     connection, _ = self._listener.accept()
                 except OSError:
                     break
-                _refuse(connection)
+                _refuse(connection, TooManyConnections("This server takes no more connections now; try again."))
         self._keep_spare()
         self._loop.remove_reader(self._listener.fileno())
         self._rest = self._loop.call_later(REST, self._begin)
@@ -258,9 +295,9 @@ class Acceptor:
             self._spare = None
 
 
-def _refuse(connection: socket.socket) -> None:
+def _refuse(connection: socket.socket, why: LegatoError) -> None:
     with connection, contextlib.suppress(OSError):
         connection.setblocking(False)
-        connection.send(refusal(TooManyConnections("This server takes no more connections now; try again.")))
+        connection.send(refusal(why))
         connection.shutdown(socket.SHUT_WR)
         connection.recv(65_536)  # what has come and nobody has read would have the end told as an error

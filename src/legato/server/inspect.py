@@ -27,6 +27,7 @@ from ..json import JsonObject
 from ..log import Log, SessionInfo, Store
 from ..machine import OpenRun
 from ..sessions import Located, located
+from ..spending import is_own
 from .life import Life
 from .memory import Memory
 from .operation import Dialect, Operation, Param
@@ -279,7 +280,11 @@ class Inspector:
             running=life.runner.running,
             open_runs=_runs(life, await life.store.open_runs(limit=RUNS), now),
             stalled=_readers(stalled),
-            sessions=[_facts(life, info) for info in (await life.store.sessions(limit=limit)).infos],
+            sessions=[
+                _facts(life, info)
+                for info in (await life.store.sessions(limit=limit)).infos
+                if not is_own(info.session)
+            ],
         )
         return Body(200, inspected)
 

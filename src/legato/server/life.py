@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
@@ -12,12 +13,14 @@ import msgspec
 from starlette.types import Scope
 
 from ..agent import Agent
-from ..caller import NOBODY, Caller, May, may_on_open_server
+from ..bounds import tally
+from ..caller import NOBODY, Caller, May, Quota, may_on_open_server
 from ..dialect.fold import Encoder
 from ..dialect.joined import JoinedPages
 from ..event import Offset
 from ..execution import Limits
 from ..log import Store
+from ..retention import Keeper, Retention
 from ..run import Runner
 from ..sessions import Located, Sessions
 from ..sse import HEARTBEAT
@@ -51,6 +54,10 @@ class Settings(msgspec.Struct, frozen=True):
         may: what they may do, see ``caller.may``.
         traffic: what connections may take.
         lease_ttl: seconds after which other nodes may take over what this one drove, once it is heard of no more.
+        max_streams_per_owner, max_streams_per_address: bounds of open streams, too.
+        quota: the application's own limit, see ``caller.Quota``.
+        retention: how long what is kept.
+        refused: counts what limits have refused, see ``bounds``.
     """
 
     heartbeat: float = 15.0
@@ -63,6 +70,11 @@ class Settings(msgspec.Struct, frozen=True):
     may: May = may_on_open_server
     traffic: Traffic = Traffic()
     lease_ttl: float = 15.0
+    max_streams_per_owner: int = 1_000
+    max_streams_per_address: int = 5_000
+    quota: Quota | None = None
+    retention: Retention = Retention()
+    refused: Counter[str] = msgspec.field(default_factory=tally)
 
 
 class Life:
@@ -76,12 +88,14 @@ class Life:
     Attributes:
         sessions: what callers can do.
         runner: drives the runs.
+        keeper: deletes what need not be kept.
         streams: the open streams.
         pace: of requests and of readers who are behind.
         memory: of the runs that are read.
         pages: of deltas that were joined of late.
         press: makes HTML of texts.
         bodies, answers: the bytes of requests that are being read, and of answers that are being written.
+        refused: by the names of limits, how often each has refused something since the application was made.
         began_at: seconds since the epoch.
         over: the store is being closed; nothing can be asked of it any more.
     """
@@ -89,15 +103,25 @@ class Life:
     def __init__(self, store: Store, agents: Mapping[str, Agent], settings: Settings) -> None:
         self.store = store
         self.settings = settings
-        self.runner = Runner(store, agents, limits=settings.limits, lease_ttl=settings.lease_ttl)
-        self.sessions = Sessions(store, self.runner, may=settings.may)
-        self.streams = Streams(total=settings.max_streams, per_session=settings.max_streams_per_session)
+        self.refused = settings.refused
+        self.runner = Runner(store, agents, limits=settings.limits, lease_ttl=settings.lease_ttl, refused=self.refused)
+        self.sessions = Sessions(store, self.runner, may=settings.may, quota=settings.quota)
+        self.streams = Streams(
+            total=settings.max_streams,
+            per_session=settings.max_streams_per_session,
+            per_owner=settings.max_streams_per_owner,
+            per_address=settings.max_streams_per_address,
+            seconds=settings.traffic.stream_seconds,
+            stalled_seconds=settings.traffic.stalled_seconds,
+            refused=self.refused,
+        )
+        self.keeper = Keeper(store, settings.retention, read=self.streams.count, forget=self._forget_session)
         self.pace = Pace()
         self.memory = Memory(store, self.pace)
         self.pages = JoinedPages()
         self.press = Press()
-        self.bodies = Budget(settings.traffic.body_bytes, "bodies of requests")
-        self.answers = Budget(settings.traffic.answer_bytes, "answers")
+        self.bodies = Budget(settings.traffic.body_bytes, "bodies of requests", bound="body_bytes")
+        self.answers = Budget(settings.traffic.answer_bytes, "answers", bound="answer_bytes")
         self.began_at = time.time()
         self.over = False
         self._kept: dict[type, object] = {}
@@ -115,6 +139,7 @@ class Life:
         try:
             await life.runner.start()
             store.doorbell.hang_forget(life.forget)
+            life.keeper.start()
         except BaseException:
             await life.runner.stop()
             await store.close()
@@ -142,17 +167,23 @@ class Life:
         """Let runs finish for ``grace`` seconds, end all streams, close the store."""
         self.store.doorbell.take_forget(self.forget)
         try:
+            await self.keeper.stop()
             await (self._stopping or self.runner.stop(grace))
         finally:
             try:
                 await self.streams.close()
             finally:
+                await self.runner.accounts.close()
                 self.over = True
                 self.sessions.aside.close()
                 try:
                     await self.press.close()
                 finally:
                     await self.store.close()
+
+    def _forget_session(self, session: str) -> None:
+        self.memory.forget_session(session)
+        self.pages.forget_session(session)
 
     def kept(self, kind: type[T]) -> T:
         """The one object of this kind that the life keeps; made when it is first asked for."""

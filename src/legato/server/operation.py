@@ -6,6 +6,7 @@ A handler gets a ``Request`` and returns a reply or raises a ``LegatoError``.
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -189,3 +190,10 @@ def new_session_id(id: str | None) -> str:
 
 RETRY_AFTER = {429: "5", 503: "2", 507: "30"}
 """Seconds after which to try again, by status."""
+
+
+def retry_after(error: LegatoError) -> str | None:
+    """Seconds after which to try again, for the field of that name."""
+    if error.retry_after is not None:
+        return str(math.ceil(error.retry_after))
+    return RETRY_AFTER.get(error.status)

@@ -137,12 +137,13 @@ class HTTPProtocol(HttpToolsProtocol):
     """HTTP/1.1 on one connection.
 
     What is expected of who asks has a time: the end of a head, the end of a body, the next request, and that an answer
-    is taken. A stream has its own (``SEND_TIMEOUT``). What cannot be acted upon is refused; behind an answer that is
+    is taken. A stream has its own (``Streams``). What cannot be acted upon is refused; behind an answer that is
     being written nothing can be said, so there it is heard no more, and the connection ends with the answer.
 
     Args:
         config, server_state, app_state, _loop: of uvicorn.
         connections: of the process, this one among them.
+        address: from which it comes, where it has been counted.
     """
 
     line: HTTPLine | None = None
@@ -167,10 +168,12 @@ class HTTPProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         connections: Connections | None = None,
+        address: str | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._connections = connections or Connections(Traffic())
         self._traffic = self._connections.traffic
+        self._address = address
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See ``asyncio.Protocol``."""
@@ -178,11 +181,13 @@ class HTTPProtocol(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self._connections.open += 1
         self._connections.idle(self)
-        self._connections.expect(self, self._traffic.head_seconds, self.close_idle)
+        self._connections.expect(self, self._traffic.head_seconds, self._say_nothing)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See ``asyncio.Protocol``."""
         self._connections.open -= 1
+        if self._address is not None:
+            self._connections.count_out(self._address)
         self._connections.busy(self)
         self._connections.met(self)
         self._connections.met(self.flow)
@@ -241,6 +246,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def _untaken(self) -> None:
         if self.line is None:
             logger.info("%s took nothing of an answer and was cut off", self.client)
+            self._connections.refused["write_seconds"] += 1
             self.transport.abort()
 
     # Reading ----------------------------------------------------------------------------------------------------------
@@ -349,6 +355,11 @@ class HTTPProtocol(HttpToolsProtocol):
         if self.cycle is cycle and not self._in_head:
             self.scope, self.headers = None, []  # type: ignore[assignment]
 
+    def _say_nothing(self) -> None:
+        """Close a connection on which nothing has been asked yet."""
+        self._connections.refused["head_seconds"] += 1
+        self.close_idle()
+
     def close_idle(self) -> None:
         """See ``Idle``. It is nobody's fault, and nothing is said."""
         self._deaf = True
@@ -372,6 +383,7 @@ class HTTPProtocol(HttpToolsProtocol):
         if self.flow.read_paused:  # it is us who do not read
             self._expect_more()
             return
+        self._connections.refused["body_seconds" if self._in_body else "head_seconds"] += 1
         self._refuse(RequestTimeout("The request did not come in time."))
 
     def _refuse(self, error: LegatoError) -> None:

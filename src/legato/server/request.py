@@ -95,7 +95,7 @@ class Request:
         limit, traffic = self.life.settings.max_body, self.life.settings.traffic
         declared = self._declared()
         if declared > limit:
-            raise TooLarge(f"A body may have {limit} bytes.", limit=limit)
+            raise TooLarge(f"A body may have {limit} bytes.", bound="max_body", limit=limit)
         chunks: list[bytes] = []
         size = 0
         loop = asyncio.get_running_loop()
@@ -106,7 +106,7 @@ class Request:
                     async for chunk in self._http.stream():
                         size += len(chunk)
                         if size > limit:
-                            raise TooLarge(f"A body may have {limit} bytes.", limit=limit)
+                            raise TooLarge(f"A body may have {limit} bytes.", bound="max_body", limit=limit)
                         chunks.append(chunk)
                         held.grow(size)
                         held.move(len(chunk))
@@ -118,7 +118,8 @@ class Request:
             raise RequestTimeout(
                 f"The body did not come in time: {size} bytes came in {loop.time() - began:.0f} s. It has "
                 f"{traffic.body_seconds:g} s, or longer at {traffic.body_rate} bytes a second, and less while the "
-                "server holds as much as it can."
+                "server holds as much as it can.",
+                bound="body_seconds",
             ) from None
         if size < declared:
             raise InvalidInput(f"The head promises a body of {declared} bytes; {size} came.")
@@ -167,7 +168,7 @@ class Request:
         Raises:
             TooMany: there is none.
         """
-        self.reserved = self.life.streams.reserve(session)
+        self.reserved = self.life.streams.reserve(session, self.caller.party)
 
     def hand_over(self) -> Reserved:
         """The place, which from now on is the caller's to give back."""

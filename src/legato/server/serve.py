@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import faulthandler
-import functools
 import gc
 import logging
 import os
@@ -193,8 +192,11 @@ class _Server(uvicorn.Server):
         started: list[Exception | None] = []  # before there is anybody to be told
         await self._legato.start_aside(lambda error: self._begun(error) if self.started else started.append(error))
         self._patience = self._legato.grace + self._legato.limits.cancel_grace
-        connections = Connections(self._legato.traffic, bound=room_for_connections())
-        make = functools.partial(HTTPProtocol, self.config, self.server_state, {}, connections=connections)
+        connections = Connections(self._legato.traffic, bound=room_for_connections(), refused=self._legato.refused)
+
+        def make(address: str) -> HTTPProtocol:
+            return HTTPProtocol(self.config, self.server_state, {}, connections=connections, address=address)
+
         try:
             self.servers = [Acceptor(listener, make, connections) for listener in sockets or ()]  # type: ignore[misc]
         except NotImplementedError:  # the event loop of Windows

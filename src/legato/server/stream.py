@@ -18,12 +18,16 @@ import copy
 import functools
 import itertools
 import logging
+import math
+import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from starlette.types import Receive, Send
 
+from .. import bounds
 from ..dialect.fold import Encoder
 from ..dialect.joined import JoinedPages, cost, joined
 from ..errors import SessionNotFound, StoreError, TooMany
@@ -35,7 +39,7 @@ from .pace import Pace
 logger = logging.getLogger("legato")
 
 SEND_TIMEOUT = 60.0
-"""Seconds that one write may take; then the reader is taken for dead (nginx: 60 s between two writes)."""
+"""Seconds that one write may take, by default; then the reader is taken for dead (nginx: 60 s between two writes)."""
 HOLD_SECONDS = 1.0
 """For which a reader who takes nothing keeps in memory what it is given next."""
 KEPT_BYTES = 32 * 1024 * 1024
@@ -119,8 +123,9 @@ class ASGISink:
 class Reserved:
     """A place among the streams, taken until it is given back."""
 
-    def __init__(self, streams: Streams, session: str) -> None:
+    def __init__(self, streams: Streams, session: str, party: str) -> None:
         self.session = session
+        self.party = party
         self._streams = streams
         self._held = True
 
@@ -128,14 +133,14 @@ class Reserved:
         """Let others have it. Idempotent."""
         if self._held:
             self._held = False
-            self._streams.count_out(self.session)
+            self._streams.count_out(self.session, self.party)
 
     def move(self, session: str) -> None:
         """Count it for another session: that it would be for this one was not known before."""
         if self._held and session != self.session:
-            self._streams.count_out(self.session)
+            self._streams.count_out(self.session, self.party)
             self.session = session
-            self._streams.count_in(session)
+            self._streams.count_in(session, self.party)
 
 
 class Streams:
@@ -144,15 +149,36 @@ class Streams:
     Args:
         total: streams at once.
         per_session: streams of one session at once.
+        per_owner, per_address: of one signed-in subject; of one address, where nobody is signed in.
+        seconds: that a stream lasts at most; it ends after a random 80 to 100 % of it, so that not all come back at
+            once, and only where its clients come back from an end. 0: for as long as it likes.
+        stalled_seconds: for which a reader may take nothing.
+        refused: counts what limits have refused, see ``bounds``.
     """
 
-    def __init__(self, *, total: int = 10_000, per_session: int = 2_000) -> None:
+    def __init__(
+        self,
+        *,
+        total: int = 10_000,
+        per_session: int = 2_000,
+        per_owner: int = 1_000,
+        per_address: int = 5_000,
+        seconds: float = 3600.0,
+        stalled_seconds: float = SEND_TIMEOUT,
+        refused: Counter[str] | None = None,
+    ) -> None:
         self.total = total
         self.per_session = per_session
+        self.per_owner = per_owner
+        self.per_address = per_address
+        self.seconds = seconds
+        self.stalled_seconds = stalled_seconds
+        self._refused = bounds.tally() if refused is None else refused
         self.crowds = Crowds()
         self._pumps: set[Pump] = set()
         self._places = 0
         self._sessions: dict[str, int] = {}
+        self._parties: Counter[str] = Counter()
         self._numbers = itertools.count(1)
         self._sweeper: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
@@ -170,28 +196,40 @@ class Streams:
         """How many streams of ``session`` are open, or about to be."""
         return self._sessions.get(session, 0)
 
-    def reserve(self, session: str) -> Reserved:
-        """A place for a stream of ``session`` ("": of one that does not exist yet).
+    def reserve(self, session: str, party: str = "") -> Reserved:
+        """A place for a stream of ``session`` ("": of one that does not exist yet), for a party (see ``Caller``).
 
         Raises:
             TooMany: another stream would pass a bound.
         """
-        if self._places >= self.total:
-            raise TooMany(f"This server has {self.total} open streams and takes no more.", limit=self.total)
-        if session and self._sessions.get(session, 0) >= self.per_session:
+        if self._places >= (most := self.total):
+            raise TooMany(f"This server has {most} open streams and takes no more.", bound="max_streams", limit=most)
+        if session and self._sessions.get(session, 0) >= (most := self.per_session):
             raise TooMany(
-                f"This session has {self.per_session} open streams and takes no more.", limit=self.per_session
+                f"This session has {most} open streams and takes no more.", bound="max_streams_per_session", limit=most
             )
-        self.count_in(session)
-        return Reserved(self, session)
+        if party:
+            whose = "owner" if party.startswith("subject ") else "address"
+            if self._parties[party] >= (most := self.per_owner if whose == "owner" else self.per_address):
+                raise TooMany(
+                    f"You have {most} open streams, as many as you may.", bound=f"max_streams_per_{whose}", limit=most
+                )
+        self.count_in(session, party)
+        return Reserved(self, session, party)
 
-    def count_in(self, session: str) -> None:
+    def count_in(self, session: str, party: str) -> None:
         """Count a place in, see ``Reserved``."""
+        if party:
+            self._parties[party] += 1
         self._places += 1
         self._sessions[session] = self._sessions.get(session, 0) + 1
 
-    def count_out(self, session: str) -> None:
+    def count_out(self, session: str, party: str) -> None:
         """Count a place out, see ``Reserved``."""
+        if party:
+            self._parties[party] -= 1
+            if not self._parties[party]:
+                del self._parties[party]
         self._places -= 1
         self._sessions[session] -= 1
         if not self._sessions[session]:
@@ -218,6 +256,8 @@ class Streams:
     def _add(self, pump: Pump) -> None:
         pump.number = next(self._numbers)
         pump.opened_at = time.time()
+        if self.seconds and not pump.resets:
+            pump.until = time.monotonic() + self.seconds * random.uniform(0.8, 1.0)  # noqa: S311  # no secret
         self._pumps.add(pump)
         self._empty.clear()
         if self._sweeper is None:
@@ -233,13 +273,21 @@ class Streams:
     async def _sweep(self) -> None:
         # One timer for all streams instead of one for each write.
         while True:
-            await asyncio.sleep(SEND_TIMEOUT / 12)
+            await asyncio.sleep(min(self.stalled_seconds, 60.0, self.seconds or 60.0) / 12)
+            now = time.monotonic()
             for pump in list(self._pumps):
-                if pump.stalled(SEND_TIMEOUT):
+                if pump.stalled(self.stalled_seconds):
                     logger.info(
-                        "a reader of session %s took nothing for %g s and was cut off", pump.session, SEND_TIMEOUT
+                        "a reader of session %s took nothing for %g s and was cut off",
+                        pump.session,
+                        self.stalled_seconds,
                     )
+                    self._refused["stalled_seconds"] += 1
                     pump.abort()
+                elif now >= pump.until:
+                    pump.until = math.inf
+                    self._refused["stream_seconds"] += 1
+                    pump.end()
 
     def drain(self) -> None:
         """End every stream after what is written now. Idempotent; new streams end at once, too."""
@@ -288,6 +336,8 @@ class Pump:
         opened_at: when it was counted in, seconds since the epoch.
         bytes: of body handed over.
         crowd: in which it is while it is at the head.
+        resets: as given.
+        until: when it is to end, of a clock that nobody sets.
     """
 
     def __init__(
@@ -316,7 +366,8 @@ class Pump:
         self._first = first
         self._preparation = preparation
         self._key: Hashable = self if share is None else (session, dialect, share)
-        self._resets = resets
+        self.resets = resets
+        self.until = math.inf
         self._pace = pace
         self._pages = pages
         self._joins = joins
@@ -375,7 +426,7 @@ class Pump:
                 await sink.start(headers)
                 await self._write(sink.write, self._first)
                 await self._pump(sink)
-                if self._encoder.over or not self._resets:
+                if self._encoder.over or not self.resets:
                     await sink.finish()
             except asyncio.CancelledError:
                 if not self._aborted:
@@ -485,7 +536,7 @@ class Pump:
             self.fail(exc)
         else:
             self._task = None
-            self._hang_up(functools.partial(self.line.end, proper=self._encoder.over or not self._resets))
+            self._hang_up(functools.partial(self.line.end, proper=self._encoder.over or not self.resets))
 
     async def _put(self, events: Sequence[Event], body: bytes) -> None:
         """Write to the line, unless that takes too long, or too many wait, to keep ``events``, which were read for it.

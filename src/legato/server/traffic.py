@@ -34,9 +34,13 @@ class Traffic(msgspec.Struct, frozen=True):
         head_seconds: from a connection, or the first byte of a request, to the end of the request's head.
         body_seconds: for a body; longer only if it comes at ``body_rate`` bytes a second on average from then on.
         idle_seconds: between two requests of a connection. Longer than proxies keep theirs: most of them 60 to 120 s.
-        write_seconds: for which who asked may take nothing of an answer. A stream has 60 s.
+        write_seconds: for which who asked may take nothing of an answer.
+        stalled_seconds: for which a reader may take nothing of a stream.
+        stream_seconds: that a stream lasts at most, where its clients come back from an end: a random 80 to 100 % of
+            it, so that not all come back at once. 0: for as long as it likes.
         connections: at once in one process; fewer if there are not as many descriptors. Beyond, the one that has been
             idle for longest is closed, and if none is, the new one is refused.
+        connections_per_address: of these, of one address (of IPv6, of its first half); 0: all.
         body_bytes: of all bodies that are being read.
         answer_bytes: of all answers that are being written and are no streams.
     """
@@ -46,7 +50,10 @@ class Traffic(msgspec.Struct, frozen=True):
     body_rate: int = 4096
     idle_seconds: float = 130.0
     write_seconds: float = 30.0
+    stalled_seconds: float = 60.0
+    stream_seconds: float = 3600.0
     connections: int = 20_000
+    connections_per_address: int = 10_000
     body_bytes: int = 67_108_864
     answer_bytes: int = 67_108_864
 
@@ -138,10 +145,12 @@ class Budget:
     Args:
         total: bytes.
         what: they are, for people.
+        bound: the name of the limit, see ``bounds``.
     """
 
-    def __init__(self, total: int, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, total: int, what: str, clock: Callable[[], float] = time.monotonic, *, bound: str = "") -> None:
         self.total = total
+        self._bound = bound
         self.used = 0
         self.clock = clock
         self._what = what
@@ -184,7 +193,9 @@ class Budget:
             excess -= held.size
         if excess > 0:
             self._refusals.add()
-            raise BudgetSpent(f"This server holds {self.total} bytes of {self._what} at once; try again.")
+            raise BudgetSpent(
+                f"This server holds {self.total} bytes of {self._what} at once; try again.", bound=self._bound
+            )
         return found
 
     def holds(self, held: Held) -> bool:

@@ -1,0 +1,269 @@
+"""Sessions as lines of JSON: exported, imported, and erased; all of one owner, or one.
+
+The form (docs/data.md) is the log's own: one line for each event, as the store has it, between a line that begins its
+session and one that ends it. So what has been exported can be read by any program, and imported again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+
+import msgspec
+
+from .errors import InvalidInput, SessionExists, SessionNotFound
+from .event import DAMAGE, Draft, Event, RunFailed, Said, SessionDeleted, read_fact, settle
+from .log import READ_LIMIT, Log, SessionInfo, Store
+from .machine import SessionState, moved
+from .part import encode
+from .spending import holder, is_own
+
+FORMAT = 1
+"""Of an export; one of a later version is refused."""
+PAGE = 100
+
+
+class Exported(msgspec.Struct, omit_defaults=True):
+    """The first line of an export.
+
+    Attributes:
+        legato: ``FORMAT``.
+        owner: whose sessions they are; None: it is of a session.
+    """
+
+    legato: int
+    owner: str | None = None
+
+
+class ExportedSession(msgspec.Struct):
+    """The line before a session's events; times are seconds since the epoch."""
+
+    session: str
+    owner: str
+    head: int
+    created_at: float
+    updated_at: float
+
+
+class ExportedEvent(msgspec.Struct):
+    """One event. ``data`` is the fact's JSON, as it is stored."""
+
+    offset: int
+    at: float
+    type: str
+    run: str | None
+    data: msgspec.Raw
+
+
+class ExportedEnd(msgspec.Struct):
+    """The line behind a session's events: how many there were."""
+
+    end: str
+    events: int
+
+
+class ExportedTotal(msgspec.Struct):
+    """The last line. A file without it was cut."""
+
+    total: int
+    events: int
+
+
+class ArchiveCount(msgspec.Struct, frozen=True):
+    """What was exported, imported or erased.
+
+    Attributes:
+        sessions, events: how many.
+        left: ids of sessions that were there already, and were left as they are.
+    """
+
+    sessions: int = 0
+    events: int = 0
+    left: tuple[str, ...] = ()
+
+
+_encoder = msgspec.json.Encoder()
+_LINES = (Exported, ExportedSession, ExportedEvent, ExportedEnd, ExportedTotal)
+
+
+async def of_owner(store: Store, owner: str) -> AsyncIterator[SessionInfo]:
+    """An owner's sessions, those last written to first. What is begun meanwhile may be missing."""
+    after: str | None = None
+    seen: set[str] = set()
+    while True:
+        page = await store.sessions(limit=PAGE, after=after, owner=owner)
+        for info in page.infos:
+            if info.session not in seen and not is_own(info.session):
+                seen.add(info.session)
+                yield info
+        after = page.next
+        if after is None:
+            return
+
+
+async def export(store: Store, *, owner: str | None = None, session: str | None = None) -> AsyncIterator[bytes]:
+    """All sessions of an owner, or one session, as lines with their ends.
+
+    Args:
+        store: open; others may write to it meanwhile.
+        owner: a subject, "" for nobody in particular.
+        session: an id.
+
+    Raises:
+        InvalidInput: not one of both was given.
+        SessionNotFound: there is no such session.
+    """
+    if (owner is None) == (session is None):
+        raise InvalidInput("An export is of one owner, or of one session.")
+    yield _line(Exported(FORMAT, owner))
+    sessions = events = 0
+    infos = of_owner(store, owner) if owner is not None else _one(await store.info(session or ""))
+    async for info in infos:
+        count = 0
+        lines = [_line(_begin(info))]
+        async for event in Log(store, info.session).all(until=info.head):
+            if isinstance(event.fact, SessionDeleted):  # meanwhile
+                break
+            lines.append(_line(_event(event)))
+            count += 1
+            if len(lines) >= READ_LIMIT:
+                yield b"".join(lines)
+                lines = []
+        if not count:
+            continue
+        lines.append(_line(ExportedEnd(info.session, count)))
+        yield b"".join(lines)
+        sessions, events = sessions + 1, events + count
+    yield _line(ExportedTotal(sessions, events))
+
+
+async def _one(info: SessionInfo) -> AsyncIterator[SessionInfo]:
+    yield info
+
+
+def _line(value: msgspec.Struct) -> bytes:
+    return _encoder.encode(value) + b"\n"
+
+
+def _begin(info: SessionInfo) -> ExportedSession:
+    return ExportedSession(info.session, info.owner, info.head, info.created_at, info.updated_at)
+
+
+def _event(event: Event) -> ExportedEvent:
+    data = event.json or settle(event.fact)[1]
+    return ExportedEvent(event.offset, event.at, event.type, event.run, msgspec.Raw(data))
+
+
+# Import ---------------------------------------------------------------------------------------------------------------
+
+
+def sessions_in(lines: Iterable[bytes]) -> Iterator[tuple[ExportedSession, list[ExportedEvent]]]:
+    """The sessions of an export, each once it is whole.
+
+    Raises:
+        InvalidInput: it is no export, of a later version, or it was cut; the sessions before that have been given.
+    """
+    begun: ExportedSession | None = None
+    events: list[ExportedEvent] = []
+    ended = first = False
+    number = sessions = total = 0
+    for number, raw in enumerate(lines, 1):
+        if not raw.strip():
+            continue
+        line = _read(raw, number)
+        if ended or first != (not isinstance(line, Exported)):
+            raise InvalidInput(f"Line {number} of the export is out of place: {raw[:80]!r}.")
+        if isinstance(line, Exported):
+            first = True
+            if line.legato > FORMAT:
+                raise InvalidInput(f"The export is of version {line.legato}, and this Legato reads up to {FORMAT}.")
+        elif isinstance(line, ExportedSession) and begun is None:
+            begun, events = line, []
+        elif isinstance(line, ExportedEvent) and begun is not None and line.offset == len(events) + 1:
+            events.append(line)
+        elif isinstance(line, ExportedEnd) and begun is not None and line.events == len(events) > 0:
+            yield begun, events
+            begun, sessions, total = None, sessions + 1, total + len(events)
+        elif isinstance(line, ExportedTotal) and begun is None and (line.total, line.events) == (sessions, total):
+            ended = True
+        else:
+            raise InvalidInput(f"Line {number} of the export is out of place: {raw[:80]!r}.")
+    if not ended:
+        raise InvalidInput(f"The export ends after {number} lines without a total: it was cut.")
+
+
+def _read(raw: bytes, number: int) -> msgspec.Struct:
+    try:
+        keys = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        for kind in _LINES:
+            if kind.__struct_fields__[0] in keys:
+                return msgspec.json.decode(raw, type=kind)
+        raise InvalidInput(f"Line {number} is none of an export: {raw[:80]!r}.")
+    except DAMAGE as exc:
+        raise InvalidInput(f"Line {number} is none of an export: {exc}.") from exc
+
+
+async def take(store: Store, lines: Iterable[bytes]) -> ArchiveCount:
+    """Store the sessions of an export under their ids, each whole or not at all.
+
+    Their events keep their offsets, and have new times where the store cannot be given old ones. A run that had not
+    ended by then ends as ``interrupted``. A session that is there already is left as it is.
+
+    Raises:
+        InvalidInput: see ``sessions_in``; or an event is none that a log can have.
+        StoreError: the sessions before that have been stored.
+    """
+    sessions = count = 0
+    left: list[str] = []
+    for begun, events in sessions_in(lines):
+        drafts = _drafts(begun.session, events)
+        try:
+            await store.append(begun.session, drafts)
+        except SessionExists:
+            left.append(begun.session)
+        else:
+            sessions, count = sessions + 1, count + len(events)
+    return ArchiveCount(sessions, count, tuple(left))
+
+
+def _drafts(session: str, events: list[ExportedEvent]) -> list[Draft]:
+    if is_own(session):
+        raise InvalidInput(f"{session[:80]!r} is no session's id.")
+    drafts = []
+    for each in events:
+        try:
+            json = encode(msgspec.json.decode(each.data))  # fields that this version does not know included
+            drafts.append(Draft(read_fact(each.type, json), each.run, json))
+        except (*DAMAGE, InvalidInput, ValueError) as exc:
+            raise InvalidInput(f"Event {each.offset} of session {session[:80]!r} is no event: {exc}.") from exc
+    left = moved(SessionState(session), drafts).runs
+    said = "The session was moved while the answer was being given. What came is in its log."
+    return [*drafts, *(Draft(RunFailed("interrupted", said, Said("", "", []), None, None), run) for run in left)]
+
+
+# Erasure --------------------------------------------------------------------------------------------------------------
+
+
+async def erase(store: Store, owner: str) -> ArchiveCount:
+    """Delete all sessions of an owner, and what was counted of theirs. When it returns, that is durable.
+
+    What is left of a session is its id, and when it was deleted: nobody can take it again. What the owner said in the
+    sessions of others is part of those.
+
+    Raises:
+        InvalidInput: of nobody in particular it is not done.
+    """
+    if not owner:
+        raise InvalidInput("What is nobody's in particular is not erased by owner; delete its sessions.")
+    sessions = events = 0
+    async for info in of_owner(store, owner):
+        try:
+            await store.append(info.session, [Draft(SessionDeleted())])
+        except SessionNotFound:
+            continue
+        sessions, events = sessions + 1, events + info.head
+    for info in (await store.sessions(owner=holder(owner), limit=PAGE)).infos:
+        try:
+            await store.append(info.session, [Draft(SessionDeleted())])
+        except SessionNotFound:
+            pass
+    return ArchiveCount(sessions, events)
