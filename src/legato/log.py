@@ -447,7 +447,7 @@ class Doorbell:
     def __init__(self) -> None:
         self._bells: dict[tuple[str, bool], set[Listener]] = {}
         self._workers: set[Bell] = set()
-        self._forgetful: list[Callable[[], object]] = []
+        self._forgetful: list[Callable[[bool], object]] = []
 
     def ring(self, session: str, *, outside: bool = True) -> None:
         """Wake everybody who listens to ``session``."""
@@ -490,17 +490,21 @@ class Doorbell:
         """Whether somebody listens to ``session``."""
         return (session, False) in self._bells or (session, True) in self._bells
 
-    def forget(self) -> None:
+    def forget(self, *, lost: bool = True) -> None:
         """Have everybody forget what they know of logs: the store is not what it was, see ``Store`` on incarnations. To
-        be called before anything is read from what it is now."""
-        for callback in list(self._forgetful):
-            callback()
+        be called before anything is read from what it is now.
 
-    def hang_forget(self, callback: Callable[[], object]) -> None:
-        """From now on ``callback`` is called when all that is known is to be forgotten. It must raise nothing."""
+        ``lost``: something is gone; else logs only go on under another name, and readers come again to be told that.
+        """
+        for callback in list(self._forgetful):
+            callback(lost)
+
+    def hang_forget(self, callback: Callable[[bool], object]) -> None:
+        """From now on ``callback`` is called, with ``lost``, when all that is known is to be forgotten. It must raise
+        nothing."""
         self._forgetful.append(callback)
 
-    def take_forget(self, callback: Callable[[], object]) -> None:
+    def take_forget(self, callback: Callable[[bool], object]) -> None:
         """Call it no more. Idempotent."""
         if callback in self._forgetful:
             self._forgetful.remove(callback)

@@ -146,11 +146,14 @@ class Life:
             raise
         return life
 
-    def forget(self) -> None:
-        """Begin anew with what the store is now: it has lost the end of some logs. Readers are cut off, and told so
-        when they come back."""
-        logger.warning("the store is not what it was: all readers are cut off, and all runs driven anew")
+    def forget(self, lost: bool = True) -> None:
+        """Begin anew with what the store is now: it has lost the end of some logs, if ``lost``. Readers are cut off,
+        and told so when they come back."""
         self.streams.cut()
+        if not lost:
+            logger.info("the store was started again and has lost nothing: all readers are cut off, and come back")
+            return
+        logger.warning("the store is not what it was: all readers are cut off, and all runs driven anew")
         self.runner.forget()
         self.memory.forget()
         self.pages.forget()

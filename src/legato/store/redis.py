@@ -20,7 +20,8 @@ import contextlib
 import functools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from ..check import check_text, digits, is_text
 from ..errors import (
     CursorInvalid,
     LegatoError,
+    SessionExists,
     SessionNotFound,
     StoreCorrupt,
     StoreError,
@@ -36,16 +38,31 @@ from ..errors import (
     StoreVersion,
 )
 from ..event import Draft, Event, Offset
-from ..log import MICRO, READ_LIMIT, Appended, Doorbell, SessionInfo, SessionPage, Store, Storing, Take, moment
+from ..log import (
+    MICRO,
+    READ_LIMIT,
+    Adoption,
+    Appended,
+    Doorbell,
+    Portable,
+    SessionInfo,
+    SessionPage,
+    SessionRecord,
+    Storing,
+    Take,
+    moment,
+)
 from ..machine import Lease, OpenRun, SessionState, check_head, free, moved, released, renewed
 from .redis_plan import (
     KeptSession,
     Record,
     SessionCall,
     SessionPlan,
+    binary,
     entries_of,
     offset_of,
     read_event,
+    read_place,
     read_state,
     session_info,
     settled,
@@ -73,6 +90,9 @@ SILENCE_SECONDS = 5.0
 MAX_OFFSET, MAX_LIMIT = 2**53, 10**9
 SAME_TIME = 64
 """Sessions with the very same time that a page of a list looks beyond: several processes may give one."""
+RECORDS = 100
+"""Sessions whose records are read at the same time."""
+_tally = msgspec.msgpack.Decoder(tuple[float, dict[str, int]]).decode
 _said = msgspec.msgpack.Decoder(tuple[str, list[tuple[str, Offset, bool]], bool]).decode
 
 
@@ -112,6 +132,8 @@ class RedisStore:
         if self._closing is not None:
             await asyncio.shield(self._closing)
         self._era = self._last_at = 0
+        self._seen: dict[int, tuple[int, int]] = {}  # of each bucket its era, and how often it had been written to
+        self.incarnation = ""
         self._hears = False
         self._tail = TailCache(**self._tail_bounds)
         self._reading: dict[str, int] = {}  # reads under way
@@ -189,17 +211,30 @@ class RedisStore:
 
     # Eras ------------------------------------------------------------------------------------------------------------
 
-    async def _learn(self, era: int, name: bytes | None = None) -> None:
-        """There is this era. Whoever follows a log has to come again, with the name of the one that they know."""
-        if era > self._era:
-            eras = self._server.key("era", "eras")
-            name = name or await self._server.do(eras, "HGET", eras, era)
-            if era > self._era:
-                before, self._era = self._era, era
-                self.incarnation = f"{era}.{(name or b'?').decode()}"
-                self._tail = TailCache(**self._tail_bounds)
-                if before:
-                    self.doorbell.forget()
+    async def _learn(self, bucket: int, era: int, count: int, name: bytes | None = None) -> None:
+        """A bucket is in this era, and has been written to so often. If it is a new one, whoever follows a log comes
+        again to learn its name; and if there were fewer writes at its beginning than were known of, some are lost."""
+        known = self._seen.get(bucket)
+        if known is not None and known[0] == era:
+            self._seen[bucket] = era, max(count, known[1])
+            return
+        server, own, eras = self._server, self._server.key(bucket, "era"), self._server.key("era", "eras")
+        rows = await server.do(own, "HGETALL", own)
+        told = {rows[n].decode(): int(rows[n + 1]) for n in range(0, len(rows), 2)}
+        name = name or await server.do(eras, "HGET", eras, era)
+        known = self._seen.get(bucket)
+        if told.get("n", 0) != era or (known is not None and known[0] == era):
+            return  # that was some time ago; or it has been learnt meanwhile
+        begun = [told.get(f"s{number}", 0) for number in range(1 if known is None else known[0] + 1, era + 1)]
+        lost = known is not None and (era < known[0] or min(begun) < known[1])
+        self._seen[bucket] = era, told.get("count", 0)
+        before = self.incarnation
+        if era > self._era or lost:
+            self._era, self.incarnation = era, f"{era}.{(name or b'?').decode()}"
+        if before != self.incarnation:
+            self._tail = TailCache(**self._tail_bounds)
+            if before:
+                self.doorbell.forget(lost=lost)
 
     async def holds(self, incarnation: str, session: str, offset: Offset) -> bool:
         """See ``Store``: whether the event was written in that incarnation's era, or in one before it."""
@@ -259,35 +294,104 @@ class RedisStore:
         """See ``log.build``. Each piece is appended to a stream that becomes the session's at the end."""
         writer = self._check_open()
         check_text(session)
-        bucket = self._server.bucket(session)
-        staged = self._server.key(bucket, "staged", secrets.token_hex(16))
-        era = await writer.era(bucket)
-        state, first = SessionState(session), None
         at = self._last_at = moment(writer.now(), self._last_at)
-        try:
+        state, begun = SessionState(session), None
+        async with self._staged(session) as (staged, era):
             async for piece in pieces:
                 drafts = [settled(draft) for draft in piece]
                 before, state = state, moved(state, drafts)
-                first = first or drafts[0]
                 events = [Event(d.fact, before.head + n, at / MICRO, d.run, d.json) for n, d in enumerate(drafts, 1)]
-                for last, entry in entries_of(events, era):
-                    await self._server.do(staged, "XADD", staged, f"{last}-0", "e", entry)
-                await self._server.do(staged, "EXPIRE", staged, STAGE_SECONDS)
-            if first is None:
+                begun = begun or events[0]
+                await self._stage(staged, events, era)
+            if begun is None:
                 raise ValueError("build needs at least one draft")
-            begun, whole = first, state
+            record = SessionRecord(session, state.head, at / MICRO)
+            await self._publish(staged, era, state, begun, record, at)
 
-            def decide(plan: SessionPlan) -> None:
-                moved(plan.state, [begun])  # whether it may begin
-                if self._era != era:
-                    raise StoreLost(f"The server has failed while a session was built: {self._server.shown}.")
-                plan.add(whole, [begun], at, None)
-                plan.outside = True
+    async def adopt(self, record: SessionRecord, pages: AsyncIterator[Sequence[Event]]) -> None:
+        """See ``Portable.adopt``; pages as in ``build``."""
+        check_text(record.session, *record.once)
+        adoption, begun = Adoption(record), None
+        opened: dict[str | None, float] = {}
+        async with self._staged(record.session) as (staged, era):
+            async for events in pages:
+                adoption.add(events)
+                begun = begun or events[0]
+                opened |= {event.run: event.at for event in events if event.type == "message.created"}
+                await self._stage(staged, events, era)
+            state = adoption.end()
+            if begun is None:
+                raise ValueError("adopt needs at least one event")
+            waits = round(opened.get(next(iter(state.runs), None), 0.0) * MICRO)
+            await self._publish(staged, era, state, begun, record, waits)
 
-            await writer.submit(session, decide, begins=True, staged=staged)
+    @contextlib.asynccontextmanager
+    async def _staged(self, session: str) -> AsyncIterator[tuple[list[bytes], int]]:
+        """Two streams that nobody knows of, for what is no delta and for deltas; and the era in which they are."""
+        bucket, name = self._server.bucket(session), secrets.token_hex(16)
+        era = await self._check_open().era(bucket)
+        staged = [self._server.key(bucket, kind, name) for kind in ("staged", "staged-deltas")]
+        try:
+            yield staged, era
         except BaseException:
-            self._server.later(staged, "DEL", staged)
+            for key in staged:
+                self._server.later(key, "DEL", key)
             raise
+
+    async def _stage(self, staged: Sequence[bytes], events: Sequence[Event], era: int) -> None:
+        for key, delta in zip(staged, (False, True), strict=True):
+            for last, entry in entries_of([event for event in events if event.fact.delta is delta], era):
+                await self._server.do(key, "XADD", key, f"{last}-0", "e", entry)
+            await self._server.do(key, "EXPIRE", key, STAGE_SECONDS)
+
+    async def _publish(
+        self, staged: Sequence[bytes], era: int, state: SessionState, begun: Event, record: SessionRecord, waits: int
+    ) -> None:
+        """Let what is staged be the session."""
+        writer, session = self._check_open(), record.session
+
+        def decide(plan: SessionPlan) -> None:
+            if plan.state.head:
+                raise SessionExists(f"Session {session!r} exists already, or was deleted.", session=session)
+            if self._seen[self._server.bucket(session)][0] != era:
+                raise StoreLost(f"The server has failed while a session was built: {self._server.shown}.")
+            plan.adopt(state, begun, record, waits)
+
+        await writer.submit(session, decide, begins=True, staged=staged)
+
+    async def records(self) -> AsyncIterator[SessionRecord]:
+        """See ``Portable.records``."""
+        for kind in ("updated", "gone"):
+            names = [name for _, name in await self._range(kind, "", 0, -1)]
+            for start in range(0, len(names), RECORDS):
+                for record in await asyncio.gather(*map(self.record, names[start : start + RECORDS])):
+                    if record is not None:
+                        yield record
+
+    async def record(self, session: str) -> SessionRecord | None:
+        """See ``Portable.record``."""
+        kept = (await self._states([session]))[0] if is_text(session) else None
+        if kept is None:
+            return None
+        key = self._server.keys(session, "once")[0]
+        rows = await self._server.do(key, "HGETALL", key)
+        once = {rows[n].decode(): read_place(rows[n + 1]) for n in range(0, len(rows), 2)}
+        epochs = {run.run: run.epoch for run in kept.state.runs.values()}
+        return SessionRecord(session, kept.state.head, kept.updated_at / MICRO, once, epochs)
+
+    async def tally(self, node: str, counts: Mapping[str, int], ttl: float) -> dict[str, int]:
+        """See ``Store``."""
+        now, key = self._check_open().now(), self._server.key("meta", "tally")
+        self._server.later(key, "HSET", key, node, binary((now + ttl, counts)))
+        rows = await self._server.do(key, "HGETALL", key)
+        others: Counter[str] = Counter()
+        for n in range(0, len(rows), 2):
+            until, told = _tally(rows[n + 1])
+            if until <= now:
+                self._server.later(key, "HDEL", key, rows[n])
+            elif rows[n].decode() != node:
+                others.update(told)
+        return others
 
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
         """See ``Leaser.acquire``."""
@@ -414,9 +518,9 @@ class RedisStore:
         """What stands after an offset, perhaps with gaps in the end, and whether that is all."""
         keys = self._server.keys(session, "era", "whole", "deltas", "packs")
         asked = after + 1, min(limit, MAX_LIMIT), PAGE_BYTES, int(deltas)
-        era, whole, *streams = await self._server.run(READ, keys, *asked)
+        (era, count), whole, *streams = await self._server.run(READ, keys, *asked)
         if era is not None:
-            await self._learn(int(era))
+            await self._learn(self._server.bucket(session), int(era), int(count))
         found = [record for stream in streams for entry in stream for record in unpack(entry) if record[0] > after]
         found.sort(key=offset_of)
         return found, bool(whole)
@@ -579,4 +683,4 @@ class RedisStore:
                         self.doorbell.ring(session)
 
 
-_: type[Store] = RedisStore
+_: type[Portable] = RedisStore

@@ -16,7 +16,7 @@ import msgspec
 
 from ..errors import TooLarge
 from ..event import DAMAGE, AnyFact, Draft, Event, Offset, SessionCreated, damaged, read_fact, settle
-from ..log import MICRO, SessionInfo, Storing, created
+from ..log import MICRO, SessionInfo, SessionRecord, Storing, created
 from ..machine import OpenRun, RunState, SessionState, free, leased
 
 logger = logging.getLogger("legato")
@@ -76,7 +76,8 @@ class SessionPlan:
         self.waits = kept.waits
         self.events: list[Event] = []
         self.once: dict[str, tuple[Offset, Offset]] = {}
-        self.first: bytes = b""
+        self.begun: Event | None = None
+        self.updated_at = kept.updated_at
         self.taken: set[str] = set()
         self.outside = self.work = False
         self.outcomes: list[tuple[Any, Exception | None]] = []
@@ -101,9 +102,9 @@ class SessionPlan:
     def add(self, state: SessionState, drafts: Sequence[Draft], at: int, once: str | None) -> list[Event]:
         """These drafts are stored, and lead to ``state``."""
         before, offset = self.state, self.state.head
-        if offset == 0:
-            self.first = drafts[0].json
         events = [Event(d.fact, offset + n, at / MICRO, d.run, d.json) for n, d in enumerate(drafts, 1)]
+        if offset == 0:
+            self.begun = events[0]
         if once is not None:
             self.once[once] = offset + 1, state.head
         if state.deleted:
@@ -111,11 +112,19 @@ class SessionPlan:
         else:
             self.events += events
         if state.whole > before.whole:
+            self.updated_at = at
             if next(iter(state.runs), None) != next(iter(before.runs), None):
                 self.waits = at
             self.work = self.work or free(state.runs, self.now) is not None
         self.state = state
         return events
+
+    def adopt(self, state: SessionState, begun: Event, record: SessionRecord, waits: int) -> None:
+        """The session is what another store had, whose events stand elsewhere."""
+        self.state, self.begun, self.events = state, begun, [begun]
+        self.once, self.updated_at, self.waits = {**record.once}, round(record.updated_at * MICRO), waits
+        self.outside = True
+        self.work = free(state.runs, self.now) is not None
 
     def close(self, writer: str, number: int) -> None:
         """No more: what is known of the session once it is stored."""
@@ -125,17 +134,16 @@ class SessionPlan:
         at = round(self.now * MICRO)
         marks = {name: mark for name, mark in self.before.marks.items() if at - mark[1] < MARK_SECONDS * MICRO}
         marks[writer] = number, at
-        told = [event for event in self.events if not event.fact.delta]
-        begun = self.first and told[0]
+        begun = self.begun
         self.after = KeptSession(
             f"{writer}:{number}".encode(),
             self.state,
-            round(told[-1].at * MICRO) if told else self.before.updated_at,
+            self.updated_at,
             marks,
             self.waits,
             round(begun.at * MICRO) if begun else self.before.created_at,
             created(begun.fact) if begun else self.before.created,
-            len(self.first) if begun else self.before.size,
+            len(begun.json) if begun else self.before.size,
         )
 
     def changes(self) -> list[Any]:
@@ -150,8 +158,8 @@ class SessionPlan:
         if state.runs is not before.state.runs:
             rows = [(r.run, r.offset, r.state, r.owner, r.epoch, r.expires_at) for r in state.runs.values()]
             runs = binary((self.waits, rows))
-        if self.first:
-            first = binary((after.created_at, self.first))
+        if self.begun is not None:
+            first = binary((after.created_at, self.begun.json))
         if state.deleted:
             updated = "-"
         elif after.updated_at != before.updated_at:
@@ -171,12 +179,14 @@ class SessionRequest(Storing):
 
     __slots__ = ("begins", "decide", "once", "staged")
 
-    def __init__(self, decide: Callable[[SessionPlan], Any], once: str | None, begins: bool, staged: bytes) -> None:
+    def __init__(
+        self, decide: Callable[[SessionPlan], Any], once: str | None, begins: bool, staged: Sequence[bytes]
+    ) -> None:
         super().__init__()
         self.decide = decide
         self.once = once
         self.begins = begins  # the session; as a rule there is none of that name
-        self.staged = staged  # a stream that was built, to become the session's
+        self.staged = staged  # streams that were built, to become the session's
 
 
 class SessionCall:

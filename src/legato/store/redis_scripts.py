@@ -5,9 +5,10 @@ alone and its state is given back. All keys of a script are of one bucket, which
 """
 
 WRITE = """#!lua
--- KEYS: era state whole deltas packs once open updated owned staged
+-- KEYS: era state whole deltas packs once open updated gone owned, and two streams that were built
 local time = redis.call('TIME')
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {3} end
+local era = redis.call('HMGET', KEYS[1], 'n', 'count')
+if era[1] ~= ARGV[1] then return {3} end
 for place = 14, 13 + tonumber(ARGV[13]) do -- keys that count once: whatever was stored under one is the answer
     local used = redis.call('HGET', KEYS[6], ARGV[place])
     if used then return {2, place - 14, used} end
@@ -17,13 +18,17 @@ local moved = (now[1] or '') ~= ARGV[2]
 if not moved and ARGV[3] ~= '' then -- the writer's idea of this server's time, by which leases are taken
     moved = math.abs(time[1] * 1000000 + time[2] - ARGV[3]) > 2000000
 end
-if moved then return {0, time[1], time[2], now[1], now[2], now[3], now[4]} end
-if ARGV[4] == '' then return {1, time[1], time[2]} end
+if moved then return {0, era[2], time[1], time[2], now[1], now[2], now[3], now[4]} end
+if ARGV[4] == '' then return {1, era[2], time[1], time[2]} end
 if ARGV[11] == 'deleted' then redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6]) end
 if ARGV[11] == 'built' then
-    if redis.call('EXISTS', KEYS[10]) == 0 then return {4} end
-    redis.call('RENAME', KEYS[10], KEYS[3])
-    redis.call('PERSIST', KEYS[3])
+    if redis.call('EXISTS', KEYS[11]) == 0 then return {4} end
+    for place = 11, 12 do
+        if redis.call('EXISTS', KEYS[place]) == 1 then
+            redis.call('RENAME', KEYS[place], KEYS[place - 8])
+            redis.call('PERSIST', KEYS[place - 8])
+        end
+    end
 end
 redis.call('HSET', KEYS[2], 'v', ARGV[4], 'h', ARGV[5])
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[2], 'r', ARGV[6]) end
@@ -34,7 +39,8 @@ local function index(key, score)
 end
 index(KEYS[7], ARGV[8])
 index(KEYS[8], ARGV[9])
-index(KEYS[9], ARGV[9])
+index(KEYS[10], ARGV[9])
+if ARGV[9] == '-' then redis.call('ZADD', KEYS[9], 0, ARGV[10]) end
 local place = 14 + tonumber(ARGV[13])
 for _ = 1, tonumber(ARGV[12]) do
     redis.call('HSET', KEYS[6], ARGV[place], ARGV[place + 1])
@@ -44,7 +50,7 @@ while ARGV[place] do -- entries: the number of the stream's key, the offset of i
     redis.call('XADD', KEYS[tonumber(ARGV[place])], ARGV[place + 1] .. '-0', 'e', ARGV[place + 2])
     place = place + 3
 end
-return {1, time[1], time[2]}
+return {1, redis.call('HINCRBY', KEYS[1], 'count', 1), time[1], time[2]}
 """
 """Store what was decided at a version. Gives 1 (done), 0 and the state (decide again), 2 and a place (of a key that was
 used), 3 (another era), or 4 (what was built is gone)."""
@@ -77,7 +83,7 @@ if ARGV[4] == '1' then
 end
 local whole, deltas = take(KEYS[2], most), {}
 if packs[1] then done = false elseif ARGV[4] == '1' then deltas = take(KEYS[3], most) end
-return {redis.call('GET', KEYS[1]), done and 1 or 0, whole, deltas, packs}
+return {redis.call('HMGET', KEYS[1], 'n', 'count'), done and 1 or 0, whole, deltas, packs}
 """
 """The entries from an offset on, and whether they are all that there is. What is packed comes one pack at a time."""
 
@@ -100,8 +106,9 @@ return 1
 """Begin an era, if no other has begun."""
 
 ENTER = """#!lua
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
+if (redis.call('HGET', KEYS[1], 'n') or '') ~= ARGV[1] then return 0 end
+local count = redis.call('HGET', KEYS[1], 'count') or '0'
+redis.call('HSET', KEYS[1], 'n', ARGV[2], 'count', count, 's' .. ARGV[2], count)
 return 1
 """
-"""Let a bucket go on in another era, if nobody has done so."""
+"""Let a bucket go on in another era, if nobody has done so; and keep how many writes there were until then."""

@@ -67,7 +67,7 @@ LOSES = {
     "no": "appendfsync is no: what the system has not written yet, as a rule half a minute, is lost with the power",
 }
 
-OF_BUCKETS = frozenset({"era", "open", "updated"})
+OF_BUCKETS = frozenset({"era", "open", "updated", "gone"})
 """Kinds of keys of which each bucket has one."""
 
 Command = tuple[bytes, tuple[Any, ...]]

@@ -57,7 +57,7 @@ NEVER = b"?"
 """A version that no session has."""
 DONE, MOVED, USED, ANOTHER_ERA, GONE = 1, 0, 2, 3, 4
 """How ``WRITE`` answers."""
-KEYS = ("era", "state", "whole", "deltas", "packs", "once", "open", "updated")
+KEYS = ("era", "state", "whole", "deltas", "packs", "once", "open", "updated", "gone")
 _NOTHING = KeptSession(b"", SessionState(""))
 
 
@@ -73,7 +73,8 @@ class RedisWriter:
         server: what it is written to.
         clock: gives the time, seconds since the epoch; None: it is the server's.
         stored: called with what was stored, in one turn of the event loop.
-        learned: to be awaited when an era of the server is met, with its number and name.
+        learned: to be awaited when it is heard how far a bucket has come: its number, that of its era, that of its
+            writes, and the era's name, if that is known.
         read: gives the events between two offsets of a session.
 
     Attributes:
@@ -87,7 +88,7 @@ class RedisWriter:
         server: RedisServer,
         clock: Callable[[], float] | None,
         stored: Callable[[Sequence[SessionCall]], None],
-        learned: Callable[[int, bytes | None], Awaitable[None]],
+        learned: Callable[[int, int, int, bytes | None], Awaitable[None]],
         read: Callable[[str, Offset, Offset], Awaitable[list[Event]]],
     ) -> None:
         self.name = secrets.token_urlsafe(6)
@@ -115,7 +116,7 @@ class RedisWriter:
         once: str | None = None,
         *,
         begins: bool = False,
-        staged: bytes = b"",
+        staged: Sequence[bytes] = (),
     ) -> SessionRequest:
         """Ask something of a session, see ``SessionRequest``.
 
@@ -135,7 +136,9 @@ class RedisWriter:
             return self._clock()
         return time.time() if self._ahead is None else time.monotonic() + self._ahead
 
-    def _told_time(self, seconds: Any, micro: Any) -> None:
+    async def _heard(self, session: str, count: Any, seconds: Any, micro: Any) -> None:
+        bucket = self._server.bucket(session)
+        await self._learned(bucket, int(self._eras[bucket][1]), int(count or 0), None)
         # It is later than that by what the answer took, so the largest difference is the truest.
         ahead = int(seconds) + int(micro) / MICRO - time.monotonic()
         if self._ahead is None or ahead > self._ahead or ahead < self._ahead - 0.2:
@@ -161,7 +164,8 @@ class RedisWriter:
         async with self._entering:
             eras, own = server.key("era", "eras"), server.key(bucket, "era")
             while True:
-                number, here = await server.do(eras, "HGET", eras, "n"), await server.do(own, "GET", own)
+                number = await server.do(eras, "HGET", eras, "n")
+                here, count = await server.do(own, "HMGET", own, "n", "count")
                 for era in filter(None, dict.fromkeys([here, number])):
                     name = await server.do(eras, "HGET", eras, era)
                     if name and (await server.do(own, "SCRIPT", "EXISTS", sha(writing(era, name))))[0]:
@@ -176,7 +180,7 @@ class RedisWriter:
                 if here == era or await server.run(ENTER, [own], here or "", era):
                     break
             self._eras[bucket] = sha(writing(era, name)), era
-        await self._learned(int(era), name)
+        await self._learned(bucket, int(era), int(count or 0), name)
         return int(era)
 
     async def era(self, bucket: int) -> int:
@@ -274,7 +278,7 @@ class RedisWriter:
         plan = None if call.look else call.plan
         keys = server.keys(session, *KEYS)
         owner = (_NOTHING if plan is None else plan.after).created.owner or ""
-        keys += [server.key(bucket, "owned", owner), staged or keys[0]]
+        keys += [server.key(bucket, "owned", owner), *(staged or keys[:2])]
         arguments: list[Any]
         if plan is None:
             arguments = [era, NEVER, *[""] * 9, 0, 0]
@@ -335,12 +339,12 @@ class RedisWriter:
         elif code == GONE:
             raise StoreLost(f"What was built of a session is gone: {self._server.shown}.")
         elif code == DONE:
-            self._told_time(*rest)
+            await self._heard(call.session, *rest[:3])
             assert call.plan is not None
             return self._accept(call, call.plan.after)
         else:
-            self._told_time(*rest[:2])
-            now = read_state(call.session, *rest[2:]) or KeptSession(b"", SessionState(call.session))
+            await self._heard(call.session, *rest[:3])
+            now = read_state(call.session, *rest[3:]) or KeptSession(b"", SessionState(call.session))
             if call.sent and call.plan is not None and now.marks.get(self.name, (0, 0))[0] == call.plan.number:
                 return self._accept(call, now)
             call.sent = call.look = False
