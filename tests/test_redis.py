@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 import functools
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from redis._parsers.base import BaseParser
 
-from legato.errors import InvalidInput, StaleLease, StoreError
+from legato.errors import InvalidInput, StaleLease, StoreError, StoreFull, StoreLost
 from legato.event import (
     CancelRequested,
     Draft,
@@ -27,6 +28,7 @@ from legato.log import Bell, Log, Store, Subscription, Take
 from legato.machine import Lease
 from legato.store import SCHEMES, open_store
 from legato.store.redis import RedisStore
+from legato.store.redis_server import is_lost, store_error
 from legato.testing import PATIENCE, STORE_CHECKS, StoreCheck
 from valkeys import Valkey, kept, shared_redis, shared_valkey, shared_valkey_cluster, valkey
 
@@ -198,10 +200,11 @@ async def test_two_stores_claim_each_run_once(pair: tuple[RedisStore, RedisStore
     """And a lease that another store has taken since is stale."""
     one, two = pair
     await asyncio.gather(*(one.append(f"s{n}", begun()) for n in range(12)))
-    taken = await asyncio.gather(*(s.claim(owner=o, ttl=0.2, limit=9) for s, o in ((one, "a"), (two, "b"))))
+    taken = await asyncio.gather(*(s.claim(owner=o, ttl=300, limit=9) for s, o in ((one, "a"), (two, "b"))))
     assert sorted(lease.session for leases in taken for lease in leases) == sorted(f"s{n}" for n in range(12))
     old = next(lease for leases in taken for lease in leases)
     store, other, owner = (one, two, "b") if old.owner == "a" else (two, one, "a")
+    old = await store.acquire(old.session, "r", owner=old.owner, ttl=0.01)
     late: list[Lease] = []
     while not late:
         late = [lease for lease in await other.claim(owner=owner, ttl=30, limit=20) if lease.session == old.session]
@@ -343,6 +346,11 @@ class Cut:
         self._server.close()
         self.cut()
 
+    def lead_to(self, port: int) -> None:
+        """From now on to another server."""
+        self._to = port
+        self.cut()
+
     def cut(self) -> None:
         """End all connections."""
         for writer in list(self._writers):
@@ -418,3 +426,282 @@ async def test_what_others_wrote_meanwhile() -> None:
                 assert (await mine).events[0].offset + 1 == theirs.events[0].offset
             starts = [e.fact.start for e in await all_of(other, "s") if isinstance(e.fact, TextDelta)]
     assert starts == [0, 100, 1, 101, 2, 102, 3, 103, 4, 104]
+
+
+# Servers that fail ----------------------------------------------------------------------------------------------------
+
+
+class Forgotten:
+    """What a store has said is to be forgotten: each time, whether something was lost."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self.times: list[bool] = []
+        store.doorbell.hang_forget(self.times.append)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_killed_server_has_what_it_acknowledged() -> None:
+    """``kill -9`` in the middle of appends, twice, with appendfsync always: what was told is there, nothing is doubled,
+    who waited for an answer is told what became of it, and no cursor is lost."""
+    with valkey() as server:
+        async with stores(server.url("kept"), 2) as (one, two):
+            incarnations = [one.incarnation]
+            await one.append("s", begun())
+            lease = await one.acquire("s", "r", owner="me", ttl=1_000)
+            forgotten = [Forgotten(one), Forgotten(two)]
+            told: list[int] = []
+            refused: set[int] = set()
+
+            async def write(store: RedisStore, who: int, lease: Lease | None) -> None:
+                for number in range(150):
+                    try:
+                        await store.append("s", [text(1_000 * who + number)], lease=lease)
+                        told.append(1_000 * who + number)
+                    except StoreError:
+                        refused.add(1_000 * who + number)
+                        await asyncio.sleep(0.05)
+
+            writers = [asyncio.create_task(write(one, 1, lease)), asyncio.create_task(write(two, 2, None))]
+            for goal in (60, 150):
+                await until(lambda goal=goal: len(told) > goal)
+                server.kill()
+                await asyncio.sleep(0.02)
+                server.start()
+            await asyncio.gather(*writers)
+            events = await all_of(two, "s")
+            starts = [event.fact.start for event in events if isinstance(event.fact, TextDelta)]
+            assert len(starts) == len(set(starts))
+            assert set(told) == set(starts)
+            assert not refused & set(starts)
+            assert [event.offset for event in events] == list(range(1, len(events) + 1))
+            assert one.trouble is None
+            incarnations.append(one.incarnation)
+            assert one.incarnation == two.incarnation != incarnations[0]
+            for offset in (1, 2, 30):
+                assert await two.holds(incarnations[0], "s", offset)
+            assert not await two.holds("1.another", "s", 1)
+            assert all(each.times == [False] * len(each.times) and each.times for each in forgotten)
+
+
+@contextlib.asynccontextmanager
+async def failing_over() -> AsyncIterator[tuple[Cut, Cut, Valkey, Valkey]]:
+    """The way to a primary, the way from its replica to it, and both; the replica has what the primary has."""
+    with valkey() as primary, valkey() as replica:
+        async with Cut(primary.port) as way, Cut(primary.port) as link:
+            await asyncio.to_thread(replica.ask, "REPLICAOF", "127.0.0.1", link.port)
+            await until(lambda: b"master_link_status:up" in replica.ask("INFO", "replication"))
+            yield way, link, primary, replica
+
+
+def fail_over(way: Cut, primary: Valkey, replica: Valkey) -> None:
+    """The replica takes the primary's place."""
+    replica.ask("REPLICAOF", "NO", "ONE")
+    way.lead_to(replica.port)
+    primary.kill()
+
+
+async def test_a_failover_that_loses_the_end_is_told() -> None:
+    """What the replica did not have is gone; cursors that lie in it are lost, all others go on; a run whose words are
+    gone is nobody's; and whoever saw nothing of what was lost goes on as before."""
+    async with failing_over() as (way, link, primary, replica):
+        url = f"redis://127.0.0.1:{way.port}/?prefix=over"
+        async with stores(url, 3) as (one, two, bystander):
+            forgotten = [Forgotten(store) for store in (one, two, bystander)]
+            await one.append("s", begun())
+            await one.append("other", begun())
+            lease = await one.acquire("s", "r", owner="me", ttl=1_000)
+            await one.append("s", [Draft(RunStarted("a", 1), "r")], lease=lease)
+            await one.append("s", [text(0)], lease=lease)
+            await bystander.read("other", 0)
+            assert await one._server.do(b"0", "WAIT", 1, 5_000) == 1
+            link.open = False
+            link.cut()
+            await until(lambda: b"master_link_status:down" in replica.ask("INFO", "replication"))
+            lost = await one.append("s", [text(1), text(2)], lease=lease)
+            assert len(await two.read("s", 0)) == 6
+            seen = two.incarnation
+            fail_over(way, primary, replica)
+            work = Bell()
+            one.doorbell.hang_work(work)
+            with pytest.raises(StaleLease):
+                await patiently(lambda: one.append("s", [text(3)], lease=lease))
+            assert await work.wait(PATIENCE)
+            assert [event.offset for event in await two.read("s", 0)] == [1, 2, 3, 4]
+            assert [await two.holds(seen, "s", offset) for offset in range(1, 7)] == [True] * 4 + [False] * 2
+            (again,) = [taken for taken in await two.claim(owner="you", ttl=30, limit=9) if taken.session == "s"]
+            await two.append("s", [text(1), text(9)], lease=again)
+            await bystander.read("other", 0)
+            assert [await one.holds(seen, "s", offset) for offset in (4, 5, 6)] == [True, False, False]
+            assert await one.holds(two.incarnation, "s", 6)
+            assert await all_of(one, "s") == await all_of(bystander, "s")
+            assert (await all_of(one, "s"))[4:] != lost.events
+            assert [each.times for each in forgotten] == [[True], [True], [False]]
+
+
+async def patiently(ask: Callable[[], Awaitable[object]]) -> object:
+    """What comes of it once the server can be reached."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await ask()
+            except StoreError:
+                await asyncio.sleep(0.02)
+
+
+async def test_nothing_is_acknowledged_before_replicas_have_it() -> None:
+    """With ``replicas=1``; while there is none, the store is in trouble."""
+    with valkey() as primary, valkey() as replica:
+        store = RedisStore(primary.url(replicas=1))
+        await store.open()
+        storing = store.append("s", begun())
+        await until(lambda: store.trouble)
+        assert not storing.over
+        replica.ask("REPLICAOF", "127.0.0.1", primary.port)
+        async with asyncio.timeout(PATIENCE):
+            assert len((await storing).events) == 2
+        assert store.trouble is None
+        await store.close()
+
+
+@pytest.mark.parametrize("kind", ["gone", "full", "demoted"])
+async def test_trouble(kind: str) -> None:
+    """While a server takes nothing, everybody is refused at once, and the store says why; then it goes on by itself."""
+    with valkey() as server, valkey() as other:
+        async with stores(server.url(), 1) as (store,):
+            await store.append("s", begun())
+            if kind == "gone":
+                server.kill()
+            elif kind == "full":
+                server.ask("CONFIG", "SET", "maxmemory", "1")
+            else:
+                server.ask("REPLICAOF", "127.0.0.1", other.port)
+            await until(lambda: store.trouble)
+            error = store.trouble
+            assert isinstance(error, StoreFull if kind == "full" else StoreLost)
+            assert error.status in (503, 507)
+            refused = store.append("s", [text(0)])
+            assert refused.over
+            assert isinstance(refused.error, type(error))
+            if kind == "full":
+                assert len(await store.read("s", 0)) == 2
+                server.ask("CONFIG", "SET", "maxmemory", "0")
+            elif kind == "gone":
+                with pytest.raises(StoreLost):
+                    await store.read("s", 0)
+                server.start()
+            else:
+                server.ask("REPLICAOF", "NO", "ONE")
+            await until(lambda: store.trouble is None)
+            if kind != "demoted":  # which takes over what the other one has: nothing
+                assert (await store.append("s", [text(0)])).events[0].offset == 3
+
+
+async def test_a_connection_that_is_silent_is_no_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who listens waits longer for a message than for any answer; and where its connection is cut, makes a new one."""
+    monkeypatch.setattr("legato.store.redis_server.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("legato.store.redis.SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr("legato.store.redis.POLL_SECONDS", PATIENCE)
+    async with stores(PLACES["valkey"]("silent"), 2) as (one, two):
+        await one.append("s", begun())
+        await settle_bells(two)
+        looked = two._look
+        await asyncio.sleep(1)
+        assert two._hears
+        for number in range(2):
+            with Subscription(two, "s", 2 + number, heartbeat=PATIENCE) as subscription:
+                following = asyncio.create_task(subscription.next())
+                await asyncio.sleep(0.3)
+                await one.append("s", [text(number)])
+                async with asyncio.timeout(PATIENCE):
+                    assert [event.offset for event in await following] == [3 + number]
+            shared_valkey().ask("CLIENT", "KILL", "TYPE", "pubsub")
+            await until(lambda: not two._hears)
+            await until(lambda: two._hears)
+        assert looked is two._look
+
+
+async def test_what_is_said_in_the_dark_is_found() -> None:
+    """While a process hears nothing, it looks; and when it hears again, it has looked."""
+    async with Cut(shared_valkey().port) as cut, stores(PLACES["valkey"]("dark"), 1) as (one,):
+        url = f"redis://127.0.0.1:{cut.port}/?prefix=dark"
+        async with stores(url, 1) as (two,):
+            await one.append("s", begun())
+            seen: list[int] = []
+
+            async def follow() -> None:
+                with Subscription(two, "s", 0, heartbeat=PATIENCE) as subscription:
+                    while len(seen) < 42:
+                        with contextlib.suppress(StoreError):
+                            seen.extend(event.offset for event in await subscription.next())
+
+            following = asyncio.create_task(follow())
+            for number in range(40):
+                if number % 10 == 5:
+                    cut.cut()
+                await one.append("s", [text(number)])
+            async with asyncio.timeout(PATIENCE):
+                await following
+            assert seen == list(range(1, 43))
+
+
+# What is kept ---------------------------------------------------------------------------------------------------------
+
+
+async def test_answers_that_are_over_are_packed() -> None:
+    """Their deltas take a fraction of the memory, and are read as before, from anywhere."""
+    server = shared_valkey()
+    async with stores(server.url("packed"), 2) as (store, other):
+        await store.append("s", begun())
+        for number in range(0, 2_000, 2):
+            await store.append("s", [text(number), text(number + 1)])
+            if number == 1_000:
+                await store.append("s", [Draft(CancelRequested(), "r")])
+        events = await all_of(other, "s")
+        deltas, packs = store._server.keys("s", "deltas", "packs")
+        before = size_of(server, deltas)
+        await store.append("s", [Draft(RunStarted("a", 1), "r"), Draft(RunCompleted("stop", Said("m", "", [])), "r")])
+        await until(lambda: server.ask("XLEN", deltas.decode()) == b":0\r\n")
+        for limit in (1, 7, 500):
+            for after in (0, 1, 2, 77, 1_000, 1_004, 2_001):
+                page = await other.read("s", after, limit=limit)
+                assert page
+                assert page == events[after : after + len(page)] or after + len(page) > len(events)
+        assert (await all_of(other, "s"))[: len(events)] == events
+        assert [event.offset for event in await all_of(store, "s")] == list(range(1, 2_006))
+        assert size_of(server, packs) < before / 4
+
+
+def size_of(server: Valkey, key: bytes) -> int:
+    return int(server.ask("MEMORY", "USAGE", key.decode(), "SAMPLES", 0)[1:])
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", StoreFull),
+        ("READONLY You can't write against a read only replica.", StoreLost),
+        ("LOADING Redis is loading the dataset in memory", StoreLost),
+        ("MISCONF Errors writing to the AOF file: No space left on device", StoreLost),
+        ("CLUSTERDOWN The cluster is down", StoreLost),
+        ("MASTERDOWN Link with MASTER is down", StoreLost),
+        ("NOREPLICAS Not enough good replicas to write.", StoreLost),
+        ("BUSY Redis is busy running a script.", StoreLost),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", StoreLost),
+        ("NOAUTH Authentication required.", StoreLost),
+        ("WRONGPASS invalid username-password pair or user is disabled.", StoreLost),
+        ("NOPERM this user has no permissions to run the 'evalsha' command", StoreError),
+        ("ERR value is not an integer or out of range", StoreError),
+    ],
+)
+def test_what_a_server_says(said: str, kind: type[StoreError]) -> None:
+    """Each of its refusals is an error that says what to do, and that nothing was done."""
+    refused = BaseParser.parse_error(said)
+    error = store_error(refused, "redis://host")
+    assert type(error) is kind
+    assert not is_lost(refused)
+    assert "redis://host" in error.message

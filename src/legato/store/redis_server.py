@@ -110,7 +110,7 @@ def _meaning(exc: BaseException) -> tuple[type[StoreError], str]:
     if isinstance(exc, exceptions.OutOfMemoryError) or word == "OOM":
         return StoreFull, "The server's memory is full (maxmemory); what was acknowledged is safe. Give it more"
     if isinstance(exc, exceptions.AuthenticationError) or word in ("NOAUTH", "WRONGPASS"):
-        return StoreError, "The server does not take this user or password"
+        return StoreLost, "The server does not take this user or password"
     if isinstance(exc, exceptions.NoPermissionError | exceptions.AuthorizationError) or word == "NOPERM":
         return StoreError, "The server does not let this user do what the store needs (docs/deploy.md has the list)"
     if isinstance(exc, exceptions.ReadOnlyError):
