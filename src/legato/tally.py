@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
+
+import msgspec
 
 from .errors import LegatoError
 
@@ -25,7 +28,22 @@ TTL = 5.0
 NAMES = 10_000
 """Counts that a node tells; those that are largest, if there are more."""
 
+_counts = msgspec.json.Decoder(dict[str, int])
+
 Told = Callable[[str, Mapping[str, int], float], Awaitable[Mapping[str, int]]]
+
+
+def as_text(counts: Mapping[str, int]) -> str:
+    """Counts as a store may keep them."""
+    return msgspec.json.encode(counts).decode()
+
+
+def added(told: Iterable[str | bytes]) -> dict[str, int]:
+    """What several nodes count, added up."""
+    sums: Counter[str] = Counter()
+    for text in told:
+        sums.update(_counts.decode(text))
+    return dict(sums)
 
 
 class NodeTally:

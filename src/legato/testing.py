@@ -1032,6 +1032,23 @@ async def thin_of(store: Store, session: str) -> Thinning:
 
 
 @_rule(STORE_CHECKS)
+async def nodes_count_together(place: Place) -> None:
+    """``tally`` gives what all other nodes count, added up, as long as what they told is not too old."""
+    tally = getattr(place.store, "tally", None)
+    if tally is None:
+        return
+    _same({}, await tally("one", {"a": 1, "b": 2, "odd \U0001f9d1 name": 3}, 10.0))
+    _same({"a": 1, "b": 2, "odd \U0001f9d1 name": 3}, await tally("two", {"a": 10}, 60.0))
+    _same({"a": 11, "b": 2, "odd \U0001f9d1 name": 3}, await tally("three", {}, 60.0))
+    await tally("two", {"a": 20}, 60.0)
+    _same({"a": 20}, await tally("one", {"a": 1}, 10.0))
+    place.clock.advance(11.0)
+    _same({"a": 20}, await tally("three", {}, 60.0))
+    await tally("two", {}, 60.0)
+    _same({}, await tally("three", {}, 60.0))
+
+
+@_rule(STORE_CHECKS)
 async def large_appends(place: Place) -> None:
     """An append of many drafts, and one of a large draft, are stored whole and read in pages."""
     log = await place.begin("s", "r")

@@ -17,10 +17,11 @@ import asyncio
 import itertools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from .. import tally
 from ..check import check_text, digits, is_text
 from ..errors import CursorInvalid, LegatoError, SessionNotFound, StoreError, StoreVersion
 from ..event import Draft, Event, Offset, SessionCreated
@@ -370,6 +371,7 @@ class PostgresStore:
         before, self._era = self._era, era
         if before not in (0, era):
             self._others.forget()
+            self.doorbell.forget()
 
     @property
     def incarnation(self) -> str:
@@ -562,6 +564,13 @@ class PostgresStore:
         self._check_open()
         rows = await self._link.ask(sql.OPEN_RUNS, (min(max(limit, 0), MAX_INTEGER),))
         return [run for name, runs in rows for run in self._runs.read(name, runs).values()][:limit]
+
+    async def tally(self, node: str, counts: Mapping[str, int], ttl: float) -> dict[str, int]:
+        """See ``Store``."""
+        self._check_open()
+        told = node, tally.as_text(counts), round(ttl * MICRO)
+        rows = await self._link.ask(sql.TALLY, (self._given_now(), *told, node, node))
+        return tally.added(text for (text,) in rows)
 
     def facts(self) -> dict[str, str | int]:
         """What an operator may want to know: the durability, and what the tail cache holds (sessions, bytes)."""

@@ -90,6 +90,13 @@ MIGRATIONS = [
         era integer NOT NULL,
         origin text NOT NULL
     );
+
+    -- What each node counts, until when.
+    CREATE UNLOGGED TABLE legato.tally (
+        node text PRIMARY KEY,
+        counts text NOT NULL,
+        until bigint NOT NULL
+    ) WITH (fillfactor = 20);
     """,
 ]
 """``MIGRATIONS[v]`` takes a database from schema version v to v + 1. A new one has version 0."""
@@ -187,6 +194,18 @@ BEGIN_ERA = f"INSERT INTO legato.era (name, origin, at) VALUES (%s, {_ORIGIN}, {
 CLEAR_PRESENT = "DELETE FROM legato.present"
 SET_PRESENT = f"INSERT INTO legato.present VALUES (%s, {_ORIGIN})"
 ERAS = "SELECT id, name FROM legato.era"
+
+TALLY = f"""
+    WITH n AS (
+        SELECT coalesce(%s, {_NOW}) AS now
+    ), t AS (
+        INSERT INTO legato.tally SELECT %s, %s, now + %s FROM n
+        ON CONFLICT (node) DO UPDATE SET counts = excluded.counts, until = excluded.until
+    ), gone AS (
+        DELETE FROM legato.tally USING n WHERE node <> %s AND until <= now
+    )
+    SELECT counts FROM legato.tally, n WHERE node <> %s AND until > now
+"""
 
 NOTIFY = "SELECT pg_notify(%s, payload) FROM unnest(%s::text[]) payload"
 
