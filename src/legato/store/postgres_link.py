@@ -30,8 +30,8 @@ from .postgres_sql import Array, Int8Array, Statement, TextArray
 
 READERS = 4
 """Connections that read."""
-ANSWER_SECONDS = 35.0
-"""After which a connection that does not answer is given up; the server gives up a statement after 30."""
+ANSWER_SECONDS = 12.0
+"""After which a connection that does not answer is given up; the server gives up a statement after 10."""
 DEFAULTS = {
     "application_name": "legato",
     "connect_timeout": "5",
@@ -132,9 +132,9 @@ class Link:
         return row
 
     @contextmanager
-    def answering(self, conn: Connection, seconds: float = ANSWER_SECONDS) -> Iterator[None]:
+    def answering(self, conn: Connection, seconds: float | None = None) -> Iterator[None]:
         """Take the connection for lost when this takes longer: to cancel a statement would wait for the server, too."""
-        timer = asyncio.get_running_loop().call_later(seconds, sever, conn)
+        timer = asyncio.get_running_loop().call_later(seconds or ANSWER_SECONDS, sever, conn)
         try:
             yield
         finally:

@@ -108,7 +108,11 @@ VERSION_TABLE = """
     CREATE SCHEMA IF NOT EXISTS legato;
     CREATE TABLE IF NOT EXISTS legato.version (version integer NOT NULL, oldest integer NOT NULL)
 """
-HAS_VERSION = "SELECT to_regclass('legato.version') IS NOT NULL"
+HAS_VERSION = """
+    SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'legato' AND c.relname = 'version')
+"""
+"""Of the tables themselves: ``to_regclass`` may remember for the length of a transaction that there was none."""
 GET_VERSION = "SELECT version, oldest FROM legato.version"
 DROP_VERSION = "DELETE FROM legato.version"
 PUT_VERSION = "INSERT INTO legato.version VALUES (%s, %s)"
@@ -122,7 +126,7 @@ ABOUT = """
 """
 SETTINGS = """
     SELECT set_config('lock_timeout', '5s', %s), set_config('idle_in_transaction_session_timeout', '3s', %s),
-        set_config('statement_timeout', '30s', %s),
+        set_config('statement_timeout', '10s', %s),
         set_config('synchronous_commit', CASE
             WHEN %s THEN 'off'
             WHEN current_setting('synchronous_commit') = 'off' THEN 'on'
@@ -385,8 +389,6 @@ MEANINGS: dict[str, tuple[type[StoreError], str]] = {
     "57014": (StoreBusy, "The database took too long"),
     "42501": (StoreReadOnly, "This user of the database may not do it. Let it create and use the tables of its schema"),
     "XX": (StoreCorrupt, "The database is damaged; its log says where"),
-    "3D": (StoreError, "There is no such database; create it first"),
-    "28": (StoreError, "The database does not let this user in"),
     "25006": (StoreLost, AWAY),
     "25P03": (StoreLost, AWAY),
     "55000": (StoreLost, AWAY),
