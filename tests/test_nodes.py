@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from legato import run as runs
 from legato import tally
 from legato.agent import Agent, Turn
 from legato.caller import Caller
-from legato.errors import StoreError, TooMany
+from legato.errors import StoreError, TooFast, TooMany
 from legato.event import SessionCreated
 from legato.execution import Limits
+from legato.server.life import Life, Settings
 from legato.sessions import Question, Sent
 from running import NET, Clock, Node, Stage, staged
 
@@ -306,3 +308,53 @@ async def test_a_node_tells_by_itself_and_counts_no_more_when_it_stops(bounded: 
         while second.tally.elsewhere("waiting subject eve"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await second.stop()
+
+
+async def test_messages_have_one_rate_over_all_nodes(stage: Stage) -> None:
+    """What was sent elsewhere counts here a moment later, and what had been before this node began does not."""
+    limits = Limits(owner_sends=3.0)
+    first, second = (stage.runner(echo, limits=limits) for _ in range(2))
+
+    async def send(node: Node, caller: Caller) -> None:
+        session = f"rate{secrets.token_hex(4)}"
+        sent = await node.sessions.send(caller, session, Question("hello"), begin=SessionCreated(session))
+        await stage.ended(sent)
+
+    async def tell() -> None:
+        for node in (first, second, first, second):
+            await node.tally.tell()
+
+    await tell()
+    await send(first, EVE)
+    await send(first, EVE)
+    await tell()
+    await send(second, EVE)
+    with pytest.raises(TooFast):
+        await send(second, EVE)
+    await tell()
+    with pytest.raises(TooFast):
+        await send(first, EVE)
+    await send(first, BOB)
+
+
+async def test_streams_of_an_owner_are_bounded_over_all_nodes(stage: Stage) -> None:
+    """Until they end, wherever that is; and those of an address by each node."""
+    settings = Settings(max_streams_per_owner=2, max_streams_per_address=2)
+    lives = [Life(stage.store, {"echo": Agent(echo)}, settings) for _ in range(2)]
+    first, second = (life.streams for life in lives)
+
+    async def tell() -> None:
+        for life in (*lives, *lives):
+            await life.runner.tally.tell()
+
+    place = first.reserve("s", "subject eve")
+    passing = [first.reserve("s", "address 192.0.2.7") for _ in range(2)]
+    await tell()
+    second.reserve("s", "subject eve")
+    second.reserve("s", "address 192.0.2.7")
+    with pytest.raises(TooMany, match="2 open streams"):
+        second.reserve("s", "subject eve")
+    place.give_back()
+    await tell()
+    second.reserve("s", "subject eve")
+    assert len(passing) == 2

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import msgspec
@@ -160,6 +160,7 @@ class Rate:
         self._clock = clock
         self._most = most
         self._worn_off: OrderedDict[str, float] = OrderedDict()
+        self.taken: Counter[str] = Counter()  # by those of them who took it here, since they are known
 
     def take(self, party: str, bound: str) -> None:
         """Count one more.
@@ -179,7 +180,18 @@ class Rate:
                 bound=bound,
                 limit=a_minute,
             )
+        self.taken[party] += 1
+        self._know(party, until, now)
+
+    def count_elsewhere(self, parties: Mapping[str, int]) -> None:
+        """Count what parties had at other nodes meanwhile."""
+        a_minute, now = self._a_minute(), self._clock()
+        for party, count in parties.items() if a_minute > 0 else ():
+            until = max(self._worn_off.get(party, now), now) + 60.0 / a_minute * count
+            self._know(party, min(until, now + 60.0), now)
+
+    def _know(self, party: str, until: float, now: float) -> None:
         self._worn_off[party] = until
         self._worn_off.move_to_end(party)
         while len(self._worn_off) > self._most or next(iter(self._worn_off.values())) <= now:
-            self._worn_off.popitem(last=False)
+            self.taken.pop(self._worn_off.popitem(last=False)[0], None)

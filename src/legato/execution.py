@@ -82,7 +82,7 @@ class Limits(msgspec.Struct, frozen=True):
             message beyond is refused, and the run that comes to it ends there.
         owner_sessions: of one signed-in caller; see ``spending``. 0 for as many as there are, as in all that follow.
         owner_running: runs of one caller at once in this process; more wait.
-        owner_sends: messages a minute of one caller, in this process, as many at once.
+        owner_sends: messages a minute of one caller, as many at once; over all nodes within a second.
         owner_runs, owner_events, owner_bytes, owner_tokens, owner_cost: that one signed-in caller may spend in a window
             of ``usage_seconds``; windows begin at multiples of it since the epoch, so one of a day is a day in UTC.
             What has begun is finished.

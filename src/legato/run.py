@@ -55,7 +55,7 @@ from .log import Appended, Bell, Log, Store, Take
 from .machine import Lease, OpenRun, free
 from .places import Places
 from .spending import Accounts, spent
-from .tally import NodeTally
+from .tally import NodeTally, named
 from .transcript import Recorder, brought, fold, told
 
 logger = logging.getLogger("legato")
@@ -122,11 +122,11 @@ class Runner:
         self.accounts = Accounts(store, lambda: self.limits, clock, steady)
         self._lease_ttl = lease_ttl
         self.tally = NodeTally(store, self.owner)
-        self.tally.sources.append(self._count_waiting)
+        self.tally.sources.append(lambda: named("waiting", self.places.sent))
         self.places = Places(
             lambda: self.limits.concurrent_runs,
             lambda: self.limits.waiting_messages,
-            lambda party: self.tally.elsewhere(_waiting(party)) if _is_told(party) else 0,
+            lambda party: self.tally.elsewhere(f"waiting {party}"),
             lambda: self.limits.owner_running,
         )
         self._idle = asyncio.Event()  # no place is taken
@@ -270,9 +270,6 @@ class Runner:
         self.places.give_back(party, count)
         if not self.places.taken:
             self._idle.set()
-
-    def _count_waiting(self) -> Iterator[tuple[str, int]]:
-        return ((_waiting(party), count) for party, count in self.places.sent.items() if _is_told(party))
 
     async def recount(self) -> None:
         """See whether what is known to wait still does, since other nodes take of it; not more than once a second.
@@ -630,16 +627,6 @@ def _waited(mine: Iterable[Event]) -> int:
             open_asks.discard(event.fact.id)
         before = event
     return waited + (bool(open_asks) and before is not None and isinstance(before.fact, RunStarted))
-
-
-def _waiting(party: str) -> str:
-    """How the messages of a party that wait are named in the tally."""
-    return f"waiting {party}"
-
-
-def _is_told(party: str) -> bool:
-    """Whether it is a subject; an address is told to nobody."""
-    return party.startswith("subject ")
 
 
 def _interruption(agent: Agent) -> Ending:

@@ -80,6 +80,7 @@ from .part import Message, as_json
 from .retention import LEAST_SECONDS
 from .run import Runner
 from .spending import is_own
+from .tally import named
 from .thin import says_nothing
 from .transcript import Asking, answer_place, askings, default_agent, history, told
 
@@ -187,6 +188,8 @@ class Sessions:
         self._runner = runner
         self._quota = quota
         self._rate = Rate(lambda: runner.limits.owner_sends)
+        runner.tally.sources.append(lambda: named("sent", self._rate.taken))
+        runner.tally.watchers.append(self._count_elsewhere)
         self._accounts = runner.accounts
         self._contents = runner.contents
         self._refusing = False
@@ -354,6 +357,10 @@ class Sessions:
                     raise RunNotFound(run.run)
                 if not events and self.draining:
                     raise Draining("The server is shutting down; the answer is kept.")
+
+    def _count_elsewhere(self, before: Mapping[str, int], now: Mapping[str, int]) -> None:
+        more = {name[5:]: count - before.get(name, 0) for name, count in now.items() if name.startswith("sent ")}
+        self._rate.count_elsewhere({party: count for party, count in more.items() if count > 0})
 
     async def _admit(self, caller: Caller, verb: Verb, session: str) -> None:
         """Let a caller do what costs something, before anything of it is stored.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -30,6 +30,9 @@ NAMES = 10_000
 
 _counts = msgspec.json.Decoder(dict[str, int])
 
+SUBJECT = "subject "
+"""How a party is named that is a subject, see ``Caller.party``; others are told to nobody."""
+
 Told = Callable[[str, Mapping[str, int], float], Awaitable[Mapping[str, int]]]
 
 
@@ -46,6 +49,11 @@ def added(told: Iterable[str | bytes]) -> dict[str, int]:
     return dict(sums)
 
 
+def named(what: str, counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """What is counted by party, as far as others may know whose it is, by the names that it has in a tally."""
+    return ((f"{what} {party}", count) for party, count in counts.items() if party.startswith(SUBJECT))
+
+
 class NodeTally:
     """See the module's head. On a store that no other process can use, the others count nothing.
 
@@ -55,18 +63,20 @@ class NodeTally:
 
     Attributes:
         sources: what gives counts of this node, by name; names begin with what is counted.
+        watchers: are told what the others counted before, and what they do now.
     """
 
     def __init__(self, store: Any, node: str) -> None:
         self.sources: list[Callable[[], Iterable[tuple[str, int]]]] = []
+        self.watchers: list[Callable[[Mapping[str, int], Mapping[str, int]], object]] = []
         self._told: Told | None = getattr(store, "tally", None)
         self._node = node
-        self._others: Mapping[str, int] = {}
+        self._others: Mapping[str, int] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def elsewhere(self, name: str) -> int:
         """What all other nodes count under this name, as of a second ago."""
-        return self._others.get(name, 0)
+        return 0 if self._others is None else self._others.get(name, 0)
 
     async def tell(self) -> None:
         """Tell what this node counts, and be told what the others do.
@@ -78,7 +88,10 @@ class NodeTally:
             counts = {name: count for source in self.sources for name, count in source() if count}
             if len(counts) > NAMES:
                 counts = dict(sorted(counts.items(), key=lambda each: -each[1])[:NAMES])
-            self._others = await self._told(self._node, counts, TTL)
+            before, self._others = self._others, await self._told(self._node, counts, TTL)
+            if before is not None:
+                for watcher in self.watchers:
+                    watcher(before, self._others)
 
     def start(self) -> None:
         """Do so twice a second, until ``stop``."""

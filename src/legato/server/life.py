@@ -24,6 +24,7 @@ from ..retention import Keeper, Retention
 from ..run import Runner
 from ..sessions import Located, Sessions
 from ..sse import HEARTBEAT
+from ..tally import named
 from .memory import Memory, SharedEncoder
 from .pace import Pace
 from .press import Press
@@ -114,7 +115,9 @@ class Life:
             seconds=settings.traffic.stream_seconds,
             stalled_seconds=settings.traffic.stalled_seconds,
             refused=self.refused,
+            elsewhere=lambda party: self.runner.tally.elsewhere(f"streams {party}"),
         )
+        self.runner.tally.sources.append(lambda: named("streams", self.streams.parties))
         self.keeper = Keeper(store, settings.retention, read=self.streams.count, forget=self._forget_session)
         self.pace = Pace()
         self.memory = Memory(store, self.pace)

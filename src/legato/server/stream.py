@@ -154,6 +154,10 @@ class Streams:
             once, and only where its clients come back from an end. 0: for as long as it likes.
         stalled_seconds: for which a reader may take nothing.
         refused: counts what limits have refused, see ``bounds``.
+        elsewhere: gives how many streams of a party other nodes have.
+
+    Attributes:
+        parties: how many streams each party has here.
     """
 
     def __init__(
@@ -166,6 +170,7 @@ class Streams:
         seconds: float = 3600.0,
         stalled_seconds: float = SEND_TIMEOUT,
         refused: Counter[str] | None = None,
+        elsewhere: Callable[[str], int] = lambda party: 0,
     ) -> None:
         self.total = total
         self.per_session = per_session
@@ -178,7 +183,8 @@ class Streams:
         self._pumps: set[Pump] = set()
         self._places = 0
         self._sessions: dict[str, int] = {}
-        self._parties: Counter[str] = Counter()
+        self.parties: Counter[str] = Counter()
+        self._elsewhere = elsewhere
         self._numbers = itertools.count(1)
         self._sweeper: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
@@ -210,7 +216,8 @@ class Streams:
             )
         if party:
             whose = "owner" if party.startswith("subject ") else "address"
-            if self._parties[party] >= (most := self.per_owner if whose == "owner" else self.per_address):
+            count = self.parties[party] + self._elsewhere(party)
+            if count >= (most := self.per_owner if whose == "owner" else self.per_address):
                 raise TooMany(
                     f"You have {most} open streams, as many as you may.", bound=f"max_streams_per_{whose}", limit=most
                 )
@@ -220,16 +227,16 @@ class Streams:
     def count_in(self, session: str, party: str) -> None:
         """Count a place in, see ``Reserved``."""
         if party:
-            self._parties[party] += 1
+            self.parties[party] += 1
         self._places += 1
         self._sessions[session] = self._sessions.get(session, 0) + 1
 
     def count_out(self, session: str, party: str) -> None:
         """Count a place out, see ``Reserved``."""
         if party:
-            self._parties[party] -= 1
-            if not self._parties[party]:
-                del self._parties[party]
+            self.parties[party] -= 1
+            if not self.parties[party]:
+                del self.parties[party]
         self._places -= 1
         self._sessions[session] -= 1
         if not self._sessions[session]:
