@@ -520,7 +520,7 @@ async def test_streams_are_bounded_before_they_begin() -> None:
         for stream in open_:
             await stream.__aexit__(None, None, None)
         await quiet()
-        assert not served.app.streams._parties
+        assert not served.app.streams.parties
         assert served.app.streams._places == 0
 
 

@@ -42,6 +42,7 @@ class ServeOptions(TypedDict):
     pace: float
     grace: float
     wait: float
+    lease_ttl: float
     heartbeat: float
     client: str
     cors: tuple[str, ...]
@@ -120,6 +121,14 @@ class ServeOptions(TypedDict):
     show_default=True,
     help="How long to wait while another process has the store open, answering 503; if given, for a port that is "
     "taken, too.",
+)
+@click.option(
+    "--lease-ttl",
+    type=click.FloatRange(min=1, max=3600),
+    metavar="SECONDS",
+    default=15.0,
+    show_default=True,
+    help="With several nodes on one store: after how long without news of one the others take over what it ran.",
 )
 @click.option(
     "--heartbeat",
@@ -273,6 +282,8 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
             app.grace = options["grace"]
         if "wait" in given:
             app.lock_wait = options["wait"]
+        if "lease_ttl" in given:
+            app.lease_ttl = options["lease_ttl"]
     else:
         app = Legato(
             options["store"] or STORE,
@@ -283,6 +294,7 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
             hosts=allowed,
             grace=options["grace"],
             lock_wait=options["wait"],
+            lease_ttl=options["lease_ttl"],
             retention=retention(options["keep"], options["keep_pieces"]),
             **settings(options["bounds"]),
         )

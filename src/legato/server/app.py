@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+import msgspec
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -128,10 +129,12 @@ class Legato:
         self.tools: dict[str, Tool] = {}
         self.grace = grace
         self.lock_wait = lock_wait
+        self.lease_ttl = lease_ttl
         self.drain_on_signal = True
         """Whether SIGTERM and SIGINT end the streams; the server that runs the application may do it itself."""
         self.source = store
-        """The store, or its URL; may be changed until ``start``, as ``hosts``, ``grace`` and ``lock_wait`` may."""
+        """The store, or its URL. May be changed until ``start``, as ``hosts``, ``grace``, ``lease_ttl`` and
+        ``lock_wait`` may."""
         self.traffic = traffic or Traffic()
         """What connections may take; the server that runs the application keeps its part of it."""
         self.refused = tally()
@@ -152,7 +155,6 @@ class Legato:
             limits=limits or Limits(),
             identify=identify,
             traffic=self.traffic,
-            lease_ttl=lease_ttl,
             may=may or (may_on_open_server if identify is nobody else may_what_is_theirs),
         )
         self._cors = tuple(map(origin_as_sent, _names(cors)))
@@ -345,7 +347,8 @@ class Legato:
                 _look_for_pages()
             store = open_store(self.source) if isinstance(self.source, str) else self.source
             try:
-                life = await Life.begin(store, self.agents, self._settings)
+                settings = msgspec.structs.replace(self._settings, lease_ttl=self.lease_ttl)
+                life = await Life.begin(store, self.agents, settings)
             except StoreLocked as exc:
                 if exc.detail.get("ours") or self.lock_wait <= 0:  # we would wait for ourselves
                     raise

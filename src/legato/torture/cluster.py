@@ -136,7 +136,8 @@ class ClusterNode:
         plan, port = self._plan, str(self.port)
         if plan.app is None:
             return [f"{__package__}.node", self._store, port, str(plan.lease_ttl)]
-        return ["legato", "serve", plan.app, "--store", self._store, "--port", port, "--grace", "0"]
+        return ["legato", "serve", plan.app, "--store", self._store, "--port", port, "--grace", "0",
+                "--lease-ttl", str(plan.lease_ttl)]  # fmt: skip
 
     async def _read(self, process: Process) -> None:
         assert process.stderr is not None
