@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,6 +138,20 @@ class Postgres:
         self.stop(how)
         self.start()
 
+    @contextlib.contextmanager
+    def replica(self) -> Iterator[PostgresReplica]:
+        """A server that follows this one, asynchronously, until it is left."""
+        with tempfile.TemporaryDirectory(prefix="legato-postgres-", ignore_cleanup_errors=True) as place:
+            found = PostgresReplica(Path(place), self.programs, {})
+            if self.user is not None:
+                shutil.chown(place, self.user)
+            self.run("pg_basebackup", "-D", str(found.data), "-d", self.url(), "-R", "-X", "stream", "-c", "fast")
+            found.start()
+            try:
+                yield found
+            finally:
+                found.stop(signal.SIGQUIT)
+
     def copy(self, name: str) -> None:
         """Copy its data, while it is stopped."""
         self.run_as(["cp", "-a", str(self.data), str(self.folder / name)])
@@ -145,6 +160,37 @@ class Postgres:
         """Put a copy in the place of its data, while it is stopped."""
         self.run_as(["rm", "-rf", str(self.data)])
         self.run_as(["cp", "-a", str(self.folder / name), str(self.data)])
+
+
+class PostgresReplica(Postgres):
+    """A server that follows another one."""
+
+    def say(self, statement: str) -> Any:
+        """The first value that a statement gives; None without one."""
+        import psycopg
+
+        with psycopg.connect(self.url(), autocommit=True) as conn:
+            said = conn.execute(statement.encode())
+            row = said.fetchone() if said.description else None
+            return None if row is None else row[0]
+
+    def until(self, condition: str) -> None:
+        """Wait until it holds."""
+        until = time.monotonic() + PATIENCE
+        while not self.say(f"SELECT {condition}"):
+            assert time.monotonic() < until, condition
+            time.sleep(0.02)
+
+    def cut_off(self, lsn: str) -> None:
+        """Follow no more, from a place in the other's log on: what it stores then, this one will lack."""
+        self.until(f"pg_last_wal_replay_lsn() >= '{lsn}'")
+        self.say("ALTER SYSTEM SET primary_conninfo = ''")
+        self.say("SELECT pg_reload_conf()")
+        self.until("NOT EXISTS (SELECT FROM pg_stat_wal_receiver)")
+
+    def promote(self) -> None:
+        """Take over."""
+        self.say("SELECT pg_promote()")
 
 
 def _environment() -> dict[str, str]:

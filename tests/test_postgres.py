@@ -637,3 +637,32 @@ async def test_other_encodings_are_refused(server: Postgres) -> None:
         conn.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     with pytest.raises(StoreError, match="UTF8"):
         await PostgresStore(server.url("latin")).open()
+
+
+async def test_a_failover_that_lost_the_end(own: Postgres) -> None:
+    """An asynchronous replica takes over, and has not got the last transactions: each process is told that something is
+    lost, before it stores or reads more; leases are nobody's, and the log goes on where the replica's ends."""
+    with own.replica() as replica:
+        both = url(own, "failover").replace("@", f"@127.0.0.1:{replica.port},")
+        moved: list[bool] = []
+        async with opened(both) as (store,):
+            lease = await begin(store)
+            await store.append("s", [text("r", "kept")], lease=lease)
+            with psycopg.connect(own.url()) as conn:
+                (lsn,) = conn.execute("SELECT pg_current_wal_lsn()").fetchone() or ("",)
+            replica.cut_off(lsn)
+            before = store.incarnation
+            await store.append("s", [text("r", "lost")], lease=lease)
+            store.doorbell.hang_forget(moved.append)
+            own.stop(signal.SIGQUIT)
+            replica.promote()
+            await reach(lambda: moved)
+            assert (moved, store.incarnation != before) == ([True], True)
+            assert [await store.holds(before, "s", offset) for offset in (4, 5)] == [True, False]
+            with pytest.raises(StaleLease):
+                await store.append("s", [text("r", "more")], lease=lease)
+            (taken,) = await store.claim(owner="you", ttl=30, limit=1)
+            await store.append("s", [text("r", "new")], lease=taken)
+            assert texts([event async for event in Log(store, "s").all()]) == ["kept", "new"]
+            assert await store.holds(before, "s", 5) is False
+    own.start()

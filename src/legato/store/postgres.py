@@ -95,8 +95,8 @@ class PostgresStore:
         self._bounds = tail_events, tail_bytes
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Future[None] | None = None
-        self._eras: dict[int, str] = {}
-        self._era = 0
+        self._eras: dict[str, int] = {}
+        self._era, self.incarnation = 0, ""
 
     # Opening and closing ----------------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class PostgresStore:
             raise StoreError(f"The store is open already: {self._link.place}.", place=self._link.place)
         self._closing = None
         self._link = Link(self._url)
-        self._number = self._last = 0
+        self._number = self._stored = self._last = 0
         self._runs = KnownRuns()
         events, bytes = self._bounds
         self._others = Neighbours(self.doorbell, self._follow, events=events, bytes=bytes)
@@ -293,14 +293,14 @@ class PostgresStore:
         now, number, era = await around.fetchone() or (0, 0, None)
         if group.sent and number == self._number:
             await conn.execute("ROLLBACK")  # it had been committed
+            self._stored, self._last = number, group.last
             return
         group.sent = False
-        if era not in self._eras:
+        if era != self._era:
             await conn.execute("ROLLBACK")
             await self._begin_era(conn)
             await self._attempt(conn, group)
             return
-        self._note_era(era)
         before: dict[tuple[str, str], list[Event]] = {}
         for name, key, *row in await used.fetchall() if used is not None else ():
             before.setdefault((name, key), []).append(_event(name, row))
@@ -317,7 +317,7 @@ class PostgresStore:
         except FAILURES as exc:
             group.sent = self._is_lost(conn, exc)  # else the server has said that it was rolled back
             raise
-        self._last = group.last
+        self._stored, self._last = self._number if writes else self._stored, group.last
 
     def _read_row(self, row: Sequence[Any]) -> SharedRow:
         id, name, head, whole, updated_at, deleted, runs, waits, era, eras = row
@@ -351,9 +351,7 @@ class PostgresStore:
             conn = await self._connected()
             with self._link.answering(conn, NET_SECONDS):
                 (era,) = await self._link.row(conn, sql.ERA)
-                if era in self._eras:
-                    self._note_era(era)
-                else:
+                if era != self._era:
                     await self._begin_era(conn)
         except FAILURES as exc:
             await self._give_up(exc)
@@ -363,33 +361,42 @@ class PostgresStore:
 
     async def _begin_era(self, conn: Connection) -> None:
         """Learn the present era of the database; begin one, if what was stored last may be gone."""
-        link = self._link
+        link, me = self._link, self._others.me
         async with conn.transaction():
             await link.execute(conn, sql.ALONE)
             (era,) = await link.row(conn, sql.ERA)
-            if era is None:
+            if begins := era is None:
                 (era,) = await link.row(conn, sql.BEGIN_ERA, (secrets.token_urlsafe(9),))
                 await link.execute(conn, sql.CLEAR_PRESENT)
                 await link.execute(conn, sql.SET_PRESENT, (era,))
-            self._eras = dict(await (await link.execute(conn, sql.ERAS)).fetchall())
-        self._note_era(era)
-
-    def _note_era(self, era: int) -> None:
+            rows = await (await link.execute(conn, sql.ERAS, (me,))).fetchall()
+            stored: int = rows[-1][3] or 0
+            if begins and len({timeline for _, _, timeline, _ in rows[-2:]}) > 1:
+                await self._give_all_back(conn, stored)
         before, self._era = self._era, era
+        self._eras = {name: id for id, name, _, _ in rows}
+        self.incarnation = rows[-1][1]
         if before not in (0, era):
+            since = {timeline for id, _, timeline, _ in rows if id >= before}
             self._others.forget()
-            self.doorbell.forget()
+            self.doorbell.forget(lost=link.normal or len(since) > 1 or stored < self._stored)
+            self._stored = min(stored, self._stored)
 
-    @property
-    def incarnation(self) -> str:
-        """See ``Store``: the present era of the database."""
-        return self._eras.get(self._era, "")
+    async def _give_all_back(self, conn: Connection, number: int) -> None:
+        """Leave all runs to whoever takes them: who holds a lease here may have given it back, or lost it, since."""
+        rows = await (await self._link.execute(conn, sql.LOCK_OPEN)).fetchall()
+        locked = {row[1]: self._read_row(row) for row in rows}
+        held = [row.first.lease() for row in locked.values() if row.first is not None]
+        group = RowGroup([RowRequest(None, lambda group, _: group.release(*held))])
+        group.decide(locked, {}, now=0, last=self._last, era=self._era)
+        for statement in sql.changes(group, self._runs, self._others.me, number):
+            await self._link.execute(conn, *statement)
 
     async def holds(self, incarnation: str, session: str, offset: Offset) -> bool:
         """See ``Store``. In which era an event was written stands in its session's row."""
         if incarnation == self.incarnation or offset <= 0:
             return True
-        known = next((era for era, name in self._eras.items() if name == incarnation), None)
+        known = self._eras.get(incarnation)
         look = await self._look(session)
         if known is None or look is None or offset > look.info.head:
             return False

@@ -197,7 +197,11 @@ UNDO_NEW = "DELETE FROM legato.session WHERE id = ANY(%s)"
 BEGIN_ERA = f"INSERT INTO legato.era (name, origin, at) VALUES (%s, {_ORIGIN}, {_NOW}) RETURNING id"
 CLEAR_PRESENT = "DELETE FROM legato.present"
 SET_PRESENT = f"INSERT INTO legato.present VALUES (%s, {_ORIGIN})"
-ERAS = "SELECT id, name FROM legato.era"
+ERAS = """
+    SELECT id, name, substring(origin FROM '[^ ]*$'), (SELECT number FROM legato.writer WHERE name = %s)
+    FROM legato.era ORDER BY id
+"""
+"""All eras, each with its timeline; and what is there of a process's transactions."""
 
 TALLY = f"""
     WITH n AS (
