@@ -31,6 +31,7 @@ from pygments.lexers import get_lexer_by_name
 
 from . import formulas
 from .flavour import flavoured
+from .growth import joined, taken_apart, together
 from .typeset import FRESH
 
 HIGHLIGHTED = 20_000
@@ -62,6 +63,23 @@ def render_growing(text: str, *, colours: bool = True) -> Rendered:
     none after a line's end, or while the meaning of a marker is undecided.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    growth = taken_apart(text)
+    pieces = [_piece(piece, colours) for piece in growth.pieces] if growth else []
+    if growth is not None and together(growth, pieces):
+        tail = _growing(growth.tail, colours)
+        whole = joined(growth, pieces, tail.blocks[0].html) if tail.blocks else None
+        if whole is not None:
+            rest = (Block(block.line + growth.lines, block.html) for block in tail.blocks[1:])
+            return Rendered([Block(0, whole), *rest])
+    return _growing(text, colours)
+
+
+@functools.lru_cache(256)
+def _piece(text: str, colours: bool) -> list[str]:
+    return [block.html for block in _blocks(text, colours)]
+
+
+def _growing(text: str, colours: bool) -> Rendered:
     kept, closers = mend(text)
     begun = text[text.rfind("\n") + 1 :] if "\n" in text else "x"
     in_line = begun.strip(" \t>") != "" or _ends_in_code(text, level=0)
