@@ -166,6 +166,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         offset: the event that holds it.
         at: when it was stored, seconds since the epoch.
         status: of an assistant: ``"completed"``, ``"failed"`` or ``"cancelled"``.
+        finish_reason: of a completed assistant's message, why it ended: ``"stop"``, ``"length"`` ...; else "".
         usage: of an assistant, if it told.
         error: of a failed assistant's message.
         opaque: of an assistant: what providers want back with it.
@@ -183,6 +184,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     usage: Usage | None = None
     error: RunError | None = None
     opaque: list[Opaque] = []
+    finish_reason: str = ""
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------

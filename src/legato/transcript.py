@@ -32,6 +32,7 @@ from .event import (
     MessageRevised,
     OpaqueNoted,
     RefusalDelta,
+    RunCompleted,
     RunFailed,
     Said,
     SessionCreated,
@@ -690,6 +691,7 @@ def _answer(event: Event, fact: Terminal) -> Message:
         usage=fact.used,
         error=RunError(fact.code, fact.message) if isinstance(fact, RunFailed) else None,
         opaque=said.opaque,
+        finish_reason=fact.finish_reason if isinstance(fact, RunCompleted) else "",
     )
 
 

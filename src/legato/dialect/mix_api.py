@@ -151,6 +151,7 @@ class BackendMessage(_Wire):
 
     Attributes:
         parts: of an assistant's message, everything it said in order, see ``legato.transcript.Transcript``.
+        finish_reason: of a completed one: ``"stop"``, ``"length"`` ...
         error: of a failed one, ``code`` and ``message``.
     """
 
@@ -163,6 +164,7 @@ class BackendMessage(_Wire):
     tool_calls: list[ToolCallData] | UnsetType = UNSET
     parts: list[JsonObject] | UnsetType = UNSET
     status: str | UnsetType = UNSET
+    finish_reason: str | UnsetType = UNSET
     error: JsonObject | UnsetType = UNSET
     run_id: str | UnsetType = UNSET
     created_at: str | UnsetType = UNSET
@@ -375,6 +377,7 @@ def backend_message(session: str, message: Message) -> BackendMessage:
         tool_calls=[_tool_call(part) for part in message.parts if isinstance(part, CallPart)] or UNSET,
         parts=_plain(message.parts) or UNSET,
         status=message.status,
+        finish_reason=message.finish_reason or UNSET,
         error=to_builtins(message.error) if message.error else UNSET,
         model=usage.model or UNSET,
         cost=usage.cost or UNSET,
