@@ -18,6 +18,7 @@ import anyio.to_thread
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
@@ -92,7 +93,7 @@ def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
             Route("/openapi.json", openapi),
             Route("/web/markdown", rendering, methods=["POST"]),
             *(Route(f"/{name}/", without_slash) for name in ("docs", "inspect", "openapi.json")),
-            Mount("/web", StaticFiles(directory=WEB)),
+            Mount("/web", GZipMiddleware(StaticFiles(directory=WEB))),
         ],
         exception_handlers={LegatoError: _on_error, HTTPException: _on_http_error, Exception: _on_crash},
     )
