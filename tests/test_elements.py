@@ -469,6 +469,8 @@ def test_by_keyboard_alone(browser: Browser, server: Server) -> None:
         expect(page.locator("details.tool")).to_have_attribute("open", "")
         tab_to("Regenerate")
         page.keyboard.press("Enter")
+        tab_to("Replace", back=True)
+        page.keyboard.press("Enter")
         expect(page.get_by_role("button", name="Deny")).to_be_visible()
         tab_to("Deny", back=True)
         page.keyboard.press("Enter")

@@ -210,6 +210,7 @@ def test_regenerate(page: Page, server: Server) -> None:
     first = page.locator(".turn").first.element_handle()
 
     page.get_by_role("button", name="Regenerate").click()
+    page.get_by_role("button", name="Replace").click()
 
     expect(page.locator("#message")).to_be_focused()
     wait_for(lambda: count(server, page, "run.completed") == 3)
@@ -262,6 +263,132 @@ def test_a_notification_with_choices(page: Page) -> None:
     assert "You chose re." in said(page)
 
 
+# More than one tab ----------------------------------------------------------------------------------------------------
+
+
+def test_two_tabs_that_send_at_once(page: Page, context: BrowserContext) -> None:
+    """Each shows its own message at once, and both have the log's order as soon as it tells; so has Regenerate."""
+    send(page, "/long 10")
+    wait_for_end(page)
+    other = context.new_page()
+    other.goto(page.url)
+    wait_for_end(other)
+    held: list[Route] = []
+    page.route(
+        "**/api/sessions/*/messages",
+        lambda route: held.append(route) if route.request.method == "POST" else route.fallback(),
+    )
+
+    send(page, "mine, first here")
+    send(other, "the other's")
+    expect(page.locator(".question")).to_have_text(["/long 10", "the other's", "mine, first here"])
+    wait_for(lambda: len(held) == 1)
+    held[0].continue_()
+
+    for each in (page, other):
+        expect(each.locator(".question")).to_have_text(["/long 10", "the other's", "mine, first here"])
+        wait_for_end(each)
+        expect(each.locator(".turn").last.get_by_role("button", name="Regenerate")).to_have_count(1)
+        expect(each.get_by_role("button", name="Regenerate")).to_have_count(1)
+
+
+def test_a_message_of_a_tab_that_was_closed(browser: Browser, server: Server) -> None:
+    """It was on its way, and had not arrived: the next tab brings it, and its chat with it."""
+    with browser.new_context(base_url=server.url) as context:
+        page = context.new_page()
+        page.route(
+            "**/api/sessions**", lambda route: route.abort() if route.request.method == "POST" else route.fallback()
+        )
+        page.goto("/")
+        send(page, "do not forget me")
+        expect(page.locator(".turn")).to_contain_text("Sending")
+        page.close()
+
+        later = context.new_page()
+        later.goto("/")
+        later.get_by_role("link", name="do not forget me").click()
+
+        wait_for_end(later)
+        expect(later.locator(".question")).to_have_text(["do not forget me"])
+        assert later.evaluate("Object.keys(localStorage)") == []
+
+
+def test_the_list_stays_as_far_as_it_was_opened(browser: Browser, server: Server) -> None:
+    """Whatever changes in it; and a chat that is further down has its name all the same."""
+    for number in range(90):
+        httpx2.post(f"{server.url}/api/sessions", json={"title": f"chat {number:02}"})
+    with browser.new_context(base_url=server.url) as context:
+        page = context.new_page()
+        page.goto("/")
+        links = page.locator("#list a")
+        expect(links).to_have_count(40)
+        page.get_by_role("button", name="Older chats").click()
+        expect(links).to_have_count(80)
+        page.evaluate("new BroadcastChannel('legato').postMessage('sessions')")
+        with page.expect_response("**/api/sessions?limit=40&before=*"):
+            pass
+        expect(links).to_have_count(80)
+
+        links.nth(70).locator("..").get_by_role("button").focus()
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(links.nth(70)).to_be_focused()
+        page.get_by_role("button", name="Older chats").click()
+        page.get_by_role("link", name="chat 03").click()
+        page.reload()
+        expect(page.locator("#title")).to_have_text("chat 03")
+
+
+# Fingers, keys and ears -----------------------------------------------------------------------------------------------
+
+
+def test_enter_on_glass_begins_a_line(browser: Browser, server: Server) -> None:
+    """There is no Shift on a phone's keyboard; the button sends."""
+    with browser.new_context(base_url=server.url, has_touch=True, is_mobile=True) as context:
+        page = context.new_page()
+        page.goto("/")
+        field = page.locator("#message")
+        expect(field).to_have_attribute("enterkeyhint", "enter")
+        field.press_sequentially("one\ntwo")
+        expect(field).to_have_value("one\ntwo")
+        page.get_by_role("button", name="Send").tap()
+        expect(page.locator(".question")).to_have_text("one\ntwo")
+
+
+def test_copying_where_there_is_no_clipboard(browser: Browser, server: Server) -> None:
+    """Over plain http browsers hide it; what is copied is the same."""
+    with browser.new_context(base_url=server.url, permissions=["clipboard-read"]) as context:
+        plain, reading = context.new_page(), context.new_page()
+        plain.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+        plain.goto("/")
+        send(plain, "/long 3")
+        wait_for_end(plain)
+        plain.bring_to_front()
+        copy = plain.get_by_role("button", name="Copy answer")
+        copy.click()
+        expect(plain.get_by_role("button", name="Copied")).to_be_focused()
+        reading.goto("/")
+        reading.bring_to_front()
+        assert "note-3" in reading.evaluate("navigator.clipboard.readText()")
+
+
+def test_the_field_is_two_keys_away(page: Page) -> None:
+    """However many chats and answers there are; and it has the focus after a suggestion."""
+    page.get_by_role("button", name="What is Legato?").click()
+    expect(page.locator("#message")).to_be_focused()
+    wait_for_end(page)
+    skip = page.get_by_role("link", name="Skip to the message field")
+    assert page.evaluate("document.querySelector('a, button, input, textarea, [tabindex]').id") == "skip"
+    skip.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#message")).to_be_focused()
+    page.locator("#scroll").focus()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#message")).to_be_focused()
+
+
 # Bad networks ---------------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +413,7 @@ def test_a_send_whose_answer_is_lost(unlucky: Page, server: Server) -> None:
     wait_for_end(unlucky)
 
     expect(unlucky.locator(".turn")).to_have_count(1)
-    unlucky.wait_for_function("() => sessionStorage.getItem('legato.outbox') === '[]'")
+    unlucky.wait_for_function("() => !Object.keys(localStorage).some((name) => name.startsWith('legato.outbox.'))")
     assert len(keys) == 3
     assert len(set(keys)) == 1
     assert sum(event["type"] == "message.created" for event in server.events(session(unlucky))) == 1
@@ -633,8 +760,6 @@ def test_modules_in_node() -> None:
 
 
 WEB = HERE.parent / "src/legato/web"
-CLIENT = {"sse.js", "errors.js", "request.js", "resume.js", "shared.js", "election.js", "tail.js", "core.js", "turn.js"}
-"""The client that the page is built on, as any page would be: streams, how tabs share them, the fold of a session."""
 MARKUP = (
     r"innerHTML|outerHTML|insertAdjacentHTML|setHTML|parseFromString|createContextualFragment|document\.write|eval\("
 )
@@ -662,11 +787,14 @@ def test_the_pages_bring_no_code_of_others() -> None:
 
 
 def test_the_chat_page_is_light(page: Page, server: Server) -> None:
-    """Its own JavaScript, as it is written, is below 60 kB, Markdown and looks apart; it loads what we think."""
+    """All of it is at most 150 kB without its comments, and 80 kB on the wire; it loads what we think."""
     modules = loaded("page.js")
     seen: set[str] = set(page.evaluate("performance.getEntriesByType('resource').map(each => each.name)"))
+    written = "".join((WEB / name).read_text() for name in [*modules, "style.css", "index.html"])
 
-    own = sum((WEB / name).stat().st_size for name in modules - CLIENT - {"prose.js", "looks.js"})
-    assert own < 60_000
+    assert len(re.sub(r"/\*.*?\*/|^\s*//.*?$", "", written, flags=re.DOTALL | re.MULTILINE)) < 150_000
+    page.reload()
+    sizes = "performance.getEntriesByType('resource').map((each) => each.encodedBodySize)"
+    assert 40_000 < sum(page.evaluate(sizes)) < 80_000
     assert {name for url in seen if (name := url.partition("/web/")[2]).endswith(".js")} == modules
     assert all(url.startswith(server.url) for url in seen)

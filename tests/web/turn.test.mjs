@@ -204,3 +204,27 @@ test("A turn that waits for a place says so, until its agent is asked.", () => {
   assert.deepEqual([waiting.turns[0].state, waiting.turns[0].waits], ["waiting", "waitingForPlace"]);
   assert.equal(fold(ANSWER.slice(1, 2), waiting).turns[0].state, "running");
 });
+
+test("Turns stand as the log has them, whatever was seen first; what is on its way stands behind them.", () => {
+  const told = (id, text) => ({ type: "user_message_created", messageId: id, content: text, runId: `s1~${id}` });
+  for (const answered of [false, true]) {
+    const conversation = fold([told("m1", "one")]);
+    const mine = conversation.send("mine", "k1");
+    if (answered) conversation.sent(mine, "m3", "s1~m3"); // the answer to the message is quicker than the stream
+    const other = conversation.send("later", "k2");
+    fold([told("m2", "theirs"), told("m3", "mine")], conversation);
+    assert.deepEqual(conversation.turns.map(({ text }) => text), ["one", "theirs", "mine", "later"]);
+    assert.equal(conversation.turns[3], other);
+    fold([told("m4", "again"), told("m2", "theirs")], conversation);
+    assert.deepEqual(conversation.turns.map(({ id }) => id), ["m1", "m2", "m3", "m4", null]);
+  }
+});
+
+test("An answer with nothing in it is empty; one of tools, or that still goes on, is not.", () => {
+  const end = { type: "complete", done: true, content: "", messageId: amid, runId: RUN, finishReason: "length" };
+  const thought = { type: "thinking", content: "Hm", part: 0, start: 0, assistantMessageId: amid };
+  const empty = (events) => fold(events).turns[0].empty;
+  assert.deepEqual([empty([user]), empty([user, end]), empty([user, thought, end]), empty([user, content(0, " \n"), end])], [false, true, true, true]);
+  assert.deepEqual([empty(ANSWER), empty(ANSWER.slice(0, 4).concat(end))], [false, false]);
+  assert.equal(fold([user, end]).turns[0].reason, "length");
+});

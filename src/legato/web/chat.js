@@ -1,6 +1,6 @@
 /**
- * `<legato-chat session="…" base-url="…" agent="…">`: a whole conversation. Without `session` it is empty, and the
- * first message begins one. Events, which bubble: `legato-session` (the id of the session that was begun),
+ * `<legato-chat session="…" base-url="…" agent="…" follow="…">`: a whole conversation. Without `session` it is empty, and
+ * the first message begins one. With `follow="start"` an answer that is longer than the box stays at its beginning. Events, which bubble: `legato-session` (the id of the session that was begun),
  * `legato-change` (one was begun or deleted), `legato-state` (`{running}`, also once a session's history is here).
  */
 import { draw } from "./core.js";
@@ -8,10 +8,13 @@ import { ICONS, h, icon } from "./dom.js";
 import { Follow } from "./follow.js";
 import { LegatoElement } from "./legato-element.js";
 import { Memory } from "./server.js";
-import { Talk } from "./talk.js";
+import { Talk, bringLeft } from "./talk.js";
 import { TurnView } from "./turn-view.js";
 
 const PAGE = 30; // turns that are shown before the reader goes further up
+
+/** Keys on glass have no Shift to hold, so there Enter begins a line. */
+const GLASS = "(hover: none) and (pointer: coarse)";
 
 export class LegatoChat extends LegatoElement {
   static observedAttributes = ["session", "base-url"];
@@ -24,18 +27,20 @@ export class LegatoChat extends LegatoElement {
   #built = false;
   /** @type {boolean | undefined} */ #running = false; // undefined until the session's history tells
   /** @type {IntersectionObserver | null} */ #nearing = null;
+  #sent = false; // here, and it is not on the page yet
 
   #earlier = h("button", { type: "button", class: "plain", id: "earlier", hidden: true, click: () => this.#showEarlier() });
   #turns = h("div", { id: "talk" });
   #welcome = h("h2");
   #empty = h("div", { class: "empty", hidden: true }, this.#welcome, h("slot", { name: "empty" }));
+  #skip = h("button", { type: "button", id: "skip", click: () => this.focus() });
   #content = h("div", { id: "content" }, this.#earlier, this.#turns, this.#empty);
   #scroll = h("div", { id: "scroll", part: "conversation", role: "region", tabindex: 0 }, this.#content);
   #latest = h("button", { type: "button", id: "latest", part: "latest", hidden: true, click: () => this.#toLatest() }, icon(ICONS.down), h("span"));
   #notice = h("p", { id: "notice", part: "notice", hidden: true }, h("span", { class: "pulse", "aria-hidden": "true" }), h("span"), " ",
     h("button", { type: "button", class: "link", click: () => this.#talk?.reconnect() }));
   #problem = h("p", { id: "problem", part: "problem", role: "alert", hidden: true });
-  #field = h("textarea", { id: "message", part: "field", rows: 1, dir: "auto", enterkeyhint: "send", autocomplete: "off",
+  #field = h("textarea", { id: "message", part: "field", rows: 1, dir: "auto", autocomplete: "off",
     input: () => this.#typed(), keydown: (/** @type {KeyboardEvent} */ event) => this.#key(event) });
   /** @type {{signIn: boolean} | null} */ #foreign = null;
   #stop = h("button", { type: "button", id: "stop", part: "stop", class: "round", hidden: true, click: () => this.#stopped() }, icon(ICONS.stop));
@@ -74,7 +79,7 @@ export class LegatoChat extends LegatoElement {
       void talk.open();
       this.tell("legato-session", talk.session);
     }
-    this.#follow.toEnd();
+    this.#toSent();
     this.#paintSoon();
   }
 
@@ -86,8 +91,18 @@ export class LegatoChat extends LegatoElement {
   /** Have the last message answered anew. @param {import("./turn.js").Turn} turn */
   again(turn) {
     this.focus();
-    this.#follow.toEnd();
+    this.#toSent();
     return this.#talk?.again(turn);
+  }
+
+  #toSent() {
+    this.#sent = true;
+    this.#follow.toEnd();
+  }
+
+  /** What the agent of this conversation is called. */
+  get agentName() {
+    return this.#talk?.conversation.agent || this.agent || this.word("agentName");
   }
 
   /** Into the message field. */
@@ -104,10 +119,17 @@ export class LegatoChat extends LegatoElement {
     if (!this.#built) this.#build();
     this.wordsChanged();
     this.#open();
+    addEventListener("beforeprint", this.#whole);
   }
+
+  /** On paper there is nowhere to go further up. */
+  #whole = () => {
+    while (this.#first > 0) this.#showEarlier();
+  };
 
   disconnectedCallback() {
     super.disconnectedCallback();
+    removeEventListener("beforeprint", this.#whole);
     this.#close();
   }
 
@@ -119,7 +141,8 @@ export class LegatoChat extends LegatoElement {
   #build() {
     this.#built = true;
     const foot = h("div", { id: "foot" }, this.#latest, this.#notice, this.#problem, this.#form, h("slot", { name: "footer" }));
-    this.ownRoot.append(this.#scroll, foot, this.#status);
+    this.#field.enterKeyHint = matchMedia(GLASS).matches ? "enter" : "send";
+    this.ownRoot.append(this.#skip, this.#scroll, foot, this.#status);
     this.#nearing = new IntersectionObserver(([each]) => each.isIntersecting && this.#showEarlier(), { root: this.#scroll, rootMargin: "600px" });
     this.#nearing.observe(this.#earlier);
   }
@@ -130,7 +153,7 @@ export class LegatoChat extends LegatoElement {
       [this.#send, "aria-label", "send"], [this.#send, "title", "send"]];
     for (const [element, attribute, word] of labels) element.setAttribute(attribute, this.word(word));
     /** @type {[Element, string][]} */
-    const texts = [[this.#earlier, "earlier"], [this.#welcome, "welcome"], [this.#latest.lastChild, "latest"], [this.#notice.children[1], "reconnecting"], [this.#notice.lastChild, "tryNow"]];
+    const texts = [[this.#skip, "skip"], [this.#earlier, "earlier"], [this.#welcome, "welcome"], [this.#latest.lastChild, "latest"], [this.#notice.children[1], "reconnecting"], [this.#notice.lastChild, "tryNow"]];
     for (const [element, word] of texts) element.textContent = this.word(word);
     this.#forget();
     this.#paintSoon();
@@ -151,6 +174,7 @@ export class LegatoChat extends LegatoElement {
     this.#restore();
     this.#paintSoon();
     void this.#talk?.open();
+    bringLeft(this.server, this.#memory, this.session, () => this.tell("legato-change"));
   }
 
   #close() {
@@ -230,7 +254,6 @@ export class LegatoChat extends LegatoElement {
     const end = this.#first;
     this.#first = Math.max(end - PAGE, 0);
     turns.slice(this.#first, end).forEach((turn) => this.#dirty.add(turn));
-    if (this.#scroll.scrollTop === 0) this.#scroll.scrollTop = 1; // at the very top, browsers do not hold the place
     this.#paint();
     this.#nearing?.unobserve(this.#earlier); // it may be near still, of which one is told only once
     this.#nearing?.observe(this.#earlier);
@@ -246,16 +269,20 @@ export class LegatoChat extends LegatoElement {
     this.#empty.hidden = !(this.#talk === null || (this.#talk.loaded && turns.length === 0));
     this.#turns.hidden = turns.length === 0;
     this.#showRunning(this.#talk?.running);
-    if (this.#follow.pinned) this.#follow.toEnd();
+    const view = this.#views.get(last);
+    if (this.#sent && view && this.getAttribute("follow") === "start") this.#follow.toStart(view.element);
+    else this.#follow.keep();
+    this.#sent &&= !view;
   }
 
   /** @param {import("./turn.js").Turn} turn @param {number} at @param {boolean} last */
   #place(turn, at, last) {
     let view = this.#views.get(turn);
-    if (view !== undefined && !this.#dirty.has(turn) && last === view.last) return;
+    const same = view !== undefined && !this.#dirty.has(turn) && last === view.last;
     if (view === undefined) this.#views.set(turn, (view = new TurnView(turn, this)));
-    view.last = last;
     if (this.#turns.children[at] !== view.element) this.#turns.insertBefore(view.element, this.#turns.children[at] ?? null);
+    if (same) return;
+    view.last = last;
     view.update();
   }
 
@@ -318,6 +345,7 @@ export class LegatoChat extends LegatoElement {
   #key(event) {
     // While an input method composes, Enter chooses a word; Safari reports that only by the key code 229.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+    if (matchMedia(GLASS).matches && !event.ctrlKey && !event.metaKey) return;
     event.preventDefault();
     this.#form.requestSubmit();
   }

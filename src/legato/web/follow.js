@@ -1,25 +1,30 @@
 /**
- * Keeps the end of a growing text in view until its reader goes up, which what the reader does tells: text that is set
- * anew may move the page by itself.
+ * Keeps the end of a growing text in view until its reader goes elsewhere: any place that we have not set is the reader's
+ * will, whatever led there (a wheel, a search, a selection). From then on what is in view stays there, whatever grows above
+ * it; browsers do not all see to that themselves.
  */
 
 const UP = new Set(["ArrowUp", "PageUp", "Home"]);
-const NEAR = 40; // pixels from the end that count as the end
 
 export class Follow {
   /** Whether the end is kept in view. */
   pinned = true;
   #box;
+  #content;
   #changed;
   #touched = 0;
-  #top = 0;
-  #dragging = false;
+  #top = 0; // where we have put it, or the reader has
+  #held = false; // a button is pressed in it, so nothing moves below it
+  /** @type {Element | null} */ #stop = null; // not further than to the start of this
+  /** @type {{element: Element, top: number} | null} */ #anchor = null;
 
   /** @param {HTMLElement} box that scrolls @param {HTMLElement} content that grows in it @param {(pinned: boolean) => void} changed */
   constructor(box, content, changed) {
     this.#box = box;
+    this.#content = content;
     this.#changed = changed;
     const passive = { passive: true };
+    // What is done away from this thread is told late, and would be undone meanwhile.
     box.addEventListener("wheel", (event) => event.deltaY < 0 && this.#pause(), passive);
     box.addEventListener("touchstart", (event) => (this.#touched = event.touches[0].clientY), passive);
     box.addEventListener("touchmove", (event) => event.touches[0].clientY > this.#touched + 4 && this.#pause(), passive);
@@ -27,42 +32,101 @@ export class Follow {
       const typing = /** @type {Element} */ (event.composedPath()[0]).localName === "input";
       if (!typing && (UP.has(event.key) || (event.key === " " && event.shiftKey))) this.#pause();
     });
-    // The scroll bar is the box's own; a press on it has no other target.
-    box.addEventListener("pointerdown", (event) => (this.#dragging = event.target === box));
-    addEventListener("pointerup", () => (this.#dragging = false));
-    box.addEventListener("focusin", () => requestAnimationFrame(() => this.#below() > box.clientHeight && this.#pause()));
+    box.addEventListener("pointerdown", () => (this.#held = true), passive);
+    for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => this.#held && this.#let(), passive);
     box.addEventListener("scroll", () => this.#scrolled(), passive);
-    const sizes = new ResizeObserver(() => this.pinned && this.toEnd());
+    const sizes = new ResizeObserver(() => this.keep());
     sizes.observe(box);
     sizes.observe(content);
   }
 
   /** Go to the end, and stay there. */
   toEnd() {
-    this.#box.scrollTop = this.#box.scrollHeight;
+    this.#stop = null;
     this.#set(true);
+    this.#go(this.#box.scrollHeight);
+  }
+
+  /** Follow until the start of this is at the top. @param {Element} element */
+  toStart(element) {
+    this.toEnd();
+    this.#stop = element;
+    this.keep();
+  }
+
+  /** The content has changed, or the box: what was in view is to be in view. */
+  keep() {
+    if (this.#held) return;
+    const { scrollTop } = this.#box;
+    if (this.pinned && Math.abs(scrollTop - this.#top) > 1 && this.#below() > 1) return this.#scrolled();
+    if (this.pinned) this.#follow();
+    else if (this.#anchor?.element.isConnected) this.#go(scrollTop + this.#from(this.#anchor.element) - this.#anchor.top);
+  }
+
+  #follow() {
+    const room = this.#stop === null ? Infinity : this.#from(this.#stop);
+    if (room >= this.#below()) return this.#go(this.#box.scrollHeight);
+    this.#stop = null;
+    this.#go(this.#box.scrollTop + room);
+    this.#set(false);
+    this.#mark();
   }
 
   #below() {
     return this.#box.scrollHeight - this.#box.clientHeight - this.#box.scrollTop;
   }
 
+  /** How far below the top of the box an element begins. @param {Element} element */
+  #from(element) {
+    return element.getBoundingClientRect().top - this.#box.getBoundingClientRect().top;
+  }
+
+  /** @param {number} top */
+  #go(top) {
+    if (Math.abs(top - this.#box.scrollTop) >= 1) this.#box.scrollTop = top;
+    this.#top = this.#box.scrollTop;
+  }
+
   #pause() {
     if (this.#box.scrollHeight > this.#box.clientHeight && this.#box.scrollTop > 0) this.#set(false);
+  }
+
+  #let() {
+    this.#held = false;
+    this.keep();
   }
 
   #scrolled() {
     const below = this.#below();
     const { scrollTop } = this.#box;
-    if (this.#dragging && below > NEAR) this.#set(false);
+    if (this.pinned && Math.abs(scrollTop - this.#top) > 1 && below > 1) this.#set(false);
     else if (below < 2 && scrollTop > this.#top) this.#set(true); // gone back to the end
     this.#top = scrollTop;
+    this.#mark();
+  }
+
+  /** Remember what is at the top, as small as it can be told. */
+  #mark() {
+    /** @type {Element | undefined} */
+    let next = this.#content;
+    /** @type {Element} */
+    let element = this.#content;
+    const { top } = this.#box.getBoundingClientRect();
+    while (next !== undefined) {
+      element = next;
+      next = [...(element.shadowRoot ?? element).children].find((each) => {
+        const { bottom, height } = each.getBoundingClientRect();
+        return height > 0 && bottom > top && !getComputedStyle(each).display.startsWith("inline"); // a line's parts move
+      });
+    }
+    this.#anchor = { element, top: this.#from(element) };
   }
 
   /** @param {boolean} pinned */
   #set(pinned) {
     if (pinned === this.pinned) return;
     this.pinned = pinned;
+    if (!pinned) this.#mark();
     this.#changed(pinned);
   }
 }

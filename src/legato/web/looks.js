@@ -46,6 +46,8 @@ h2, h3, h4, h5, h6 { line-height: 1.3; text-wrap: balance; }
 a[href] { color: var(--accent); text-decoration-thickness: 1px; text-underline-offset: 0.18em; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .quiet { position: absolute; width: 1px; height: 1px; margin: -1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+#skip { position: absolute; inset: 0.5rem auto auto 0.5rem; z-index: 1; }
+#skip:not(:focus) { clip-path: inset(50%); }
 .fine, time { margin: 0.25rem 0; color: var(--muted); font-size: 0.8125rem; line-height: 1.45; }
 
 /* ---- Buttons ---- */
@@ -65,7 +67,7 @@ svg { width: 1.2rem; height: 1.2rem; fill: none; stroke: currentColor; stroke-wi
 
 /* ---- A conversation ---- */
 :host(legato-chat) { position: relative; display: grid; grid-template-columns: minmax(0, 1fr); grid-template-rows: minmax(0, 1fr) auto; min-width: 0; min-height: 0; height: 100%; background: var(--page); }
-#scroll { min-width: 0; overflow-y: auto; overscroll-behavior: contain; scrollbar-gutter: stable both-edges; scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
+#scroll { min-width: 0; overflow-y: auto; overflow-anchor: none; overscroll-behavior: contain; scrollbar-gutter: stable both-edges; scrollbar-width: thin; scrollbar-color: var(--line) transparent; }
 #scroll:focus-visible { outline-offset: -2px; }
 #content { max-width: var(--measure); min-height: 100%; margin: 0 auto; padding: 1.75rem 1.25rem 2rem; }
 #earlier { display: block; margin: 0 auto 1.5rem; color: var(--muted); font-size: 0.8125rem; }
@@ -211,6 +213,14 @@ input { min-width: 0; min-height: 2.25rem; flex: 1 1 12rem; padding: 0.3rem 0.7r
 @media (max-width: 30rem) {
   #panel { position: fixed; inset: 0; width: auto; height: auto; border: 0; border-radius: 0; }
   [data-open] #launcher { visibility: hidden; }
+}
+@media print {
+  :host(legato-chat) { display: block; height: auto; }
+  #scroll { overflow: visible; }
+  #content { max-width: none; padding: 0; }
+  #foot, #earlier, .foot button, .bar button, .typing { display: none; }
+  .question, .code, .wide, .ask, math { break-inside: avoid; }
+  pre { white-space: pre-wrap; overflow: visible; }
 }
 @media (prefers-reduced-motion: reduce) {
   *, ::before, ::after { animation: none !important; transition: none !important; }

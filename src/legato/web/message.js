@@ -129,12 +129,26 @@ function typesetter(server) {
 
 /** @param {LegatoElement} element @param {string} name of its word @param {() => string} text */
 export function copyButton(element, name, text) {
-  if (!navigator.clipboard) return null; // not a secure page
   /** @param {string} said */
   const say = (said) => (button.textContent = element.word(said));
   const button = h("button", { type: "button", class: "plain small", part: "copy", click: () => {
-    navigator.clipboard.writeText(text()).then(() => say("copied"), () => say("notCopied"));
+    copy(text(), button).then(() => say("copied"), () => say("notCopied"));
     setTimeout(say, 1500, name);
   } }, element.word(name));
   return button;
+}
+
+/** @param {string} text @param {HTMLElement} button has the focus again afterwards */
+async function copy(text, button) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const field = h("textarea", { readonly: true, "aria-hidden": "true" }); // over plain http there is only this
+  field.value = text;
+  field.style.cssText = "position: fixed; opacity: 0";
+  document.body.append(field);
+  field.select();
+  const done = document.execCommand("copy");
+  field.remove();
+  button.focus();
+  field.remove();
+  if (!done) throw new Error("The browser copies nothing here.");
 }

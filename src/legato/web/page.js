@@ -34,7 +34,7 @@ function show() {
   document.body.removeAttribute("data-menu");
   $("trouble").textContent = "";
   chat.session = new URLSearchParams(location.search).get("session") ?? "";
-  list.mark(chat.session);
+  void list.look(chat.session);
 }
 
 function name() {
@@ -66,13 +66,17 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape" && document.body.hasAttribute("data-menu")) menu(false);
 });
 
+$("skip").addEventListener("click", (/** @type {Event} */ event) => (event.preventDefault(), chat.focus()));
+
 /** What the server answers with. The guide, which needs explaining, gets a few questions to begin with. */
 async function introduce() {
   const { agents = [] } = await chat.server.request("GET", "health");
   if (agents.length > 0) $("agent").textContent = `Agent: ${agents[0]}.`;
   if (agents[0] !== "guide") return;
   const ideas = ["What is Legato?", "How do I write my own agent?", "/long 300", "/permission"];
-  $("ideas").replaceChildren(...ideas.map((text) => h("button", { type: "button", click: () => chat.send(text) }, text)));
+  $("promise").hidden = false;
+  const say = (/** @type {string} */ text) => (chat.send(text), chat.focus());
+  $("ideas").replaceChildren(...ideas.map((text) => h("button", { type: "button", click: () => say(text) }, text)));
 }
 
 show();

@@ -18,6 +18,7 @@ import "./define-intercom.js";
  * @typedef {object} ChatProps
  * @property {string} [session] that is shown; without one the chat is empty, and its first message begins one
  * @property {string} [agent] who answers in sessions that begin here
+ * @property {"end" | "start"} [follow] what of a long answer is kept in view: its end, or its beginning
  * @property {(session: string) => void} [onSession] a session has begun; an empty string if it could not
  * @property {(state: {running: boolean}) => void} [onState] an answer is being given, or not any more
  * @property {() => void} [onChange] a session was begun or deleted
@@ -27,8 +28,8 @@ import "./define-intercom.js";
  */
 
 /** A whole conversation; it fills the box that it stands in. @param {ElementProps & ChatProps} props */
-export function LegatoChat({ session, agent, onSession, onState, onChange, ...props }) {
-  return useElement("legato-chat", { session, agent }, { "legato-session": onSession, "legato-state": onState, "legato-change": onChange }, props);
+export function LegatoChat({ session, agent, follow, onSession, onState, onChange, ...props }) {
+  return useElement("legato-chat", { session, agent, follow }, { "legato-session": onSession, "legato-state": onState, "legato-change": onChange }, props);
 }
 
 /** A floating button, and the chat behind it. @param {ElementProps & IntercomProps} props */

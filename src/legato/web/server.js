@@ -63,7 +63,12 @@ export class Server extends LegatoCore {
   }
 }
 
-/** What this tab remembers of a server: drafts, and messages that are not confirmed. */
+const DAY = 86_400_000; // milliseconds
+
+/** What may not be stored, as storage is forbidden or full: then a reload forgets. @type {Map<string, string>} */
+const unstored = new Map();
+
+/** What the browser remembers of a server: this tab's drafts, and messages that are not confirmed. */
 export class Memory {
   #prefix;
 
@@ -72,37 +77,53 @@ export class Memory {
     this.#prefix = base.href === new URL("./", document.baseURI).href ? "legato." : `legato.${base.href}.`;
   }
 
-  /** @param {string} key @param {any} otherwise */
-  get(key, otherwise) {
+  /** @param {string} key @param {any} otherwise @param {"sessionStorage" | "localStorage"} area */
+  get(key, otherwise, area = "sessionStorage") {
     try {
-      return JSON.parse(sessionStorage.getItem(this.#prefix + key) ?? "null") ?? otherwise;
+      return JSON.parse(unstored.get(this.#prefix + key) ?? globalThis[area].getItem(this.#prefix + key) ?? "null") ?? otherwise;
     } catch {
       return otherwise; // storage that is forbidden, or was written by somebody else
     }
   }
 
-  /** @param {string} key @param {any} value */
-  set(key, value) {
+  /** @param {string} key @param {any} value @param {"sessionStorage" | "localStorage"} area */
+  set(key, value, area = "sessionStorage") {
+    const name = this.#prefix + key;
+    unstored.delete(name);
     try {
-      if (value) sessionStorage.setItem(this.#prefix + key, JSON.stringify(value));
-      else sessionStorage.removeItem(this.#prefix + key);
+      if (value) globalThis[area].setItem(name, JSON.stringify(value));
+      else globalThis[area].removeItem(name);
     } catch {
-      // Storage is forbidden or full: then a reload forgets.
+      if (value) unstored.set(name, JSON.stringify(value));
     }
   }
 
-  /** The messages on their way, so that a reload repeats them under the same key. @returns {any[]} */
+  /**
+   * The messages on their way, those of tabs that were closed too, so that whoever comes repeats them under the same key;
+   * for a day, as nobody expects them to go out after that.
+   * @returns {any[]}
+   */
   get outbox() {
-    return this.get("outbox", []);
+    const start = `${this.#prefix}outbox.`;
+    let names = [...unstored.keys()];
+    try {
+      names = [...names, ...Object.keys(localStorage)];
+    } catch {
+      // Storage is forbidden.
+    }
+    return [...new Set(names)].filter((name) => name.startsWith(start))
+      .map((name) => this.get(name.slice(this.#prefix.length), {}, "localStorage"))
+      .filter((item) => item.at > Date.now() - DAY)
+      .sort((one, other) => one.at - other.at);
   }
 
   /** @param {any} item */
   add(item) {
-    this.set("outbox", [...this.outbox, item]);
+    this.set(`outbox.${item.key}`, { ...item, at: Date.now() }, "localStorage");
   }
 
   /** @param {string} key */
   drop(key) {
-    this.set("outbox", this.outbox.filter((item) => item.key !== key));
+    this.set(`outbox.${key}`, null, "localStorage");
   }
 }

@@ -11,27 +11,46 @@ const PAGE = 40;
  */
 export function sessions(server, { list, older, sure }, on) {
   /** @type {any[]} */ let known = [];
+  /** @type {any} One that is open and not in the list. */ let extra = null;
   let open = "";
-  const others = new BroadcastChannel("legato");
-  others.addEventListener("message", () => void load());
-  older.addEventListener("click", () => void load(known[known.length - 1]?.updatedAt));
+  let first = true; // the list has not come yet
+  /** @type {BroadcastChannel | null} */ let others = null;
+  try {
+    others = new BroadcastChannel("legato");
+    others.onmessage = () => void load();
+  } catch {
+    // The browser may keep nothing of this site, and lets its tabs not talk.
+  }
+  older.addEventListener("click", () => void load(true));
 
   /** @param {any} session @returns {string} */
   const title = (session) => session.title || session.firstUserMessage || "Untitled chat";
 
-  /** @param {string} [before] a time: list on from there */
-  async function load(before) {
+  /** List anew, as far as the list goes; with `more`, a page further. */
+  async function load(more = false) {
+    const wanted = known.length + (more ? PAGE : 0);
+    /** @type {any[]} */ let next = [];
     try {
-      const page = await server.request("GET", `api/sessions?limit=${PAGE}${before ? `&before=${encodeURIComponent(before)}` : ""}`, undefined, undefined, fits.list);
-      known = before ? [...known, ...page] : page;
-      older.hidden = page.length < PAGE;
+      for (let page; !page || (page.length === PAGE && next.length < wanted); next = [...next, ...page]) {
+        const before = next.length ? `&before=${encodeURIComponent(next[next.length - 1].updatedAt)}` : "";
+        page = await server.request("GET", `api/sessions?limit=${PAGE}${before}`, undefined, undefined, fits.list);
+        older.hidden = page.length < PAGE;
+      }
     } catch (/** @type {any} */ error) {
       return on.failed(error.message);
     }
+    known = next;
+    const focused = [...list.children].findIndex((each) => each.contains(document.activeElement));
+    const id = /** @type {HTMLElement | undefined} */ (list.children[focused])?.dataset.id;
+    const name = known.some((each) => each.id === id) ? document.activeElement?.localName : "a";
     list.replaceChildren(...known.map((each) => h("li", { "data-id": each.id },
       h("a", { href: `?session=${encodeURIComponent(each.id)}`, dir: "auto", click: (/** @type {MouseEvent} */ event) => on.visit(event, each.id) }, title(each)),
       h("button", { type: "button", class: "plain", "aria-label": `Delete ${title(each)}`, title: "Delete", click: () => ask(each) }, "×"))));
-    mark(open);
+    /** @type {HTMLElement | undefined | null} */ (list.children[Math.min(focused, known.length - 1)]?.querySelector(name ?? "a"))?.focus();
+    const begins = first;
+    first = false;
+    if (begins) void look(open);
+    else mark(open);
   }
 
   /** Ask before a chat is deleted. @param {any} session */
@@ -46,15 +65,16 @@ export function sessions(server, { list, older, sure }, on) {
         if (error.status !== 404) return on.failed(error.message);
       }
       on.erased(session.id); // only now: this tab may be the one that tells the others
-      changed();
+      await changed();
+      if (document.activeElement === document.body) list.querySelector("a")?.focus();
     };
     sure.showModal();
   }
 
   /** Something in it is no longer so, here or in another tab. */
   function changed() {
-    others.postMessage("sessions");
-    void load();
+    others?.postMessage("sessions");
+    return load();
   }
 
   /** Show which one is open. @param {string} id */
@@ -68,11 +88,22 @@ export function sessions(server, { list, older, sure }, on) {
     on.listed();
   }
 
-  /** @param {string} id @returns {string | undefined} */
-  const named = (id) => {
-    const session = known.find((each) => each.id === id);
-    return session && title(session);
-  };
+  /** It is opened, and may be further down than the list goes. @param {string} id */
+  async function look(id) {
+    mark(id);
+    if (id === "" || first || named(id) !== undefined || id === extra?.id) return;
+    extra = { id };
+    const found = await server.request("GET", `api/sessions/${encodeURIComponent(id)}`, undefined, undefined, fits.session).catch(() => null);
+    if (found === null || extra.id !== id) return;
+    extra = found;
+    on.listed();
+  }
 
-  return { load, changed, mark, named };
+  /** @param {string} id @returns {string | undefined} */
+  function named(id) {
+    const session = known.find((each) => each.id === id) ?? (extra?.createdAt && extra.id === id ? extra : undefined);
+    return session && title(session);
+  }
+
+  return { load, changed, mark, look, named };
 }

@@ -152,7 +152,11 @@ export class SharedStream {
     const locks = this.#options.locks ?? globalThis.navigator?.locks;
     const { channel = typeof BroadcastChannel === "function" ? (name) => new BroadcastChannel(name) : null } = this.#options;
     if (!locks || channel === null) return this.#start();
-    this.#channel = channel(name);
+    try {
+      this.#channel = channel(name);
+    } catch {
+      return this.#start(); // the browser may keep nothing of this site, and lets its tabs not talk
+    }
     this.#channel.onmessage = ({ data }) => this.#hear(data);
     this.#election = new Election(locks, name, {
       won: () => this.#lead(),

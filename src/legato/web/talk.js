@@ -24,6 +24,9 @@ import { Conversation, Gap } from "./turn.js";
  * @property {() => void} changed a session was begun or deleted
  */
 
+/** The keys of the messages that this page brings to the server. @type {Set<string>} */
+const underway = new Set();
+
 export class Talk {
   conversation = new Conversation();
   /** Whether the history is here. */
@@ -184,9 +187,7 @@ export class Talk {
   async #deliver(item) {
     this.#on.turn(this.conversation.send(item.text, item.key));
     try {
-      if (item.create) await this.#create(item);
-      const answer = await this.#server.request("POST", `${this.#path}/messages`, { text: item.text }, item.key, fits.sent);
-      this.#memory.drop(item.key);
+      const answer = await bring(this.#server, this.#memory, item, () => this.#began());
       const { turns } = this.conversation;
       const turn = turns.find((each) => each.key === item.key);
       if (turn === undefined) return true;
@@ -195,9 +196,7 @@ export class Talk {
       this.#on.turn(kept);
       return true;
     } catch (/** @type {any} */ error) {
-      this.#memory.drop(item.key);
-      const draft = `draft.${item.create && !this.#exists ? "" : item.session}`;
-      this.#memory.set(draft, [item.text, this.#memory.get(draft, "")].filter(Boolean).join("\n\n")); // nothing typed is lost
+      redraft(this.#memory, item, item.create && !this.#exists ? "" : item.session);
       this.conversation.turns = this.conversation.turns.filter((each) => each.key !== item.key);
       if (this.#closed) return false;
       this.#on.reset();
@@ -207,14 +206,7 @@ export class Talk {
     }
   }
 
-  /** @param {any} item */
-  async #create({ session, text, agent }) {
-    const body = { id: session, title: text.trim().slice(0, 80), ...(agent && { agent }) };
-    try {
-      await this.#server.request("POST", "api/sessions", body, undefined, fits.session);
-    } catch (/** @type {any} */ error) {
-      if (error.status !== 409) throw error; // it exists: an earlier attempt got through
-    }
+  #began() {
     this.#exists = true;
     this.#born.resolve(true);
     this.#on.changed();
@@ -227,6 +219,44 @@ export class Talk {
     } catch (/** @type {any} */ error) {
       this.#on.problem(error.message);
     }
+  }
+}
+
+/**
+ * Bring a message to the server, and its session if it begins one.
+ * @param {import("./server.js").Server} server @param {import("./server.js").Memory} memory @param {any} item @param {() => void} began
+ */
+async function bring(server, memory, { key, session, text, create, agent }, began) {
+  underway.add(key);
+  try {
+    if (create) {
+      const body = { id: session, title: text.trim().slice(0, 80), ...(agent && { agent }) };
+      await server.request("POST", "api/sessions", body, undefined, fits.session).catch((/** @type {any} */ error) => {
+        if (error.status !== 409) throw error; // it exists: an earlier attempt got through
+      });
+      began();
+    }
+    return await server.request("POST", at`api/sessions/${session}/messages`, { text }, key, fits.sent);
+  } finally {
+    underway.delete(key);
+    memory.drop(key);
+  }
+}
+
+/** What was not taken is a draft again: nothing typed is lost. @param {import("./server.js").Memory} memory @param {any} item @param {string} session */
+function redraft(memory, { text }, session) {
+  const draft = `draft.${session}`;
+  memory.set(draft, [text, memory.get(draft, "")].filter(Boolean).join("\n\n"));
+}
+
+/**
+ * Bring to the server what tabs that were closed have left, but for what belongs to `session`, which is open.
+ * @param {import("./server.js").Server} server @param {import("./server.js").Memory} memory @param {string} session @param {() => void} began
+ */
+export function bringLeft(server, memory, session, began) {
+  for (const item of memory.outbox) {
+    if (item.session === session || underway.has(item.key)) continue;
+    bring(server, memory, item, began).catch(() => redraft(memory, item, item.session));
   }
 }
 

@@ -6,16 +6,18 @@ import { PARTS } from "./parts.js";
 export class TurnView {
   /** @type {Map<string, import("./parts.js").PartView>} */ #parts = new Map();
   #state = "";
+  #asking = false; // whether the answer is to be replaced
   #sending = h("p", { class: "fine state" });
   #answer = h("div", { class: "answer", part: "answer" });
   #foot = h("div", { class: "foot" });
+  #said = h("div", { class: "said", role: "article" }, this.#answer, this.#foot);
 
   /** @param {import("./turn.js").Turn} turn @param {import("./chat.js").LegatoChat} chat */
   constructor(turn, chat) {
     this.turn = turn;
     this.chat = chat;
-    const question = turn.text && h("div", { class: "question", part: "question", dir: "auto" }, turn.text);
-    this.element = h("article", { class: "turn", part: "turn", "aria-label": chat.word("turn") }, question, this.#sending, this.#answer, this.#foot);
+    const question = turn.text && h("div", { class: "question", part: "question", role: "article", "aria-label": chat.word("you"), dir: "auto" }, turn.text);
+    this.element = h("div", { class: "turn", part: "turn" }, question, this.#sending, this.#said);
   }
 
   /** Whether no turn comes after it. */
@@ -39,9 +41,11 @@ export class TurnView {
     const part = turn.parts[turn.parts.length - 1];
     const asked = part !== undefined && "answer" in part && part.answer === null;
     const typing = turn.state === "running" && part?.kind !== "text" && !asked;
-    const state = `${turn.state} ${turn.waits} ${typing} ${turn.id} ${last}`;
+    this.#said.setAttribute("aria-label", chat.agentName);
+    const state = `${turn.state} ${turn.waits} ${typing} ${turn.id} ${last} ${this.#asking}`;
     if (state === this.#state) return;
     this.#state = state;
+    this.#said.hidden = turn.parts.length === 0 && !typing && !turn.ended; // nothing is said yet
     this.#sending.textContent = turn.state === "sending" ? chat.word("sending") : turn.state === "waiting" ? chat.word(turn.waits) : "";
     this.#foot.replaceChildren(...this.#footing(typing));
   }
@@ -50,20 +54,36 @@ export class TurnView {
   *#footing(typing) {
     const { turn, chat, last } = this;
     const again = last && turn.id !== null && (() => void chat.again(turn));
+    /** @param {string} word @param {string} part @param {() => void} click */
+    const button = (word, part, click) => h("button", { type: "button", class: "plain small", part, click }, chat.word(word));
     if (typing) yield h("legato-incoming-message-indicator");
     if (turn.state === "failed") {
       yield h("legato-message-stream-error", { message: turn.error, final: !again, past: !turn.live, retry: again || null });
     }
     if (!turn.ended) return;
-    if (turn.state === "stopped") yield h("p", { class: "fine" }, chat.word("stopped"));
+    const word = turn.state === "stopped" ? "stopped" : turn.empty ? "empty" : turn.state === "done" ? CUT[turn.reason] : undefined;
+    if (word) yield h("p", { class: "fine" }, chat.word(word));
+    if (last && word === "cutOff") yield button("goOn", "continue", () => chat.send(chat.word("goOnMessage")));
     if (turn.at) yield time(turn.at);
     const copy = turn.answer && copyButton(chat, "copyAnswer", () => turn.answer);
     if (copy) yield copy;
-    if (again && turn.state !== "failed") {
-      yield h("button", { type: "button", class: "plain small", part: "regenerate", click: again }, chat.word("regenerate"));
-    }
+    if (!again || turn.state === "failed") return;
+    if (!this.#asking) return yield button("regenerate", "regenerate", () => this.#ask(true));
+    yield h("p", { class: "fine" }, chat.word("replaceAnswer"));
+    yield button("replace", "replace", again);
+    yield button("keep", "keep", () => this.#ask(false));
+  }
+
+  /** Ask, or do not, whether the answer is to go. @param {boolean} asking */
+  #ask(asking) {
+    this.#asking = asking;
+    this.update();
+    /** @type {HTMLElement | null} */ (this.#foot.querySelector(asking ? "[part=keep]" : "[part=regenerate]"))?.focus();
   }
 }
+
+/** The word for an answer that ended before its end, by its reason. @type {Record<string, string>} */
+const CUT = { length: "cutOff", max_tokens: "cutOff", max_output_tokens: "cutOff", content_filter: "filtered" };
 
 /** @param {Date} at */
 function time(at) {

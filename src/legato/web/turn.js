@@ -29,6 +29,10 @@ export class Turn {
   at = null;
   /** Whether the stream has told of it, and not the history alone. */
   live = false;
+  /** Whether it has its place in the log. */
+  placed = false;
+  /** Why it ended, as the agent says it: `stop`, `length` ... */
+  reason = "";
   /** @type {Part[]} */
   parts = [];
   /** @type {Record<string, number>} Code points so far of each part of the wire. */
@@ -43,6 +47,11 @@ export class Turn {
 
   get ended() {
     return this.state === "done" || this.state === "stopped" || this.state === "failed";
+  }
+
+  /** Whether it has ended well, with nothing to be seen. */
+  get empty() {
+    return this.state === "done" && this.parts.every((part) => part.kind === "thinking" || (part.kind === "text" && !part.text.trim()));
   }
 
   /** The answer's text, as one would copy it. */
@@ -114,10 +123,10 @@ export class Conversation {
     let turn;
     for (const row of rows) {
       if (row.role === "user") {
-        turn = this.#user(row.id, row.userInput, row.runId);
+        turn = this.#told(this.#user(row.id, row.userInput, row.runId));
       } else {
         const run = row.runId ?? runOf(row.id);
-        turn = this.turns.find((each) => each.run === run) ?? turn ?? this.#user(row.id, "");
+        turn = this.turns.find((each) => each.run === run) ?? turn ?? this.#told(this.#user(row.id, ""));
         this.#answer(turn, run, row);
       }
     }
@@ -148,6 +157,7 @@ export class Conversation {
       else turn.parts.push({ kind: part.type === "thinking" ? "thinking" : "text", key, text: part.text, message: row.id });
     }
     turn.at = row.createdAt ? new Date(row.createdAt) : null;
+    turn.reason = row.finishReason ?? "";
     turn.error = row.error?.message ?? row.error ?? "";
     turn.state = turn.error || row.status === "failed" ? "failed" : row.status === "cancelled" ? "stopped" : "done";
   }
@@ -156,7 +166,7 @@ export class Conversation {
   apply(name, data) {
     const handler = EVENTS[name];
     if (handler === undefined || data.type === undefined) return null;
-    if (name === "user_message_created") return this.#user(data.messageId, data.content, data.runId);
+    if (name === "user_message_created") return this.#told(this.#user(data.messageId, data.content, data.runId));
     const turn = this.#turn(data);
     if (turn === null || turn.ended) return turn;
     turn.live = true;
@@ -168,6 +178,15 @@ export class Conversation {
   /** The session is deleted: nothing is being answered any more. */
   stop() {
     for (const turn of this.turns) if (turn.id !== null && !turn.ended) end(turn, "stopped");
+  }
+
+  /** The log tells of messages in order: what it tells of now stands behind what it told of before. @param {Turn} turn */
+  #told(turn) {
+    if (turn.placed) return turn;
+    turn.placed = true;
+    this.turns.splice(this.turns.indexOf(turn), 1);
+    this.turns.splice(this.turns.findLastIndex((each) => each.placed) + 1, 0, turn);
+    return turn;
   }
 
   /** @param {string} id @param {string} text @param {string | null} [run] @returns {Turn} */
@@ -299,6 +318,7 @@ const EVENTS = {
       turn.parts = turn.parts.filter((/** @type {Part} */ part) => !said.includes(part));
       turn.parts.push({ kind: "text", key: `whole:${data.messageId}`, text: data.content, message: data.messageId });
     }
+    turn.reason = data.finishReason ?? "";
     end(turn, data.finishReason === "cancelled" ? "stopped" : "done");
   },
   error: (turn, data) => {
