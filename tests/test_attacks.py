@@ -368,30 +368,31 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def session(url: str) -> str:
-    return str(httpx2.post(f"{url}/api/sessions", json={}, headers={"x-user": "ann"}, trust_env=False).json()["id"])
+def client(url: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=url, trust_env=False, headers={"x-user": "ann"}) as client:
+        yield client
 
 
 OPERATIONS = [operation for dialect in DIALECTS for operation in dialect.operations]
 OPERATIONS += Inspector(DIALECTS).operations()
 generated = schemathesis.openapi.from_dict(openapi.document(OPERATIONS))
-FEW = settings(max_examples=4, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+generated.config.phases.update(phases=["fuzzing"])  # all corners of each schema are test_openapi.py's
+FEW = settings(max_examples=2, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 OPEN = {"/health", "/ready"}
 """What anybody may ask."""
 
 
 @generated.parametrize()
 @FEW
-def test_whatever_a_caller_sends_is_no_failure(case: Any, url: str, session: str) -> None:
-    """With a name and without: no 5XX; and who has no name learns nothing but that."""
-    for user in ("ann", "bob", None):
-        headers = {} if user is None else {"x-user": user}
-        if user == "ann" and case.operation.id != "streamEvents":
-            for name in ("id", "threadId", "conversation_id"):
-                if name in (case.path_parameters or {}):
-                    case.path_parameters[name] = session
-        answer = case.call(base_url=url, headers=headers, timeout=30)
+def test_whatever_a_caller_sends_is_no_failure(case: Any, url: str, client: httpx2.Client) -> None:
+    """With a name, with another, and without: no 5XX; and who has none is told nothing but that."""
+    made = client.post("/api/sessions", json={}).json()["id"]
+    endless = case.operation.path == "/stream"  # so it is asked for by who has no session
+    if not endless:
+        for name in {"id", "threadId", "conversation_id"}.intersection(case.path_parameters or {}):
+            case.path_parameters[name] = made
+    for user in ("eve", None) if endless else ("bob", None, "ann"):
+        answer = case.call(base_url=url, headers={} if user is None else {"x-user": user}, timeout=30)
         assert answer.status_code < 500, (user, answer.status_code, answer.text[:300])
-        if user is None and case.operation.path.split("/health")[0] and case.operation.path not in OPEN:
-            assert answer.status_code in (400, 401, 403, 404, 405, 413, 415, 421), answer.status_code
-            assert session not in answer.text
+        if user is None and case.operation.path not in OPEN:
+            assert answer.status_code >= 400, answer.text[:300]
