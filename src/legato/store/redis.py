@@ -613,7 +613,8 @@ class RedisStore:
                         elif message["type"] in ("message", "smessage"):
                             self._hear(message["data"])
             except Exception as exc:
-                logger.info("%s: others' writes are not heard of for now: %s", self._server.shown, exc)
+                if self._hears or not deaf:
+                    logger.warning("%s: others' writes are not heard of for now: %s", self._server.shown, exc)
             self._hears, deaf = False, True
             await asyncio.sleep(DEAF_SECONDS / 2)
 

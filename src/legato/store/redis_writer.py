@@ -276,15 +276,20 @@ class RedisWriter:
         if not call.sent:
             call.plan = self._plan(call)
         plan = None if call.look else call.plan
-        keys = server.keys(session, *KEYS)
-        owner = (_NOTHING if plan is None else plan.after).created.owner or ""
-        keys += [server.key(bucket, "owned", owner), *(staged or keys[:2])]
+        # Most writes are of deltas alone, and these have few keys.
+        simple = plan is None or (
+            plan.state.runs is plan.before.state.runs and all(event.fact.delta for event in plan.events)
+        )
+        asked = _asked(call) if plan is not None else []
+        keys = server.keys(session, *(KEYS[:4] if simple and not asked else KEYS))
+        if len(keys) == len(KEYS):
+            owner = (_NOTHING if plan is None else plan.after).created.owner or ""
+            keys += [server.key(bucket, "owned", owner), *(staged or keys[:2])]
         arguments: list[Any]
         if plan is None:
             arguments = [era, NEVER, *[""] * 9, 0, 0]
         else:
             now = "" if self._clock is not None else round(plan.now * MICRO)
-            asked = _asked(call)
             arguments = [era, plan.before.version, now, *plan.changes(), session, "built" if staged else plan.how]
             arguments += [len(plan.once), len(asked), *asked]
             for key, place in plan.once.items():
