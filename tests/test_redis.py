@@ -6,8 +6,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import re
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from redis._parsers.base import BaseParser
@@ -22,6 +26,7 @@ from legato.event import (
     RunStarted,
     Said,
     SessionCreated,
+    SessionDeleted,
     TextDelta,
 )
 from legato.log import Bell, Log, Store, Subscription, Take
@@ -30,7 +35,17 @@ from legato.store import SCHEMES, open_store
 from legato.store.redis import RedisStore
 from legato.store.redis_server import is_lost, store_error
 from legato.testing import PATIENCE, STORE_CHECKS, StoreCheck
-from valkeys import Valkey, kept, shared_redis, shared_valkey, shared_valkey_cluster, valkey
+from valkeys import (
+    Valkey,
+    ask,
+    free_port,
+    kept,
+    sentinel,
+    shared_redis,
+    shared_valkey,
+    shared_valkey_cluster,
+    valkey,
+)
 
 PLACES: dict[str, Callable[[str], str]] = {
     "valkey": lambda prefix: shared_valkey().url(prefix, "valkey"),
@@ -543,12 +558,12 @@ async def test_a_failover_that_loses_the_end_is_told() -> None:
             assert [each.times for each in forgotten] == [[True], [True], [False]]
 
 
-async def patiently(ask: Callable[[], Awaitable[object]]) -> object:
+async def patiently(doing: Callable[[], Awaitable[Any]]) -> Any:
     """What comes of it once the server can be reached."""
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
-                return await ask()
+                return await doing()
             except StoreError:
                 await asyncio.sleep(0.02)
 
@@ -705,3 +720,90 @@ def test_what_a_server_says(said: str, kind: type[StoreError]) -> None:
     assert type(error) is kind
     assert not is_lost(refused)
     assert "redis://host" in error.message
+
+
+# Who is let in --------------------------------------------------------------------------------------------------------
+
+
+def rights() -> list[str]:
+    """What docs/deploy.md lets the store's user do."""
+    (rule,) = re.findall(r"ACL SETUSER legato (.*)", Path("docs/deploy.md").read_text("utf-8"))
+    return [word.strip('"') for word in rule.split()]
+
+
+@pytest.mark.parametrize("cluster", [False, True], ids=["server", "cluster"])
+async def test_a_user_of_its_own(cluster: bool) -> None:
+    """With the rights that the page on deploying gives it, and none besides; the password is in no error and no log."""
+    servers = shared_valkey_cluster() if cluster else [shared_valkey()]
+    for server in servers:
+        assert b"+OK" in server.ask(
+            "ACL", "SETUSER", "legato", *rights(), "resetkeys", "~mine:*", "resetchannels", "&mine:*"
+        )
+    scheme, port = "redis+cluster" if cluster else "redis", servers[0].port
+    async with stores(f"{scheme}://legato:secret@127.0.0.1:{port}/?prefix=mine", 2) as (one, two):
+        await one.append("s", begun(), once="key")
+        lease = (await two.claim(owner="me", ttl=30, limit=1))[0]
+        bell = Bell()
+        two.doorbell.hang("s", bell)
+        await settle_bells(two, bell)
+        await one.append("s", [Draft(RunStarted("a", 1), "r"), text(0)], lease=lease)
+        assert await bell.wait(PATIENCE)
+        await one.append("s", [Draft(RunCompleted("stop", Said("m", "", [])), "r")], lease=lease)
+        assert len(await all_of(two, "s")) == 5
+        assert len((await two.sessions()).infos) == 1
+        assert len([record async for record in two.records()]) == 1
+        await one.tally("a", {"x": 1}, 5)
+        assert await two.tally("b", {}, 5) == {"x": 1}
+        await one.append("s", [Draft(SessionDeleted())])
+    for url in (
+        f"{scheme}://legato:wr0ng@127.0.0.1:{port}/?prefix=mine",
+        f"{scheme}://legato:secret@127.0.0.1:{port}/",
+    ):
+        with pytest.raises(StoreError) as refused:
+            await RedisStore(url).open()
+        assert not {"wr0ng", "secret"} & set(re.findall(r"\w+", str(refused.value)))
+
+
+async def test_tls(tmp_path: Path) -> None:
+    """With a certificate that is checked, by an authority that the URL names; and with none that is not."""
+    trustme = pytest.importorskip("trustme")
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("There is no redis-server with TLS here (on Debian: apt install redis-server).")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    issued = authority.issue_cert("localhost")
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    port = free_port()
+    files = {name: str(tmp_path / f"{name.rpartition('_')[2]}.pem") for name in ("tls_key", "tls_cert", "tls_ca")}
+    settings = {"tls-port": str(port), "tls-cert-file": files["tls_cert"], "tls-key-file": files["tls_key"],
+                "tls-ca-cert-file": files["tls_ca"], "tls-auth-clients": "no"}  # fmt: skip
+    with valkey(program, **settings):
+        async with stores(f"rediss://localhost:{port}/?ca={files['tls_ca']}", 2) as (one, two):
+            await one.append("s", begun())
+            assert len(await two.read("s", 0)) == 2
+        for url in (f"rediss://localhost:{port}/", f"rediss://127.0.0.1:{port}/?ca={files['tls_ca']}"):
+            with pytest.raises(StoreError):
+                await RedisStore(url).open()
+
+
+async def test_sentinels_say_who_is_the_primary(tmp_path: Path) -> None:
+    """At the beginning, and after a failover that they have made."""
+    with valkey() as primary, valkey(appendonly="no") as replica:
+        replica.ask("REPLICAOF", "127.0.0.1", primary.port)
+        port = free_port()
+        conf = tmp_path / "sentinel.conf"
+        conf.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor main 127.0.0.1 {primary.port} 1\n"
+            "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n"
+        )
+        with sentinel(conf, port):
+            await until(lambda: b"num-slaves\r\n$1\r\n1" in ask(port, "SENTINEL", "MASTER", "main"))
+            async with stores(f"redis+sentinel://127.0.0.1:{port}/main", 1) as (store,):
+                await store.append("s", begun())
+                assert await store._server.do(b"0", "WAIT", 1, 5_000) == 1
+                primary.kill()
+                stored = await patiently(lambda: store.append("s", [text(0)], once="key"))
+                assert [event.offset for event in stored.events] == [3]
+                assert b"role:master" in replica.ask("INFO", "replication")

@@ -133,6 +133,23 @@ def valkey(program: str | None = None, **settings: str) -> Iterator[Valkey]:
 
 
 @contextlib.contextmanager
+def sentinel(conf: Path, port: int) -> Iterator[None]:
+    """A sentinel that is set up by a file, until it is left."""
+    with open(conf.with_suffix(".log"), "ab") as log:
+        process = subprocess.Popen([valkey_program(), str(conf), "--sentinel"], stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + PATIENCE
+        while not ask(port, "PING").startswith(b"+PONG"):
+            assert process.poll() is None, conf.with_suffix(".log").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
 def valkey_cluster(nodes: int = 3, program: str | None = None, **settings: str) -> Iterator[list[Valkey]]:
     """A new cluster, until it is left. The URL of a store on it is ``servers[0].url(scheme="redis+cluster")``."""
     with contextlib.ExitStack() as stack:
