@@ -57,6 +57,7 @@ RUNS = {
     "sse_decode": Run([], ["--rounds", "1"], sides=False),
     "sqlite_append": Run(["--rounds", "3"], ["--rounds", "1", "--seconds", "0.2"]),
     "start": Run(["--rounds", "10"], ["--rounds", "3"]),
+    "sign_in": Run([], ["--rounds", "3", "--requests", "100", "--readers", "20"], sides=False),
     "provider_stream": Run(["--rounds", "2"], ["--rounds", "1", "--seconds", "1"]),
 }
 """In this order; whatever else is there comes after them, without arguments."""

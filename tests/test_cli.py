@@ -329,6 +329,9 @@ def test_serve_lets_other_machines_in_under_names(start: Start, folder: Path) ->
     assert (wrong.returncode, "A host is a name alone" in wrong.stderr) == (2, True)
     for target, options in ((agents, ["--allow-host", "box.example"]), (str(named), []), (agents, ["--allow-host=*"])):
         store = [] if target == str(named) else ["--store", "memory:"]
+        alone = run("serve", target, "--host", "0.0.0.0", "--port", "0", *store, *options, cwd=folder)
+        assert (alone.returncode, "--open" in alone.stderr) == (2, True)
+        options = [*options, "--open"]
         server = start("serve", target, "--host", "0.0.0.0", "--port", "0", *store, *options, cwd=folder)
         url = serving(server)
         with Client(url, retry_config=None) as client:

@@ -49,6 +49,7 @@ LAYERS: list[tuple[str, int]] = [
     ("sessions", 2),
     ("provider", 2),
     ("agents", 3),
+    ("auth", 3),
     ("server", 3),
     ("testing", 4),
     ("torture", 4),

@@ -1,7 +1,8 @@
 """Who asks. An open server has one caller for everybody, ``NOBODY``; an application that knows its users names them.
 
 The verbs are what can be asked for: those of ``Sessions``, each under the name of what it takes to do it, and
-``inspect``, which is to look at everything that the server does, whose it may be.
+``inspect``, which is to look at everything that the server does, whose it may be. ``NEEDS`` says of each which scope a
+caller needs for it who has not all of them, and what it is called where a rule is asked about a session.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -38,16 +39,63 @@ something should be let ``info`` and ``read`` it, too: the answer to such a requ
 """
 
 
+SCOPES = ("read", "send", "cancel", "answer", "admin")
+"""What a caller's credential may be good for: following and listing; sending, and changing what is theirs; stopping
+answers; answering what agents ask; looking at everything that the server does, and its keys."""
+
+
+class Need(NamedTuple):
+    """What a verb takes.
+
+    Attributes:
+        scopes: some of ``SCOPES``; what shows what it has stored takes ``read`` as well.
+        action: what a rule of an application is asked for, see ``MayWithSession``.
+    """
+
+    scopes: tuple[str, ...]
+    action: str
+
+
+_READ, _SEND = ("read",), ("read", "send")
+NEEDS: dict[Verb, Need] = {
+    "index": Need(_READ, "read"),
+    "info": Need(_READ, "read"),
+    "history": Need(_READ, "read"),
+    "read": Need(_READ, "read"),
+    "create": Need(_SEND, "send"),
+    "send": Need(_SEND, "send"),
+    "fork": Need(_SEND, "read"),  # the copy is another session, and the caller's
+    "rewind": Need(_SEND, "change"),
+    "edit": Need(_SEND, "change"),
+    "withdraw": Need(("send",), "change"),
+    "delete": Need(("send",), "change"),
+    "cancel": Need(("cancel",), "cancel"),
+    "resolve": Need(("answer",), "answer"),
+    "inspect": Need(("admin",), "admin"),
+}
+"""What each verb takes: the one table of it."""
+
+
 class Caller(msgspec.Struct, frozen=True):
     """Who asks, and whose is what they create.
 
     Attributes:
         subject: a text that the application chose, for example its id of a user; "" for nobody in particular.
         address: where a request of nobody in particular came from, so that places are shared fairly; it is not stored.
+        scopes: some of ``SCOPES``; None: all but ``admin``.
+        expires_at: when this sign-in ends, in seconds since the epoch: streams end then. None: not by itself.
+        credential: by what they signed in, a name that may be told: its streams end when it is revoked.
     """
 
     subject: str = ""
     address: str = ""
+    scopes: frozenset[str] | None = None
+    expires_at: float | None = None
+    credential: str = ""
+
+    def has(self, scope: str) -> bool:
+        """Whether what they signed in with is good for this."""
+        return scope != "admin" if self.scopes is None else scope in self.scopes
 
     @property
     def party(self) -> str:
@@ -74,6 +122,10 @@ NOBODY = Caller()
 
 May = Callable[[Caller, Verb, str | None], bool]
 """Decides what a caller may do, see ``may``."""
+MayWithSession = Callable[..., bool]
+"""The same of a session that is there: ``(caller, session, action)``, with the session's ``SessionInfo`` and one of
+``read``, ``send``, ``cancel``, ``answer``, ``change`` (rewind, edit, delete). What is not about a session is not asked:
+whoever has the scope begins sessions and lists their own, and ``admin`` is the inspector's."""
 
 
 def may(caller: Caller, verb: Verb, owner: str | None) -> bool:
@@ -85,6 +137,8 @@ def may(caller: Caller, verb: Verb, owner: str | None) -> bool:
         owner: the subject whose session it is, "" if it is nobody's in particular; None: the sessions of everybody, in
             a list or in the inspector.
     """
+    if verb == "inspect" and caller.scopes is not None and "admin" in caller.scopes:
+        return True
     return caller.subject == owner
 
 

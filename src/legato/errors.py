@@ -5,7 +5,9 @@
     |   |-- FrameError      400     CR, LF or NUL where it would forge a frame
     |   |-- CursorInvalid   400     a cursor that is not of the dialect's form
     |   `-- IllegalTransition       a run was asked to do what its state forbids
+    |-- Unauthorized        401     the server wants to know who asks, or does not believe it
     |-- Forbidden           403     the application does not let you
+    |   `-- ScopeMissing    403     what you signed in with is not good for this
     |-- NotFound            404
     |   |-- SessionNotFound 404
     |   |-- RunNotFound     404
@@ -22,6 +24,7 @@
     |   `-- LeaseHeld       409     somebody else owns this run until ``expires_at``
     |-- TooLarge            413     a body, an event or a run beyond its limit
     |-- UnsupportedEncoding 415     a body that is compressed
+    |-- UnsupportedType     415     a body that does not call itself JSON
     |-- TooMany             429     streams or runs beyond their limit
     |   |-- TooFast         429     messages faster than their limit
     |   |-- QuotaSpent      429     what one owner may have in a day has been had
@@ -101,11 +104,30 @@ class IllegalTransition(InvalidInput):
     code = "illegal_transition"
 
 
+class Unauthorized(LegatoError):
+    """Nobody has said who asks, or in a way that does not count (any more). It is the same for all ways."""
+
+    code = "unauthorized"
+    status = 401
+
+    def __init__(self, message: str = "Sign in: this server wants to know who asks.") -> None:
+        super().__init__(message)
+
+
 class Forbidden(LegatoError):
     """The application does not let this caller do it. Of what is another's it is never said: that is not found."""
 
     code = "forbidden"
     status = 403
+
+
+class ScopeMissing(Forbidden):
+    """What the caller signed in with is not good for this, whosever it is."""
+
+    code = "scope_missing"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This takes the scope {scope!r}, which what you signed in with does not have.", scope=scope)
 
 
 class NotFound(LegatoError):
@@ -211,6 +233,13 @@ class UnsupportedEncoding(LegatoError):
     """A body is compressed, or coded otherwise; JSON as it is, is expected."""
 
     code = "unsupported_encoding"
+    status = 415
+
+
+class UnsupportedType(LegatoError):
+    """A request that changes something says that its body is no JSON."""
+
+    code = "unsupported_type"
     status = 415
 
 

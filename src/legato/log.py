@@ -23,6 +23,10 @@ from .errors import InvalidInput, LegatoError
 from .event import AnyFact, Draft, Event, Offset, SessionCreated
 from .machine import Lease, OpenRun, SessionState, moved
 
+RESERVED = ".legato"
+"""Whose the sessions are in which the server keeps what is its own. No dialect can name one: it begins with a dot."""
+
+
 READ_LIMIT = 500
 """Events in one read: enough to amortise a query, small enough that one read is no burden on the loop (about 1 ms)."""
 

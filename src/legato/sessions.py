@@ -25,7 +25,7 @@ import msgspec
 from .agent import Agent
 from .aside import Aside
 from .bounds import Rate
-from .caller import Caller, May, Quota, Verb
+from .caller import NEEDS, Caller, May, MayWithSession, Quota, Verb
 from .caller import may as may_what_is_theirs
 from .contents import Contents, Entry, stretches
 from .errors import (
@@ -44,6 +44,7 @@ from .errors import (
     RunEnded,
     RunInProgress,
     RunNotFound,
+    ScopeMissing,
     SessionExists,
     SessionFull,
     SessionNotFound,
@@ -168,13 +169,13 @@ class _Seen(NamedTuple):
 
 
 class Sessions:
-    """The verbs. Each takes a caller first, and raises ``SessionNotFound`` for what is not theirs; and ``Forbidden``
-    where it would begin a session and the caller may not.
+    """The verbs. Each takes a caller first, and raises ``SessionNotFound`` for what is not theirs; ``Forbidden`` where
+    it would begin a session and the caller may not; and ``ScopeMissing`` before anything is looked at.
 
     Args:
         store: open.
         runner: drives what is sent.
-        may: decides what a caller may do, see ``caller.may``.
+        may: decides what a caller may do, see ``caller.may`` and ``caller.MayWithSession``.
         quota: the application's own limit, see ``caller.Quota``.
 
     Attributes:
@@ -182,7 +183,12 @@ class Sessions:
     """
 
     def __init__(
-        self, store: Store, runner: Runner, *, may: May = may_what_is_theirs, quota: Quota | None = None
+        self,
+        store: Store,
+        runner: Runner,
+        *,
+        may: May | MayWithSession = may_what_is_theirs,
+        quota: Quota | None = None,
     ) -> None:
         self._store = store
         self._runner = runner
@@ -256,8 +262,9 @@ class Sessions:
         Raises:
             SessionNotFound: there is none, or the caller may not do ``verb`` to it.
         """
+        self._check_scope(caller, verb)
         info = await self._store.info(session)
-        if is_own(session) or not self._may(caller, verb, info.owner):
+        if is_own(session) or not self._may(caller, verb, info.owner, info):
             raise SessionNotFound(session)
         return info
 
@@ -267,8 +274,9 @@ class Sessions:
         Raises:
             CursorInvalid: ``after`` is not the ``next`` of a page.
         """
-        everybodys = self._may(caller, "index", None)
-        if not everybodys and not self._may(caller, "index", caller.subject):
+        self._check_scope(caller, "index")
+        everybodys = self._may(caller, "index", None, None)
+        if not everybodys and not self._may(caller, "index", caller.subject, None):
             return SessionPage([])
         page = await self._store.sessions(limit=limit, after=after, owner=None if everybodys else caller.subject)
         return SessionPage([info for info in page.infos if not is_own(info.session)], page.next)
@@ -381,13 +389,20 @@ class Sessions:
 
     def check_inspect(self, caller: Caller) -> None:
         """Raise ``Forbidden`` if the caller may not look at everything that the server does."""
-        if not self._may(caller, "inspect", None):
+        if not self._may(caller, "inspect", None, None):
             raise Forbidden("The inspector shows what is everybody's; this caller may not look.")
 
     def _check_begin(self, caller: Caller, *verbs: Verb) -> None:
         """Raise ``Forbidden`` if the caller may not do this to a session that would be theirs."""
-        if not all(self._may(caller, verb, caller.subject) for verb in ("create", *verbs)):
-            raise Forbidden("This caller may not begin a session.")
+        for verb in ("create", *verbs):
+            self._check_scope(caller, verb)
+            if not self._may(caller, verb, caller.subject, None):
+                raise Forbidden("This caller may not begin a session.")
+
+    def _check_scope(self, caller: Caller, verb: Verb) -> None:
+        for scope in NEEDS[verb].scopes:
+            if not caller.has(scope):
+                raise ScopeMissing(scope)
 
     async def _look(self, caller: Caller, session: str, verb: Verb) -> _Seen:
         while True:
@@ -1096,12 +1111,19 @@ class Sessions:
         raise AskNotFound(f"There is no {kind.type.partition('.')[0]} {id[:200]!r}.")
 
 
-def _checked(may: May) -> May:
-    """``may``, whose mistakes let nobody do anything."""
+_Rule = Callable[[Caller, Verb, str | None, SessionInfo | None], bool]
 
-    def checked(caller: Caller, verb: Verb, owner: str | None) -> bool:
+
+def _checked(may: May | MayWithSession) -> _Rule:
+    """``may``, of either form, whose mistakes let nobody do anything."""
+    rule: Callable[..., object] = may
+    of_sessions = _asks_of_sessions(rule)
+
+    def checked(caller: Caller, verb: Verb, owner: str | None, info: SessionInfo | None) -> bool:
+        if of_sessions and info is None:
+            return may_what_is_theirs(caller, verb, owner)
         with contained("may"):
-            allowed: object = may(caller, verb, owner)
+            allowed: object = rule(caller, info, NEEDS[verb].action) if of_sessions else rule(caller, verb, owner)
         if inspect.isawaitable(allowed):  # which would count as yes
             if inspect.iscoroutine(allowed):
                 allowed.close()
@@ -1109,6 +1131,15 @@ def _checked(may: May) -> May:
         return bool(allowed)
 
     return checked
+
+
+def _asks_of_sessions(may: Callable[..., object]) -> bool:
+    """Whether a rule is of the form ``(caller, session, action)``: one of the two names says so."""
+    try:
+        names = list(inspect.signature(may).parameters)
+    except (TypeError, ValueError):
+        return False
+    return names[1:2] == ["session"] or names[2:3] == ["action"]
 
 
 def located(session: str, run: str, events: Sequence[Event]) -> Located | None:

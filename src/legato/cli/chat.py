@@ -21,7 +21,7 @@ import click
 
 from ..check import digits
 from ..errors import LegatoError
-from .connect import agent_option, come_back, connected, explained, url_option, why
+from .connect import agent_option, come_back, connected, explained, key_option, url_option, why
 from .failure import debug_option
 from .text import line, typed
 
@@ -42,6 +42,7 @@ RESEND = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 @click.command(short_help="Talk to an agent, live.")
 @click.argument("session", required=False)
 @url_option
+@key_option
 @agent_option
 @click.option("--thinking", is_flag=True, help="Show the model's reasoning, not just that there was one.")
 @debug_option

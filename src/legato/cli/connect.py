@@ -23,6 +23,23 @@ DEFAULT_URL = "http://localhost:8088"
 url_option = click.option(
     "--url", default=DEFAULT_URL, show_default=True, envvar="LEGATO_URL", show_envvar=True, help="The server."
 )
+KEY = "legato.key"
+
+
+def _keep_key(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    ctx.meta[KEY] = value
+
+
+def _key_option(*names: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    return click.option(
+        *names, metavar="KEY", envvar="LEGATO_KEY", show_envvar=True, expose_value=False, callback=_keep_key,
+        help="What signs you in. Better in the environment, since others see a command's options.",
+    )  # fmt: skip
+
+
+key_option = _key_option("--key", "--api-key")
+api_key_option = _key_option("--api-key")
+"""The same where ``--key`` is something else."""
 agent_option = click.option("--agent", metavar="NAME", help="Which of the server's agents answers.")
 
 
@@ -43,11 +60,18 @@ def connected(url: str, *, give_up_after: float | None = 600.0) -> Iterator[Clie
     logging.getLogger("stamina").setLevel(logging.ERROR)
     try:
         # One person at one terminal is no crowd, so the waits need not grow to half a minute.
-        with Client(url, reconnect_backoff=ReconnectBackoff(cap=5.0, give_up_after=give_up_after)) as client:
+        backoff = ReconnectBackoff(cap=5.0, give_up_after=give_up_after)
+        with Client(url, api_key=_key(), reconnect_backoff=backoff) as client:
             client.system.get_health(retries=None)
             yield client
     except LegatoError as exc:
         raise explained(exc, url) from exc
+
+
+def _key() -> str | None:
+    ctx = click.get_current_context(silent=True)
+    key: str | None = None if ctx is None else ctx.meta.get(KEY)
+    return key
 
 
 def explained(error: LegatoError, url: str) -> Failure:
@@ -61,6 +85,8 @@ def explained(error: LegatoError, url: str) -> Failure:
         return Failure(f"no server at {url}; start one with `legato serve`, or name another with --url")
     if isinstance(error, ResponseInvalid) or (isinstance(error, APIError) and not isinstance(error, ErrorResponse)):
         return Failure(f"what answers at {url} is not a Legato server: {error.message}")
+    if error.code == "unauthorized":
+        return Failure(f"{url} wants to know who asks: put a key into LEGATO_KEY (`legato keys add` makes one)")
     if error.code == "session_not_found":
         return Failure(f"{error.message} `legato sessions` lists those of {url}")
     return (Misuse if isinstance(error, InvalidInput) else Failure)(error.message or error.code)

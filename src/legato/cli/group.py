@@ -19,6 +19,7 @@ _HOMES = {
     "export": ".data",
     "gc": ".gc",
     "import": ".data",
+    "keys": ".keys",
     "log": ".sessions",
     "migrate": ".migrate",
     "send": ".sessions",

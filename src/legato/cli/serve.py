@@ -19,13 +19,14 @@ from .settings import Configured, said
 
 if TYPE_CHECKING:
     from ..agent import Agent
+    from ..auth import APIKeys
     from ..retention import Retention
     from ..server.app import Legato
     from .target import Target
 
 STORE = "sqlite:///legato.db"
 
-_APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host", "bounds", "keep", "keep_pieces")
+_APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host", "bounds", "keys", "keep", "keep_pieces")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
 _MODEL_OPTIONS = ("base_url", "instructions", "background")
 
@@ -50,6 +51,8 @@ class ServeOptions(TypedDict):
     bounds: tuple[str, ...]
     keep: str
     keep_pieces: str
+    keys: bool
+    open_: bool
 
 
 @click.command(cls=Configured, short_help="Serve agents: yours, or the guide.")
@@ -157,6 +160,13 @@ class ServeOptions(TypedDict):
     metavar="NAME",
     help="Name that the server goes by besides localhost, '*' for any; may be repeated. Needed with a --host that "
     "lets other machines in.",
+)
+@click.option("--keys", is_flag=True, help="Let in who has an API key of the store; `legato keys` makes them.")
+@click.option(
+    "--open",
+    "open_",
+    is_flag=True,
+    help="Let in whoever reaches this server, also with a --host that lets other machines in.",
 )
 @click.option(
     "--limit",
@@ -273,6 +283,15 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
             "it goes by any name, and a web page that somebody visits can read the chats under one of its own, unless "
             "what stands before the server looks at names."
         )
+    if options["keys"] and options["open_"]:
+        raise Misuse("--keys lets in who has a key, and --open everybody; give one of them.")
+    signs_in = options["keys"] if app is None else app.signs_in
+    if not (signs_in or options["open_"] or _is_loopback(host)):
+        how = "--keys, which lets in who has an API key (legato keys add)" if app is None else "Legato(auth=...)"
+        raise Misuse(
+            f"--host {host} lets other machines in, and nobody is asked who they are. Say who may come in: {how}; or "
+            "--open, if whoever reaches this port may read and send, as where a proxy before it signs people in."
+        )
     if app is not None:
         if own := sorted(how for name, how in given.items() if name in _APP_OPTIONS):
             raise Misuse(f"{target} is a whole app; it sets {', '.join(own)} itself, in Legato(...).")
@@ -292,6 +311,7 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
             client=options["client"],
             cors=options["cors"],
             hosts=allowed,
+            auth=_keys() if options["keys"] else None,
             grace=options["grace"],
             lock_wait=options["wait"],
             lease_ttl=options["lease_ttl"],
@@ -363,6 +383,12 @@ def _guide(options: ServeOptions) -> list[Agent]:
     return [guide(options["docs"], pace=options["pace"])]
 
 
+def _keys() -> APIKeys:
+    from ..auth import APIKeys
+
+    return APIKeys()
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -391,7 +417,8 @@ def _banner(app: Legato, listener: socket.socket, host: str) -> Sequence[str]:
     lines += [f"  store   {_store(app)}", f"  try     {chat}, or open the address in a browser", "  stop    Ctrl-C"]
     if not _is_loopback(host):
         where = "on all of this machine's addresses" if everywhere else f"on {host}"
-        lines.append(f"  note    listening {where}: whoever reaches this port can read and send, there is no password")
+        who = "who has signed in" if app.signs_in else "whoever reaches this port"
+        lines.append(f"  note    listening {where}: {who} can read and send{'' if app.signs_in else ', it is --open'}")
     return lines
 
 

@@ -12,7 +12,7 @@ import click
 
 from ..check import digits
 from ..json import JsonObject
-from .connect import agent_option, come_back, connected, quiet_interrupt, url_option, why
+from .connect import agent_option, api_key_option, come_back, connected, key_option, quiet_interrupt, url_option, why
 from .failure import Failure, Misuse, debug_option
 from .text import escaped, line, safe, typed
 
@@ -30,6 +30,7 @@ _PAGE = 500
 @click.command(short_help="Send one message and print the answer.")
 @click.argument("text")
 @url_option
+@api_key_option
 @click.option("--session", metavar="ID", help="Go on with this conversation, instead of beginning one.")
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Wait for the answer and print it.")
 @click.option("--key", metavar="KEY", help="The same KEY and TEXT again give the same answer, not a second one.")
@@ -150,6 +151,7 @@ def _start(ctx: click.Context, param: click.Parameter, value: str) -> str | int:
 @click.command(short_help="Follow a session's events.")
 @click.argument("session")
 @url_option
+@key_option
 @click.option(
     "--from",
     "start",
@@ -238,6 +240,7 @@ def _width() -> int:
 @click.command(short_help="Print a session's log.")
 @click.argument("session")
 @url_option
+@key_option
 @click.option(
     "--after",
     type=click.IntRange(min=0),
@@ -291,6 +294,7 @@ def _log_line(width: int) -> Callable[[LogEvent], str]:
 
 @click.command(short_help="List the server's sessions.")
 @url_option
+@key_option
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many, at most.")
 @json_option
 @debug_option

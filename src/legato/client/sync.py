@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 from ..http.backoff import ReconnectBackoff
-from ..http.call import HttpCall, Options, answer
+from ..http.call import HttpCall, Options, RequestArguments, answer
 from ..http.errors import ClientError
 from ..http.packages import httpx2
 from ..http.retry import UNSET, RetryConfig, Unset
@@ -23,12 +23,12 @@ from ..http.threads import chunks, new_http_client
 from . import operations
 from .answer import AnswerView
 from .call import refusal, signature
-from .errors import ErrorResponse
+from .errors import APIError, ErrorResponse
 from .events import StreamEvent
 from .models import SendResult
 from .reader import HEARTBEAT_TIMEOUT, OnReconnect, ReaderView, StreamCall, stream_events
 from .settings import DEFAULT_URL, TIMEOUT, ClientSettings
-from .threads import Gate, opening
+from .threads import Gate, Key, key_of, opening
 
 __all__ = ["AnswerStream", "Client", "EventStream"]
 
@@ -124,7 +124,9 @@ class Client:
         base_url: the server's address. ``server_url`` is another name for it.
         retry_config: how failed requests are repeated; None: not at all. ``UNSET``: for a minute.
         timeout: seconds for each wait on the network. Streams use ``heartbeat_timeout`` instead.
-        headers: added to each request, for example ``{"authorization": "Bearer ..."}``.
+        api_key: what signs in, sent as ``Authorization: Bearer ...``: a text, or a function that is asked for it before
+            each request, and once more when the server does not accept it. What that raises is raised.
+        headers: added to each request; an ``authorization`` there is sent instead.
         http_client: an httpx2 client to use; it is not closed with this one.
         heartbeat_timeout: seconds of silence after which a stream reconnects. The server is heard every 15.
         reconnect_backoff: how long a stream waits before it reconnects, and when it gives up.
@@ -139,6 +141,7 @@ class Client:
         server_url: str | None = None,
         retry_config: RetryConfig | Unset | None = UNSET,
         timeout: float = TIMEOUT,
+        api_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         http_client: httpx2.Client | None = None,
         heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
@@ -158,6 +161,7 @@ class Client:
         self.http = new_http_client() if http_client is None else http_client
         self._owns_http = http_client is None
         self._sleep = sleep
+        self._api_key = api_key
         self.streaming = StreamingMethods(self)
         self.sessions = SessionMethods(self)
         self.messages = MessageMethods(self)
@@ -222,7 +226,10 @@ class Client:
         raise AssertionError("Attempts end with a value or an error.")
 
     def _once(self, call: HttpCall[T]) -> T:
-        response = send(self.http, self.settings.request(call), follow_redirects=call.method == "GET")
+        follow = call.method == "GET"
+        response = send(self.http, self._signed(self.settings.request(call)), follow_redirects=follow)
+        if response.status_code == 401 and callable(self._api_key):
+            response = send(self.http, self._signed(self.settings.request(call)), follow_redirects=follow)
         if not response.is_success:
             raise refusal(response)
         return answer(call, response)
@@ -241,7 +248,20 @@ class Client:
         Raises:
             ClientError: there is none.
         """
-        return open_stream(self.http, self.settings.stream_request(call), refusal, follow_redirects=True)
+        try:
+            request = self._signed(self.settings.stream_request(call))
+            return open_stream(self.http, request, refusal, follow_redirects=True)
+        except APIError as error:
+            if error.status_code != 401 or not callable(self._api_key):
+                raise
+        request = self._signed(self.settings.stream_request(call))
+        return open_stream(self.http, request, refusal, follow_redirects=True)
+
+    def _signed(self, request: RequestArguments) -> RequestArguments:
+        key = key_of(self._api_key)
+        if key is not None:
+            request["headers"].setdefault("authorization", f"Bearer {key}")
+        return request
 
 
 class EventStream(ReaderView):

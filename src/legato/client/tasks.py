@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import nullcontext, suppress
 from types import TracebackType
@@ -10,12 +11,22 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from .events import StreamEvent
 
-__all__ = ["AsyncGate", "Coro", "Opening", "opening"]
+__all__ = ["AsyncGate", "Coro", "Key", "Opening", "key_of", "opening"]
 
 T = TypeVar("T")
 
 Coro = Coroutine[Any, Any, T]
 """What an ``async def`` returns."""
+
+
+Key = str | Callable[[], str] | Callable[[], Awaitable[str]]
+"""What signs in, or a function that gives it."""
+
+
+async def key_of(key: Key | None) -> str | None:
+    """What signs in now."""
+    made = key() if callable(key) else key
+    return await made if inspect.isawaitable(made) else made
 
 
 class _Source(Protocol):

@@ -6,9 +6,18 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["Gate", "opening"]
+__all__ = ["Gate", "Key", "key_of", "opening"]
 
 S = TypeVar("S")
+
+
+Key = str | Callable[[], str]
+"""What signs in, or a function that gives it."""
+
+
+def key_of(key: Key | None) -> str | None:
+    """What signs in now."""
+    return key() if callable(key) else key
 
 
 def opening(open_: Callable[[], S]) -> S:

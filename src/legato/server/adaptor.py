@@ -18,8 +18,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .. import bounds
-from ..caller import Caller
-from ..errors import Draining, InvalidInput, LegatoError, Overloaded, StoreError
+from ..caller import NOBODY, Caller
+from ..errors import Draining, InvalidInput, LegatoError, Overloaded, ScopeMissing, StoreError
 from ..fault import contained
 from ..sse import HEARTBEAT
 from .crowd import Line
@@ -35,6 +35,8 @@ logger = logging.getLogger("legato")
 
 LINE = "legato.line"
 """Among a scope's extensions: a ``Line`` to the reader, where the server is our own."""
+PEER = "legato.peer"
+"""There, too: the address of the connection, whatever a header says of it. Only our own server has it."""
 PIECE_BYTES = 32_768
 """Of an answer that is no stream, handed over at a time."""
 SEND_BODY = "legato.send"
@@ -179,7 +181,10 @@ class Adaptor:
         error: LegatoError | None = None
         try:
             try:
-                request = Request(http, life, _with_address(await _identified(life, scope), scope))
+                caller = NOBODY if operation.public else await _identified(life, scope)
+                request = Request(http, life, _with_address(caller, scope))
+                if operation.method != "GET":
+                    request.check_type()
                 made = await self._made(operation, request)
             except LegatoError as exc:
                 error = ApplicationStopped() if isinstance(exc, StoreError) and life.over else exc
@@ -305,6 +310,7 @@ class Adaptor:
             pace=request.life.pace,
             pages=None if reply.joins is None else request.life.pages,
             joins=reply.joins or 0,
+            caller=request.caller,
         )
         head = [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
         if incarnation := request.sessions.incarnation:
@@ -414,6 +420,11 @@ def _response(body: Body, error: LegatoError | None, scope: Scope) -> WholeRespo
     if error is not None:
         if isinstance(error, WrongMethod):
             headers["allow"] = error.allowed
+        if error.status == 401:
+            headers.setdefault("www-authenticate", "Bearer")
+        if isinstance(error, ScopeMissing):
+            scope_missing = f'Bearer error="insufficient_scope", scope="{error.detail["scope"]}"'
+            headers.setdefault("www-authenticate", scope_missing)
         if (after := retry_after(error)) is not None:
             headers.setdefault("retry-after", after)
         if error.status >= 500 and not isinstance(error, Overloaded | Draining):  # which are said for all at once

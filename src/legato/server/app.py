@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..agent import Agent, AgentFunction, OnCrash
 from ..bounds import tally
-from ..caller import Caller, May, Quota, may_on_open_server
+from ..caller import Caller, May, MayWithSession, Quota, may_on_open_server
 from ..caller import may as may_what_is_theirs
 from ..dialect import mix
 from ..errors import Draining, InvalidInput, LegatoError, StoreLocked
@@ -47,6 +47,7 @@ from .traffic import Traffic
 
 if TYPE_CHECKING:
     from ..archive import ArchiveCount
+    from .sign_in import SignIn
 
 logger = logging.getLogger("legato")
 
@@ -89,12 +90,20 @@ class Legato:
             about to stop has.
         page: whether to serve the chat page at ``/``, the inspector with its API, and the API's pages.
         dialects: rows for the table of dialects, besides those that every application speaks.
-        identify: who asks, from the ASGI scope of a request, as a ``Caller`` or an awaitable of one. What a caller
-            creates is theirs. By default everybody is the same caller.
-        may: what a caller may do to what is whose, see ``legato.caller.may``. By default, what they like to what is
-            theirs; and the inspector is for everybody on an open server, and with ``identify`` for nobody.
+        auth: who asks, from a request, as a subject or a ``Caller`` or an awaitable of one; None, or whatever it
+            raises, is 401. Or several such functions, of which the first that knows has its word. ``legato.auth`` has
+            ready-made ones. What a caller creates is theirs. By default everybody is the same caller.
+        identify: the same as an ASGI application's: from a scope, always a ``Caller`` or an awaitable of one; what it
+            raises is the answer.
+        may: what a caller may do to what is another's, ``lambda caller, session, action: bool``, see
+            ``legato.caller.MayWithSession``; or by whose it is, see ``legato.caller.may``. By default, what they like
+            to what is theirs; and the inspector is for everybody on an open server, and else for who has the scope
+            ``admin``.
         quota: your own limit of what a caller may begin, a coroutine function; see ``legato.caller.Quota``.
         retention: how long sessions are kept; by default for ever.
+
+    Raises:
+        InvalidInput: an argument is none; or both ``auth`` and ``identify`` say who asks.
     """
 
     def __init__(
@@ -118,13 +127,21 @@ class Legato:
         lock_wait: float = 30.0,
         page: bool = True,
         dialects: Sequence[Dialect] = (),
+        auth: Callable[[Any], Any] | Sequence[Callable[[Any], Any]] | None = None,
         identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody,
-        may: May | None = None,
+        may: May | MayWithSession | None = None,
         quota: Quota | None = None,
         retention: Retention | None = None,
     ) -> None:
         if not LEASE_TTL[0] <= lease_ttl <= LEASE_TTL[1]:
             raise InvalidInput(f"lease_ttl is {LEASE_TTL[0]:g} to {LEASE_TTL[1]:g} seconds, got {lease_ttl!r}.")
+        self._sign_in: SignIn | None = None
+        if auth is not None:
+            from .sign_in import SignIn  # which no open server needs
+
+            if identify is not nobody:
+                raise InvalidInput("auth and identify both say who asks; give one of them.")
+            identify = self._sign_in = SignIn(auth)
         self.agents: dict[str, Agent] = {}
         self.tools: dict[str, Tool] = {}
         self.grace = grace
@@ -172,6 +189,11 @@ class Legato:
         self._listening: ListenWatch | None = None
         for agent in agents:
             self._add(agent if isinstance(agent, Agent) else Agent(agent))
+
+    @property
+    def signs_in(self) -> bool:
+        """Whether it wants to know who asks."""
+        return self._settings.identify is not nobody
 
     # Agents -----------------------------------------------------------------------------------------------------------
 
@@ -499,6 +521,10 @@ class Legato:
 
     def _build(self, life: Life) -> ASGIApp:
         dialects = list(self._dialects)
+        if self._sign_in is not None:
+            from .sign_in_operations import SignInOperations
+
+            dialects.append(Dialect("auth", SignInOperations(self._sign_in).operations()))
         beside: ASGIApp = _nothing
         if self._page:
             dialects.append(Dialect("inspector", Inspector(self._dialects).operations()))
@@ -521,7 +547,8 @@ class Legato:
             expose_headers=[f"Legato-{name}" for name in ("Cursor", "Incarnation", "Next", "Repeated")]
             + ["Retry-After", "Location", "X-Request-Id"],
         )
-        return Guard(cors, adaptor, self._cors, self.hosts)  # outermost: it looks at preflights, too
+        # Outermost: it looks at preflights, too.
+        return Guard(cors, adaptor, self._cors, self.hosts, cookies=self._sign_in is not None)
 
     def _build_without_life(self, why: type[Draining]) -> ASGIApp:
         """What answers while there is no life: why, in the words of each dialect."""

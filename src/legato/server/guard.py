@@ -26,9 +26,12 @@ from .adaptor import Adaptor
 
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 """Browser origins that may use the API by default, besides its own: pages on this machine."""
+OWN = "legato.own"
+"""In a scope: no other site's page asks, as far as the guard knows. Only then a cookie counts."""
 HEAD: list[tuple[bytes, bytes]] = [
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),  # CORS, by which all that may be elsewhere is asked, is free
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),  # a page says what it needs
 ]
 """On each answer, unless it says otherwise itself."""
 CREDENTIALS = (b"access-control-allow-credentials", b"true")
@@ -112,16 +115,20 @@ class Guard:
         adaptor: of its dialects.
         origins: of other sites' pages that may call, as ``origin_as_sent``; ``"*"`` for all.
         hosts: names that are ours besides those of loopback; ``"*"`` for all.
+        cookies: whether ``app`` wants to know where a cookie counts, see ``OWN``.
 
     Raises:
         InvalidInput: one of ``hosts`` has not the form of a name.
     """
 
-    def __init__(self, app: ASGIApp, adaptor: Adaptor, origins: Sequence[str], hosts: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, adaptor: Adaptor, origins: Sequence[str], hosts: Sequence[str], *, cookies: bool = False
+    ) -> None:
         self._app = app
         self._adaptor = adaptor
         self._origins = frozenset(origins)
         self._hosts = host_names(hosts).union(_LOOPBACK)
+        self._cookies = cookies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry point."""
@@ -141,6 +148,8 @@ class Guard:
 
         refusal = self._refusal(scope)
         if refusal is None:
+            if self._cookies:
+                scope = {**scope, OWN: self._is_own(scope)}
             await self._app(scope, receive, send_marked)
         else:
             await self._adaptor.refuse(refusal, scope, receive, send_marked)
@@ -167,6 +176,19 @@ class Guard:
         guarded = scope["method"] not in ("GET", "HEAD") or self._adaptor.speaks(scope)
         return SiteRefused(site) if guarded else None
 
+    def _is_own(self, scope: Scope) -> bool:
+        """Whether our own page asks, or one of a site that ``cors`` names, so that a cookie counts. A page on this
+        machine may call, but by no cookie."""
+        headers = Headers(scope=scope)
+        site, origin = headers.get("sec-fetch-site", ""), headers.get("origin")
+        if site == "same-origin" or origin in self._origins:
+            return True
+        if origin is not None:
+            return self._is_own_origin(origin, authority(headers.get("host", "")), headers)
+        if site in ("cross-site", "same-site"):  # a link: what it leads to is shown, and not told
+            return scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        return scope["method"] in ("GET", "HEAD")
+
     def _is_ours(self, name: str, scope: Scope) -> bool:
         if name in self._hosts:
             return True
@@ -182,6 +204,9 @@ class Guard:
     def _may_call(self, origin: str, host: tuple[str, int | None] | None, headers: Headers) -> bool:
         if "*" in self._origins or origin in self._origins or re.fullmatch(LOCAL_ORIGINS, origin):
             return True
+        return self._is_own_origin(origin, host, headers)
+
+    def _is_own_origin(self, origin: str, host: tuple[str, int | None] | None, headers: Headers) -> bool:
         split = _split(origin)
         if split is None:
             return False

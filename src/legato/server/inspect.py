@@ -30,7 +30,7 @@ from ..sessions import Located, located
 from ..spending import is_own
 from .life import Life
 from .memory import Memory
-from .operation import Dialect, Operation, Param
+from .operation import Dialect, Operation, Param, session_id
 from .reply import Body, View
 from .request import Request
 from .stream import Pump
@@ -293,7 +293,7 @@ class Inspector:
         request.sessions.check_inspect(request.caller)
         after = request.number("after", default=0, least=0, most=OFFSET_MOST)
         limit = request.number("limit", default=2_000, least=1, most=OUTLINE)
-        session, life = request.path["id"], request.life
+        session, life = session_id(request.path["id"]), request.life
         # In this order, so that no reader seems to be ahead of the log.
         pumps = life.streams.readers(session)
         readers, reading = _readers(pumps), len(pumps)
@@ -314,7 +314,7 @@ class Inspector:
         request.sessions.check_inspect(request.caller)
         after = request.number("after", default=0, least=0, most=OFFSET_MOST)
         limit = request.number("limit", default=100, least=1, most=500)
-        session, store = request.path["id"], request.life.store
+        session, store = session_id(request.path["id"]), request.life.store
         info = await store.info(session)
         names = list(dict.fromkeys(filter(None, request.query.get("dialects", "").split(","))))
         if len(names) > COLUMNS:

@@ -7,14 +7,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 from starlette.types import Scope
 
 from ..agent import Agent
 from ..bounds import tally
-from ..caller import NOBODY, Caller, May, Quota, may_on_open_server
+from ..caller import NOBODY, Caller, May, MayWithSession, Quota, may_on_open_server
 from ..dialect.fold import Encoder
 from ..dialect.joined import JoinedPages
 from ..event import Offset
@@ -40,6 +40,19 @@ T = TypeVar("T")
 def nobody(scope: Scope) -> Caller:
     """Who asks at an open server."""
     return NOBODY
+
+
+@runtime_checkable
+class Opens(Protocol):
+    """Sign-in that is begun and ended with a life, as ``legato.auth.APIKeys``."""
+
+    async def open(self, store: Store, revoked: Callable[[str], None]) -> None:
+        """Begin; ``revoked`` is to be called with each credential that is good no more."""
+        ...
+
+    async def close(self) -> None:
+        """End. Idempotent."""
+        ...
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -68,7 +81,7 @@ class Settings(msgspec.Struct, frozen=True):
     max_streams_per_session: int = 2_000
     limits: Limits = Limits()
     identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody
-    may: May = may_on_open_server
+    may: May | MayWithSession = may_on_open_server
     traffic: Traffic = Traffic()
     lease_ttl: float = 15.0
     max_streams_per_owner: int = 1_000
@@ -140,11 +153,14 @@ class Life:
         await store.open()
         life = cls(store, agents, settings)
         try:
+            if isinstance(settings.identify, Opens):
+                await settings.identify.open(store, life.streams.dismiss)
             await life.runner.start()
             store.doorbell.hang_forget(life.forget)
             life.keeper.start()
         except BaseException:
             await life.runner.stop()
+            await life._close_sign_in()
             await store.close()
             raise
         return life
@@ -161,6 +177,10 @@ class Life:
         self.memory.forget()
         self.pages.forget()
         self._kept.clear()
+
+    async def _close_sign_in(self) -> None:
+        if isinstance(self.settings.identify, Opens):
+            await self.settings.identify.close()
 
     def begin_end(self, grace: float) -> None:
         """End all streams, take no more messages, and give runs ``grace`` seconds from now on; ``end`` is to follow.
@@ -183,6 +203,7 @@ class Life:
                 self.over = True
                 self.sessions.aside.close()
                 try:
+                    await self._close_sign_in()
                     await self.press.close()
                 finally:
                     await self.store.close()

@@ -17,8 +17,8 @@ from .operation import Frames, Operation, Param
 _REF = "#/components/schemas/{name}"
 
 
-def document(operations: Sequence[Operation]) -> JsonObject:
-    """The document for ``operations``."""
+def document(operations: Sequence[Operation], *, signs_in: bool = False) -> JsonObject:
+    """The document for ``operations``; with ``signs_in`` of a server that wants to know who asks."""
     operations = [operation for operation in operations if operation.documented]
     types: list[Any] = [ErrorBody]
     for operation in operations:
@@ -32,6 +32,15 @@ def document(operations: Sequence[Operation]) -> JsonObject:
     paths: dict[str, JsonObject] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, by_type)
+    secured: JsonObject = {}
+    if signs_in:
+        components = {"schemas": components, "securitySchemes": _SCHEMES}
+        secured = {"security": [{name: []} for name in _SCHEMES]}
+        for operation in operations:
+            if operation.public:
+                paths[operation.path][operation.method.lower()]["security"] = []
+    else:
+        components = {"schemas": components}
     return {
         "openapi": "3.2.0",
         "info": {
@@ -45,8 +54,15 @@ def document(operations: Sequence[Operation]) -> JsonObject:
         },
         "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in operations)],
         "paths": paths,
-        "components": {"schemas": components},
+        "components": components,
+        **secured,
     }
+
+
+_SCHEMES: JsonObject = {
+    "token": {"type": "http", "scheme": "bearer", "description": "A key, or another token that the server believes."},
+    "cookie": {"type": "apiKey", "in": "cookie", "name": "legato", "description": "Of `POST /api/auth/sign-in`."},
+}
 
 
 def _operation(operation: Operation, by_type: JsonObject) -> JsonObject:
@@ -66,8 +82,8 @@ def _operation(operation: Operation, by_type: JsonObject) -> JsonObject:
     if operation.body is not None:
         body = {"schema": by_type[repr(operation.body)]}
         described["requestBody"] = {"required": operation.body_required, "content": {"application/json": body}}
-    # 403 and 421 are the guard's.
-    sent = {400, 403, 421, 500, 503} | ({408, 413, 415} if operation.body is not None else set())
+    # 403 and 421 are the guard's, 401 is of who signs callers in.
+    sent = {400, 401, 403, 421, 500, 503} | ({408, 413, 415} if operation.body is not None else set())
     sent |= {507} if operation.method != "GET" else set()
     for status in sorted(sent.union(operation.errors)):
         described["responses"].setdefault(str(status), _response(status, by_type[repr(operation.error)]))

@@ -82,12 +82,13 @@ class Operation(msgspec.Struct, frozen=True):
     Attributes:
         answers: by status, the type of the body, or None for an empty one.
         body_required: whether a request without a body is refused.
-        errors: the statuses at which an ``error`` can come, besides those of all: 400, 403, 421, 500, 503, with a body
-            408, 413 and 415, and 507 where something is written.
+        errors: the statuses at which an ``error`` can come, besides those of all: 400, 401, 403, 421, 500, 503, with a
+            body 408, 413 and 415, and 507 where something is written.
         error: the type of an error's body.
         stream: what a 200 may be, or is if ``answers`` has none, as a stream.
         documented: False of a second path to the same.
         without_life: answers while the application does not run; without it, ``Absence.why`` is the answer.
+        public: nobody is asked who they are.
     """
 
     id: str
@@ -106,6 +107,7 @@ class Operation(msgspec.Struct, frozen=True):
     stream: Frames | None = None
     documented: bool = True
     without_life: Callable[[Absence], Body] | None = None
+    public: bool = False
 
 
 def refuse(error: LegatoError) -> Body:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import html
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,24 +26,29 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from ..errors import LegatoError
+from ..caller import NOBODY, Caller
+from ..errors import LegatoError, Unauthorized
 from .adaptor import Internal, WholeResponse, respond, respond_error
-from .life import Life, nobody
+from .life import Life
 from .openapi import document
 from .operation import NoSuchRoute, Operation, WrongMethod
 from .press import RenderRequest
 from .reply import Body
 from .request import Request
+from .sign_in import SignIn
 
 logger = logging.getLogger("legato")
 
 WEB = Path(__file__).parent.parent / "web"
 
 PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; frame-ancestors 'self'; base-uri 'none'; form-action 'self'",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+PERSONAL_HEADERS = {**PAGE_HEADERS, "cache-control": "no-store", "vary": "Cookie, Authorization"}
+"""Of a page that shows who has signed in."""
 
 
 def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
@@ -55,9 +61,11 @@ def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
 
     @functools.cache
     def described() -> bytes:
-        return msgspec.json.encode(document(operations))
+        return msgspec.json.encode(document(operations, signs_in=isinstance(life.settings.identify, SignIn)))
 
     anyio.run(anyio.sleep, 0)  # loads what serves files, which would else be at the first of them, on the loop
+
+    identify = life.settings.identify
 
     def page(name: str) -> Callable[[HTTPRequest], Any]:
         async def endpoint(http: HTTPRequest) -> Response:
@@ -65,11 +73,27 @@ def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
 
         return endpoint
 
+    def own_page(name: str) -> Callable[[HTTPRequest], Any]:
+        """A page of who is signed in; for who is not, the one that signs in stands in its place."""
+        if not isinstance(identify, SignIn):
+            return page(name)
+        text = (WEB / name).read_text("utf-8")
+
+        async def endpoint(http: HTTPRequest) -> Response:
+            try:
+                caller = await identify(http.scope)
+            except Unauthorized:
+                return FileResponse(WEB / "sign-in.html", 401, headers=PERSONAL_HEADERS)
+            return Response(_shown(text, caller), headers=PERSONAL_HEADERS, media_type="text/html")
+
+        return endpoint
+
     async def openapi(http: HTTPRequest) -> Response:
         return WholeResponse(await anyio.to_thread.run_sync(described), media_type="application/json")
 
     async def rendering(http: HTTPRequest) -> Response:
-        request = Request(http, life, nobody(http.scope))
+        request = Request(http, life, await identify(http.scope) if isinstance(identify, SignIn) else NOBODY)
+        request.check_type()
         body = await request.body(RenderRequest)
         rendered = asyncio.ensure_future(life.press.answer(body, http.client.host if http.client else ""))
         left = asyncio.ensure_future(request.left())
@@ -87,9 +111,10 @@ def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
 
     made = Starlette(
         routes=[
-            Route("/", page("index.html")),
+            Route("/", own_page("index.html")),
             Route("/docs", page("docs.html")),
-            Route("/inspect", page("inspect.html")),
+            Route("/inspect", own_page("inspect.html")),
+            *([Route("/sign-in", page("sign-in.html"))] if isinstance(identify, SignIn) else []),
             Route("/openapi.json", openapi),
             Route("/web/markdown", rendering, methods=["POST"]),
             *(Route(f"/{name}/", without_slash) for name in ("docs", "inspect", "openapi.json")),
@@ -99,6 +124,13 @@ def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
     )
     made.router.redirect_slashes = False  # to an address with the scheme and the name that this server thinks it has
     return made
+
+
+def _shown(text: str, caller: Caller) -> str:
+    """A page that says who has signed in."""
+    name = html.escape(caller.subject)
+    who = f' · <a href="sign-in">Signed in as <b dir="auto">{name}</b></a>'
+    return text.replace("<!-- who -->", f'{who}<script type="module" src="web/account.js"></script>')
 
 
 async def _on_error(http: HTTPRequest, exc: Exception) -> Response:

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from ..errors import InvalidInput, LegatoError
-from .adaptor import LINE
+from .adaptor import LINE, PEER
 from .connections import Connections, refusal
 from .traffic import RequestTimeout, Traffic
 
@@ -416,7 +416,8 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
-        extensions: dict[str, Any] = {LINE: HTTPLine(self, cycle)}
+        peer = self.client[0] if self.client else ""
+        extensions: dict[str, Any] = {LINE: HTTPLine(self, cycle), PEER: peer}
         cycle.scope["extensions"] = extensions
         super()._start_asgi_task(cycle, app)
 

@@ -15,7 +15,7 @@ from starlette.requests import Request as HTTPRequest
 from ..caller import Caller
 from ..check import digits
 from ..dialect.common import decode_json
-from ..errors import InvalidInput, TooLarge, UnsupportedEncoding
+from ..errors import InvalidInput, TooLarge, UnsupportedEncoding, UnsupportedType
 from ..event import Offset
 from ..json import LARGE, decode_in_pieces
 from .life import Life
@@ -39,6 +39,7 @@ class Request:
         life: what the application holds now: its sessions, its streams, its folds.
         caller: who asks.
         path, query, headers: as sent; header names in lower case.
+        scope: of ASGI, for what is not here.
         prefix: under which the application is mounted, for links to itself; empty if it is not.
         size: of the body, in bytes, once it has been read.
         stored: what was sent is in the log; an error from now on says so (``LegatoError.stored``).
@@ -51,12 +52,27 @@ class Request:
         self.path: dict[str, str] = http.path_params
         self.query = http.query_params
         self.headers = http.headers
+        self.scope = http.scope
         self.prefix: str = http.scope.get("root_path", "")
         self._http = http
         self.reserved: Reserved | None = None
         self.stored = False
         self.size = 0
         self._went_on = 0.0
+
+    def check_type(self) -> None:
+        """Refuse a body that says that it is no JSON: a form of another site's page can send such, unasked. What says
+        nothing is taken for JSON, as no browser sends it.
+
+        Raises:
+            UnsupportedType: it does.
+        """
+        given = self.headers.get("content-type", "")
+        kind = given.partition(";")[0].strip().lower()
+        if kind not in ("", "application/json"):
+            raise UnsupportedType(
+                f"A request that changes something has Content-Type application/json, got {kind[:60]!r}."
+            )
 
     async def body(self, type: type[T], *, default: T | None = None) -> T:
         """The JSON body, checked; ``default`` when there is none.

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Protocol
 from starlette.types import Receive, Send
 
 from .. import bounds
+from ..caller import NOBODY, Caller
 from ..dialect.fold import Encoder
 from ..dialect.joined import JoinedPages, cost, joined
 from ..errors import SessionNotFound, StoreError, TooMany
@@ -44,6 +45,13 @@ HOLD_SECONDS = 1.0
 """For which a reader who takes nothing keeps in memory what it is given next."""
 KEPT_BYTES = 32 * 1024 * 1024
 """Of what all such readers keep, by estimate; who comes when it is spent keeps nothing."""
+EXPIRED, REVOKED = b": expired\n", b": revoked\n"
+"""What a stream ends with whose reader may not read any more: a comment, which is nothing to every client. Who comes
+back is answered with 401, until they have signed in again."""
+DISMISS_SECONDS = 0.5
+"""After which such a reader is cut off who does not take what is being written."""
+LOOK_AGAIN = 86_400.0
+"""Seconds after which it is looked at the clock again of a sign-in that lasts longer."""
 BEHIND = 100
 """Events in one batch from which on a reader is taken to be behind."""
 HEADERS: list[tuple[bytes, bytes]] = [
@@ -187,6 +195,7 @@ class Streams:
         self._elsewhere = elsewhere
         self._numbers = itertools.count(1)
         self._sweeper: asyncio.Task[None] | None = None
+        self._revoked: set[str] = set()
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = False
@@ -245,6 +254,7 @@ class Streams:
     async def run(self, pump: Pump, sink: Sink, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Answer with ``pump``, counted in while it lasts; see ``Pump.run``. Its place has been reserved."""
         self._add(pump)
+        self._watch(pump)
         try:
             await pump.run(sink, headers)
         finally:
@@ -259,6 +269,27 @@ class Streams:
 
         self._add(pump)
         pump.follow(line, self.crowds, over)
+        if pump in self._pumps:
+            self._watch(pump)
+
+    def dismiss(self, credential: str) -> None:
+        """End the streams of those who signed in with what has been revoked, those to come included."""
+        self._revoked.add(credential)
+        for pump in list(self._pumps):
+            if pump.caller.credential == credential:
+                pump.dismiss(REVOKED)
+
+    def _watch(self, pump: Pump) -> None:
+        """End a stream when its reader's sign-in does."""
+        caller = pump.caller
+        if caller.credential in self._revoked:
+            pump.dismiss(REVOKED)
+        elif caller.expires_at is not None:
+            rest = caller.expires_at - time.time()
+            if rest <= 0:
+                pump.dismiss(EXPIRED)
+            else:
+                pump.call_later(min(rest, LOOK_AGAIN), functools.partial(self._watch, pump))
 
     def _add(self, pump: Pump) -> None:
         pump.number = next(self._numbers)
@@ -273,6 +304,7 @@ class Streams:
             pump.end()
 
     def _discard(self, pump: Pump) -> None:
+        pump.call_off()
         self._pumps.discard(pump)
         if not self._pumps:
             self._empty.set()
@@ -337,6 +369,7 @@ class Pump:
         pace: shared with others, so that all who are behind do not hold the loop together.
         pages: joins deltas while the reader is far behind, where its dialect allows it.
         joins: and behind this offset.
+        caller: who reads.
 
     Attributes:
         number: which stream of the application this is, from 1; 0 until it is counted in.
@@ -361,8 +394,10 @@ class Pump:
         pace: Pace | None = None,
         pages: JoinedPages | None = None,
         joins: Offset = 0,
+        caller: Caller = NOBODY,
     ) -> None:
         self.session = session
+        self.caller = caller
         self.dialect = dialect
         self.number = 0
         self.opened_at = 0.0
@@ -384,6 +419,8 @@ class Pump:
         self._task: asyncio.Task[None] | None = None
         self._line: Line | None = None
         self._aborted = False
+        self._farewell: bytes | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def line(self) -> Line:
@@ -411,6 +448,32 @@ class Pump:
         self._subscription.stop()
         if self.crowd is not None:
             self.crowd.part(self)
+
+    def dismiss(self, farewell: bytes) -> None:
+        """Finish before anything more is read, as the reader may not any more; ``farewell`` is the last of it."""
+        if self._farewell is not None:
+            return
+        self._farewell = farewell
+        self.call_later(DISMISS_SECONDS, self.abort)
+        crowd = self.crowd
+        if crowd is not None and self._line is not None and not self._line.full:
+            crowd.remove(self)
+            self._line.put(self._line.frame(farewell))
+            self.bytes += len(farewell)
+            self._hang_up(functools.partial(self._line.end, proper=not self.resets))
+        else:
+            self.end()
+
+    def call_later(self, seconds: float, act: Callable[[], None]) -> None:
+        """Do something, instead of what was to be done before, unless the stream has ended by then."""
+        self.call_off()
+        self._timer = asyncio.get_running_loop().call_later(seconds, act)
+
+    def call_off(self) -> None:
+        """Do it not. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def abort(self) -> None:
         """Finish now, in the middle of a write if need be."""
@@ -453,6 +516,9 @@ class Pump:
         subscription, encoder = self._subscription, self._encoder
         while not encoder.over:
             events = await subscription.wait()
+            if self._farewell is not None:
+                await self._say_farewell(sink.write)
+                return
             if events:
                 await self._deliver(events, sink.write)
             elif subscription.stopped:
@@ -512,7 +578,7 @@ class Pump:
         """Read for this reader until it is at the head, or its stream has ended."""
         subscription = self._subscription
         try:
-            while not self._encoder.over:
+            while not self._encoder.over and self._farewell is None:
                 events = await self._look()
                 if events:
                     try:
@@ -531,9 +597,10 @@ class Pump:
                     return
                 self._task = asyncio.current_task()
                 with subscription:  # the crowd stands elsewhere: there is more to read, or there will be
-                    if not await subscription.wait():
+                    if not await subscription.wait() and self._farewell is None:
                         await self._write(self.line.write, self._encoder.heartbeat(subscription.after))
             await self._wait_for_room()
+            await self._say_farewell(self.line.write)
         except asyncio.CancelledError:
             if not self._aborted:
                 self._hang_up(self.line.abort)
@@ -652,6 +719,10 @@ class Pump:
             start += WRITE_BYTES
             self._within = _Within(offset, start, joins)
         self._within = None
+
+    async def _say_farewell(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        if self._farewell is not None and self._within is None and not self._encoder.over:
+            await self._write(write, self._farewell)
 
     async def _keep_pace(self) -> None:
         # Reads from memory and writes to an empty buffer wait for nothing, so nobody else would have a turn.

@@ -1,0 +1,297 @@
+"""Sign-in by JSON Web Tokens that somebody else issues, checked with PyJWT.
+
+Everything that decides is said here, by whoever runs the server, and nothing by a token: which algorithms, whose
+tokens, for whom, and which keys. A token names at most one of the keys that there are (``kid``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+try:
+    import jwt
+    from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+except ModuleNotFoundError as exc:
+    raise ImportError("legato.auth.JWT needs PyJWT: pip install 'legato[auth]'") from exc
+from starlette.requests import HTTPConnection
+
+from ..caller import SCOPES, Caller
+from ..errors import InvalidInput, Overloaded
+from .bearer import bearer
+
+__all__ = ["JWT"]
+
+logger = logging.getLogger("legato")
+
+SECRET = ("HS256", "HS384", "HS512")
+_RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512", "secp256k1": "ES256K"}
+PUBLIC = (*_RSA, *_CURVES.values(), "EdDSA")
+"""The algorithms of keys that may be known to all."""
+SECRET_BYTES = 32
+"""Of a secret at least (RFC 7518, 3.2)."""
+MOST_LEEWAY = 300.0
+"""Seconds by which two clocks may differ."""
+
+JWKS_BYTES = 262_144
+JWKS_KEYS = 100
+"""Of a set of keys at most."""
+FETCH_SECONDS = 5.0
+KEEP_SECONDS = 600.0
+"""For which a set of keys is as good as new,"""
+STALE_SECONDS = 86_400.0
+"""and for which it is used where no newer one can be had."""
+AGAIN_SECONDS = 30.0
+"""Between two times that it is asked for since a token names a key that is not in it, or since it could not be had."""
+
+
+class JWT:
+    """Believes ``Authorization: Bearer`` tokens that an issuer has signed, for an audience, and that have not expired.
+
+    Exactly one of ``secret``, ``key`` and ``jwks`` says how they are checked.
+
+    Args:
+        issuer: what ``iss`` has to be.
+        audience: what ``aud`` has to be or hold: the name that the issuer has for this server.
+        secret: shared with the issuer, 32 bytes or more.
+        key: a public key as PEM, or the path of a file of it.
+        jwks: a set of public keys (RFC 7517): the issuer's ``https`` address of it, or the path of a file.
+        algorithms: those that are accepted, of the kind of the keys. By default HS256 for a secret, and those that fit
+            for a public key (RS256 for RSA); with ``jwks`` RS256 and ES256.
+        leeway: seconds by which the issuer's clock may be wrong, 300 at most.
+        subject: the claim that says who it is.
+        scopes: the claim that says what they may, as a list or with blanks between; None: all but ``admin``, whatever a
+            token says.
+        admins: subjects who may do what ``admin`` may, where ``scopes`` names no claim.
+
+    Raises:
+        InvalidInput: something of it is none, or too weak.
+    """
+
+    def __init__(
+        self,
+        *,
+        issuer: str,
+        audience: str | Sequence[str],
+        secret: str | bytes | None = None,
+        key: str | bytes | Path | None = None,
+        jwks: str | Path | None = None,
+        algorithms: Sequence[str] | None = None,
+        leeway: float = 30.0,
+        subject: str = "sub",
+        scopes: str | None = None,
+        admins: Sequence[str] = (),
+    ) -> None:
+        if not issuer or not audience:
+            raise InvalidInput("JWT(...) needs the issuer and the audience of its tokens.")
+        if sum(each is not None for each in (secret, key, jwks)) != 1:
+            raise InvalidInput("JWT(...) takes exactly one of secret=, key= and jwks=.")
+        if not 0 <= leeway <= MOST_LEEWAY:
+            raise InvalidInput(f"leeway is 0 to {MOST_LEEWAY:g} seconds, got {leeway}.")
+        self._issuer = issuer
+        self._audience = [audience] if isinstance(audience, str) else list(audience)
+        self._leeway = leeway
+        self._subject = subject
+        self._scopes = scopes
+        self._admins = frozenset(admins)
+        self._jwks: _KeySet | None = None
+        self._key: Any = None
+        if secret is not None:
+            self._key = secret.encode() if isinstance(secret, str) else secret
+            if len(self._key) < SECRET_BYTES:
+                raise InvalidInput(f"A secret for JWT has {SECRET_BYTES} bytes at least, got {len(self._key)}.")
+            self._algorithms = _allowed(algorithms, SECRET, ("HS256",), "a secret")
+        elif key is not None:
+            self._key = _public_key(key)
+            fitting = _fitting(self._key)
+            self._algorithms = _allowed(algorithms, fitting, fitting[:1], "this key")
+        else:
+            assert jwks is not None
+            self._jwks = _KeySet(jwks)
+            self._algorithms = _allowed(algorithms, PUBLIC, ("RS256", "ES256"), "public keys")
+
+    async def __call__(self, request: HTTPConnection) -> Caller | None:
+        """Who asks; None if it is not with such a token.
+
+        Raises:
+            Overloaded: the issuer's keys cannot be had.
+        """
+        token = bearer(request)
+        if token is None or token.count(".") != 2:
+            return None
+        try:
+            header = jwt.get_unverified_header(token)
+            if "crit" in header:  # what has to be understood, and is not
+                return None
+            key = self._key if self._jwks is None else await self._jwks.key(header)
+            if key is None:
+                return None
+            claims: Mapping[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=self._algorithms,
+                issuer=self._issuer,
+                audience=self._audience,
+                leeway=self._leeway,
+                options={"require": ["exp", "iss", "aud", self._subject]},
+            )
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError):
+            return None
+        subject = claims.get(self._subject)
+        if not isinstance(subject, str) or not subject:
+            return None
+        return Caller(subject, "", self._granted(subject, claims), float(claims["exp"]) + self._leeway)
+
+    def _granted(self, subject: str, claims: Mapping[str, Any]) -> frozenset[str] | None:
+        if self._scopes is None:
+            return frozenset(SCOPES) if subject in self._admins else None
+        said = claims.get(self._scopes, ())
+        names = said.split() if isinstance(said, str) else said if isinstance(said, list) else ()
+        return frozenset(name for name in names if name in SCOPES)
+
+
+def _allowed(given: Sequence[str] | None, fitting: Sequence[str], default: Sequence[str], what: str) -> list[str]:
+    names = [given] if isinstance(given, str) else list(default if given is None else given)
+    for name in names:
+        if name not in fitting:
+            raise InvalidInput(f"With {what}, algorithms are of {', '.join(fitting)}; got {str(name)[:60]!r}.")
+    if not names:
+        raise InvalidInput(f"algorithms names those that are accepted, of {', '.join(fitting)}.")
+    return names
+
+
+def _public_key(given: str | bytes | Path) -> Any:
+    pem = given
+    if isinstance(given, Path) or (isinstance(given, str) and "-----BEGIN" not in given):
+        try:
+            pem = Path(given).read_bytes()
+        except OSError as exc:
+            raise InvalidInput(f"The key's file cannot be read: {exc}.") from None
+    raw = pem.encode() if isinstance(pem, str) else pem
+    assert isinstance(raw, bytes)
+    try:
+        return load_pem_public_key(raw)
+    except (ValueError, TypeError) as exc:
+        raise InvalidInput("key is a public key as PEM (-----BEGIN PUBLIC KEY-----), or the path of one.") from exc
+
+
+def _fitting(key: Any) -> tuple[str, ...]:
+    """The algorithms that a public key is for."""
+    if isinstance(key, rsa.RSAPublicKey):
+        if key.key_size < 2048:
+            raise InvalidInput(f"An RSA key has 2048 bits at least, got {key.key_size}.")
+        return _RSA
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
+        return (_CURVES[key.curve.name],)
+    if isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
+        return ("EdDSA",)
+    raise InvalidInput(f"A key for JWT is of RSA, of an elliptic curve or of EdDSA, got {type(key).__name__}.")
+
+
+class _KeySet:
+    """The public keys of one issuer, from where the server was told that they are."""
+
+    def __init__(self, where: str | Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._where = where
+        text = str(where)
+        if "://" in text and not _may_be_fetched(text):
+            raise InvalidInput(f"jwks is an https address, or http on this machine, or a file; got {text[:200]!r}.")
+        self._fetches = "://" in text
+        self._clock = clock
+        self._keys: dict[str | None, list[tuple[Any, tuple[str, ...]]]] = {}
+        self._read_at = -STALE_SECONDS
+        self._asked_at = -AGAIN_SECONDS
+        self._reading: asyncio.Task[None] | None = None
+        if not self._fetches:
+            try:
+                self._take(Path(where).read_bytes())
+            except (OSError, ValueError) as exc:
+                raise InvalidInput(f"The keys of {text[:200]!r} cannot be read: {exc}.") from None
+
+    async def key(self, header: Mapping[str, Any]) -> Any:
+        """The key that a token was signed with by its own word, if its algorithm is for it; else None.
+
+        Raises:
+            Overloaded: nobody knows, since they cannot be had.
+        """
+        kid = header.get("kid")
+        if not (kid is None or isinstance(kid, str)):
+            return None
+        if self._fetches:
+            age = self._clock() - self._read_at
+            if age > KEEP_SECONDS or not self._found(kid):
+                await self._read_again(wait=age > STALE_SECONDS or not self._found(kid))
+            if self._clock() - self._read_at > STALE_SECONDS:
+                raise Overloaded("The keys of those who sign tokens cannot be had now; try again later.")
+        fitting = [key for key, algorithms in self._found(kid) if header.get("alg") in algorithms]
+        return fitting[0] if len(fitting) == 1 else None  # without a name it must be the only one
+
+    def _found(self, kid: str | None) -> list[tuple[Any, tuple[str, ...]]]:
+        if kid is None:
+            return [key for keys in self._keys.values() for key in keys]
+        return self._keys.get(kid, [])
+
+    async def _read_again(self, *, wait: bool) -> None:
+        """Ask for them, unless that was done of late; all who want them wait for the one request."""
+        if self._reading is None and self._clock() - self._asked_at >= AGAIN_SECONDS:
+            self._asked_at = self._clock()
+            self._reading = asyncio.create_task(self._read(), name="legato-jwks")
+        if self._reading is not None and wait:
+            await asyncio.shield(self._reading)
+
+    async def _read(self) -> None:
+        try:
+            self._take(await asyncio.to_thread(_fetched, str(self._where)))
+        except Exception as exc:  # whatever the network or the other server does
+            logger.warning("the keys of %s cannot be had: %s", self._where, exc)
+        finally:
+            self._reading = None
+
+    def _take(self, raw: bytes) -> None:
+        said = json.loads(raw)
+        entries = said.get("keys") if isinstance(said, dict) else None
+        if not isinstance(entries, list):
+            raise ValueError("expected a JSON object with a list of keys")
+        keys: dict[str | None, list[tuple[Any, tuple[str, ...]]]] = {}
+        for entry in entries[:JWKS_KEYS]:
+            try:
+                if entry.get("kty") not in ("RSA", "EC", "OKP") or entry.get("use", "sig") != "sig":
+                    continue  # a secret would be no secret here
+                key = jwt.PyJWK({name: value for name, value in entry.items() if name != "alg"}).key
+                fitting = _fitting(key)
+            except (jwt.PyJWTError, InvalidInput, ValueError, TypeError, AttributeError, KeyError) as exc:
+                logger.warning("a key of %s is left out: %s", self._where, type(exc).__name__)
+                continue
+            algorithms = tuple(name for name in fitting if entry.get("alg", name) == name)
+            keys.setdefault(entry.get("kid"), []).append((key, algorithms))
+        if not keys:
+            raise ValueError("there is no public key in it")
+        self._keys, self._read_at = keys, self._clock()
+
+
+def _may_be_fetched(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """Nowhere: the keys are where the server was told that they are."""
+
+
+def _fetched(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"accept": "application/json"})  # noqa: S310  # see _may_be_fetched
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=FETCH_SECONDS) as response:
+        raw: bytes = response.read(JWKS_BYTES + 1)
+    if len(raw) > JWKS_BYTES:
+        raise ValueError(f"a set of keys has {JWKS_BYTES} bytes at most")
+    return raw

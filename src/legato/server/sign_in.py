@@ -1,0 +1,319 @@
+"""Who asks: what ``Legato(auth=...)`` says of a request, a cookie in the place of a header, and tickets.
+
+``auth`` is a function of the request, or several of them: the first that knows who asks has its word. What it raises
+is nobody's permission: 401, as if it had said None. What a browser's own ``EventSource`` cannot send in a header comes
+in a cookie that no script can read, and that counts only for our own pages; or in a *ticket*, which opens one stream,
+once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HTTPRequest
+from starlette.types import Scope
+
+from ..caller import Caller
+from ..errors import (
+    Forbidden,
+    HeadMoved,
+    InvalidInput,
+    LegatoError,
+    Overloaded,
+    SessionExists,
+    SessionNotFound,
+    TooMany,
+    Unauthorized,
+)
+from ..event import Draft, SessionCreated, SessionDeleted, SessionUpdated
+from ..fault import contained
+from ..log import RESERVED, Store
+from .guard import OWN
+from .life import Opens
+from .operation import path_within
+
+logger = logging.getLogger("legato")
+
+SUBJECT_CHARACTERS = 500
+"""Of a subject at most."""
+COOKIE = "legato"
+"""The cookie's name; with TLS it has the prefix ``__Host-``, so that no other host and no plain HTTP can set it."""
+COOKIE_SECONDS = 30 * 86_400
+"""For which a browser keeps it, if what is in it is good for as long."""
+COOKIE_CHARACTERS = 3_800
+"""Of what is in it; browsers keep 4 KB."""
+TICKET_SECONDS = 30.0
+"""For which a ticket is good."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)
+_TICKET = re.compile(r"(\d{1,9})\.([A-Za-z0-9_-]{43})", re.ASCII)
+
+Auth = Callable[[HTTPRequest], Any]
+"""Gives a subject, a ``Caller``, None, or an awaitable of one."""
+
+
+class SignIn:
+    """The ``identify`` of an application that has ``auth``.
+
+    Args:
+        auth: one function of a request, or several.
+
+    Raises:
+        InvalidInput: none of it can be called.
+    """
+
+    def __init__(self, auth: Auth | Sequence[Auth]) -> None:
+        self.auths: tuple[Auth, ...] = (auth,) if callable(auth) else tuple(auth)
+        if not self.auths or not all(callable(each) for each in self.auths):
+            raise InvalidInput(
+                "auth is a function of a request that says who asks, or a list of such; see docs/auth.md."
+            )
+        self.tickets = Tickets()
+
+    async def open(self, store: Store, revoked: Callable[[str], None]) -> None:
+        """Begin with the application."""
+        self.tickets.store = store
+        access = logging.getLogger("uvicorn.access")
+        if not any(isinstance(each, RedactTickets) for each in access.filters):
+            access.addFilter(RedactTickets())
+        for auth in self.auths:
+            if isinstance(auth, Opens):
+                await auth.open(store, revoked)
+
+    async def close(self) -> None:
+        """End with it. Idempotent."""
+        for auth in self.auths:
+            if isinstance(auth, Opens):
+                await auth.close()
+
+    async def __call__(self, scope: Scope) -> Caller:
+        """Who asks.
+
+        Raises:
+            Unauthorized: nobody knows.
+        """
+        caller = await self.known(with_cookie(scope))
+        if caller is None:
+            caller = await self.tickets.used(scope)
+        if caller is None:
+            raise Unauthorized
+        return caller
+
+    async def known(self, scope: Scope) -> Caller | None:
+        """Who asks, as ``auth`` has it; None if it does not know."""
+        request = HTTPRequest(scope)
+        for auth in self.auths:
+            caller = await _asked(auth, request)
+            if caller is not None:
+                return caller
+        return None
+
+
+async def _asked(auth: Auth, request: HTTPRequest) -> Caller | None:
+    try:
+        with contained("auth"):
+            found = auth(request)
+            if inspect.isawaitable(found):
+                found = await found
+        return None if found is None else _checked(found)
+    except (Unauthorized, HTTPException):
+        return None
+    except (Forbidden, TooMany, Overloaded):  # which are meant
+        raise
+    except Exception as exc:
+        # Without its text, and without values: a token may be in them.
+        at = exc.__traceback__
+        while at is not None and at.tb_next is not None:
+            at = at.tb_next
+        where = "" if at is None else f" at {at.tb_frame.f_code.co_filename}:{at.tb_lineno}"
+        told = f": {exc}" if isinstance(exc, NotACaller) else ""
+        logger.warning("auth failed with %s%s%s; the request is refused", type(exc).__name__, where, told)
+        return None
+
+
+class NotACaller(LegatoError):
+    """What ``auth`` gives cannot be whose a session is."""
+
+    code = "not_a_caller"
+
+
+def _checked(found: object) -> Caller | None:
+    caller = Caller(found) if isinstance(found, str) else found
+    if not isinstance(caller, Caller):
+        raise NotACaller(f"auth gives a subject as text, a Caller or None, got {type(found).__name__}")
+    subject: object = caller.subject
+    if not isinstance(subject, str) or not subject:
+        raise NotACaller("auth gave a caller without a subject; who is nobody in particular is not signed in")
+    if len(subject) > SUBJECT_CHARACTERS or not _is_text(subject):
+        raise NotACaller(f"a subject is text of up to {SUBJECT_CHARACTERS} characters, without NUL")
+    if caller.expires_at is not None and not caller.expires_at > time.time():
+        return None
+    scopes: Any = caller.scopes
+    if scopes is not None and not isinstance(scopes, frozenset):
+        scopes = frozenset(scopes.split() if isinstance(scopes, str) else scopes)
+        caller = msgspec.structs.replace(caller, scopes=scopes)
+    return caller
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+# Cookies --------------------------------------------------------------------------------------------------------------
+
+
+def with_cookie(scope: Scope) -> Scope:
+    """The scope of a request with the token of our cookie in its ``Authorization``, if there is none and it counts."""
+    if not scope.get(OWN) or any(name == b"authorization" for name, _ in scope["headers"]):
+        return scope
+    token = _cookie(scope)
+    return scope if token is None else with_token(scope, token)
+
+
+def with_token(scope: Scope, token: str) -> Scope:
+    """The scope of a request as if it had brought this token, and no other."""
+    kept = [field for field in scope["headers"] if field[0] != b"authorization"]
+    return {**scope, "headers": [*kept, (b"authorization", f"Bearer {token}".encode())]}
+
+
+def _cookie(scope: Scope) -> str | None:
+    found: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        if name == b"cookie":
+            for each in value.decode("latin-1").split(";"):
+                key, _, text = each.strip().partition("=")
+                found.setdefault(key, text)
+    token = found.get(f"__Host-{COOKIE}") or found.get(COOKIE)
+    return token if token and _TOKEN.fullmatch(token) else None
+
+
+def cookie(token: str, *, secure: bool, path: str, seconds: float) -> str:
+    """The value of a ``Set-Cookie`` that signs in with ``token``; with "" it signs out.
+
+    Raises:
+        InvalidInput: the token cannot stand in a cookie.
+    """
+    if token and (len(token) > COOKIE_CHARACTERS or not _TOKEN.fullmatch(token)):
+        raise InvalidInput(
+            f"A token that is kept in a cookie has up to {COOKIE_CHARACTERS} letters, digits and ._~+/=-"
+        )
+    age = max(0, int(min(seconds, COOKIE_SECONDS))) if token else 0
+    fields = [f"Max-Age={age}", f"Path={'/' if secure else path or '/'}", "HttpOnly", "SameSite=Lax"]
+    if secure:
+        return "; ".join([f"__Host-{COOKIE}={token}", *fields, "Secure"])
+    return "; ".join([f"{COOKIE}={token}", *fields])
+
+
+# Tickets --------------------------------------------------------------------------------------------------------------
+
+
+class Tickets:
+    """Tickets for streams, in a log of the store for each hour: whoever serves from it can take them, once.
+
+    What is kept of a ticket is its hash, and who it is for. A log goes when its hour is long over.
+
+    Attributes:
+        store: of the application.
+    """
+
+    store: Store
+
+    async def issue(self, caller: Caller, session: str) -> str:
+        """A ticket for a stream of this session; it reads, no longer than the caller's own sign-in."""
+        now = time.time()
+        hour, nonce = int(now // 3600), secrets.token_urlsafe(32)
+        kept: dict[str, Any] = {
+            "subject": caller.subject,
+            "scopes": sorted({"read"} & caller.scopes) if caller.scopes is not None else ["read"],
+            "expiresAt": caller.expires_at,
+            "credential": caller.credential,
+            "session": session,
+            "until": now + TICKET_SECONDS,
+        }
+        draft, key = Draft(SessionUpdated(kept)), f"issued:{_hashed(nonce)}"
+        log = _log_of(hour)
+        try:
+            await self.store.append(log, [draft], once=key)
+        except SessionNotFound:
+            with suppress(SessionExists):
+                await self.store.append(log, [Draft(SessionCreated(title="Tickets", owner=RESERVED))])
+            await self.store.append(log, [draft], once=key)
+            await self._let_go(hour)
+        return f"{hour}.{nonce}"
+
+    async def used(self, scope: Scope) -> Caller | None:
+        """Who asks by a ticket for the stream of this request; None if there is none, or it is good no more."""
+        if scope["method"] != "GET" or path_within(scope).rstrip("/") != "/stream":
+            return None
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        match = _TICKET.fullmatch(query.get("ticket", [""])[0])
+        sessions = query.get("sessionId", [])
+        if match is None or len(sessions) != 1:
+            return None
+        log, name = _log_of(int(match[1])), _hashed(match[2])
+        try:
+            # What was stored under this key before is given back; and nothing is stored, since the log is beyond 0.
+            issued = await self.store.append(log, [Draft(SessionUpdated({}))], once=f"issued:{name}", head=0)
+            fact = issued.events[0].fact
+            kept: Mapping[str, Any] = fact.metadata if isinstance(fact, SessionUpdated) else {}
+            if kept.get("session") != sessions[0] or not kept.get("until", 0) > time.time():
+                return None
+            used = await self.store.append(log, [Draft(SessionUpdated({"used": True}))], once=f"used:{name}")
+        except (SessionNotFound, HeadMoved):
+            return None
+        if used.repeated:
+            return None
+        return _checked(
+            Caller(kept["subject"], "", frozenset(kept["scopes"]), kept["expiresAt"], kept["credential"] or "")
+        )
+
+    async def _let_go(self, hour: int) -> None:
+        page = await self.store.sessions(limit=100, owner=RESERVED)
+        for info in page.infos:
+            if info.session.startswith(_LOGS) and info.session < _log_of(hour - 1):
+                with suppress(SessionNotFound):
+                    await self.store.append(info.session, [Draft(SessionDeleted())])
+
+
+_LOGS = ".legato-tickets-"
+
+
+def _log_of(hour: int) -> str:
+    return f"{_LOGS}{hour:09}"
+
+
+def _hashed(nonce: str) -> str:
+    return hashlib.sha256(nonce.encode()).hexdigest()
+
+
+class RedactTickets(logging.Filter):
+    """Of an access log: what stands for a ticket in a query. Of no use any more, it is nobody's all the same."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the record pass, without tickets."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(redacted(each) if isinstance(each, str) else each for each in record.args)
+        return True
+
+
+def redacted(text: str) -> str:
+    """A target without the tickets in it."""
+    return _IN_QUERY.sub(r"\1...", text)
+
+
+_IN_QUERY = re.compile(r"([?&]ticket=)[^&\s\"]+")

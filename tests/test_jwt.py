@@ -1,0 +1,349 @@
+"""``legato.auth.JWT``: which tokens are believed, and that a token has no say in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import HTTPConnection
+
+from legato import Caller
+from legato.auth import JWT
+from legato.auth import jwt as module
+from legato.caller import SCOPES
+from legato.errors import InvalidInput, Overloaded
+from signing import (
+    AUDIENCE,
+    EC,
+    EC_PEM,
+    ED,
+    ED_PEM,
+    ISSUER,
+    OTHER_RSA,
+    RSA,
+    RSA_PEM,
+    SECRET,
+    claims,
+    confused,
+    encoded,
+    issuing,
+    jwk,
+    signed_by_secret,
+    token,
+    unsigned,
+)
+
+
+def believing(**options: Any) -> JWT:
+    if not {"secret", "key", "jwks"} & set(options):
+        options["key"] = RSA_PEM
+    return JWT(**{"issuer": ISSUER, "audience": AUDIENCE, **options})
+
+
+async def believed(auth: JWT, *tokens: str) -> Caller | None:
+    headers = [(b"authorization", f"Bearer {each}".encode("latin-1")) for each in tokens]
+    return await auth(HTTPConnection({"type": "http", "headers": headers}))
+
+
+@pytest.mark.parametrize(
+    ("options", "signed"),
+    [
+        ({"key": RSA_PEM}, (RSA, "RS256")),
+        ({"key": RSA_PEM, "algorithms": ["PS512", "RS384"]}, (RSA, "PS512")),
+        ({"key": EC_PEM}, (EC, "ES256")),
+        ({"key": ED_PEM}, (ED, "EdDSA")),
+        ({"secret": SECRET}, (SECRET, "HS256")),
+        ({"secret": SECRET * 2, "algorithms": ["HS512"]}, (SECRET * 2, "HS512")),
+        ({"audience": ["other", AUDIENCE]}, (RSA, "RS256")),
+    ],
+    ids=str,
+)
+async def test_a_good_token_says_who_asks(options: Any, signed: Any) -> None:
+    """With each kind of key; until it expires, and the leeway."""
+    until = time.time() + 60
+    caller = await believed(believing(**options), token(*signed, exp=until))
+    assert caller is not None
+    assert (caller.subject, caller.scopes) == ("alice", None)
+    assert caller.expires_at == pytest.approx(until + 30, abs=1)
+
+
+WRONG: dict[str, Any] = {
+    "expired": lambda: token(exp=time.time() - 31),
+    "no exp": lambda: token(exp=None),
+    "exp of another type": lambda: token(exp="soon"),
+    "not yet": lambda: token(nbf=time.time() + 60),
+    "of the future": lambda: token(iat=time.time() + 600),
+    "wrong audience": lambda: token(aud="other"),
+    "no audience": lambda: token(aud=None),
+    "wrong issuer": lambda: token(iss="https://evil.example"),
+    "issuer with a slash": lambda: token(iss=f"{ISSUER}/"),
+    "no issuer": lambda: token(iss=None),
+    "no subject": lambda: token(sub=None),
+    "an empty subject": lambda: token(sub=""),
+    "a number for a subject": lambda: token(sub=7),
+    "a list for a subject": lambda: token(sub=["alice"]),
+    "another key": lambda: token(OTHER_RSA),
+    "another algorithm of the key": lambda: token(algorithm="RS512"),
+    "another kind of key": lambda: token(EC, "ES256"),
+    "a secret": lambda: token(SECRET, "HS256"),
+    "HS with the public key": lambda: confused(RSA_PEM),
+    "HS with the public key, stripped": lambda: confused(RSA_PEM.strip()),
+    **{f"alg={name}": lambda name=name: unsigned(name) for name in ("none", "None", "nOnE", "", "RS256", "HS256")},
+    "alg=none with another's signature": lambda: f"{unsigned()}{token().rpartition('.')[2]}",
+    "no algorithm": lambda: f"{encoded({'typ': 'JWT'})}.{encoded(claims())}.{encoded(b'x')}",
+    "a list of algorithms": lambda: f"{encoded({'alg': ['RS256']})}.{encoded(claims())}.{encoded(b'x')}",
+    "its own key (jwk)": lambda: token(OTHER_RSA, headers={"jwk": jwk(OTHER_RSA)}),
+    "where its key is (jku)": lambda: token(OTHER_RSA, headers={"jku": "http://127.0.0.1:9/"}),
+    "where its key is (x5u)": lambda: token(OTHER_RSA, headers={"x5u": "http://127.0.0.1:9/"}),
+    "a key of files (kid)": lambda: token("x" * 32, "HS256", headers={"kid": "/dev/null"}),
+    "critical": lambda: token(headers={"crit": ["b64"], "b64": False}),
+    "a changed subject": lambda: _changed(token(), sub="bob"),
+    "no signature": lambda: token().rpartition(".")[0] + ".",
+    "two parts": lambda: token().rpartition(".")[0],
+    "five parts": lambda: f"{token()}.a.b",
+    "a part too many": lambda: f"{token()}.",
+    "no JSON": lambda: f"{encoded(b'x')}.{encoded(b'y')}.{encoded(b'z')}",
+    "deep JSON": lambda: f"{encoded(b'[' * 3000)}.{encoded(b'[' * 3000)}.x",
+    "letters": lambda: "a.b.c",
+    "nothing": lambda: "",
+    "beyond all bounds": lambda: token(more="a" * 20_000),
+    "no ASCII": lambda: token() + "\u00e9",
+}  # fmt: skip
+
+
+def _changed(text: str, **changed: Any) -> str:
+    head, _, signature = text.split(".")
+    return f"{head}.{encoded(claims(**changed))}.{signature}"
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_a_token_that_is_wrong_is_nobodys(wrong: str) -> None:
+    """None, and nothing raised."""
+    auth = believing()
+    assert await believed(auth, token()) is not None
+    assert await believed(auth, WRONG[wrong]()) is None
+
+
+@pytest.mark.parametrize("exp", ["1e999", "-1e999", "NaN", "null", "[]", "{}", "1" * 5000, '"x"', "true"])
+async def test_an_odd_time_that_is_signed_is_none(exp: str) -> None:
+    """Of an issuer that is in trouble."""
+    said = f'{{"iss": "{ISSUER}", "aud": "{AUDIENCE}", "sub": "alice", "exp": {exp}}}'.encode()
+    assert await believed(believing(secret=SECRET), signed_by_secret(said)) is None
+
+
+async def test_two_tokens_are_none() -> None:
+    """Who stands before the server may have looked at the other one."""
+    assert await believed(believing(), token(), token()) is None
+
+
+@pytest.mark.parametrize("public", [RSA_PEM, EC_PEM, ED_PEM], ids=["rsa", "ec", "ed"])
+async def test_a_secret_is_no_public_key(public: str) -> None:
+    """Whatever is signed with what all know, and whoever has a secret: not with the other's algorithm."""
+    assert await believed(believing(key=public), confused(public)) is None
+    assert await believed(believing(secret=SECRET), confused(public)) is None
+    assert await believed(believing(secret=SECRET), token()) is None
+
+
+async def test_leeway_is_for_clocks() -> None:
+    """Seconds, on both ends."""
+    auth = believing(leeway=5)
+    assert await believed(auth, token(exp=time.time() - 3)) is not None
+    assert await believed(auth, token(exp=time.time() - 7)) is None
+
+
+@pytest.mark.parametrize(
+    ("claim", "said", "scopes"),
+    [
+        (None, "read admin", None),
+        ("scope", "read admin other", {"read", "admin"}),
+        ("scp", ["read", "send", 3, None], {"read", "send"}),
+        ("scope", "", set()),
+        ("scope", 7, set()),
+        ("scope", None, set()),
+    ],
+)
+async def test_scopes_are_those_of_a_claim_that_is_named(claim: str | None, said: Any, scopes: Any) -> None:
+    """Where none is named, a token's words say nothing: another service's ``admin`` is not ours."""
+    caller = await believed(believing(scopes=claim), token(**{claim or "scope": said}))
+    assert caller is not None
+    assert caller.scopes == (None if scopes is None else frozenset(scopes))
+    admin = await believed(believing(admins=["alice"]), token())
+    assert admin is not None
+    assert admin.scopes == frozenset(SCOPES)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key": None},
+        {"key": RSA_PEM, "secret": SECRET},
+        {"secret": "short"},
+        {"secret": SECRET, "algorithms": ["RS256"]},
+        {"secret": SECRET, "algorithms": ["none"]},
+        {"secret": SECRET, "algorithms": []},
+        {"key": RSA_PEM, "algorithms": ["HS256"]},
+        {"key": RSA_PEM, "algorithms": ["RS256", "HS256"]},
+        {"key": RSA_PEM, "algorithms": ["ES256"]},
+        {"key": RSA_PEM, "algorithms": "none"},
+        {"key": EC_PEM, "algorithms": ["ES384"]},
+        {"key": "/nowhere/key.pem"},
+        {"key": "-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----"},
+        {"jwks": "http://issuer.example/keys"},
+        {"jwks": "file:///etc/passwd"},
+        {"jwks": "ftp://issuer.example/keys"},
+        {"jwks": "/nowhere/keys.json"},
+        {"jwks": "https://issuer.example/keys", "algorithms": ["HS256"]},
+        {"issuer": ""},
+        {"audience": ""},
+        {"audience": []},
+        {"leeway": 301},
+        {"leeway": -1},
+    ],
+    ids=str,
+)
+def test_what_would_be_weak_is_no_setting(options: dict[str, Any]) -> None:
+    """It is said at once."""
+    with pytest.raises(InvalidInput):
+        believing(**options) if options.get("key", "") is not None else JWT(issuer=ISSUER, audience=AUDIENCE)
+
+
+async def test_a_key_and_a_set_can_be_files(tmp_path: Path) -> None:
+    """Of a set the token names its key; without a name there must be one that fits."""
+    (tmp_path / "key.pem").write_text(EC_PEM)
+    assert await believed(believing(key=tmp_path / "key.pem"), token(EC, "ES256")) is not None
+    assert await believed(believing(key=str(tmp_path / "key.pem")), token(EC, "ES256")) is not None
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [
+        jwk(RSA, "a"), jwk(EC, "b"), {"kty": "oct", "k": encoded(SECRET.encode()), "kid": "c"},
+        jwk(OTHER_RSA, "d", use="enc"), {"kty": "RSA", "kid": "e"}, 7, jwk(EC, "f", alg="HS256"),
+    ]}))  # fmt: skip
+    auth = believing(jwks=path)
+    for signed, kid, good in (
+        ((RSA, "RS256"), "a", True),
+        ((EC, "ES256"), "b", True),
+        ((RSA, "RS256"), "b", False),
+        ((EC, "ES256"), "a", False),
+        ((SECRET, "HS256"), "c", False),
+        ((OTHER_RSA, "RS256"), "d", False),
+        ((RSA, "RS256"), "e", False),
+        ((EC, "ES256"), "f", False),
+        ((RSA, "RS256"), "../a", False),
+        ((RSA, "RS256"), None, True),
+        ((OTHER_RSA, "RS256"), None, False),
+    ):
+        text = token(*signed, headers={} if kid is None else {"kid": kid})
+        assert (await believed(auth, text) is not None) == good, kid
+
+
+# Sets of keys that are fetched ----------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fetching(url: str) -> tuple[JWT, Clock]:
+    auth, clock = believing(jwks=url), Clock()
+    assert auth._jwks is not None
+    auth._jwks._clock = clock
+    return auth, clock
+
+
+def named(kid: str, key: Any = RSA) -> str:
+    return token(key, headers={"kid": kid})
+
+
+async def test_a_set_is_asked_for_once() -> None:
+    """By many at once; then again when it is old, or when a token names a key that is new; and never often."""
+    with issuing() as issuer:
+        auth, clock = fetching(issuer.url)
+        issuer.keys = [jwk(RSA, "a")]
+        callers = await asyncio.gather(*(believed(auth, named("a")) for _ in range(20)))
+        assert None not in callers
+        assert issuer.asked == 1
+
+        for n in range(50):  # who makes names up does not make us ask
+            assert await believed(auth, named(f"x{n}")) is None
+        assert issuer.asked == 1
+        clock.now += module.AGAIN_SECONDS
+        for n in range(50):
+            assert await believed(auth, named(f"x{n}")) is None
+        assert issuer.asked == 2
+
+        clock.now += module.AGAIN_SECONDS
+        issuer.keys = [jwk(OTHER_RSA, "b")]  # a rotation
+        assert await believed(auth, named("b", OTHER_RSA)) is not None
+        assert issuer.asked == 3
+        assert await believed(auth, named("a")) is None  # withdrawn
+
+
+async def test_a_set_that_cannot_be_had_for_a_while_is_kept() -> None:
+    """For a day; and without any, it is the server that cannot say who asks."""
+    with issuing() as issuer:
+        issuer.status = 500
+        auth, clock = fetching(issuer.url)
+        for _ in range(20):
+            with pytest.raises(Overloaded):
+                await believed(auth, named("a"))
+        assert issuer.asked == 1
+        issuer.status, issuer.keys = 200, [jwk(RSA, "a")]
+        clock.now += module.AGAIN_SECONDS
+        assert await believed(auth, named("a")) is not None
+        issuer.status = 500
+        clock.now += module.KEEP_SECONDS + 1
+        assert await believed(auth, named("a")) is not None
+        clock.now += module.STALE_SECONDS
+        with pytest.raises(Overloaded):
+            await believed(auth, named("a"))
+
+
+async def test_who_waits_for_nothing_waits_for_no_set() -> None:
+    """A set that is old is asked for beside the requests."""
+    with issuing() as issuer:
+        issuer.keys = [jwk(RSA, "a")]
+        auth, clock = fetching(issuer.url)
+        assert await believed(auth, named("a")) is not None
+        clock.now += module.KEEP_SECONDS + 1
+        assert await believed(auth, named("a")) is not None
+        assert auth._jwks is not None
+        assert auth._jwks._reading is not None
+        await auth._jwks._reading
+        assert issuer.asked == 2
+
+
+NO_SETS = [b"", b"x", b"[]", b"{}", b'{"keys": []}', b'{"keys": 7}', b'{"keys": [7]}', b"[" * 5000, b"\xff"]
+
+
+@pytest.mark.parametrize("raw", [*NO_SETS, b" " * (module.JWKS_BYTES + 1)], ids=lambda raw: str(raw[:12]))
+async def test_a_set_that_is_none_takes_nothing_away(raw: bytes) -> None:
+    """Too large, or not JSON, or without a key."""
+    with issuing() as issuer:
+        issuer.keys = [jwk(RSA, "a")]
+        auth, clock = fetching(issuer.url)
+        assert await believed(auth, named("a")) is not None
+        issuer.raw = raw
+        clock.now += module.KEEP_SECONDS + 1
+        assert await believed(auth, named("b")) is None
+        assert await believed(auth, named("a")) is not None
+        assert issuer.asked == 2
+
+
+async def test_a_set_is_where_it_was_said_to_be() -> None:
+    """A redirect is not followed, and what a token names is not asked."""
+    with issuing() as issuer, issuing() as other:
+        other.keys = [jwk(OTHER_RSA, "a")]
+        issuer.status, issuer.location = 302, other.url
+        auth, _ = fetching(issuer.url)
+        with pytest.raises(Overloaded):
+            await believed(auth, token(OTHER_RSA, headers={"kid": "a", "jku": other.url, "x5u": other.url}))
+        assert (issuer.asked, other.asked) == (1, 0)
