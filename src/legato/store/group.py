@@ -29,6 +29,11 @@ GROUP_REQUESTS = 1_000
 PATIENCE = 2.0
 """Seconds for which what is to be stored waits for a database that is away; then it is refused, and what comes after it
 at once."""
+PACE_ABOVE = 4
+"""With so many requests in a group, several sessions are busy, and groups are paced."""
+PACE_SECONDS = 0.005
+"""Seconds between the beginnings of paced groups, so that more share a transaction, and a message to other processes.
+Nobody waits for that when all sessions of the last group have come back, nor what does not come from a run."""
 IDLE_SECONDS = 1.0
 """Seconds between two looks whether the database is there, while nothing is stored."""
 KNOWN_RUNS = 10_000
@@ -51,7 +56,7 @@ class RowRequest(Storing):
     Attributes:
         once: see ``Store.append``.
         begins: the session is to begin with it.
-        outside: it is an append without a lease.
+        outside: it does not come from a run.
         stored: the events that were new.
         free: whether somebody may take a run of the session now.
     """
@@ -64,7 +69,8 @@ class RowRequest(Storing):
         super().__init__()
         self.session, self.plan, self.lock = session, plan, lock
         self.once: str | None = None
-        self.begins = self.outside = self.free = False
+        self.begins = self.free = False
+        self.outside = True
         self.stored: list[Event] = []
 
 
@@ -323,6 +329,8 @@ class GroupWriter:
         self.over = False
         self._transact, self._idle, self._error, self._neighbours = transact, idle, error, neighbours
         self._waiting: list[RowRequest] = []
+        self._awaited: set[str | None] = set()  # sessions of the last group, of which nothing has come since
+        self._begun_at = 0.0  # when that group was begun
         self._bell = Bell()
         self._trouble: StoreError | None = None
         self._troubled_at = 0.0
@@ -350,8 +358,18 @@ class GroupWriter:
         if (trouble := self.trouble) is not None:
             raise type(trouble)(trouble.message, **trouble.detail)
         self._waiting.append(request)
-        self._bell.ring()
+        self._awaited.discard(request.session)
+        if request.outside:
+            self._awaited.clear()
+        if len(self._waiting) == 1 or not self._awaited:
+            self._bell.ring()
         return request
+
+    def _pause(self) -> float:
+        """Seconds until the next group begins, unless something comes before."""
+        if self.over or (self._waiting and not self._awaited):
+            return 0.0
+        return IDLE_SECONDS if not self._waiting else max(self._begun_at + PACE_SECONDS - time.monotonic(), 0.0)
 
     def end(self) -> None:
         """Write what has been asked, and end."""
@@ -362,9 +380,11 @@ class GroupWriter:
         """Write, until the end."""
         while True:
             self._bell.clear()
-            if not self._waiting and not self.over:
-                await self._bell.wait(IDLE_SECONDS)
+            if (pause := self._pause()) > 0 and await self._bell.wait(pause):
+                continue
+            self._begun_at = time.monotonic()
             requests, self._waiting = self._waiting[:GROUP_REQUESTS], self._waiting[GROUP_REQUESTS:]
+            self._awaited = {each.session for each in requests} if len(requests) >= PACE_ABOVE else set()
             if together := [request for request in requests if request.lock is None]:
                 await self._write(together)
             for request in requests:
