@@ -2,9 +2,10 @@
 
 Of Legato it uses the application, an agent's ``turn`` and ``legato.server.serve``; everything else is asked over HTTP.
 
-    python benchmarks/support/served.py STORE [--trace]
+    python benchmarks/support/served.py STORE [--trace] [--metrics] [--traces]
 
-Prints its port, and serves until its standard input ends. With ``--trace``, each statement of SQLite and each commit is
+Prints its port, and serves until its standard input ends. With ``--metrics``, ``/bench/metrics`` makes those, and with
+``--traces`` runs are traced. With ``--trace``, each statement of SQLite and each commit is
 noted, which costs time: figures of time and of statements come from different servers.
 """
 
@@ -109,11 +110,15 @@ class Served(Legato):
     gates: dict[str, asyncio.Event] = {}  # noqa: RUF012  # there is one application in this process
     times: list[float] = []  # noqa: RUF012
     asked = 0.0
+    scraped: Any = None  # with ``--metrics``
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope.get("path", "")
         if path.startswith("/bench/"):
-            body = json.dumps(self.bench(path.split("/")[2:])).encode()
+            if path == "/bench/metrics":
+                body = json.dumps(len((await self.scraped.text())[0])).encode()
+            else:
+                body = json.dumps(self.bench(path.split("/")[2:])).encode()
             headers = [(b"content-length", str(len(body)).encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": body})
@@ -188,6 +193,18 @@ async def speaker(turn: Any) -> Any:
             yield "What?"
 
 
+def record_spans() -> None:
+    """Have spans made, gathered and thrown away, as an exporter would have them."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter()))
+    trace.set_tracer_provider(provider)
+
+
 def main() -> None:
     check_sources()
     if "--trace" in sys.argv:
@@ -195,6 +212,11 @@ def main() -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     app = Served(sys.argv[1], agents=[speaker], heartbeat=600, page=False, max_streams_per_session=10_000)
+    if "--metrics" in sys.argv:
+        Served.scraped = app.metrics()
+    if "--traces" in sys.argv:
+        record_spans()
+        Legato.trace(app)
     listener = listen("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
 

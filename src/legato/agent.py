@@ -39,6 +39,7 @@ from .caller import NOBODY, Caller
 from .check import as_flag, as_id, as_name, as_seconds, as_text, as_word, refused
 from .errors import InvalidInput
 from .event import CheckpointNoted, Event, NotificationCreated, PermissionRequested
+from .figures import ProviderFigures
 from .json import JsonObject
 from .part import Message, as_json
 
@@ -287,6 +288,7 @@ class Agent:
         description: one sentence for people; the first line of the function's docstring by default.
         on_stop: awaited when the application has stopped, to let go of what the agent holds.
         tools: the names of those that it runs itself, as far as requests may choose among them.
+        figures: what is counted of its requests to a model, if it asks one.
         lacks: of a message's metadata: the setting that the agent cannot heed, and why, or None. Over the APIs of
             OpenAI such a message is refused.
     """
@@ -301,6 +303,7 @@ class Agent:
         on_stop: Callable[[], Awaitable[object]] | None = None,
         tools: Callable[[], Collection[str]] = tuple,
         lacks: Callable[[JsonObject], tuple[str, str] | None] = lambda _: None,
+        figures: ProviderFigures | None = None,
     ) -> None:
         if not callable(function):
             raise InvalidInput(f"An agent is a function of one argument, got {type(function).__name__}.")
@@ -313,6 +316,7 @@ class Agent:
         self.on_stop = on_stop
         self.tools = tools
         self.lacks = lacks
+        self.figures = figures
         self.description = description or (inspect.getdoc(named) or "").partition("\n")[0]
         _check_arguments(function, self.name)
 

@@ -35,6 +35,7 @@
     |   |-- StoreLocked     500     another process has this file open
     |   |-- StoreBusy       503     another program has locked the file; try again later
     |   |-- StoreLost       503     the file is not where it was
+    |   |-- StoreSilent     503     the store does not answer
     |   |-- StoreReadOnly   500
     |   |-- StoreFull       507     the disk is full
     |   |-- StoreCorrupt    500
@@ -318,6 +319,14 @@ class StoreLost(StoreError):
     code = "store_lost"
     status = 503
     told = "The server's store is away, and nothing is stored until it is back; try again later."
+
+
+class StoreSilent(StoreError):
+    """The store has not answered within the time that it has."""
+
+    code = "store_silent"
+    status = 503
+    told = "The server's store does not answer; try again later."
 
 
 class StoreReadOnly(StoreError):

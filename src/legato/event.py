@@ -137,6 +137,7 @@ class MessageCreated(Fact, frozen=True):
         retries: the run whose answer is to be given anew, None if there was none; the message stands in the log once
             before. Unset: it is new.
         opaque: of an assistant: what providers want back with it.
+        trace: the span in which it was sent, as a W3C ``traceparent``, where somebody traces.
     """
 
     type = "message.created"
@@ -151,6 +152,7 @@ class MessageCreated(Fact, frozen=True):
     key: str | None = None
     retries: str | UnsetType | None = UNSET
     opaque: list[Opaque] | None = None
+    trace: str | None = None
 
 
 class MessageRevised(Fact, frozen=True):
@@ -180,11 +182,12 @@ class RunWaiting(Fact, frozen=True):
 
 
 class RunStarted(Fact, frozen=True):
-    """An agent is asked, for the ``attempt``-th time (from 1)."""
+    """An agent is asked, for the ``attempt``-th time (from 1). ``trace`` is the span of that, where somebody traces."""
 
     type = "run.started"
     agent: str
     attempt: int
+    trace: str | None = None
 
 
 class ThinkingDelta(Fact, frozen=True):

@@ -47,6 +47,7 @@ from .load import Load
 from .log import Appended, Log, Store, Storing, Subscription
 from .machine import Lease, OpenRun
 from .part import Usage, as_json, encode, to_builtins
+from .traces import RunSpan
 from .transcript import Recorder, Transcript, fold, merge
 
 logger = logging.getLogger("legato")
@@ -207,6 +208,8 @@ class Execution:
         deadlines: of what is asked.
         lease_ttl: seconds of the lease.
         refused: counts what limits have refused, see ``bounds``.
+        asked_at: when the message was sent, seconds since the epoch; None if this is no first attempt.
+        span: of the run, if somebody traces.
 
     Attributes:
         lease: the present one; another than at first once an append has failed.
@@ -225,7 +228,11 @@ class Execution:
         deadlines: Deadlines | None = None,
         lease_ttl: float = 15.0,
         refused: Counter[str] | None = None,
+        asked_at: float | None = None,
+        span: RunSpan | None = None,
     ) -> None:
+        self._span = span
+        self._asked_at = asked_at  # as long as nothing has been said
         self._store = store
         self._refused = refused
         self.lease = lease
@@ -263,6 +270,11 @@ class Execution:
             if isinstance(event.fact, Asked):
                 self._asked[event.fact.id] = event.fact
             self._take(event)
+
+    @property
+    def asking(self) -> bool:
+        """Whether it waits for somebody's answer."""
+        return bool(self._waiting)
 
     # The life of a run ------------------------------------------------------------------------------------------------
 
@@ -342,6 +354,8 @@ class Execution:
         self._go_on()
 
     async def _speak(self, agent: Agent, turn: Turn) -> None:
+        if self._span is not None:
+            self._span.enter()
         with contained("the agent"):
             await self._listen(agent.stream(turn))
 
@@ -384,6 +398,11 @@ class Execution:
 
     def _put(self, drafts: list[Draft]) -> None:
         self._count += len(drafts)
+        if self._span is not None:
+            self._span.heard(drafts)
+        if self._asked_at is not None and drafts and drafts[0].fact.delta:
+            self._load.figures.first_words.add(self._clock() - self._asked_at)
+            self._asked_at = None
         if self._count > self._limits.run_events:
             raise _too_many_events(self._limits.run_events)
         self._drafts += drafts
@@ -541,8 +560,28 @@ class Execution:
             await self._append([terminal(ending, run, await self._transcript(), usage)])
         except (InvalidInput, TooLarge) as exc:
             logger.error("run %s: its end cannot be stored with all that it said: %s", run, exc)
-            await self._append([terminal(TOO_LONG if ending.kind == "completed" else ending, run, Transcript(), usage)])
+            ending = TOO_LONG if ending.kind == "completed" else ending
+            await self._append([terminal(ending, run, Transcript(), usage)])
+        self._count_end(ending, usage)
         return True
+
+    def _count_end(self, ending: Ending, usage: Usage | None) -> None:
+        figures = self._load.figures
+        figures.ended.add(str(ending.kind), ending.code)
+        if self._span is not None:
+            self._span.end(str(ending.kind), ending.code, usage)
+        if usage is None or self._turn is None:
+            return
+        for kind, count in (
+            ("input", usage.input_tokens),
+            ("output", usage.output_tokens),
+            ("cached", usage.cached_tokens),
+            ("reasoning", usage.reasoning_tokens),
+        ):
+            if count:
+                figures.tokens.add(self._turn.agent, kind, count=count)
+        if usage.cost:
+            figures.cost.add(self._turn.agent, count=usage.cost)
 
     async def _transcript(self) -> Transcript:
         """What the log has of the answer; read from there only when the recorder may have seen more."""

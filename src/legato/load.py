@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+
+from .figures import Figures
 
 logger = logging.getLogger("legato")
 
@@ -37,11 +40,12 @@ class Round:
 
     def __init__(self) -> None:
         self._due: list[Callable[[], None]] = []
+        self._context = contextvars.Context()  # that of whoever came first is not everybody's
 
     def add(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` at the end of this round. It should raise nothing; what it does is logged."""
         if not self._due:
-            asyncio.get_running_loop().call_soon(self._go)
+            asyncio.get_running_loop().call_soon(self._go, context=self._context)
         self._due.append(callback)
 
     def _go(self) -> None:
@@ -60,6 +64,7 @@ class Load:
         least: seconds for which runs gather what they say when the loop is not late.
         clock: monotonic, in seconds.
         spent: seconds of a core that the process has used.
+        figures: where it is counted how late the loop was.
 
     Attributes:
         soon: calls what it is given at the end of the round, see ``Round``.
@@ -73,7 +78,9 @@ class Load:
         *,
         clock: Callable[[], float] = time.monotonic,
         spent: Callable[[], float] = time.process_time,
+        figures: Figures | None = None,
     ) -> None:
+        self.figures = figures or Figures()
         self.gather = least
         self.lag = 0.0
         self._least = least
@@ -119,6 +126,8 @@ class Load:
         busy = spent - self._looked[1] > BUSY * (now - self._looked[0])
         self._looked = now, spent
         self._late.append(max(now - self._due, 0.0))
+        self.figures.lag.add(self._late[-1])
+        self.figures.due = True
         self.lag = min(self._late)
         if self.lag > LATE:
             self.gather = min(max(self.gather * 2, FIRST), max(self._least, MOST))

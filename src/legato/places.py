@@ -127,6 +127,11 @@ class Places:
         return bool(self._lines)
 
     @property
+    def waiting_runs(self) -> int:
+        """How many runs wait, be it for a place or behind another."""
+        return self._counts.total()
+
+    @property
     def queued(self) -> dict[str, str]:
         """The runs that wait, be it for a place or behind another, with their sessions; as far as they are stored."""
         return {run: session for session, runs in self._queued.items() for run in runs if run not in self._storing}

@@ -12,6 +12,7 @@ where the store's answer was lost, which says whether one was taken, it is asked
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import itertools
 import logging
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from . import bounds
+from .about import ABOUT, About
 from .agent import Agent, Turn
 from .caller import Caller
 from .contents import Catalogue, Contents, window
@@ -40,6 +42,7 @@ from .errors import (
     TooLarge,
 )
 from .event import (
+    AnyFact,
     CancelRequested,
     Draft,
     Event,
@@ -50,12 +53,14 @@ from .event import (
     RunStarted,
 )
 from .execution import CANCELLED, INTERRUPTED, LEFT_OPEN, Deadlines, Ending, Execution, Limits, ended, failed
+from .figures import Figures
 from .load import Load
 from .log import Appended, Bell, Log, Store, Take
 from .machine import Lease, OpenRun, free
 from .places import Places
 from .spending import Accounts, spent
 from .tally import NodeTally, named
+from .traces import RunSpan, Traces
 from .transcript import Recorder, brought, fold, told
 
 logger = logging.getLogger("legato")
@@ -93,6 +98,8 @@ class Runner:
         agents: by name; the first is the default.
         limits: see ``Limits``.
         lease_ttl: seconds after which a dead owner's runs may be taken over.
+        figures: where it is counted what becomes of runs.
+        traces: makes spans of runs.
         clock: seconds since the epoch.
         steady: seconds of a clock that nobody sets.
         refused: counts what limits have refused, see ``bounds``.
@@ -106,6 +113,8 @@ class Runner:
         limits: Limits | None = None,
         refused: Counter[str] | None = None,
         lease_ttl: float = 15.0,
+        figures: Figures | None = None,
+        traces: Traces | None = None,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -116,7 +125,10 @@ class Runner:
         self.owner = secrets.token_hex(8)
         self.clock = clock
         self.deadlines = Deadlines(steady)
-        self.load = Load(self.limits.gather_seconds)
+        self.figures = figures or Figures()
+        self._traces = traces
+        self._spans: dict[str, RunSpan] = {}  # of runs that begin with their message
+        self.load = Load(self.limits.gather_seconds, figures=self.figures)
         self.contents = Catalogue(store)
         self.refused = bounds.tally() if refused is None else refused
         self.accounts = Accounts(store, lambda: self.limits, clock, steady)
@@ -149,11 +161,20 @@ class Runner:
         return len(self._executions)
 
     @property
+    def asking(self) -> int:
+        """How many of them wait for somebody's answer."""
+        return sum(execution.asking for execution in self._executions)
+
+    @property
     def default(self) -> str:
         """The agent that answers where nobody says which."""
         return next(iter(self.agents))
 
     # What the verbs ask for -------------------------------------------------------------------------------------------
+
+    def traced(self) -> str | None:
+        """The span in which something is asked for now; None if nobody traces."""
+        return None if self._traces is None else self._traces.sent()
 
     async def begin(
         self,
@@ -179,16 +200,30 @@ class Runner:
         if name not in self.agents or self.draining or not self.places.take(party):
             return None
         take = Take(run, self.owner, self._lease_ttl)
+        span = self._span(session, run, name, 1, next((d.fact for d in drafts if d.run == run), None))
+        if span is not None:
+            self._spans[run] = span
+        started = Draft(RunStarted(name, 1, None if span is None else span.told), run)
         try:  # now, and not in the task that drives it, which would be a round later
-            storing = self.store.append(
-                session, [*drafts, Draft(RunStarted(name, 1), run)], once=once, head=head, take=take
-            )
+            storing = self.store.append(session, [*drafts, started], once=once, head=head, take=take)
         except BaseException:
+            self._spans.pop(run, None)
             self._give_back(party)
             raise
         stored: asyncio.Future[Appended | None] = asyncio.get_running_loop().create_future()
-        self._place(session, run, party, self._begin(storing, stored))
+        self._place(session, run, party, self._begin(run, storing, stored))
         return await stored
+
+    def _span(
+        self, session: str, run: str, agent: str, attempt: int, asked: AnyFact | None, at: float | None = None,
+        before: Iterable[Event] = (),
+    ) -> RunSpan | None:  # fmt: skip
+        if self._traces is None:
+            return None
+        parent = asked.trace if isinstance(asked, MessageCreated) else None
+        return self._traces.run(
+            session=session, run=run, agent=agent, attempt=attempt, parent=parent, at=at, before=before
+        )
 
     def wake(self, session: str) -> None:
         """Look for runs: one of ``session`` has been stored without a place, or left."""
@@ -287,7 +322,9 @@ class Runner:
 
     def _work(self) -> None:
         if self._worker is None and not self.draining:
-            self._worker = asyncio.create_task(self._serve(), name="legato-runner")
+            # It is about nobody, whoever has woken it.
+            context = contextvars.Context()
+            self._worker = asyncio.create_task(self._serve(), name="legato-runner", context=context)
 
     async def _serve(self) -> None:
         self.store.doorbell.hang_work(self._bell)
@@ -454,7 +491,7 @@ class Runner:
 
     # One run ----------------------------------------------------------------------------------------------------------
 
-    async def _begin(self, storing: Awaitable[Appended], stored: asyncio.Future[Appended | None]) -> None:
+    async def _begin(self, run: str, storing: Awaitable[Appended], stored: asyncio.Future[Appended | None]) -> None:
         try:
             appended = await storing
         except LeaseHeld:
@@ -474,12 +511,15 @@ class Runner:
             # answered while that writes.
             self.load.soon(lambda: self.load.soon(tell))
             await self._drive(appended.lease, begun=True)
+        finally:
+            self._spans.pop(run, None)
 
     async def _drive(self, lease: Lease, *, begun: bool) -> None:
         try:
             if not await self._answer(lease, begun):
                 await self._give_up(lease)
         except (RunEnded, StaleLease, NotFound) as exc:
+            self.figures.lost += 1
             logger.info("run %s is driven elsewhere: %s", lease.run, exc)
         except asyncio.CancelledError:
             self._left[lease.run] = lease
@@ -510,8 +550,16 @@ class Runner:
         fact = mine[0].fact
         assert isinstance(fact, MessageCreated)
         attempt = sum(isinstance(event.fact, RunStarted) for event in mine) + (0 if begun else 1)
+        if attempt > 1:
+            self.figures.taken_over += 1
+        else:
+            self.figures.waits.add(self.clock() - mine[0].at)
         name = fact.agent or info.created.agent or self.default
         agent = self.agents.get(name)
+        ABOUT.set(About(ABOUT.get().request, fact.caller or "", lease.session, lease.run))
+        span = self._spans.pop(lease.run, None) or self._span(
+            lease.session, lease.run, name, attempt, fact, mine[0].at if attempt == 1 else None, mine
+        )
         ending = self._ending_before(mine, attempt, name, agent) or (REWOUND if place is None else None)
         earlier = ending is None and attempt > 1
         left = [event async for event in log.all(asked - 1) if event.run == lease.run] if earlier else mine
@@ -520,7 +568,11 @@ class Runner:
         if self.draining and not begun:  # no await from here until ``stop`` can see the execution
             return False  # the run waits for the next start
         if ending is not None or agent is None or place is None:
-            return await self._finish(lease, ending or CANCELLED)
+            ending = ending or CANCELLED
+            finished = await self._finish(lease, ending)
+            if span is not None:
+                span.end(str(ending.kind), ending.code, None)
+            return finished
         limits = self._room(contents, info.head)
         recorder = Recorder(
             lease.run,
@@ -543,6 +595,8 @@ class Runner:
             deadlines=self.deadlines,
             lease_ttl=self._lease_ttl,
             refused=self.refused,
+            asked_at=mine[0].at if attempt == 1 else None,
+            span=span,
         )
         turn = Turn(
             desk=execution,
@@ -562,15 +616,20 @@ class Runner:
             execution.stop(_interruption(agent))
         had = recorder.spent
         self._executions[execution] = agent
+        began = time.monotonic()
         try:
             if not begun:
-                await self.store.append(lease.session, [Draft(RunStarted(name, attempt), lease.run)], lease=lease)
+                started = RunStarted(name, attempt, None if span is None else span.told)
+                await self.store.append(lease.session, [Draft(started, lease.run)], lease=lease)
             return await execution.run(agent, turn, after=asked)
         finally:
             del self._executions[execution]
             self._doubtful = self._doubtful or execution.lease is not lease  # which an append that failed has renewed
             size = recorder.spent - had + (len(mine[0].json) if attempt == 1 else 0)
             self.accounts.add(fact.caller or "", spent(execution.events, size, recorder.usage))
+            self.figures.runs.add(time.monotonic() - began)
+            if span is not None:
+                span.end("left", "", None)
 
     def _room(self, contents: Contents, head: Offset) -> Limits:
         """The limits of a run in this session, which may not have room for all that one run may store."""
@@ -603,6 +662,7 @@ class Runner:
             try:
                 drafts = await ended(self.store, run, ending, whole=whole)
                 await self.store.append(lease.session, drafts, lease=lease, head=info.head)
+                self.figures.ended.add(str(ending.kind), ending.code)
             except HeadMoved:
                 continue  # perhaps what it asked has been answered
             except (InvalidInput, TooLarge):

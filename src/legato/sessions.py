@@ -11,12 +11,14 @@ commit.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
 import inspect
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -49,6 +51,7 @@ from .errors import (
     SessionFull,
     SessionNotFound,
     StoreError,
+    StoreSilent,
     TooLarge,
     TooMany,
 )
@@ -86,6 +89,11 @@ from .thin import says_nothing
 from .transcript import Asking, answer_place, askings, default_agent, history, told
 
 logger = logging.getLogger("legato")
+
+PROBE_SECONDS = 2.0
+"""For which a store may be silent that is asked whether it answers,"""
+PROBE_EVERY = 1.0
+"""and seconds for which what came of that is good for others who ask."""
 
 COPY_BYTES = 1024 * 1024
 """Bytes of messages that are copied in one go."""
@@ -182,6 +190,9 @@ class Sessions:
         aside: where what is large is worked on; to be closed in the end.
     """
 
+    _asked: asyncio.Future[list[OpenRun]] | None = None  # what the store was asked, to see whether it answers
+    _asked_at = 0.0
+
     def __init__(
         self,
         store: Store,
@@ -221,6 +232,24 @@ class Sessions:
     def trouble(self) -> StoreError | None:
         """Why nothing can be stored for now, as far as the store knows."""
         return getattr(self._store, "trouble", None)
+
+    async def check_store(self) -> None:
+        """Ask the store for something, as who wants to know whether it answers. Whoever asks within a second of others
+        gets what they get, and while it is silent there is one question.
+
+        Raises:
+            StoreError: nothing can be stored for now; ``StoreSilent`` if it does not answer.
+        """
+        if (trouble := self.trouble) is not None:
+            raise trouble
+        now = time.monotonic()
+        if self._asked is None or (self._asked.done() and now > self._asked_at + PROBE_EVERY):
+            self._asked, self._asked_at = asyncio.ensure_future(self._store.open_runs(limit=1)), now
+            self._asked.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+        _, late = await asyncio.wait([self._asked], timeout=max(self._asked_at + PROBE_SECONDS - now, 0))
+        if late:
+            raise StoreSilent(f"The store has not answered for {PROBE_SECONDS:g} s.")
+        self._asked.result()
 
     @property
     def incarnation(self) -> str:
@@ -825,7 +854,15 @@ class Sessions:
         if metadata and question.size <= LARGE:
             metadata = as_json("metadata", metadata)
         said = MessageCreated(
-            "", "user", question.text, None, question.agent or None, metadata, caller.subject or None, question.key
+            "",
+            "user",
+            question.text,
+            None,
+            question.agent or None,
+            metadata,
+            caller.subject or None,
+            question.key,
+            trace=self._runner.traced(),
         )
         try:
             return await self._ask_new(caller, session, question, said, decide)
@@ -939,7 +976,9 @@ class Sessions:
             if last.revised is not None:
                 now = await self._contents.revision(session, last.revised)
                 fact = msgspec.structs.replace(fact, text=now.text, parts=now.parts, metadata=now.metadata)
-            again = msgspec.structs.replace(fact, caller=caller.subject or None, key=None, retries=asked.run)
+            again = msgspec.structs.replace(
+                fact, caller=caller.subject or None, key=None, retries=asked.run, trace=self._runner.traced()
+            )
             try:
                 appended = await self._append_question(
                     session,
@@ -1038,6 +1077,8 @@ class Sessions:
                 continue
             except RunEnded:
                 return False
+            if head is not None:
+                self._runner.figures.ended.add("cancelled", "")
             return True
 
     async def resolve_permission(self, caller: Caller, id: str, granted: bool) -> bool:
@@ -1202,7 +1243,7 @@ def _asked(contents: Contents, message: str) -> list[Entry]:
 
 
 def _sent_again(session: str, stored: Asking, said: MessageCreated) -> Sent:
-    if msgspec.structs.replace(stored.fact, id=said.id) != said:
+    if msgspec.structs.replace(stored.fact, id=said.id, trace=said.trace) != said:
         raise KeyReused("This idempotency key came with another message before.", key=said.key)
     return _sent(session, stored.fact.id, stored, repeated=True)
 

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -40,6 +41,7 @@ from ..event import (
     ToolBegun,
     ToolCompleted,
 )
+from ..figures import ProviderFigures
 from ..json import JsonObject
 from ..part import as_json
 from ..provider import (
@@ -56,9 +58,10 @@ from ..provider import (
 )
 from ..provider.last_pass import RULES, is_plain, learned, told_name
 from ..provider.prompt import read_tool
-from ..provider.result import count
+from ..provider.result import TokenUsage, count
 from ..provider.wire import untagged
 from ..tool import Tool
+from ..traces import asking, named
 from ..transcript import fold
 from ..yields import (
     Checkpoint,
@@ -139,6 +142,7 @@ def model_agent(
         on_stop=upstream.close,
         tools=by_name.keys,
         lacks=lambda metadata: _lacks(model, metadata),
+        figures=upstream.figures,
     )
 
 
@@ -196,6 +200,7 @@ class _Upstream:
         self.background = model.background
         self.sealed = model.wire == "responses"  # reasoning is asked for in a form that can be told back
         self.unstored = model.wire == "responses" and "store" not in options  # where it is told all each time
+        self.figures = ProviderFigures()
         self._provider: Provider | None = None
         self._farewells: set[asyncio.Task[None]] = set()
 
@@ -205,6 +210,7 @@ class _Upstream:
         if self._provider is None:
             self._provider = self.model.provider()
             self._provider.rules |= self.rules
+            self._provider.settings = dataclasses.replace(self._provider.settings, figures=self.figures)
         return self._provider
 
     @property
@@ -346,9 +352,10 @@ class _ModelTurn:
             yield self._usage  # so far: perhaps the model is not asked again
         while True:
             if not self._step.over:
-                async with contextlib.aclosing(self._ask()) as items:
-                    async for item in items:
-                        yield item
+                with self._asking():
+                    async with contextlib.aclosing(self._ask()) as items:
+                        async for item in items:
+                            yield item
             async with contextlib.aclosing(perform(self._due(), self._tools, self._turn, self._cut_off)) as items:
                 async for item in items:
                     yield item
@@ -361,6 +368,25 @@ class _ModelTurn:
             if self._finish != "stop":
                 yield Finish(self._finish)
             return
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        model = self._upstream.model
+        provider = "anthropic" if model.wire == "messages" else "openai"
+        with asking(request_model=model.name, provider=provider, server=urlsplit(model.base_url).hostname) as span:
+            yield
+            if span is not None:
+                result, used = self._result, self._result.usage or TokenUsage()
+                attributes = named(
+                    response=result.id,
+                    response_model=result.model,
+                    finish=None if result.finish_reason is None else [result.finish_reason],
+                    input=used.input_tokens or None,
+                    output=used.output_tokens or None,
+                    cached=used.cached_tokens or None,
+                    reasoning=used.reasoning_tokens or None,
+                )
+                span.set_attributes(attributes)
 
     def _due(self) -> list[Call]:
         """The calls that are to be made now: not those of the client's own tools."""
@@ -581,6 +607,8 @@ class _ModelTurn:
             raise self._failure(exc) from exc
 
     def _failure(self, error: ProviderError) -> AgentError:
+        status = error.status_code if isinstance(error, ProviderRefused) else 0
+        self._upstream.figures.errors.add(type(error).__name__, str(status))
         return failure(error, self._upstream.model.api_key)
 
     def _items(self, chunk: StreamChunk, stream: AsyncStream[StreamChunk] | None = None) -> Iterator[Yielded]:

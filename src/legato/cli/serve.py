@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import ipaddress
 import logging
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
+from ..check import digits
 from ..errors import InvalidInput
+from ..logs import Format, set_up
 from .failure import Failure, Misuse, debug_option
 from .settings import Configured, said
 
@@ -195,10 +198,39 @@ class ServeOptions(TypedDict):
     show_default=True,
     help="What the log on standard error tells.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines of the log for people, or for programs: with the ids of session, run and request.",
+)
+@click.option("--access-log", is_flag=True, help="A line in the log for each answer: method, path, status, time.")
+@click.option(
+    "--metrics",
+    metavar="[HOST:]PORT",
+    help="Answer Prometheus at http://HOST:PORT/metrics; HOST is 127.0.0.1, unless it is given. Whoever reaches that "
+    "port can read figures, and no content.",
+)
+@click.option(
+    "--traces",
+    is_flag=True,
+    help="Trace runs with OpenTelemetry, by the tracer provider that TARGET or opentelemetry-instrument sets up.",
+)
 @debug_option
 @click.pass_context
 def serve(
-    ctx: click.Context, /, target: str | None, host: str, port: int, log_level: str, **options: Unpack[ServeOptions]
+    ctx: click.Context,
+    /,
+    target: str | None,
+    host: str,
+    port: int,
+    log_level: str,
+    log_format: Format,
+    access_log: bool,
+    metrics: str | None,
+    traces: bool,
+    **options: Unpack[ServeOptions],
 ) -> None:
     """Serve the agents of TARGET until Ctrl-C.
 
@@ -222,7 +254,7 @@ def serve(
     gc.freeze()
     gc.enable()
     # Before the target is imported: what it sets up for logging itself wins.
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    set_up(log_level, log_format, access=access_log)
     logging.getLogger("stamina").addFilter(_in_words)
     given = {param.name: how for param in ctx.command.params if param.name in options and (how := said(ctx, param))}
     inherited = server.inherited()
@@ -230,6 +262,8 @@ def serve(
         host = inherited.getsockname()[0]
     try:
         app = _application(target, host, given, options)
+        if traces:
+            app.trace()
     except InvalidInput as exc:
         raise Misuse(exc.message) from exc
     try:
@@ -244,8 +278,14 @@ def serve(
         if "store" not in given:
             advice += " Two servers need two stores, too: --store sqlite:///other.db, or memory:."
         raise Failure(f"{exc.message} {advice}") from exc
-    with listener:
-        server.serve(app, listener, log_level=log_level, on_ready=_announcement(app, listener, host))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(listener)
+        measured = None
+        if metrics is not None:
+            app.metrics()  # for its error
+            measured = stack.enter_context(server.listen(*_address(metrics)))
+        announce = _announcement(app, listener, host, measured)
+        server.serve(app, listener, log_level=log_level, on_ready=announce, metrics=measured)
     click.echo("Stopped.")
 
 
@@ -396,15 +436,28 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _announcement(app: Legato, listener: socket.socket, host: str) -> Callable[[], None]:
+def _address(text: str) -> tuple[str, int]:
+    """Where to listen for what asks for metrics.
+
+    Raises:
+        Misuse: it is none.
+    """
+    host, _, port = text.rpartition(":")
+    number = digits(port, most=5)
+    if number is None or number > 65_535 or text.startswith(":") or "/" in host:
+        raise Misuse(f"--metrics wants a port, or host:port, such as 9464 or 10.0.0.5:9464, got {text!r}.")
+    return host.strip("[]") or "127.0.0.1", number
+
+
+def _announcement(app: Legato, listener: socket.socket, host: str, metrics: socket.socket | None) -> Callable[[], None]:
     def announce() -> None:
-        for text in _banner(app, listener, host):
+        for text in _banner(app, listener, host, metrics):
             click.echo(text)  # flushes: whoever started us may be waiting for the address
 
     return announce
 
 
-def _banner(app: Legato, listener: socket.socket, host: str) -> Sequence[str]:
+def _banner(app: Legato, listener: socket.socket, host: str, metrics: socket.socket | None) -> Sequence[str]:
     port = listener.getsockname()[1]
     everywhere = host in ("0.0.0.0", "::", "")  # noqa: S104  # only recognised here
     name = "127.0.0.1" if everywhere else f"[{host}]" if ":" in host else host
@@ -414,7 +467,11 @@ def _banner(app: Legato, listener: socket.socket, host: str) -> Sequence[str]:
     for place, agent in enumerate(app.agents.values()):
         about = f": {agent.description}" if agent.description else ""
         lines.append(f"  {'' if place else 'agents' if len(app.agents) > 1 else 'agent':<7} {agent.name}{about}")
-    lines += [f"  store   {_store(app)}", f"  try     {chat}, or open the address in a browser", "  stop    Ctrl-C"]
+    lines += [f"  store   {_store(app)}"]
+    if metrics is not None:
+        at, number = metrics.getsockname()[:2]
+        lines.append(f"  metrics http://{f'[{at}]' if ':' in at else at}:{number}/metrics")
+    lines += [f"  try     {chat}, or open the address in a browser", "  stop    Ctrl-C"]
     if not _is_loopback(host):
         where = "on all of this machine's addresses" if everywhere else f"on {host}"
         who = "who has signed in" if app.signs_in else "whoever reaches this port"

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from ..figures import ProviderFigures
 from ..http.call import HttpCall, RequestArguments, request
 from ..http.errors import APIError
 from ..http.packages import httpx2
@@ -40,18 +41,22 @@ class ProviderSettings(HttpSettings):
 
     Attributes:
         unwanted: fields that nobody asked for, and that the provider has refused.
+        figures: where requests are counted.
     """
 
     timeouts: Timeouts
     unwanted: set[str] = field(default_factory=set)
+    figures: ProviderFigures = field(default_factory=ProviderFigures)
 
     def attempts(self) -> Attempts:
         """The attempts of a request. A provider that asks for more time than there is, is not asked again."""
+        self.figures.asked += 1
         config = DEFAULT_RETRIES if isinstance(self.retry_config, Unset) else self.retry_config
         return retrying(config, repeatable=True, patient=False)
 
     def request(self, call: HttpCall[object]) -> RequestArguments:
         """What ``build_request`` of httpx2 takes."""
+        self.figures.requests += 1
         timeouts = self.timeouts
         return request(call, self.base_url, self.headers, httpx2.Timeout(timeouts.first_byte, connect=timeouts.connect))
 

@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .. import bounds
+from ..about import ABOUT
 from ..caller import NOBODY, Caller
 from ..errors import Draining, InvalidInput, LegatoError, Overloaded, ScopeMissing, StoreError
 from ..fault import contained
@@ -179,9 +181,11 @@ class Adaptor:
         scope = http.scope
         request: Request | None = None
         error: LegatoError | None = None
+        figures, began = life.figures, time.monotonic()
         try:
             try:
                 caller = NOBODY if operation.public else await _identified(life, scope)
+                ABOUT.set(ABOUT.get()._replace(owner=caller.subject))
                 request = Request(http, life, _with_address(caller, scope))
                 if operation.method != "GET":
                     request.check_type()
@@ -196,9 +200,12 @@ class Adaptor:
             except Exception:
                 internal = Internal()
                 internal.stored = request is not None and request.stored
+                figures.answers.add(operation.id, "500")
                 await send_body(dialect.refuse(internal), None, scope, receive, send)
                 raise  # for the server's log
+            figures.answers.add(operation.id, str(made.status) if isinstance(made, Body) else "200")
             if isinstance(made, Body):
+                figures.requests.add(time.monotonic() - began)
                 if made.status == 503 and _comes_back(operation, scope):
                     await _have_come_back(ASGISink(receive, send))
                     return
@@ -312,6 +319,8 @@ class Adaptor:
             joins=reply.joins or 0,
             caller=request.caller,
         )
+        start = "reset" if reply.exact is False else "resumed" if request.resumes else "new"
+        request.life.figures.streams.add(reply.name.partition("/")[0], start)
         head = [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
         if incarnation := request.sessions.incarnation:
             head.append((INCARNATION.encode(), incarnation.encode()))

@@ -35,6 +35,7 @@ from ..run import Runner
 from ..sessions import Sessions
 from ..store import open_store
 from ..tool import Tool
+from ..traces import Traces
 from .adaptor import SEND_BODY, Adaptor, ApplicationStopped, StoreAwaited, respond_error
 from .dialects import DIALECTS
 from .guard import LOCAL_ORIGINS, Guard, host_names, origin_as_sent
@@ -47,6 +48,8 @@ from .traffic import Traffic
 
 if TYPE_CHECKING:
     from ..archive import ArchiveCount
+    from .connections import Connections
+    from .metrics import Metrics
     from .sign_in import SignIn
 
 logger = logging.getLogger("legato")
@@ -99,6 +102,7 @@ class Legato:
             ``legato.caller.MayWithSession``; or by whose it is, see ``legato.caller.may``. By default, what they like
             to what is theirs; and the inspector is for everybody on an open server, and else for who has the scope
             ``admin``.
+        traces: whether runs are traced, by the tracer provider of the process (``pip install 'legato[otel]'``).
         quota: your own limit of what a caller may begin, a coroutine function; see ``legato.caller.Quota``.
         retention: how long sessions are kept; by default for ever.
 
@@ -132,6 +136,7 @@ class Legato:
         may: May | MayWithSession | None = None,
         quota: Quota | None = None,
         retention: Retention | None = None,
+        traces: bool = False,
     ) -> None:
         if not LEASE_TTL[0] <= lease_ttl <= LEASE_TTL[1]:
             raise InvalidInput(f"lease_ttl is {LEASE_TTL[0]:g} to {LEASE_TTL[1]:g} seconds, got {lease_ttl!r}.")
@@ -152,6 +157,8 @@ class Legato:
         self.source = store
         """The store, or its URL. May be changed until ``start``, as ``hosts``, ``grace``, ``lease_ttl`` and
         ``lock_wait`` may."""
+        self.connections: Connections | None = None
+        """Those of the process, where the server is our own."""
         self.traffic = traffic or Traffic()
         """What connections may take; the server that runs the application keeps its part of it."""
         self.refused = tally()
@@ -172,6 +179,7 @@ class Legato:
             limits=limits or Limits(),
             identify=identify,
             traffic=self.traffic,
+            traces=Traces() if traces else None,
             may=may or (may_on_open_server if identify is nobody else may_what_is_theirs),
         )
         self._cors = tuple(map(origin_as_sent, _names(cors)))
@@ -303,6 +311,28 @@ class Legato:
     def sessions(self) -> Sessions:
         """What callers can do, for code beside the application, once started."""
         return self.life.sessions
+
+    def trace(self) -> None:
+        """Have runs traced; see ``traces``.
+
+        Raises:
+            InvalidInput: opentelemetry-api is not installed.
+        """
+        self._settings = msgspec.structs.replace(self._settings, traces=Traces())
+
+    def metrics(self, *, local: bool = False) -> Metrics:
+        """An ASGI application that answers with this one's figures, for Prometheus. Mount it where only those come who
+        may see them; ``legato serve --metrics`` gives it a port of its own.
+
+        Args:
+            local: answer only requests for names of this machine.
+
+        Raises:
+            InvalidInput: prometheus-client is not installed: ``pip install 'legato[metrics]'``.
+        """
+        from .metrics import Metrics
+
+        return Metrics(lambda: self.life, lambda: self.connections, local=local)
 
     @property
     def streams(self) -> Streams:

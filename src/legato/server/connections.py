@@ -102,6 +102,8 @@ class Connections:
 
     Attributes:
         open: how many there are.
+        accepted: how many there were.
+        refused: how many were not taken, since there was no room, or no descriptor.
     """
 
     def __init__(
@@ -117,12 +119,18 @@ class Connections:
         self._addresses: Counter[str] = Counter()
         self.bound = traffic.connections if bound is None else min(bound, traffic.connections)
         self.open = 0
+        self.accepted = 0
         self.clock = clock
         self._due: dict[Hashable, tuple[float, Callable[[], None]]] = {}
         self._idle: dict[Idle, None] = {}  # in the order in which they became so
         self._timer: asyncio.TimerHandle | None = None
         shortest = min(traffic.head_seconds, traffic.body_seconds, traffic.idle_seconds, traffic.write_seconds)
         self._every = min(1.0, shortest / 4)
+
+    @property
+    def unused(self) -> int:
+        """How many are idle."""
+        return len(self._idle)
 
     @property
     def waiting(self) -> int:
@@ -253,6 +261,7 @@ class Acceptor:
                 most = self._connections.traffic.connections_per_address
                 _refuse(connection, TooMany(f"This address has {most} connections, as many as one may."))
                 continue
+            self._connections.accepted += 1
             connection.setblocking(False)
             task = self._loop.create_task(self._take(connection, address))
             self._beginning.add(task)
@@ -278,6 +287,7 @@ class Acceptor:
                     connection, _ = self._listener.accept()
                 except OSError:
                     break
+                self._connections.refused["connections"] += 1
                 _refuse(connection, TooManyConnections("This server takes no more connections now; try again."))
         self._keep_spare()
         self._loop.remove_reader(self._listener.fileno())

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from starlette.types import Send
 
 from ..dialect.fold import Encoder
 from ..event import PIECES, Event, Offset
+from ..figures import Figures
 from ..load import Round
 from ..log import READ_LIMIT, Subscription
 
@@ -130,6 +132,7 @@ class Crowd:
         preparation: before events are encoded.
         soon: calls what it is given at the end of the round, see ``Round``.
         closed: called when nobody is left.
+        figures: where it is counted how long events take.
     """
 
     def __init__(
@@ -139,7 +142,9 @@ class Crowd:
         preparation: Preparation | None,
         soon: Callable[[Callable[[], None]], None],
         closed: Callable[[], object],
+        figures: Figures,
     ) -> None:
+        self._figures = figures
         self._members: dict[Member, Line] = {}
         self._newcomers: dict[Member, Offset] = {}  # who came while something is waited for
         self._subscription = subscription
@@ -281,6 +286,8 @@ class Crowd:
                     chunk, size = [], 0
         if chunk:
             self._write(b"".join(chunk))
+            if self._figures.due:
+                self._figures.delivered(time.time(), events[-1].at)
         self._subscription.after = events[-1].offset
         if self._encoder.over:
             for member, line in list(self._members.items()):
@@ -328,7 +335,8 @@ class Crowds:
         kept: bytes of what was read for readers whose lines are full, by estimate.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, figures: Figures | None = None) -> None:
+        self._figures = figures or Figures()
         self.kept = 0
         self._crowds: dict[Hashable, Crowd] = {}
         self._round = Round()
@@ -356,6 +364,7 @@ class Crowds:
             preparation,
             self._round.add,
             lambda: self._crowds.pop(key),
+            self._figures,
         )
         crowd.join(member, subscription.after)
         crowd.go()  # its bell was not hung up yet when the reader looked

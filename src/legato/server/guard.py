@@ -14,16 +14,26 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import logging
 import re
 import secrets
+import time
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..about import ABOUT, About
 from ..errors import InvalidInput, LegatoError
+from ..logs import ACCESS
 from .adaptor import Adaptor
 
+access = logging.getLogger(ACCESS)
+
+REQUEST_ID = b"x-request-id"
+_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 """Browser origins that may use the API by default, besides its own: pages on this machine."""
 OWN = "legato.own"
@@ -107,6 +117,25 @@ def origin_as_sent(text: str) -> str:
     return f"{scheme}://{shown}" if port == _PORTS.get(scheme) else f"{scheme}://{shown}:{port}"
 
 
+def _about(scope: Scope) -> tuple[bytes, bytes]:
+    """The id that a request came with, from who asks or a proxy, if it is one, else a new one; and its span."""
+    id = trace = b""
+    for name, value in scope["headers"]:
+        if name == REQUEST_ID and _ID.fullmatch(value):
+            id = value
+        elif name == b"traceparent" and _TRACE.fullmatch(value):
+            trace = value
+    return id or f"req_{secrets.token_hex(16)}".encode(), trace
+
+
+def _tell(scope: Scope, status: int, seconds: float) -> None:
+    """Log an answer: the path without its query, in which some put what they sign in with; of a stream, its head."""
+    raw = scope.get("raw_path") or quote(scope["path"]).encode()
+    path = raw.partition(b"?")[0].decode("latin-1")[:500]
+    said = {"method": scope["method"], "path": path, "status": status, "ms": round(seconds * 1000, 1)}
+    access.info("%s %s %d in %.1f ms", *said.values(), extra=said)
+
+
 class Guard:
     """Stands before an application of dialects and pages; also says in each answer's head what browsers make of it.
 
@@ -133,26 +162,36 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry point."""
         dialect = self._adaptor.dialect(scope)
+        began, status = time.monotonic(), 0
+        id, trace = (b"", b"") if dialect is None else _about(scope)
+        if id:
+            ABOUT.set(About(request=id.decode(), trace=trace.decode()))
         named = "*" not in self._origins and Headers(scope=scope).get("origin") in self._origins
 
         async def send_marked(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 said = {name.lower() for name, _ in message["headers"]}
                 marks = [mark for mark in HEAD if mark[0] not in said]
                 if named:
                     marks.append(CREDENTIALS)
-                if dialect is not None and dialect.numbered:
-                    marks.append((b"x-request-id", f"req_{secrets.token_hex(16)}".encode()))
+                if id:
+                    marks.append((b"x-request-id", id))
                 message = {**message, "headers": [*message["headers"], *marks]}
             await send(message)
 
         refusal = self._refusal(scope)
-        if refusal is None:
-            if self._cookies:
-                scope = {**scope, OWN: self._is_own(scope)}
-            await self._app(scope, receive, send_marked)
-        else:
-            await self._adaptor.refuse(refusal, scope, receive, send_marked)
+        try:
+            if refusal is None:
+                if self._cookies:
+                    scope = {**scope, OWN: self._is_own(scope)}
+                await self._app(scope, receive, send_marked)
+            else:
+                await self._adaptor.refuse(refusal, scope, receive, send_marked)
+        finally:
+            if access.isEnabledFor(logging.INFO):
+                _tell(scope, status, time.monotonic() - began)
 
     def _refusal(self, scope: Scope) -> LegatoError | None:
         headers = Headers(scope=scope)

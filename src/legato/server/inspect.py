@@ -10,6 +10,7 @@ The page is ``web/inspect.html``; ``docs/inspect.md`` says what it shows.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -23,12 +24,14 @@ from ..dialect import mix
 from ..dialect.common import OFFSET_MOST
 from ..errors import InvalidInput, LegatoError
 from ..event import CallDelta, Event, MessageCreated, TextPiece
+from ..figures import Spread
 from ..json import JsonObject
 from ..log import Log, SessionInfo, Store
 from ..machine import OpenRun
 from ..sessions import Located, located
 from ..spending import is_own
 from .life import Life
+from .measures import STALLED, Measure, measures
 from .memory import Memory
 from .operation import Dialect, Operation, Param, session_id
 from .reply import Body, View
@@ -47,8 +50,6 @@ PAGE_BYTES = 2 * 1024 * 1024
 """A page of wire forms ends when it holds so much: the last event of a long answer says all of it again, four times."""
 COLUMNS = 8
 """Dialects in one page of wire forms."""
-STALLED = 2.0
-"""Seconds that a write may wait before its reader is told to be stalled."""
 
 
 @runtime_checkable
@@ -202,6 +203,31 @@ class WirePage(_Inspected):
     next: int | None
 
 
+class MeasureFacts(_Inspected):
+    """A figure of this process, as its operators know it.
+
+    Attributes:
+        name, help, labels: as Prometheus has them.
+        value: of what is spread, how many values there were.
+        mean, most: of what is spread; of 100 values 99 are not beyond ``most``, one of the bounds by which they are
+            counted. Null of others, and where there is none.
+    """
+
+    name: str
+    help: str
+    labels: dict[str, str]
+    value: float
+    mean: float | None = None
+    most: float | None = None
+
+
+class InspectedMeasures(_Inspected):
+    """All figures of this process and its store, since it began."""
+
+    now: float
+    measures: list[MeasureFacts]
+
+
 # Wire forms -----------------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +314,11 @@ class Inspector:
         )
         return Body(200, inspected)
 
+    async def measures(self, request: Request) -> Body:
+        """The figures that Prometheus is given, too."""
+        request.sessions.check_inspect(request.caller)
+        return Body(200, InspectedMeasures(now=time.time(), measures=_measures(await measures(request.life))))
+
     async def session(self, request: Request) -> Body:
         """One session: who reads it and how far they are, its open runs, and an outline of its log."""
         request.sessions.check_inspect(request.caller)
@@ -352,6 +383,8 @@ class Inspector:
         return [
             Operation("inspectServer", "GET", "/api/inspect", "inspector", "What the server does now", self.server,
                       {200: Inspected}, params=[_limit(200)], errors=(403,)),
+            Operation("inspectMeasures", "GET", "/api/inspect/measures", "inspector", "Figures of the server",
+                      self.measures, {200: InspectedMeasures}, errors=(403,)),
             Operation("inspectSession", "GET", "/api/inspect/sessions/{id}", "inspector",
                       "Who reads a session, and an outline of its log", self.session, {200: InspectedSession},
                       params=[session, after, _limit(OUTLINE)], errors=(403, 404)),
@@ -359,6 +392,22 @@ class Inspector:
                       "A session's events in the form of each dialect", self.wire, {200: WirePage},
                       params=[session, after, _limit(500), dialects], errors=(403, 404)),
         ]  # fmt: skip
+
+
+def _measures(found: Sequence[Measure]) -> list[MeasureFacts]:
+    facts = []
+    for measure in found:
+        for labels, value in measure.samples:
+            fact = MeasureFacts(name=measure.name, help=measure.help, labels=dict(labels), value=0.0)
+            if isinstance(value, Spread):
+                count, most = value.count, value.within(0.99)
+                fact.value = count
+                fact.mean = value.sum / count if count else None
+                fact.most = None if most is None or math.isinf(most) else most
+            else:
+                fact.value = value
+            facts.append(fact)
+    return facts
 
 
 def _runs_of(events: Sequence[Event]) -> list[str]:

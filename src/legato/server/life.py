@@ -19,12 +19,14 @@ from ..dialect.fold import Encoder
 from ..dialect.joined import JoinedPages
 from ..event import Offset
 from ..execution import Limits
+from ..figures import Figures
 from ..log import Store
 from ..retention import Keeper, Retention
 from ..run import Runner
 from ..sessions import Located, Sessions
 from ..sse import HEARTBEAT
 from ..tally import named
+from ..traces import Traces
 from .memory import Memory, SharedEncoder
 from .pace import Pace
 from .press import Press
@@ -72,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True):
         quota: the application's own limit, see ``caller.Quota``.
         retention: how long what is kept.
         refused: counts what limits have refused, see ``bounds``.
+        traces: makes spans of runs.
     """
 
     heartbeat: float = 15.0
@@ -89,6 +92,7 @@ class Settings(msgspec.Struct, frozen=True):
     quota: Quota | None = None
     retention: Retention = Retention()
     refused: Counter[str] = msgspec.field(default_factory=tally)
+    traces: Traces | None = None
 
 
 class Life:
@@ -108,6 +112,7 @@ class Life:
         memory: of the runs that are read.
         pages: of deltas that were joined of late.
         press: makes HTML of texts.
+        figures: what is counted.
         bodies, answers: the bytes of requests that are being read, and of answers that are being written.
         refused: by the names of limits, how often each has refused something since the application was made.
         began_at: seconds since the epoch.
@@ -118,7 +123,16 @@ class Life:
         self.store = store
         self.settings = settings
         self.refused = settings.refused
-        self.runner = Runner(store, agents, limits=settings.limits, lease_ttl=settings.lease_ttl, refused=self.refused)
+        self.figures = Figures()
+        self.runner = Runner(
+            store,
+            agents,
+            limits=settings.limits,
+            lease_ttl=settings.lease_ttl,
+            refused=self.refused,
+            figures=self.figures,
+            traces=settings.traces,
+        )
         self.sessions = Sessions(store, self.runner, may=settings.may, quota=settings.quota)
         self.streams = Streams(
             total=settings.max_streams,
@@ -129,6 +143,7 @@ class Life:
             stalled_seconds=settings.traffic.stalled_seconds,
             refused=self.refused,
             elsewhere=lambda party: self.runner.tally.elsewhere(f"streams {party}"),
+            figures=self.figures,
         )
         self.runner.tally.sources.append(lambda: named("streams", self.streams.parties))
         self.keeper = Keeper(store, settings.retention, read=self.streams.count, forget=self._forget_session)

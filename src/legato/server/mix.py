@@ -35,6 +35,7 @@ from ..json import LARGE, JsonObject
 from ..log import MICRO, SessionInfo
 from ..part import Message, check_depth
 from ..sessions import Question, Sent
+from .health import operations as health_operations
 from .operation import (
     INCARNATION_PARAM,
     RETRY_AFTER,
@@ -611,6 +612,7 @@ def _operations() -> list[Operation]:
                   {200: mix_api.Health}, without_life=lambda absence: _healthy(absence.agents)),
         Operation("getReady", "GET", "/ready", "system", "Does the server take messages?", ready,
                   {200: mix_api.Ready, 503: mix_api.Ready}, without_life=_unready_without_life),
+        *health_operations(),
         Operation("storeApiKey", "POST", "/api/auth/api-key", "system", "Accepted for Mix clients; keeps nothing",
                   api_key, {200: mix_api.ApiKeyAnswer}, body=mix_api.ApiKey),
         Operation("getSystemInfo", "GET", "/api/system/info", "system", "Answered for Mix clients",

@@ -130,7 +130,6 @@ class Dialect(msgspec.Struct, frozen=True):
         view: what the inspector shows under a name such as ``"mix/python-0.8.1"``; None if it is none of its names.
         views: such names, for people.
         roots: first segments of paths that are this dialect's, also where it has no route.
-        numbered: each answer has an id of its own, as ``x-request-id``, which its clients show.
     """
 
     name: str
@@ -139,7 +138,6 @@ class Dialect(msgspec.Struct, frozen=True):
     view: Callable[[str], View | None] = no_view
     views: Sequence[str] = ()
     roots: Sequence[str] = ()
-    numbered: bool = False
 
 
 def path_within(scope: Scope) -> str:

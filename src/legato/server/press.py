@@ -80,7 +80,12 @@ class RenderAnswer(msgspec.Struct, frozen=True):
 
 
 class Press:
-    """Renders texts, in processes that begin when they are needed. To be used on one event loop, and closed there."""
+    """Renders texts, in processes that begin when they are needed. To be used on one event loop, and closed there.
+
+    Attributes:
+        made: texts that were rendered.
+        given_up: texts that took too long, and are shown as they are.
+    """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[bytes, bytes] = OrderedDict()
@@ -97,6 +102,18 @@ class Press:
         self._threads: ThreadPoolExecutor | None = None
         self._begin_after = 0.0
         self._closed = False
+        self.made = 0
+        self.given_up = 0
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return len(self._processes)
+
+    @property
+    def waiting(self) -> int:
+        """Characters of texts that wait."""
+        return self._waiting
 
     async def answer(self, request: RenderRequest, caller: str) -> RenderAnswer:
         """All texts of a request, which take turns with those of other callers.
@@ -208,11 +225,13 @@ class Press:
             if made is None:
                 return None
             if made:
+                self.made += 1
                 return self._keep(job.key, made)
             if job.growing:
                 self._beginnings[job.text[:BEGINNING]] = _Slow(job.text, always=not colours)
                 if len(self._beginnings) > BEGINNINGS:
                     self._beginnings.popitem(last=False)
+        self.given_up += 1
         logger.info("a text of %d characters takes too long to be rendered; it is shown as it is", len(job.text))
         return self._keep(job.key, as_it_is(job.text, job.growing))
 

@@ -28,6 +28,8 @@ TURN = 0.005
 P = ParamSpec("P")
 T = TypeVar("T")
 
+CURSORS = ("starting_after", "lastEventId")
+"""Parameters of the query that are a cursor; what is called otherwise is in the header ``Last-Event-ID``."""
 INCARNATION = "legato-incarnation"
 """The header with the name of the store's life: of each stream's head, and of a request with a cursor from there."""
 
@@ -73,6 +75,11 @@ class Request:
             raise UnsupportedType(
                 f"A request that changes something has Content-Type application/json, got {kind[:60]!r}."
             )
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it comes with a cursor."""
+        return "last-event-id" in self.headers or any(name in self.query for name in CURSORS)
 
     async def body(self, type: type[T], *, default: T | None = None) -> T:
         """The JSON body, checked; ``default`` when there is none.

@@ -125,7 +125,6 @@ RESPONSES = Dialect(
     view=lambda name: routes.RESPONSES_VIEW if name == "responses" else None,
     views=("responses",),
     roots=("v1", "responses", "models", "conversations"),
-    numbered=True,
 )
 CHAT = Dialect(
     "chat",
@@ -134,5 +133,4 @@ CHAT = Dialect(
     view=lambda name: routes.CHAT_VIEWS[False] if name == "chat" else None,
     views=("chat",),
     roots=("chat", "completions", "embeddings"),
-    numbered=True,
 )

@@ -14,6 +14,7 @@ import asyncio
 import errno
 import faulthandler
 import gc
+import ipaddress
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from types import FrameType
 from typing import Any, TypeGuard
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from ..errors import LegatoError
 from ..fault import at_fork, let_go
@@ -57,6 +59,10 @@ TRIM_EVERY = 10.0
 TRIM_MORE = 67_108_864
 """Bytes by which that has to have grown before what is free of it is given back to the system. The C library keeps what
 its threads have freed, in pieces between what is in use, and would do so for ever."""
+
+
+METRICS_CONNECTIONS = 20
+"""Of those who ask for metrics."""
 
 
 LISTEN_FDS_START = 3
@@ -175,8 +181,11 @@ async def give_back(held: Callable[[], int] = held, trim: Callable[[int], object
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: Legato, on_ready: Callable[[], object]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: Legato, on_ready: Callable[[], object], metrics: socket.socket | None
+    ) -> None:
         super().__init__(config)
+        self._metrics = metrics
         self._legato = app
         self._on_ready = on_ready
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -192,13 +201,17 @@ class _Server(uvicorn.Server):
         started: list[Exception | None] = []  # before there is anybody to be told
         await self._legato.start_aside(lambda error: self._begun(error) if self.started else started.append(error))
         self._patience = self._legato.grace + self._legato.limits.cancel_grace
-        connections = Connections(self._legato.traffic, bound=room_for_connections(), refused=self._legato.refused)
+        connections = self._legato.connections = Connections(
+            self._legato.traffic, bound=room_for_connections(), refused=self._legato.refused
+        )
 
         def make(address: str) -> HTTPProtocol:
             return HTTPProtocol(self.config, self.server_state, {}, connections=connections, address=address)
 
         try:
             self.servers = [Acceptor(listener, make, connections) for listener in sockets or ()]  # type: ignore[misc]
+            if self._metrics is not None:
+                self.servers.append(self._serve_metrics(self._metrics))  # type: ignore[arg-type]
         except NotImplementedError:  # the event loop of Windows
             await super().startup(sockets)
         self.started = True
@@ -212,6 +225,19 @@ class _Server(uvicorn.Server):
         self._trimming = asyncio.create_task(give_back())
         for error in started:
             self._begun(error)
+
+    def _serve_metrics(self, listener: socket.socket) -> Acceptor:
+        """On a port of their own, so that no proxy before the other one shows them to everybody; with few connections
+        of their own, which are there when the other ones are all taken."""
+        local = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+        config = _config(self._legato.metrics(local=local), log_level=self.config.log_level)
+        config.load()
+        connections = Connections(self._legato.traffic, bound=METRICS_CONNECTIONS)
+
+        def make(address: str) -> HTTPProtocol:
+            return HTTPProtocol(config, self.server_state, {}, connections=connections, address=address)
+
+        return Acceptor(listener, make, connections)
 
     def _begun(self, error: Exception | None) -> None:
         """The application has started, or cannot."""
@@ -245,7 +271,7 @@ class _Server(uvicorn.Server):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         opened = [connection.transport.get_extra_info("socket") for connection in self.server_state.connections]
-        for each in (*sockets, *opened):
+        for each in (*sockets, self._metrics, *opened):
             if each is not None and each.fileno() >= 0:
                 let_go(each.fileno())
 
@@ -315,21 +341,8 @@ def _end_within(seconds: float) -> None:
         logger.warning("the end of the process cannot be made sure")
 
 
-def serve(
-    app: Legato, listener: socket.socket, *, log_level: str = "warning", on_ready: Callable[[], object] = lambda: None
-) -> None:
-    """Serve ``app`` on ``listener`` until the process is told to stop.
-
-    Args:
-        app: started and stopped here.
-        listener: from ``listen``.
-        log_level: of uvicorn; its records go to the program's own logging.
-        on_ready: called once, when the application has started and requests are taken.
-
-    Raises:
-        LegatoError: the application could not start.
-    """
-    config = uvicorn.Config(
+def _config(app: ASGIApp, *, log_level: str | int | None) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http=HTTPProtocol,
         lifespan="off",
@@ -340,8 +353,31 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=3,
     )
+
+
+def serve(
+    app: Legato,
+    listener: socket.socket,
+    *,
+    log_level: str = "warning",
+    on_ready: Callable[[], object] = lambda: None,
+    metrics: socket.socket | None = None,
+) -> None:
+    """Serve ``app`` on ``listener`` until the process is told to stop.
+
+    Args:
+        app: started and stopped here.
+        listener: from ``listen``.
+        log_level: of uvicorn; its records go to the program's own logging.
+        on_ready: called once, when the application has started and requests are taken.
+        metrics: a socket to answer Prometheus on, from ``listen`` as well.
+
+    Raises:
+        LegatoError: the application could not start.
+    """
+    config = _config(app, log_level=log_level)
     app.drain_on_signal = False  # handle_exit does it, and lets the readers see their runs end first
-    server = _Server(config, app, on_ready)
+    server = _Server(config, app, on_ready, metrics)
     server.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure

@@ -33,6 +33,7 @@ from ..dialect.fold import Encoder
 from ..dialect.joined import JoinedPages, cost, joined
 from ..errors import SessionNotFound, StoreError, TooMany
 from ..event import PIECES, Event, Offset
+from ..figures import Figures
 from ..log import Subscription
 from .crowd import LARGE_FRAME, SMALL_TEXT, WRITE_BYTES, Crowd, Crowds, Line, Preparation
 from .pace import Pace
@@ -163,6 +164,7 @@ class Streams:
         stalled_seconds: for which a reader may take nothing.
         refused: counts what limits have refused, see ``bounds``.
         elsewhere: gives how many streams of a party other nodes have.
+        figures: where it is counted how long events take to reach them.
 
     Attributes:
         parties: how many streams each party has here.
@@ -179,6 +181,7 @@ class Streams:
         stalled_seconds: float = SEND_TIMEOUT,
         refused: Counter[str] | None = None,
         elsewhere: Callable[[str], int] = lambda party: 0,
+        figures: Figures | None = None,
     ) -> None:
         self.total = total
         self.per_session = per_session
@@ -187,7 +190,9 @@ class Streams:
         self.seconds = seconds
         self.stalled_seconds = stalled_seconds
         self._refused = bounds.tally() if refused is None else refused
-        self.crowds = Crowds()
+        self.figures = figures or Figures()
+        self.crowds = Crowds(self.figures)
+        self._bytes = 0  # of streams that have ended
         self._pumps: set[Pump] = set()
         self._places = 0
         self._sessions: dict[str, int] = {}
@@ -202,6 +207,11 @@ class Streams:
 
     def __len__(self) -> int:
         return len(self._pumps)
+
+    @property
+    def sent(self) -> int:
+        """Bytes of body that have been handed over."""
+        return self._bytes + sum(pump.bytes for pump in self._pumps)
 
     def readers(self, session: str | None = None) -> list[Pump]:
         """The open streams, of one session or of all."""
@@ -256,7 +266,7 @@ class Streams:
         self._add(pump)
         self._watch(pump)
         try:
-            await pump.run(sink, headers)
+            await pump.run(sink, headers, self.figures)
         finally:
             self._discard(pump)
 
@@ -305,7 +315,9 @@ class Streams:
 
     def _discard(self, pump: Pump) -> None:
         pump.call_off()
-        self._pumps.discard(pump)
+        if pump in self._pumps:
+            self._pumps.remove(pump)
+            self._bytes += pump.bytes
         if not self._pumps:
             self._empty.set()
 
@@ -439,9 +451,9 @@ class Pump:
         """Seconds since which a write has not gone out; 0 when there is none."""
         return time.monotonic() - self._sending_since if self._sending_since else 0.0
 
-    def stalled(self, seconds: float) -> bool:
+    def stalled(self, seconds: float, now: float | None = None) -> bool:
         """Whether a write has been waiting for longer than ``seconds``."""
-        return self.waiting > seconds
+        return self._sending_since > 0 and (now or time.monotonic()) - self._sending_since > seconds
 
     def end(self) -> None:
         """Finish after what is in the log now."""
@@ -487,7 +499,7 @@ class Pump:
 
     # As the answer of a request's task --------------------------------------------------------------------------------
 
-    async def run(self, sink: Sink, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    async def run(self, sink: Sink, headers: Sequence[tuple[bytes, bytes]], figures: Figures) -> None:
         """Write the stream: head and first frame at once, then the log as it grows."""
         self._task = asyncio.current_task()
         with self._subscription:
@@ -495,7 +507,7 @@ class Pump:
             try:
                 await sink.start(headers)
                 await self._write(sink.write, self._first)
-                await self._pump(sink)
+                await self._pump(sink, figures)
                 if self._encoder.over or not self.resets:
                     await sink.finish()
             except asyncio.CancelledError:
@@ -512,8 +524,9 @@ class Pump:
             finally:
                 watcher.cancel()
 
-    async def _pump(self, sink: Sink) -> None:
+    async def _pump(self, sink: Sink, figures: Figures) -> None:
         subscription, encoder = self._subscription, self._encoder
+        live = False  # what comes first may have been there for long
         while not encoder.over:
             events = await subscription.wait()
             if self._farewell is not None:
@@ -521,6 +534,9 @@ class Pump:
                 return
             if events:
                 await self._deliver(events, sink.write)
+                if live and figures.due:
+                    figures.delivered(time.time(), events[0].at)
+                live = len(events) < BEHIND
             elif subscription.stopped:
                 return
             else:

@@ -36,6 +36,7 @@ from ..check import check_text, digits, is_text
 from ..errors import CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreCorrupt, StoreError
 from ..event import Draft, Event, Offset
 from ..fault import at_fork
+from ..figures import StoreFigures
 from ..log import (
     MICRO,
     READ_LIMIT,
@@ -517,6 +518,11 @@ class SQLiteStore:
         self._check_open()
         journal = self._journal
         return await self._ask(lambda connection: read_records(connection, after, READ_LIMIT, journal.heads()))
+
+    @property
+    def figures(self) -> StoreFigures | None:
+        """What has been counted since the file was opened."""
+        return None if self._writer is None else self._writer.figures
 
     @property
     def trouble(self) -> StoreError | None:

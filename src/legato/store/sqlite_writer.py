@@ -24,6 +24,7 @@ import msgspec
 from ..check import check_text
 from ..errors import LegatoError, RunEnded, StoreBusy, StoreCorrupt, StoreError, StoreLost, TooLarge
 from ..event import AnyFact, Draft, Event, Offset, SessionCreated, settle
+from ..figures import StoreFigures
 from ..log import MICRO, Appended, SessionRecord, Storing, Take, Thinning, created, moment
 from ..machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
 from ..thin import thinned
@@ -779,6 +780,7 @@ class Writer:
         self._memory: _Memory | None = None
         self._thread = threading.Thread(target=self._run, name="legato-sqlite-writer", daemon=True)
         self.begun = 0
+        self.figures = StoreFigures()
 
     def start(self, *, untidy: bool = False) -> None:
         """Begin to take requests. ``untidy``: something that was deleted may have been left in the files."""
@@ -882,8 +884,11 @@ class Writer:
         if not all(isinstance(request, Inform) for request in requests):
             cause = self._blocked()
         if cause is None:
+            began = time.monotonic()
             try:
-                return self._commit(requests)
+                looks = self._commit(requests)
+                self.figures.committed(len(requests), time.monotonic() - began)
+                return looks
             except Exception as exc:  # whatever it is, this thread goes on for the other sessions
                 self._undo()
                 cause = exc
@@ -891,6 +896,7 @@ class Writer:
                     self._note(store_error(exc, self._path))
                 elif is_of_disk(exc):
                     self._note_disk(store_error(exc, self._path))
+        self.figures.failed += 1
         for request in requests:
             request.error, request.outcome = store_error(cause, self._path), None
             request.error.__cause__ = cause

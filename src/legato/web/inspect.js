@@ -4,6 +4,7 @@
  */
 import { h, write } from "./dom.js";
 import { count, duration, named, number, size } from "./figures.js";
+import { Measures } from "./measures.js";
 import { Outline, TOKEN, kindOf } from "./outline.js";
 import { Poll } from "./poll.js";
 import { Rows } from "./rows.js";
@@ -306,6 +307,8 @@ function pick(offset, jump = true) {
   history.replaceState(null, "", `?${query}`);
   if (session !== null) draw();
 }
+
+new Measures($("measures"));
 
 /* ---- The columns --------------------------------------------------------------------------------------------------- */
 
