@@ -293,7 +293,8 @@ class Store(Leaser, Protocol):
             HeadMoved: the log has grown beyond ``head``.
             LeaseHeld: see ``take``.
             StaleLease: the lease's epoch is not the run's.
-            StoreError: it could not be stored; nothing was.
+            StoreError: it could not be stored. Nothing was, as far as the store knows: where an answer can be lost on
+                its way, the log has the last word.
         """
         ...
 
@@ -442,15 +443,16 @@ class Bell:
 
 
 class Doorbell:
-    """Tells listeners in this process that a session's log has grown. Carries no data. For one event loop.
+    """Tells listeners in this process that a session's log has grown. Carries no data. For one event loop. Who has
+    listened for longest is rung first, so that a seed of the simulator tells all.
 
     Whoever drives a run need not be woken by its own events: a bell hung up with ``outside`` rings only for appends
     that were made without a lease (messages, cancels, answers).
     """
 
     def __init__(self) -> None:
-        self._bells: dict[tuple[str, bool], set[Listener]] = {}
-        self._workers: set[Bell] = set()
+        self._bells: dict[tuple[str, bool], dict[Listener, None]] = {}
+        self._workers: dict[Bell, None] = {}
         self._forgetful: list[Callable[[bool], object]] = []
 
     def ring(self, session: str, *, outside: bool = True) -> None:
@@ -463,13 +465,13 @@ class Doorbell:
 
     def hang(self, session: str, bell: Listener, *, outside: bool = False) -> None:
         """From now on ``bell`` rings for ``session``."""
-        self._bells.setdefault((session, outside), set()).add(bell)
+        self._bells.setdefault((session, outside), {})[bell] = None
 
     def take(self, session: str, bell: Listener, *, outside: bool = False) -> None:
         """Take the bell away again. Idempotent."""
         bells = self._bells.get((session, outside))
         if bells is not None:
-            bells.discard(bell)
+            bells.pop(bell, None)
             if not bells:
                 del self._bells[session, outside]
 
@@ -480,11 +482,11 @@ class Doorbell:
 
     def hang_work(self, bell: Bell) -> None:
         """From now on ``bell`` rings when a run may be free."""
-        self._workers.add(bell)
+        self._workers[bell] = None
 
     def take_work(self, bell: Bell) -> None:
         """Take the bell away again. Idempotent."""
-        self._workers.discard(bell)
+        self._workers.pop(bell, None)
 
     def sessions(self) -> set[str]:
         """The sessions that somebody listens to."""

@@ -1,7 +1,8 @@
 """For tests of what is built on Legato, and of what it can be built on.
 
 Stores: ``check_store`` runs the contract of ``legato.log.Store`` on a store of yours; ``STORE_CHECKS`` are its parts,
-so that a test runner can show them one by one. ``FakeClock`` is the time they run on.
+so that a test runner can show them one by one. ``FakeClock`` is the time they run on. ``simulate`` lets nodes, people
+and readers live on it while everything goes wrong.
 
 Dialects: ``check_dialect`` runs the rules of frames on an encoder of yours.
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -169,6 +170,39 @@ async def check_store(make: MakeStore, *, shared: bool = False) -> None:
         except Exception as exc:
             exc.add_note(f"{check.name}: {check.rule}")
             raise
+
+
+def simulate(
+    make: MakeStore,
+    *,
+    seeds: Iterable[int] = range(20),
+    steps: int = 150,
+    shared: bool = False,
+    real_time: bool = False,
+) -> None:
+    """Let small worlds of nodes, people and readers live on a store, with crashes, lost answers, pauses, clocks that
+    are set and much else between any two steps; and check after each that R1 to R7 hold. Not within an event loop.
+
+    Args:
+        make: as for ``check_store``. Called for each node; it may give one and the same object to all, if ``shared``.
+        seeds: each decides all that is random in a world: the same seed is the same world. Every fifth is calm: there
+            nothing goes wrong, and everything must be in time.
+        steps: of people and faults in a world.
+        shared: several nodes have the store at once. If not, one has it at a time, and its crash closes the store.
+        real_time: the store waits for something outside of its event loop, such as a network. Then a world takes some
+            ten seconds, and a seed is the same but for what decides the order there.
+
+    Raises:
+        AssertionError: something did not hold: the seed, the steps that led there, and what.
+    """
+    from .torture.ground import GivenGround
+    from .torture.simulate import WorldPlan, simulated
+
+    for seed in seeds:
+        ground = GivenGround(make, f"simulated_{seed}", shared=shared, real=real_time)
+        found = simulated(ground, WorldPlan(seed, steps))
+        if found.faults:
+            raise AssertionError(found.told())
 
 
 def _rule(checks: list[StoreCheck]) -> Callable[[Callable[[Place], Awaitable[None]]], None]:

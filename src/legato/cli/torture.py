@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .failure import Failure, Misuse, debug_option
 
+if TYPE_CHECKING:
+    from ..torture.simulate import Simulated
 
-@click.command(short_help="Ill-treat a server of its own, and see whether it holds.")
+
+@click.command(short_help="Ill-treat servers or a store, and see whether they hold.")
 @click.option("--soak", is_flag=True, help="Honest people beside hostile callers, texts, connections and agents.")
 @click.option("--cluster", is_flag=True, help="Several nodes on one database, which are killed, stopped and cut off.")
+@click.option("--simulate", is_flag=True, help="Small worlds of nodes, people and faults on a store, each from a seed.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=5, max=86_400),
@@ -21,13 +29,19 @@ from .failure import Failure, Misuse, debug_option
 @click.option(
     "--people", type=click.IntRange(1, 200), default=10, show_default=True, help="How many talk honestly at once."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what is random in it.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is random; of several the first.")
+@click.option("--seeds", type=click.IntRange(1), default=20, show_default=True, help="With --simulate: how many.")
+@click.option("--steps", type=click.IntRange(1), default=150, show_default=True, help="With --simulate: in each world.")
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File for all figures: .json; with --cluster also .txt, .svg or .html, with a picture of what was done when.",
+    help="File for all figures: .json; but with --soak also .txt, .svg or .html, with a picture of what was done when.",
 )
-@click.option("--store", help="With --cluster: its URL; or postgresql: or redis:, for one that is thrown away.")
+@click.option(
+    "--store",
+    help="With --cluster or --simulate: its URL; or postgresql: or redis:, for one that is thrown away. --simulate "
+    "without it: memory, and SQLite on a disk whose power is cut.",
+)
 @click.option("--nodes", type=click.IntRange(1, 16), default=2, show_default=True, help="With --cluster: how many.")
 @click.option(
     "--sessions", type=click.IntRange(1, 2_000), default=200, show_default=True, help="With --cluster: talks at once."
@@ -44,8 +58,10 @@ from .failure import Failure, Misuse, debug_option
 @click.option("--say", default="Hello", show_default=True, help="With --app: what is said to them.")
 @click.option("--front", type=click.Choice(["haproxy", "relay"]), help="With --cluster: what stands before the nodes.")
 @debug_option
-def torture(soak: bool, cluster: bool, seconds: float | None, report: Path | None, **options: Any) -> None:
-    """Start servers on free ports, with a store that is thrown away, and ill-treat them.
+def torture(
+    soak: bool, cluster: bool, simulate: bool, seconds: float | None, report: Path | None, **options: Any
+) -> None:
+    """Start servers on free ports, with a store that is thrown away, and ill-treat them; or a store alone.
 
     With --soak, honest people talk while others send hostile texts, hold connections, read nothing, leave early, and
     let agents do what they should not. It prints how long the honest waited, alone and beside that, and what the server
@@ -57,16 +73,26 @@ def torture(soak: bool, cluster: bool, seconds: float | None, report: Path | Non
     and the logs of all nodes with each other. The status is 1 if anything was lost, doubled or out of order, did not
     end once, or stood still for longer than a lease and 5 seconds.
 
+    With --simulate there are no servers: nodes, people and readers live on a store, and between any two steps a node is
+    killed, paused or cut off, answers are lost, clocks set, the power goes. What must hold is checked after each step.
+    A seed that fails is printed with the steps that led there, and fails in the same way again.
+
     \b
     Examples:
       legato torture --soak
       legato torture --soak --seconds 30 --report soak.json
       legato torture --cluster --store postgresql: --nodes 4 --report cluster.html
       legato torture --cluster --store redis://10.0.0.7 --app my_agents.py --say "What is a cursor?"
+      legato torture --simulate --seeds 1000
+      legato torture --simulate --seed 17 --seeds 1 --report seed17.html
+      legato torture --simulate --store postgresql: --seeds 5
     """
-    if soak == cluster:
-        raise Misuse("say what to do: --soak or --cluster")
-    if cluster:
+    if soak + cluster + simulate != 1:
+        raise Misuse("say what to do: --soak, --cluster or --simulate")
+    if simulate:
+        first = options["seed"]
+        _simulate(range(first, first + options["seeds"]), options["steps"], options["store"], report)
+    elif cluster:
         _cluster(60.0 if seconds is None else seconds, report, options)
     else:
         _soak(600.0 if seconds is None else seconds, report, options)
@@ -116,3 +142,52 @@ def _soak(seconds: float, report: Path | None, options: dict[str, Any]) -> None:
         listed = "; ".join(found.faults[:10])
         raise Failure(f"{len(found.faults)} thing(s) must not be: {listed}")
     click.echo("\nNothing was lost, doubled or out of order, and the server let go of all that was left.")
+
+
+def _simulate(seeds: range, steps: int, store: str | None, report: Path | None) -> None:
+    from ..torture.report import check_name, write_chart
+    from ..torture.simulate import WorldPlan, grounds
+
+    if report is not None:
+        check_name(report)
+    with _database(store) as url:
+        for name, simulated in grounds(url).items():
+            counts: Counter[str] = Counter()
+            began = time.perf_counter()
+            failed: list[Simulated] = []
+            for seed in seeds:
+                found = simulated(WorldPlan(seed, steps))
+                counts.update(found.counts)
+                if found.faults:
+                    click.echo(f"{name}, {found.told()}\n")
+                    failed.append(found)
+                if report is not None and not failed[:-1]:
+                    write_chart(found.chart, report)
+                if len(failed) == 3:
+                    break
+            took = time.perf_counter() - began
+            told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+            click.echo(f"{name}: seeds {seeds[0]} to {seed} of {steps} steps in {took:.1f} s: {told}")
+            if failed:
+                listed = ", ".join(str(each.plan.seed) for each in failed)
+                raise Failure(f"of {name} {len(failed)} seed(s) failed: {listed}")
+    click.echo("\nNothing was lost, doubled, out of order or seen too early, and every run ended once.")
+
+
+@contextlib.contextmanager
+def _database(store: str | None) -> Iterator[str | None]:
+    """The URL of a store that is there meanwhile. Each world has an event loop of its own, so none runs here then."""
+    import asyncio
+
+    from ..torture.database import database
+
+    if store is None:
+        yield None
+        return
+    there = database(store)
+    with asyncio.Runner() as runner:
+        url = runner.run(there.__aenter__())
+        try:
+            yield url
+        finally:
+            runner.run(there.__aexit__(None, None, None))

@@ -116,7 +116,12 @@ class SQLiteStore:
         clock: gives the time, seconds since the epoch; called from the writer's thread.
         tail_events, tail_bytes: bounds of the cache of recent events, see ``TailCache``. What readers who are behind
             share may take half as many bytes again.
+
+    Attributes:
+        writing: what makes the writer; the simulator of faults has one that needs no thread.
     """
+
+    writing: type[Writer] = Writer
 
     def __init__(
         self,
@@ -202,7 +207,7 @@ class SQLiteStore:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="legato-sqlite-reader")
         self._reading = asyncio.Semaphore(READS)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # to read a session
-        self._writer = Writer(
+        self._writer = self.writing(
             self._path, self._connection, self._journal, self._clock, self._delivered_by_writer, self._lock.keep
         )
         self._writer.start(untidy=self._untidy)

@@ -1,0 +1,106 @@
+"""Deliberate breakages of the code, each as a change of one function's source, made in place and taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from legato import machine, transcript
+from legato.dialect import mix
+from legato.execution import Execution
+from legato.log import Subscription
+from legato.machine import OpenRun
+from legato.run import Runner
+from legato.store import sqlite_file
+from legato.store.memory import MemoryStore
+from legato.store.sqlite import SQLiteStore
+
+
+class Breakage(NamedTuple):
+    """A change: ``old`` in the source of ``function`` becomes ``new``. It is looked for on ``store``, and in
+    ``calm`` if only what comes late tells it."""
+
+    name: str
+    function: Callable[..., Any]
+    old: str
+    new: str
+    store: str = "memory"
+    calm: bool = False
+
+
+BREAKAGES = [
+    Breakage(
+        "no fence",
+        machine.check_lease,
+        "if current.epoch != lease.epoch or current.owner != lease.owner:",
+        "if False:",
+    ),
+    Breakage(
+        "bell cleared late",
+        Subscription.wait,
+        "self._bell.clear()\n        events = await self.look()",
+        "events = await self.look()\n        self._bell.clear()",
+        calm=True,
+    ),
+    Breakage("head not checked", machine.check_head, "if expected is not None and", "if False and"),
+    Breakage("once not checked", MemoryStore._append, "if once is not None and once in log.once:", "if False:"),
+    Breakage(
+        "ended twice",
+        machine.moved,
+        "runs = {name: other for name, other in runs.items() if name != run}\n            ended.add(run)",
+        "pass",
+    ),
+    Breakage("lease without end", OpenRun.held, " and self.expires_at > now", ""),
+    Breakage("cursor off by one", mix.position, "return opening.cursor, True", "return opening.cursor + 1, True"),
+    Breakage("read off by one", MemoryStore.peek, "max(after + 1 - log.first, 0)", "max(after - log.first, 0)"),
+    Breakage("take without epoch", machine.leased, "epoch=current.epoch + 1", "epoch=current.epoch"),
+    Breakage(
+        "merged over a tool",
+        transcript.merge,
+        "merged: list[Draft] = []",
+        "merged: list[Draft] = []\n    drafts = sorted(drafts, key=lambda draft: not draft.fact.delta)",
+    ),
+    Breakage("no ring", MemoryStore._append, "self.doorbell.ring(session, outside=lease is None)", "pass", calm=True),
+    Breakage("lost answer stored twice", Execution._append_once_more, "if event.fact == first:", "if False:"),
+    Breakage("lost lease renewed for ever", Runner._renew, "if self._doubtful:", "if False:"),
+    Breakage("cancel not heard", Execution._take, "self.stop(CANCELLED)", "pass", calm=True),
+    Breakage("resumed with a seam", Runner._answer_run, 'resumed=agent.on_crash == "resume"', "resumed=False"),
+    Breakage(
+        "leases not renewed",
+        Runner._renew,
+        "await self.store.renew(owner=self.owner, ttl=self._lease_ttl)",
+        "pass",
+        calm=True,
+    ),
+    Breakage(
+        "acknowledged before the disk has it",
+        sqlite_file.prepare,
+        'connection.pragma("synchronous", durability)',
+        'connection.pragma("synchronous", "off")',
+        "sqlite",
+    ),
+    Breakage("tail not told", SQLiteStore._deliver, "put(session, stored)", "pass", "sqlite"),
+]
+
+
+@contextlib.contextmanager
+def broken(breakage: Breakage) -> Iterator[None]:
+    """Have it so, for everybody who has the function."""
+    function: Any = breakage.function
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(breakage.old) == 1, f"{breakage.name}: its source is another now"
+    changed: dict[str, Any] = {}
+    exec(
+        "from __future__ import annotations\n" + source.replace(breakage.old, breakage.new),
+        function.__globals__,
+        changed,
+    )
+    before = function.__code__
+    function.__code__ = changed[function.__name__].__code__
+    try:
+        yield
+    finally:
+        function.__code__ = before
