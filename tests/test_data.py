@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,10 @@ async def test_what_an_owner_has_goes_out_and_comes_back(store: Store) -> None:
     for session in ("a1", "a2"):
         assert await facts(other, session) == await facts(store, session)
         assert (await other.info(session)).owner == "ann"
+        assert (await other.info(session)).updated_at == (await store.info(session)).updated_at
+        assert [event.at async for event in Log(other, session).all()] == [
+            event.at async for event in Log(store, session).all()
+        ]
     again = await take(other, out)
     assert (again.sessions, sorted(again.left)) == (0, ["a1", "a2"])
 
@@ -149,6 +154,9 @@ CUTS = {
     "another total": lambda out: [*out[:-1], b'{"total":9,"events":9}\n'],
     "of a later version": lambda out: [b'{"legato":99}\n', *out[1:]],
     "an id of ours": lambda out: [line.replace(b'"s"', b'".spent.x"').replace(b'"r"', b'".x"') for line in out],
+    "an id that no client can name": lambda out: [line.replace(b'"s"', b'"a/b"') for line in out],
+    "no time": lambda out: [re.sub(rb'"at":[^,]+', b'"at":1e300', line) for line in out],
+    "a time before all others": lambda out: [re.sub(rb'"at":[^,]+', b'"at":-1', line) for line in out],
     "another type": lambda out: [line.replace(b"session.created", b"session.other") for line in out],
     "a deep one": lambda out: [*out[:2], out[2].replace(b'"data":', b'"data":' + b"[" * 9000), *out[3:]],
 }

@@ -6,13 +6,15 @@ session and one that ends it. So what has been exported can be read by any progr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
+from .dialect.common import SESSION_PATTERN
 from .errors import InvalidInput, SessionExists, SessionNotFound
 from .event import DAMAGE, Draft, Event, RunFailed, Said, SessionDeleted, read_fact, settle
-from .log import READ_LIMIT, Log, SessionInfo, Store
+from .log import READ_LIMIT, Log, SessionInfo, SessionRecord, Store
 from .machine import SessionState, moved
 from .part import encode
 from .spending import holder, is_own
@@ -20,6 +22,8 @@ from .spending import holder, is_own
 FORMAT = 1
 """Of an export; one of a later version is refused."""
 PAGE = 100
+LATEST = 253_402_300_800.0
+"""When the year 9999 is over, in seconds since the epoch."""
 
 
 class Exported(msgspec.Struct, omit_defaults=True):
@@ -205,8 +209,8 @@ def _read(raw: bytes, number: int) -> msgspec.Struct:
 async def take(store: Store, lines: Iterable[bytes]) -> ArchiveCount:
     """Store the sessions of an export under their ids, each whole or not at all.
 
-    Their events keep their offsets, and have new times where the store cannot be given old ones. A run that had not
-    ended by then ends as ``interrupted``. A session that is there already is left as it is.
+    Their events keep their offsets, and their times where the store is ``Portable``, as all of Legato's are. A run that
+    had not ended by then ends as ``interrupted``. A session that is there already is left as it is.
 
     Raises:
         InvalidInput: see ``sessions_in``; or an event is none that a log can have.
@@ -215,9 +219,8 @@ async def take(store: Store, lines: Iterable[bytes]) -> ArchiveCount:
     sessions = count = 0
     left: list[str] = []
     for begun, events in sessions_in(lines):
-        drafts = _drafts(begun.session, events)
         try:
-            await store.append(begun.session, drafts)
+            await _store(store, begun, events)
         except SessionExists:
             left.append(begun.session)
         else:
@@ -225,19 +228,41 @@ async def take(store: Store, lines: Iterable[bytes]) -> ArchiveCount:
     return ArchiveCount(sessions, count, tuple(left))
 
 
-def _drafts(session: str, events: list[ExportedEvent]) -> list[Draft]:
-    if is_own(session):
-        raise InvalidInput(f"{session[:80]!r} is no session's id.")
-    drafts = []
-    for each in events:
-        try:
-            json = encode(msgspec.json.decode(each.data))  # fields that this version does not know included
-            drafts.append(Draft(read_fact(each.type, json), each.run, json))
-        except (*DAMAGE, InvalidInput, ValueError) as exc:
-            raise InvalidInput(f"Event {each.offset} of session {session[:80]!r} is no event: {exc}.") from exc
+async def _store(store: Store, begun: ExportedSession, exported: list[ExportedEvent]) -> None:
+    session = begun.session
+    events = _events(session, exported)
+    drafts = [Draft(event.fact, event.run, event.json) for event in events]
     left = moved(SessionState(session), drafts).runs
     said = "The session was moved while the answer was being given. What came is in its log."
-    return [*drafts, *(Draft(RunFailed("interrupted", said, Said("", "", []), None, None), run) for run in left)]
+    ends = [Draft(RunFailed("interrupted", said, Said("", "", []), None, None), run) for run in left]
+    adopt: Callable[..., Awaitable[None]] | None = getattr(store, "adopt", None)
+    if adopt is None:
+        await store.append(session, [*drafts, *ends])
+        return
+
+    async def pages() -> AsyncIterator[Sequence[Event]]:
+        for start in range(0, len(events), READ_LIMIT):
+            yield events[start : start + READ_LIMIT]
+
+    whole = next((event.at for event in reversed(events) if not event.fact.delta), events[0].at)
+    await adopt(SessionRecord(session, len(events), whole, {}, dict.fromkeys(left, 0)), pages())
+    if ends:
+        await store.append(session, ends)
+
+
+def _events(session: str, exported: list[ExportedEvent]) -> list[Event]:
+    if re.fullmatch(SESSION_PATTERN, session, re.ASCII) is None:  # so is none of our own, which begin with a dot
+        raise InvalidInput(f"{session[:80]!r} is no session's id.")
+    events = []
+    for each in exported:
+        if not 0 <= each.at < LATEST:
+            raise InvalidInput(f"Event {each.offset} of session {session[:80]!r} is of no time: {each.at}.")
+        try:
+            json = encode(msgspec.json.decode(each.data))  # fields that this version does not know included
+            events.append(Event(read_fact(each.type, json), each.offset, each.at, each.run, json))
+        except (*DAMAGE, InvalidInput, ValueError) as exc:
+            raise InvalidInput(f"Event {each.offset} of session {session[:80]!r} is no event: {exc}.") from exc
+    return events
 
 
 # Erasure --------------------------------------------------------------------------------------------------------------
