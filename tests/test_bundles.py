@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
-import json
+import os
 import re
 import shutil
 import subprocess
+import tarfile
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -37,13 +39,13 @@ chat.setAttribute("base-url", "SERVER");
 document.getElementById("root").append(chat);
 """
 REACT = """
-import { createElement, StrictMode, useState } from "react";
-import { createRoot } from "react-dom/client";
+import { createElement, StrictMode, useEffect, useState } from "react";
+IMPORT
 import { LegatoChat } from "legato/react-chat.js";
 
 function App() {
   const [session, setSession] = useState("");
-  document.title = session;
+  useEffect(() => { document.title = session; }, [session]);
   return createElement(LegatoChat, {
     baseUrl: "SERVER",
     style: { height: "90vh" },
@@ -52,7 +54,22 @@ function App() {
     onSession: setSession,
   });
 }
-createRoot(document.getElementById("root")).render(createElement(StrictMode, {}, createElement(App)));
+EXPORT
+"""
+ROOTED = {
+    "IMPORT": 'import { createRoot } from "react-dom/client";',
+    "EXPORT": 'createRoot(document.getElementById("root")).render(createElement(StrictMode, {}, createElement(App)));',
+}
+PAGED = {"IMPORT": "", "EXPORT": "export default App;"}  # of Next's, which is strict by its configuration
+NEXT = ("next@16.4.6", "react@19.3.1", "react-dom@19.3.1")
+NEXT_CONFIG = """
+import path from "node:path";
+export default { output: "export", reactStrictMode: true, turbopack: { root: path.resolve("..") } };
+"""
+NEXT_LAYOUT = """
+export default function Layout({ children }) {
+  return <html lang="en"><body>{children}</body></html>;
+}
 """
 TYPES = """
 import { LegatoChat, LegatoIntercom } from "legato/react-chat.js";
@@ -97,28 +114,31 @@ def project(tmp_path_factory: pytest.TempPathFactory, server: str) -> Path:
     """A project with the package and the bundlers, and two pages: the elements, and React."""
     node()
     tools = packages("bundlers", *TOOLS) / "node_modules"
-    source = tmp_path_factory.mktemp("source") / "a/b/c/web"
+    source = tmp_path_factory.mktemp("source") / "a/b/web"  # as in a fresh checkout
     shutil.copytree(WEB, source)
-    types = packages("web-types", *TYPESCRIPT) / "node_modules"
-    (source.parents[2] / "node_modules").symlink_to(types)
-    made = ["-p", ".", "--noEmit", "false", "--declaration", "--emitDeclarationOnly", "--outDir", "types"]
-    subprocess.run([node(), str(types / "typescript/bin/tsc"), *made], cwd=source, check=True, timeout=120)
+    shutil.copy(ROOT / "LICENSE", source.parents[2])
+    subprocess.run(["npm", "pack", "--silent"], cwd=source, check=True, capture_output=True, timeout=300)
+    (archive,) = source.glob("*.tgz")
     folder = tmp_path_factory.mktemp("project")
     modules = folder / "node_modules"
     modules.mkdir()
     for each in tools.iterdir():
         (modules / each.name).symlink_to(each)
-    (modules / "legato").mkdir()
-    for name in (*json.loads((WEB / "package.json").read_text())["files"], "package.json"):
-        for path in source.glob(name):
-            target = modules / "legato" / path.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copy(path, target)
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    (folder / "package").rename(modules / "legato")
     (folder / "package.json").write_text('{"type": "module"}')
-    for name, code in (("plain", PLAIN), ("react", REACT)):
+    pages = {"plain": PLAIN, "react": _filled(REACT, ROOTED), "next": '"use client";' + _filled(REACT, PAGED)}
+    for name, code in pages.items():
         (folder / f"{name}.js").write_text(code.replace("SERVER", server))
         (folder / f"{name}.html").write_text(f'{HTML}<script type="module" src="/{name}.js"></script>')
     return folder
+
+
+def _filled(code: str, words: dict[str, str]) -> str:
+    for word, text in words.items():
+        code = code.replace(word, text)
+    return code
 
 
 def run(project: Path, *command: str) -> None:
@@ -182,12 +202,34 @@ def vite_dev(project: Path, name: str) -> Iterator[str]:
             process.terminate()
 
 
+@contextlib.contextmanager
+def next_build(project: Path, name: str) -> Iterator[str]:
+    """A page of Next's, exported. What it reads must be below one folder, so it is built beside Next."""
+    with tempfile.TemporaryDirectory(dir=packages("next", *NEXT), prefix="page-") as made:
+        folder = Path(made)
+        shutil.copytree(project / "node_modules/legato", folder / "node_modules/legato")
+        (folder / "package.json").write_text("{}")
+        (folder / "next.config.mjs").write_text(NEXT_CONFIG)
+        (folder / "app").mkdir()
+        (folder / "app/layout.jsx").write_text(NEXT_LAYOUT)
+        (folder / "app/page.jsx").write_text((project / f"{name}.js").read_text())
+        command = [node(), "../node_modules/next/dist/bin/next", "build"]
+        environment = {**os.environ, "NEXT_TELEMETRY_DISABLED": "1"}
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        with files(folder / "out") as url:
+            yield url
+
+
 BUNDLERS: dict[str, Callable[[Path, str], contextlib.AbstractContextManager[str]]] = {
     "esbuild": esbuild,
     "esbuild-iife": functools.partial(esbuild, form="iife"),
     "webpack": webpack,
     "vite": vite,
     "vite-dev": vite_dev,
+    "next": next_build,
 }
 
 
@@ -200,7 +242,7 @@ def check_chat(page: Page, placeholder: str) -> None:
     expect(page.locator("legato-chat .question")).to_have_css("border-top-left-radius", "18.4px")
 
 
-@pytest.mark.parametrize("bundler", BUNDLERS)
+@pytest.mark.parametrize("bundler", [each for each in BUNDLERS if each != "next"])
 def test_a_bundle_of_the_elements(project: Path, page: Page, bundler: str) -> None:
     """The elements in a page of their own, on another origin than the server, built by each bundler as it comes."""
     with BUNDLERS[bundler](project, "plain") as url:
@@ -210,12 +252,12 @@ def test_a_bundle_of_the_elements(project: Path, page: Page, bundler: str) -> No
         page.screenshot(path=SCREENSHOTS / f"bundle-{bundler}.png")
 
 
-@pytest.mark.parametrize("bundler", ["webpack", "vite-dev"])
+@pytest.mark.parametrize("bundler", ["webpack", "vite-dev", "next"])
 def test_a_bundle_of_the_react_components(project: Path, page: Page, bundler: str) -> None:
     """In StrictMode: one element, with its headers from the first request on, and its events."""
     requests: list[str | None] = []
     page.on("request", lambda each: requests.append(each.headers.get("authorization")) if "/api/" in each.url else None)
-    with BUNDLERS[bundler](project, "react") as url:
+    with BUNDLERS[bundler](project, "next" if bundler == "next" else "react") as url:
         page.goto(url)
         check_chat(page, "Say it")
         expect(page.locator("legato-chat")).to_have_count(1)

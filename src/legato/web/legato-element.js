@@ -7,8 +7,7 @@ import { sheets } from "./sheet.js";
 import { fill, onStrings } from "./strings.js";
 
 /** The server: where `web/…` came from, else the page's own. */
-const FROM = import.meta.url; // by a name, or bundlers look for a file there
-const HOME = /\/web\/[\w-]+\.js$/.test(FROM) ? new URL("../", FROM).href : "/";
+const HOME = /^(.*\/)web\/[\w-]+\.js$/.exec(import.meta.url)?.[1] ?? "/"; // no new URL(): bundlers look for a file there
 
 /** A server has no elements, but may import them. @type {typeof HTMLElement} */
 const Element = globalThis.HTMLElement ?? Object;
