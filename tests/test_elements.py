@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx2
 import pytest
@@ -393,7 +394,7 @@ def test_a_long_history_comes_as_it_is_needed(chat: Page, echo: Server) -> None:
 # For everybody --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", "dark", "forced"])
 def test_axe_finds_nothing(browser: Browser, server: Server, shoot: Callable[[Page, str], None], scheme: str) -> None:
     """axe-core has no complaint about the page: empty, with all kinds of parts, running, with an error, and narrow."""
     axe = (package(AXE) / "node_modules" / "axe-core" / "axe.min.js").read_text()
@@ -402,7 +403,8 @@ def test_axe_finds_nothing(browser: Browser, server: Server, shoot: Callable[[Pa
         found = page.evaluate("() => axe.run({resultTypes: ['violations']})")["violations"]
         assert [(what, each["id"], [node["html"] for node in each["nodes"]][:3]) for each in found] == []
 
-    with browser.new_context(base_url=server.url, color_scheme=scheme, bypass_csp=True) as context:  # type: ignore[arg-type]
+    colours: Any = {"forced_colors": "active"} if scheme == "forced" else {"color_scheme": scheme}
+    with browser.new_context(base_url=server.url, bypass_csp=True, **colours) as context:
         page = context.new_page()
         page.goto("/")
         page.add_script_tag(content=axe)
@@ -427,6 +429,10 @@ def test_axe_finds_nothing(browser: Browser, server: Server, shoot: Callable[[Pa
         page.wait_for_timeout(300)
         check(page, "narrow")
         page.keyboard.press("Escape")
+        page.set_viewport_size({"width": 320, "height": 200})  # 1280 by 800, four times as large
+        check(page, "four times as large")
+        page.evaluate("document.documentElement.dir = 'rtl'")
+        check(page, "right to left")
         page.get_by_role("button", name="Deny").click()
         wait_for_end(page)
 

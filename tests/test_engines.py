@@ -346,7 +346,7 @@ def test_how_it_looks(engine: Engine, server: Server, tmp_path: Path) -> None:
     ended(engine, 2)
     for name, size in (("desktop", (1280, 800)), ("phone", (390, 844))):
         engine.size(*size)
-        inside(engine, FRAMES.format(n=5))
+        inside(engine, FRAMES.format(n=25))  # what moves has arrived
         (folder / f"{engine.name}-{name}.png").write_bytes(engine.shoot())
         assert engine.run("return document.documentElement.scrollWidth <= innerWidth;")
     engine.size(1000, 700)

@@ -82,7 +82,7 @@ svg { width: 1.2rem; height: 1.2rem; fill: none; stroke: currentColor; stroke-wi
 .answer > details + details { margin-top: 0.15rem; }
 .foot { display: flex; flex-wrap: wrap; align-items: center; gap: 0.15rem; min-height: 1.75rem; margin-top: 0.6rem; }
 .foot time { margin: 0 0.4rem 0 0; }
-.foot > .fine { margin: 0 0.6rem 0 0; }
+.foot > .fine { flex: 0 0 100%; margin: 0 0 0.2rem; }
 .foot legato-message-stream-error { flex: 1 1 100%; margin-bottom: 0.35rem; }
 .empty { padding-top: min(20vh, 10rem); text-align: center; }
 .empty h2 { margin: 0; font-size: 1.6rem; font-weight: 600; letter-spacing: -0.02em; }
