@@ -181,6 +181,32 @@ async def test_nobody_listens_costs_nothing(place: str) -> None:
         assert texts(await there.read("s", 3)) == ["x", "y"]
 
 
+async def test_readers_who_are_behind_share_pages(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many who read a long log from its beginning ask the database for each block of it once."""
+    async with opened(place) as (store,):
+        await begin(store)
+        for first in range(0, 1_800, 100):
+            await store.append("s", [text("r", str(first + number)) for number in range(100)])
+        pages: list[object] = []
+        page = store._page
+
+        async def counted(*arguments: Any) -> list[Event]:
+            pages.append(arguments)
+            return await page(*arguments)
+
+        monkeypatch.setattr(store, "_page", counted)
+        store._others.forget()
+
+        async def read() -> list[str]:
+            return texts([event async for event in Log(store, "s").all()])
+
+        for said in await asyncio.gather(*[read() for _ in range(30)]):
+            assert said == [str(number) for number in range(1_800)]
+        assert len(pages) <= 5
+        await store.append("s", [Draft(SessionDeleted())])
+        assert [event.type async for event in Log(store, "s").all()] == ["session.deleted"]
+
+
 async def test_leases_are_kept_over_an_opening(place: str) -> None:
     """One process that opens the store takes nothing from the others; an epoch fences who was believed dead."""
     clock = FakeClock()

@@ -18,7 +18,7 @@ import msgspec
 from ..errors import LegatoError
 from ..event import Event, Offset
 from ..log import Bell, Doorbell
-from .tail import TailCache
+from .tail import BlockCache, TailCache
 
 logger = logging.getLogger("legato")
 
@@ -38,11 +38,11 @@ class Neighbours:
         doorbell: of the store; rings for what others have stored, too.
         fill: gives, for sessions and offsets, the heads of those that exist and what follows the offsets in them, in
             order and as far as is read at once.
-        events, bytes: bounds of the tail cache.
+        events, bytes: bounds of the tail cache. What readers who are behind share may take half as many bytes again.
 
     Attributes:
         me: the name of this process in messages.
-        tail: the tail cache.
+        tail, blocks: the newest events, and what readers who are behind share.
         hears: the others' messages come here.
     """
 
@@ -60,11 +60,15 @@ class Neighbours:
         self._doorbell = doorbell
         self._fill = fill
         self._bounds = events, bytes
-        self.tail = TailCache(events=events, bytes=bytes)
+        self._begin_anew()
         self._rings: dict[str, bool] = {}
         self._over = False
         self._work = False
         self._seen: dict[str, Offset] = {}
+
+    def _begin_anew(self) -> None:
+        events, bytes = self._bounds
+        self.tail, self.blocks = TailCache(events=events, bytes=bytes), BlockCache(bytes=bytes // 2)
 
     # What is stored here ----------------------------------------------------------------------------------------------
 
@@ -164,7 +168,7 @@ class Neighbours:
 
     def forget(self) -> None:
         """Something may have been missed, or be gone: hold nothing, and let everybody look."""
-        self.tail = TailCache(events=self._bounds[0], bytes=self._bounds[1])
+        self._begin_anew()
         for session in self._doorbell.sessions():
             self._doorbell.ring(session)
         self._doorbell.ring_work()

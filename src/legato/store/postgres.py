@@ -20,6 +20,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from .. import tally
 from ..check import check_text, digits, is_text
@@ -116,6 +117,7 @@ class PostgresStore:
         self._others = Neighbours(self.doorbell, self._follow, events=events, bytes=bytes)
         self._writer = GroupWriter(self._transact, self._look_after, self._link.error, self._others)
         self._looks = Together(self._look_for)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # to read a session's blocks
         self._conn: Connection | None = None
         self._begun = asyncio.Event()
         try:
@@ -503,16 +505,35 @@ class PostgresStore:
         self._check_open()
         if limit <= 0 or not is_text(session):
             return []
-        tail, after = self._others.tail, min(after, MAX_INTEGER)
-        if events := tail.read(session, after, limit, deltas=deltas):
+        after = min(after, MAX_INTEGER)
+        if events := self._others.tail.read(session, after, limit, deltas=deltas):
             return events
-        evictions = tail.evictions
-        if after:  # most ask for what is not there
-            look = await self._look(session)
-            if look is None or after >= (look.info.head if deltas else look.whole):
-                if look is not None and after == look.info.head:
-                    tail.seed(session, after, [], evictions)
-                return []
+        evictions = self._others.tail.evictions
+        look = await self._look(session)
+        if look is None or after >= (look.info.head if deltas else look.whole):
+            if look is not None and after == look.info.head:
+                self._others.tail.seed(session, after, [], evictions)
+            return []
+        blocks, start = self._others.blocks, after - after % READ_LIMIT
+        if look.deleted:
+            blocks.forget(session)
+        if not deltas or limit < READ_LIMIT or look.deleted:
+            return await self._page(session, after, limit, deltas)
+        async with self._turns.setdefault(session, asyncio.Lock()):
+            # Somebody may have read the same meanwhile; and who is far behind is read a block, for all others who are.
+            if events := self._others.tail.read(session, after, limit) or blocks.read(session, after):
+                return events
+            if start + READ_LIMIT <= look.info.head:
+                page = await self._page(session, start, READ_LIMIT, True)
+                if len(page) == READ_LIMIT:
+                    blocks.put(session, start, page, blocks.forgotten)
+                if events := page[after - start :]:
+                    return events
+            return await self._page(session, after, limit, True)
+
+    async def _page(self, session: str, after: Offset, limit: int, deltas: bool) -> list[Event]:
+        """A page from the database, which the tail may go on from."""
+        tail, evictions = self._others.tail, self._others.tail.evictions
         rows = await self._link.ask(sql.PAGES[deltas], (session, after, limit))
         events = [_event(session, row) for row in rows]
         if deltas and 0 < len(events) < limit and sum(len(event.json) for event in events) < sql.PAGE_BYTES:
