@@ -432,7 +432,7 @@ async def test_a_server_that_is_away(own: Postgres, caplog: pytest.LogCaptureFix
     server is back. The password is said nowhere."""
     async with opened(url(own, "away")) as (store,):
         lease = await begin(store)
-        own.stop()
+        await asyncio.to_thread(own.stop)
         with pytest.raises(StoreError) as caught:
             await store.append("s", [text("r", "lost")], lease=lease)
         assert (caught.value.status, caught.value.code) == (503, "store_lost")
@@ -441,7 +441,7 @@ async def test_a_server_that_is_away(own: Postgres, caplog: pytest.LogCaptureFix
             await store.append("s", [text("r", "lost")], lease=lease)
         with pytest.raises(StoreError):
             await store.info("s")
-        own.start()
+        await asyncio.to_thread(own.start)
         await reach(lambda: store.trouble is None)
         await store.append("s", [text("r", "kept")], lease=lease)
         assert texts(await store.read("s", 0)) == ["kept"]
@@ -557,18 +557,18 @@ async def test_readers_of_a_lost_tail_are_told(own: Postgres) -> None:
         await begin(store)
         name = store.incarnation
         assert await store.holds(name, "s", 3)
-        own.stop()
+        await asyncio.to_thread(own.stop)
         own.copy("backup")
-        own.start()
+        await asyncio.to_thread(own.start)
         await reach(lambda: store.trouble is None)
     async with opened(at) as (store,):
         lost = store.incarnation
         for number in range(3):
             await store.append("s", [text("r", f"lost {number}")])
         assert await store.holds(lost, "s", 6)
-    own.stop()
+    await asyncio.to_thread(own.stop)
     own.restore("backup")
-    own.start()
+    await asyncio.to_thread(own.start)
     async with opened(at) as (store,):
         for number in range(3):
             await store.append("s", [text("r", f"new {number}")])
@@ -676,12 +676,12 @@ async def test_a_failover_that_lost_the_end(own: Postgres) -> None:
             await store.append("s", [text("r", "kept")], lease=lease)
             with psycopg.connect(own.url()) as conn:
                 (lsn,) = conn.execute("SELECT pg_current_wal_lsn()").fetchone() or ("",)
-            replica.cut_off(lsn)
+            await asyncio.to_thread(replica.cut_off, lsn)
             before = store.incarnation
             await store.append("s", [text("r", "lost")], lease=lease)
             store.doorbell.hang_forget(moved.append)
-            own.stop(signal.SIGQUIT)
-            replica.promote()
+            await asyncio.to_thread(own.stop, signal.SIGQUIT)
+            await asyncio.to_thread(replica.promote)
             await reach(lambda: moved)
             assert (moved, store.incarnation != before) == ([True], True)
             assert [await store.holds(before, "s", offset) for offset in (4, 5)] == [True, False]
@@ -691,4 +691,4 @@ async def test_a_failover_that_lost_the_end(own: Postgres) -> None:
             await store.append("s", [text("r", "new")], lease=taken)
             assert texts([event async for event in Log(store, "s").all()]) == ["kept", "new"]
             assert await store.holds(before, "s", 5) is False
-    own.start()
+    await asyncio.to_thread(own.start)
