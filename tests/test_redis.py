@@ -8,6 +8,8 @@ import contextlib
 import functools
 import re
 import shutil
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -100,6 +102,16 @@ def test_urls_that_are_none(url: str) -> None:
 def test_urls(scheme: str) -> None:
     store = open_store(f"{scheme}://ann:p%40ss@[::1]:7000{'/main' if 'sentinel' in scheme else ''}?prefix=mine-1")
     assert isinstance(store, RedisStore)
+
+
+@pytest.mark.parametrize("command", [["backup", "new.db"], ["gc"], ["migrate", "sqlite:///no/such/folder.db"]])
+def test_no_command_shows_a_password(command: list[str]) -> None:
+    store = [*(["--store"] if command[0] != "migrate" else []), "redis://ann:s3cret@127.0.0.1:1/0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "legato", *command, *store], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "s3cret" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("url", ["reddis://ann:s3cret@host/0", "postgres+x://ann:s3cret@host/0"])
@@ -319,6 +331,25 @@ async def test_readers_follow_from_another_process(pair: tuple[RedisStore, Redis
             follower.subscription.take(follower)
             assert follower.seen == list(range(1, 203))
             assert follower.at_hand > follower.reads
+
+
+async def test_a_cancel_is_heard_among_words(
+    pair: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes from outside of a run rings for it, also where it has been read already for those who follow all."""
+    monkeypatch.setattr("legato.store.redis.POLL_SECONDS", PATIENCE)
+    one, two = pair
+    await one.append("s", begun())
+    lease = await one.acquire("s", "r", owner="me", ttl=300)
+    follower, outside = Follower(two, "s", 10_000), Bell()
+    two.doorbell.hang("s", outside, outside=True)
+    await settle_bells(two, outside)
+    for number in range(40):
+        outside.clear()
+        await asyncio.gather(*(one.append("s", [text(10 * number + piece)], lease=lease) for piece in range(3)))
+        await one.append("s", [Draft(CancelRequested(), "r")])
+        assert await outside.wait(PATIENCE / 4)
+    follower.subscription.take(follower)
 
 
 async def test_a_lost_bell_costs_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,6 +614,22 @@ async def test_nothing_is_acknowledged_before_replicas_have_it() -> None:
         await store.close()
 
 
+async def test_closing_does_not_wait_for_a_dead_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for an answer then is told that nobody knows."""
+    monkeypatch.setattr("legato.store.redis.CLOSE_SECONDS", 0.2)
+    async with Cut(shared_valkey().port) as cut:
+        store = RedisStore(f"redis://127.0.0.1:{cut.port}/?prefix=dead")
+        await store.open()
+        await store.append("s", begun())
+        cut.lose, cut.open = 1, False
+        storing = store.append("s", [text(0)])
+        await until(lambda: cut.lost)
+        async with asyncio.timeout(PATIENCE):
+            await store.close()
+        with pytest.raises(StoreError, match="before it was known"):
+            await storing
+
+
 @pytest.mark.parametrize("kind", ["gone", "full", "demoted"])
 async def test_trouble(kind: str) -> None:
     """While a server takes nothing, everybody is refused at once, and the store says why; then it goes on by itself."""
@@ -800,10 +847,12 @@ async def test_sentinels_say_who_is_the_primary(tmp_path: Path) -> None:
         )
         with sentinel(conf, port):
             await until(lambda: b"num-slaves\r\n$1\r\n1" in ask(port, "SENTINEL", "MASTER", "main"))
-            async with stores(f"redis+sentinel://127.0.0.1:{port}/main", 1) as (store,):
-                await store.append("s", begun())
-                assert await store._server.do(b"0", "WAIT", 1, 5_000) == 1
-                primary.kill()
-                stored = await patiently(lambda: store.append("s", [text(0)], once="key"))
-                assert [event.offset for event in stored.events] == [3]
-                assert b"role:master" in replica.ask("INFO", "replication")
+            store = RedisStore(f"redis+sentinel://127.0.0.1:{port}/main")
+            await patiently(store.open)
+            await store.append("s", begun())
+            assert await store._server.do(b"0", "WAIT", 1, 5_000) == 1
+            primary.kill()
+            stored = await patiently(lambda: store.append("s", [text(0)], once="key"))
+            assert [event.offset for event in stored.events] == [3]
+            assert b"role:master" in replica.ask("INFO", "replication")
+            await store.close()

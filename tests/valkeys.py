@@ -65,6 +65,7 @@ class Valkey:
         self.port = free_port()
         self.folder = folder
         self.settings = {"save": "", "appendonly": "yes", "appendfsync": "always", **settings}
+        self.settings.setdefault("repl-diskless-sync-delay", "0")
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / "server.log"
         self._program = program

@@ -49,5 +49,7 @@ def file_of(store: str) -> Path:
     """
     kind, _, path = store.partition("?")[0].partition(":///")
     if kind.lower() != "sqlite" or not path:
-        raise Misuse(f"this is for a store of the form sqlite:///FILE, got {store!r}")
+        from ..store import shown
+
+        raise Misuse(f"this is for a store of the form sqlite:///FILE, got {shown(store)!r}")
     return Path(unquote(path))

@@ -87,6 +87,8 @@ POLL_SECONDS, DEAF_SECONDS = 5.0, 0.5
 """Between two looks at the sessions that somebody listens to: a message may be lost, or there may be none for now."""
 SILENCE_SECONDS = 5.0
 """After which the connection that listens is asked whether it is there; twice in vain, and it is made anew."""
+CLOSE_SECONDS = 10.0
+"""For what waits to be stored, before who waits is told that nobody knows."""
 MAX_OFFSET, MAX_LIMIT = 2**53, 10**9
 SAME_TIME = 64
 """Sessions with the very same time that a page of a list looks beyond: several processes may give one."""
@@ -184,7 +186,9 @@ class RedisStore:
     async def _close(self, writer: RedisWriter) -> None:
         if writer.trouble is not None or self._server.behind is not None:
             self._writing.cancel()
-        await asyncio.wait([self._writing])
+        if not (await asyncio.wait([self._writing], timeout=CLOSE_SECONDS))[0]:
+            self._writing.cancel()
+            await asyncio.wait([self._writing])
         left = set(self._tasks)
         while left:  # while it connects, redis-py may take a cancel for an error of the connection
             for task in left:
@@ -502,8 +506,7 @@ class RedisStore:
         if whole and deltas and self._hears and len(events) == len(records) and tail is self._tail:
             tail.seed(session, after, events, evictions)
             if (tail.head(session) or 0) < missed:
-                self._behind[session] = missed, False
-                self._fetch.set()
+                self._fall_behind(session, missed, False)
         return events
 
     def peek(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event] | None:
@@ -626,16 +629,20 @@ class RedisStore:
             if session in self._reading:
                 self._missed[session] = max(head, self._missed.get(session, 0))
             tail = self._tail.head(session)
-            if tail is not None and self.doorbell.listening(session):
-                if head > tail:
-                    self._behind[session] = head, outside or self._behind.get(session, (0, False))[1]
-                    self._fetch.set()
-                continue
             if tail is not None and head > tail:
+                if self.doorbell.listening(session):
+                    self._fall_behind(session, head, outside)
+                    continue
                 self._tail.forget(session)
             self.doorbell.ring(session, outside=outside)
         if work:
             self.doorbell.ring_work()
+
+    def _fall_behind(self, session: str, head: Offset, outside: bool) -> None:
+        """What this session has up to ``head`` is to be read, and then rung for."""
+        before = self._behind.get(session, (0, False))
+        self._behind[session] = max(head, before[0]), outside or before[1]
+        self._fetch.set()
 
     async def _catch_up(self) -> None:
         """Read what has grown elsewhere, once for all who follow it here, and then ring."""
