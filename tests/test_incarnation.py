@@ -17,6 +17,7 @@ import pytest
 
 from driving import decoded, echo
 from facts import draft
+from held_store import HeldStore, having, quiet
 from legato.agent import Agent, Turn
 from legato.client.resume import Resume
 from legato.server.app import Legato
@@ -318,3 +319,39 @@ async def test_a_store_that_loses_the_end_of_a_log_while_it_is_open(on_crash: An
         messages = (await driver.request("GET", "/api/sessions/s/messages")).json()
         assert len(messages) == 2
         assert sent["runId"] not in (await store.info("s")).runs
+
+
+@pytest.mark.parametrize("on_crash", ["fail", "resume"])
+async def test_an_agent_that_has_ended_before_its_words_are_stored(on_crash: Any) -> None:
+    """While the store was away, and came back as another one: the run is not taken for a whole one."""
+    store = HeldStore()
+    attempts: list[int] = []
+
+    async def counts(turn: Turn) -> AsyncIterator[str]:
+        attempts.append(turn.attempt)
+        said = "".join(event.data["text"] for event in turn.events if event.type == "text.delta")
+        for word in ("one ", "two ", "three ")[len(said.split()) :]:
+            yield word
+            await asyncio.sleep(0)
+
+    app = Legato(store, agents=[Agent(counts, on_crash=on_crash)])
+    async with Driver(app) as driver:
+        await driver.request("POST", "/api/sessions", json={"id": "s"})
+        store.fail(having("text.delta"))
+        await driver.request("POST", "/api/sessions/s/messages", json={"text": "hi"})
+        await quiet()
+        assert attempts == [1]
+        store.inner.incarnation = "another"
+        store.doorbell.forget()
+        store.mend()
+        async with asyncio.timeout(30), driver.stream("/stream?sessionId=s&client=legato&from=start") as stream:
+            seen = []
+            async for message in stream.messages():
+                seen.append(message)
+                if message.event in ("complete", "error"):
+                    break
+        text = "".join(json.loads(message.data)["content"] for message in seen if message.event == "content")
+        if on_crash == "fail":
+            assert (seen[-1].event, attempts) == ("error", [1])
+        else:
+            assert (text, seen[-1].event, attempts) == ("one two three ", "complete", [1, 2])

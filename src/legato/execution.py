@@ -346,6 +346,8 @@ class Execution:
         self._astray = True
         self._drafts.clear()  # they go on from what was lost
         self.stop(ending)
+        if self._ending is None:  # the agent has said all, but it is not known what of that is there
+            self._ending = ending
 
     def _abandon(self) -> None:
         self._abandoned = self._silent = True
