@@ -122,7 +122,11 @@ class Postgres:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except OSError:
             return False
-        return len(lines) > 7 and lines[7].strip() == "ready" and lines[0] == str(self.process and self.process.pid)
+        return (
+            len(lines) > 7
+            and lines[7].strip() in ("ready", "standby")
+            and lines[0] == str(self.process and self.process.pid)
+        )
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop it: SIGINT ends all connections, SIGQUIT is a crash. Idempotent."""
@@ -224,6 +228,43 @@ def postgres(*, start: bool = True, **settings: str) -> Iterator[Postgres]:
         yield server
     finally:
         server.stop(signal.SIGQUIT)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def pgbouncer(server: Postgres) -> Iterator[int]:
+    """The port of a pgbouncer before a server, with connections for a transaction each; skips the test without one."""
+    program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        pytest.skip("pgbouncer is missing; on Debian: apt-get install pgbouncer")
+    folder = Path(tempfile.mkdtemp(prefix="legato-pgbouncer-"))
+    port = free_port()
+    (folder / "users").write_text('"legato" "secret"\n')
+    lines = [
+        *("[databases]", f"* = host=127.0.0.1 port={server.port}", "[pgbouncer]", "listen_addr = 127.0.0.1"),
+        *(f"listen_port = {port}", "unix_socket_dir =", "auth_type = trust", f"auth_file = {folder}/users"),
+        *("pool_mode = transaction", "default_pool_size = 10", "max_client_conn = 1000", "server_login_retry = 0.2"),
+    ]
+    (folder / "ini").write_text("\n".join([*lines, ""]))
+    if server.user is not None:
+        for path in (folder, *folder.iterdir()):
+            shutil.chown(path, server.user)
+    process = subprocess.Popen([program, "-q", str(folder / "ini")], user=server.user, stderr=subprocess.DEVNULL)
+    guard = end_with_us(process, server.user)
+    try:
+        until = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            assert process.poll() is None, "pgbouncer has ended"
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield port
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+        guard.kill()
+        guard.communicate()
         shutil.rmtree(folder, ignore_errors=True)
 
 

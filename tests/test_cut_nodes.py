@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 
-from databases import shared_postgres
 from driving import Chat, Gate, decoded, logged
 from legato.agent import Turn
 from legato.event import Event
-from legato.log import Store
+from legato.log import Log, Store
 from legato.server.app import Legato
 from legato.sse import Decoder, SSEMessage
 from legato.store import open_store
@@ -28,10 +27,11 @@ from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.testing import Driver
 from test_folds import body_of
-from test_live_equals_replay import CLIENTS, Answer, asked, cut, everything, frames, record, rest, speak, spread, whole
+from test_live_equals_replay import CLIENTS, Answer, cut, everything, frames, record, rest, speak, spread, whole
+from test_migrate_stores import DATABASES
 
-STORES = ("memory", "sqlite", "postgresql")
-STEP = {"memory": 23, "sqlite": 41, "postgresql": 97}
+STORES = ("memory", "sqlite", "postgresql", "valkey")
+STEP = {"memory": 23, "sqlite": 41, "postgresql": 97, "valkey": 97}
 """Bytes between two cuts of answers that are being given; each takes a session of its own."""
 
 
@@ -60,10 +60,8 @@ class Node:
 @contextlib.asynccontextmanager
 async def stores(kind: str, folder: Any) -> AsyncIterator[tuple[Any, Any]]:
     """Stores for two nodes, which keep the same. Of those for many processes each has one of its own."""
-    if kind == "postgresql":
-        pytest.importorskip("psycopg", reason="needs legato[postgres]")
-        schema = re.sub("[^a-z0-9]", "_", f"t_{folder.name.lower()}")
-        url = f"{shared_postgres().url()}?schema={schema[:40]}"
+    if kind in DATABASES:
+        url = DATABASES[kind](re.sub("[^a-z0-9]", "_", f"t_{folder.name.lower()}")[:40])
         yield open_store(url), open_store(url)
         return
     inner: Any = MemoryStore() if kind == "memory" else SQLiteStore(folder / "log.db", durability="normal")
@@ -116,7 +114,8 @@ async def test_each_dialect_goes_on_at_another_node(kind: str, tmp_path: Any) ->
             for size in spread(len(body), 12):
                 before, cursor = await cut(here, client, size)
                 assert logged(before) + logged(await rest(there, client, cursor, uncut[-1].id)) == uncut
-        for message in await asked(here):
+        asked = [event async for event in Log(here.app.store, "s").all() if event.type == "message.created"]
+        for message in [event.data["id"] for event in asked]:
             answer, at_other = Answer(here, message), Answer(there, message)
             uncut, body = await answer.read()
             assert frames((await at_other.read())[1]) == uncut
@@ -124,11 +123,7 @@ async def test_each_dialect_goes_on_at_another_node(kind: str, tmp_path: Any) ->
                 assert uncut[:read] + (await at_other.read(cursor))[0] == uncut, (message, read)
             before, cursor = await answer.cut(len(body) // 2)
             assert before + (await at_other.read(cursor))[0] == uncut
-        responses = 0
-        for event in (await here.get("/events")).json()["events"]:
-            if event["type"] == "message.created" and event["run"]:
-                responses += await response_goes_on(here, there, event["run"])
-        assert responses >= 5
+        assert sum([await response_goes_on(here, there, event.run) for event in asked if event.run]) >= 5
 
 
 def frames_of(messages: list[SSEMessage]) -> list[SSEMessage]:

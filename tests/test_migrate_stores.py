@@ -6,6 +6,7 @@ import asyncio
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,28 @@ from opening import opened
 from processes import finished
 from test_deploy import block
 from test_migrate import SESSIONS, digests, everything, fill
+from valkeys import shared_valkey
 
-pytest.importorskip("psycopg", reason="needs legato[postgres]")
+
+def _postgresql(name: str) -> str:
+    pytest.importorskip("psycopg", reason="needs legato[postgres]")
+    return f"{shared_postgres().url()}?schema={name}"
 
 
-@pytest.fixture(params=["postgresql"])
+def _valkey(name: str) -> str:
+    pytest.importorskip("redis", reason="needs legato[redis]")
+    return shared_valkey().url(name, "valkey")
+
+
+DATABASES: dict[str, Callable[[str], str]] = {"postgresql": _postgresql, "valkey": _valkey}
+"""The URL of a store for many processes in a place of that name, which is empty at first."""
+
+
+@pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest) -> str:
     """The URL of an empty store of this kind."""
-    return f"{shared_postgres().url()}?schema=t_migrate"
+    kind, test = request.param, request.node.originalname
+    return DATABASES[kind](f"t_{test}"[:40])
 
 
 async def test_there_and_back(database: str, tmp_path: Path) -> None:
@@ -70,7 +85,6 @@ asyncio.run(main())
 
 async def test_a_kill_on_the_way_is_made_good(database: str, tmp_path: Path) -> None:
     """What is in the database then is whole, and the same command brings the rest."""
-    database = database.replace("t_migrate", "t_killed")
     async with opened(tmp_path / "chat.db") as source:
         await fill(source)
         before = await everything(source)
