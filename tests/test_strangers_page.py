@@ -124,9 +124,11 @@ def browser(opened: Target, signed: Target, stranger: str) -> Iterator[Browser]:
     """In which ``evil.test`` is the stranger's, and ``rebound.test`` leads to wherever its port does."""
     port = urlsplit(stranger).port
     rules = f"--host-resolver-rules=MAP evil.test:80 127.0.0.1:{port}, MAP rebound.test 127.0.0.1"
+    # What Chromium itself keeps from loopback is to reach the server here.
+    unguarded = "--disable-features=LocalNetworkAccessChecks,PrivateNetworkAccessSendPreflights,PrivateNetworkAccess"
     path = chromium()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=[*ARGS, rules])
+        browser = playwright.chromium.launch(executable_path=path, args=[*ARGS, rules, unguarded])
         yield browser
         browser.close()
 
@@ -181,19 +183,19 @@ def test_a_strangers_page_gets_nothing(
         before, asked = heads(target), len(target.asked)
         target.recorder.seen.clear()
         base = f"http://rebound.test:{target.port}" if where == "rebound" else target.url
-        for credentials in ("omit", "include"):
-            argument = {"base": base, "session": target.session, "credentials": credentials}
-            got = script.evaluate(ATTACKS, argument)
-            assert len(got) > 60
-            assert SECRET not in json.dumps(got)
-            assert target.session not in [text.partition(": ")[2] for text in got]
-            assert not [text for text in got if ": 2" in text and "/v1/models" not in text], got
+        credentials = "include" if target.key else "omit"
+        got = script.evaluate(ATTACKS, {"base": base, "session": target.session, "credentials": credentials})
+        assert len(got) > 60
+        assert SECRET not in json.dumps(got)
+        assert target.session not in [text.partition(": ")[2] for text in got]
+        assert not [text for text in got if ": 2" in text], got
 
         assert heads(target) == before
         assert len(target.asked) == asked
-        reached = [each for each in target.recorder.seen if each[1] not in ("/",) and not each[1].startswith("/web/")]
-        assert len(reached) > 20
-        assert {status for _, _, status, _ in reached} <= {400, 401, 403, 405, 415, 421}
+        # A page on this machine may ask whether it may call.
+        reached = {each for each in target.recorder.seen if each[1] != "/" and each[0] != "OPTIONS"}
+        assert len(reached) > 15
+        assert {status for _, _, status, _ in reached} <= {400, 401, 403, 405, 415, 421}, reached
 
 
 def test_a_stranger_signs_nobody_out(browser: Browser, signed: Target, stranger: str) -> None:
@@ -202,7 +204,8 @@ def test_a_stranger_signs_nobody_out(browser: Browser, signed: Target, stranger:
         sign_in(context, signed)
         script = stranger_at(context, "another server of this machine", signed, stranger)
         script.evaluate(
-            "base => fetch(base + '/api/auth/sign-out', { method: 'POST', mode: 'no-cors', credentials: 'include' })",
+            "base => fetch(base + '/api/auth/sign-out', { method: 'POST', mode: 'no-cors', credentials: 'include' })"
+            ".catch(() => null)",
             signed.url,
         )
         page = context.new_page()

@@ -34,7 +34,7 @@ async ({ base, session, credentials }) => {
             element[attribute] = base + path;
             await new Promise((resolve) => {
                 element.onload = element.onerror = resolve;
-                setTimeout(resolve, 1500);
+                setTimeout(resolve, 300);
                 document.body.append(element);
             });
             let seen = "nothing";
@@ -49,7 +49,7 @@ async ({ base, session, credentials }) => {
         stream.addEventListener("connected", ({ data }) => note("EventSource", data));
         stream.addEventListener("content", ({ data }) => note("EventSource", data));
         stream.onerror = () => { note("EventSource", "error"); stream.close(); resolve(); };
-        setTimeout(() => { stream.close(); resolve(); }, 2000);
+        setTimeout(() => { stream.close(); resolve(); }, 1000);
     });
     for (const [path, enctype] of [["/api/sessions", "text/plain"], [`/api/sessions/${session}/messages`, "text/plain"],
             [`/api/sessions/${session}/cancel`, "multipart/form-data"], ["/v1/responses", "application/x-www-form-urlencoded"],
@@ -65,7 +65,7 @@ async ({ base, session, credentials }) => {
         form.append(input);
         document.body.append(form);
         form.submit();
-        await new Promise((resolve) => { frame.onload = resolve; setTimeout(resolve, 1500); });
+        await new Promise((resolve) => { frame.onload = resolve; setTimeout(resolve, 300); });
     }
     return got;
 }
