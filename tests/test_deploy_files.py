@@ -63,8 +63,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """As the Containerfile starts it, with a store that is there."""
     folder = tmp_path_factory.mktemp("node")
     (folder / "my_agent.py").write_text(AGENT)
-    with running(*in_container(), "--port", "0", cwd=folder, env={"LEGATO_STORE": "sqlite:///chat.db"}) as server:
+    store = {"LEGATO_STORE": "sqlite:///chat.db"}
+    add = [sys.executable, "-m", "legato", "keys", "add", "alice"]
+    made = subprocess.run(add, cwd=folder, env={**os.environ, **store}, capture_output=True, text=True, check=True)
+    with running(*in_container(), "--port", "0", cwd=folder, env=store) as server:
+        KEY["authorization"] = f"Bearer {made.stdout.strip()}"
         yield server
+
+
+KEY: dict[str, str] = {}
+"""What signs in to it."""
 
 
 def steps() -> dict[str, str]:
@@ -93,7 +101,7 @@ def test_a_proxy_asks_the_node_that_is_there(kind: str, server: Server, tmp_path
         httpx2.Client(base_url=address, verify=False, trust_env=False, timeout=30) as client,
     ):
         asked = [client.get("/ready") for _ in range(6)]
-        asked += [client.post("/api/sessions", json={}) for _ in range(6)]
+        asked += [client.post("/api/sessions", json={}, headers=KEY) for _ in range(6)]
     assert {answer.status_code for answer in asked} <= {200, 201}, [answer.text for answer in asked]
 
 

@@ -134,6 +134,8 @@ async def test_what_is_no_caller_is_401(auth: Any, caplog: pytest.LogCaptureFixt
             Legato("memory:", agents=[agent], auth=auth)
         return
     async with serving(auth) as (app, driver):
+        for target in ("/ready", "/health/live", "/health/ready"):
+            assert (await driver.request("GET", target)).status == 200
         for target in ("/api/sessions", "/health", "/v1/models", "/stream?sessionId=s", "/api/inspect"):
             answer = await driver.request("GET", target)
             assert answer.status == 401

@@ -25,7 +25,7 @@ from ..errors import Draining, InvalidInput, LegatoError, Overloaded, ScopeMissi
 from ..fault import contained
 from ..sse import HEARTBEAT
 from .crowd import Line
-from .life import Life
+from .life import Life, Opens
 from .operation import Absence, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse, retry_after
 from .reply import Body, Follow, Later, Reply
 from .request import INCARNATION, Request
@@ -184,7 +184,8 @@ class Adaptor:
         figures, began = life.figures, time.monotonic()
         try:
             try:
-                caller = NOBODY if operation.public else await _identified(life, scope)
+                public = operation.public or (operation.probe and isinstance(life.settings.identify, Opens))
+                caller = NOBODY if public else await _identified(life, scope)
                 ABOUT.set(ABOUT.get()._replace(owner=caller.subject))
                 request = Request(http, life, _with_address(caller, scope))
                 if operation.method != "GET":

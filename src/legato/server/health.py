@@ -72,7 +72,7 @@ def operations() -> list[Operation]:
     """Both of them."""
     return [
         Operation("getLive", "GET", "/health/live", "system", "Does the process answer?", live, {200: Alive},
-                  without_life=lambda absence: Body(200, Alive())),
+                  without_life=lambda absence: Body(200, Alive()), probe=True),
         Operation("getReadiness", "GET", "/health/ready", "system", "Does the server take messages, and if not, why?",
-                  ready, {200: Readiness, 503: Readiness}, without_life=_without_life),
+                  ready, {200: Readiness, 503: Readiness}, without_life=_without_life, probe=True),
     ]  # fmt: skip

@@ -611,7 +611,7 @@ def _operations() -> list[Operation]:
         Operation("getHealth", "GET", "/health", "system", "Is the server up?", health,
                   {200: mix_api.Health}, without_life=lambda absence: _healthy(absence.agents)),
         Operation("getReady", "GET", "/ready", "system", "Does the server take messages?", ready,
-                  {200: mix_api.Ready, 503: mix_api.Ready}, without_life=_unready_without_life),
+                  {200: mix_api.Ready, 503: mix_api.Ready}, without_life=_unready_without_life, probe=True),
         *health_operations(),
         Operation("storeApiKey", "POST", "/api/auth/api-key", "system", "Accepted for Mix clients; keeps nothing",
                   api_key, {200: mix_api.ApiKeyAnswer}, body=mix_api.ApiKey),

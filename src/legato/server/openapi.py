@@ -37,7 +37,7 @@ def document(operations: Sequence[Operation], *, signs_in: bool = False) -> Json
         components = {"schemas": components, "securitySchemes": _SCHEMES}
         secured = {"security": [{name: []} for name in _SCHEMES]}
         for operation in operations:
-            if operation.public:
+            if operation.public or operation.probe:
                 paths[operation.path][operation.method.lower()]["security"] = []
     else:
         components = {"schemas": components}

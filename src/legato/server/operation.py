@@ -89,6 +89,7 @@ class Operation(msgspec.Struct, frozen=True):
         documented: False of a second path to the same.
         without_life: answers while the application does not run; without it, ``Absence.why`` is the answer.
         public: nobody is asked who they are.
+        probe: so it is where ``auth`` signs callers in, since what starts and balances servers has nobody to sign in.
     """
 
     id: str
@@ -108,6 +109,7 @@ class Operation(msgspec.Struct, frozen=True):
     documented: bool = True
     without_life: Callable[[Absence], Body] | None = None
     public: bool = False
+    probe: bool = False
 
 
 def refuse(error: LegatoError) -> Body:
