@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from databases import shared_postgres
 from legato.archive import ArchiveCount, erase, export, sessions_in, take
 from legato.caller import Caller
 from legato.cli.group import group
@@ -26,6 +27,7 @@ from legato.store import open_store
 from legato.store.memory import MemoryStore
 from legato.testing import FakeClock
 from test_limits import serving
+from valkeys import shared_valkey
 
 KINDS = ["memory", "sqlite"]
 DAY = 86_400.0
@@ -218,6 +220,48 @@ async def test_nothing_of_an_owner_is_left_in_the_files(tmp_path: Path) -> None:
     held = b"".join(path.read_bytes() for path in tmp_path.iterdir())  # noqa: ASYNC240
     assert b"bob" in held
     assert b"ann-the-owner" not in held
+
+
+def left_in_postgres() -> tuple[str, Callable[[], bytes]]:
+    """The URL of a store, and what gives all that stands in its database."""
+    psycopg = pytest.importorskip("psycopg")
+
+    url = shared_postgres().url()
+
+    def held() -> bytes:
+        with psycopg.connect(url) as connection:
+            tables = [
+                connection.execute(f"SELECT t::text FROM legato.{name} t") for name in ("session", "event", "once")
+            ]
+            return repr([table.fetchall() for table in tables]).encode()
+
+    return url, held
+
+
+def left_in_valkey() -> tuple[str, Callable[[], bytes]]:
+    redis = pytest.importorskip("redis")
+
+    url = shared_valkey().url("data", "valkey")
+    client = redis.Redis(port=shared_valkey().port)
+    return url, lambda: b"".join(key + (client.dump(key) or b"") for key in client.scan_iter())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("database", [left_in_postgres, left_in_valkey])
+async def test_no_database_says_whose_a_deleted_session_was(
+    database: Callable[[], tuple[str, Callable[[], bytes]]],
+) -> None:
+    """Nor what was said in it."""
+    url, held = database()
+    store = open_store(url)
+    await store.open()
+    for owner in ("ann-the-owner", "bob-the-other"):
+        begun = Draft(SessionCreated(owner=owner, title=f"title of {owner}"))
+        await store.append(f"s-of-{owner[:3]}", [begun], once=f"key of {owner}")
+    assert b"ann-the-owner" in held()
+    assert (await erase(store, "ann-the-owner")).sessions == 1
+    await store.close()
+    assert b"bob-the-other" in held()
+    assert b"ann-the-owner" not in held()
 
 
 # From the command line ------------------------------------------------------------------------------------------------

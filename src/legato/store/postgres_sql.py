@@ -181,9 +181,9 @@ WRITE = """
 """
 """Events; that they have been written; and the heads of sessions of which nothing else has changed."""
 MOVE = """
-    UPDATE legato.session s SET owner = coalesce(u.owner, s.owner), head = u.head, whole = u.whole,
-        updated_at = u.updated_at, deleted = u.deleted = 1, runs = u.runs, holder = u.holder, free_at = u.free_at,
-        waits = u.waits, era = u.era, eras = u.eras
+    UPDATE legato.session s SET owner = CASE u.deleted WHEN 1 THEN '' ELSE coalesce(u.owner, s.owner) END,
+        head = u.head, whole = u.whole, updated_at = u.updated_at, deleted = u.deleted = 1, runs = u.runs,
+        holder = u.holder, free_at = u.free_at, waits = u.waits, era = u.era, eras = u.eras
     FROM unnest(%s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[],
         %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[])
         u (id, owner, head, whole, updated_at, deleted, runs, holder, free_at, waits, era, eras)

@@ -161,7 +161,7 @@ class SessionPlan:
         if self.begun is not None:
             first = binary((after.created_at, self.begun.json))
         if state.deleted:
-            updated = "-"
+            updated, first = "-", binary((after.created_at, b"{}"))  # what is left does not say whose it was
         elif after.updated_at != before.updated_at:
             updated = str(after.updated_at)
         claimable = "" if after.claimable == before.claimable else after.claimable
