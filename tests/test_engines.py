@@ -349,4 +349,10 @@ def test_how_it_looks(engine: Engine, server: Server, tmp_path: Path) -> None:
         inside(engine, FRAMES.format(n=25))  # what moves has arrived
         (folder / f"{engine.name}-{name}.png").write_bytes(engine.shoot())
         assert engine.run("return document.documentElement.scrollWidth <= innerWidth;")
+        place = (
+            "const { left, width } = document.getElementById('stage').getBoundingClientRect(); return [left, width];"
+        )
+        left, wide = engine.run(place)
+        assert left == (256 if name == "desktop" else 0)
+        assert wide == engine.run("return innerWidth;") - left
     engine.size(1000, 700)
