@@ -39,6 +39,7 @@ def simulate_forgetful(plan: WorldPlan) -> Simulated:
 
 STORES: dict[str, Callable[[WorldPlan], Simulated]] = {"memory": simulate_memory, "sqlite": simulate_sqlite}
 FAILED: list[tuple[Callable[[WorldPlan], Simulated], int]] = [
+    (simulate_sqlite, 31),  # a session that was deleted when all its deltas were packed
     *((simulate_forgetful, seed) for seed in range(4)),
 ]
 """Seeds that have failed once, and those of what is seldom used."""

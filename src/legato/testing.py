@@ -733,6 +733,24 @@ async def deletion(place: Place) -> None:
 
 
 @_rule(STORE_CHECKS)
+async def deletion_outlives_reopening(place: Place) -> None:
+    """However much was said in a session that is deleted, nothing but its tombstone is there after reopening."""
+    tombstones = []
+    for number in range(40):
+        log = await place.begin(f"s{number}", "r")
+        await log.append(*[_text("r", "x", start) for start in range(number + 1)])
+        tombstones.append((await log.append(_DELETED)).events)
+    await place.reopen()
+
+    for number, tombstone in enumerate(tombstones):
+        _same(tombstone, await place.store.read(f"s{number}", 0))
+        _same(tombstone, await place.store.read(f"s{number}", number + 2))
+        await _refused(SessionNotFound, place.store.info(f"s{number}"))
+        await _refused(SessionExists, place.begin(f"s{number}"))
+    _same(([], []), ((await place.store.sessions()).infos, await place.store.open_runs()))
+
+
+@_rule(STORE_CHECKS)
 async def reads_are_pages(place: Place) -> None:
     """A read gives at most ``limit`` events after an offset, and nothing from beyond the head."""
     log = await place.begin("s", "r")

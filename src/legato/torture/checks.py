@@ -57,6 +57,7 @@ class Checked(Surroundings):
         self._answers: dict[str, bool] = {}
         self._updates: dict[str, list[str]] = {}
         self._cancelled: dict[str, float] = {}
+        self._waiting: dict[str, float] = {}
 
     # What stores do ---------------------------------------------------------------------------------------------------
 
@@ -131,6 +132,19 @@ class Checked(Surroundings):
                 del self._cancelled[run]
                 if run in await _open(store, session_of(run)):
                     self.fault(f"run {run} was cancelled {self.now - at:.3f} s ago and has not ended")
+            await self._check_waiting(store)
+
+    async def _check_waiting(self, store: Store) -> None:
+        """What could run does, where nothing goes wrong."""
+        firsts: dict[str, OpenRun] = {}
+        for run in await self._open_runs(store):
+            firsts.setdefault(run.session, run)
+        room = any(node.runner.places.taken < node.runner.limits.concurrent_runs for node in self._nodes.values())
+        free = [run.run for run in firsts.values() if run.owner is None and room]
+        self._waiting = {name: self._waiting.get(name, self.now) for name in free}
+        for name, since in self._waiting.items():
+            if self.now - since > LATE:
+                self.fault(f"run {name} waits for {self.now - since:.3f} s, although there are places")
 
     async def _check_log(self, store: Store, session: str, *, whole: bool = False) -> None:
         """R1, R2: what was seen once stays, and offsets are dense."""
@@ -158,7 +172,7 @@ class Checked(Surroundings):
             if not deleted and (again[-1].offset if again else self._read_to[session]) < max(log):
                 self.fault(f"R1 {session} ends at {self._read_to[session]}, and had come to {max(log)}")
         self._check_runs(session, log)
-        self.chart.level(f"log {session}", self.now, float(max(log, default=0)), "offset")
+        self.chart.level(f"log {session}", self.now, float(max(log, default=0)), session)
 
     async def _read_log(self, store: Store, session: str, after: int) -> list[Event]:
         found: list[Event] = []

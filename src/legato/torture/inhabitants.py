@@ -222,7 +222,7 @@ class Follower:
         for message in decoder.feed(data):
             self.messages.append(message)
             self.cursor = message.id
-        self._world.chart.level(self.lane, self._world.now, float(self.cursor), "offset")
+        self._world.chart.level(f"{self.lane}, {self.session}", self._world.now, float(self.cursor), self.session)
 
 
 class RunFollower:

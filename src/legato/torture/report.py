@@ -180,7 +180,7 @@ class Chart(msgspec.Struct):
             at = self.end * number / TICKS
             parts += [
                 f'<line class="g" x1="{place(at)}" x2="{place(at)}" y1="{HEAD - 6}" y2="{height - 50}"/>',
-                f'<text class="t" x="{place(at)}" y="{HEAD - 12}" text-anchor="middle">{at:.4g} s</text>',
+                f'<text class="t" x="{place(at) - 14}" y="{HEAD - 12}">{at:.4g} s</text>',
             ]
         for lane, top in tops.items():
             parts.append(f'<text class="t" x="8" y="{top + 20}">{_text(lane[:22])}</text>')

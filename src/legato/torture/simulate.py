@@ -416,6 +416,7 @@ class World(Checked):
         for lane in ("world", "store"):
             self.chart.lane(lane)
         for number in range(self.plan.nodes if self.ground.shared else 1):
+            self.chart.lane(f"node {number + 1}")
             self._boot(number + 1)
         people: list[tuple[Callable[[], str | None], int]] = [
             (self._send, 10), (self._read, 5), (self._cancel, 3), (self._answer, 5), (self._retry, 2),
@@ -511,12 +512,12 @@ def _unheard(context: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """What goes wrong here is no news."""
-    logger = logging.getLogger("legato")
-    before, logger.disabled = logger.disabled, True
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.disabled = before
+        logging.disable(before)
 
 
 def simulated(ground: Ground, plan: WorldPlan) -> Simulated:
