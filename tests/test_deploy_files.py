@@ -33,6 +33,7 @@ DEPLOY = ROOT / "deploy"
 TRIED = {
     *("nginx.conf", "haproxy.cfg", "Caddyfile", "legato@.service", "legato.env", "rolling-restart", "Containerfile"),
     *("compose.yaml", "kubernetes.yaml"),
+    *("grafana", "prometheus"),  # in test_metrics.py
 }
 SCHEMA = ("kubernetes-validate==1.37.0",)
 """Schemas of Kubernetes, and what reads schemas."""

@@ -130,6 +130,19 @@ async def test_before_and_after_its_life(tmp_path: Path) -> None:
     assert StoreLocked.code == "store_locked"
 
 
+async def test_nobody_signs_in_for_it() -> None:
+    """A probe has no name. What it is told is no more than whether, and why not."""
+
+    def nobody(request: object) -> None:
+        return None
+
+    async with Driver(Legato("memory:", agents=[agent], auth=nobody)) as driver:
+        assert (await driver.request("GET", "/api/sessions")).status == 401
+        assert await ready(driver) == (200, "ready", [])
+        assert await alive(driver)
+        assert (await driver.request("GET", "/ready")).json() == {"status": "ready"}
+
+
 def _awaited() -> type[Draining]:
     from legato.server.adaptor import StoreAwaited
 
