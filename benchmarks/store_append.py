@@ -176,7 +176,7 @@ async def _psycopg(url: str, link: Any, sql: Any, names: list[str], text: str) -
         columns = ints(ids), ints(offsets), ints(ones), texts(types), texts([RUN] * len(ids)), ints(ones)
         async with conn.pipeline():
             await link.execute(
-                conn, sql.WRITE, (*columns, texts([text] * len(ids)), number, 1, "bench", ints(ids), ints(offsets))
+                conn, sql.WRITE, (*columns, texts([text] * len(ids)), "bench", number, ints(ids), ints(offsets))
             )
             await conn.execute("COMMIT")
 
@@ -205,7 +205,7 @@ async def _asyncpg(url: str, link: Any, sql: Any, names: list[str], text: str) -
             ones = [1] * len(ids)
             offsets, types = [number + 1] * len(ids), ["answer.text.delta"] * len(ids)
             columns = ids, offsets, ones, types, [RUN] * len(ids), ones, [text] * len(ids)
-            await insert.fetch(*columns, number, 1, "bench", ids, offsets)
+            await insert.fetch(*columns, "bench", number, ids, offsets)
 
     yield write
     await conn.close()

@@ -39,7 +39,7 @@ from legato.testing import STORE_CHECKS, FakeClock, StoreCheck
 psycopg = pytest.importorskip("psycopg", reason="needs legato[postgres]")
 from legato.store.postgres import PostgresStore  # noqa: E402
 
-NET = 60.0
+NET = 40.0
 """Seconds after which what hangs is given up. It measures nothing."""
 
 
@@ -257,12 +257,13 @@ class Proxy:
         cut: ``"before"``: the next COMMIT does not come through. ``"after"``: it does, and its answer does not.
         cuts: how many connections were cut.
         silent: nothing more is passed on, and no connection is closed.
+        closed: no new connection comes through.
     """
 
     def __init__(self, port: int) -> None:
         self.cut = ""
         self.cuts = 0
-        self.silent = False
+        self.silent = self.closed = False
         self._target = port
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost: set[asyncio.StreamWriter] = set()
@@ -281,6 +282,9 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        if self.closed:
+            writer.close()
+            return
         try:
             there, to = await asyncio.open_connection("127.0.0.1", self._target)
             back = asyncio.create_task(self._back(there, writer))
@@ -596,6 +600,71 @@ async def test_versions(place: str) -> None:
                 await PostgresStore(place).open()
             assert caught.value.detail["version"] == 99
             assert conn.execute(f"SELECT version FROM {schema[1]}.version").fetchall() == [(99,)]
+
+
+FORKS = """
+import asyncio, os, sys
+from legato.event import Draft, SessionCreated
+from legato.store.postgres import PostgresStore
+
+async def main():
+    store = PostgresStore(sys.argv[1])
+    await store.open()
+    await store.append("s", [Draft(SessionCreated())])
+    if os.fork() == 0:
+        sys.stdin.read()  # it lives on
+        os._exit(0)
+    print(store._conn.info.backend_pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_forked_child_keeps_no_connection(place: str) -> None:
+    """When a process is killed, its conversation with the database has ended, also if a child that an agent of its has
+    forked lives on."""
+    with subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", FORKS, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pid = int(await asyncio.to_thread(process.stdout.readline))
+        process.kill()
+        with psycopg.connect(place.partition("?")[0], autocommit=True) as conn:
+            gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
+            await reach(lambda: (conn.execute(gone, (pid,)).fetchone() or (False,))[0])
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+async def test_others_that_speak_otherwise(place: str) -> None:
+    """A message that is none of ours, on the same channel, has everybody look, and breaks nothing."""
+    async with opened(place, place) as (here, there):
+        await begin(here)
+        with Subscription(there, "s", 3, heartbeat=NET) as reader:
+            reading = asyncio.ensure_future(reader.next())
+            with psycopg.connect(place.partition("?")[0], autocommit=True) as conn:
+                conn.execute("SELECT pg_notify(%s, 'hello')", (there._channel,))
+            await here.append("s", [text("r")])
+            assert texts(await reading) == ["x"]
+            assert there._others.hears
+
+
+async def test_who_waits_behind_an_unknown_commit(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nobody knows whether a group was committed, since the database is away, who comes after it is refused; the
+    group itself is told when it is known."""
+    monkeypatch.setattr("legato.store.group.PATIENCE", 0.2)
+    async with Proxy(server.port) as proxy, opened(url(server, "unknown", proxy.port)) as (store,):
+        await begin(store)
+        proxy.cut, proxy.closed = "after", True
+        unknown = asyncio.ensure_future(store.append("s", [text("r", "kept")]))
+        await reach(lambda: proxy.cuts)
+        with pytest.raises(StoreLost):
+            await store.append("s", [text("r", "refused")])
+        assert not unknown.done()
+        proxy.closed = False
+        assert texts((await unknown).events) == ["kept"]
+        assert texts(await store.read("s", 0)) == ["kept"]
 
 
 async def test_many_begin_at_once(server: Postgres) -> None:

@@ -349,6 +349,14 @@ class GroupWriter:
             self._troubled_at = time.monotonic()
             logger.error("nothing can be stored for now: %s", self._trouble)
 
+    def refuse(self) -> None:
+        """If there is trouble, tell who waits, while a group that may have been written is held."""
+        if (trouble := self.trouble) is not None:
+            waiting, self._waiting = self._waiting, []
+            for request in waiting:
+                request.error = type(trouble)(trouble.message, **trouble.detail)
+            self._settle(waiting)
+
     def submit(self, request: RowRequest) -> RowRequest:
         """Hand over a request.
 
@@ -414,10 +422,13 @@ class GroupWriter:
         for request in requests:
             if request.stored and request.session is not None:
                 self._neighbours.stored(request.session, request.stored, outside=request.outside)
+        self._settle(requests)
+        if any(request.free for request in requests):
+            self._neighbours.ring_work()
+
+    def _settle(self, requests: Sequence[RowRequest]) -> None:
         for request in requests:
             try:
                 request.settle()
             except Exception:  # whoever was called back: the others are told all the same
                 logger.exception("a call back failed")
-        if any(request.free for request in requests):
-            self._neighbours.ring_work()

@@ -123,7 +123,10 @@ class Neighbours:
         rings: dict[str, bool] = {}
         work = False
         for message in messages:
-            who, free, names = _message.decode(message)
+            try:
+                who, free, names = _message.decode(message)
+            except msgspec.MsgspecError:  # of another version, or another program
+                who, free, names = "", True, [("", True)]
             if who != self.me:
                 work = work or free
                 for name, outside in names:

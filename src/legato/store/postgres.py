@@ -124,6 +124,7 @@ class PostgresStore:
             await self._prepare(await self._connected())
         except BaseException as exc:
             await self._close_connection()
+            await self._link.close()
             if isinstance(exc, FAILURES):
                 raise self._link.error(exc) from exc
             raise
@@ -140,6 +141,7 @@ class PostgresStore:
         link, known = self._link, len(sql.MIGRATIONS)
         if await self._version(conn) < known:
             async with conn.transaction():
+                await link.execute(conn, sql.PATIENT)
                 await link.execute(conn, sql.ALONE)
                 version = await self._version(conn)  # another process may have done it meanwhile
                 for script in (*([] if version else [sql.VERSION_TABLE]), *sql.MIGRATIONS[version:]):
@@ -275,6 +277,7 @@ class PostgresStore:
                 if not await self._give_up(exc) and not group.sent:
                     raise  # it was rolled back
                 self._writer.note(exc)
+                self._writer.refuse()
                 if self._writer.over or (self.trouble is not None and not group.sent):
                     raise
             await asyncio.sleep(pause)
@@ -448,7 +451,7 @@ class PostgresStore:
                 self._begun.set()
                 pause = RETRIES[0]
                 await self._hear(conn)
-            except FAILURES as exc:
+            except Exception as exc:  # whatever it is, it is not to end here
                 if heard:
                     logger.warning("what other processes store is seen late: %s", self._link.error(exc))
                 heard = False

@@ -9,10 +9,11 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
+from weakref import WeakSet
 
 try:
     import psycopg
@@ -25,6 +26,7 @@ except ImportError as exc:
     ) from exc
 
 from ..errors import InvalidInput, StoreError
+from ..fault import at_fork, let_go
 from . import postgres_sql as sql
 from .postgres_sql import Array, Int8Array, Statement, TextArray
 
@@ -91,6 +93,8 @@ class Link:
         self.pooled = "pooler" in options
         listen = options.get("listen", "none" if self.pooled else "")
         self.listen = None if listen == "none" else _parse(listen)[0] if listen else self._conninfo
+        self._all: WeakSet[Connection] = WeakSet()
+        self._forget: Callable[[], None] | None = None
         self._readers: list[Connection] = []
         self._reading = asyncio.Semaphore(READERS)
         self._reads: set[asyncio.Task[Any]] = set()
@@ -111,6 +115,8 @@ class Link:
             autocommit=True,
             prepare_threshold=None if self.pooled else 3,
         )
+        self._forget = self._forget or at_fork(self._let_go)
+        self._all.add(conn)
         conn.adapters.register_dumper(Int8Array, _Int8s)
         conn.adapters.register_dumper(TextArray, _Texts)
         if not self.pooled:
@@ -187,8 +193,17 @@ class Link:
             if not conn.closed:
                 self._readers.append(conn)
 
+    def _let_go(self) -> None:
+        """In a forked child: whatever it does with the connections, the server does not hear of it."""
+        for conn in self._all:
+            if not conn.closed:
+                let_go(conn.fileno())
+
     async def close(self) -> None:
         """Wait for what is being asked, and let go of its connections."""
+        if self._forget is not None:
+            self._forget()
+            self._forget = None
         await asyncio.gather(*self._reads, return_exceptions=True)
         for conn in self._readers:
             await conn.close()

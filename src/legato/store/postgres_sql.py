@@ -118,6 +118,8 @@ DROP_VERSION = "DELETE FROM legato.version"
 PUT_VERSION = "INSERT INTO legato.version VALUES (%s, %s)"
 ALONE = "SELECT pg_advisory_xact_lock(hashtext('legato.version'))"
 """Until the end of the transaction: pooled connections have no other locks."""
+PATIENT = "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true)"
+"""For a transaction that may take its time."""
 
 LEAST_SERVER = 140_000
 ABOUT = """
@@ -169,13 +171,14 @@ USED = """
 AROUND = f"SELECT {_NOW}, (SELECT number FROM legato.writer WHERE name = %s), {_PRESENT}"
 """Asked when the rows are locked, so that it sees what whoever had them before has done."""
 
-WRITE = """
+WRITE = f"""
     WITH e AS (
         INSERT INTO legato.event SELECT session, number, at, type, run, delta = 1, data
         FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::text[])
             u (session, number, at, type, run, delta, data)
     ), w AS (
-        UPDATE legato.writer SET number = %s, at = %s WHERE name = %s
+        INSERT INTO legato.writer VALUES (%s, %s, {_NOW})
+        ON CONFLICT (name) DO UPDATE SET number = excluded.number, at = excluded.at
     )
     UPDATE legato.session s SET head = u.head FROM unnest(%s::bigint[], %s::bigint[]) u (id, head) WHERE s.id = u.id
 """
@@ -354,7 +357,7 @@ def changes(group: RowGroup, runs: KnownRuns, writer: str, number: int) -> Itera
             TextArray([event.run for _, event in events]),
             Int8Array([event.fact.delta for _, event in events]),
             TextArray([event.json for _, event in events]),
-            *(number, group.last, writer),
+            *(writer, number),
             Int8Array([row.id for row in still]),
             Int8Array([row.state.head for row in still]),
         ),
