@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from redis._parsers.base import BaseParser
 
+from legato.agent import Agent, Turn
 from legato.errors import InvalidInput, StaleLease, StoreError, StoreFull, StoreLost
 from legato.event import (
     CancelRequested,
@@ -33,10 +35,11 @@ from legato.event import (
 )
 from legato.log import Bell, Log, Store, Subscription, Take
 from legato.machine import Lease
+from legato.server.app import Legato
 from legato.store import SCHEMES, open_store
 from legato.store.redis import RedisStore
 from legato.store.redis_server import is_lost, store_error
-from legato.testing import PATIENCE, STORE_CHECKS, StoreCheck
+from legato.testing import PATIENCE, STORE_CHECKS, Driver, StoreCheck
 from valkeys import (
     Valkey,
     ask,
@@ -599,10 +602,11 @@ async def patiently(doing: Callable[[], Awaitable[Any]]) -> Any:
                 await asyncio.sleep(0.02)
 
 
-async def test_nothing_is_acknowledged_before_replicas_have_it() -> None:
-    """With ``replicas=1``; while there is none, the store is in trouble."""
+@pytest.mark.parametrize("durability", ["everysec", "always"])
+async def test_nothing_is_acknowledged_before_replicas_have_it(durability: str) -> None:
+    """With ``replicas=1``, in memory or on disk; while there is none, the store is in trouble."""
     with valkey() as primary, valkey() as replica:
-        store = RedisStore(primary.url(replicas=1))
+        store = RedisStore(primary.url(replicas=1, durability=durability))
         await store.open()
         storing = store.append("s", begun())
         await until(lambda: store.trouble)
@@ -611,6 +615,8 @@ async def test_nothing_is_acknowledged_before_replicas_have_it() -> None:
         async with asyncio.timeout(PATIENCE):
             assert len((await storing).events) == 2
         assert store.trouble is None
+        asked = b"cmdstat_waitaof" in primary.ask("INFO", "commandstats")
+        assert asked is (durability == "always")
         await store.close()
 
 
@@ -856,3 +862,91 @@ async def test_sentinels_say_who_is_the_primary(tmp_path: Path) -> None:
             assert [event.offset for event in stored.events] == [3]
             assert b"role:master" in replica.ask("INFO", "replication")
             await store.close()
+
+
+@pytest.mark.parametrize("on_crash", ["fail", "retry", "resume"])
+async def test_readers_of_what_a_failover_lost_are_told(on_crash: Any) -> None:
+    """Over HTTP: they are cut off, told when they come back, and see what the log has; the run goes on from that, or
+    ends, as its agent says."""
+    attempts: list[int] = []
+    go = {word: asyncio.Event() for word in ("two ", "end")}
+
+    async def counts(turn: Turn) -> AsyncIterator[str]:
+        attempts.append(turn.attempt)
+        said = "".join(event.data["text"] for event in turn.events if event.type == "text.delta")
+        for word in ("one ", "two ", "three ", "end")[len(said.split()) if on_crash == "resume" else 0 :]:
+            if word in go:
+                await go[word].wait()
+            yield word
+            await turn.stored()
+
+    async with failing_over() as (way, link, primary, replica):
+        store = RedisStore(f"redis://127.0.0.1:{way.port}/")
+        app = Legato(store, agents=[Agent(counts, on_crash=on_crash)])
+        async with Driver(app) as driver, asyncio.timeout(PATIENCE):
+            await driver.request("POST", "/api/sessions", json={"id": "s"})
+            await driver.request("POST", "/api/sessions/s/messages", json={"text": "hi"})
+            async with driver.stream("/stream?sessionId=s&client=legato") as stream:
+                was = stream.headers["legato-incarnation"]
+                async for message in stream.messages():
+                    last = message.id
+                    if "one" in message.data:
+                        assert await store._server.do(b"0", "WAIT", 1, 5_000) == 1
+                        link.open = False
+                        link.cut()
+                        await until(lambda: b"master_link_status:down" in replica.ask("INFO", "replication"))
+                        go["two "].set()
+                    if "three" in message.data:
+                        break
+                fail_over(way, primary, replica)
+                go["end"].set()
+                assert [message async for message in stream.messages() if message.event != "heartbeat"] == []
+            named = {"last-event-id": last or "", "legato-incarnation": was}
+            told, now = "reset", was
+            while now == was:
+                assert told == "reset"
+                told, now = await patiently_opened(driver, named)
+            assert told == "reset"
+            seen = []
+            async with driver.stream("/stream?sessionId=s&client=legato&from=start") as stream:
+                async for message in stream.messages():
+                    seen.append(message)
+                    if message.event in ("complete", "error"):
+                        break
+            texts = "".join(json.loads(message.data)["content"] for message in seen if message.event == "content")
+            again = {"fail": "", "retry": "one two three end", "resume": "two three end"}[on_crash]
+            assert texts == "one " + again
+            assert attempts == ([1] if on_crash == "fail" else [1, 2])
+
+
+async def patiently_opened(driver: Driver, headers: dict[str, str]) -> tuple[str, str]:
+    """What a stream says of its cursor and incarnation, once there is one."""
+    while True:
+        async with driver.stream("/stream?sessionId=s", headers=headers) as stream:
+            if stream.status == 200:
+                return stream.headers["legato-cursor"], stream.headers["legato-incarnation"]
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["failover", "flushed"])
+async def test_who_only_reads_sees_that_something_is_lost(kind: str) -> None:
+    """Nobody has to write for it: the server has been written to less often than was known."""
+    async with failing_over() as (way, link, primary, replica):
+        url = f"redis://127.0.0.1:{way.port}/"
+        async with stores(url, 1) as (store,):
+            await store.append("s", begun())
+            assert await store._server.do(b"0", "WAIT", 1, 5_000) == 1
+            forgotten, was = Forgotten(store), store.incarnation
+            link.open = False
+            link.cut()
+            await until(lambda: b"master_link_status:down" in replica.ask("INFO", "replication"))
+            await store.append("s", [text(0)])
+            if kind == "failover":
+                fail_over(way, primary, replica)
+            else:
+                primary.ask("FLUSHALL")
+            events = await patiently(lambda: store.read("s", 0))
+            assert len(events) == (2 if kind == "failover" else 0)
+            assert forgotten.times == [True]
+            assert store.incarnation != was
+            assert [await store.holds(was, "s", offset) for offset in (2, 3)] == [kind == "failover", False]

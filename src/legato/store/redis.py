@@ -232,6 +232,8 @@ class RedisStore:
         begun = [told.get(f"s{number}", 0) for number in range(1 if known is None else known[0] + 1, era + 1)]
         lost = known is not None and (era < known[0] or min(begun) < known[1])
         self._seen[bucket] = era, told.get("count", 0)
+        if self._writer is not None:
+            self._writer.highest = max(self._writer.highest, era)
         before = self.incarnation
         if era > self._era or lost:
             self._era, self.incarnation = era, f"{era}.{(name or b'?').decode()}"
@@ -239,6 +241,19 @@ class RedisStore:
             self._tail = TailCache(**self._tail_bounds)
             if before:
                 self.doorbell.forget(lost=lost)
+
+    async def _meet(self, bucket: int, known: tuple[int, int] | None, era: Any, count: Any) -> None:
+        """A bucket is so far, of which ``known`` was known when that was asked."""
+        if known is not None and (era is None or (int(era) == known[0] and int(count) < known[1])):
+            await self._check_open().enter(bucket, least=known[1])  # before anybody has written to what is left
+        elif era is not None:
+            await self._learn(bucket, int(era), int(count))
+
+    async def _look_back(self) -> None:
+        """See whether there is still as much as there was."""
+        for bucket, known in list(self._seen.items()):
+            key = self._server.key(bucket, "era")
+            await self._meet(bucket, known, *await self._server.do(key, "HMGET", key, "n", "count"))
 
     async def holds(self, incarnation: str, session: str, offset: Offset) -> bool:
         """See ``Store``: whether the event was written in that incarnation's era, or in one before it."""
@@ -521,9 +536,10 @@ class RedisStore:
         """What stands after an offset, perhaps with gaps in the end, and whether that is all."""
         keys = self._server.keys(session, "era", "whole", "deltas", "packs")
         asked = after + 1, min(limit, MAX_LIMIT), PAGE_BYTES, int(deltas)
-        (era, count), whole, *streams = await self._server.run(READ, keys, *asked)
-        if era is not None:
-            await self._learn(self._server.bucket(session), int(era), int(count))
+        bucket = self._server.bucket(session)
+        known = self._seen.get(bucket)
+        place, whole, *streams = await self._server.run(READ, keys, *asked)
+        await self._meet(bucket, known, *place)
         found = [record for stream in streams for entry in stream for record in unpack(entry) if record[0] > after]
         found.sort(key=offset_of)
         return found, bool(whole)
@@ -612,6 +628,7 @@ class RedisStore:
                             self._hears = True
                             self._look.set()
                             if deaf:
+                                await self._look_back()
                                 self.doorbell.ring_work()
                         elif message["type"] in ("message", "smessage"):
                             self._hear(message["data"])

@@ -219,6 +219,7 @@ class RedisServer:
         self._topology: Any = None  # redis-py's own types are not those of its arguments
         self._sentinel: Any = None
         self.version = ""
+        self._has_waitaof = False
         self.behind: StoreError | None = None
         self.publish = "SPUBLISH" if self.cluster else "PUBLISH"
         self.channel = self.key("era", "bell")
@@ -414,8 +415,12 @@ class RedisServer:
         return replies
 
     async def _replicated(self, connection: Any) -> bool:
-        await connection.send_command("WAIT", self.replicas, round(REPLICATED_SECONDS * 1000), check_health=False)
-        return int(await connection.read_response()) >= self.replicas
+        """Whether enough replicas have what was written: in memory, or on their disks where ``durability=always``."""
+        on_disk = self.durability == "always" and self._has_waitaof
+        command = ["WAITAOF", 1, self.replicas] if on_disk else ["WAIT", self.replicas]
+        await connection.send_command(*command, round(REPLICATED_SECONDS * 1000), check_health=False)
+        answer = await connection.read_response()
+        return int(answer[1] if on_disk else answer) >= self.replicas
 
     @contextlib.asynccontextmanager
     async def listen(self) -> AsyncIterator[Any]:
@@ -477,6 +482,8 @@ class RedisServer:
         self.version = f"{name} {facts.get('valkey_version', facts.get('redis_version', '?'))}"
         if int(facts.get("redis_version", "0").partition(".")[0]) < OLDEST:
             raise StoreError(f"The store needs Redis {OLDEST} or Valkey 8 at least, got {self.version}: {self.shown}.")
+        release = [int(part) for part in re.findall(r"\d+", facts.get("redis_version", ""))]
+        self._has_waitaof = release >= [7, 2]
         if (facts.get("cluster_enabled") == "1") != self.cluster:
             wanted = "redis+cluster://" if not self.cluster else "redis://"
             raise StoreError(

@@ -81,6 +81,7 @@ class RedisWriter:
         name: of this writer, which no other one has.
         trouble: why nothing can be stored for now.
         leases: by owner, the sessions of which somebody has had a lease from here.
+        highest: the number of the last era that was met.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class RedisWriter:
     ) -> None:
         self.name = secrets.token_urlsafe(6)
         self.leases: dict[str, set[str]] = {}
+        self.highest = 0
         self.trouble: StoreError | None = None
         self.open = True
         self._server, self._clock = server, clock
@@ -151,8 +153,9 @@ class RedisWriter:
 
     # Eras ------------------------------------------------------------------------------------------------------------
 
-    async def enter(self, bucket: int) -> int:
-        """Find out, or decide, in which era of the servers a bucket is; gives its number.
+    async def enter(self, bucket: int, *, least: int = 0) -> int:
+        """Find out, or decide, in which era of the servers a bucket is; gives its number. If it has been written to
+        less often than ``least``, an era has ended.
 
         A *era* ends when a server may have lost something: when it has been started again, or another one has its
         place. Each write says in which era it believes to be, and is a script whose text has the name of that era:
@@ -166,12 +169,12 @@ class RedisWriter:
             while True:
                 number = await server.do(eras, "HGET", eras, "n")
                 here, count = await server.do(own, "HMGET", own, "n", "count")
-                for era in filter(None, dict.fromkeys([here, number])):
+                for era in filter(None, dict.fromkeys([here, number] if int(count or 0) >= least else [])):
                     name = await server.do(eras, "HGET", eras, era)
                     if name and (await server.do(own, "SCRIPT", "EXISTS", sha(writing(era, name))))[0]:
                         break
                 else:
-                    era = b"%d" % (max(int(number or 0), int(here or 0)) + 1)
+                    era = b"%d" % (max(int(number or 0), int(here or 0), self.highest) + 1)
                     name = secrets.token_urlsafe(6).encode()
                     if not await server.run(BEGIN, [eras], number or "0", era, name):
                         continue
@@ -180,6 +183,7 @@ class RedisWriter:
                 if here == era or await server.run(ENTER, [own], here or "", era):
                     break
             self._eras[bucket] = sha(writing(era, name)), era
+        self.highest = max(self.highest, int(era))
         await self._learned(bucket, int(era), int(count or 0), name)
         return int(era)
 
