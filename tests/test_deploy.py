@@ -26,6 +26,7 @@ from databases import shared_postgres
 from fronts import DEPLOY, certificate, documented
 from machine import program
 from processes import running
+from valkeys import shared_valkey
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROOT = Path(__file__).parent.parent
@@ -51,6 +52,8 @@ TRIED = [
     ("", "defaults"),
     ("sh", "legato backup"),
     ("sh", "createdb"),
+    ("sh", "pip install 'legato[server,redis]'"),
+    ("", "ACL"),  # by test_redis.py
     ("sh", "legato migrate"),  # by test_migrate_stores.py
 ]
 
@@ -171,20 +174,36 @@ def test_the_command_for_a_backup(tmp_path: Path) -> None:
         assert session in "".join(copy.iterdump())
 
 
+def offered(install: list[str]) -> bool:
+    """Whether what ``pip install`` names is what the project offers."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = install[2].removeprefix(f"{project['name']}[").removesuffix("]").split(",")
+    return set(extras) <= project["optional-dependencies"].keys()
+
+
 def test_the_commands_for_postgresql(tmp_path: Path) -> None:
     """An extra that there is, a new database, and a server on it."""
     psycopg = pytest.importorskip("psycopg", reason="needs legato[postgres]")
     server = shared_postgres()
     install, create, serve = (shlex.split(line) for line in block("sh", "createdb").splitlines())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = install[2].removeprefix(f"{project['name']}[").removesuffix("]").split(",")
-    assert set(extras) <= project["optional-dependencies"].keys()
+    assert offered(install)
     assert create[1] == "--encoding"
     with psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {create[3]} ENCODING '{create[2]}' TEMPLATE template0")
     (tmp_path / "my_agent.py").write_text(AGENT)
     store = serve[-1].replace("db.example.com", f"127.0.0.1:{server.port}")
     with running(*serve[:-1], store, "--port", "0", cwd=tmp_path) as node:
+        assert httpx2.get(f"{node.url}/ready", timeout=30, trust_env=False).status_code == 200
+
+
+def test_the_commands_for_redis(tmp_path: Path) -> None:
+    """An extra that there is, and a server on a server that is empty."""
+    pytest.importorskip("redis", reason="needs legato[redis]")
+    install, serve = (shlex.split(line) for line in block("sh", "pip install 'legato[server,redis]'").splitlines())
+    assert offered(install)
+    (tmp_path / "my_agent.py").write_text(AGENT)
+    store = serve[-1].replace("db.example.com:6379", f"127.0.0.1:{shared_valkey().port}")
+    with running(*serve[:-1], f"{store}?prefix=page", "--port", "0", cwd=tmp_path) as node:
         assert httpx2.get(f"{node.url}/ready", timeout=30, trust_env=False).status_code == 200
 
 
