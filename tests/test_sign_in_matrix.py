@@ -42,7 +42,7 @@ DOCUMENT = document(OPERATIONS, signs_in=True)
 ROUTES = [
     (method, path, operation) for path, methods in DOCUMENT["paths"].items() for method, operation in methods.items()
 ]
-ADMIN = {"listKeys", "addKey", "revokeKey", "inspectServer", "inspectMeasures", "inspectSession", "inspectWire"}
+ADMIN = {"listKeys", "addKey", "revokeKey", *(operation.id for operation in Inspector(DIALECTS).operations())}
 
 
 class Counting(MemoryStore):
