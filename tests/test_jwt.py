@@ -239,6 +239,27 @@ async def test_a_key_and_a_set_can_be_files(tmp_path: Path) -> None:
         assert (await believed(auth, text) is not None) == good, kid
 
 
+async def test_a_token_that_is_known_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is checked once, as far as there is room, and its time each time."""
+    auth = believing(leeway=0)
+    checked: list[str] = []
+    check = auth._checked
+    monkeypatch.setattr(module, "KNOWN", 3)
+    monkeypatch.setattr(auth, "_checked", lambda text: checked.append(text) or check(text))
+    now = time.time()
+    tokens = [token(sub=f"u{n}", exp=now + 60) for n in range(4)]
+    for _ in range(3):
+        assert [getattr(await believed(auth, each), "subject", None) for each in tokens[:3]] == ["u0", "u1", "u2"]
+    assert checked == tokens[:3]
+    assert await believed(auth, tokens[3]) is not None
+    assert await believed(auth, tokens[0]) is not None  # it had to make room
+    assert checked == [*tokens[:3], tokens[3], tokens[0]]
+    assert len(auth._known) == 3
+    assert await believed(auth, tokens[0] + "x") is None
+    monkeypatch.setattr(time, "time", lambda: now + 61)
+    assert [await believed(auth, each) for each in (tokens[2], tokens[3], tokens[0])] == [None] * 3
+
+
 # Sets of keys that are fetched ----------------------------------------------------------------------------------------
 
 
