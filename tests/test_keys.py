@@ -191,3 +191,29 @@ def test_what_is_no_key_is_not_made(arguments: tuple[str, ...], tmp_path: Path) 
     done = legato("keys", *arguments, *store)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("trusted", "status"), [("127.0.0.1", 200), ("10.9.9.9", 401)])
+def test_a_proxy_is_known_by_its_connection(trusted: str, status: int, tmp_path: Path) -> None:
+    """And not by what ``X-Forwarded-For`` says of it, which ``legato serve`` believes for other purposes."""
+    (tmp_path / "app.py").write_text(f"""
+from legato import Legato
+from legato.auth import ProxyHeader
+
+app = Legato("memory:", auth=ProxyHeader("X-Forwarded-User", trusted="{trusted}"))
+
+@app.agent
+async def agent(turn):
+    return "x"
+""")
+    with running("legato", "serve", "app.py", "--port", "0", cwd=tmp_path) as server:
+        headers = {"x-forwarded-user": "alice", "x-forwarded-for": "10.9.9.9"}
+        answer = httpx2.get(f"{server.url}/api/auth/whoami", headers=headers, trust_env=False)
+        assert answer.status_code == status
+
+
+def test_a_server_without_keys_says_so(tmp_path: Path) -> None:
+    """Nobody could come in, and nobody would know why."""
+    (tmp_path / "agents.py").write_text(AGENT)
+    with running("legato", "serve", "agents.py", "--port", "0", "--keys", "--store", "memory:", cwd=tmp_path) as server:
+        assert server.said("legato keys add NAME --admin")

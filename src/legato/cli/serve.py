@@ -472,6 +472,10 @@ def _banner(app: Legato, listener: socket.socket, host: str, metrics: socket.soc
         at, number = metrics.getsockname()[:2]
         lines.append(f"  metrics http://{f'[{at}]' if ':' in at else at}:{number}/metrics")
     lines += [f"  try     {chat}, or open the address in a browser", "  stop    Ctrl-C"]
+    if app.lets_nobody_in:
+        lines.append(
+            "  note    there are no keys yet: stop this, make one (legato keys add NAME --admin), and start again"
+        )
     if not _is_loopback(host):
         where = "on all of this machine's addresses" if everywhere else f"on {host}"
         who = "who has signed in" if app.signs_in else "whoever reaches this port"

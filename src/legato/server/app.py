@@ -203,6 +203,11 @@ class Legato:
         """Whether it wants to know who asks."""
         return self._settings.identify is not nobody
 
+    @property
+    def lets_nobody_in(self) -> bool:
+        """Whether it wants a key, and there is none that is good."""
+        return self._sign_in is not None and all(getattr(auth, "keys", None) == [] for auth in self._sign_in.auths)
+
     # Agents -----------------------------------------------------------------------------------------------------------
 
     @overload
