@@ -21,6 +21,7 @@ from legato.auth import APIKeys, ProxyHeader
 from legato.auth.keys import add_key, new_key, read_keys, revoke_key
 from legato.caller import NEEDS, SCOPES
 from legato.errors import Forbidden, InvalidInput, NotFound, Overloaded, TooMany, Unauthorized
+from legato.server import sign_in
 from legato.server.app import Legato as App
 from legato.server.sign_in import RedactTickets, redacted
 from legato.server.stream import EXPIRED, REVOKED
@@ -543,6 +544,24 @@ async def test_tickets_of_old_are_let_go(monkeypatch: pytest.MonkeyPatch) -> Non
         assert sum(id.startswith(".legato-tickets-") for id in kept) == 2
         assert [each["id"] for each in (await as_(driver, "bob", "GET", "/api/sessions")).json()] == [session]
         assert ".legato" not in (await as_(driver, "bob", "GET", "/api/inspect")).text
+
+
+async def test_tickets_have_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each caller: what is kept of them is bounded."""
+    monkeypatch.setattr(sign_in, "TICKETS_A_MINUTE", 3.0)
+    async with serving() as (_, driver):
+        session = await begun(driver)
+        statuses = [(await as_(driver, "alice", "POST", "/tickets", {"sessionId": session})).status for _ in range(5)]
+        assert statuses == [201, 201, 201, 429, 429]
+        await ticket_for(driver, await begun(driver, "bob"), "bob")
+
+
+async def test_a_fault_of_auth_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However many bad tokens come."""
+    async with serving(raising(KeyError("x"))) as (_, driver):
+        for _ in range(5):
+            assert (await driver.request("GET", "/api/sessions")).status == 401
+    assert caplog.text.count("auth failed with KeyError at") == 1
 
 
 async def test_a_tickets_stream_ends_with_who_asked_for_it() -> None:

@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.types import Scope
 
+from ..bounds import Rate
 from ..caller import Caller
 from ..errors import (
     Forbidden,
@@ -55,6 +56,10 @@ COOKIE_CHARACTERS = 3_800
 """Of what is in it; browsers keep 4 KB."""
 TICKET_SECONDS = 30.0
 """For which a ticket is good."""
+TICKETS_A_MINUTE = 600.0
+"""That one caller is given at one node: each is kept for an hour or two."""
+TOLD = 100
+"""Places in ``auth`` of which it is told that they fail."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)
 _TICKET = re.compile(r"(\d{1,9})\.([A-Za-z0-9_-]{43})", re.ASCII)
@@ -80,6 +85,7 @@ class SignIn:
                 "auth is a function of a request that says who asks, or a list of such; see docs/auth.md."
             )
         self.tickets = Tickets()
+        self._told: set[str] = set()
 
     async def open(self, store: Store, revoked: Callable[[str], None]) -> None:
         """Begin with the application."""
@@ -114,32 +120,37 @@ class SignIn:
         """Who asks, as ``auth`` has it; None if it does not know."""
         request = HTTPRequest(scope)
         for auth in self.auths:
-            caller = await _asked(auth, request)
+            caller = await self._asked(auth, request)
             if caller is not None:
                 return caller
         return None
 
+    async def _asked(self, auth: Auth, request: HTTPRequest) -> Caller | None:
+        try:
+            with contained("auth"):
+                found = auth(request)
+                if inspect.isawaitable(found):
+                    found = await found
+            return None if found is None else _checked(found)
+        except (Unauthorized, HTTPException):
+            return None
+        except (Forbidden, TooMany, Overloaded):  # which are meant
+            raise
+        except Exception as exc:
+            self._tell(exc)
+            return None
 
-async def _asked(auth: Auth, request: HTTPRequest) -> Caller | None:
-    try:
-        with contained("auth"):
-            found = auth(request)
-            if inspect.isawaitable(found):
-                found = await found
-        return None if found is None else _checked(found)
-    except (Unauthorized, HTTPException):
-        return None
-    except (Forbidden, TooMany, Overloaded):  # which are meant
-        raise
-    except Exception as exc:
-        # Without its text, and without values: a token may be in them.
+    def _tell(self, exc: Exception) -> None:
+        """Tell of what ``auth`` raised, once for each place: without its text, and without values, since a token may be
+        in them."""
         at = exc.__traceback__
         while at is not None and at.tb_next is not None:
             at = at.tb_next
         where = "" if at is None else f" at {at.tb_frame.f_code.co_filename}:{at.tb_lineno}"
-        told = f": {exc}" if isinstance(exc, NotACaller) else ""
-        logger.warning("auth failed with %s%s%s; the request is refused", type(exc).__name__, where, told)
-        return None
+        said = f"{type(exc).__name__}{where}{f': {exc}' if isinstance(exc, NotACaller) else ''}"
+        if said not in self._told and len(self._told) < TOLD:
+            self._told.add(said)
+            logger.warning("auth failed with %s; the request is refused, as others will be without a word", said)
 
 
 class NotACaller(LegatoError):
@@ -233,8 +244,19 @@ class Tickets:
 
     store: Store
 
+    def __init__(self) -> None:
+        self._rate = Rate(lambda: TICKETS_A_MINUTE)
+
     async def issue(self, caller: Caller, session: str) -> str:
-        """A ticket for a stream of this session; it reads, no longer than the caller's own sign-in."""
+        """A ticket for a stream of this session; it reads, no longer than the caller's own sign-in.
+
+        Raises:
+            TooMany: they have had as many as there are in a minute.
+        """
+        try:
+            self._rate.take(caller.party, "tickets")
+        except TooMany:
+            raise TooMany(f"{TICKETS_A_MINUTE:g} tickets a minute are given to one caller; try again later.") from None
         now = time.time()
         hour, nonce = int(now // 3600), secrets.token_urlsafe(32)
         kept: dict[str, Any] = {

@@ -151,7 +151,7 @@ class SignInOperations:
                       {204: None}, public=True),
             Operation("whoAmI", "GET", "/api/auth/whoami", "auth", "Who am I?", self.whoami, {200: SignedIn}),
             Operation("createTicket", "POST", "/tickets", "auth", "A ticket for a stream", self.ticket,
-                      {201: Ticket}, body=TicketBody, errors=(404,)),
+                      {201: Ticket}, body=TicketBody, errors=(404, 429)),
         ]  # fmt: skip
         if self._keys is None:
             return made
