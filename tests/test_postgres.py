@@ -145,6 +145,17 @@ async def test_what_is_acknowledged_is_seen_everywhere(place: str) -> None:
             assert (await reader.info("s")).head == offset
 
 
+async def test_commits_are_counted(place: str) -> None:
+    """With the requests in each, and the time that it took."""
+    async with opened(place) as (store,):
+        await begin(store)
+        await asyncio.gather(*(store.append("s", [text("r", str(number))]) for number in range(5)))
+        figures = store.figures
+        assert figures.commits == figures.seconds.count == figures.sizes.count >= 2
+        assert figures.sizes.sum >= 6
+        assert (figures.failed, figures.seconds.sum > 0) == (0, True)
+
+
 async def test_bells_know_outside_across_processes(place: str) -> None:
     """A run's watcher hears what comes from outside, on another node too, and not what its run says; and who looks for
     work hears of it."""

@@ -226,6 +226,19 @@ async def test_two_stores_are_one_log(pair: tuple[RedisStore, RedisStore]) -> No
         assert mine == [100 * who + number for number in range(30)]
 
 
+async def test_commits_are_counted(pair: tuple[RedisStore, RedisStore]) -> None:
+    """With the requests in each, and the time that it took."""
+    one, _ = pair
+    await one.append("s", begun())
+    lease = await one.acquire("s", "r", owner="me", ttl=300)
+    await asyncio.gather(*(one.append("s", [text(number)], lease=lease) for number in range(5)))
+    figures = one.figures
+    assert figures is not None
+    assert figures.commits == figures.seconds.count == figures.sizes.count >= 3
+    assert figures.sizes.sum >= 7
+    assert (figures.failed, figures.seconds.sum > 0) == (0, True)
+
+
 async def test_two_stores_claim_each_run_once(pair: tuple[RedisStore, RedisStore]) -> None:
     """And a lease that another store has taken since is stale."""
     one, two = pair

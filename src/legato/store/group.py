@@ -18,6 +18,7 @@ import msgspec
 from ..check import check_text
 from ..errors import LegatoError, RunEnded, StoreError
 from ..event import DAMAGE, AnyFact, Draft, Event, Offset, SessionCreated, damaged, read_fact, settle
+from ..figures import StoreFigures
 from ..log import MICRO, Appended, Bell, Storing, Take, created, moment
 from ..machine import Lease, OpenRun, RunState, SessionState, check_head, free, leased, moved, released, renewed
 from .neighbours import Neighbours
@@ -327,6 +328,7 @@ class GroupWriter:
         neighbours: Neighbours,
     ) -> None:
         self.over = False
+        self.figures = StoreFigures()
         self._transact, self._idle, self._error, self._neighbours = transact, idle, error, neighbours
         self._waiting: list[RowRequest] = []
         self._awaited: set[str | None] = set()  # sessions of the last group, of which nothing has come since
@@ -409,9 +411,12 @@ class GroupWriter:
                     self.note(exc)
 
     async def _write(self, requests: Sequence[RowRequest]) -> None:
+        began = time.monotonic()
         try:
             await self._transact(RowGroup(requests))
+            self.figures.committed(len(requests), time.monotonic() - began)
         except Exception as exc:  # whatever it is, the other sessions go on
+            self.figures.failed += 1
             if len(requests) > 1 and self._trouble is None:
                 for request in requests:
                     await self._write([request])

@@ -26,6 +26,7 @@ from .. import tally
 from ..check import check_text, digits, is_text
 from ..errors import CursorInvalid, LegatoError, SessionNotFound, StoreError, StoreVersion
 from ..event import Draft, Event, Offset, SessionCreated
+from ..figures import StoreFigures
 from ..log import (
     MICRO,
     READ_LIMIT,
@@ -256,6 +257,11 @@ class PostgresStore:
 
     def _given_now(self) -> int | None:
         return None if self._clock is None else round(self._clock() * MICRO)
+
+    @property
+    def figures(self) -> StoreFigures:
+        """What has been counted of commits."""
+        return self._writer.figures
 
     @property
     def trouble(self) -> StoreError | None:

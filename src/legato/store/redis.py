@@ -38,6 +38,7 @@ from ..errors import (
     StoreVersion,
 )
 from ..event import Draft, Event, Offset
+from ..figures import StoreFigures
 from ..log import (
     MICRO,
     READ_LIMIT,
@@ -200,6 +201,11 @@ class RedisStore:
         if self._writer is None:
             raise StoreError(f"The store is not open: {self._server.shown}.")
         return self._writer
+
+    @property
+    def figures(self) -> StoreFigures | None:
+        """What has been counted of commits since it was opened."""
+        return None if self._writer is None else self._writer.figures
 
     @property
     def trouble(self) -> StoreError | None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..errors import StoreError, StoreFull, StoreLost
 from ..event import Event, Offset
+from ..figures import StoreFigures
 from ..log import MICRO
 from ..machine import SessionState, released
 from .redis_plan import (
@@ -102,6 +103,7 @@ class RedisWriter:
         self._ahead: float | None = None  # the server's clock before ours
         self._number = 0
         self._stored_at = 0.0
+        self.figures = StoreFigures()
         self._kept: OrderedDict[str, KeptSession] = OrderedDict()
         self._kept_bytes = 0
         self._waiting: dict[str, deque[SessionRequest]] = {}
@@ -240,6 +242,7 @@ class RedisWriter:
             left: list[SessionCall] = []
             done: list[SessionCall] = []
             trouble: StoreError | None = None
+            began = time.monotonic()
             for call, reply in zip(calls, await self._send(calls), strict=True):
                 try:
                     (done if await self._answered(call, reply) else left).append(call)
@@ -250,6 +253,9 @@ class RedisWriter:
                         _fail([call], exc)
                     if isinstance(exc, StoreLost | StoreFull):
                         trouble = exc
+            if done:
+                self.figures.committed(sum(len(call.requests) for call in done), time.monotonic() - began)
+            self.figures.failed += trouble is not None
             self._deliver(done)
             self._note(trouble)
             calls[:] = left
