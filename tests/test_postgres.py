@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from databases import Postgres, postgres, shared_postgres
-from legato.errors import InvalidInput, StaleLease, StoreError, StoreLost, StoreVersion
+from legato.errors import InvalidInput, SessionExists, StaleLease, StoreError, StoreLost, StoreVersion
 from legato.event import (
     CancelRequested,
     Draft,
@@ -216,6 +216,27 @@ async def test_readers_who_are_behind_share_pages(place: str, monkeypatch: pytes
         assert len(pages) <= 5
         await store.append("s", [Draft(SessionDeleted())])
         assert [event.type async for event in Log(store, "s").all()] == ["session.deleted"]
+
+
+async def test_sessions_are_built_beside_others(place: str) -> None:
+    """While a session is begun in pieces nobody waits for it, in any process; and of two of one name there is one."""
+
+    async def pieces(before: Callable[[], Awaitable[Any]]) -> AsyncIterator[list[Draft]]:
+        yield [Draft(SessionCreated())]
+        await before()
+        yield [Draft(MessageCreated("m", "user", "Hello"))]
+
+    async with opened(place, place) as (here, there):
+        lease = await begin(here)
+        await here.build("t", pieces(lambda: here.append("s", [text("r")], lease=lease)))
+        assert (await there.info("t")).head == 2
+        let = asyncio.Event()
+        builds = [asyncio.ensure_future(store.build("u", pieces(let.wait))) for store in (here, there)]
+        await there.append("s", [text("r", "y")], lease=lease)
+        let.set()
+        done = await asyncio.gather(*builds, return_exceptions=True)
+        assert [isinstance(each, SessionExists) for each in done].count(True) == 1
+        assert [event.offset for event in await there.read("u", 0)] == [1, 2]
 
 
 async def test_leases_are_kept_over_an_opening(place: str) -> None:

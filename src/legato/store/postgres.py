@@ -227,6 +227,12 @@ class PostgresStore:
         except LegatoError as exc:
             return Storing(error=exc, over=True)
 
+    async def build(self, session: str, pieces: AsyncIterator[Sequence[Draft]]) -> None:
+        """See ``log.build``: one transaction on a connection of its own, in which others' appends come in between."""
+        self._check_open()
+        last = await moving.build(self._link, self._era, session, pieces, self._given_now)
+        self._others.stored(session, last, outside=True)
+
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
         """See ``Leaser.acquire``."""
         check_text(session, run, owner)

@@ -1,20 +1,21 @@
-"""Whole sessions, out of a PostgreSQL database and into it: what ``Portable`` asks of its store.
+"""Whole sessions, out of a PostgreSQL database and into it: what ``Portable`` asks of its store, and ``log.build``.
 
-A session that is adopted is one transaction, so nobody sees it before it is whole.
+A session that is adopted, or built, is one transaction, so nobody sees it before it is whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from ..check import check_text
 from ..errors import SessionExists
-from ..event import Event, SessionCreated, settle
-from ..log import MICRO, READ_LIMIT, Adoption, SessionRecord, created
+from ..event import Draft, Event, SessionCreated, settle
+from ..log import MICRO, READ_LIMIT, Adoption, SessionRecord, created, moment
+from ..machine import SessionState, moved
 from .group import KnownRuns
-from .postgres_link import Link
-from .postgres_sql import Int8Array, TextArray
+from .postgres_link import Connection, Link
+from .postgres_sql import NOW, Int8Array, TextArray
 
 _COLUMNS = "SELECT id, name, head, updated_at, runs FROM legato.session WHERE head > 0"
 RECORDS = f"{_COLUMNS} AND id > %s ORDER BY id LIMIT {READ_LIMIT}"
@@ -83,21 +84,7 @@ async def adopt(
             adoption.add(events)
             if events[0].offset == 1:
                 begun = created(events[0].fact)
-            for event in events:
-                check_text(event.run, event.type)
-            await link.execute(
-                conn,
-                PAGE,
-                (
-                    row[0],
-                    Int8Array([event.offset for event in events]),
-                    Int8Array([round(event.at * MICRO) for event in events]),
-                    TextArray([event.type for event in events]),
-                    TextArray([event.run for event in events]),
-                    Int8Array([event.fact.delta for event in events]),
-                    TextArray([event.json or settle(event.fact)[1] for event in events]),
-                ),
-            )
+            await _insert(link, conn, row[0], events)
         state = adoption.end()
         if record.once:
             first, last = ([place[index] for place in record.once.values()] for index in (0, 1))
@@ -107,3 +94,50 @@ async def adopt(
         said = owner, state.head, state.whole, at, state.deleted, runs.write(state), waiting, era, f"[[{era},1]]"
         await link.execute(conn, END, (*said, row[0]))
     return events
+
+
+async def build(
+    link: Link, era: int, session: str, pieces: AsyncIterator[Sequence[Draft]], now: Callable[[], int | None]
+) -> Sequence[Event]:
+    """See ``log.build``. Gives the last piece. ``now``: the time in microseconds; None: the database's."""
+    check_text(session)
+    state, at = SessionState(session), 0
+    events: list[Event] = []
+    begun = SessionCreated()
+    async with link.transaction() as conn:
+        await link.execute(conn, PATIENT)
+        row = await (await link.execute(conn, BEGIN, (session,))).fetchone()
+        if row is None:
+            raise SessionExists(f"Session {session!r} exists, or existed.", session=session)
+        async for drafts in pieces:
+            before, state = state, moved(state, drafts)
+            if state.runs or state.deleted or any(draft.fact.delta for draft in drafts):
+                raise ValueError("a session is not built of runs, nor of deltas")
+            at = moment((await link.row(conn, NOW, (now(),)))[0] / MICRO, at)
+            settled = [settle(draft.fact) for draft in drafts]
+            events = [
+                Event(fact, before.head + number, at / MICRO, None, json)
+                for number, (fact, json) in enumerate(settled, 1)
+            ]
+            if before.head == 0:
+                begun = created(settled[0][0])
+            await _insert(link, conn, row[0], events)
+        if not events:
+            raise ValueError("build needs at least one draft")
+        said = begun.owner or "", state.head, state.whole, at, False, "", 0, era, f"[[{era},1]]"
+        await link.execute(conn, END, (*said, row[0]))
+    return events
+
+
+async def _insert(link: Link, conn: Connection, id: int, events: Sequence[Event]) -> None:
+    for event in events:
+        check_text(event.run, event.type)
+    columns = (
+        Int8Array([event.offset for event in events]),
+        Int8Array([round(event.at * MICRO) for event in events]),
+        TextArray([event.type for event in events]),
+        TextArray([event.run for event in events]),
+        Int8Array([event.fact.delta for event in events]),
+        TextArray([event.json or settle(event.fact)[1] for event in events]),
+    )
+    await link.execute(conn, PAGE, (id, *columns))

@@ -139,6 +139,7 @@ SETTINGS = """
 # Writing --------------------------------------------------------------------------------------------------------------
 
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+NOW = f"SELECT coalesce(%s::bigint, {_NOW})"
 _ORIGIN = "pg_postmaster_start_time()::text || ' ' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
 """Which server it is, since when it has run, and on which timeline: another one after each failover and recovery."""
 _PRESENT = f"(SELECT era FROM legato.present WHERE origin = ({_ORIGIN}))"
