@@ -296,18 +296,15 @@ class PostgresStore:
             pause = min(pause * 2, longest)
 
     async def _attempt(self, conn: Connection, group: RowGroup) -> None:
-        link, me, used = self._link, self._others.me, None
-        async with conn.pipeline():
-            await conn.execute("BEGIN", prepare=False)
-            if link.pooled:
-                await link.execute(conn, *link.settings(local=True))
-            for statement in sql.locks(me, group.requests):
-                rows = await link.execute(conn, *statement)
-            if keyed := [request for request in group.requests if request.once is not None]:
-                names, keys = ([getattr(each, name) for each in keyed] for name in ("session", "once"))
-                used = await link.execute(conn, sql.USED, (TextArray(names), TextArray(keys)))
-            around = await link.execute(conn, sql.AROUND, (me,))
-        now, number, era = await around.fetchone() or (0, 0, None)
+        link, me = self._link, self._others.me
+        asked: list[sql.Statement] = [("BEGIN", ()), *([link.settings(local=True)] if link.pooled else [])]
+        asked += sql.locks(me, group.requests)
+        place = len(asked) - 1  # of the rows
+        if keyed := [request for request in group.requests if request.once is not None]:
+            names, keys = ([getattr(each, name) for each in keyed] for name in ("session", "once"))
+            asked.append((sql.USED, (TextArray(names), TextArray(keys))))
+        told = await link.talk(conn, [*asked, (sql.AROUND, (me,))])
+        now, number, era = told[-1][0]
         if group.sent and number == self._number:
             await conn.execute("ROLLBACK")  # it had been committed
             self._stored, self._last = number, group.last
@@ -319,18 +316,15 @@ class PostgresStore:
             await self._attempt(conn, group)
             return
         before: dict[tuple[str, str], list[Event]] = {}
-        for name, key, *row in await used.fetchall() if used is not None else ():
+        for name, key, *row in told[place + 1] if keyed else ():
             before.setdefault((name, key), []).append(_event(name, row))
-        locked = {row[1]: self._read_row(row) for row in await rows.fetchall()}
+        locked = {row[1]: self._read_row(row) for row in told[place]}
         given = self._given_now()
         group.decide(locked, before, now=now if given is None else given, last=self._last, era=era)
         writes = list(sql.changes(group, self._runs, me, self._number))
         group.sent = bool(writes)
         try:
-            async with conn.pipeline():
-                for statement in writes:
-                    await link.execute(conn, *statement)
-                await conn.execute("COMMIT" if writes else "ROLLBACK", prepare=False)
+            await link.talk(conn, [*writes, ("COMMIT" if writes else "ROLLBACK", ())])
         except FAILURES as exc:
             group.sent = self._is_lost(conn, exc)  # else the server has said that it was rolled back
             raise

@@ -11,10 +11,11 @@ has.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreLost, StoreReadOnly
 from ..log import MICRO
@@ -276,6 +277,13 @@ def within(schema: str, sql: str) -> bytes:
     return re.sub(r"\blegato\b", schema, sql).encode()
 
 
+@functools.cache
+def numbered(schema: str, sql: str) -> bytes:
+    """The same, with ``$1`` and so on for its parameters."""
+    places = itertools.count(1)
+    return re.sub(rb"%s", lambda _: b"$%d" % next(places), within(schema, sql))
+
+
 # Arrays ---------------------------------------------------------------------------------------------------------------
 
 _ARRAY = struct.Struct(">iiiii")
@@ -290,6 +298,7 @@ class Array:
     """A list as PostgreSQL takes it: made here, since psycopg asks of each of its values by itself how to send it."""
 
     __slots__ = ("data",)
+    oid: ClassVar[int]
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -298,6 +307,8 @@ class Array:
 class Int8Array(Array):
     """Of whole numbers, or NULLs."""
 
+    oid = 1016
+
     def __init__(self, values: Sequence[int | None]) -> None:
         parts = [_NULL if value is None else _INT8(8, value) for value in values]
         super().__init__(_head(len(parts), _INT8_OID) + b"".join(parts))
@@ -305,6 +316,8 @@ class Int8Array(Array):
 
 class TextArray(Array):
     """Of texts, as UTF-8 or not yet, or NULLs."""
+
+    oid = 1009
 
     def __init__(self, values: Sequence[str | bytes | None]) -> None:
         parts = [_head(len(values), _TEXT_OID)]
