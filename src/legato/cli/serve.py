@@ -63,7 +63,7 @@ class ServeOptions(TypedDict):
 @click.option(
     "--store",
     metavar="URL",
-    help=f"Where what is said is kept: sqlite:///FILE, postgresql://... or memory:  [default: {STORE}]",
+    help=f"Where what is said is kept: sqlite:///FILE, postgresql://..., redis://... or memory:  [default: {STORE}]",
 )
 @click.option(
     "--host",
