@@ -50,6 +50,7 @@ from valkeys import (
     shared_valkey,
     shared_valkey_cluster,
     valkey,
+    valkey_cluster,
 )
 
 PLACES: dict[str, Callable[[str], str]] = {
@@ -963,3 +964,22 @@ async def test_who_only_reads_sees_that_something_is_lost(kind: str) -> None:
             assert forgotten.times == [True]
             assert store.incarnation != was
             assert [await store.holds(was, "s", offset) for offset in (2, 3)] == [kind == "failover", False]
+
+
+async def test_a_node_of_a_cluster_that_is_killed_comes_back() -> None:
+    """With the sessions of the others nothing happens that does not end; those of its own go on."""
+    with valkey_cluster(3) as servers:
+        async with stores(servers[0].url("node", "redis+cluster"), 2) as (one, two):
+            names = [f"s{number}" for number in range(30)]
+            await asyncio.gather(*(one.append(name, begun()) for name in names))
+            forgotten = Forgotten(two)
+            servers[1].kill()
+            writing = [patiently(lambda name=name: one.append(name, [text(0)], once="key")) for name in names]
+            storing = asyncio.gather(*writing)
+            await until(lambda: one.trouble)
+            servers[1].start()
+            async with asyncio.timeout(PATIENCE):
+                await storing
+                for name in names:
+                    assert len(await patiently(lambda name=name: all_of(two, name))) == 3
+            assert set(forgotten.times) <= {False}

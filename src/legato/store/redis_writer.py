@@ -142,7 +142,8 @@ class RedisWriter:
 
     async def _heard(self, session: str, count: Any, seconds: Any, micro: Any) -> None:
         bucket = self._server.bucket(session)
-        await self._learned(bucket, int(self._eras[bucket][1]), int(count or 0), None)
+        if bucket in self._eras:
+            await self._learned(bucket, int(self._eras[bucket][1]), int(count or 0), None)
         # It is later than that by what the answer took, so the largest difference is the truest.
         ahead = int(seconds) + int(micro) / MICRO - time.monotonic()
         if self._ahead is None or ahead > self._ahead or ahead < self._ahead - 0.2:
@@ -483,7 +484,6 @@ def _asked(call: SessionCall) -> list[str]:
 
 
 def _fail(calls: Iterable[SessionCall], error: Exception) -> None:
-    for call in calls:
-        for request in call.requests:
-            request.error = error
-            request.settle()
+    for request in [request for call in calls for request in call.requests if not request.over]:
+        request.error = error
+        request.settle()
