@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -30,11 +29,9 @@ from ..check import check_text, digits, is_text
 from ..errors import (
     CursorInvalid,
     LegatoError,
-    SessionExists,
     SessionNotFound,
     StoreCorrupt,
     StoreError,
-    StoreLost,
     StoreVersion,
 )
 from ..event import Draft, Event, Offset
@@ -42,7 +39,6 @@ from ..figures import StoreFigures
 from ..log import (
     MICRO,
     READ_LIMIT,
-    Adoption,
     Appended,
     Doorbell,
     Portable,
@@ -53,24 +49,22 @@ from ..log import (
     Take,
     moment,
 )
-from ..machine import Lease, OpenRun, SessionState, check_head, free, moved, released, renewed
+from ..machine import Lease, OpenRun, check_head, free, moved, released, renewed
+from . import redis_sessions as moving
 from .redis_plan import (
-    KeptSession,
     Record,
     SessionCall,
     SessionPlan,
     binary,
-    entries_of,
     offset_of,
     read_event,
-    read_place,
-    read_state,
     session_info,
     settled,
     unpack,
 )
 from .redis_scripts import READ
 from .redis_server import RedisServer, store_error
+from .redis_sessions import indexed, states
 from .redis_writer import RedisWriter
 from .tail import TailCache
 
@@ -316,93 +310,24 @@ class RedisStore:
         return Appended(events, lease=None if take is None else state.runs[take.run].lease())
 
     async def build(self, session: str, pieces: AsyncIterator[Sequence[Draft]]) -> None:
-        """See ``log.build``. Each piece is appended to a stream that becomes the session's at the end."""
+        """See ``log.build``."""
         writer = self._check_open()
-        check_text(session)
-        at = self._last_at = moment(writer.now(), self._last_at)
-        state, begun = SessionState(session), None
-        async with self._staged(session) as (staged, era):
-            async for piece in pieces:
-                drafts = [settled(draft) for draft in piece]
-                before, state = state, moved(state, drafts)
-                events = [Event(d.fact, before.head + n, at / MICRO, d.run, d.json) for n, d in enumerate(drafts, 1)]
-                begun = begun or events[0]
-                await self._stage(staged, events, era)
-            if begun is None:
-                raise ValueError("build needs at least one draft")
-            record = SessionRecord(session, state.head, at / MICRO)
-            await self._publish(staged, era, state, begun, record, at)
+        self._last_at = moment(writer.now(), self._last_at)
+        await moving.build(self._server, writer, session, pieces, self._last_at)
 
     async def adopt(self, record: SessionRecord, pages: AsyncIterator[Sequence[Event]]) -> None:
-        """See ``Portable.adopt``; pages as in ``build``."""
-        check_text(record.session, *record.once)
-        adoption, begun = Adoption(record), None
-        opened: dict[str | None, float] = {}
-        async with self._staged(record.session) as (staged, era):
-            async for events in pages:
-                adoption.add(events)
-                begun = begun or events[0]
-                opened |= {event.run: event.at for event in events if event.type == "message.created"}
-                await self._stage(staged, events, era)
-            state = adoption.end()
-            if begun is None:
-                raise ValueError("adopt needs at least one event")
-            waits = round(opened.get(next(iter(state.runs), None), 0.0) * MICRO)
-            await self._publish(staged, era, state, begun, record, waits)
+        """See ``Portable.adopt``."""
+        await moving.adopt(self._server, self._check_open(), record, pages)
 
-    @contextlib.asynccontextmanager
-    async def _staged(self, session: str) -> AsyncIterator[tuple[list[bytes], int]]:
-        """Two streams that nobody knows of, for what is no delta and for deltas; and the era in which they are."""
-        bucket, name = self._server.bucket(session), secrets.token_hex(16)
-        era = await self._check_open().era(bucket)
-        staged = [self._server.key(bucket, kind, name) for kind in ("staged", "staged-deltas")]
-        try:
-            yield staged, era
-        except BaseException:
-            for key in staged:
-                self._server.later(key, "DEL", key)
-            raise
-
-    async def _stage(self, staged: Sequence[bytes], events: Sequence[Event], era: int) -> None:
-        for key, delta in zip(staged, (False, True), strict=True):
-            for last, entry in entries_of([event for event in events if event.fact.delta is delta], era):
-                await self._server.do(key, "XADD", key, f"{last}-0", "e", entry)
-            await self._server.do(key, "EXPIRE", key, STAGE_SECONDS)
-
-    async def _publish(
-        self, staged: Sequence[bytes], era: int, state: SessionState, begun: Event, record: SessionRecord, waits: int
-    ) -> None:
-        """Let what is staged be the session."""
-        writer, session = self._check_open(), record.session
-
-        def decide(plan: SessionPlan) -> None:
-            if plan.state.head:
-                raise SessionExists(f"Session {session!r} exists already, or was deleted.", session=session)
-            if self._seen[self._server.bucket(session)][0] != era:
-                raise StoreLost(f"The server has failed while a session was built: {self._server.shown}.")
-            plan.adopt(state, begun, record, waits)
-
-        await writer.submit(session, decide, begins=True, staged=staged)
-
-    async def records(self) -> AsyncIterator[SessionRecord]:
+    def records(self) -> AsyncIterator[SessionRecord]:
         """See ``Portable.records``."""
-        for kind in ("updated", "gone"):
-            names = [name for _, name in await self._range(kind, "", 0, -1)]
-            for start in range(0, len(names), RECORDS):
-                for record in await asyncio.gather(*map(self.record, names[start : start + RECORDS])):
-                    if record is not None:
-                        yield record
+        self._check_open()
+        return moving.records(self._server)
 
     async def record(self, session: str) -> SessionRecord | None:
         """See ``Portable.record``."""
-        kept = (await self._states([session]))[0] if is_text(session) else None
-        if kept is None:
-            return None
-        key = self._server.keys(session, "once")[0]
-        rows = await self._server.do(key, "HGETALL", key)
-        once = {rows[n].decode(): read_place(rows[n + 1]) for n in range(0, len(rows), 2)}
-        epochs = {run.run: run.epoch for run in kept.state.runs.values()}
-        return SessionRecord(session, kept.state.head, kept.updated_at / MICRO, once, epochs)
+        self._check_open()
+        return await moving.record(self._server, session)
 
     async def tally(self, node: str, counts: Mapping[str, int], ttl: float) -> dict[str, int]:
         """See ``Store``."""
@@ -446,7 +371,7 @@ class RedisStore:
         while len(leases) < limit:
             # The times of appends may be ahead of the clock, see ``moment``.
             until, most = round((writer.now() + 1) * MICRO), limit + len(tried)
-            found = await self._range("open", "", "-inf", until, "BYSCORE", "LIMIT", 0, most)
+            found = await indexed(self._server, "open", "", "-inf", until, "BYSCORE", "LIMIT", 0, most)
             names = [name for _, name in sorted(found) if name not in tried][: limit - len(leases)]
             if not names:
                 break
@@ -557,24 +482,13 @@ class RedisStore:
             first = page[-1].offset + 1
         return events
 
-    async def _states(self, sessions: Sequence[str]) -> list[KeptSession | None]:
-        keys = [self._server.keys(session, "state")[0] for session in sessions]
-        rows = await asyncio.gather(*(self._server.do(key, "HMGET", key, "v", "h", "r", "c") for key in keys))
-        return [read_state(session, *row) for session, row in zip(sessions, rows, strict=True)]
-
     async def info(self, session: str) -> SessionInfo:
         """See ``Store.info``."""
         self._check_open()
-        kept = (await self._states([session]))[0] if is_text(session) else None
+        kept = (await states(self._server, [session]))[0] if is_text(session) else None
         if kept is None or kept.state.deleted:
             raise SessionNotFound(session)
         return session_info(kept)
-
-    async def _range(self, kind: str, name: str, *how: Any) -> list[tuple[int, str]]:
-        """Sessions of an index, with their places in it: those of all buckets, in no order."""
-        keys = [self._server.key(bucket, kind, name) for bucket in range(self._server.buckets)]
-        rows = await asyncio.gather(*(self._server.do(key, "ZRANGE", key, *how, "WITHSCORES") for key in keys))
-        return [(int(float(row[n + 1])), row[n].decode()) for row in rows for n in range(0, len(row), 2)]
 
     async def sessions(self, *, limit: int = 100, after: str | None = None, owner: str | None = None) -> SessionPage:
         """See ``Store.sessions``. The token is the time and the name of a page's last."""
@@ -586,13 +500,15 @@ class RedisStore:
             return SessionPage([])
         index = ("updated", "") if owner is None else ("owned", owner)
         limit = min(limit, MAX_LIMIT)
-        rows = await self._range(*index, until or "+inf", "-inf", "BYSCORE", "REV", "LIMIT", 0, limit + SAME_TIME)
+        rows = await indexed(
+            self._server, *index, until or "+inf", "-inf", "BYSCORE", "REV", "LIMIT", 0, limit + SAME_TIME
+        )
         rows = sorted((row for row in rows if after is None or row < (int(until), name)), reverse=True)
         infos: list[SessionInfo] = []
         done, room = 0, PAGE_BYTES
         while done < min(limit, len(rows)) and room > 0:
             some = [name for _, name in rows[done : min(done + READ_LIMIT, limit)]]
-            for kept in await self._states(some):
+            for kept in await states(self._server, some):
                 if room > 0:
                     done += 1
                     if kept is not None and not kept.state.deleted:
@@ -604,10 +520,12 @@ class RedisStore:
     async def open_runs(self, *, limit: int = READ_LIMIT) -> list[OpenRun]:
         """See ``Leaser.open_runs``."""
         self._check_open()
-        names = [name for _, name in sorted(await self._range("open", "", 0, max(min(limit, MAX_LIMIT), 1) - 1))]
+        names = [
+            name for _, name in sorted(await indexed(self._server, "open", "", 0, max(min(limit, MAX_LIMIT), 1) - 1))
+        ]
         runs: list[OpenRun] = []
         for start in range(0, len(names), READ_LIMIT):
-            for kept in await self._states(names[start : start + READ_LIMIT]):
+            for kept in await states(self._server, names[start : start + READ_LIMIT]):
                 runs += () if kept is None else kept.state.runs.values()
             if len(runs) >= limit:
                 break

@@ -195,6 +195,11 @@ class RedisWriter:
         known = self._eras.get(bucket)
         return await self.enter(bucket) if known is None else int(known[1])
 
+    def is_in(self, bucket: int, era: int) -> bool:
+        """Whether this is still a bucket's era, as far as it is known."""
+        known = self._eras.get(bucket)
+        return known is not None and int(known[1]) == era
+
     # Writing ----------------------------------------------------------------------------------------------------------
 
     async def write(self) -> None:
