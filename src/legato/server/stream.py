@@ -499,7 +499,7 @@ class Pump:
 
     # As the answer of a request's task --------------------------------------------------------------------------------
 
-    async def run(self, sink: Sink, headers: Sequence[tuple[bytes, bytes]], figures: Figures) -> None:
+    async def run(self, sink: Sink, headers: Sequence[tuple[bytes, bytes]], figures: Figures | None = None) -> None:
         """Write the stream: head and first frame at once, then the log as it grows."""
         self._task = asyncio.current_task()
         with self._subscription:
@@ -507,7 +507,7 @@ class Pump:
             try:
                 await sink.start(headers)
                 await self._write(sink.write, self._first)
-                await self._pump(sink, figures)
+                await self._pump(sink, figures or Figures())
                 if self._encoder.over or not self.resets:
                     await sink.finish()
             except asyncio.CancelledError:
