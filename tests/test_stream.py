@@ -18,6 +18,7 @@ from legato.log import Store, Subscription
 from legato.server import stream as module
 from legato.server.pace import Pace
 from legato.server.stream import BEHIND, WRITE_BYTES, ASGISink, Pump, Streams
+from legato.server.traffic import Traffic
 from legato.store.memory import MemoryStore
 
 FIRST = b"first\n"
@@ -455,10 +456,9 @@ async def test_a_stream_that_comes_while_draining_ends_at_once() -> None:
     await streams.close()
 
 
-async def test_a_reader_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_that_takes_nothing_is_cut_off() -> None:
     """By the sweep, when a write has waited too long; who reads, or has nothing to read, is not."""
-    monkeypatch.setattr(module, "SEND_TIMEOUT", 0.05)
-    async with chatting() as chat, asyncio.timeout(30):
+    async with chatting(traffic=Traffic(stalled_seconds=0.05)) as chat, asyncio.timeout(30):
         async with chat.stream("from=start") as quiet, chat.stream("from=start", buffer=0) as stalled:
             await quiet.read()
             await chat.said()
