@@ -20,7 +20,7 @@ from legato.agent import Agent, Turn
 from legato.caller import Caller
 from legato.errors import StoreError, TooFast, TooMany
 from legato.event import SessionCreated
-from legato.execution import Limits
+from legato.execution import LEFT_OPEN, Limits
 from legato.server.life import Life, Settings
 from legato.sessions import Question, Sent
 from running import NET, Clock, Node, Stage, staged
@@ -173,6 +173,68 @@ async def test_an_agent_of_a_node_that_was_away_is_stopped_when_it_is_back(
 
     await stage.idle(paused)
     assert (await stage.events(sent.session, sent.run))[-1].fact.terminal
+
+
+@pytest.mark.parametrize("on_crash", ["retry", "resume"])
+async def test_a_node_that_stops_does_not_wait_for_a_store_that_has_failed(
+    stage: Stage, on_crash: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it could not store is tried once more, and then the run is left to others, at once."""
+    monkeypatch.setattr("legato.execution.STORE_RETRIES", (1e6, 1e6))
+    runner = stage.runner(Agent(echo, on_crash=on_crash), lease_ttl=3600.0)
+    tries = 0
+
+    async def before(session: str, drafts: Any) -> None:
+        nonlocal tries
+        if any(draft.type == "text.delta" for draft in drafts):
+            tries += 1
+            raise StoreError("The disk is on strike.")
+
+    stage.store.before = before
+    sent = await runner.send(await stage.session(), "hello")
+    async with asyncio.timeout(NET):
+        while not tries:  # noqa: ASYNC110  # it looks in its own time
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for execution in runner._executions:
+            execution.stop(LEFT_OPEN)
+        await stage.idle(runner)
+        await runner.stop()
+
+    assert tries == 2
+    assert (await stage.store.info(sent.session)).runs[sent.run].owner is None
+
+
+async def test_what_could_not_be_stored_is_tried_when_the_store_is_there_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only when the time until the next try is over."""
+    monkeypatch.setattr("legato.execution.STORE_RETRIES", (1e6,))
+    monkeypatch.setattr(runs, "LOOK_EVERY", 0.01)
+    runner = stage.runner(echo, lease_ttl=3600.0)
+    gone, tries = True, 0
+
+    async def before(session: str, drafts: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if gone and any(draft.type == "text.delta" for draft in drafts):
+            raise StoreError("The disk is on strike.")
+
+    async def claim(**options: Any) -> Any:
+        if gone:
+            raise StoreError("The disk is on strike.")
+        return await stage.store.inner.claim(**options)
+
+    await runner.start()
+    stage.store.before = before
+    monkeypatch.setattr(stage.store, "claim", claim, raising=False)
+    sent = await runner.send(await stage.session(), "hello")
+    async with asyncio.timeout(NET):
+        while tries < 2 or not runner._failing:  # noqa: ASYNC110  # it looks in its own time
+            await asyncio.sleep(0.001)
+    gone = False
+
+    assert (await stage.ended(sent)).type == "run.completed"
 
 
 # Clocks ---------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ The one rule: the terminal event is appended last, once, under the lease, after 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import math
@@ -260,6 +261,8 @@ class Execution:
         self._silent = False  # nothing more can come from the agent
         self._speaker: asyncio.Task[None] | None = None
         self._subscription: Subscription | None = None
+        self._hurried: asyncio.Event | None = None
+        self._leaving = False  # what cannot be stored now is left to others
         self._grace: asyncio.TimerHandle | None = None
         self._turn: Turn | None = None
         self._numbers = {"p": 0, "n": 0}
@@ -326,6 +329,8 @@ class Execution:
 
     def stop(self, ending: Ending) -> None:
         """End the run this way, unless it is ending already. The agent is cancelled and may say a last word."""
+        self._leaving = self._leaving or ending is LEFT_OPEN
+        self.hurry()
         if self._ending is not None or (self._speaker is not None and self._speaker.done()):
             return
         self._ending = ending
@@ -335,6 +340,11 @@ class Execution:
         self._turn.left_open = ending is LEFT_OPEN
         self._speaker.cancel()
         self._grace = self._loop.call_later(self._limits.cancel_grace, self._abandon)
+
+    def hurry(self) -> None:
+        """Try at once to store what could not be stored: the store may be there again, or there is no time to wait."""
+        if self._hurried is not None:
+            self._hurried.set()
 
     def look(self) -> None:
         """See at once what others have appended: somebody else may have the run."""
@@ -525,11 +535,16 @@ class Execution:
         """Try what has failed with ``error`` again, after longer and longer waits."""
         for wait in STORE_RETRIES:
             logger.warning("run %s: append failed, trying again in %g s: %s", self.lease.run, wait, error)
-            await asyncio.sleep(wait)
+            self._hurried = asyncio.Event()
+            if not self._leaving:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurried.wait(), wait)
             try:
                 return await self._append_once_more(drafts, once)
             except StoreError as exc:
                 error = exc
+            if self._leaving:
+                break  # whoever goes on with the run need not wait for us
         raise error
 
     async def _append_once_more(self, drafts: list[Draft], once: str | None) -> Appended:

@@ -148,10 +148,12 @@ class Runner:
         self._drives: dict[asyncio.Task[None], _Drive] = {}  # each in a place
         self._busy: Counter[str] = Counter()  # the sessions of those
         self._executions: dict[Execution, Agent] = {}
+        self._newest: dict[str, Lease] = {}  # of runs that are driven under another lease than at first, in the end
         self._left: dict[str, Lease] = {}  # of runs that could not be driven on; given back a little later
         self._worker: asyncio.Task[None] | None = None
         self._renewal = (0.0, 0.0)  # when the next one is due, in the loop's time and the clock's
         self._recounted = 0.0  # when that was done last, by the loop's time
+        self._failing = False  # the store, when it was asked last
         self._doubtful = False  # the store has failed where it may have given a lease
         self._late = False  # the grace of ``stop`` is over
 
@@ -336,8 +338,13 @@ class Runner:
                     if await self._renew() and (self.places.queued or not self._learned):
                         await self._learn()
                     await self._look()
+                    if self._failing:
+                        self._failing = False
+                        for execution in self._executions:
+                            execution.hurry()
                     pause = min(pause, max(self._renewal[0] - asyncio.get_running_loop().time(), 0.001))
                 except LegatoError as exc:
+                    self._failing = True
                     logger.warning("cannot look after leases: %s", exc)
                 except Exception:  # whatever it is: without this task leases would lapse and runs stay open
                     logger.exception("cannot look after leases")
@@ -517,16 +524,18 @@ class Runner:
     async def _drive(self, lease: Lease, *, begun: bool) -> None:
         try:
             if not await self._answer(lease, begun):
-                await self._give_up(lease)
+                await self._give_up(self._newest.get(lease.run, lease))
         except (RunEnded, StaleLease, NotFound) as exc:
             self.figures.lost += 1
             logger.info("run %s is driven elsewhere: %s", lease.run, exc)
         except asyncio.CancelledError:
-            self._left[lease.run] = lease
+            self._left[lease.run] = self._newest.get(lease.run, lease)
             raise
         except Exception as exc:  # the store's, as a rule: at once it would fail again
-            self._left[lease.run] = lease
+            self._left[lease.run] = self._newest.get(lease.run, lease)
             logger.error("session %s: a run was left open: %s", lease.session, exc, exc_info=exc)
+        finally:
+            self._newest.pop(lease.run, None)
 
     async def _answer(self, lease: Lease, begun: bool) -> bool:
         """Drive the run until its end; False if it was left open."""
@@ -536,7 +545,7 @@ class Runner:
             raise  # the store's, or somebody else's run now: the log is as it should be
         except Exception:  # what no log can have, or a log that we do not understand: again it would fail again
             logger.exception("run %s cannot be driven", lease.run)
-            return await self._finish(lease, BROKEN)
+            return await self._finish(self._newest.get(lease.run, lease), BROKEN)
 
     async def _answer_run(self, lease: Lease, begun: bool) -> bool:
         log = Log(self.store, lease.session)
@@ -624,7 +633,8 @@ class Runner:
             return await execution.run(agent, turn, after=asked)
         finally:
             del self._executions[execution]
-            self._doubtful = self._doubtful or execution.lease is not lease  # which an append that failed has renewed
+            if execution.lease is not lease:  # an append that failed has renewed it, and that may have failed, too
+                self._newest[lease.run], self._doubtful = execution.lease, True
             size = recorder.spent - had + (len(mine[0].json) if attempt == 1 else 0)
             self.accounts.add(fact.caller or "", spent(execution.events, size, recorder.usage))
             self.figures.runs.add(time.monotonic() - began)
