@@ -31,7 +31,7 @@ from test_live_equals_replay import CLIENTS, Answer, cut, everything, frames, re
 from test_migrate_stores import DATABASES
 
 STORES = ("memory", "sqlite", "postgresql", "valkey")
-STEP = {"memory": 23, "sqlite": 41, "postgresql": 97, "valkey": 97}
+STEP = {"memory": 23, "sqlite": 41, "postgresql": 197, "valkey": 197}
 """Bytes between two cuts of answers that are being given; each takes a session of its own."""
 
 

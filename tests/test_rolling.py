@@ -35,7 +35,7 @@ AWAY = 5.0 if BY_HAND else 20.0
 PATIENCE = 120 + READERS / 5
 SESSIONS = 6
 COUNT = 12
-PAUSE = 0.5 if BY_HAND else 0.1
+PAUSE = 0.5 if BY_HAND else 0.05
 """Seconds between two words: all readers are in the process of the test."""
 AGENT = f'''
 import asyncio
