@@ -943,7 +943,12 @@ class Sessions:
         """Raise ``SessionFull`` if the session holds what one may. What it held when it was last looked at counts, as
         its run, which looks too, has no more room than there is then."""
         limits = self.limits
-        contents = self._contents.known(info.session) or await self._contents.of(info.session, info.head)
+        contents = self._contents.known(info.session)
+        if contents is None:
+            few = info.head < min(limits.session_events, limits.session_runs)
+            if few and info.head * limits.run_bytes < limits.session_bytes:
+                return  # so little is in it that nothing need be read to know
+            contents = await self._contents.of(info.session, info.head)
         runs = len(contents.runs) + sum(run.run not in contents.runs for run in info.open_runs)
         for name, has in (("events", info.head), ("bytes", contents.bytes), ("runs", runs)):
             most = getattr(limits, f"session_{name}")
