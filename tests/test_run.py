@@ -792,6 +792,7 @@ async def test_a_crash_after_the_start_was_stored(stage: Stage) -> None:
 
     held = Held()
     runner, session = stage.runner(held), await stage.session()
+    await runner.contents.of(session, 1)  # so that sending reads nothing
     stage.store.read = read
     sent = await runner.send(session, "hello")
     async with asyncio.timeout(NET):
@@ -901,7 +902,7 @@ async def test_an_owner_that_lives_keeps_its_lease(stage: Stage) -> None:
     renewed = asyncio.Event()
 
     async def renew(*, owner: str, ttl: float) -> None:
-        stage.clock.now += 0.02
+        stage.clock.now += 0.02 * (owner == runner.owner)
         await stage.store.inner.renew(owner=owner, ttl=ttl)
         if stage.clock.now > 1_000_000.1:
             renewed.set()
@@ -1074,9 +1075,11 @@ async def test_a_store_that_fails_while_a_run_is_driven(stage: Stage, when: str)
         held.go.set()
         await stage.ended(first)
         await stage.idle(runner)
+    session = await stage.session()
+    await runner.contents.of(session, 1)  # so that sending reads nothing
     stage.store.read, stage.store.renew = read, renewed
     if when == "begun":
-        sent = await runner.send(await stage.session(), "second")
+        sent = await runner.send(session, "second")
         runner._work()
     held.go.set()
     async with asyncio.timeout(NET):
@@ -1493,6 +1496,7 @@ async def test_drain_while_a_begun_run_reads_its_past(stage: Stage, on_crash: On
         await go.wait()
         return await stage.store.inner.read(*args, **settings)
 
+    await runner.contents.of(session, 1)  # so that sending reads nothing
     stage.store.read = read
     sent = await runner.send(session, "hello")
     async with asyncio.timeout(NET):
