@@ -184,6 +184,19 @@ def test_a_session_that_begins_while_one_looks(page: Page, server: Server) -> No
     expect(page.locator("#nothing")).to_be_hidden()
 
 
+def test_figures_are_shown_while_somebody_looks(page: Page, server: Server) -> None:
+    """Those of what has happened, and they go on; closed, they are not asked for."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto("/inspect")
+    expect(page.locator("#facts li").first).to_be_visible()
+    assert not [url for url in asked if url.endswith("/measures")]
+    page.locator("#measures summary").click()
+    row = page.locator("#measures tr", has_text="answers_total").filter(has_text="inspectMeasures, 200")
+    expect(row.locator("td").last).to_have_text(re.compile("[2-9]"))
+    expect(page.locator("#measures tr", has_text="runs_ended_total")).to_have_count(0)
+
+
 def test_a_reader_comes_and_goes(page: Page, server: Server) -> None:
     """Its flag says who it is and where; the page itself is no reader."""
     session, run = begin(server)

@@ -50,6 +50,7 @@ export class Measures {
   #show(facts) {
     const keys = new Set();
     for (const fact of facts) {
+      if (fact.value === 0 && fact.name.endsWith("_total")) continue; // many, and what has not happened says nothing
       const labels = Object.values(fact.labels).filter((each) => each !== "").join(", ");
       const key = `${fact.name} ${labels}`;
       keys.add(key);
