@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections.abc import Callable
@@ -153,19 +154,20 @@ class GivenGround:
         self._name = name
         self._open: list[Store] = []  # once for each node; first that of who checks, if they can be several
         self._mine: Store | None = None
+        self._booting = asyncio.Lock()
 
     async def boot(self, clock: Callable[[], float], draws: random.Random) -> Store:
         """See ``Ground``, as all here."""
-        if self.shared and self._mine is None:
-            self._mine = await self._begin(clock)
-        return await self._begin(clock)
+        async with self._booting:
+            if self.shared and self._mine is None:
+                self._mine = await self._begin(clock)
+            return await self._begin(clock)
 
     async def _begin(self, clock: Callable[[], float]) -> Store:
         store = self._make(self._name, clock)
-        new = not any(each is store for each in self._open)
-        self._open.append(store)
-        if new:
+        if not any(each is store for each in self._open):
             await store.open()
+        self._open.append(store)
         return store
 
     async def drop(self, store: Store, *, cut: random.Random | None) -> None:

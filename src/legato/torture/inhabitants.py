@@ -89,6 +89,7 @@ class SimulatedNode:
         self.inner = store
         self.store = FaultyStore(store, world.draws, world, usual=0.02 * world.scale)
         self.tasks: dict[asyncio.Task[Any], None] = {}
+        self.ended = False
         self.since = world.now
         self.runner = Runner(
             self.store,
@@ -128,18 +129,23 @@ class SimulatedNode:
             for task in left:
                 task.cancel()
             if not left:
-                return
+                break
             await asyncio.wait(left, timeout=0.001)
+        self.ended = True
 
 
 def node_of(loop: asyncio.AbstractEventLoop, coroutine: Any, **settings: Any) -> asyncio.Task[Any]:
-    """A task factory: each task belongs to the node in whose it was begun."""
-    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **settings)
+    """A task factory: each task belongs to the node that has begun it, also if its context has nothing else of that."""
     context = settings.get("context")
-    node = context.get(NODE) if context is not None else NODE.get()
+    node = NODE.get() if context is None else context.get(NODE) or NODE.get()
+    if node is not None and context is not None:
+        context.run(NODE.set, node)
+    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **settings)
     if node is not None:
         node.tasks[task] = None
         task.add_done_callback(lambda task: node.tasks.pop(task, None))
+        if node.ended:
+            task.cancel()
     return task
 
 
@@ -236,7 +242,7 @@ class RunFollower:
         self.sent = sent
         self.agent = agent
         self.told: list[str] = []
-        self.over = False
+        self.over = self.astray = False
         self._world = world
 
     async def follow(self) -> None:

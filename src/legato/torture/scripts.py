@@ -37,7 +37,7 @@ def script(text: str) -> list[tuple[float, Item]]:
 
     if kind != "resume" and draws.random() < 0.3:
         items += [Thinking("Hm, "), Thinking("well.")]
-    words(8)
+    words(20 if kind in ("retry", "resume") else 8)
     if kind == "tools":
         for number in range(draws.randint(1, 3)):
             id = f"c{number}"
