@@ -7,6 +7,7 @@ and readers live on it while everything goes wrong.
 Dialects: ``check_dialect`` runs the rules of frames on an encoder of yours.
 
 Applications: ``Driver`` drives one in this process, without sockets; its streams can be stalled, and cut at any byte.
+``check_cluster`` serves one on many nodes, which are killed, stopped and cut off.
 """
 
 from __future__ import annotations
@@ -203,6 +204,42 @@ def simulate(
         found = simulated(ground, WorldPlan(seed, steps))
         if found.faults:
             raise AssertionError(found.told())
+
+
+async def check_cluster(
+    store: str,
+    app: str | None = None,
+    *,
+    nodes: int = 2,
+    sessions: int = 20,
+    seconds: float = 30.0,
+    lease_ttl: float = 5.0,
+    say: str = "Hello",
+    seed: int = 0,
+) -> None:
+    """Serve an application on several nodes, behind a proxy that remembers nobody, while they are killed, stopped and
+    cut off from their database; then compare what each reader has with the log. It takes a little longer than
+    ``seconds``.
+
+    Args:
+        store: the URL of one that several processes can use; ``"postgresql:"`` or ``"redis:"`` start one.
+        app: what ``legato serve`` takes; it should answer without asking back. None: agents that count.
+        nodes, sessions: how many nodes, and conversations at once.
+        seconds: for which messages are sent.
+        lease_ttl: see ``Legato``.
+        say: what is said to ``app``.
+        seed: of what is random.
+
+    Raises:
+        AssertionError: something was lost, doubled or out of order, did not end once, or stood still for too long.
+        LegatoError: the nodes, or their database, cannot be started.
+    """
+    from .torture.cluster import ClusterPlan, torture_cluster
+
+    plan = ClusterPlan(store, nodes, sessions, seconds, lease_ttl, app=app, say=say, seed=seed)
+    chart = await torture_cluster(plan)
+    if chart.faults:
+        raise AssertionError("\n".join(chart.lines()))
 
 
 def _rule(checks: list[StoreCheck]) -> Callable[[Callable[[Place], Awaitable[None]]], None]:

@@ -524,7 +524,7 @@ class ClusterLoad:
             return
         spoken.cancelled = True
         began = time.monotonic()
-        if await self._send("POST", f"/api/sessions/{spoken.session}/cancel", {}, dice) is None:
+        if await self._send("POST", f"/api/sessions/{spoken.session}/cancel", {"runId": spoken.run}, dice) is None:
             return
         while not listener.ended:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
