@@ -564,10 +564,10 @@ def prepare(connection: apsw.Connection, path: str, durability: str, incarnation
         at = max(now, 1 + last_at(connection))
         connection.execute("INSERT INTO opening (incarnation, at) VALUES (?, ?)", (incarnation, at))
         connection.execute(f"DELETE FROM opening WHERE id <= (SELECT max(id) FROM opening) - {OPENINGS}")
-        for table in ("event", "pack"):
-            connection.execute(
-                f"DELETE FROM {table} WHERE session IN (SELECT id FROM session WHERE deleted = {HIDDEN})"
-            )
+        # One by one: to look for those of a list, SQLite may go through the whole table, and a damaged page in it.
+        for (hidden,) in connection.execute(f"SELECT id FROM session WHERE deleted = {HIDDEN}").fetchall():
+            connection.execute("DELETE FROM event WHERE session = ?", (hidden,))
+            connection.execute("DELETE FROM pack WHERE session = ?", (hidden,))
         connection.execute(f"DELETE FROM session WHERE deleted = {HIDDEN}")
         connection.execute("UPDATE open_run SET owner = NULL, expires_at = 0 WHERE owner IS NOT NULL")
     # What is deleted is overwritten in pages that are written anyway. Those that become free are given back (``tidy``);
