@@ -614,6 +614,24 @@ async def test_readers_of_a_lost_tail_are_told(own: Postgres) -> None:
         assert [await store.holds(store.incarnation, "s", offset) for offset in (3, 4, 6)] == [True, True, True]
 
 
+async def test_nothing_of_a_new_era_is_shown_under_the_old_name(server: Postgres) -> None:
+    """A process that has not noticed yet that the era has changed learns it with the next read, and gives it after."""
+    at = url(server, "era")
+    async with opened(at, at) as (here, there):
+        await begin(here)
+        told: list[str] = []
+        there.doorbell.hang_forget(lambda lost: told.append(there.incarnation))
+        before = there.incarnation
+        with psycopg.connect(server.url(), autocommit=True) as conn:
+            conn.execute("DELETE FROM t_era.present")  # as after a crash
+        await here.append("s", [text("r")])
+        assert here.incarnation != before
+        assert [event.offset for event in await there.read("s", 3)] == [4]
+        assert (there.incarnation, told) == (here.incarnation, [here.incarnation])
+        assert not await there.holds(before, "s", 4)
+        assert await there.holds(before, "s", 3)
+
+
 # Versions -------------------------------------------------------------------------------------------------------------
 
 

@@ -112,6 +112,7 @@ class PostgresStore:
             raise StoreError(f"The store is open already: {self._link.place}.", place=self._link.place)
         self._closing = None
         self._link = Link(self._url)
+        self._link.learn = self._learn
         self._number = self._stored = self._last = 0
         self._runs = KnownRuns()
         events, bytes = self._bounds
@@ -385,6 +386,7 @@ class PostgresStore:
             if begins and len({timeline for _, _, timeline, _ in rows[-2:]}) > 1:
                 await self._give_all_back(conn, stored)
         before, self._era = self._era, era
+        link.era = era
         self._eras = {name: id for id, name, _, _ in rows}
         self.incarnation = rows[-1][1]
         if before not in (0, era):
@@ -392,6 +394,14 @@ class PostgresStore:
             self._others.forget()
             self.doorbell.forget(lost=link.normal or len(since) > 1 or stored < self._stored)
             self._stored = min(stored, self._stored)
+
+    async def _learn(self) -> None:
+        conn = await self._link.connect()
+        try:
+            with self._link.answering(conn):
+                await self._begin_era(conn)
+        finally:
+            await conn.close()
 
     async def _give_all_back(self, conn: Connection, number: int) -> None:
         """Leave all runs to whoever takes them: who holds a lease here may have given it back, or lost it, since."""
@@ -517,11 +527,12 @@ class PostgresStore:
         after = min(after, MAX_INTEGER)
         if events := self._others.tail.read(session, after, limit, deltas=deltas):
             return events
-        evictions = self._others.tail.evictions
+        tail = self._others.tail
+        evictions = tail.evictions
         look = await self._look(session)
         if look is None or after >= (look.info.head if deltas else look.whole):
             if look is not None and after == look.info.head:
-                self._others.tail.seed(session, after, [], evictions)
+                tail.seed(session, after, [], evictions)
             return []
         blocks, start = self._others.blocks, after - after % READ_LIMIT
         if look.deleted:

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
@@ -82,6 +82,7 @@ class Link:
         normal: commits do not wait for the disk.
         pooled: each transaction may be with another connection of the server's.
         listen: where the server itself is to be listened to; None: nowhere.
+        era: the present one of the database, as the store knows; ``learn`` is called when it is another.
 
     Raises:
         InvalidInput: the URL cannot be used.
@@ -100,6 +101,8 @@ class Link:
         self._names = itertools.count(1)
         self._all: WeakSet[Connection] = WeakSet()
         self._forget: Callable[[], None] | None = None
+        self.era = 0
+        self.learn: Callable[[], Awaitable[None]]
         self._readers: list[Connection] = []
         self._reading = asyncio.Semaphore(READERS)
         self._reads: set[asyncio.Task[Any]] = set()
@@ -154,7 +157,7 @@ class Link:
                 for statement, params in statements:
                     text = sql.numbered(self.schema, statement)
                     values, types, formats = _dumped(params)
-                    if self.pooled or not params:
+                    if self.pooled or statement.isalpha():  # as BEGIN is
                         pgconn.send_query_params(text, values, types, formats, Format.BINARY)
                         asked.append(True)
                         continue
@@ -216,9 +219,11 @@ class Link:
                 try:
                     conn = self._readers.pop() if used else await self.connect()
                     with self.answering(conn):
-                        rows = await (await self.execute(conn, statement, params)).fetchall()
+                        ((era,),), rows = await self.talk(conn, [(sql.ERA, ()), (statement, params)])
                     self._readers.append(conn)
-                    return rows
+                    if era == self.era:
+                        return rows
+                    await self.learn()  # so that nothing of a new era is seen by who believes that it is the old one
                 except FAILURES as exc:
                     if conn is not None:
                         await conn.close()
