@@ -455,10 +455,10 @@ class RedisServer:
         if not self.cluster:
             return [b"0"]
         nodes = await self._nodes()
-        keys: dict[Any, bytes] = {}
+        keys: dict[str, bytes] = {}
         for number in range(100_000):
             key = b"{%d}" % number
-            keys.setdefault(nodes.get_node_from_key(key), key)
+            keys.setdefault(nodes.get_node_from_key(key).name, key)
             if len(keys) == len(nodes.get_primaries()):
                 break
         return list(keys.values())
