@@ -312,7 +312,7 @@ async def test_a_route_for_everybody_in_every_way(method: str, path: str, operat
             for asked in cases:
                 for way in ways.values():
                     for who in nobodies.values():
-                        for ids in (names, NEVER):
+                        for ids in (names,) if way else (names, NEVER):
                             answer = await sent(driver, asked.of(ids), {**who, **way})
                             answers.add((answer.status, answer.headers["www-authenticate"], answer.text))
             [(status, challenge, text)] = answers
