@@ -582,8 +582,8 @@ def last_at(connection: apsw.Connection) -> int:
     """The time of the last append or opening, in microseconds."""
     found = [value(connection, query) or 0 for query in _LAST_AT]
     for query, read in ((_LAST_JOURNAL, _journal_times), (_LAST_PACK, _pack_times)):
-        data = value(connection, query)
-        with suppress(*DAMAGE):  # who reads it will say so
+        with suppress(*DAMAGE, apsw.CorruptError):  # who reads it will say so
+            data = value(connection, query)
             found += [] if data is None else read(data)
     return max(map(int, found))
 
