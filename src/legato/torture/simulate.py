@@ -147,7 +147,7 @@ class World(Checked):
         elif kind == "slow":
             faults.slow = 1.5 * self.scale
         elif kind == "lost":
-            faults.unanswered, faults.refused = 0.3, 0.2
+            faults.unanswered, faults.refused = 0.5, 0.1
         else:
             faults.unheard = 1.0
 
