@@ -561,10 +561,10 @@ def prepare(connection: apsw.Connection, path: str, durability: str, incarnation
         if version < len(MIGRATIONS):
             connection.pragma("application_id", APPLICATION_ID)
             connection.pragma("user_version", len(MIGRATIONS))
-        at = max(now, 1 + last_at(connection))
+    at = max(now, 1 + last_at(connection))  # not in a transaction, which would not survive a damaged page
+    with transaction(connection):
         connection.execute("INSERT INTO opening (incarnation, at) VALUES (?, ?)", (incarnation, at))
         connection.execute(f"DELETE FROM opening WHERE id <= (SELECT max(id) FROM opening) - {OPENINGS}")
-        # One by one: to look for those of a list, SQLite may go through the whole table, and a damaged page in it.
         for (hidden,) in connection.execute(f"SELECT id FROM session WHERE deleted = {HIDDEN}").fetchall():
             connection.execute("DELETE FROM event WHERE session = ?", (hidden,))
             connection.execute("DELETE FROM pack WHERE session = ?", (hidden,))
