@@ -28,7 +28,7 @@ from legato.torture.virtual import NothingHappens, run_virtually
 from test_toys import SIMPLE
 
 SEEDS = int(os.environ.get("LEGATO_SEEDS", "20"))
-FOUND_WITHIN = 15
+FOUND_WITHIN = 40
 """Seeds within which a breakage is found."""
 
 
