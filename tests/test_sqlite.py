@@ -1702,7 +1702,7 @@ def test_url(url: str, path: str, durability: str) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("redis://host", "A store is .memory:., .sqlite:///relative.db."),
+        ("mysql://host", "A store is .memory:., .sqlite:///relative.db."),
         ("", "A store is .memory:., .sqlite:///relative.db."),
         ("log.db", "A store is .memory:., .sqlite:///relative.db."),
         ("sqlite:log.db", "three or four slashes"),
