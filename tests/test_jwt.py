@@ -60,7 +60,6 @@ async def believed(auth: JWT, *tokens: str) -> Caller | None:
         ({"secret": SECRET * 2, "algorithms": ["HS512"]}, (SECRET * 2, "HS512")),
         ({"audience": ["other", AUDIENCE]}, (RSA, "RS256")),
     ],
-    ids=str,
 )
 async def test_a_good_token_says_who_asks(options: Any, signed: Any) -> None:
     """With each kind of key; until it expires, and the leeway."""
@@ -203,7 +202,6 @@ async def test_scopes_are_those_of_a_claim_that_is_named(claim: str | None, said
         {"leeway": 301},
         {"leeway": -1},
     ],
-    ids=str,
 )
 def test_what_would_be_weak_is_no_setting(options: dict[str, Any]) -> None:
     """It is said at once."""

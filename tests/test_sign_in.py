@@ -126,7 +126,6 @@ def raising(exc: BaseException) -> Any:
         raising(SystemExit("token-in-a-message")),
         [],
     ],
-    ids=repr,
 )
 async def test_what_is_no_caller_is_401(auth: Any, caplog: pytest.LogCaptureFixture) -> None:
     """None, an exception, or what could not own a session; no log says what an exception said."""

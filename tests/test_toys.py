@@ -250,7 +250,9 @@ async def test_lines_are_documented() -> None:
         assert (post["operationId"], get["operationId"]) == ("sayLine", "getLines")
         assert {"200", "400", "401", "403", "404", "421", "429", "500", "503"} == set(get["responses"])
         assert "text/event-stream" in get["responses"]["200"]["content"]
-        assert {"202", "400", "401", "403", "408", "409", "413", "415", "421", "500", "503", "507"} == set(post["responses"])
+        assert {"202", "400", "401", "403", "408", "409", "413", "415", "421", "500", "503", "507"} == set(
+            post["responses"]
+        )
         assert "Line" in document["components"]["schemas"]
 
 
