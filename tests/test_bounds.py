@@ -82,7 +82,8 @@ async def test_of_fifty_messages_at_once_three_wait(way: Any, kind: str, tmp_pat
     """One is answered, as many as may wait do, all others are refused and leave nothing behind."""
     store, listener = held_store(kind, tmp_path), Listener()
     go = [listener.hold(str(number)) for number in range(50)]
-    async with chatting(None, listener, store=store, limits=Limits(queued_messages=3)) as chat:
+    limits = Limits(queued_messages=3, wait_seconds=60)  # they are held up, and no disk is slow
+    async with chatting(None, listener, store=store, limits=limits) as chat:
         hold = store.hold(having("message.created"), times=50)
         sends = [asyncio.create_task(way(chat, str(number), None)) for number in range(50)]
         await hold.reached(*sends)

@@ -40,7 +40,7 @@ def url() -> Iterator[str]:
 def every_stream_breaks(step: int) -> Callable[[bytes], int | None]:
     """Each answer of a stream is cut, each ``step`` bytes later than the one before, the first near its head's end;
     others are whole."""
-    count = iter(range(480, 10**9, step))
+    count = iter(range(600, 10**9, step))
     return lambda request: next(count) if request.startswith(b"GET /stream") else None
 
 

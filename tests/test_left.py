@@ -76,7 +76,7 @@ async def left(stream: ASGIStream, when: asyncio.Event) -> bool:
 
 
 READS = [each for dialect in DIALECTS for each in dialect.operations if each.method == "GET"]
-OF_NO_SESSION = ("health", "ready", "models", "model", "system_info", "personas", "nothing")
+OF_NO_SESSION = ("health", "live", "ready", "models", "model", "system_info", "personas", "nothing")
 """Handlers that ask the store for nothing."""
 
 
@@ -94,7 +94,8 @@ async def test_work_for_who_has_left_ends(operation: Any, monkeypatch: pytest.Mo
         stream = chat.driver.stream(f"{path}?sessionId={chat.session}")
         came = await left(stream, store.asked)
         await stream.finished()
-        assert store.ended == came
+        if operation.path != "/health/ready":  # which asks by itself, for a second at most
+            assert store.ended == came
         assert came or operation.handler.__name__ in OF_NO_SESSION
         store.stuck = False
         store.go.set()

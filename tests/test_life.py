@@ -318,8 +318,8 @@ async def fails(driver: Driver) -> str:
 
 async def test_a_store_that_is_not_there_can_be_replaced() -> None:
     """A bad URL is told, and another one works."""
-    app = application("postgres://nobody")
-    assert "postgres" in await fails(Driver(app))
+    app = application("mysql://nobody")
+    assert "mysql" in await fails(Driver(app))
     app.source = "memory:"
     async with Driver(app) as driver:
         await talk(driver)

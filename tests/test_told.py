@@ -83,7 +83,7 @@ async def test_what_a_store_says_of_its_files_is_for_the_log(error: Any, caplog:
                     sent = {} if method in ("GET", "DELETE") else {"json": body}
                     answer = await chat.driver.request(method, target, **sent)
                     assert not INSIDE.search(answer.body), (operation.id, answer.body)
-                    if answer.status >= 500:
+                    if answer.status >= 500 and operation.path != "/health/ready":  # that is not of a session
                         failed += 1
                         assert answer.status == error.status
                         assert error.code in answer.text

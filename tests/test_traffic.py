@@ -538,7 +538,7 @@ def test_answers_that_nobody_reads_cost_no_more_than_their_budget(bounded: Serve
         sock.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         sockets.append(sock)
     assert ask(bounded, "GET", "/health").startswith(b"HTTP/1.1 200")
-    assert resident(bounded) - before < 120
+    assert resident(bounded) - before < 150  # of 600, in and out of the budget
     for sock in sockets:
         sock.close()
 

@@ -4,6 +4,7 @@
  * it; browsers do not all see to that themselves.
  */
 
+const NEAR = 24; // pixels above the end at which who comes down is back at it
 const UP = new Set(["ArrowUp", "PageUp", "Home"]);
 
 export class Follow {
@@ -100,7 +101,7 @@ export class Follow {
     const below = this.#below();
     const { scrollTop } = this.#box;
     if (this.pinned && Math.abs(scrollTop - this.#top) > 1 && below > 1) this.#set(false);
-    else if (below < 2 && scrollTop > this.#top) this.#set(true); // gone back to the end
+    else if (below < NEAR && scrollTop > this.#top) this.#set(true); // gone back to the end
     this.#top = scrollTop;
     this.#mark();
   }
