@@ -512,6 +512,21 @@ def damaged(type: str) -> tuple[AnyFact, bytes]:
     return fact(type, DAMAGED), _DAMAGED
 
 
+_told: set[tuple[str, Offset]] = set()
+_MOST_TOLD = 10_000
+
+
+def read_stored(session: str, offset: Offset, type: str, json: bytes) -> tuple[AnyFact, bytes]:
+    """What an event says, and its JSON. One that cannot be read is shown as damaged, and named in the log once."""
+    try:
+        return read_fact(type, json), json
+    except DAMAGE as exc:
+        if (session, offset) not in _told and len(_told) < _MOST_TOLD:
+            _told.add((session, offset))
+            logger.error("session %s: event %d (%s) is damaged: %s", session, offset, type, exc)
+        return damaged(type)
+
+
 def fact(type: str, data: JsonObject) -> AnyFact:
     """The fact of ``type`` that says ``data``, read as ``read_fact`` reads it."""
     known = EVENTS.get(type)

@@ -17,7 +17,7 @@ import msgspec
 
 from ..check import check_text
 from ..errors import LegatoError, RunEnded, StoreError
-from ..event import DAMAGE, AnyFact, Draft, Event, Offset, SessionCreated, damaged, read_fact, settle
+from ..event import AnyFact, Draft, Event, Offset, SessionCreated, read_stored, settle
 from ..figures import StoreFigures
 from ..log import MICRO, Appended, Bell, Storing, Take, created, moment
 from ..machine import Lease, OpenRun, RunState, SessionState, check_head, free, leased, moved, released, renewed
@@ -297,12 +297,8 @@ def asks_to_append(
 
 
 def read_event(session: str, type: str, json: bytes, offset: Offset, at: int, run: str | None) -> Event:
-    """An event as it is stored, at a time in microseconds. One that cannot be read is shown as damaged, and logged."""
-    try:
-        fact = read_fact(type, json)
-    except DAMAGE as exc:
-        logger.error("session %s: event %d (%s) is damaged: %s", session, offset, type, exc)
-        fact, json = damaged(type)
+    """An event as it is stored, at a time in microseconds. One that cannot be read is shown as damaged."""
+    fact, json = read_stored(session, offset, type, json)
     return Event(fact, offset, at / MICRO, run, json)
 
 

@@ -34,7 +34,7 @@ from ..errors import (
     StoreError,
     StoreVersion,
 )
-from ..event import Draft, Event, Offset
+from ..event import Draft, Event, Offset, read_stored
 from ..figures import StoreFigures
 from ..log import (
     MICRO,
@@ -57,7 +57,6 @@ from .redis_plan import (
     SessionPlan,
     binary,
     offset_of,
-    read_event,
     session_info,
     settled,
     unpack,
@@ -442,7 +441,7 @@ class RedisStore:
         for offset, at, type_, run, json, _ in records:
             if deltas and offset != last + 1 and type_ != "session.deleted":
                 break
-            fact, json = read_event(session, offset, type_, json)
+            fact, json = read_stored(session, offset, type_, json)
             events.append(Event(fact, offset, at / MICRO, run, json))
             last, room = offset, room - len(json)
             if room <= 0 or len(events) == limit:

@@ -6,7 +6,6 @@ on what is known of the session, and is done if the session is still at the vers
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -15,11 +14,9 @@ from typing import Any
 import msgspec
 
 from ..errors import TooLarge
-from ..event import DAMAGE, AnyFact, Draft, Event, Offset, SessionCreated, damaged, read_fact, settle
+from ..event import Draft, Event, Offset, SessionCreated, read_stored, settle
 from ..log import MICRO, SessionInfo, SessionRecord, Storing, created
 from ..machine import OpenRun, RunState, SessionState, free, leased
-
-logger = logging.getLogger("legato")
 
 ENTRY_EVENTS, ENTRY_BYTES = 256, 64 * 1024
 """Events, and their bytes, in one entry of a stream, unless one event has more."""
@@ -27,7 +24,6 @@ MAX_DATA_BYTES = 64 * 1024 * 1024
 """An event's data, as JSON."""
 MARK_SECONDS = 300
 """How long a session remembers a writer's last write, by which that knows it when the answer was lost."""
-MOST_TOLD = 10_000
 
 Record = tuple[Offset, int, str, str | None, bytes, int]
 """An event as it is stored: offset, time, type, run, JSON, and the era of the server in which it was."""
@@ -242,7 +238,7 @@ def read_state(session: str, version: Any, head: Any, runs: Any, first: Any) -> 
     state = SessionState(
         session, offset, whole, deleted, {row[0]: OpenRun(session, *row) for row in rows} if not deleted else {}
     )
-    begun = created(read_event(session, 1, "session.created", json)[0])
+    begun = created(read_stored(session, 1, "session.created", json)[0])
     return KeptSession(version, state, updated_at, marks, waits, created_at, begun, len(json))
 
 
@@ -263,18 +259,3 @@ def settled(draft: Draft) -> Draft:
     if len(json) > MAX_DATA_BYTES:
         raise TooLarge(f"The data of {fact.type} is beyond {MAX_DATA_BYTES} bytes.", limit=MAX_DATA_BYTES)
     return Draft(fact, draft.run, json)
-
-
-_told: set[tuple[str, Offset]] = set()
-MOST_TOLD = 10_000
-
-
-def read_event(session: str, offset: Offset, type: str, json: bytes) -> tuple[AnyFact, bytes]:
-    """What an event says, and its JSON. One that cannot be read is shown as damaged, and named in the log once."""
-    try:
-        return read_fact(type, json), json
-    except DAMAGE as exc:
-        if (session, offset) not in _told and len(_told) < MOST_TOLD:
-            _told.add((session, offset))
-            logger.error("session %s: event %d (%s) is damaged: %s", session, offset, type, exc)
-        return damaged(type)

@@ -29,7 +29,7 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 from ..errors import StoreError, StoreVersion
-from ..event import DAMAGE, AnyFact, Event, Offset, damaged, read_fact, settle
+from ..event import DAMAGE, AnyFact, Event, Offset, read_stored, settle
 from ..log import MICRO, SessionInfo, SessionRecord, created
 from ..machine import OpenRun, RunState
 from ..thin import says_nothing
@@ -338,7 +338,7 @@ def read_page(
 
 def _rows(session: str, rows: Iterable[Any]) -> Iterator[Event]:
     for type_, data, offset, at, run in rows:
-        fact, json = _fact(session, offset, type_, data)
+        fact, json = read_stored(session, offset, type_, data)
         yield Event(fact, offset, at / MICRO, run, json)
 
 
@@ -350,7 +350,7 @@ def _read(session: str, records: Iterable[Record], after: Offset) -> Iterator[Ev
         if data.startswith(b"*"):
             times, _, data = data[1:].partition(b" ")
             count = int(times)
-        fact, json = _fact(session, offset, type_, data)
+        fact, json = read_stored(session, offset, type_, data)
         for each in range(max(offset - count, after) + 1, offset + 1):
             yield Event(fact, each, at / MICRO, run, json)
 
@@ -387,21 +387,6 @@ def repacked(events: Sequence[Event]) -> bytes:
         count = 1
         records.append((event.offset, at, event.type, event.run, json))
     return pack_data(records)
-
-
-_told: set[tuple[str, Offset]] = set()
-_MOST_TOLD = 10_000
-
-
-def _fact(session: str, offset: Offset, type: str, json: bytes) -> tuple[AnyFact, bytes]:
-    """What an event says, and its JSON. One that cannot be read is shown as damaged, and named in the log once."""
-    try:
-        return read_fact(type, json), json
-    except DAMAGE as exc:
-        if (session, offset) not in _told and len(_told) < _MOST_TOLD:
-            _told.add((session, offset))
-            logger.error("session %s: event %d (%s) is damaged: %s", session, offset, type, exc)
-        return damaged(type)
 
 
 def read_journal(connection: apsw.Connection) -> list[tuple[int, int, dict[str, Arrived]]]:
@@ -448,7 +433,7 @@ def _infos(rows: Iterable[Any], limit: int, heads: Mapping[str, Offset]) -> tupl
                 head=max(head, heads.get(name, 0)),
                 created_at=created_at / MICRO,
                 updated_at=updated_at / MICRO,
-                created=created(_fact(name, 1, "session.created", data)[0]),
+                created=created(read_stored(name, 1, "session.created", data)[0]),
                 open_runs=[],
             )
         if run[0] is not None:
@@ -506,7 +491,7 @@ def read_heads(connection: apsw.Connection, names: Sequence[str]) -> list[Sessio
             head,
             whole or 0,
             bool(deleted),
-            (_fact(name, 1, type or "session.created", data or b"{}")[0], at or 0, len(data or b"")),
+            (read_stored(name, 1, type or "session.created", data or b"{}")[0], at or 0, len(data or b"")),
             updated_at,
         )
         for id, name, head, whole, deleted, type, at, data, updated_at in connection.execute(
