@@ -41,10 +41,10 @@ export class TurnView {
     const part = turn.parts[turn.parts.length - 1];
     const asked = part !== undefined && "answer" in part && part.answer === null;
     const typing = turn.state === "running" && part?.kind !== "text" && !asked;
-    this.#said.setAttribute("aria-label", chat.agentName);
-    const state = `${turn.state} ${turn.waits} ${typing} ${turn.id} ${last} ${this.#asking}`;
+    const state = `${turn.state} ${turn.waits} ${typing} ${turn.id} ${last} ${this.#asking} ${chat.agentName}`;
     if (state === this.#state) return;
     this.#state = state;
+    this.#said.setAttribute("aria-label", chat.agentName);
     this.#said.hidden = turn.parts.length === 0 && !typing && !turn.ended; // nothing is said yet
     this.#sending.textContent = turn.state === "sending" ? chat.word("sending") : turn.state === "waiting" ? chat.word(turn.waits) : "";
     this.#foot.replaceChildren(...this.#footing(typing));
