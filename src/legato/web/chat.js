@@ -261,6 +261,7 @@ export class LegatoChat extends LegatoElement {
 
   #paint() {
     this.#frame = 0;
+    this.#follow.look();
     const turns = this.#talk?.conversation.turns ?? [];
     const last = turns[turns.length - 1];
     turns.slice(this.#first).forEach((turn, at) => this.#place(turn, at, turn === last));

@@ -15,6 +15,7 @@ export class Follow {
   #changed;
   #touched = 0;
   #top = 0; // where we have put it, or the reader has
+  #end = 0; // how far it could be scrolled then
   #held = false; // a button is pressed in it, so nothing moves below it
   /** @type {Element | null} */ #stop = null; // not further than to the start of this
   /** @type {{element: Element, top: number} | null} */ #anchor = null;
@@ -58,10 +59,14 @@ export class Follow {
   /** The content has changed, or the box: what was in view is to be in view. */
   keep() {
     if (this.#held) return;
-    const { scrollTop } = this.#box;
-    if (this.pinned && Math.abs(scrollTop - this.#top) > 1 && this.#below() > 1) return this.#scrolled();
+    this.look();
     if (this.pinned) this.#follow();
-    else if (this.#anchor?.element.isConnected) this.#go(scrollTop + this.#from(this.#anchor.element) - this.#anchor.top);
+    else if (this.#anchor?.element.isConnected) this.#go(this.#box.scrollTop + this.#from(this.#anchor.element) - this.#anchor.top);
+  }
+
+  /** Look where the reader is, before the content is changed: browsers tell of it later. */
+  look() {
+    if (Math.abs(this.#box.scrollTop - this.#top) > 1) this.#scrolled();
   }
 
   #follow() {
@@ -70,7 +75,6 @@ export class Follow {
     this.#stop = null;
     this.#go(this.#box.scrollTop + room);
     this.#set(false);
-    this.#mark();
   }
 
   #below() {
@@ -85,7 +89,13 @@ export class Follow {
   /** @param {number} top */
   #go(top) {
     if (Math.abs(top - this.#box.scrollTop) >= 1) this.#box.scrollTop = top;
-    this.#top = this.#box.scrollTop;
+    this.#saw();
+  }
+
+  #saw() {
+    const { scrollTop, scrollHeight, clientHeight } = this.#box;
+    this.#top = scrollTop;
+    this.#end = scrollHeight - clientHeight;
   }
 
   #pause() {
@@ -101,9 +111,9 @@ export class Follow {
     const below = this.#below();
     const { scrollTop } = this.#box;
     if (this.pinned && Math.abs(scrollTop - this.#top) > 1 && below > 1) this.#set(false);
-    else if (below < NEAR && scrollTop > this.#top) this.#set(true); // gone back to the end
-    this.#top = scrollTop;
-    this.#mark();
+    else if (scrollTop > this.#top && (below < NEAR || scrollTop > this.#end - NEAR)) this.#set(true); // back at the end
+    this.#saw();
+    if (!this.pinned) this.#mark(); // else each piece of an answer would look through the page
   }
 
   /** Remember what is at the top, as small as it can be told. */
