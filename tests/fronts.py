@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import random
 import re
 import signal
 import socket
@@ -19,6 +18,7 @@ from pathlib import Path
 import httpx2
 
 from machine import program
+from ports import free_port
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
@@ -34,14 +34,6 @@ def documented(heading: str, language: str = "") -> str:
     found = re.search(rf"### {heading}\n\n```{language}\n(.*?)```", DEPLOY, re.DOTALL)
     assert found
     return found[1]
-
-
-def free_port() -> int:
-    """A port that nobody listens to; not one of those that the system gives to whoever connects somewhere."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 @functools.cache

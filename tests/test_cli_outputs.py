@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from legato.client import Client
+from ports import free_port
 from processes import running
 from test_cli import LEGATO, SAFETY, run
 
@@ -96,11 +96,6 @@ def test_nothing_is_written_into_a_file_that_has_the_number_of_a_closed_stream(f
         assert b"Legato is ready" not in file.read_bytes()
     checked = sqlite3.connect(tmp_path / "chat.db").execute("PRAGMA integrity_check").fetchone()
     assert checked == ("ok",)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 PROXIES = ["ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"]

@@ -14,8 +14,9 @@ from playwright.sync_api import Browser
 
 from browser import browsing
 from driving import data
-from fronts import BUFFERING, COMPRESSING, DOCUMENTED, client, free_port, front, until_ready
+from fronts import BUFFERING, COMPRESSING, DOCUMENTED, client, front, until_ready
 from legato.sse import Decoder, SSEMessage
+from ports import free_port
 from processes import Server, running
 
 KINDS = (*DOCUMENTED, BUFFERING, *COMPRESSING)

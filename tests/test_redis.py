@@ -40,10 +40,10 @@ from legato.store import SCHEMES, open_store
 from legato.store.redis import RedisStore
 from legato.store.redis_server import is_lost, store_error
 from legato.testing import PATIENCE, STORE_CHECKS, Driver, StoreCheck
+from ports import free_port
 from valkeys import (
     Valkey,
     ask,
-    free_port,
     kept,
     sentinel,
     shared_redis,

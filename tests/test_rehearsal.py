@@ -24,11 +24,12 @@ from playwright.sync_api import Page
 
 from browser import browsing, node
 from driving import data
-from fronts import DOCUMENTED, authority, free_port, front
+from fronts import DOCUMENTED, authority, front
 from legato import Client
 from legato.dialect.mix import LEGATO
 from legato.sse import Decoder
 from node_packages import package
+from ports import free_port
 from processes import Server, running
 from venvs import mix_python
 

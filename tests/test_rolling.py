@@ -22,10 +22,11 @@ import pytest
 
 from databases import pgbouncer, postgres, shared_postgres
 from driving import data
-from fronts import DOCUMENTED, ROOT, free_port, front
+from fronts import DOCUMENTED, ROOT, front
 from legato import Client
 from legato.sse import Decoder
 from machine import program
+from ports import free_port
 from processes import Server, running
 
 READERS = int(os.environ.get("LEGATO_ROLLING", "30"))

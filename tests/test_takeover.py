@@ -25,6 +25,7 @@ from legato.errors import StoreLocked
 from legato.server.app import Legato
 from legato.sse import Decoder
 from legato.store.lock import FileLock
+from ports import free_port
 from processes import running
 
 NET = 60.0
@@ -222,11 +223,6 @@ def waiting(folder: Path, *options: str) -> tuple[list[str], dict[str, str]]:
     (folder / "app.py").write_text(APP)
     environment = {"STORE": f"sqlite:///{folder}/chat.db", "PYTHONPATH": str(SOURCE)}
     return ["legato", "serve", str(folder / "app.py"), *options], environment
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @contextmanager

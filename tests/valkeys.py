@@ -26,16 +26,12 @@ from typing import TypeVar
 
 import pytest
 
+from ports import free_port
+
 PATIENCE = 60.0
 """Seconds after which a server that does not start is given up."""
 T = TypeVar("T")
 _names = itertools.count(1)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listened to just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def ask(port: int, *words: str | int) -> bytes:
