@@ -8,17 +8,9 @@ from urllib.parse import unquote
 import click
 
 from .failure import Misuse, debug_option
-from .serve import STORE
+from .serve import store_option
 
-file_store_option = click.option(
-    "--store",
-    metavar="URL",
-    envvar="LEGATO_STORE",
-    show_envvar=True,
-    default=STORE,
-    show_default=True,
-    help="The server's store: sqlite:///FILE",
-)
+file_store_option = store_option("The server's store: sqlite:///FILE")
 
 
 @click.command(short_help="Copy the store to a file, while the server runs.")

@@ -15,20 +15,12 @@ import click
 from ..errors import StoreLocked
 from .backup import file_of
 from .failure import Failure, Misuse, debug_option
-from .serve import STORE
+from .serve import store_option
 
 if TYPE_CHECKING:
     from ..log import Store
 
-store_option = click.option(
-    "--store",
-    metavar="URL",
-    envvar="LEGATO_STORE",
-    show_envvar=True,
-    default=STORE,
-    show_default=True,
-    help="The server's store.",
-)
+servers_store_option = store_option("The server's store.")
 
 
 @click.command(short_help="Write an owner's sessions, or one, as lines of JSON.")
@@ -40,7 +32,7 @@ store_option = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     help="File, which is to be new; else standard output.",
 )
-@store_option
+@servers_store_option
 @debug_option
 def export(session: str | None, owner: str | None, output: Path | None, store: str) -> None:
     """Write SESSION, or with --owner all that an owner has, with all events, as docs/data.md says.
@@ -70,7 +62,7 @@ async def _export(url: str, session: str | None, owner: str | None, output: Path
 
 @click.command("import", short_help="Store what has been exported.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@store_option
+@servers_store_option
 @debug_option
 def import_(file: Path, store: str) -> None:
     """Store the sessions in FILE, which is from legato export; each whole, or not at all.
@@ -108,7 +100,7 @@ async def _import(url: str, path: Path) -> None:
     help="File, which is to be new: export first.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@store_option
+@servers_store_option
 @debug_option
 def erase(owner: str, output: Path | None, yes: bool, store: str) -> None:
     """Delete all sessions of an owner, for ever, and what was counted of theirs; on wish export them first.

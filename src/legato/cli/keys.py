@@ -13,7 +13,7 @@ from ..caller import SCOPES
 from ..errors import StoreLocked
 from .connect import KEY, connected, key_option, url_option
 from .failure import Failure, Misuse, debug_option
-from .serve import STORE
+from .serve import store_option
 from .text import line
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ DEFAULTS = ("read", "send", "cancel", "answer")
 
 def _where(command: Callable[P, None]) -> Callable[P, None]:
     """The options that say which keys are meant."""
-    store = click.option(
-        "--store", metavar="URL", envvar="LEGATO_STORE", show_envvar=True, default=STORE, show_default=True,
-        help="Whose keys. While a server has the file open, it is asked (--url), with the key of an admin.",
-    )  # fmt: skip
+    store = store_option("Whose keys. While a server has the file open, it is asked (--url), with the key of an admin.")
     for option in (debug_option, key_option, url_option, store):
         command = option(command)
     return command

@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import click
 
@@ -28,6 +28,16 @@ if TYPE_CHECKING:
     from .target import Target
 
 STORE = "sqlite:///legato.db"
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def store_option(help: str) -> Callable[[Command], Command]:
+    """Of a command about what a server has stored: which store that is."""
+    return click.option(
+        "--store", metavar="URL", envvar="LEGATO_STORE", show_envvar=True, default=STORE, show_default=True, help=help
+    )
+
 
 _APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host", "bounds", "keys", "keep", "keep_pieces")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
