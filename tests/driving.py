@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
+from held_store import quiet
 from legato.server.app import Legato
 from legato.sse import Decoder, SSEMessage
 from legato.testing import ASGIResponse, ASGIStream, Driver
@@ -113,6 +114,31 @@ def logged(messages: list[SSEMessage]) -> list[SSEMessage]:
 
 def decoded(body: bytes) -> list[SSEMessage]:
     return Decoder().feed(body)
+
+
+async def at_once(stream: ASGIStream, *, patience: float = 0.0) -> ASGIResponse:
+    """The answer to a request that has not been made yet; of a stream that stays open, what comes at once.
+
+    Status 0 if the answer has to be waited for, beyond ``patience`` seconds for what is answered elsewhere.
+    """
+    opening = asyncio.create_task(stream.__aenter__())
+    await asyncio.wait({opening}, timeout=patience)
+    for _ in range(10):
+        await quiet(rounds=50)
+        if opening.done():
+            break
+    if waits := not opening.done():
+        stream.disconnect()
+    async with asyncio.timeout(30):
+        await opening
+        if stream.headers.get("content-type", "").startswith("text/event-stream"):
+            await stream.read()
+        else:
+            async for _ in stream:
+                pass
+            await stream.finished()
+        await stream.__aexit__(None, None, None)
+    return ASGIResponse(0 if waits else stream.status, stream.headers, stream.body, stream.error)
 
 
 def reason(response: ASGIResponse) -> tuple[int, str, str]:

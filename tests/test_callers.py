@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from asking import items
-from driving import reason
+from driving import at_once, reason
 from held_store import quiet
 from legato.agent import Agent
 from legato.caller import NOBODY, Caller, Verb, may
@@ -224,25 +224,7 @@ def filled(case: Case, names: dict[str, str]) -> tuple[str, Any]:
 async def sent(driver: Driver, method: str, target: str, body: Any, headers: dict[str, str]) -> ASGIResponse:
     """The answer; of a stream that stays open, what comes at once. Status 0 if the answer has to be waited for."""
     raw = b"" if body is None else json.dumps(body).encode()
-    stream = driver.stream(target, method=method, body=raw, headers=headers)
-    opening = asyncio.create_task(stream.__aenter__())
-    for _ in range(10):
-        await quiet(rounds=50)
-        if opening.done():
-            break
-    waits = not opening.done()
-    if waits:
-        stream.disconnect()
-    async with asyncio.timeout(30):
-        await opening
-        if stream.headers.get("content-type", "").startswith("text/event-stream"):
-            await stream.read()
-        else:
-            async for _ in stream:
-                pass
-            await stream.finished()
-        await stream.__aexit__(None, None, None)
-    return ASGIResponse(0 if waits else stream.status, stream.headers, stream.body, stream.error)
+    return await at_once(driver.stream(target, method=method, body=raw, headers=headers))
 
 
 async def requested(driver: Driver, case: Case, names: dict[str, str], headers: dict[str, str]) -> ASGIResponse:

@@ -7,7 +7,6 @@ and the same calls to the store, so that neither the body nor the time says that
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from driving import at_once
 from held_store import quiet
 from legato import Legato
 from legato.auth import JWT, APIKeys
@@ -182,26 +182,8 @@ async def sent(driver: Driver, asked: Asked, headers: dict[str, str]) -> ASGIRes
     if asked.body is not None:
         raw = json.dumps(asked.body).encode()
         fields["content-type"] = "application/json"
-    stream = driver.stream(asked.target, method=asked.method, body=raw, headers=fields)
-    opening = asyncio.create_task(stream.__aenter__())
-    if asked.target not in ("/v1/responses", "/v1/chat/completions"):
-        await asyncio.wait({opening}, timeout=30)
-    for _ in range(10):
-        await quiet(rounds=50)
-        if opening.done():
-            break
-    if waits := not opening.done():
-        stream.disconnect()
-    async with asyncio.timeout(30):
-        await opening
-        if stream.headers.get("content-type", "").startswith("text/event-stream"):
-            await stream.read()
-        else:
-            async for _ in stream:
-                pass
-            await stream.finished()
-        await stream.__aexit__(None, None, None)
-    return ASGIResponse(0 if waits else stream.status, stream.headers, stream.body, stream.error)
+    patience = 0 if asked.target in ("/v1/responses", "/v1/chat/completions") else 30
+    return await at_once(driver.stream(asked.target, method=asked.method, body=raw, headers=fields), patience=patience)
 
 
 def told(answer: ASGIResponse, names: dict[str, str]) -> tuple[int, dict[str, str], str]:
