@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from .sse import Decoder, SSEMessage
+from ..sse import Decoder, SSEMessage
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Scope
