@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from databases import shared_postgres
 from legato.archive import ArchiveCount, erase, export, sessions_in, take
+from legato.auth.keys import add_key, new_key, read_keys, revoke_key
 from legato.caller import Caller
 from legato.cli.group import group
 from legato.errors import InvalidInput, SessionExists, SessionNotFound
@@ -21,6 +22,7 @@ from legato.event import Draft, SessionCreated, SessionDeleted
 from legato.log import Log, Store
 from legato.retention import LEAST_SECONDS, TICK_CHANGES, Keeper, Retention, seconds_of
 from legato.run import Runner
+from legato.server.sign_in import Tickets
 from legato.sessions import Question, Sessions
 from legato.spending import holder, spent
 from legato.store import open_store
@@ -215,11 +217,23 @@ async def test_nothing_of_an_owner_is_left_in_the_files(tmp_path: Path) -> None:
     await talk(store, "ann-the-owner", "a1", "a2")
     await talk(store, "bob", "b1")
     await store.append("a2", [Draft(SessionDeleted())])
+    await sign_in(store, "ann-the-owner")
     await erase(store, "ann-the-owner")
     await store.close()
     held = b"".join(path.read_bytes() for path in tmp_path.iterdir())  # noqa: ASYNC240
     assert b"bob" in held
     assert b"ann-the-owner" not in held
+
+
+async def sign_in(store: Store, owner: str) -> None:
+    """Leave what signing in leaves: a key that is good, one that was revoked, and a ticket that was never used."""
+    (_, key), (_, revoked) = (new_key(owner, name=f"{name} of {owner}") for name in ("laptop", "phone"))
+    for each in (key, revoked):
+        await add_key(store, each)
+    await revoke_key(store, revoked.id)
+    tickets = Tickets()
+    tickets.store = store
+    await tickets.issue(key.caller(), "s")
 
 
 def left_in_postgres() -> tuple[str, Callable[[], bytes]]:
@@ -243,6 +257,7 @@ def left_in_valkey() -> tuple[str, Callable[[], bytes]]:
 
     url = shared_valkey().url("data", "valkey")
     client = redis.Redis(port=shared_valkey().port)
+    client.config_set("rdbcompression", "no")  # else what is given is not in plain words
     return url, lambda: b"".join(key + (client.dump(key) or b"") for key in client.scan_iter())  # type: ignore[union-attr]
 
 
@@ -257,8 +272,11 @@ async def test_no_database_says_whose_a_deleted_session_was(
     for owner in ("ann-the-owner", "bob-the-other"):
         begun = Draft(SessionCreated(owner=owner, title=f"title of {owner}"))
         await store.append(f"s-of-{owner[:3]}", [begun], once=f"key of {owner}")
-    assert b"ann-the-owner" in held()
-    assert (await erase(store, "ann-the-owner")).sessions == 1
+        await sign_in(store, owner)
+    assert b"laptop of ann-the-owner" in held()
+    found = await erase(store, "ann-the-owner")
+    assert (found.sessions, found.keys) == (1, 1)
+    assert [key.subject for key in await read_keys(store)] == ["bob-the-other"]
     await store.close()
     assert b"bob-the-other" in held()
     assert b"ann-the-owner" not in held()

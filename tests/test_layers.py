@@ -44,6 +44,7 @@ LAYERS: list[tuple[str, int]] = [
     ("contents", 2),
     ("bounds", 2),
     ("spending", 2),
+    ("credentials", 2),
     ("retention", 2),
     ("archive", 2),
     ("places", 2),

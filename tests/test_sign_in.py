@@ -522,7 +522,7 @@ async def test_a_ticket_that_is_none_stores_nothing(monkeypatch: pytest.MonkeyPa
         ticket = await ticket_for(driver, session)
         hour, _, nonce = ticket.partition(".")
         before = {i.session: i.head for i in (await app.store.sessions()).infos}
-        others = [f"{int(hour) - 1}.{nonce}", f"{hour}.{nonce[:-1]}", f"{hour}.{'a' * 43}"]
+        others = [f"{hour[:9]}-aaaaaaaa.{nonce}", f"{hour[:9]}.{nonce}", f"{hour}.{nonce[:-1]}", f"{hour}.{'a' * 43}"]
         for wrong in ("", "x", nonce, f"{hour}.", *others, ticket + "x", f"{hour}.{nonce}%0a", f"-{ticket}"):
             assert await status_of(driver, f"/stream?sessionId={session}&ticket={wrong}") == 401
         now = time.time()
@@ -595,7 +595,8 @@ async def test_a_key_is_kept_as_a_hash() -> None:
     """Nothing of the store is of use to sign in with."""
     store = MemoryStore()
     async with with_key(store=store) as (_, driver, keys, token):
-        kept = b"".join([event.json for event in await store.read(".legato-keys", 0)])
+        logs = [info.session for info in (await store.sessions()).infos]
+        kept = b"".join([event.json for log in logs for event in await store.read(log, 0)])
         assert token.rpartition("_")[2].encode() not in kept
         assert keys.keys[0].hash.encode() in kept
         listed = await driver.request("GET", "/api/auth/keys", headers={"authorization": f"Bearer {token}"})
@@ -723,6 +724,37 @@ async def test_keys_are_read_anew_when_the_store_has_lost_some() -> None:
         while not keys.keys:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert (await driver.request("GET", "/api/sessions", headers=headers)).status == 200
+
+
+async def test_who_is_erased_is_signed_out() -> None:
+    """Their key is good for nothing, and tickets go; who comes then is given new ones."""
+    async with with_key() as (app, driver, keys, token):
+        headers = {"authorization": f"Bearer {token}"}
+        other, _ = await keys.add("bob")
+        session = (await driver.request("POST", "/api/sessions", json={}, headers=headers)).json()["id"]
+        ticket = (await driver.request("POST", "/tickets", json={"sessionId": session}, headers=headers)).json()[
+            "ticket"
+        ]
+        subject = keys.keys[0].subject
+        assert (await app.erase(subject)).keys == 1
+        while len(keys.keys) > 1:  # noqa: ASYNC110  # nobody is told
+            await asyncio.sleep(0)
+        assert (await driver.request("GET", "/api/sessions", headers=headers)).status == 401
+        assert await status_of(driver, f"/stream?sessionId={session}&ticket={ticket}") == 401
+        headers = {"authorization": f"Bearer {other}"}
+        session = (await driver.request("POST", "/api/sessions", json={}, headers=headers)).json()["id"]
+        made = [driver.request("POST", "/tickets", json={"sessionId": session}, headers=headers) for _ in range(5)]
+        tickets = [each.json()["ticket"] for each in await asyncio.gather(*made)]
+        assert len({each.partition(".")[0] for each in tickets}) == 1
+        assert await status_of(driver, f"/stream?sessionId={session}&ticket={tickets[0]}") == 200
+        kept = b"".join(
+            [
+                event.json
+                for info in (await app.store.sessions()).infos
+                for event in await app.store.read(info.session, 0)
+            ]
+        )
+        assert f'"{subject}"'.encode() not in kept
 
 
 # Expiry ---------------------------------------------------------------------------------------------------------------

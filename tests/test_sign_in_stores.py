@@ -70,7 +70,7 @@ async def test_a_key_and_a_ticket_at_every_node(kind: str, tmp_path: Path) -> No
                 return stream.status
 
         hour = ticket["ticket"].partition(".")[0]
-        log = f".legato-tickets-{int(hour):09}"
+        log = f".legato-tickets-{hour}"
         head = (await store.info(log)).head
         assert [await used(driver, f"{hour}.{'a' * 43}") for driver in drivers] == [401] * len(drivers)
         assert (await store.info(log)).head == head

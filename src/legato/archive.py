@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 
 import msgspec
 
+from .credentials import erase_credentials
 from .dialect.common import SESSION_PATTERN
 from .errors import InvalidInput, SessionExists, SessionNotFound
 from .event import DAMAGE, Draft, Event, RunFailed, Said, SessionDeleted, read_fact, settle
@@ -77,12 +78,14 @@ class ArchiveCount(msgspec.Struct, frozen=True):
 
     Attributes:
         sessions, events: how many.
+        keys: how many API keys were revoked.
         left: ids of sessions that were there already, and were left as they are.
     """
 
     sessions: int = 0
     events: int = 0
     left: tuple[str, ...] = ()
+    keys: int = 0
 
 
 _encoder = msgspec.json.Encoder()
@@ -269,7 +272,7 @@ def _events(session: str, exported: list[ExportedEvent]) -> list[Event]:
 
 
 async def erase(store: Store, owner: str) -> ArchiveCount:
-    """Delete all sessions of an owner, and what was counted of theirs. When it returns, that is durable.
+    """Delete all sessions of an owner, their API keys, and what was counted of them. When it returns, that is durable.
 
     What is left of a session is its id, and when it was deleted: nobody can take it again. What the owner said in the
     sessions of others is part of those.
@@ -279,6 +282,7 @@ async def erase(store: Store, owner: str) -> ArchiveCount:
     """
     if not owner:
         raise InvalidInput("What is nobody's in particular is not erased by owner; delete its sessions.")
+    keys = await erase_credentials(store, owner)  # first, so that nothing is begun meanwhile
     sessions = events = 0
     async for info in of_owner(store, owner):
         try:
@@ -291,4 +295,4 @@ async def erase(store: Store, owner: str) -> ArchiveCount:
             await store.append(info.session, [Draft(SessionDeleted())])
         except SessionNotFound:
             pass
-    return ArchiveCount(sessions, events)
+    return ArchiveCount(sessions, events, keys=keys)

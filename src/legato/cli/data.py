@@ -92,7 +92,7 @@ async def _import(url: str, path: Path) -> None:
 
 
 @click.command(short_help="Delete all that an owner has.")
-@click.option("--owner", metavar="SUBJECT", required=True, help="Whose sessions, and what was counted of theirs.")
+@click.option("--owner", metavar="SUBJECT", required=True, help="Whose sessions, API keys and counts.")
 @click.option(
     "--export",
     "output",
@@ -103,7 +103,7 @@ async def _import(url: str, path: Path) -> None:
 @servers_store_option
 @debug_option
 def erase(owner: str, output: Path | None, yes: bool, store: str) -> None:
-    """Delete all sessions of an owner, for ever, and what was counted of theirs; on wish export them first.
+    """Delete all sessions of an owner, for ever, their API keys, and what was counted of theirs; on wish export first.
 
     What is left is the ids of the sessions, so that nobody takes them again. Backups keep what they have.
 
@@ -128,7 +128,7 @@ async def _erase(url: str, owner: str, output: Path | None) -> None:
                 async for each in lines(store, owner=owner):
                     file.write(each)
         found = await erased(store, owner)
-    click.echo(f"{found.sessions} session(s) with {found.events} event(s) deleted")
+    click.echo(f"{found.sessions} session(s) with {found.events} event(s) deleted, and {found.keys} API key(s)")
 
 
 @asynccontextmanager

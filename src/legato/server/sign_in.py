@@ -8,7 +8,6 @@ once.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
 import re
@@ -26,6 +25,7 @@ from starlette.types import Scope
 
 from ..bounds import Rate
 from ..caller import Caller
+from ..credentials import ID_LETTERS, TICKETS, hashed
 from ..errors import (
     Forbidden,
     HeadMoved,
@@ -62,7 +62,7 @@ TOLD = 100
 """Places in ``auth`` of which it is told that they fail."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)
-_TICKET = re.compile(r"(\d{1,9})\.([A-Za-z0-9_-]{43})", re.ASCII)
+_TICKET = re.compile(r"(\d{9}-[a-z2-7]{8})\.([A-Za-z0-9_-]{43})", re.ASCII)
 
 Auth = Callable[[HTTPRequest], Any]
 """Gives a subject, a ``Caller``, None, or an awaitable of one."""
@@ -234,9 +234,10 @@ def cookie(token: str, *, secure: bool, path: str, seconds: float) -> str:
 
 
 class Tickets:
-    """Tickets for streams, in a log of the store for each hour: whoever serves from it can take them, once.
+    """Tickets for streams, in logs of the store, a new one each hour: whoever serves from it can take them, once.
 
-    What is kept of a ticket is its hash, and who it is for. A log goes when its hour is long over.
+    What is kept of a ticket is its hash, and who it is for. A log goes when its hour is long over, or when somebody's
+    data is erased: then a new one is begun.
 
     Attributes:
         store: of the application.
@@ -246,6 +247,7 @@ class Tickets:
 
     def __init__(self) -> None:
         self._rate = Rate(lambda: TICKETS_A_MINUTE)
+        self._log = ""
 
     async def issue(self, caller: Caller, session: str) -> str:
         """A ticket for a stream of this session; it reads, no longer than the caller's own sign-in.
@@ -258,7 +260,7 @@ class Tickets:
         except TooMany:
             raise TooMany(f"{TICKETS_A_MINUTE:g} tickets a minute are given to one caller; try again later.") from None
         now = time.time()
-        hour, nonce = int(now // 3600), secrets.token_urlsafe(32)
+        nonce = secrets.token_urlsafe(32)
         kept: dict[str, Any] = {
             "subject": caller.subject,
             "scopes": sorted({"read"} & caller.scopes) if caller.scopes is not None else ["read"],
@@ -267,16 +269,24 @@ class Tickets:
             "session": session,
             "until": now + TICKET_SECONDS,
         }
-        draft, key = Draft(SessionUpdated(kept)), f"issued:{_hashed(nonce)}"
-        log = _log_of(hour)
-        try:
-            await self.store.append(log, [draft], once=key)
-        except SessionNotFound:
-            with suppress(SessionExists):
-                await self.store.append(log, [Draft(SessionCreated(title="Tickets", owner=RESERVED))])
-            await self.store.append(log, [draft], once=key)
-            await self._let_go(hour)
-        return f"{hour}.{nonce}"
+        draft, key = Draft(SessionUpdated(kept)), f"issued:{hashed(nonce)}"
+        hour, missing = int(now // 3600), ""
+        while True:
+            if not self._log.startswith(_name(hour)):
+                self._log = f"{_name(hour)}{''.join(secrets.choice(ID_LETTERS) for _ in range(8))}"
+            log = self._log
+            try:
+                await self.store.append(TICKETS + log, [draft], once=key)
+            except SessionNotFound:
+                if log == missing:  # it was there, and has been let go
+                    self._log = "" if self._log == log else self._log
+                    continue
+                missing = log
+                with suppress(SessionExists):
+                    await self.store.append(TICKETS + log, [Draft(SessionCreated(title="Tickets", owner=RESERVED))])
+                    await self._let_go(hour)
+            else:
+                return f"{log}.{nonce}"
 
     async def used(self, scope: Scope) -> Caller | None:
         """Who asks by a ticket for the stream of this request; None if there is none, or it is good no more."""
@@ -287,7 +297,7 @@ class Tickets:
         sessions = query.get("sessionId", [])
         if match is None or len(sessions) != 1:
             return None
-        log, name = _log_of(int(match[1])), _hashed(match[2])
+        log, name = TICKETS + match[1], hashed(match[2])
         try:
             # What was stored under this key before is given back; and nothing is stored, since the log is beyond 0.
             issued = await self.store.append(log, [Draft(SessionUpdated({}))], once=f"issued:{name}", head=0)
@@ -307,20 +317,13 @@ class Tickets:
     async def _let_go(self, hour: int) -> None:
         page = await self.store.sessions(limit=100, owner=RESERVED)
         for info in page.infos:
-            if info.session.startswith(_LOGS) and info.session < _log_of(hour - 1):
+            if info.session.startswith(TICKETS) and info.session < TICKETS + _name(hour - 1):
                 with suppress(SessionNotFound):
                     await self.store.append(info.session, [Draft(SessionDeleted())])
 
 
-_LOGS = ".legato-tickets-"
-
-
-def _log_of(hour: int) -> str:
-    return f"{_LOGS}{hour:09}"
-
-
-def _hashed(nonce: str) -> str:
-    return hashlib.sha256(nonce.encode()).hexdigest()
+def _name(hour: int) -> str:
+    return f"{hour:09}-"
 
 
 class RedactTickets(logging.Filter):

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from ..auth.keys import DEFAULT_SCOPES, APIKey, APIKeys
+from ..auth.keys import APIKeys
 from ..caller import Caller
+from ..credentials import DEFAULT_SCOPES, APIKey
 from ..dialect.common import rfc3339
 from ..errors import Forbidden, ScopeMissing, Unauthorized
 from .guard import OWN
