@@ -23,8 +23,9 @@ from legato.execution import Limits
 from legato.json import JsonObject
 from legato.log import Appended, Log, Subscription
 from legato.machine import Lease, RunState, advance
+from legato.questions import Question, Sent
 from legato.run import Runner
-from legato.sessions import Question, Sent, Sessions
+from legato.sessions import Sessions
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.transcript import fold

@@ -32,7 +32,7 @@ from legato.event import (
 )
 from legato.execution import Limits
 from legato.log import Log
-from legato.sessions import Question
+from legato.questions import Question
 from legato.store.memory import MemoryStore
 from legato.transcript import askings, history
 from running import STORES, Node, Stage, staged

@@ -16,7 +16,7 @@ import pytest
 
 from driving import echo
 from facts import draft
-from legato import sessions as sessions_module
+from legato import copies as copies_module
 from legato.caller import NOBODY
 from legato.errors import SessionExists, SessionNotFound, StoreError, StoreFull
 from legato.event import Draft, Event
@@ -279,15 +279,15 @@ class Counted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.most = 0
         self.count = 0
-        copies = sessions_module.Sessions._copies
+        copies = copies_module.Copies.drafts
 
-        async def counted(sessions: Any, source: str, entries: Any) -> Any:
-            drafts = await copies(sessions, source, entries)
+        async def counted(of: Any, source: str, entries: Any) -> Any:
+            drafts = await copies(of, source, entries)
             self.most = max(self.most, sum(len(draft.fact.text) for draft in drafts))
             self.count += 1
             return drafts
 
-        monkeypatch.setattr(sessions_module.Sessions, "_copies", counted)
+        monkeypatch.setattr(copies_module.Copies, "drafts", counted)
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
@@ -307,7 +307,7 @@ async def test_a_large_fork_is_made_in_pieces(kind: str, tmp_path: Path, monkeyp
             ]
         )
         assert [201] * 4 == [fork.status for fork in forks]
-        assert counted.most <= sessions_module.COPY_BYTES
+        assert counted.most <= copies_module.COPY_BYTES
         assert counted.count >= 4 * 7
         source = await app.sessions.history(NOBODY, "s")
         for number in range(4):
@@ -321,7 +321,7 @@ async def test_a_large_fork_is_made_in_pieces(kind: str, tmp_path: Path, monkeyp
 
 async def test_a_large_branch_is_made_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A response that goes on from an earlier one of a large conversation; the same key, the same response."""
-    monkeypatch.setattr(sessions_module, "COPY_BYTES", 1_000)
+    monkeypatch.setattr(copies_module, "COPY_BYTES", 1_000)
     app = Legato(f"sqlite:///{tmp_path / 'log.db'}", agents=[echo])
     async with Driver(app) as driver:
         previous: str | None = None
@@ -345,22 +345,22 @@ async def test_a_large_branch_is_made_in_pieces(tmp_path: Path, monkeypatch: pyt
 
 async def test_a_source_that_is_deleted_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not found, and there is no half of a copy."""
-    monkeypatch.setattr(sessions_module, "COPY_BYTES", 100)
+    monkeypatch.setattr(copies_module, "COPY_BYTES", 100)
     app = Legato(f"sqlite:///{tmp_path / 'log.db'}", agents=[echo])
     async with Driver(app) as driver:
         await driver.request("POST", "/api/sessions", json={"id": "s"})
         for number in range(5):
             await app.store.append("s", [said(number, 100)])
-        copies = sessions_module.Sessions._copies
+        copies = copies_module.Copies.drafts
         calls = []
 
-        async def deleting(sessions: Any, source: str, entries: Any) -> Any:
+        async def deleting(of: Any, source: str, entries: Any) -> Any:
             calls.append(source)
             if len(calls) == 3:
-                await sessions.delete(NOBODY, source)
-            return await copies(sessions, source, entries)
+                await app.sessions.delete(NOBODY, source)
+            return await copies(of, source, entries)
 
-        monkeypatch.setattr(sessions_module.Sessions, "_copies", deleting)
+        monkeypatch.setattr(copies_module.Copies, "drafts", deleting)
         fork = await driver.request("POST", "/api/sessions/s/fork", json={"messageIndex": 4, "id": "f"})
         assert 404 == fork.status
         await nothing_is_there(app.store, "f")

@@ -20,10 +20,11 @@ from legato.cli.group import group
 from legato.errors import InvalidInput, SessionExists, SessionNotFound
 from legato.event import Draft, SessionCreated, SessionDeleted
 from legato.log import Log, Store
+from legato.questions import Question
 from legato.retention import LEAST_SECONDS, TICK_CHANGES, Keeper, Retention, seconds_of
 from legato.run import Runner
 from legato.server.sign_in import Tickets
-from legato.sessions import Question, Sessions
+from legato.sessions import Sessions
 from legato.spending import holder, spent
 from legato.store import open_store
 from legato.store.memory import MemoryStore

@@ -21,8 +21,8 @@ from legato.execution import Deadlines, Limits
 from legato.log import Appended
 from legato.machine import TRANSITIONS, RunState, advance
 from legato.part import Usage
+from legato.questions import Sent
 from legato.run import Runner
-from legato.sessions import Sent
 from legato.testing import FakeClock
 from legato.yields import Finish, Text, Thinking, ToolCall, ToolResult, ToolStarted
 from running import NET, STORES, Gate, Stage, staged

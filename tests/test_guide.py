@@ -23,8 +23,9 @@ from legato.errors import AgentError, InvalidInput
 from legato.event import Event, NotificationCreated, PermissionRequested, TextDelta
 from legato.log import Subscription
 from legato.part import CallPart, Message
+from legato.questions import Question
 from legato.run import Runner
-from legato.sessions import Question, Sessions
+from legato.sessions import Sessions
 from legato.store.memory import MemoryStore
 from legato.transcript import Recorder, Transcript, fold
 from legato.yields import Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted

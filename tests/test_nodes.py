@@ -21,8 +21,8 @@ from legato.caller import Caller
 from legato.errors import StoreError, TooFast, TooMany
 from legato.event import SessionCreated
 from legato.execution import LEFT_OPEN, Limits
+from legato.questions import Question, Sent
 from legato.server.life import Life, Settings
-from legato.sessions import Question, Sent
 from running import NET, Clock, Node, Stage, staged
 
 

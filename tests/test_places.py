@@ -24,9 +24,10 @@ from legato.caller import NOBODY, Caller
 from legato.errors import Draining, KeyReused, LegatoError, Overloaded, QueueFull, TooMany
 from legato.execution import Limits
 from legato.places import SPARE, Places
+from legato.questions import Question, Sent
 from legato.run import Runner
 from legato.server.adaptor import _with_address
-from legato.sessions import Question, Sent, Sessions
+from legato.sessions import Sessions
 from running import NET, STORES, Node, Stage, staged
 
 ANN, BEN, EVE = (Caller(name) for name in ("ann", "ben", "eve"))

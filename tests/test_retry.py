@@ -16,8 +16,8 @@ from legato.agent import Turn
 from legato.errors import AgentError, Conflict, Draining, NotFound, SessionNotFound
 from legato.event import Draft
 from legato.log import Appended
+from legato.questions import Sent
 from legato.run import Runner
-from legato.sessions import Sent
 from legato.transcript import history
 from running import STORES, Stage, staged
 

@@ -31,8 +31,8 @@ from legato.execution import LEFT_OPEN, Limits
 from legato.log import Appended
 from legato.machine import Lease, RunState
 from legato.part import Message
+from legato.questions import Sent
 from legato.run import Runner
-from legato.sessions import Sent
 from legato.transcript import Transcript
 from legato.yields import Checkpoint, Thinking, ToolCall, ToolResult
 from running import NET, STORES, Gate, Stage, staged

@@ -32,7 +32,7 @@ from .event import (
 )
 from .log import READ_LIMIT, Store
 from .part import Message
-from .transcript import answer_place, revised, rewound, told
+from .transcript import Asking, answer_place, askings, revised, rewound, told
 
 KEPT = 100_000
 """Entries kept in memory, of all sessions; some 500 bytes each. What was let go is read anew when it is asked for."""
@@ -272,6 +272,10 @@ class Catalogue:
         if not events or events[0].offset != offset:
             raise SessionNotFound(session)
         return events[0]
+
+    async def asking(self, session: str, entry: Entry) -> Asking:
+        """A user's message, as it was put to an agent."""
+        return askings([await self.event(session, entry.offset)])[0]
 
     async def messages(self, session: str, entries: Sequence[Entry]) -> list[Message]:
         """What these messages say, in their order.

@@ -4,56 +4,40 @@ A verb reads what it needs at one head, decides, and stores all of it in one app
 the log has grown by more than deltas), under a key that can be used once, or, where something is taken back, with the
 offset up to which it has seen the log. So a request that is refused has stored nothing, and no two of them meet half
 way. What a caller may not touch is not there for them.
-
-A message whose run has a place is stored with the run's lease and its ``run.started``, so the agent is asked after one
-commit.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
-import inspect
-import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
+from .admission import Admission, Seen
 from .agent import Agent
 from .aside import Aside
-from .bounds import Rate
-from .caller import NEEDS, Caller, May, MayWithSession, Quota, Verb
+from .caller import Caller, May, MayWithSession, Quota, Verb
 from .caller import may as may_what_is_theirs
-from .contents import Contents, Entry, stretches
+from .contents import Contents, Entry
+from .copies import Copies, begin_copy, owned
 from .errors import (
     AskNotFound,
     Conflict,
     Draining,
-    Forbidden,
     HeadMoved,
     InvalidInput,
     KeyReused,
-    LegatoError,
     NotFound,
-    Overloaded,
-    QueueFull,
-    QuotaRefused,
     RunEnded,
     RunInProgress,
     RunNotFound,
-    ScopeMissing,
     SessionExists,
-    SessionFull,
     SessionNotFound,
     StoreError,
     StoreSilent,
-    TooLarge,
-    TooMany,
 )
 from .event import (
     CancelRequested,
@@ -67,75 +51,31 @@ from .event import (
     Offset,
     PermissionRequested,
     PermissionResolved,
-    RunWaiting,
     RunWithdrawn,
     SessionCreated,
     SessionDeleted,
     SessionRewound,
     SessionUpdated,
-    settled,
 )
 from .execution import CANCELLED, A, Limits, ended, resolve_key
-from .fault import contained
-from .json import LARGE, JsonObject
-from .log import READ_LIMIT, Appended, Log, SessionInfo, SessionPage, Store, Subscription, build
+from .json import JsonObject
+from .log import READ_LIMIT, Log, SessionInfo, SessionPage, Store, Subscription
 from .machine import OpenRun
-from .part import Message, as_json
+from .part import Message
+from .questions import Destination, Question, Questions, Sent, new_session, once_key, sent
 from .retention import LEAST_SECONDS
 from .run import Runner
 from .spending import is_own
-from .tally import named
 from .thin import says_nothing
 from .transcript import Asking, answer_place, askings, default_agent, history, told
-
-logger = logging.getLogger("legato")
 
 PROBE_SECONDS = 2.0
 """For which a store may be silent that is asked whether it answers,"""
 PROBE_EVERY = 1.0
 """and seconds for which what came of that is good for others who ask."""
 
-COPY_BYTES = 1024 * 1024
-"""Bytes of messages that are copied in one go."""
 WAIT_HEARTBEAT = 2.0
 """Seconds after which who waits for an answer looks whether the server is about to stop."""
-
-
-class Sent(msgspec.Struct, frozen=True):
-    """What became of a message.
-
-    Attributes:
-        session, run, message: ids.
-        offset: of its ``message.created``; a reader that starts just before it sees the whole turn.
-        repeated: it had been sent before, under the same key; or the run was there already, see ``Sessions.retry``.
-    """
-
-    session: str
-    run: str
-    message: str
-    offset: int
-    repeated: bool
-
-
-class Question(msgspec.Struct, frozen=True):
-    """A message that is to be answered.
-
-    Attributes:
-        text: not blank.
-        agent: who answers; None: the session's agent, or the default.
-        metadata: JSON values for the agent.
-        key: the same key with the same message attaches to the same run, however often it is sent.
-        earlier: what was said before it, in order, to be stored with it; ids and runs are given here.
-        size: of what it was read from as JSON, in bytes. If it is ``json.LARGE``, the metadata is known not to be too
-            deep, and nobody else has it.
-    """
-
-    text: str
-    agent: str | None = None
-    metadata: JsonObject | None = None
-    key: str | None = None
-    earlier: Sequence[MessageCreated] = ()
-    size: int = 0
 
 
 class Located(msgspec.Struct, frozen=True):
@@ -155,25 +95,6 @@ class Located(msgspec.Struct, frozen=True):
     def before(self) -> Offset:
         """The offset after which the run's events begin."""
         return self.asked.offset - 1
-
-
-class _Place(NamedTuple):
-    """Where a question is to be stored: what begins its session, or what that looks like if it is there."""
-
-    session: str
-    begin: list[Draft]
-    info: SessionInfo | None
-
-
-class _Seen(NamedTuple):
-    """A session as it was when a verb looked at it. The contents go on changing with the next await."""
-
-    info: SessionInfo
-    contents: Contents
-
-    @property
-    def head(self) -> Offset:
-        return self.info.head
 
 
 class Sessions:
@@ -203,15 +124,12 @@ class Sessions:
     ) -> None:
         self._store = store
         self._runner = runner
-        self._quota = quota
-        self._rate = Rate(lambda: runner.limits.owner_sends)
-        runner.tally.sources.append(lambda: named("sent", self._rate.taken))
-        runner.tally.watchers.append(self._count_elsewhere)
         self._accounts = runner.accounts
         self._contents = runner.contents
-        self._refusing = False
         self.aside = Aside()
-        self._may = _checked(may)
+        self._admission = Admission(store, runner, may, quota)
+        self._copies = Copies(store, runner.contents, runner.accounts)
+        self._questions = Questions(store, runner, self._admission, self.aside)
 
     @property
     def agents(self) -> Mapping[str, Agent]:
@@ -291,11 +209,7 @@ class Sessions:
         Raises:
             SessionNotFound: there is none, or the caller may not do ``verb`` to it.
         """
-        self._check_scope(caller, verb)
-        info = await self._store.info(session)
-        if is_own(session) or not self._may(caller, verb, info.owner, info):
-            raise SessionNotFound(session)
-        return info
+        return await self._admission.info(caller, session, verb)
 
     async def index(self, caller: Caller, *, limit: int = 100, after: str | None = None) -> SessionPage:
         """A page of the caller's sessions, those last written to first.
@@ -303,16 +217,16 @@ class Sessions:
         Raises:
             CursorInvalid: ``after`` is not the ``next`` of a page.
         """
-        self._check_scope(caller, "index")
-        everybodys = self._may(caller, "index", None, None)
-        if not everybodys and not self._may(caller, "index", caller.subject, None):
+        self._admission.check_scope(caller, "index")
+        everybodys = self._admission.may(caller, "index", None, None)
+        if not everybodys and not self._admission.may(caller, "index", caller.subject, None):
             return SessionPage([])
         page = await self._store.sessions(limit=limit, after=after, owner=None if everybodys else caller.subject)
         return SessionPage([info for info in page.infos if not is_own(info.session)], page.next)
 
     async def contents(self, caller: Caller, session: str, *, verb: Verb = "history") -> Contents:
         """Which messages stand in a session, without what they say; it changes with the next await."""
-        return (await self._look(caller, session, verb)).contents
+        return (await self._admission.look(caller, session, verb)).contents
 
     async def messages(self, caller: Caller, session: str, entries: Sequence[Entry]) -> list[Message]:
         """What some of them say, in their order."""
@@ -354,11 +268,11 @@ class Sessions:
     async def find(self, caller: Caller, session: str, run: str, *, withdrawn: bool = False) -> Located | None:
         """A run; None if there is no such run, or if it has been withdrawn and that is not wanted."""
         try:
-            info, contents = await self._look(caller, session, "read")
+            info, contents = await self._admission.look(caller, session, "read")
             asked = contents.runs.get(run)
             if asked is None or asked.role != "user" or (run in contents.withdrawn and not withdrawn):
                 return None
-            asking = await self._asking(session, asked)
+            asking = await self._contents.asking(session, asked)
         except SessionNotFound:
             return None
         return Located(session, run, asking, asking.fact.agent or info.created.agent or "default")
@@ -395,53 +309,9 @@ class Sessions:
                 if not events and self.draining:
                     raise Draining("The server is shutting down; the answer is kept.")
 
-    def _count_elsewhere(self, before: Mapping[str, int], now: Mapping[str, int]) -> None:
-        more = {name[5:]: count - before.get(name, 0) for name, count in now.items() if name.startswith("sent ")}
-        self._rate.count_elsewhere({party: count for party, count in more.items() if count > 0})
-
-    async def _admit(self, caller: Caller, verb: Verb, session: str) -> None:
-        """Let a caller do what costs something, before anything of it is stored.
-
-        Raises:
-            TooFast, QuotaSpent, QuotaRefused: they have had what they may.
-        """
-        if verb == "send":
-            self._rate.take(caller.party, "owner_sends")
-            await self._accounts.check(caller.subject)
-        if self._quota is not None:
-            with contained("quota"):
-                refusal: object = await self._quota(caller, verb, session)
-            if refusal is not None:
-                if not isinstance(refusal, str):
-                    raise TypeError(f"quota gives None, or why not as text, got {refusal!r:.200}")
-                raise QuotaRefused(refusal)
-
     def check_inspect(self, caller: Caller) -> None:
         """Raise ``Forbidden`` if the caller may not look at everything that the server does."""
-        if not self._may(caller, "inspect", None, None):
-            raise Forbidden("The inspector shows what is everybody's; this caller may not look.")
-
-    def _check_begin(self, caller: Caller, *verbs: Verb) -> None:
-        """Raise ``Forbidden`` if the caller may not do this to a session that would be theirs."""
-        for verb in ("create", *verbs):
-            self._check_scope(caller, verb)
-            if not self._may(caller, verb, caller.subject, None):
-                raise Forbidden("This caller may not begin a session.")
-
-    def _check_scope(self, caller: Caller, verb: Verb) -> None:
-        for scope in NEEDS[verb].scopes:
-            if not caller.has(scope):
-                raise ScopeMissing(scope)
-
-    async def _look(self, caller: Caller, session: str, verb: Verb) -> _Seen:
-        while True:
-            info = await self.info(caller, session, verb=verb)
-            contents = await self._contents.of(session, info.head)
-            if contents.whole <= info.head:  # else somebody has stored something meanwhile, which the info has not
-                return _Seen(info, contents)
-
-    async def _asking(self, session: str, entry: Entry) -> Asking:
-        return askings([await self._contents.event(session, entry.offset)])[0]
+        self._admission.check_inspect(caller)
 
     # Beginning and ending sessions ------------------------------------------------------------------------------------
 
@@ -451,11 +321,11 @@ class Sessions:
         Raises:
             SessionExists, InvalidInput: nothing was stored.
         """
-        self._check_begin(caller)
-        self.check_agent(begin.agent)
-        await self._admit(caller, "create", session)
+        self._admission.check_begin(caller)
+        self._admission.check_agent(begin.agent)
+        await self._admission.admit(caller, "create", session)
         async with self._accounts.session(caller.subject):
-            await self._store.append(session, [Draft(_owned(begin, caller))])
+            await self._store.append(session, [Draft(owned(begin, caller))])
         return await self._store.info(session)
 
     async def fork(
@@ -466,8 +336,8 @@ class Sessions:
         Raises:
             InvalidInput: there is no message of that number. SessionExists: there is one of the id ``session``.
         """
-        seen = await self._look(caller, source, "fork")
-        self._check_begin(caller)
+        seen = await self._admission.look(caller, source, "fork")
+        self._admission.check_begin(caller)
         entries = seen.contents.entries
         if last >= len(entries):
             raise InvalidInput(
@@ -475,47 +345,9 @@ class Sessions:
                 messages=len(entries),
             )
         entries = entries[: last + 1]
-        await self._admit(caller, "fork", source)
-        await self._copy(caller, seen.info, entries, session, title)
+        await self._admission.admit(caller, "fork", source)
+        await self._copies.make(caller, seen.info, entries, session, title)
         return await self._store.info(session)
-
-    async def _copy(
-        self, caller: Caller, source: SessionInfo, entries: Sequence[Entry], session: str, title: str | None
-    ) -> None:
-        """Begin a session of the caller's with copies of some messages, read and stored piece by piece."""
-        async with self._accounts.session(caller.subject):
-            await self._build_copy(caller, source, entries, session, title)
-
-    async def _build_copy(
-        self, caller: Caller, source: SessionInfo, entries: Sequence[Entry], session: str, title: str | None
-    ) -> None:
-        begin = Draft(_begin_copy(source, caller, title))
-        pieces = stretches(entries, bytes=COPY_BYTES)
-        if len(pieces) <= 1:
-            await self._store.append(session, [begin, *await self._copies(source.session, entries)])
-            return
-
-        async def read() -> AsyncIterator[Sequence[Draft]]:
-            yield [begin]
-            for some in pieces:
-                yield await self._copies(source.session, some)
-
-        await build(self._store, session, read())
-
-    async def _copies(self, source: str, entries: Sequence[Entry]) -> list[Draft]:
-        return [
-            Draft(
-                MessageCreated(
-                    id=m.id,
-                    role=m.role,
-                    text=m.text,
-                    parts=m.parts or None,
-                    metadata=m.metadata or None,
-                    opaque=m.opaque or None,
-                )
-            )
-            for m in await self._contents.messages(source, entries)
-        ]
 
     async def rewind(self, caller: Caller, session: str, to: str) -> None:
         """Make history end at message ``to``. A message that crosses the request is not taken back.
@@ -525,7 +357,7 @@ class Sessions:
         """
         until: Offset | None = None
         while True:
-            seen = await self._look(caller, session, "rewind")
+            seen = await self._admission.look(caller, session, "rewind")
             until = seen.head if until is None else until  # what has come since the first look stays
             if seen.info.open_runs:
                 raise Conflict("A session cannot be rewound while an answer is being given; cancel it first.")
@@ -539,9 +371,9 @@ class Sessions:
 
     async def metadata(self, caller: Caller, session: str) -> JsonObject:
         """What dialects keep with a session, as it is now."""
-        return await self._metadata(await self._look(caller, session, "info"))
+        return await self._metadata(await self._admission.look(caller, session, "info"))
 
-    async def _metadata(self, seen: _Seen) -> JsonObject:
+    async def _metadata(self, seen: Seen) -> JsonObject:
         changed: JsonObject = {}
         if seen.contents.updated is not None:
             fact = (await self._contents.event(seen.info.session, seen.contents.updated)).fact
@@ -556,7 +388,7 @@ class Sessions:
             InvalidInput, TooLarge: nothing was stored.
         """
         while True:
-            seen = await self._look(caller, session, "edit")
+            seen = await self._admission.look(caller, session, "edit")
             metadata = {**await self._metadata(seen), **change}
             begun = seen.info.created.metadata or {}
             different = {name: value for name, value in metadata.items() if begun.get(name) != value}
@@ -592,16 +424,16 @@ class Sessions:
         stamp = secrets.token_hex(6)
         drafts = [Draft(msgspec.structs.replace(each, id=f"{session}~h{stamp}.{n}")) for n, each in enumerate(said)]
         if begin is not None:
-            self._check_begin(caller)
-            drafts.insert(0, Draft(_owned(begin, caller)))
+            self._admission.check_begin(caller)
+            drafts.insert(0, Draft(owned(begin, caller)))
         else:
-            await self._check_room(await self.info(caller, session, verb="edit"))
+            await self._admission.check_room(await self.info(caller, session, verb="edit"))
         if not drafts:
             return []
-        drafts = [*await self._settled(size, iter(drafts))]
-        await self._admit(caller, "edit" if begin is None else "create", session)
+        drafts = [*await self._questions.settled(size, iter(drafts))]
+        await self._admission.admit(caller, "edit" if begin is None else "create", session)
         async with self._accounts.session(caller.subject if begin is not None else ""):
-            appended = await self._store.append(session, drafts, once=_once("add", caller, key))
+            appended = await self._store.append(session, drafts, once=once_key("add", caller, key))
         stored = [event for event in appended.events if isinstance(event.fact, MessageCreated)]
         if appended.repeated and _unnamed(stored) != _unnamed(drafts):
             raise KeyReused("This idempotency key came with other messages before.", key=key)
@@ -637,7 +469,7 @@ class Sessions:
             NotFound: there is no such message in the history. Conflict: it is being answered.
         """
         while True:
-            seen = await self._look(caller, session, "edit")
+            seen = await self._admission.look(caller, session, "edit")
             entry = next((entry for entry in seen.contents.entries if entry.id == message), None)
             if entry is None:
                 raise NotFound(f"The session has no message {message[:200]!r}.")
@@ -664,7 +496,7 @@ class Sessions:
         """
         while True:
             try:
-                seen = await self._look(caller, session, "withdraw")
+                seen = await self._admission.look(caller, session, "withdraw")
                 left = seen.contents.left
                 if run not in left:
                     raise RunNotFound(run)
@@ -693,15 +525,14 @@ class Sessions:
             InvalidInput, TooLarge, SessionNotFound, SessionExists, KeyReused, QueueFull, SessionFull, TooMany,
                 Draining, Overloaded: nothing was stored.
         """
-        self._check(question)
 
-        async def decide(exists: bool) -> _Place:
+        async def decide(exists: bool) -> Destination:
             if begin is None or exists:
-                return _Place(session, [], await self.info(caller, session, verb="send"))
-            self._check_begin(caller, "send")
-            return _Place(session, [Draft(_owned(begin, caller))], None)
+                return Destination(session, [], await self.info(caller, session, verb="send"))
+            self._admission.check_begin(caller, "send")
+            return Destination(session, [Draft(owned(begin, caller))], None)
 
-        return await self._ask(caller, session, question, decide)
+        return await self._questions.ask(caller, session, question, decide)
 
     async def branch(self, caller: Caller, session: str, run: str, question: Question) -> Sent:
         """Send a message that goes on from the answer of ``run``: in its session, if it is the last there; else in a
@@ -713,37 +544,36 @@ class Sessions:
             InvalidInput, TooLarge, KeyReused, QueueFull, SessionFull, TooMany, Draining, Overloaded: nothing was
                 stored.
         """
-        self._check(question)
         built = ""
 
-        async def decide(exists: bool) -> _Place:
+        async def decide(exists: bool) -> Destination:
             nonlocal built
-            info, contents = await self._look(caller, session, "send")
+            info, contents = await self._admission.look(caller, session, "send")
             entries = contents.entries
             place = answer_place(entries, run)  # after the last of the two that are the run's
             if run in contents.withdrawn or place is None:
                 raise RunNotFound(run)
             if contents.last == run or _key_used(contents, caller, question.key):
-                return _Place(session, [], info)
+                return Destination(session, [], info)
             if entries[place - 1].role != "assistant":
                 raise RunInProgress("The answer is still being given, and others wait behind it.", run=run)
-            self._check_begin(caller, "send")
+            self._admission.check_begin(caller, "send")
             branched = built or new_session(caller, question.key)
             if not exists and not built:
                 copied = entries[:place]
-                if sum(entry.size for entry in copied) <= COPY_BYTES:
-                    begin = Draft(_begin_copy(info, caller, info.created.title))
-                    return _Place(branched, [begin, *await self._copies(session, copied)], None)
+                if self._copies.is_small(copied):
+                    begin = Draft(begin_copy(info, caller, info.created.title))
+                    return Destination(branched, [begin, *await self._copies.drafts(session, copied)], None)
                 # Too much for one append: the copy is there first, and the message comes to it.
                 try:
-                    await self._copy(caller, info, copied, branched, info.created.title)
+                    await self._copies.make(caller, info, copied, branched, info.created.title)
                 except SessionExists:
                     if question.key is None:
                         raise
                 built = branched
-            return _Place(branched, [], await self.info(caller, branched, verb="send"))
+            return Destination(branched, [], await self.info(caller, branched, verb="send"))
 
-        return await self._ask(caller, session, question, decide)
+        return await self._questions.ask(caller, session, question, decide)
 
     async def retry(self, caller: Caller, session: str, message: str, *, run: str | None = None) -> Sent:
         """Have the last user message of a session answered anew, because a person asked for it.
@@ -763,7 +593,7 @@ class Sessions:
             Conflict: it is being answered, or it is not the last one.
             Draining, Overloaded: nothing was stored.
         """
-        seen = await self._look(caller, session, "send")
+        seen = await self._admission.look(caller, session, "send")
         found = _asked(seen.contents, message)
         last = found[-1]
         going_on = last.run in seen.info.runs
@@ -772,12 +602,12 @@ class Sessions:
         else:
             known = next((entry for entry in found if entry.retries == run), None)
         if known is not None:
-            return _sent(session, message, known, repeated=True)
+            return sent(session, message, known, repeated=True)
         if run not in (None, last.run):
             raise NotFound(f"Run {str(run)[:200]!r} is not one of message {message[:200]!r}.")
         if going_on:
             raise Conflict("The message is being answered; cancel its run first.", run=last.run)
-        return await self._answer_anew(caller, seen, last)
+        return await self._questions.ask_anew(caller, seen, last)
 
     async def answer(self, caller: Caller, session: str, message: str) -> Sent:
         """The newest run of a user's message, begun now if it never had one: a fork copies messages without runs.
@@ -787,11 +617,11 @@ class Sessions:
             Conflict: it never had a run, and it is not the last message.
             Draining, Overloaded: nothing was stored.
         """
-        seen = await self._look(caller, session, "send")
+        seen = await self._admission.look(caller, session, "send")
         last = _asked(seen.contents, message)[-1]
         if last.run is not None:
-            return _sent(session, message, last, repeated=True)
-        return await self._answer_anew(caller, seen, last)
+            return sent(session, message, last, repeated=True)
+        return await self._questions.ask_anew(caller, seen, last)
 
     async def asked(self, caller: Caller, session: str, message: str) -> list[Entry]:
         """Where a user's message stands, once for each time that it was put to an agent, oldest first.
@@ -799,259 +629,7 @@ class Sessions:
         Raises:
             SessionNotFound, NotFound: no such session; no such message of a user.
         """
-        return list(_asked((await self._look(caller, session, "history")).contents, message))
-
-    def check_agent(self, agent: str | None) -> None:
-        """Raise ``InvalidInput`` if ``agent`` is not None and there is none of that name."""
-        if agent is not None and agent not in self.agents:
-            known = ", ".join(self.agents)
-            raise InvalidInput(f"There is no agent {agent[:100]!r}; this server has: {known}.", agents=known)
-
-    def check_ready(self) -> None:
-        """Raise ``Draining`` or ``Overloaded`` if no new messages are taken."""
-        if self.draining:
-            raise Draining("The server is shutting down and takes no new messages; try again.")
-        lag, waiting = self._runner.load.lag, self._runner.load.waiting
-        late = lag > self.limits.lag_seconds or waiting > self.limits.wait_seconds
-        if late and not self._refusing:  # once, and not for each of those who are refused
-            logger.warning(
-                "new messages are refused: the event loop is late by %.2g s, and one waits for %.2g s to be stored",
-                lag,
-                waiting,
-            )
-        self._refusing = late
-        if late:
-            raise Overloaded(
-                "The server has too much to do and takes no new messages now; try again later.",
-                bound="lag_seconds" if lag > self.limits.lag_seconds else "wait_seconds",
-            )
-
-    def _check(self, question: Question) -> None:
-        text = question.text
-        if not text.strip():
-            raise InvalidInput("A message needs text, got nothing but blanks.")
-        if len(text) > self.limits.message_characters:
-            raise TooLarge(
-                f"A message may have {self.limits.message_characters} characters, got {len(text)}.",
-                bound="message_characters",
-                limit=self.limits.message_characters,
-            )
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidInput("The text holds half of a surrogate pair, which cannot be stored as UTF-8.") from None
-        self.check_agent(question.agent)
-
-    async def _ask(
-        self,
-        caller: Caller,
-        session: str,
-        question: Question,
-        decide: Callable[[bool], Awaitable[_Place]],
-    ) -> Sent:
-        """Store a question where ``decide`` says, told whether what it would begin has turned out to exist."""
-        metadata = question.metadata or None
-        if metadata and question.size <= LARGE:
-            metadata = as_json("metadata", metadata)
-        said = MessageCreated(
-            "",
-            "user",
-            question.text,
-            None,
-            question.agent or None,
-            metadata,
-            caller.subject or None,
-            question.key,
-            trace=self._runner.traced(),
-        )
-        try:
-            return await self._ask_new(caller, session, question, said, decide)
-        except (Draining, Overloaded, QueueFull, SessionFull, TooMany):
-            # What came before, under the same key, is not refused, since nothing is to be done for it.
-            before = await self._sent_before(caller, session, said)
-            if before is None:
-                raise
-            return before
-
-    async def _sent_before(self, caller: Caller, session: str, said: MessageCreated) -> Sent | None:
-        """What came before under the key of this message, in its session or in the one that it would branch off."""
-        for each in (session, new_session(caller, said.key)) if said.key is not None else ():
-            with contextlib.suppress(SessionNotFound):
-                contents = (await self._look(caller, each, "send")).contents
-                entry = contents.keys.get((caller.subject, said.key or ""))
-                if entry is not None:
-                    asking = await self._asking(each, entry)
-                    return _sent_again(each, asking, said)
-        return None
-
-    async def _ask_new(
-        self,
-        caller: Caller,
-        session: str,
-        question: Question,
-        said: MessageCreated,
-        decide: Callable[[bool], Awaitable[_Place]],
-    ) -> Sent:
-        self.check_ready()
-        await self._admit(caller, "send", session)
-        stamp = secrets.token_hex(6)
-        exists = False
-        while True:
-            session, before, info = await decide(exists)
-            fact = msgspec.structs.replace(said, id=f"{session}~{stamp}~u")
-            if info is not None:
-                self._check_queue(info)
-                await self._check_room(info)
-            stem = f"{session}~h" if info is None else f"{session}~h{stamp}."
-            drafts = _numbered(question.earlier, stem, Draft(fact, f"{session}~{stamp}"))
-            *earlier, asked = await self._settled(question.size, drafts)
-            try:
-                async with self._accounts.session(caller.subject if info is None else ""):
-                    appended = await self._append_question(
-                        session,
-                        [*before, *earlier],
-                        asked,
-                        party=caller.party,
-                        idle=info is None or not info.open_runs,
-                        agent=question.agent or _agent_of(before, info),
-                        once=_once("send", caller, question.key),
-                        head=0 if info is None else info.head,
-                    )
-            except HeadMoved:
-                continue
-            except SessionExists:
-                if question.key is None or exists:
-                    raise
-                exists = True  # the same request came before; if that was another one, its message will say so
-                continue
-            break
-        stored = next(asking for asking in askings(appended.events) if asking.run is not None)
-        if appended.repeated:
-            return _sent_again(session, stored, said)
-        return _sent(session, stored.fact.id, stored, repeated=False)
-
-    async def _settled(self, size: int, drafts: Iterator[Draft]) -> Iterable[Draft]:
-        return drafts if size <= LARGE else await self.aside.do(size, settled, drafts)
-
-    def _check_queue(self, info: SessionInfo) -> None:
-        if len(info.open_runs) > (most := self.limits.queued_messages):
-            raise QueueFull(
-                f"{len(info.open_runs)} messages wait in this session already.", bound="queued_messages", limit=most
-            )
-
-    async def _check_room(self, info: SessionInfo) -> None:
-        """Raise ``SessionFull`` if the session holds what one may. What it held when it was last looked at counts, as
-        its run, which looks too, has no more room than there is then."""
-        limits = self.limits
-        contents = self._contents.known(info.session)
-        if contents is None:
-            few = info.head < min(limits.session_events, limits.session_runs)
-            if few and info.head * limits.run_bytes < limits.session_bytes:
-                return  # so little is in it that nothing need be read to know
-            contents = await self._contents.of(info.session, info.head)
-        runs = len(contents.runs) + sum(run.run not in contents.runs for run in info.open_runs)
-        for name, has in (("events", info.head), ("bytes", contents.bytes), ("runs", runs)):
-            most = getattr(limits, f"session_{name}")
-            if has >= most:
-                raise SessionFull(
-                    f"This session has {has} {name}, and one may have {most}; go on in another.",
-                    bound=f"session_{name}",
-                    limit=most,
-                )
-
-    async def _answer_anew(self, caller: Caller, seen: _Seen, asked: Entry) -> Sent:
-        session, until = seen.info.session, seen.head
-        self.check_ready()
-        await self._admit(caller, "send", session)
-        while True:
-            # What others have stored since the first look comes after ``until``: it is not taken back, and it does not
-            # matter that this message is no longer the last.
-            known = (entry for entry in reversed(seen.contents.entries) if entry.offset <= until)
-            last = next((entry for entry in known if entry.role == "user"), None)
-            before = next(known, None)
-            if last is None or last.id != asked.id:
-                if any(entry.id == asked.id for entry in seen.contents.entries):
-                    raise Conflict("Only the last message of a session can be answered anew.")
-                raise NotFound("The message has been taken back.")
-            self.check_ready()
-            await self._check_room(seen.info)
-            back = SessionRewound("" if before is None else before.id, until=until)
-            idle, head, created = not seen.info.open_runs, seen.head, seen.info.created
-            fact = (await self._asking(session, asked)).fact
-            if last.revised is not None:
-                now = await self._contents.revision(session, last.revised)
-                fact = msgspec.structs.replace(fact, text=now.text, parts=now.parts, metadata=now.metadata)
-            again = msgspec.structs.replace(
-                fact, caller=caller.subject or None, key=None, retries=asked.run, trace=self._runner.traced()
-            )
-            try:
-                appended = await self._append_question(
-                    session,
-                    [Draft(back)],
-                    Draft(again, f"{session}~{secrets.token_hex(6)}"),
-                    party=caller.party,
-                    idle=idle,
-                    agent=again.agent or created.agent,
-                    once=f"retry:{asked.run or asked.id}",
-                    head=head,
-                )
-            except HeadMoved:
-                seen = await self._look(caller, session, "send")
-                continue
-            stored = next(each for each in askings(appended.events) if each.run is not None)
-            return _sent(session, asked.id, stored, repeated=appended.repeated)
-
-    async def _append_question(
-        self,
-        session: str,
-        before: list[Draft],
-        question: Draft,
-        *,
-        party: str,
-        idle: bool,
-        agent: str | None,
-        once: str | None,
-        head: Offset | None,
-    ) -> Appended:
-        """Store a question; with the lease and the beginning of its run, if there is a place for it, and else as one
-        that waits: from then on it does so until it has one.
-
-        Raises:
-            TooMany: too much of this party waits already.
-        """
-        run = question.run
-        assert run is not None
-        drafts = [*before, question]
-        if idle:
-            with self._runner.load.waited():
-                begun = await self._runner.begin(session, drafts, run, party=party, agent=agent, once=once, head=head)
-            if begun is not None:
-                return begun
-            drafts.append(Draft(RunWaiting(), run))
-        places = self._runner.places
-        try:
-            places.check(party)
-        except TooMany:
-            await self._runner.recount()
-            places.check(party)
-        # Before it is stored, so that the bound holds however many come at once.
-        places.queue(session, run, party, here=True, stored=False)
-        refused = False
-        try:
-            with self._runner.load.waited():
-                appended = await self._store.append(session, drafts, once=once, head=head)
-        except LegatoError:
-            refused = True
-            raise
-        finally:  # stored or not, as far as a cancelled caller knows
-            if refused:
-                places.unqueue(session, run)
-            else:  # again: whoever has looked meanwhile for what waits has not found it
-                places.queue(session, run, party, here=True)
-            self._runner.wake(session)
-        if appended.repeated:
-            places.unqueue(session, run)
-        return appended
+        return list(_asked((await self._admission.look(caller, session, "history")).contents, message))
 
     # Stopping and answering -------------------------------------------------------------------------------------------
 
@@ -1106,7 +684,7 @@ class Sessions:
         try:
             events = (await self._store.append(session_of(id), [Draft(fact, run)], once=resolve_key(id))).events
         except RunEnded:  # with that it has been answered, unless somebody else wrote the log
-            answer = (await self._look(caller, session_of(id), "resolve")).contents.granted.get(id)
+            answer = (await self._admission.look(caller, session_of(id), "resolve")).contents.granted.get(id)
             if answer is None:
                 raise AskNotFound(f"The run that asked {id[:200]!r} has ended.") from None
             return answer
@@ -1146,7 +724,7 @@ class Sessions:
     async def _find_ask(self, caller: Caller, id: str, kind: type[A]) -> tuple[str | None, A]:
         # An ask's id begins with its session's, so that any node can find it without an index.
         try:
-            contents = (await self._look(caller, session_of(id), "resolve")).contents
+            contents = (await self._admission.look(caller, session_of(id), "resolve")).contents
             if (kind.type, id) in contents.asks:
                 run, offset = contents.asks[kind.type, id]
                 fact = (await self._contents.event(session_of(id), offset)).fact
@@ -1157,37 +735,6 @@ class Sessions:
         raise AskNotFound(f"There is no {kind.type.partition('.')[0]} {id[:200]!r}.")
 
 
-_Rule = Callable[[Caller, Verb, str | None, SessionInfo | None], bool]
-
-
-def _checked(may: May | MayWithSession) -> _Rule:
-    """``may``, of either form, whose mistakes let nobody do anything."""
-    rule: Callable[..., object] = may
-    of_sessions = _asks_of_sessions(rule)
-
-    def checked(caller: Caller, verb: Verb, owner: str | None, info: SessionInfo | None) -> bool:
-        if of_sessions and info is None:
-            return may_what_is_theirs(caller, verb, owner)
-        with contained("may"):
-            allowed: object = rule(caller, info, NEEDS[verb].action) if of_sessions else rule(caller, verb, owner)
-        if inspect.isawaitable(allowed):  # which would count as yes
-            if inspect.iscoroutine(allowed):
-                allowed.close()
-            raise TypeError("may is a plain function that gives True or False; this one is async.")
-        return bool(allowed)
-
-    return checked
-
-
-def _asks_of_sessions(may: Callable[..., object]) -> bool:
-    """Whether a rule is of the form ``(caller, session, action)``: one of the two names says so."""
-    try:
-        names = list(inspect.signature(may).parameters)
-    except (TypeError, ValueError):
-        return False
-    return names[1:2] == ["session"] or names[2:3] == ["action"]
-
-
 def located(session: str, run: str, events: Sequence[Event]) -> Located | None:
     """A run as it lies among the events of its session (its deltas may be missing); None if there is no such run."""
     asked = next((asking for asking in askings(events) if asking.run == run), None)
@@ -1196,48 +743,13 @@ def located(session: str, run: str, events: Sequence[Event]) -> Located | None:
     return Located(session, run, asked, asked.fact.agent or default_agent(events, "default"))
 
 
-def new_session(caller: Caller, key: str | None, prefix: str = "s_") -> str:
-    """An id that nobody can guess; under a key always the same one, since the request may come again."""
-    if key is None:
-        return f"{prefix}{secrets.token_urlsafe(16)}"
-    scope = f"{caller.subject} {key}" if caller.subject else key
-    digest = hashlib.sha256(f"responses:{scope}".encode()).digest()[:16]
-    return prefix + base64.urlsafe_b64encode(digest).decode().rstrip("=")
-
-
-def _numbered(earlier: Sequence[MessageCreated], stem: str, asked: Draft) -> Iterator[Draft]:
-    """What was said before, each with an id, and what is asked."""
-    for place, each in enumerate(earlier):
-        yield Draft(msgspec.structs.replace(each, id=f"{stem}{place}"))
-    yield asked
-
-
 def _unnamed(said: Iterable[Draft | Event]) -> list[MessageCreated]:
     """What of it is messages, without their ids."""
     return [msgspec.structs.replace(each.fact, id="") for each in said if isinstance(each.fact, MessageCreated)]
 
 
-def _once(verb: str, caller: Caller, key: str | None) -> str | None:
-    # A key holds no blank, so nobody's keys are nobody else's.
-    return None if key is None else f"{verb}:{caller.subject} {key}" if caller.subject else f"{verb}:{key}"
-
-
 def _key_used(contents: Contents, caller: Caller, key: str | None) -> bool:
     return key is not None and (caller.subject, key) in contents.keys
-
-
-def _owned(begin: SessionCreated, caller: Caller) -> SessionCreated:
-    return msgspec.structs.replace(begin, owner=caller.subject or None)
-
-
-def _agent_of(drafts: Sequence[Draft], info: SessionInfo | None) -> str | None:
-    if info is not None:
-        return info.created.agent
-    return next((draft.fact.agent for draft in drafts if isinstance(draft.fact, SessionCreated)), None)
-
-
-def _begin_copy(source: SessionInfo, caller: Caller, title: str | None) -> SessionCreated:
-    return _owned(msgspec.structs.replace(source.created, title=title, forked_from=source.session), caller)
 
 
 def _asked(contents: Contents, message: str) -> list[Entry]:
@@ -1245,17 +757,6 @@ def _asked(contents: Contents, message: str) -> list[Entry]:
     if found is None:
         raise NotFound(f"The session has no message {message[:200]!r} of a user.")
     return found
-
-
-def _sent_again(session: str, stored: Asking, said: MessageCreated) -> Sent:
-    if msgspec.structs.replace(stored.fact, id=said.id, trace=said.trace) != said:
-        raise KeyReused("This idempotency key came with another message before.", key=said.key)
-    return _sent(session, stored.fact.id, stored, repeated=True)
-
-
-def _sent(session: str, message: str, asked: Asking | Entry, *, repeated: bool) -> Sent:
-    assert asked.run is not None
-    return Sent(session=session, run=asked.run, message=message, offset=asked.offset, repeated=repeated)
 
 
 def session_of(id: str) -> str:

@@ -14,7 +14,8 @@ from ..dialect.common import idempotency_key
 from ..errors import CursorInvalid, InvalidInput, NotFound
 from ..event import MessageCreated, SessionCreated
 from ..json import JsonObject
-from ..sessions import Located, Question
+from ..questions import Question
+from ..sessions import Located
 from .operation import INCARNATION_PARAM, Dialect, Frames, Operation, Param, new_session_id
 from .operation import session_id as thread_id
 from .reply import Body, Follow, View, come_back

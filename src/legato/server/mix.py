@@ -34,7 +34,7 @@ from ..event import Event, Offset, SessionDeleted
 from ..json import LARGE, JsonObject
 from ..log import MICRO, SessionInfo
 from ..part import Message, check_depth
-from ..sessions import Question, Sent
+from ..questions import Question, Sent
 from .health import operations as health_operations
 from .operation import (
     INCARNATION_PARAM,

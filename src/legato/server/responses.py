@@ -20,7 +20,8 @@ from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFoun
 from ..errors import InvalidInput, LegatoError, NotFound, RunInProgress, RunNotFound, SessionNotFound
 from ..event import Offset
 from ..items import Item, is_bare, is_reference
-from ..sessions import Located, Question, Sent, new_session
+from ..questions import Question, Sent, new_session
+from ..sessions import Located
 from ..transcript import answer_place
 from .conversations import items_of
 from .operation import NoSuchRoute

@@ -17,8 +17,9 @@ from ..event import SessionDeleted
 from ..execution import Limits
 from ..load import Load
 from ..log import Store
+from ..questions import Sent
 from ..run import Runner
-from ..sessions import Sent, Sessions
+from ..sessions import Sessions
 from ..sse import Decoder, SSEMessage
 from . import scripts
 from .faulty import FaultyStore, Witness

@@ -23,7 +23,7 @@ import msgspec
 from ..caller import NOBODY
 from ..errors import InvalidInput, LegatoError, SessionExists
 from ..event import Draft, Event, MessageCreated, NotificationCreated, PermissionRequested, SessionCreated, TextDelta
-from ..sessions import Question, Sent
+from ..questions import Question, Sent
 from ..store import open_store
 from . import scripts
 from .checks import Checked, in_order
