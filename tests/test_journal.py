@@ -21,7 +21,7 @@ from facts import draft
 from legato.errors import StoreCorrupt, StoreError
 from legato.event import DELTAS, Draft, Event, SessionCreated, SessionDeleted
 from legato.log import Log
-from legato.store import sqlite_file, sqlite_journal, sqlite_writer
+from legato.store import sqlite_file, sqlite_journal, sqlite_requests, sqlite_writer
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.store.sqlite_journal import PACK_EVENTS, PACK_LIMIT
@@ -126,7 +126,7 @@ async def test_many_at_once_are_packed_at_once(store: SQLiteStore) -> None:
 async def test_large_deltas_are_events(store: SQLiteStore) -> None:
     """Who reads one small delta does not read large ones with it."""
     await begin(store, "s")
-    await store.append("s", [text("a"), text("x" * sqlite_writer.PACKED_BYTES), text("b")])
+    await store.append("s", [text("a"), text("x" * sqlite_requests.PACKED_BYTES), text("b")])
 
     assert (1, [2, 4]) == (count(store, "event WHERE delta"), [record[0] - 1 for record in store._journal.after("s")])
     assert [1, 2, 3, 4, 5] == offsets(await everything(store, "s"))
@@ -456,7 +456,7 @@ def test_nobody_can_see_it(
     monkeypatch.setattr(sqlite_journal, "PACK_LIMIT", 2 * block)
     monkeypatch.setattr(sqlite_journal, "JOURNAL_BYTES", bound)
     monkeypatch.setattr(sqlite_journal, "JOURNAL_PIECE", piece)
-    monkeypatch.setattr(sqlite_writer, "PACKED_BYTES", 100)
+    monkeypatch.setattr(sqlite_requests, "PACKED_BYTES", 100)
     path = tmp_path / "any.db"
     for each in tmp_path.glob("any.db*"):
         each.unlink()

@@ -16,7 +16,7 @@ from legato.event import Draft, SessionCreated
 from legato.server import deva as deva_routes
 from legato.server import mix as mix_routes
 from legato.server.app import Legato
-from legato.store import sqlite, sqlite_file, sqlite_writer
+from legato.store import sqlite, sqlite_file, sqlite_known
 from legato.store.sqlite import SQLiteStore
 from legato.testing import Driver
 
@@ -117,7 +117,7 @@ async def test_pages_of_sessions_end_with_bytes(tmp_path: Path, monkeypatch: pyt
 async def test_what_begins_sessions_is_remembered_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not of ten thousand sessions, however large it is."""
     monkeypatch.setattr(sqlite, "LOOKS_BYTES", 3 * LARGE)
-    monkeypatch.setattr(sqlite_writer, "KNOWN_BYTES", 3 * LARGE)
+    monkeypatch.setattr(sqlite_known, "KNOWN_BYTES", 3 * LARGE)
     store = SQLiteStore(tmp_path / "log.db")
     await store.open()
     for number in range(10):

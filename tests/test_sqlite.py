@@ -53,7 +53,16 @@ from legato.event import (
 from legato.log import READ_LIMIT, Appended, Bell, Log, SessionInfo, Store, Take
 from legato.machine import Lease, RunState
 from legato.server.app import Legato
-from legato.store import lock, open_store, sqlite, sqlite_file, sqlite_journal, sqlite_writer
+from legato.store import (
+    lock,
+    open_store,
+    sqlite,
+    sqlite_file,
+    sqlite_journal,
+    sqlite_known,
+    sqlite_requests,
+    sqlite_writer,
+)
 from legato.store.sqlite import SQLiteStore
 from legato.testing import EMBEDDED_STORE_CHECKS, STORE_CHECKS, Driver, FakeClock, StoreCheck, check_store
 from opening import opened
@@ -125,7 +134,7 @@ async def test_contract_when_cramped(check: StoreCheck, tmp_path: Path, monkeypa
     monkeypatch.setattr(sqlite_journal, "PACK_EVENTS", 3)
     monkeypatch.setattr(sqlite_journal, "JOURNAL_BYTES", 300)
     monkeypatch.setattr(sqlite_journal, "JOURNAL_PIECE", 100)
-    monkeypatch.setattr(sqlite_writer, "KNOWN_SESSIONS", 0)
+    monkeypatch.setattr(sqlite_known, "KNOWN_SESSIONS", 0)
     monkeypatch.setattr(sqlite_writer, "GROUP_REQUESTS", 2)
     monkeypatch.setattr(sqlite, "LOOKS", 0)
     await check(
@@ -334,7 +343,7 @@ async def test_a_statement_that_fails_is_rolled_back(store: SQLiteStore) -> None
 
 async def test_the_writer_remembers_few_sessions(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many sessions are written, the writer remembers a bounded number."""
-    monkeypatch.setattr(sqlite_writer, "KNOWN_SESSIONS", 5)
+    monkeypatch.setattr(sqlite_known, "KNOWN_SESSIONS", 5)
     for number in range(20):
         await begin(store, f"s{number}")
 
@@ -415,7 +424,7 @@ async def test_data_that_is_no_json(store: SQLiteStore, fact: OtherFact | ToolCo
 async def test_data_that_is_too_large(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data beyond the bound is refused before it can harm others."""
     log = await begin(store)
-    monkeypatch.setattr(sqlite_writer, "MAX_DATA_BYTES", 1_000)
+    monkeypatch.setattr(sqlite_requests, "MAX_DATA_BYTES", 1_000)
     with pytest.raises(TooLarge):
         await log.append(text("x" * 1_000))
 
@@ -678,7 +687,7 @@ class Watched:
             return await ask(*query)
 
         def submitting(request: Any) -> Any:
-            if isinstance(request, sqlite_writer.Inform):
+            if isinstance(request, sqlite_requests.Inform):
                 self.asked.append("writer")
             return submit(request)
 
@@ -769,7 +778,7 @@ async def test_info_is_right_after_each_change(
 ) -> None:
     """What is known of a session is what the disk has, whatever was done to it, and as the log says."""
     monkeypatch.setattr(sqlite, "LOOKS", known)
-    monkeypatch.setattr(sqlite_writer, "KNOWN_SESSIONS", known)
+    monkeypatch.setattr(sqlite_known, "KNOWN_SESSIONS", known)
     await changing(store)
     with contextlib.suppress(RunEnded):
         await CHANGES[change](store)

@@ -28,7 +28,7 @@ from legato.event import Draft
 from legato.log import Log
 from legato.server.app import Legato
 from legato.server.dialects import DIALECTS
-from legato.store import sqlite, sqlite_writer
+from legato.store import sqlite, sqlite_troubles, sqlite_writer
 from legato.store.lock import FileLock
 from legato.store.sqlite import SQLiteStore
 from legato.store.sqlite_errors import store_error
@@ -65,8 +65,9 @@ async def store(folder: Path) -> AsyncIterator[SQLiteStore]:
 @pytest.fixture(autouse=True)
 def looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """No two tests differ by how long ago the last look was."""
-    monkeypatch.setattr(sqlite_writer, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(sqlite_writer, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_troubles, "LOOK_SECONDS", 0.0)
+    for module in (sqlite_troubles, sqlite_writer):
+        monkeypatch.setattr(module, "IDLE_SECONDS", 0.05)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -148,7 +149,7 @@ async def test_what_is_gone_is_noticed_while_nothing_is_stored(
 ) -> None:
     """Without any append, and said once."""
     await checkpointed(store)
-    await until(lambda: store._writer is not None and store._writer._looked_at > 0)
+    await until(lambda: store._writer is not None and store._writer._troubles._looked_at > 0)
     LOSSES[loss](folder)
     await until(lambda: store.trouble is not None)
     with pytest.raises(StoreLost):
@@ -280,7 +281,7 @@ async def test_reads_do_not_wait_for_a_stuck_writer(
     store: SQLiteStore, stuck: Stuck, read: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While an append waits for the lock, and its patience has no end, whoever only reads is answered."""
-    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 10 * NET)
+    monkeypatch.setattr(sqlite_troubles, "BUSY_SECONDS", 10 * NET)
     append = store.append("s", [text()])
     await until(lambda: store._writer is not None and bool(store._writer._held))
     store._tail.forget("s")
@@ -310,7 +311,7 @@ async def test_appends_are_refused_while_the_lock_stays(
     store: SQLiteStore, stuck: Stuck, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Those that have waited, then all others at once; and they are stored again when the lock is gone."""
-    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite_troubles, "BUSY_SECONDS", 0.2)
     threads = threading.active_count()
     for _ in range(3):
         refused = await asyncio.gather(*[store.append("s", [text()]) for _ in range(50)], return_exceptions=True)
@@ -326,7 +327,7 @@ async def test_appends_are_refused_while_the_lock_stays(
 
 async def test_closing_does_not_wait_for_a_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What still waits then is refused."""
-    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 10 * NET)
+    monkeypatch.setattr(sqlite_troubles, "BUSY_SECONDS", 10 * NET)
     async with opened(folder / "log.db") as store:
         await Log(store, "s").append(CREATED, message())
         stuck = Stuck(folder / "log.db")
@@ -347,7 +348,7 @@ async def test_a_server_that_can_store_nothing_is_not_ready(
     folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not ready, and each message is refused with 503, a code and a time to try again; what is stored is read."""
-    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_troubles, "BUSY_SECONDS", 0.05)
     path = folder / "log.db"
     app = Legato(f"sqlite:///{path}", agents=[echo])
     async with Driver(app) as driver:
@@ -394,7 +395,7 @@ ANY = {
 async def test_no_route_takes_a_lock_for_a_failure_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another program has the file, each route of each dialect reads, or says 503 and when to try again; none of
     them 500, and none waits."""
-    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_troubles, "BUSY_SECONDS", 0.05)
     app = Legato(f"sqlite:///{folder / 'log.db'}", agents=[echo])
     refused: set[str] = set()
     async with Driver(app) as driver:
@@ -432,7 +433,7 @@ async def test_no_route_takes_a_lock_for_a_failure_of_its_own(folder: Path, monk
 
 async def test_an_answer_outlives_a_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an agent says while another program has the lock is stored when it is gone, once and in order."""
-    monkeypatch.setattr(sqlite_writer, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_troubles, "BUSY_SECONDS", 0.05)
     go_on = asyncio.Event()
     path = folder / "log.db"
 

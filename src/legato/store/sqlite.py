@@ -6,7 +6,7 @@
     read (event loop)            from the tail cache; else
       -> a reader thread         on its own read-only connection
 
-It knows how appends and reads meet; ``sqlite_writer`` knows the appends, ``sqlite_file`` the SQL. The one rule that
+It knows how appends and reads meet; ``sqlite_requests`` knows the appends, ``sqlite_file`` the SQL. The one rule that
 must hold: nothing reaches a reader before its transaction has committed, and nothing that has reached one from the
 disk is missing from the tail cache, so that a later read never shows less than an earlier one.
 """
@@ -67,23 +67,22 @@ from .sqlite_file import (
     read_sessions,
 )
 from .sqlite_journal import Journal
-from .sqlite_writer import (
+from .sqlite_known import Built, Look
+from .sqlite_requests import (
     Acquire,
     Adopt,
     Append,
-    Built,
     Claim,
     Discard,
     Inform,
-    Look,
     Publish,
     Release,
     Renew,
     Stage,
     Thin,
-    Writer,
     WriteRequest,
 )
+from .sqlite_writer import Writer
 from .tail import BlockCache, TailCache
 from .watch import keep_private
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from ..store.sqlite import SQLiteStore
 from ..store.sqlite_file import apsw
-from ..store.sqlite_writer import BUSY_MS, Writer, WriteRequest
+from ..store.sqlite_requests import WriteRequest
+from ..store.sqlite_troubles import BUSY_MS
+from ..store.sqlite_writer import Writer
 
 SUFFIXES = ("", "-wal", "-journal")
 SLOWEST = 0.004
