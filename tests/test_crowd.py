@@ -14,7 +14,8 @@ from legato.errors import SessionNotFound, StoreError
 from legato.event import Event, SessionDeleted, SessionRewound
 from legato.log import READ_LIMIT, Subscription
 from legato.server.crowd import WRITE_BYTES, Preparation
-from legato.server.stream import Pump, Streams
+from legato.server.pump import Pump
+from legato.server.stream import Streams
 from legato.store.memory import MemoryStore
 
 NEVER = 3600.0

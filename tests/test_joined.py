@@ -15,7 +15,7 @@ from legato.agent import Turn
 from legato.dialect import joined as module
 from legato.dialect.joined import JOINED_CHARACTERS, JoinedPages, joined
 from legato.event import CallStarted, Event, Fact, RefusalDelta, TextDelta, ThinkingDelta
-from legato.server.stream import BEHIND
+from legato.server.pump import BEHIND
 from legato.sse import SSEMessage
 from legato.testing import ASGIStream
 

@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "legato"
 CORE = [
     *("event", "part", "machine", "log", "caller", "run", "execution", "agent", "transcript", "tool"),
     *("admission", "copies", "questions", "sessions", "sse", "dialect/fold", "dialect/trail"),
-    *(f"server/{name}" for name in ("adaptor", "life", "memory", "operation", "pace", "reply", "stream")),
+    *(f"server/{name}" for name in ("adaptor", "life", "memory", "operation", "pace", "pump", "reply", "stream")),
     *(f"store/{path.stem}" for path in sorted((SOURCE / "store").glob("*.py"))),
 ]
 """What Legato is made of: each public class of these files has a word in the glossary."""

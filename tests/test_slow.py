@@ -18,9 +18,10 @@ from facts import draft
 from legato.agent import Turn
 from legato.event import Event, SessionDeleted, TextDelta
 from legato.log import Subscription
-from legato.server import stream
+from legato.server import pump as module
 from legato.server.crowd import LARGE_FRAME, SMALL_TEXT, WRITE_BYTES
-from legato.server.stream import Pump, Streams
+from legato.server.pump import Pump
+from legato.server.stream import Streams
 from legato.sse import Decoder
 from legato.store.memory import MemoryStore
 from legato.testing import ASGIStream, Driver
@@ -34,7 +35,7 @@ LONG = '"\n' * 30_000
 def lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """On lines, and with no patience: who cannot be written to at once is read for anew each time."""
     monkeypatch.setattr(Driver, "lines", True)
-    monkeypatch.setattr(stream, "HOLD_SECONDS", 0.0)
+    monkeypatch.setattr(module, "HOLD_SECONDS", 0.0)
 
 
 async def mixed(turn: Turn) -> AsyncIterator[Any]:
@@ -292,8 +293,8 @@ async def test_how_long_a_reader_takes_nothing_is_counted_from_its_last_byte(fre
 
 async def test_what_all_who_wait_keep_is_bounded(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few keep what was read for a moment; the others have it read again when they go on."""
-    monkeypatch.setattr(stream, "HOLD_SECONDS", 3600)
-    monkeypatch.setattr(stream, "KEPT_BYTES", 10_000_000)
+    monkeypatch.setattr(module, "HOLD_SECONDS", 3600)
+    monkeypatch.setattr(module, "KEPT_BYTES", 10_000_000)
     streams = Streams()
     await say(fresh, 1_000_000)
     wires = [Narrow() for _ in range(20)]

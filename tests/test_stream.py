@@ -15,9 +15,10 @@ from legato.dialect.fold import Encoder
 from legato.errors import StoreError, TooMany
 from legato.event import Event, SessionDeleted, SessionRewound
 from legato.log import Store, Subscription
-from legato.server import stream as module
+from legato.server import pump as module
 from legato.server.pace import Pace
-from legato.server.stream import BEHIND, WRITE_BYTES, ASGISink, Pump, Streams
+from legato.server.pump import BEHIND, WRITE_BYTES, ASGISink, Pump
+from legato.server.stream import Streams
 from legato.server.traffic import Traffic
 from legato.store.memory import MemoryStore
 

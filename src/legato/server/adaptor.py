@@ -27,9 +27,9 @@ from ..sse import HEARTBEAT
 from .crowd import Line
 from .life import Life, Opens
 from .operation import Absence, Dialect, NoSuchRoute, Operation, WrongMethod, path_within, refuse, retry_after
+from .pump import ASGISink, Pump
 from .reply import Body, Follow, Later, Reply
 from .request import INCARNATION, Request
-from .stream import ASGISink, Pump
 from .traffic import SMALL, BudgetSpent, Held, Traffic
 
 logger = logging.getLogger("legato")

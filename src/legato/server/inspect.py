@@ -34,9 +34,9 @@ from .life import Life
 from .measures import STALLED, Measure, measures
 from .memory import Memory
 from .operation import Dialect, Operation, Param, session_id
+from .pump import Pump
 from .reply import Body, View
 from .request import Request
-from .stream import Pump
 
 logger = logging.getLogger("legato")
 

@@ -16,7 +16,7 @@ from ..errors import LegatoError
 from ..figures import Counts, Spread, StoreFigures
 from .connections import Connections
 from .life import Life
-from .stream import Pump
+from .pump import Pump
 
 STALLED = 2.0
 """Seconds that a write may wait before its reader is told to be stalled."""
