@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from driving import Chat, Gate, chatting, decoded, echo
 from facts import draft, stored
 from legato.agent import Turn
-from legato.dialect import responses_api, responses_schema
+from legato.dialect import responses_api, responses_items, responses_schema
 from legato.dialect.chat import ChatEncoder
 from legato.dialect.responses import DONE, NO_RESULT, ResponseEncoder, ResponseFold, parse_id, response_id
 from legato.dialect.responses_api import BadRequest, Create, CreateChat
@@ -775,7 +775,7 @@ def test_odd_items_are_taken_or_refused(items: list[dict[str, Any]]) -> None:
         json.dumps(
             [
                 asked.metadata,
-                responses_api.input_items(RUN, MessageCreated("m", "user", asked.text, metadata=asked.metadata)),
+                responses_items.input_items(RUN, MessageCreated("m", "user", asked.text, metadata=asked.metadata)),
             ]
         )
 

@@ -32,8 +32,11 @@ from ..event import (
 from ..items import GIVEN_PARTS, KNOWN, SAID_PARTS, SYSTEM, Item, is_call, is_output, is_said, text_of
 from ..json import JsonObject
 from ..part import PARTS, CallPart, Message, Part, RefusalPart, TextPart, ThinkingPart, check_depth
+from .earlier import earlier
 from .responses import ResponseFold
-from .responses_api import BadRequest, asked_items, check_item, earlier, whole_item
+from .responses_api import BadRequest
+from .responses_items import asked_items, whole_item
+from .responses_known import check_item
 
 INCLUDABLE = frozenset(
     {

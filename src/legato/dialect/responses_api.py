@@ -7,9 +7,7 @@ some clients send them; all become one user's text, what was said before it, and
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -23,23 +21,17 @@ from ..items import (
     SAID_PARTS,
     SYSTEM,
     Item,
-    arguments_of,
-    id_of,
-    is_bare,
-    is_call,
     is_output,
-    is_reference,
-    is_said,
     is_system,
     leading,
     output_of,
     present,
-    spelled_out,
     text_of,
 )
 from ..json import LARGE, JsonObject, decode_in_pieces
-from ..part import CallPart, Part, RefusalPart, TextPart, ThinkingPart, check_depth
+from ..part import check_depth
 from .common import SPOKEN, decode_json
+from .earlier import earlier
 from .responses import Count, Penalty, ResponseSettings, Share, Temperature
 
 T = TypeVar("T")
@@ -373,7 +365,7 @@ def prompt(body: Create, field: str = "input") -> Prompt:
 def _settings(body: Create) -> JsonObject:
     values = {name: getattr(body, name) for name in FurtherSettings.__struct_fields__}
     if body.tools is not None:
-        values["tools"] = [_flat_tool(tool) for tool in body.tools]
+        values["tools"] = [flat_tool(tool) for tool in body.tools]
     if body.tool_choice is not None:
         values["tool_choice"] = flat_choice(body.tool_choice)
     return values
@@ -389,11 +381,12 @@ def flat_choice(choice: str | JsonObject) -> str | JsonObject:
     inner = choice.get(kind) if isinstance(kind, str) else None
     flat = {"type": kind, **inner} if isinstance(inner, dict) else choice
     if kind == "allowed_tools" and isinstance(tools := flat.get("tools"), list):
-        return {**flat, "tools": [_flat_tool(tool) for tool in tools if isinstance(tool, dict)]}
+        return {**flat, "tools": [flat_tool(tool) for tool in tools if isinstance(tool, dict)]}
     return {**flat, "type": "function"} if kind == "tool" else flat
 
 
-def _flat_tool(tool: JsonObject) -> JsonObject:
+def flat_tool(tool: JsonObject) -> JsonObject:
+    """The same of a tool."""
     function = tool.get("function")
     if isinstance(function, dict):
         return {"type": "function", **function}
@@ -421,163 +414,13 @@ def _present_text(items: Sequence[Item]) -> str:
     return "\n\n".join(texts)
 
 
-class _Turn:
-    """A message of the assistant: what it said between two messages of the user, in one step or in several."""
-
-    def __init__(self) -> None:
-        self.parts: list[Part] = []
-        self.step = 1
-        self._answered = False  # something has come of the calls of this step
-        self._thoughts: list[str] = []  # which belong to what is said next
-
-    def goes_on(self, item: Item) -> bool:
-        """Whether ``item`` belongs to this message: two messages without a call between them are two."""
-        return not (item.get("role") == "assistant" and self.parts and self._is_plain())
-
-    def _is_plain(self) -> bool:
-        return not any(isinstance(part, CallPart) and part.step == self.step for part in self.parts)
-
-    def say(self, item: Item) -> CallPart | None:
-        """Add an item of the assistant's; the call, if it is one."""
-        call = is_call(item)
-        if item.get("type") == "reasoning":
-            self._thoughts += [text for _, text in _said(item.get("summary") or item.get("content"))]
-            return None
-        if not call and item.get("role") != "assistant":
-            return None
-        if self.parts and (self._answered or not (call or self._is_plain())):
-            self.step, self._answered = self.step + 1, False
-        self._think()
-        if not call:
-            self.parts += [kind(self.step, text) for kind, text in _said(item.get("content"))]
-            return None
-        by = item.get("by")
-        made = CallPart(
-            self.step,
-            id_of(item),
-            str(item.get("name") or ""),
-            arguments_of(item),
-            by=by if isinstance(by, str) else None,
-        )
-        self.parts.append(made)
-        return made
-
-    def _think(self) -> None:
-        self.parts += [ThinkingPart(self.step, text) for text in self._thoughts]
-        self._thoughts.clear()
-
-    def answer(self, place: int, output: Any, *, success: bool) -> None:
-        """Add what came of the call at ``place``."""
-        call = self.parts[place]
-        assert isinstance(call, CallPart)
-        self.parts[place] = msgspec.structs.replace(call, output=output, success=success)
-        self._answered = self._answered or call.step == self.step
-
-    def message(self) -> MessageCreated:
-        """All of it as one message."""
-        self._think()
-        last = [part for part in self.parts if isinstance(part, TextPart | RefusalPart)]
-        text = "".join(part.text for part in last if part.step == last[-1].step)
-        return MessageCreated("", "assistant", text, self.parts or None)
-
-
-class _Calls:
-    """The calls of one id in one step: those of which nothing has come, and that of which something came last."""
-
-    def __init__(self, turn: _Turn, step: int) -> None:
-        self.turn, self.step, self.last = turn, step, 0
-        self.open: deque[int] = deque()
-
-
-def earlier(items: Iterable[Item]) -> list[MessageCreated]:
-    """What was said before, as messages without ids."""
-    return _Earlier(spelled_out(items)).messages()
-
-
-class _Earlier:
-    """What was said before, as messages, in the order in which it stands there.
-
-    What came of a call stands with the call, also where something else came in between.
-    """
-
-    def __init__(self, items: Iterable[Item]) -> None:
-        self._messages: list[MessageCreated | _Turn] = []
-        self._open: dict[str, list[_Calls]] = {}  # by id, those of each step
-        self._answered: dict[str, _Calls] = {}  # by id: of which something came last
-        self._held: list[Item] = []  # instructions that stand before what comes next
-        for item in items:
-            if is_output(item):
-                self._answer(item)
-            elif is_said(item):
-                self._say(item)
-            elif is_system(item):
-                self._held.append(item)
-            elif item.get("role") == "user":
-                self._ask(item)
-
-    def messages(self) -> list[MessageCreated]:
-        """All of them, without ids."""
-        return [each.message() if isinstance(each, _Turn) else each for each in self._messages]
-
-    def _ask(self, *items: Item) -> None:
-        given, self._held = [*self._held, *items], []
-        text = "\n\n".join(text for item in items if (text := text_of(item.get("content", item.get("output")))))
-        plain = len(given) == 1 and given[0].get("role") == "user" and isinstance(given[0].get("content"), str)
-        self._messages.append(MessageCreated("", "user", text, metadata=None if plain else {"input": given}))
-
-    def _say(self, item: Item) -> None:
-        if self._held:
-            self._ask()
-        last = self._messages[-1] if self._messages else None
-        if not isinstance(last, _Turn) or not last.goes_on(item):
-            last = _Turn()
-            self._messages.append(last)
-        if (call := last.say(item)) is not None:
-            steps = self._open.setdefault(call.id, [])
-            if not steps or (steps[-1].turn, steps[-1].step) != (last, call.step):
-                steps.append(_Calls(last, call.step))
-            steps[-1].open.append(len(last.parts) - 1)
-
-    def _answer(self, item: Item) -> None:
-        # Some count their calls anew in each step: it is of the newest, and there of the first that is open.
-        id = id_of(item)
-        if steps := self._open.get(id):
-            calls = self._answered[id] = steps[-1]
-            calls.last = calls.open.popleft()
-            if not calls.open:
-                steps.pop()
-        elif id not in self._answered:
-            self._ask(item)  # of a call that nobody knows: its words are said all the same
-            return
-        calls = self._answered[id]  # one that is repeated counts
-        calls.turn.answer(calls.last, output_of(item), success=item.get("success") is not False)
-
-
-_SAID_IN: dict[str, type[TextPart | RefusalPart]] = {"text": TextPart, "refusal": RefusalPart}
-
-
-def _said(content: Any) -> Iterator[tuple[type[TextPart | RefusalPart], str]]:
-    """What the assistant said, as kinds of parts with their texts; neighbours of one kind are one."""
-    parts = [{"text": content}] if isinstance(content, str) else content if isinstance(content, list) else []
-    said = [
-        (kind, part[field])
-        for part in parts
-        if isinstance(part, dict)
-        for field, kind in _SAID_IN.items()
-        if isinstance(part.get(field), str)
-    ]
-    for kind, group in groupby(said, key=lambda each: each[0]):
-        if text := "".join(text for _, text in group):
-            yield kind, text
-
-
 def from_chat(body: CreateChat) -> Create:
     """A chat request as a request for a response."""
     return Create(
         model=body.model,
         input=[item for message in body.messages for item in _chat_items(message)],
         tools=body.tools if body.functions is None else [*(body.tools or ()), *body.functions],
-        tool_choice=body.tool_choice if body.function_call is None else _old_choice(body.function_call),
+        tool_choice=body.tool_choice if body.function_call is None else old_choice(body.function_call),
         parallel_tool_calls=body.parallel_tool_calls,
         max_output_tokens=body.max_completion_tokens or body.max_tokens,
         temperature=body.temperature,
@@ -607,7 +450,8 @@ def _text_settings(body: CreateChat) -> JsonObject | None:
     return {**form, **words} or None
 
 
-def _old_choice(choice: str | JsonObject | None) -> str | JsonObject | None:
+def old_choice(choice: str | JsonObject | None) -> str | JsonObject | None:
+    """Which function is to be called, as it was said before there were tools."""
     return {"type": "function", **choice} if isinstance(choice, dict) else choice
 
 
@@ -658,178 +502,6 @@ def _chat_calls(message: Item) -> list[Item]:
     ] + custom  # fmt: skip
 
 
-# What is known --------------------------------------------------------------------------------------------------------
-
-
-def check_items(body: Create) -> bool:
-    """Check that all of the input is known, and none of it passed over in silence.
-
-    Returns:
-        Whether some of it stands for what is kept.
-
-    Raises:
-        BadRequest: an item, or a part of one, is of no known type; ``param`` names the place.
-    """
-    referring = False
-    for place, item in enumerate([] if isinstance(body.input, str) else body.input):
-        if is_reference(item):
-            referring = True
-            continue
-        referring = referring or is_bare(item)
-        check_item(f"input[{place}]", item)
-    return referring
-
-
-def check_item(where: str, item: Item) -> None:
-    """The same of one item, which is no reference.
-
-    Raises:
-        BadRequest: see ``check_items``.
-    """
-    kind = item.get("type")
-    if kind is None and "role" not in item:
-        raise BadRequest(f"{where} has neither a type nor a role.", code="missing_required_parameter",
-                         param=f"{where}.type")  # fmt: skip
-    if kind not in (None, *KNOWN):
-        raise _unknown(f"{where}.type", kind, KNOWN)
-    if kind in (None, "message"):
-        _check_role(where, item, ("user", "assistant", *SYSTEM))
-        _check_content(f"{where}.content", item.get("content"), item["role"])
-    elif is_output(item):
-        _check_content(f"{where}.output", item.get("output"), "tool")
-
-
-def check_messages(body: CreateChat) -> None:
-    """The same of the messages of a chat.
-
-    Raises:
-        BadRequest: see ``check_items``.
-    """
-    for place, message in enumerate(body.messages):
-        where = f"messages[{place}]"
-        _check_role(where, message, ("user", "assistant", "tool", "function", *SYSTEM))
-        _check_content(f"{where}.content", message.get("content"), message["role"])
-        if message.get("audio") is not None:
-            raise BadRequest("What was said before is told as text; audio is not kept here.",
-                             code="unsupported_parameter", param=f"{where}.audio")  # fmt: skip
-        calls = message.get("tool_calls")
-        for number, call in enumerate(calls if isinstance(calls, list) else ()):
-            kind = call.get("type") if isinstance(call, dict) else call
-            if kind not in (None, "function", "custom"):
-                raise _unknown(f"{where}.tool_calls[{number}].type", kind, ("function", "custom"))
-
-
-# What is set ----------------------------------------------------------------------------------------------------------
-
-CHAT_NAMES = {
-    "max_output_tokens": "max_completion_tokens",
-    "reasoning.effort": "reasoning_effort",
-    "text.format": "response_format",
-    "text.verbosity": "verbosity",
-}
-"""What a chat calls what a response calls otherwise."""
-
-
-class UnsupportedParameter(BadRequest):
-    """What is asked for cannot be had."""
-
-    def __init__(self, name: str, why: str) -> None:
-        super().__init__(f"Unsupported parameter: {name!r}. {why}", code="unsupported_parameter", param=name)
-
-
-def check_settings(body: Create | CreateChat, own: Collection[str] = ()) -> None:
-    """Check that what is set can be had from any agent; values that ask for nothing can.
-
-    Args:
-        body: the request.
-        own: tools of the agent, which it runs itself.
-
-    Raises:
-        UnsupportedParameter: no log and no agent can give it.
-        BadRequest: a tool is to be called that nobody has.
-    """
-    if isinstance(body, CreateChat):
-        if body.logprobs or body.top_logprobs:
-            name = "logprobs" if body.logprobs else "top_logprobs"
-            raise UnsupportedParameter(name, "No probabilities are kept of what is said.")
-        if body.audio is not None or set(body.modalities or ()) - {"text"}:
-            name = "audio" if body.audio is not None else "modalities"
-            raise UnsupportedParameter(name, "Answers are text.")
-        tools = [*(body.tools or ()), *(body.functions or ())]
-        choice = body.tool_choice if body.function_call is None else _old_choice(body.function_call)
-        _check_choice("tool_choice" if body.function_call is None else "function_call", choice, tools, own)
-        return
-    if body.prompt is not None:
-        raise UnsupportedParameter("prompt", "No templates are kept here.")
-    if "message.output_text.logprobs" in (body.include or ()):
-        raise UnsupportedParameter("include", "No probabilities are kept of what is said.")
-    _check_choice("tool_choice", body.tool_choice, body.tools or [], own)
-
-
-def _check_choice(
-    where: str, choice: str | JsonObject | None, given: Sequence[JsonObject], own: Collection[str]
-) -> None:
-    tools = [_flat_tool(tool) for tool in given]
-    for place, tool in enumerate(tools):
-        if tool.get("type") == "custom":
-            raise UnsupportedParameter(f"tools[{place}].type", "A call of a custom tool has no form here.")
-    if choice is None:
-        return
-    flat = flat_choice(choice)
-    if isinstance(flat, str):
-        if flat not in _CHOICES:
-            raise _unknown(where, choice, _CHOICES)
-        return
-    wanted = [flat]
-    if flat.get("type") == "allowed_tools":
-        if flat.get("mode") not in ("auto", "required"):
-            raise _unknown(f"{where}.mode", flat.get("mode"), ("auto", "required"))
-        if not isinstance(flat.get("tools"), list):
-            raise BadRequest(f"{where}.tools is a list of tools.", code="invalid_type", param=where)
-        wanted = flat["tools"]
-    names = {*own, *(tool["name"] for tool in tools if isinstance(tool.get("name"), str))}
-    kinds = [tool.get("type") for tool in tools]
-    for each in wanted:
-        name, kind = each.get("name"), each.get("type")
-        found = (
-            name in names
-            if kind in ("function", "custom") and isinstance(name, str)
-            else kind in kinds and kind != "function"
-        )
-        if not found:
-            said = name if isinstance(name, str) else kind
-            raise BadRequest(f"Tool choice {said!r:.200} not found in 'tools' parameter.", param=where)
-
-
-_CHOICES = ("none", "auto", "required")
-
-
-def _check_role(where: str, item: Item, roles: tuple[str, ...]) -> None:
-    if "role" not in item:
-        raise BadRequest(f"Missing required parameter: '{where}.role'.", code="missing_required_parameter",
-                         param=f"{where}.role")  # fmt: skip
-    if item["role"] not in roles:
-        raise _unknown(f"{where}.role", item["role"], roles)
-
-
-def _check_content(where: str, content: Any, role: str) -> None:
-    known = SAID_PARTS if role == "assistant" else GIVEN_PARTS
-    if content is not None and not isinstance(content, str | list):
-        raise BadRequest(f"{where} is text or a list of parts.", code="invalid_type", param=where)
-    for place, part in enumerate(content if isinstance(content, list) else ()):
-        if not isinstance(part, dict):
-            raise BadRequest(f"{where}[{place}] is an object with a type.", code="invalid_type",
-                             param=f"{where}[{place}]")  # fmt: skip
-        bare = part.get("type") is None and isinstance(part.get("text", part.get("refusal")), str)
-        if not (bare or part.get("type") in known):
-            raise _unknown(f"{where}[{place}].type", part.get("type"), known)
-
-
-def _unknown(where: str, given: object, known: Sequence[str]) -> BadRequest:
-    return BadRequest(f"Invalid value: {given!r:.100}. Supported values of {where} are: {', '.join(known)}.",
-                      param=where)  # fmt: skip
-
-
 # Requests to facts ----------------------------------------------------------------------------------------------------
 
 
@@ -840,91 +512,6 @@ def created(asked: Prompt, agent: str) -> SessionCreated:
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
-
-
-_ITEM_ID = re.compile(r"[a-z]{1,9}_(.{1,250})_[0-9]{1,9}", re.ASCII)
-
-
-def owner_of_item(id: str) -> str | None:
-    """The run of the item of this id, or its message if that is no run's; None if no item can have it."""
-    match = _ITEM_ID.fullmatch(id)
-    return match[1] if match else None
-
-
-def input_items(run: str, asked: MessageCreated) -> list[Item]:
-    """The items of a request, each with an id."""
-    given = (asked.metadata or {}).get("input")
-    if not isinstance(given, list):
-        given = [{"type": "message", "role": "user", "content": asked.text}]
-    return [{"id": f"in_{run}_{place}", **whole_item(item)} for place, item in enumerate(given)]
-
-
-def asked_items(run: str, asked: MessageCreated) -> list[Item]:
-    """Those of ``input_items`` that were asked, without what was said before, which is messages of its own."""
-    items = input_items(run, asked)
-    return items[present(items) :]
-
-
-def whole_item(item: Item) -> Item:
-    """An item as it is shown, but for its id."""
-    content = item.get("content")
-    whole = {"status": "completed", **item, **({"type": item.get("type") or "message"} if "role" in item else {})}
-    if isinstance(content, str):
-        kind = "output_text" if item.get("role") == "assistant" else "input_text"
-        whole["content"] = content = [{"type": kind, "text": content}]
-    if isinstance(content, list):
-        whole["content"] = [
-            {**_OUTPUT_TEXT, **part} if isinstance(part, dict) and part.get("type") == "output_text" else part
-            for part in content
-        ]
-    return whole
-
-
-_OUTPUT_TEXT: JsonObject = {"annotations": [], "logprobs": []}
-"""Fields that such a part has to have."""
-
-
-def page(items: list[Item], *, limit: int, order: str, after: str | None) -> JsonObject:
-    """One page of ``items``, which are oldest first.
-
-    Raises:
-        BadRequest: ``order`` is neither ``asc`` nor ``desc``, or there is no item ``after``.
-    """
-    check_order(order)
-    if order == "desc":
-        items = items[::-1]
-    if after is not None:
-        items = behind(items, after)
-    return item_list(items[:limit], more=len(items) > limit)
-
-
-def check_order(order: str) -> None:
-    """Raise ``BadRequest`` if ``order`` is neither ``asc`` nor ``desc``."""
-    if order not in ("asc", "desc"):
-        raise BadRequest(f"order is 'asc' or 'desc', got {order[:60]!r}.", param="order")
-
-
-def behind(items: list[Item], after: str) -> list[Item]:
-    """The items that come after one.
-
-    Raises:
-        BadRequest: there is none of that id.
-    """
-    places = [place for place, item in enumerate(items) if item["id"] == after]
-    if not places:
-        raise BadRequest(f"There is no item {after[:200]!r}.", param="after")
-    return items[places[0] + 1 :]
-
-
-def item_list(shown: list[Item], *, more: bool) -> JsonObject:
-    """A page of items as it is told."""
-    return {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
-        "has_more": more,
-    }
 
 
 _STRICT = re.compile(r"(?<![\w./-])(ai/[0-5]|ai-sdk/(openai|azure)/[0-2])\.", re.ASCII)

@@ -15,7 +15,8 @@ from ..contents import Entry, stretches
 from ..dialect import conversations_api as api
 from ..dialect.common import idempotency_key
 from ..dialect.conversations_api import CreateConversation, CreateItems, ItemNotFound, UpdateConversation
-from ..dialect.responses_api import BadRequest, behind, check_order, decode, item_list
+from ..dialect.responses_api import BadRequest, decode
+from ..dialect.responses_items import behind, check_order, item_list
 from ..errors import InvalidInput, KeyReused, NotFound, SessionExists, SessionNotFound
 from ..event import MessageRevised, SessionCreated
 from ..items import Item

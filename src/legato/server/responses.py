@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Collection, Mapping
 
 from ..check import digits
-from ..dialect import chat, responses_api
+from ..dialect import chat, responses_api, responses_items, responses_known
 from ..dialect.common import idempotency_key
 from ..dialect.fold import Fold
 from ..dialect.responses import ResponseEncoder, ResponseFold, parse_id, response_id, settings
@@ -61,8 +61,8 @@ async def create(request: Request) -> Reply:
     body = await request.aside(responses_api.decode, await request.raw_body(), Create)
     _check_model(request, body.model, BadRequest)
     agent = await _agent(request, body)
-    responses_api.check_settings(body, _tools_of(request, agent))
-    if await request.aside(responses_api.check_items, body):
+    responses_known.check_settings(body, _tools_of(request, agent))
+    if await request.aside(responses_known.check_items, body):
         await _resolve(request, body)
     asked = await request.aside(responses_api.prompt, body)
     _check_heeded(request, agent, asked.metadata, {})
@@ -159,9 +159,9 @@ async def input_items(request: Request) -> Body:
     except InvalidInput as exc:
         raise BadRequest(exc.message, param="limit") from exc
     run = await _find(request, request.path["response_id"])
-    items = await request.sessions.aside.do(0, responses_api.input_items, run.run, run.asked.fact)
+    items = await request.sessions.aside.do(0, responses_items.input_items, run.run, run.asked.fact)
     order, after = request.query.get("order", "desc"), request.query.get("after")
-    return Body(200, responses_api.page(items, limit=limit, order=order, after=after))
+    return Body(200, responses_items.page(items, limit=limit, order=order, after=after))
 
 
 async def models(request: Request) -> Body:
@@ -185,11 +185,11 @@ async def complete(request: Request) -> Reply:
     if body.n not in (None, 1):
         raise BadRequest("An agent gives one answer: n must be 1.", param="n")
     agent = body.model or next(iter(request.sessions.agents))
-    responses_api.check_settings(body, _tools_of(request, agent))
-    await request.aside(responses_api.check_messages, body)
+    responses_known.check_settings(body, _tools_of(request, agent))
+    await request.aside(responses_known.check_messages, body)
     create = await request.aside(responses_api.from_chat, body)
     asked = await request.aside(responses_api.prompt, create, "messages")
-    names = responses_api.CHAT_NAMES
+    names = responses_known.CHAT_NAMES
     _check_heeded(
         request,
         agent,
@@ -272,7 +272,7 @@ async def _resolve(request: Request, body: Create) -> None:
             resolved.append(item)
             continue
         id = str(item.get("id"))[:400]
-        owner = responses_api.owner_of_item(id) or ""
+        owner = responses_items.owner_of_item(id) or ""
         if is_bare(item) and owner not in known and len(known) >= LOOKED_FOR:
             resolved.append(item)
             continue
@@ -316,7 +316,7 @@ async def _items_of(request: Request, owner: str, session: str) -> dict[str, Ite
         return {item["id"]: item for item in await items_of(request, owner, session)}
     try:
         found = await _find(request, response_id(owner))
-        asked = await request.sessions.aside.do(0, responses_api.input_items, found.run, found.asked.fact)
+        asked = await request.sessions.aside.do(0, responses_items.input_items, found.run, found.asked.fact)
         return {item["id"]: item for item in (*asked, *(await _folded(request, found)).response()["output"])}
     except ResponseNotFound:
         return {}
@@ -362,7 +362,7 @@ def _check_heeded(request: Request, agent: str, settings: dict[str, object], nam
     found = request.sessions.agents.get(agent)
     lacking = None if found is None else found.lacks(settings)
     if lacking is not None:
-        raise responses_api.UnsupportedParameter(names.get(lacking[0], lacking[0]), lacking[1])
+        raise responses_known.UnsupportedParameter(names.get(lacking[0], lacking[0]), lacking[1])
 
 
 async def _reserve(request: Request, body: Create) -> None:
