@@ -51,7 +51,7 @@ async def status(driver: Driver, headers: dict[str, str], target: str = "/api/se
 
 def test_all_snippets_are_run() -> None:
     """Those here, and the client's."""
-    assert len(SNIPPETS) == 7
+    assert len(SNIPPETS) == 8
 
 
 async def test_a_function_of_your_own() -> None:
@@ -107,6 +107,23 @@ async def test_shared_sessions() -> None:
         target = f"/api/sessions/{session}"
         assert [await status(driver, {"x-user": who}, target) for who in ("alice", "bob", "carol")] == [200, 200, 404]
         assert (await driver.request("DELETE", target, headers={"x-user": "bob"})).status == 404
+
+
+async def test_shared_sessions_in_lists() -> None:
+    """Where colleagues say so, as far as the rule lets them."""
+
+    async def colleagues_of(subject: str) -> list[str]:
+        return ["alice"]
+
+    space: dict[str, Any] = {"user": lambda request: request.headers.get("x-user"), "TEAM": {"bob"}}
+    exec(compile(snippet("def may"), str(PAGE), "exec"), space)
+    names = {"user": space["user"], "may": space["may"], "Legato": Legato}
+    app = made(snippet("def shared"), colleagues_of=colleagues_of, **names)
+    async with Driver(app) as driver:
+        session = (await driver.request("POST", "/api/sessions", json={}, headers={"x-user": "alice"})).json()["id"]
+        for who, ids in (("alice", [session]), ("bob", [session]), ("carol", [])):
+            listed = (await driver.request("GET", "/api/sessions", headers={"x-user": who})).json()
+            assert [each["id"] for each in listed] == ids
 
 
 async def test_fastapis_own() -> None:

@@ -45,6 +45,7 @@ LAYERS: list[tuple[str, int]] = [
     ("bounds", 2),
     ("spending", 2),
     ("credentials", 2),
+    ("sharing", 2),
     ("retention", 2),
     ("archive", 2),
     ("places", 2),

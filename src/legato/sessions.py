@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -58,6 +59,7 @@ from .event import (
     SessionUpdated,
 )
 from .execution import CANCELLED, A, Limits, ended, resolve_key
+from .fault import contained
 from .json import JsonObject
 from .log import READ_LIMIT, Log, SessionInfo, SessionPage, Store, Subscription
 from .machine import OpenRun
@@ -65,6 +67,7 @@ from .part import Message
 from .questions import Destination, Question, Questions, Sent, new_session, once_key, sent
 from .retention import LEAST_SECONDS
 from .run import Runner
+from .sharing import Shared, listed, owners_of
 from .spending import is_own
 from .thin import says_nothing
 from .transcript import Asking, answer_place, askings, default_agent, history, told
@@ -106,6 +109,7 @@ class Sessions:
         runner: drives what is sent.
         may: decides what a caller may do, see ``caller.may`` and ``caller.MayWithSession``.
         quota: the application's own limit, see ``caller.Quota``.
+        shared: whose sessions are in lists, see ``sharing.Shared``.
 
     Attributes:
         aside: where what is large is worked on; to be closed in the end.
@@ -121,6 +125,7 @@ class Sessions:
         *,
         may: May | MayWithSession = may_what_is_theirs,
         quota: Quota | None = None,
+        shared: Shared | None = None,
     ) -> None:
         self._store = store
         self._runner = runner
@@ -130,6 +135,7 @@ class Sessions:
         self._admission = Admission(store, runner, may, quota)
         self._copies = Copies(store, runner.contents, runner.accounts)
         self._questions = Questions(store, runner, self._admission, self.aside)
+        self._shared = shared
 
     @property
     def agents(self) -> Mapping[str, Agent]:
@@ -212,7 +218,8 @@ class Sessions:
         return await self._admission.info(caller, session, verb)
 
     async def index(self, caller: Caller, *, limit: int = 100, after: str | None = None) -> SessionPage:
-        """A page of the caller's sessions, those last written to first.
+        """A page of the caller's sessions, and of those that are shared with them, those last written to first. It may
+        have fewer than there are, or none, and there are more as long as it has a ``next``.
 
         Raises:
             CursorInvalid: ``after`` is not the ``next`` of a page.
@@ -221,8 +228,23 @@ class Sessions:
         everybodys = self._admission.may(caller, "index", None, None)
         if not everybodys and not self._admission.may(caller, "index", caller.subject, None):
             return SessionPage([])
+        if self._shared is not None and not everybodys:
+            return await self._listed(caller, self._shared, limit, after)
         page = await self._store.sessions(limit=limit, after=after, owner=None if everybodys else caller.subject)
         return SessionPage([info for info in page.infos if not is_own(info.session)], page.next)
+
+    async def _listed(self, caller: Caller, shared: Shared, limit: int, after: str | None) -> SessionPage:
+        with contained("shared"):
+            found = shared(caller)
+            if inspect.isawaitable(found):
+                found = await found
+
+        def shows(info: SessionInfo) -> bool:
+            own = info.owner == caller.subject
+            return not is_own(info.session) and (own or self._admission.may(caller, "info", info.owner, info))
+
+        owners = list(dict.fromkeys([caller.subject, *owners_of(found)]))
+        return await listed(self._store, owners, shows, limit=limit, after=after)
 
     async def contents(self, caller: Caller, session: str, *, verb: Verb = "history") -> Contents:
         """Which messages stand in a session, without what they say; it changes with the next await."""

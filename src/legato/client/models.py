@@ -35,6 +35,7 @@ class SessionData(CamelModel, frozen=True, kw_only=True):
         cost: in the unit that the agents report.
         running: whether an answer is being given, or waits to be.
         damaged: the server cannot read what it holds.
+        owner: whose it is, where it is another's that the server shares with the caller.
     """
 
     id: str
@@ -60,6 +61,7 @@ class SessionData(CamelModel, frozen=True, kw_only=True):
     model_id: str | None = None
     provider: str | None = None
     damaged: bool = False
+    owner: str | None = None
 
 
 class SendResult(CamelModel, frozen=True, kw_only=True):

@@ -113,7 +113,7 @@ RespondBody = Annotated[
 
 class SessionData(_Wire, omit_defaults=False):
     """A session as lists show it. Times are RFC 3339, cost is in the unit that agents report. Of one that is
-    ``damaged``, what it holds is not known."""
+    ``damaged``, what it holds is not known. ``owner`` is whose it is, if it is another's."""
 
     id: str
     title: str
@@ -132,6 +132,7 @@ class SessionData(_Wire, omit_defaults=False):
     parent_session_id: str | UnsetType = UNSET
     agent: str | UnsetType = UNSET
     damaged: bool | UnsetType = UNSET
+    owner: str | UnsetType = UNSET
 
 
 class ToolCallData(_Wire, omit_defaults=False):

@@ -33,6 +33,7 @@ from ..log import Store
 from ..retention import Retention
 from ..run import Runner
 from ..sessions import Sessions
+from ..sharing import Shared
 from ..store import open_store
 from ..tool import Tool
 from ..traces import Traces
@@ -102,6 +103,8 @@ class Legato:
             ``legato.caller.MayWithSession``; or by whose it is, see ``legato.caller.may``. By default, what they like
             to what is theirs; and the inspector is for everybody on an open server, and else for who has the scope
             ``admin``.
+        shared: whose sessions are in a caller's lists besides their own, as far as ``may`` lets them read each: a
+            function of the ``Caller``, which gives subjects, or an awaitable of them.
         traces: whether runs are traced, by the tracer provider of the process (``pip install 'legato[otel]'``).
         quota: your own limit of what a caller may begin, a coroutine function; see ``legato.caller.Quota``.
         retention: how long sessions are kept; by default for ever.
@@ -135,6 +138,7 @@ class Legato:
         identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody,
         may: May | MayWithSession | None = None,
         quota: Quota | None = None,
+        shared: Shared | None = None,
         retention: Retention | None = None,
         traces: bool = False,
     ) -> None:
@@ -174,6 +178,7 @@ class Legato:
             max_streams_per_owner=max_streams_per_owner,
             max_streams_per_address=max_streams_per_address,
             quota=quota,
+            shared=shared,
             retention=retention or Retention(),
             refused=self.refused,
             limits=limits or Limits(),

@@ -24,6 +24,7 @@ from ..log import Store
 from ..retention import Keeper, Retention
 from ..run import Runner
 from ..sessions import Located, Sessions
+from ..sharing import Shared
 from ..sse import HEARTBEAT
 from ..tally import named
 from ..traces import Traces
@@ -68,6 +69,7 @@ class Settings(msgspec.Struct, frozen=True):
         limits: of runs and messages.
         identify: who asks, from the ASGI scope of a request.
         may: what they may do, see ``caller.may``.
+        shared: whose sessions are in their lists, see ``sharing.Shared``.
         traffic: what connections may take.
         lease_ttl: seconds after which other nodes may take over what this one drove, once it is heard of no more.
         max_streams_per_owner, max_streams_per_address: bounds of open streams, too.
@@ -85,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
     identify: Callable[[Scope], Caller | Awaitable[Caller]] = nobody
     may: May | MayWithSession = may_on_open_server
+    shared: Shared | None = None
     traffic: Traffic = Traffic()
     lease_ttl: float = 15.0
     max_streams_per_owner: int = 1_000
@@ -133,7 +136,7 @@ class Life:
             figures=self.figures,
             traces=settings.traces,
         )
-        self.sessions = Sessions(store, self.runner, may=settings.may, quota=settings.quota)
+        self.sessions = Sessions(store, self.runner, may=settings.may, quota=settings.quota, shared=settings.shared)
         self.streams = Streams(
             total=settings.max_streams,
             per_session=settings.max_streams_per_session,

@@ -101,7 +101,10 @@ def _is_damage(exc: Exception) -> bool:
 
 
 async def _summary(request: Request, info: SessionInfo) -> mix_api.SessionData:
-    return await request.life.kept(Summaries).of(request, info)
+    data = await request.life.kept(Summaries).of(request, info)
+    if info.owner and info.owner != request.caller.subject:
+        return msgspec.structs.replace(data, owner=info.owner)
+    return data
 
 
 async def _summaries(request: Request, infos: Sequence[SessionInfo]) -> list[mix_api.SessionData]:
@@ -373,7 +376,7 @@ async def history(request: Request) -> Body:
                     newest = _newest(newest, wanted)
                     least, most = newest[-1][0].at, wanted + wanted // 4 + 1
         after = page.next
-        if after is None or least >= page.infos[-1].updated_at:
+        if after is None or (page.infos and least >= page.infos[-1].updated_at):
             break
     newest = _newest(newest, wanted)
     room = PAGE_BYTES
