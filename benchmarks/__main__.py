@@ -57,6 +57,8 @@ RUNS = {
     "sse_decode": Run([], ["--rounds", "1"], sides=False),
     "sqlite_append": Run(["--rounds", "3"], ["--rounds", "1", "--seconds", "0.2"]),
     "store_append": Run([], ["--rounds", "1", "--seconds", "0.3"], sides=False),
+    "nodes": Run([], ["--quick"]),
+    "operations": Run([], ["--quick"]),
     "start": Run(["--rounds", "10"], ["--rounds", "3"]),
     "sign_in": Run([], ["--rounds", "3", "--requests", "100", "--readers", "20"], sides=False),
     "provider_stream": Run(["--rounds", "2"], ["--rounds", "1", "--seconds", "1"]),

@@ -1,17 +1,17 @@
 """What sign-in costs: CPU for a request, by each way to sign in, and for a delivered event.
 
-All in one process, by ASGI without sockets, so that nothing else is in the figures; the ways take turns, round by
-round. What is more than on an open server is told by the best rounds, which others disturb least. A request is ``GET
-/api/sessions/ID`` of a store in memory. Of the second table each row is an answer of many pieces that many readers
-have, on lines as under ``legato serve``.
+All in one process, by ASGI without sockets, so that nothing else is in the figures; the ways take turns in many short
+rounds, see ``support/pairs.py`` for how they are compared. A request is ``GET /api/sessions/ID`` of a store in memory.
+Of the second table each row is an answer of many pieces that many readers have, on lines as under ``legato serve``.
 
-    python benchmarks/sign_in.py [--rounds 9] [--requests 400] [--readers 100] [--pieces 500]
+    python benchmarks/sign_in.py [--rounds 60] [--requests 100] [--readers 100] [--pieces 100]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import statistics
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from support.pairs import AGAIN, Rounds
+from support.sides import in_turn
 
 from legato import Caller, Legato
 from legato.auth import JWT, APIKeys
@@ -27,6 +29,7 @@ from legato.store.memory import MemoryStore
 from legato.testing import Driver
 
 SECRET = "s" * 32
+OPEN = "open"
 
 
 class Way(NamedTuple):
@@ -65,7 +68,8 @@ async def ways() -> dict[str, Way]:
     await by_key.start()
     token, _ = await keys.add("alice", expires_at=time.time() + 3600)
     return {
-        "open": Way(made(None), {}),
+        OPEN: Way(made(None), {}),
+        f"{OPEN}, {AGAIN}": Way(made(None), {}),
         "a function": Way(made(lambda request: Caller("alice", expires_at=time.time() + 3600)), {}),
         "API key": Way(by_key, {"authorization": f"Bearer {token}"}),
         "API key in a cookie": Way(by_key, {"cookie": f"legato={token}", "sec-fetch-site": "same-origin"}),
@@ -137,21 +141,12 @@ async def tickets(way: Way, session: str, count: int) -> float:
     return (time.process_time() - begun) / count * 1e6
 
 
-def table(heads: list[str], rows: dict[str, list[float]]) -> None:
-    print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
-    base = min(rows["open"])
-    for name, values in rows.items():
-        middle, least = statistics.median(values), min(values)
-        print(f"| {name} | {middle:.2f} | {least:.2f} | {least - base:+.2f} |")
-    print()
-
-
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--readers", type=int, default=100)
-    parser.add_argument("--pieces", type=int, default=500)
+    parser.add_argument("--pieces", type=int, default=100)
     options = parser.parse_args()
     all_ways = await ways()
     sessions: dict[str, str] = {}
@@ -161,17 +156,22 @@ async def main() -> None:
         made = await Driver(way.app, headers=headers, lifespan=False).request("POST", "/api/sessions", json={})
         sessions[name] = made.json()["id"]
         await requests(way, sessions[name], 50)
-    asked: dict[str, list[float]] = {name: [] for name in all_ways}
-    streamed: dict[str, list[float]] = {name: [] for name in ("open", "a function", "API key", "JWT, HS256")}
+    streaming = [OPEN, f"{OPEN}, {AGAIN}", "a function", "API key", "JWT, HS256"]
+    asked, streamed = Rounds("CPU µs a request", OPEN), Rounds("CPU µs an event and reader", OPEN)
     by_ticket: list[float] = []
-    for _ in range(options.rounds):
-        for name, way in all_ways.items():
-            asked[name].append(await requests(way, sessions[name], options.requests))
-            if name in streamed:
-                streamed[name].append(await delivered(way, options.readers, options.pieces))
+    for number in range(options.rounds):
+        took: dict[str, float] = {}
+        for name in in_turn(list(all_ways), number):
+            gc.collect()  # what one has left is not another one's
+            took[name] = await requests(all_ways[name], sessions[name], options.requests)
+        asked.add({name: took[name] for name in all_ways})
+        for name in in_turn(streaming, number):
+            gc.collect()
+            took[name] = await delivered(all_ways[name], options.readers, options.pieces)
+        streamed.add({name: took[name] for name in streaming})
         by_ticket.append(await tickets(all_ways["API key"], sessions["API key"], options.requests // 4))
-    table(["sign-in", "CPU µs a request, median", "least", "more than open"], asked)
-    table(["sign-in", "CPU µs an event and reader, median", "least", "more than open"], streamed)
+    for rounds in (asked, streamed):
+        print("\n".join(rounds.table()), end="\n\n")
     for name, way in all_ways.items():
         if name.startswith("JWT"):
             print(f"{name}: {await first_time(way):.0f} µs of CPU for a token that is new.")

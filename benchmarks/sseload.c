@@ -73,6 +73,7 @@ static struct {
   const char *tskey; int json, reconnect, seq, quiet, recvbuf, src_ips; double reconnect_delay;
   uint64_t expect; double slow_bps; double interval; const char *stop_event; int ready_wait; int dump;
   int pids[64]; int npids; double linger; int modulo; double close_after; int tokens, go; const char *token_event;
+  int *ports; char **paths;                /* --to: of each connection */
 } O = { .host = "127.0.0.1", .port = 8000, .path = "/", .method = "GET", .conns = 100, .threads = 1,
         .duration = 10, .warmup = 0, .ramp = 2000, .tskey = "ts", .reconnect_delay = 0.2, .interval = 0, .src_ips = 1 };
 
@@ -129,7 +130,7 @@ static char *subst(const char *s, int i) {
 }
 
 static void build_request(conn_t *c) {
-  char *path = subst(O.path, c->idx), *body = O.body ? subst(O.body, c->idx) : NULL;
+  char *path = subst(O.paths ? O.paths[c->idx] : O.path, c->idx), *body = O.body ? subst(O.body, c->idx) : NULL;
   size_t cap = strlen(path) + (body ? strlen(body) : 0) + 1024; for (int i = 0; i < O.nhdr; i++) cap += strlen(O.hdr[i]) + 80;
   free(c->out); c->out = malloc(cap);
   int has_accept = 0, has_host = 0;
@@ -140,7 +141,7 @@ static void build_request(conn_t *c) {
     if (!strncasecmp(h, "host:", 5)) has_host = 1;
     n += (size_t)sprintf(c->out + n, "%s\r\n", h); free(h);
   }
-  if (!has_host) n += (size_t)sprintf(c->out + n, "Host: %s:%d\r\n", O.host, O.port);
+  if (!has_host) n += (size_t)sprintf(c->out + n, "Host: %s:%d\r\n", O.host, O.ports ? O.ports[c->idx] : O.port);
   if (!has_accept) n += (size_t)sprintf(c->out + n, "Accept: text/event-stream\r\n");
   if (c->id[0]) n += (size_t)sprintf(c->out + n, "Last-Event-ID: %s\r\n", c->id);
   if (body) n += (size_t)sprintf(c->out + n, "Content-Length: %zu\r\n", strlen(body));
@@ -177,7 +178,9 @@ static void conn_start(th_t *t, conn_t *c) {
   build_request(c);
   c->hlen = 0; c->llen = 0; c->last_cr = 0; c->has_data = 0; c->evt_ts_ns = -1; c->status = 0; c->is_stop = 0; c->has_pend_id = 0; c->next_read = 0;
   c->t_start = MONO(); c->state = C_CONNECTING;
-  if (connect(c->fd, (struct sockaddr *)&g_addr, g_addrlen) < 0 && errno != EINPROGRESS) {
+  struct sockaddr_storage to = g_addr;
+  if (O.ports) *(g_addr.ss_family == AF_INET ? &((struct sockaddr_in *)&to)->sin_port : &((struct sockaddr_in6 *)&to)->sin6_port) = htons((uint16_t)O.ports[c->idx]);
+  if (connect(c->fd, (struct sockaddr *)&to, g_addrlen) < 0 && errno != EINPROGRESS) {
     t->conn_err++; err(t, "connect: %s", strerror(errno)); conn_fail(t, c); return;
   }
   arm(t, c, EPOLLIN | EPOLLOUT | EPOLLRDHUP, EPOLL_CTL_ADD);
@@ -436,6 +439,16 @@ static proc_t procs(int pss) {
 static void on_sig(int s) { (void)s; g_stop = 1; }
 static void on_go(int s) { (void)s; g_go = 1; }
 
+static void read_to(const char *file) {
+  char line[HDR_MAX], path[HDR_MAX]; int port, n = 0; FILE *f = fopen(file, "r");
+  if (!f) { fprintf(stderr, "cannot read %s\n", file); exit(2); }
+  while (fgets(line, sizeof line, f)) if (sscanf(line, "%d %16383s", &port, path) == 2) {
+    O.ports = realloc(O.ports, sizeof *O.ports * (size_t)(n + 1)); O.paths = realloc(O.paths, sizeof *O.paths * (size_t)(n + 1));
+    O.ports[n] = port; O.paths[n++] = strdup(path);
+  }
+  fclose(f); O.conns = n;
+}
+
 static void usage(void) {
   fputs(
 "sseload [options] PATH        load client for Server-Sent Events over HTTP/1.1 (chunked, length or close)\n"
@@ -445,6 +458,7 @@ static void usage(void) {
 "  -r, --ramp N           new connections per second (2000; 0 = all at once)\n"
 "  -h, --header 'K: V'    request header, repeatable      -X, --method M         GET or POST ... (GET)\n"
 "  -b, --body TEXT        request body ({i} and {m} work in PATH, body and headers: number, number mod --modulo)\n"
+"      --to FILE          a line \"PORT PATH\" for each connection, instead of -c, -p and PATH\n"
 "      --modulo N         for {m}                         -k, --ts-key NAME      JSON key of the timestamp in data: (ts)\n"
 "      --reconnect [S]    come back after a close, with Last-Event-ID, after S seconds (0.2)\n"
 "      --close-after S    close each connection S seconds after its headers (with --reconnect: churn)\n"
@@ -463,11 +477,11 @@ static void usage(void) {
 }
 
 int main(int argc, char **argv) {
-  enum { L_RECON = 256, L_SEQ, L_EXPECT, L_STOP, L_SLOW, L_RCVBUF, L_SRC, L_PID, L_LINGER, L_MOD, L_CLOSE, L_DUMP, L_TOKENS, L_GO };
+  enum { L_RECON = 256, L_SEQ, L_EXPECT, L_STOP, L_SLOW, L_RCVBUF, L_SRC, L_PID, L_LINGER, L_MOD, L_CLOSE, L_DUMP, L_TOKENS, L_GO, L_TO };
   static struct option lo[] = { {"host",1,0,'H'},{"port",1,0,'p'},{"connections",1,0,'c'},{"threads",1,0,'t'},{"duration",1,0,'d'},{"warmup",1,0,'w'},
     {"ramp",1,0,'r'},{"header",1,0,'h'},{"method",1,0,'X'},{"body",1,0,'b'},{"ts-key",1,0,'k'},{"reconnect",2,0,L_RECON},{"seq",0,0,L_SEQ},{"expect",1,0,L_EXPECT},
     {"stop-event",1,0,L_STOP},{"slow",1,0,L_SLOW},{"rcvbuf",1,0,L_RCVBUF},{"src-ips",1,0,L_SRC},{"pid",1,0,L_PID},{"linger",1,0,L_LINGER},{"modulo",1,0,L_MOD},
-    {"close-after",1,0,L_CLOSE},{"dump",0,0,L_DUMP},{"tokens",2,0,L_TOKENS},{"go",0,0,L_GO},{"interval",1,0,'i'},{"json",0,0,'j'},{"help",0,0,'?'},{0,0,0,0} };
+    {"close-after",1,0,L_CLOSE},{"dump",0,0,L_DUMP},{"tokens",2,0,L_TOKENS},{"go",0,0,L_GO},{"to",1,0,L_TO},{"interval",1,0,'i'},{"json",0,0,'j'},{"help",0,0,'?'},{0,0,0,0} };
   int o;
   while ((o = getopt_long(argc, argv, "H:p:c:t:d:w:r:h:X:b:k:i:j", lo, NULL)) != -1) switch (o) {
     case 'H': O.host = optarg; break; case 'p': O.port = atoi(optarg); break; case 'c': O.conns = atoi(optarg); break;
@@ -478,7 +492,7 @@ int main(int argc, char **argv) {
     case L_EXPECT: O.expect = strtoull(optarg, NULL, 10); break; case L_STOP: O.stop_event = optarg; break; case L_SLOW: O.slow_bps = atof(optarg); break;
     case L_RCVBUF: O.recvbuf = atoi(optarg); break; case L_SRC: O.src_ips = atoi(optarg); break; case L_LINGER: O.linger = atof(optarg); break;
     case L_MOD: O.modulo = atoi(optarg); break; case L_CLOSE: O.close_after = atof(optarg); break; case L_DUMP: O.dump = 1; break;
-    case L_TOKENS: O.tokens = 1; O.token_event = optarg; break; case L_GO: O.go = 1; break;
+    case L_TOKENS: O.tokens = 1; O.token_event = optarg; break; case L_GO: O.go = 1; break; case L_TO: read_to(optarg); break;
     case L_PID: for (char *p = strtok(optarg, ","); p; p = strtok(NULL, ",")) if (O.npids < 64) O.pids[O.npids++] = atoi(p); break;
     case 'i': O.interval = atof(optarg); break; case 'j': O.json = 1; break;
     default: usage(); return 2;

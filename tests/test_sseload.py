@@ -88,3 +88,29 @@ def test_the_time_of_each_token(sseload: Path) -> None:
 
     assert found["lat_us"]["n"] == 2  # type: ignore[index]
     assert found["lat_us"]["p50"] > 99e6  # type: ignore[index]
+
+
+def test_each_connection_goes_where_it_is_to(sseload: Path, tmp_path: Path) -> None:
+    """With ``--to``: to a server of its own, with a path of its own."""
+    asked: dict[int, bytes] = {}
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer(listener: socket.socket) -> None:
+            connection, _ = listener.accept()
+            with connection:
+                asked[listener.getsockname()[1]] = connection.recv(65_536).split()[1]
+                connection.sendall(HEAD + b"0\r\n\r\n")
+
+        threads = [threading.Thread(target=answer, args=(listener,)) for listener in (one, other)]
+        for thread in threads:
+            thread.start()
+        ports = [listener.getsockname()[1] for listener in (one, other)]
+        to = tmp_path / "to"
+        to.write_text(f"{ports[0]} /a?b=c\n{ports[1]} /d\n")
+        command = [str(sseload), "-j", "-d", "30", "--to", str(to)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        for thread in threads:
+            thread.join()
+
+    assert asked == {ports[0]: b"/a?b=c", ports[1]: b"/d"}
+    assert json.loads(done.stdout)["connections"] == 2

@@ -13,11 +13,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from .results import THIS, draw
+from .results import THIS, Column, draw
 from .sides import HERE
 
 RESULTS = HERE / "results"
-PAGES = [HERE.parent / "README.md", HERE.parent / "docs" / "performance.md"]
+PAGES = [HERE.parent / "README.md", *(HERE.parent / "docs" / f"{name}.md" for name in ("performance", "many-nodes"))]
 PLOT = HERE.parent / "docs" / "images" / "how-fast.svg"
 MARKED = re.compile(r"(<!-- bench: (\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 IN_SHORT = [("fan_out", "1,000 readers x 20/s"), ("chat", "400 sessions x 30/s")]
@@ -37,7 +37,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def about(*keys: str) -> str:
     """The machine of the results, and what else is named."""
-    found = results("fan_out")
+    return machine(results("fan_out"), *keys)
+
+
+def machine(found: dict[str, Any], *keys: str) -> str:
+    """That of these results, and what else is named."""
     return "; ".join(found[key] for key in ("machine", "system", *keys, "date", "revisions")) + ".\n"
 
 
@@ -51,6 +55,22 @@ def across(name: str, cell: Callable[[Row], str]) -> str:
         for work in dict.fromkeys(row["work"] for row in rows)
     ]
     return table(["", *contenders], lines)
+
+
+def down(found: dict[str, Any]) -> str:
+    """A line for each work and contender, a column for each figure; a table for all works with the same figures."""
+    made: dict[tuple[str, ...], list[list[str]]] = {}
+    for row in found["rows"]:
+        columns = [Column(**column) for column in found["tables"][row["work"]]]
+        head = (*(column.title for column in columns), "by its peer")
+        last = f"{row['ratio']:.2f}" if row.get("ratio") is not None else ""
+        made.setdefault(head, []).append([row["work"], row["contender"], *(each.of(row) for each in columns), last])
+    tables = []
+    for head, rows in made.items():
+        used = [n for n, title in enumerate(("", "", *head)) if title == "" or any(row[n] for row in rows)]
+        names = [("", "", *head)[n] for n in used]
+        tables.append(table(names, [[row[n] for n in used] for row in rows]))
+    return "\n".join(tables)
 
 
 def figure(value: float) -> str:
@@ -110,6 +130,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "written": lambda: across("chat", lambda row: figure(row["written"])),
     "overload": lambda: across("overload", overload),
     "first_word": first_word,
+    "nodes": lambda: f"{down(found := results('nodes'))}\n{machine(found)}",
     "memory": lambda: across("memory", lambda row: figure(row["kb"])),
     "catch_up": lambda: across("catch_up", lambda row: f"{figure(row['cpu_ms'])} ms, {figure(row['kb'])} KB"),
     "stalled": lambda: across(

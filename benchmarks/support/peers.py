@@ -3,6 +3,7 @@
     python benchmarks/support/peers.py NAME RATE [REDIS-PORT]
 
 Prints its port. ``/fan`` is one stream of ``RATE`` tokens a second for all who read it, ``/chat`` one for each reader.
+Of ``redis-nodes``, a post to ``/chat/NAME`` has tokens said, and each reader of ``/chat/NAME`` gets them, at any node.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import uvicorn
+from starlette.requests import Request
 from tokens import tokens
 
 HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
@@ -148,7 +150,40 @@ def redis_streams(rate: float, port: int) -> Any:
     return app
 
 
-APPS = {"raw": raw_asgi, "sse-starlette": sse_starlette, "redis": redis_streams}
+def redis_nodes(rate: float, port: int) -> Any:
+    """The same for many nodes: each reader waits in Redis itself, from the last id that it had, which is Redis' own."""
+    import redis.asyncio
+    from fastapi import FastAPI
+    from sse_starlette import EventSourceResponse
+
+    store = redis.asyncio.Redis(port=port, max_connections=10_000)
+    speakers: set[asyncio.Task[None]] = set()
+    app = FastAPI()
+
+    async def speak(name: str) -> None:
+        async for _, text in tokens(rate):
+            await store.xadd(name, {"event": "content", "data": data(text)}, maxlen=20_000, approximate=True)
+
+    async def read(name: str, after: str | bytes) -> AsyncIterator[dict[str, str]]:
+        while True:
+            for _, entries in await store.xread({name: after}, block=15_000):
+                for after, fields in entries:
+                    yield {"event": fields[b"event"].decode(), "data": fields[b"data"].decode(), "id": after.decode()}
+
+    @app.post("/chat/{name}")
+    async def begin(name: str) -> Any:
+        speaking = asyncio.create_task(speak(name))
+        speakers.add(speaking)
+        return {}
+
+    @app.get("/chat/{name}")
+    async def chat(name: str, request: Request) -> Any:
+        return EventSourceResponse(read(name, request.headers.get("last-event-id", "0")))
+
+    return app
+
+
+APPS = {"raw": raw_asgi, "sse-starlette": sse_starlette, "redis": redis_streams, "redis-nodes": redis_nodes}
 
 
 def main() -> None:

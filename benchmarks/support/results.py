@@ -11,11 +11,10 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from .contenders import Contender
 from .sides import in_turn, sides
 from .sides import parser as parser_of_sides
 
@@ -45,6 +44,15 @@ class Column(NamedTuple):
     form: str = ".1f"
     most: bool = False
 
+    @property
+    def width(self) -> int:
+        """Of it, in text."""
+        return max(14, len(self.title) + 2)
+
+    def of(self, row: Mapping[str, Any]) -> str:
+        """The figure of a row; "" if it has none."""
+        return format(row[self.key], self.form) if self.key in row else ""
+
 
 TOKENS = [
     Column("us", "CPU us/token"),
@@ -58,6 +66,14 @@ TOKENS = [
 """The columns of ``sseload.per_token``."""
 
 Figures = dict[str, float]
+
+
+class _Contender(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=_Contender)
 
 
 def parser(description: str | None, *, rounds: int = 3, seconds: float = 4.0) -> argparse.ArgumentParser:
@@ -118,45 +134,73 @@ class Results:
         self._about["revisions"] = "; ".join(f"{side.name}: {side.revision}" for side in sides(options))
         self._lines: list[str] = []
         self._rows: list[dict[str, Any]] = []
+        self._tables: dict[str, Sequence[Column]] = {}
         for line in self._about.values():
             self._line(line)
 
-    def run(self, work: str, who: Sequence[Contender], measure: Callable[[Contender], Figures]) -> None:
-        """Measure everybody in turn, round by round, and show the table of ``work``."""
+    def run(
+        self,
+        work: str,
+        who: Sequence[Named],
+        measure: Callable[[Named], Figures],
+        *,
+        columns: Sequence[Column] = (),
+        beside: Mapping[str, str] | None = None,
+    ) -> None:
+        """Measure everybody in turn, round by round, and show the table of ``work``.
+
+        Args:
+            work: what is done.
+            who: who is measured.
+            measure: measures one of them, once.
+            columns: others than those of all works.
+            beside: by contender, by whose figure its own is divided, instead of this revision's by each other one's.
+        """
         if self._options.works and not any(word in work for word in self._options.works):
             return
+        self._tables[work] = columns or self._columns
         rounds: dict[str, list[Figures]] = {each.name: [] for each in who}
         for number in range(self._options.rounds):
             for each in in_turn(who, number):
                 rounds[each.name].append(measure(each))
         for name, found in rounds.items():
-            self._rows.append({"work": work, "contender": name, **self._summary(found, rounds.get(THIS))})
-        self._show(work)
+            summary = self._summary(self._tables[work], found)
+            pair = (rounds.get(THIS), found) if beside is None else (found, rounds.get(beside.get(name, "")))
+            if self._ratio in summary and pair[0] and pair[1]:
+                both = zip(*pair, strict=True)
+                ratios = [one[self._ratio] / other[self._ratio] for one, other in both if other[self._ratio]]
+                summary["ratio"] = statistics.median(ratios) if ratios else None
+            self._rows.append({"work": work, "contender": name, **summary})
+        self._show(work, "Legato by it" if beside is None else "by its peer")
 
-    def _summary(self, rounds: list[Figures], of_this: list[Figures] | None) -> dict[str, Any]:
+    def _summary(self, columns: Sequence[Column], rounds: list[Figures]) -> dict[str, Any]:
         summary: dict[str, Any] = {}
-        for column in self._columns:
-            values = [each[column.key] for each in rounds]
-            summary[column.key] = max(values) if column.most else statistics.median(values)
-        if self._ratio and of_this:
-            pairs = zip(of_this, rounds, strict=True)
-            ratios = [this[self._ratio] / each[self._ratio] for this, each in pairs if each[self._ratio]]
-            summary["ratio"] = statistics.median(ratios) if ratios else None
+        for column in columns:
+            # What cannot be measured of one, such as another node where there is one, it has no figure for.
+            values = [each[column.key] for each in rounds if column.key in each]
+            if values:
+                summary[column.key] = max(values) if column.most else statistics.median(values)
         return summary
 
-    def _show(self, work: str) -> None:
-        rows = [row for row in self._rows if row["work"] == work]
+    def _show(self, work: str, ratio: str) -> None:
+        rows, columns = [row for row in self._rows if row["work"] == work], self._tables[work]
         self._line(f"\n{work}, median of {self._options.rounds}\n")
-        ratio = f"{'Legato by it':>14}" if self._ratio else ""
-        self._line(f"{'':<24}" + "".join(f"{column.title:>14}" for column in self._columns) + ratio)
+        last = f"{ratio:>14}" if any("ratio" in row for row in rows) else ""
+        self._line(f"{'':<24}" + "".join(f"{column.title:>{column.width}}" for column in columns) + last)
         for row in rows:
-            cells = "".join(f"{row[column.key]:>14{column.form}}" for column in self._columns)
-            ratio = f"{row['ratio']:>14.2f}" if row.get("ratio") is not None else ""
-            self._line(f"{row['contender']:<24}{cells}{ratio}")
+            cells = "".join(f"{column.of(row):>{column.width}}" for column in columns)
+            last = f"{row['ratio']:>14.2f}" if row.get("ratio") is not None else ""
+            self._line(f"{row['contender']:<24}{cells}{last}")
 
     def _line(self, text: str) -> None:
         print(text, flush=True)
         self._lines.append(text)
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """What the file for programs says."""
+        tables = {work: [column._asdict() for column in columns] for work, columns in self._tables.items()}
+        return {**self._about, "rows": self._rows, "tables": tables}
 
     def save(self, plot: str = "", unit: str = "") -> None:
         """Write the tables, the figures, and a plot of the figure ``plot``, unless nothing is to be saved."""
@@ -164,7 +208,7 @@ class Results:
         if folder is None:
             return
         (folder / f"{self._name}.txt").write_text("\n".join(self._lines) + "\n")
-        (folder / f"{self._name}.json").write_text(json.dumps({**self._about, "rows": self._rows}, indent=1) + "\n")
+        (folder / f"{self._name}.json").write_text(json.dumps(self.found, indent=1) + "\n")
         if plot:
             draw(folder / f"{self._name}.svg", self._rows, plot, unit)
 
