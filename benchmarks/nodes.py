@@ -435,7 +435,6 @@ async def fill(url: str, names: Sequence[str], length: int) -> int:
 async def fill_streams(port: str, names: Sequence[str], length: int) -> int:
     """The same for the peer."""
     import redis.asyncio
-    from support.peers import data
     from support.tokens import token
 
     store = redis.asyncio.Redis(port=int(port))
@@ -443,7 +442,11 @@ async def fill_streams(port: str, names: Sequence[str], length: int) -> int:
         for first in range(1, length + 1, 500):
             async with store.pipeline(transaction=False) as pipe:
                 for number in range(first, min(first + 500, length + 1)):
-                    pipe.xadd(name, {"event": "content", "data": data(token(number))}, id=f"{number}-0")
+                    pipe.xadd(
+                        name,
+                        {"event": "content", "data": json.dumps({"type": "content", "content": token(number)})},
+                        id=f"{number}-0",
+                    )
                 await pipe.execute()
     await store.aclose()
     return length

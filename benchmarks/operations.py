@@ -105,7 +105,7 @@ async def tokens(servers: Mapping[str, Server], seconds: float) -> Rounds:
         found = await compare(title, servers, seconds, lambda _: (time.monotonic() - begun) * SESSIONS * RATE)
     for name, load in zip(servers, loads, strict=True):
         kept = (await load.figures())["tokens_per_s"] / (SESSIONS * RATE)
-        if not 0.97 < kept < 1.03:
+        if kept < 0.97:
             print(f"{name} has kept {kept:.2f} of the rate: the machine has too much to do.", flush=True)
     for server in servers.values():
         await asyncio.gather(*(server.ask("POST", f"/api/sessions/c{each}/cancel") for each in range(SESSIONS)))

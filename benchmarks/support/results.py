@@ -186,11 +186,11 @@ class Results:
         rows, columns = [row for row in self._rows if row["work"] == work], self._tables[work]
         self._line(f"\n{work}, median of {self._options.rounds}\n")
         last = f"{ratio:>14}" if any("ratio" in row for row in rows) else ""
-        self._line(f"{'':<24}" + "".join(f"{column.title:>{column.width}}" for column in columns) + last)
+        self._line(f"{'':<32}" + "".join(f"{column.title:>{column.width}}" for column in columns) + last)
         for row in rows:
             cells = "".join(f"{column.of(row):>{column.width}}" for column in columns)
             last = f"{row['ratio']:>14.2f}" if row.get("ratio") is not None else ""
-            self._line(f"{row['contender']:<24}{cells}{last}")
+            self._line(f"{row['contender']:<32}{cells}{last}")
 
     def _line(self, text: str) -> None:
         print(text, flush=True)
