@@ -92,7 +92,7 @@ class Thinning(NamedTuple):
     """What was done to make a log thin.
 
     Attributes:
-        changed: how many events say something else now.
+        changed: how many events say something else now, or stand with others.
         after: from where to go on; None: that was the end.
     """
 
@@ -253,7 +253,8 @@ class Store(Leaser, Protocol):
     name, for ``ttl`` seconds, and gives what all others count now, added up. It need not be durable.
     One whose sessions can be taken to another store is ``Portable``.
     One that keeps deltas may have ``thin(session, after, limit)``, a coroutine: some ``limit`` events behind ``after``
-    become what ``thin.thinned`` makes of stretches of them, as far as their runs have ended; it gives a ``Thinning``.
+    become what ``thin.thinned`` makes of stretches of them, as far as their runs have ended; or they are kept in less
+    room, and read as they were. It gives a ``Thinning``.
     """
 
     doorbell: Doorbell

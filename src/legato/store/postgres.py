@@ -37,6 +37,7 @@ from ..log import (
     SessionRecord,
     Storing,
     Take,
+    Thinning,
     created,
 )
 from ..machine import Lease, OpenRun, SessionState
@@ -45,6 +46,7 @@ from . import postgres_sql as sql
 from .group import GroupWriter, KnownRuns, RowGroup, RowRequest, SharedRow, asks_to_append, read_eras, read_event
 from .neighbours import Neighbours, Together
 from .postgres_link import FAILURES, Connection, Link, sever
+from .postgres_packs import events_of, thin
 from .postgres_sql import Int8Array, TextArray
 
 logger = logging.getLogger("legato")
@@ -318,7 +320,7 @@ class PostgresStore:
             return
         before: dict[tuple[str, str], list[Event]] = {}
         for name, key, *row in told[place + 1] if keyed else ():
-            before.setdefault((name, key), []).append(_event(name, row))
+            before.setdefault((name, key), []).extend(events_of(name, [row]))
         locked = {row[1]: self._read_row(row) for row in told[place]}
         given = self._given_now()
         group.decide(locked, before, now=now if given is None else given, last=self._last, era=era)
@@ -512,8 +514,9 @@ class PostgresStore:
 
     async def _follow(self, names: Sequence[str], afters: Sequence[Offset]) -> dict[str, tuple[Offset, list[Event]]]:
         rows = await self._link.ask(sql.GAPS, (TextArray(names), Int8Array(afters)))
+        behind = dict(zip(names, afters, strict=True))
         return {
-            name: (head, [_event(name, row[2:]) for row in each if row[2] is not None])
+            name: (head, list(events_of(name, [row[2:] for row in each if row[2] is not None], behind[name])))
             for (name, head), each in itertools.groupby(rows, key=itemgetter(0, 1))
         }
 
@@ -554,9 +557,10 @@ class PostgresStore:
     async def _page(self, session: str, after: Offset, limit: int, deltas: bool) -> list[Event]:
         """A page from the database, which the tail may go on from."""
         tail, evictions = self._others.tail, self._others.tail.evictions
-        rows = await self._link.ask(sql.PAGES[deltas], (session, after, limit))
-        events = [_event(session, row) for row in rows]
-        if deltas and 0 < len(events) < limit and sum(len(event.json) for event in events) < sql.PAGE_BYTES:
+        until = min(after + limit, MAX_INTEGER) if deltas else MAX_INTEGER  # without deltas there are gaps
+        rows = await self._link.ask(sql.PAGES[deltas], (after, session, after, limit, until))
+        events = list(itertools.islice(events_of(session, [row[:5] for row in rows], after), limit))
+        if deltas and 0 < len(events) < limit and rows[-1][5] + len(rows[-1][1].encode()) < sql.PAGE_BYTES:
             tail.seed(session, after, events, evictions)
         return events
 
@@ -582,7 +586,7 @@ class PostgresStore:
 
     def _read_look(self, row: Sequence[Any]) -> _Look:
         name, head, whole, deleted, updated_at, runs, eras, type, data, at, id = row
-        begun = SessionCreated() if deleted else created(_event(name, (type, data, 1, at, None)).fact)
+        begun = SessionCreated() if deleted else created(read_event(name, type, data.encode(), 1, at, None).fact)
         found = list(self._runs.read(name, runs).values())
         return _Look(SessionInfo(name, head, at / MICRO, updated_at / MICRO, begun, found), whole, deleted, eras, id)
 
@@ -600,6 +604,11 @@ class PostgresStore:
         looks = [self._read_look(row) for row in rows[: max(limit, 0)]]
         more = f"{rows[limit - 1][4]}.{looks[-1].id}" if looks and len(rows) > limit else None
         return SessionPage([look.info for look in looks], more)
+
+    async def thin(self, session: str, after: Offset, limit: int) -> Thinning:
+        """See ``Store``. What is packed is read as it was."""
+        self._check_open()
+        return await thin(self._link, self._runs, session, after, limit) if is_text(session) else Thinning(0, None)
 
     def records(self) -> AsyncIterator[SessionRecord]:
         """See ``Portable.records``."""
@@ -636,11 +645,6 @@ class PostgresStore:
         """What an operator may want to know: the durability, and what the tail cache holds (sessions, bytes)."""
         tail, durability = self._others.tail, "normal" if self._link.normal else "full"
         return {"kind": "postgresql", "durability": durability, "tail_sessions": len(tail), "tail_bytes": tail.bytes}
-
-
-def _event(session: str, row: Sequence[Any]) -> Event:
-    type, text, offset, at, run = row
-    return read_event(session, type, text.encode(), offset, at, run)
 
 
 _: type[Portable] = PostgresStore

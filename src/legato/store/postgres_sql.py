@@ -227,18 +227,21 @@ NOTIFY = "SELECT pg_notify(%s, payload) FROM unnest(%s::text[]) payload"
 
 def _page(deltas: str) -> str:
     return f"""
-        SELECT type, data, "offset", at, run FROM (
-            SELECT *, sum(octet_length(data)) OVER (ORDER BY "offset") - octet_length(data) AS before FROM (
+        SELECT type, data, "offset", at, run, before FROM (
+            SELECT *, (sum(octet_length(data)) OVER w - octet_length(data))::bigint AS before,
+                lag("offset", 1, %s::bigint) OVER w AS reached
+            FROM (
                 SELECT type, data, "offset", at, run FROM legato.event
                 WHERE session = (SELECT id FROM legato.session WHERE name = %s) AND "offset" > %s {deltas}
                 ORDER BY "offset" LIMIT %s
-            ) page
-        ) measured WHERE before < {PAGE_BYTES} ORDER BY "offset"
+            ) page WINDOW w AS (ORDER BY "offset")
+        ) measured WHERE before < {PAGE_BYTES} AND reached < %s ORDER BY "offset"
     """
 
 
 PAGES = {True: _page(""), False: _page("AND NOT delta")}
-"""The next events of a session, with deltas and without."""
+"""The next rows of a session's log, with deltas and without, each with the bytes before it in the page; up to the one
+that reaches an offset, since a pack (``postgres_packs``) is many events."""
 GAPS = f"""
     SELECT w.name, s.head, e.type, e.data, e."offset", e.at, e.run
     FROM unnest(%s::text[], %s::bigint[]) w (name, after) JOIN legato.session s ON s.name = w.name
