@@ -6,8 +6,12 @@ one. *To a reader*: one appends 200 a second, each with the time in it; a reader
 where the store can be shared, says how old each event is when it has it. Databases are started here, with ``fsync`` on
 (PostgreSQL) and ``appendfsync always`` (Valkey); those that are not installed are left out.
 
-*Drivers*: the statements of one group of 100 deltas, of 100 sessions, as the store says them: by psycopg, which takes
-two round trips for them, and by asyncpg, which takes five.
+PostgreSQL has two more lines: *untold* is the same without a NOTIFY for other processes, and *singly* with a
+transaction for each append.
+
+*A group*: 100 deltas, of 100 sessions, with nothing decided and nobody waiting. ``psycopg``: the statements as the
+store says them, in two round trips; ``asyncpg``: the same, in five; ``insert``: the 100 rows alone, as arrays, and a
+commit; ``copy``: the same with COPY.
 
     python benchmarks/store_append.py [--seconds 3] [--rounds 2] [--only postgres ...] [--save]
 """
@@ -45,14 +49,18 @@ Figures = dict[str, float]
 # Measured, each in a process of its own ------------------------------------------------------------------------
 
 
-async def append(url: str, appenders: int, each: int, seconds: float, server: int) -> Figures:
+async def append(url: str, how: str, appenders: int, each: int, seconds: float, server: int) -> Figures:
     """Events acknowledged in a second, milliseconds of 50 and 99 of 100 appends, microseconds of CPU for an event."""
     from legato.event import Draft, MessageCreated, SessionCreated, TextDelta
     from legato.log import Take
-    from legato.store import open_store
+    from legato.store import group, open_store
 
     store = open_store(url)
     await store.open()
+    if how == "untold":
+        store._others.messages = _silence(store._others.messages)  # type: ignore[attr-defined]
+    if how == "singly":
+        group.GROUP_REQUESTS = 1
     begin = [Draft(SessionCreated()), Draft(MessageCreated("m", "user", "go"), RUN)]
     names = [f"s{number}_{time.time_ns()}" for number in range(appenders)]
     begun = await asyncio.gather(*[store.append(name, begin, take=Take(RUN, "me", 1_000)) for name in names])
@@ -79,6 +87,13 @@ async def append(url: str, appenders: int, each: int, seconds: float, server: in
         "CPU us": cpu / len(times) / each * 1e6,
         "server's us": theirs / len(times) / each * 1e6,
     }
+
+
+def _silence(messages: Callable[[], Any]) -> Callable[[], Any]:
+    async def nothing() -> list[bytes] | None:
+        return None if await messages() is None else []
+
+    return nothing
 
 
 async def reach(url: str, seconds: float, elsewhere: bool) -> Figures:
@@ -149,8 +164,8 @@ async def drive(url: str, driver: str, seconds: float) -> Figures:
     await asyncio.gather(*[store.append(name, [Draft(SessionCreated())]) for name in names])
     await store.close()
     text = json.dumps({"part": 0, "step": 1, "start": 1000, "text": TEXT})
-    group = _psycopg if driver == "psycopg" else _asyncpg
-    async with group(url, Link(url), sql, names, text) as write:
+    group = {"psycopg": _psycopg, "asyncpg": _asyncpg, "insert": _rows, "copy": _rows}[driver]
+    async with group(url, Link(url), sql, names, text, driver) as write:
         await write(1)
         cpu, start, number = time.process_time(), time.perf_counter(), 1
         while time.perf_counter() < start + seconds:
@@ -161,7 +176,7 @@ async def drive(url: str, driver: str, seconds: float) -> Figures:
 
 
 @contextlib.asynccontextmanager
-async def _psycopg(url: str, link: Any, sql: Any, names: list[str], text: str) -> Any:
+async def _psycopg(url: str, link: Any, sql: Any, names: list[str], text: str, _: str) -> Any:
     ints, texts = sql.Int8Array, sql.TextArray
     conn = await link.connect()
 
@@ -185,7 +200,35 @@ async def _psycopg(url: str, link: Any, sql: Any, names: list[str], text: str) -
 
 
 @contextlib.asynccontextmanager
-async def _asyncpg(url: str, link: Any, sql: Any, names: list[str], text: str) -> Any:
+async def _rows(url: str, link: Any, sql: Any, names: list[str], text: str, how: str) -> Any:
+    ints, texts = sql.Int8Array, sql.TextArray
+    conn = await link.connect()
+    rows = '(session, "offset", at, type, run, delta, data)'
+    ones = [1] * len(names)
+    ids = list(range(-len(names), 0))  # of no session
+    types, runs, said = ["answer.text.delta"] * len(ids), [RUN] * len(ids), [text] * len(ids)
+
+    async def write(number: int) -> None:
+        number += time.time_ns()
+        if how == "copy":
+            async with conn.cursor() as cursor, cursor.copy(f"COPY legato.event {rows} FROM STDIN") as copy:
+                for id in ids:
+                    await copy.write_row((id, number, 1, "answer.text.delta", RUN, True, text))
+            return
+        columns = ints(ids), ints([number] * len(ids)), ints(ones), texts(types), texts(runs), texts(said)
+        await conn.execute(
+            f"INSERT INTO legato.event {rows} SELECT a, b, c, d, e, true, f FROM unnest(%s::bigint[], %s::bigint[],"
+            "%s::bigint[], %s::text[], %s::text[], %s::text[]) u (a, b, c, d, e, f)",
+            columns,
+        )
+
+    yield write
+    await conn.execute("DELETE FROM legato.event WHERE session < 0")
+    await conn.close()
+
+
+@contextlib.asynccontextmanager
+async def _asyncpg(url: str, link: Any, sql: Any, names: list[str], text: str, _: str) -> Any:
     import re
 
     import asyncpg
@@ -267,8 +310,8 @@ def one(what: str, *arguments: str) -> None:
 
     logging.getLogger("legato").setLevel(logging.ERROR)
     if what == "append":
-        url, appenders, each, seconds, server = arguments
-        print(json.dumps(uvloop.run(append(url, int(appenders), int(each), float(seconds), int(server)))))
+        url, how, appenders, each, seconds, server = arguments
+        print(json.dumps(uvloop.run(append(url, how, int(appenders), int(each), float(seconds), int(server)))))
     elif what == "reach":
         url, duration, elsewhere = arguments
         print(json.dumps(uvloop.run(reach(url, float(duration), elsewhere == "True"))))
@@ -306,11 +349,12 @@ def main() -> None:
         for appenders, each in LOADS:
             say(f"\n{appenders} appender{'s' if appenders > 1 else ''}, deltas in an append: {each}\n")
             for name, (url, pid) in found.items():
-                figures = several("append", url, appenders, each, chosen.seconds, pid)
-                head = "".join(f"{title:>14}" for title in figures)
-                if name == next(iter(found)):
-                    say(f"{'':<12}{head}")
-                say(f"{name:<12}" + "".join(f"{value:>14,.{0 if value > 999 else 2}f}" for value in figures.values()))
+                for how in ("", "untold", "singly") if name == "postgres" and appenders == GROUP else ("",):
+                    figures = several("append", url, how, appenders, each, chosen.seconds, pid)
+                    if not how and name == next(iter(found)):
+                        say(f"{'':<12}" + "".join(f"{title:>14}" for title in figures))
+                    said = "".join(f"{value:>14,.{0 if value > 999 else 2}f}" for value in figures.values())
+                    say(f"{'  ' + how if how else name:<12}{said}")
         say(f"\nfrom an append to a reader, {RATE} a second\n")
         say(f"{'':<12}{'here p50 ms':>16}{'p99 ms':>10}{'elsewhere p50 ms':>20}{'p99 ms':>10}")
         for name, (url, _) in found.items():
@@ -320,10 +364,10 @@ def main() -> None:
                 f"{row['p50 ms']:>{width}.2f}{row['p99 ms']:>10.2f}" for row, width in zip(rows, (16, 20), strict=False)
             )
             say(f"{name:<12}{said}")
-        if "postgres" in found and importlib.util.find_spec("asyncpg"):
-            say(f"\nthe statements of a group of {GROUP}, by driver\n")
+        if "postgres" in found:
+            say(f"\na group of {GROUP}, nothing decided\n")
             say(f"{'':<12}{'events/s':>14}{'CPU us':>14}")
-            for driver in ("psycopg", "asyncpg"):
+            for driver in ("psycopg", *(["asyncpg"] if importlib.util.find_spec("asyncpg") else []), "insert", "copy"):
                 figures = several("drive", found["postgres"][0], driver, chosen.seconds)
                 say(f"{driver:<12}{figures['events/s']:>14,.0f}{figures['CPU us']:>14.2f}")
     if chosen.save:
