@@ -520,8 +520,8 @@ async def test_a_killed_backend(own: Postgres) -> None:
                 await stored(store, f"s{number}", text("r", str(place)), leases[number])
                 acknowledged[number].append(str(place))
                 if (number, place) == (0, 10):
-                    assert store._conn is not None
-                    own.run_as(["kill", "-9", str(store._conn.info.backend_pid)])
+                    assert store._writer.conn is not None
+                    own.run_as(["kill", "-9", str(store._writer.conn.info.backend_pid)])
 
         await asyncio.gather(*map(speak, range(4)))
         for number, said in enumerate(acknowledged):
@@ -577,7 +577,7 @@ async def test_a_silent_link(server: Postgres, monkeypatch: pytest.MonkeyPatch) 
             await begin(store)
             proxy.silent = True
             appending = asyncio.ensure_future(store.append("s", [text("r", "kept")]))
-            await reach(lambda: store._writer._trouble is not None)
+            await reach(lambda: store._writer.groups._trouble is not None)
             proxy.silent = False
             await appending
             assert texts(await store.read("s", 0)) == ["kept"]
@@ -664,7 +664,7 @@ async def main():
     if os.fork() == 0:
         sys.stdin.read()  # it lives on
         os._exit(0)
-    print(store._conn.info.backend_pid, flush=True)
+    print(store._writer.conn.info.backend_pid, flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -694,7 +694,7 @@ async def test_others_that_speak_otherwise(place: str) -> None:
         with Subscription(there, "s", 3, heartbeat=NET) as reader:
             reading = asyncio.ensure_future(reader.next())
             with psycopg.connect(place.partition("?")[0], autocommit=True) as conn:
-                conn.execute("SELECT pg_notify(%s, 'hello')", (there._channel,))
+                conn.execute("SELECT pg_notify(%s, 'hello')", (there._rings.channel,))
             await here.append("s", [text("r")])
             assert texts(await reading) == ["x"]
             assert there._others.hears

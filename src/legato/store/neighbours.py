@@ -44,6 +44,7 @@ class Neighbours:
         me: the name of this process in messages.
         tail, blocks: the newest events, and what readers who are behind share.
         hears: the others' messages come here.
+        over: nothing more will come from here.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Neighbours:
         self._bounds = events, bytes
         self._begin_anew()
         self._rings: dict[str, bool] = {}
-        self._over = False
+        self.over = False
         self._work = False
         self._seen: dict[str, Offset] = {}
 
@@ -93,7 +94,7 @@ class Neighbours:
     async def messages(self) -> list[bytes] | None:
         """Wait for what is to be told to the others, once; None: there is nothing, and nothing more will come."""
         while not self._rings and not self._work:
-            if self._over:
+            if self.over:
                 self._call.close()
                 return None
             self._call.clear()
@@ -113,7 +114,7 @@ class Neighbours:
 
     def end(self) -> None:
         """Nothing more will come."""
-        self._over = True
+        self.over = True
         self._call.ring()
 
     # What others have stored ------------------------------------------------------------------------------------------

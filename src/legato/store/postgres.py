@@ -6,25 +6,21 @@
     NOTIFY of another one     fetch what is missing of the logs that are held here, ring
     read                      from the tail cache; else from the database
 
-Nothing is decided in SQL: ``machine.moved`` decides, on rows that are locked. The rule that must hold: a transaction
-whose outcome is unknown, since its connection was lost, is neither done again nor given up before it is known. It holds
-its locks until it has ended, and writes its number; so who has the locks again sees whether it was committed.
+Nothing is decided in SQL: ``machine.moved`` decides, on rows that are locked. ``postgres_writer`` knows how that is
+written, ``postgres_rings`` what processes tell each other, ``postgres_packs`` what becomes of old deltas.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
-import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from .. import tally
 from ..check import check_text, digits, is_text
-from ..errors import CursorInvalid, LegatoError, SessionNotFound, StoreError, StoreVersion
+from ..errors import CursorInvalid, LegatoError, SessionNotFound, StoreError
 from ..event import Draft, Event, Offset, SessionCreated
 from ..figures import StoreFigures
 from ..log import (
@@ -40,23 +36,17 @@ from ..log import (
     Thinning,
     created,
 )
-from ..machine import Lease, OpenRun, SessionState
+from ..machine import Lease, OpenRun
 from . import postgres_moving as moving
 from . import postgres_sql as sql
-from .group import GroupWriter, KnownRuns, RowGroup, RowRequest, SharedRow, asks_to_append, read_eras, read_event
-from .neighbours import Neighbours, Together
-from .postgres_link import FAILURES, Connection, Link, sever
+from .group import RowRequest, asks_to_append, read_eras, read_event
+from .neighbours import Together
+from .postgres_link import FAILURES, Link
 from .postgres_packs import events_of, thin
-from .postgres_sql import Int8Array, TextArray
+from .postgres_rings import PostgresRings
+from .postgres_sql import TextArray
+from .postgres_writer import PostgresWriter
 
-logger = logging.getLogger("legato")
-
-RETRIES = 0.05, 1.0
-"""Seconds between two tries to reach the database: the first, and the longest."""
-NET_SECONDS = 5.0
-"""Seconds between two looks at the heads of all that is listened to, for rings that were lost,"""
-POLL_SECONDS = 0.25
-"""and where nothing rings, since there is no connection of our own to the server."""
 MAX_INTEGER = 2**62
 
 
@@ -94,13 +84,20 @@ class PostgresStore:
         tail_bytes: int = 12 * 1024 * 1024,
     ) -> None:
         self.doorbell = Doorbell()
-        self._url, self._link = url, Link(url)
-        self._clock = clock
-        self._bounds = tail_events, tail_bytes
+        self._url, self._clock = url, clock
+        self._bounds = {"events": tail_events, "bytes": tail_bytes}
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Future[None] | None = None
-        self._eras: dict[str, int] = {}
-        self._era, self.incarnation = 0, ""
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._link = link = Link(self._url)
+        self._rings = PostgresRings(link, self.doorbell, self._now, **self._bounds)
+        self._others = self._rings.others
+        self._writer = PostgresWriter(link, self._others, self.doorbell, self._now)
+        self._runs = self._writer.runs
+        self._looks = Together(self._look_for)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # to read a session's blocks
 
     # Opening and closing ----------------------------------------------------------------------------------------------
 
@@ -113,72 +110,22 @@ class PostgresStore:
         if self._tasks:
             raise StoreError(f"The store is open already: {self._link.place}.", place=self._link.place)
         self._closing = None
-        self._link = Link(self._url)
-        self._link.learn = self._learn
-        self._number = self._stored = self._last = 0
-        self._runs = KnownRuns()
-        events, bytes = self._bounds
-        self._others = Neighbours(self.doorbell, self._follow, events=events, bytes=bytes)
-        self._writer = GroupWriter(self._transact, self._look_after, self._link.error, self._others)
-        self._looks = Together(self._look_for)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # to read a session's blocks
-        self._conn: Connection | None = None
-        self._begun = asyncio.Event()
+        self._begin_anew()
         try:
-            await self._prepare(await self._connected())
+            await self._writer.begin()
         except BaseException as exc:
-            await self._close_connection()
+            await self._writer.let_go()
             await self._link.close()
             if isinstance(exc, FAILURES):
                 raise self._link.error(exc) from exc
             raise
-        listens = self._poll() if self._link.listen is None else self._listen(self._link.listen)
-        works = {"write": self._writer.run(), "notify": self._notify(), "listen": listens}
+        works = {"write": self._writer.groups.run(), "tell": self._rings.tell(), "listen": self._rings.listen()}
         self._tasks = [asyncio.create_task(work, name=f"legato-postgres-{name}") for name, work in works.items()]
         try:
-            await self._begun.wait()
+            await self._rings.begun.wait()
         except BaseException:
             await self.close()
             raise
-
-    async def _prepare(self, conn: Connection) -> None:
-        link, known = self._link, len(sql.MIGRATIONS)
-        if await self._version(conn) < known:
-            async with conn.transaction():
-                await link.execute(conn, sql.PATIENT)
-                await link.execute(conn, sql.ALONE)
-                version = await self._version(conn)  # another process may have done it meanwhile
-                for script in (*([] if version else [sql.VERSION_TABLE]), *sql.MIGRATIONS[version:]):
-                    for statement in script.split(";\n"):
-                        if statement.strip():
-                            await link.execute(conn, statement)
-                if version < known:
-                    await link.execute(conn, sql.DROP_VERSION)
-                    await link.execute(conn, sql.PUT_VERSION, (known, sql.OLDEST))
-        encoding, fsync, number, self._last = await link.row(conn, sql.ABOUT)
-        if encoding != "UTF8" or number < sql.LEAST_SERVER:
-            raise StoreError(
-                f"Needed is a database with ENCODING 'UTF8' of a server from version {sql.LEAST_SERVER // 10_000} on; "
-                f"this one has {encoding}, of version {number // 10_000}: {link.place}."
-            )
-        if fsync != "on":
-            logger.warning("%s has fsync %s: a loss of power may take what was acknowledged", link.place, fsync)
-        await link.execute(conn, sql.FORGET_WRITERS)
-        await link.execute(conn, sql.ENTER, (self._others.me,))
-        await self._begin_era(conn)
-
-    async def _version(self, conn: Connection) -> int:
-        if not (await self._link.row(conn, sql.HAS_VERSION))[0]:
-            return 0
-        version, oldest = await (await self._link.execute(conn, sql.GET_VERSION)).fetchone() or (0, 0)
-        if oldest > (known := len(sql.MIGRATIONS)):
-            raise StoreVersion(
-                f"{self._link.place} has schema version {version}, for programs that know version {oldest}, and this "
-                f"Legato knows versions up to {known}: it was written by a newer one.",
-                version=version,
-                known=known,
-            )
-        return int(version)
 
     async def close(self) -> None:
         """Store what was appended so far and let go. Idempotent."""
@@ -188,29 +135,24 @@ class PostgresStore:
             await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        write, notify, listen = self._tasks
-        self._writer.end()
+        write, tell, listen = self._tasks
+        self._writer.groups.end()
         listen.cancel()
         await asyncio.gather(write, listen, return_exceptions=True)
         self._others.end()
-        await asyncio.gather(notify, return_exceptions=True)
+        await asyncio.gather(tell, return_exceptions=True)
         await self._link.close()
-        if self._conn is not None:
-            try:
-                await self._link.execute(self._conn, sql.LEAVE, (self._others.me,))
-            except FAILURES:
-                pass
-        await self._close_connection()
+        await self._writer.end()
         self._tasks = []
 
-    async def _close_connection(self) -> None:
-        conn, self._conn = self._conn, None
-        if conn is not None:
-            await conn.close()
-
     def _check_open(self) -> None:
-        if not self._tasks or self._writer.over:
+        if not self._tasks or self._writer.groups.over:
             raise StoreError(f"The store is not open: {self._link.place}.", place=self._link.place)
+
+    @property
+    def incarnation(self) -> str:
+        """See ``Store``: the name of the database's era."""
+        return self._writer.incarnation
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
@@ -233,7 +175,7 @@ class PostgresStore:
     async def build(self, session: str, pieces: AsyncIterator[Sequence[Draft]]) -> None:
         """See ``log.build``: one transaction on a connection of its own, in which others' appends come in between."""
         self._check_open()
-        last = await moving.build(self._link, self._era, session, pieces, self._given_now)
+        last = await moving.build(self._link, self._writer.era, session, pieces, self._now)
         self._others.stored(session, last, outside=True)
 
     async def acquire(self, session: str, run: str, *, owner: str, ttl: float) -> Lease:
@@ -246,7 +188,7 @@ class PostgresStore:
     async def claim(self, *, owner: str, ttl: float, limit: int) -> list[Lease]:
         """See ``Leaser.claim``."""
         check_text(owner)
-        lock = sql.LOCK_FREE, (self._given_now(), max(limit, 0))
+        lock = sql.LOCK_FREE, (self._now(), max(limit, 0))
         leases: list[Lease] = await self._submit(RowRequest(None, lambda group, _: group.claim(owner, ttl), lock))
         return leases
 
@@ -262,263 +204,30 @@ class PostgresStore:
 
     def _submit(self, request: RowRequest) -> Storing:
         self._check_open()
-        return self._writer.submit(request)
+        return self._writer.groups.submit(request)
 
-    def _given_now(self) -> int | None:
+    def _now(self) -> int | None:
         return None if self._clock is None else round(self._clock() * MICRO)
 
     @property
     def figures(self) -> StoreFigures:
         """What has been counted of commits."""
-        return self._writer.figures
+        return self._writer.groups.figures
 
     @property
     def trouble(self) -> StoreError | None:
         """Why nothing can be stored for now, see ``Store``."""
-        return self._writer.trouble if self._tasks else None
-
-    async def _transact(self, group: RowGroup) -> None:
-        """Do it, and once, however often the connection is lost meanwhile."""
-        self._number += 1
-        pause, longest = RETRIES
-        while True:
-            try:
-                conn = await self._connected()
-                with self._link.answering(conn):
-                    await self._attempt(conn, group)
-                self._writer.note(None)
-                return
-            except FAILURES as exc:
-                if not await self._give_up(exc) and not group.sent:
-                    raise  # it was rolled back
-                self._writer.note(exc)
-                self._writer.refuse()
-                if self._writer.over or (self.trouble is not None and not group.sent):
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, longest)
-
-    async def _attempt(self, conn: Connection, group: RowGroup) -> None:
-        link, me = self._link, self._others.me
-        asked: list[sql.Statement] = [("BEGIN", ()), *([link.settings(local=True)] if link.pooled else [])]
-        asked += sql.locks(me, group.requests)
-        place = len(asked) - 1  # of the rows
-        if keyed := [request for request in group.requests if request.once is not None]:
-            names, keys = ([getattr(each, name) for each in keyed] for name in ("session", "once"))
-            asked.append((sql.USED, (TextArray(names), TextArray(keys))))
-        told = await link.talk(conn, [*asked, (sql.AROUND, (me,))])
-        now, number, era = told[-1][0]
-        if group.sent and number == self._number:
-            await conn.execute("ROLLBACK")  # it had been committed
-            self._stored, self._last = number, group.last
-            return
-        group.sent = False
-        if era != self._era:
-            await conn.execute("ROLLBACK")
-            await self._begin_era(conn)
-            await self._attempt(conn, group)
-            return
-        before: dict[tuple[str, str], list[Event]] = {}
-        for name, key, *row in told[place + 1] if keyed else ():
-            before.setdefault((name, key), []).extend(events_of(name, [row]))
-        locked = {row[1]: self._read_row(row) for row in told[place]}
-        given = self._given_now()
-        group.decide(locked, before, now=now if given is None else given, last=self._last, era=era)
-        writes = list(sql.changes(group, self._runs, me, self._number))
-        group.sent = bool(writes)
-        try:
-            await link.talk(conn, [*writes, ("COMMIT" if writes else "ROLLBACK", ())])
-        except FAILURES as exc:
-            group.sent = self._is_lost(conn, exc)  # else the server has said that it was rolled back
-            raise
-        self._stored, self._last = self._number if writes else self._stored, group.last
-
-    def _read_row(self, row: Sequence[Any]) -> SharedRow:
-        id, name, head, whole, updated_at, deleted, runs, waits, era, eras = row
-        state = SessionState(name, head, whole, deleted, self._runs.read(name, runs))
-        return SharedRow(id, state, updated_at, waits, era, eras)
-
-    async def _connected(self) -> Connection:
-        if self._conn is None:
-            self._conn = await self._link.connect()
-        return self._conn
-
-    async def _give_up(self, exc: Exception) -> bool:
-        """Let go of the writer's connection if it is lost; else undo what was begun on it."""
-        if (conn := self._conn) is not None:
-            if not self._is_lost(conn, exc):
-                try:
-                    await conn.rollback()
-                    return False
-                except FAILURES:
-                    pass
-            sever(conn)
-            await self._close_connection()
-        return True
-
-    def _is_lost(self, conn: Connection, exc: Exception) -> bool:
-        return conn.closed or self._link.error(exc).code == "store_lost"
-
-    async def _look_after(self) -> None:
-        """See whether something could be stored, while nothing is to be."""
-        try:
-            conn = await self._connected()
-            with self._link.answering(conn, NET_SECONDS):
-                (era,) = await self._link.row(conn, sql.ERA)
-                if era != self._era:
-                    await self._begin_era(conn)
-        except FAILURES as exc:
-            await self._give_up(exc)
-            raise
-
-    # Eras -------------------------------------------------------------------------------------------------------------
-
-    async def _begin_era(self, conn: Connection) -> None:
-        """Learn the present era of the database; begin one, if what was stored last may be gone."""
-        link, me = self._link, self._others.me
-        async with conn.transaction():
-            await link.execute(conn, sql.ALONE)
-            (era,) = await link.row(conn, sql.ERA)
-            if begins := era is None:
-                (era,) = await link.row(conn, sql.BEGIN_ERA, (secrets.token_urlsafe(9),))
-                await link.execute(conn, sql.CLEAR_PRESENT)
-                await link.execute(conn, sql.SET_PRESENT, (era,))
-            rows = await (await link.execute(conn, sql.ERAS, (me,))).fetchall()
-            stored: int = rows[-1][3] or 0
-            if begins and len({timeline for _, _, timeline, _ in rows[-2:]}) > 1:
-                await self._give_all_back(conn, stored)
-        before, self._era = self._era, era
-        link.era = era
-        self._eras = {name: id for id, name, _, _ in rows}
-        self.incarnation = rows[-1][1]
-        if before not in (0, era):
-            since = {timeline for id, _, timeline, _ in rows if id >= before}
-            self._others.forget()
-            self.doorbell.forget(lost=link.normal or len(since) > 1 or stored < self._stored)
-            self._stored = min(stored, self._stored)
-
-    async def _learn(self) -> None:
-        conn = await self._link.connect()
-        try:
-            with self._link.answering(conn):
-                await self._begin_era(conn)
-        finally:
-            await conn.close()
-
-    async def _give_all_back(self, conn: Connection, number: int) -> None:
-        """Leave all runs to whoever takes them: who holds a lease here may have given it back, or lost it, since."""
-        rows = await (await self._link.execute(conn, sql.LOCK_OPEN)).fetchall()
-        locked = {row[1]: self._read_row(row) for row in rows}
-        held = [row.first.lease() for row in locked.values() if row.first is not None]
-        group = RowGroup([RowRequest(None, lambda group, _: group.release(*held))])
-        group.decide(locked, {}, now=0, last=self._last, era=self._era)
-        for statement in sql.changes(group, self._runs, self._others.me, number):
-            await self._link.execute(conn, *statement)
+        return self._writer.groups.trouble if self._tasks else None
 
     async def holds(self, incarnation: str, session: str, offset: Offset) -> bool:
         """See ``Store``. In which era an event was written stands in its session's row."""
         if incarnation == self.incarnation or offset <= 0:
             return True
-        known = self._eras.get(incarnation)
+        known = self._writer.eras.get(incarnation)
         look = await self._look(session)
         if known is None or look is None or offset > look.info.head:
             return False
         return max((era for era, first in read_eras(look.eras) if first <= offset), default=0) <= known
-
-    # The others -------------------------------------------------------------------------------------------------------
-
-    async def _notify(self) -> None:
-        """Tell the other processes what has come, on a connection of its own: a NOTIFY holds a lock of the server."""
-        conn: Connection | None = None
-        while (messages := await self._others.messages()) is not None:
-            while messages:
-                used = conn is not None
-                try:
-                    conn = conn or await self._link.connect()
-                    with self._link.answering(conn):
-                        await self._link.execute(conn, sql.NOTIFY, (self._channel, TextArray(messages)))
-                    messages = []
-                except FAILURES as exc:
-                    if conn is not None:
-                        await conn.close()
-                    conn = None
-                    if not used:  # else the database may have been away meanwhile, and be back
-                        logger.warning("other processes are not told what is new: %s", self._link.error(exc))
-                        messages = []  # they find it by themselves, within seconds
-                        await asyncio.sleep(0 if self._writer.over else RETRIES[1])
-        if conn is not None:
-            await conn.close()
-
-    @property
-    def _channel(self) -> str:
-        return f"legato_{self._link.schema}"
-
-    async def _listen(self, conninfo: str) -> None:
-        """Hear what other processes have stored."""
-        pause, longest = RETRIES
-        heard = True
-        while True:
-            conn: Connection | None = None
-            try:
-                conn = await self._link.connect(conninfo)
-                await conn.execute(f'LISTEN "{self._channel}"'.encode())
-                if not heard:
-                    logger.warning("%s tells what is new again", self._link.place)
-                self._others.hears = heard = True
-                self._others.forget()  # what was told meanwhile
-                self._begun.set()
-                pause = RETRIES[0]
-                await self._hear(conn)
-            except Exception as exc:  # whatever it is, it is not to end here
-                if heard:
-                    logger.warning("what other processes store is seen late: %s", self._link.error(exc))
-                heard = False
-            finally:
-                self._begun.set()
-                self._others.hears = False
-                if conn is not None:
-                    await conn.close()
-            self._others.forget()
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, longest)
-
-    async def _hear(self, conn: Connection) -> None:
-        loop = asyncio.get_running_loop()
-        look_at = loop.time() + NET_SECONDS
-        while True:
-            timeout = max(look_at - loop.time(), 0)
-            await self._others.heard([each.payload async for each in conn.notifies(timeout=timeout, stop_after=1)])
-            if loop.time() >= look_at:
-                with self._link.answering(conn, NET_SECONDS):
-                    await conn.execute("SELECT 1")  # whether anybody is there
-                await self._look_around()
-                look_at = loop.time() + NET_SECONDS
-
-    async def _poll(self) -> None:
-        """Look for what other processes have stored, where nothing tells it."""
-        self._begun.set()
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            await self._look_around()
-
-    async def _look_around(self) -> None:
-        try:
-            await self._others.look(self._heads)
-            if (await self._link.ask(sql.ANY_FREE, (self._given_now(),)))[0][0]:
-                self.doorbell.ring_work()
-        except LegatoError as exc:
-            logger.debug("cannot look for what others have stored: %s", exc)
-
-    async def _heads(self, names: Sequence[str]) -> dict[str, Offset]:
-        return dict(await self._link.ask(sql.HEADS, (TextArray(names),)))
-
-    async def _follow(self, names: Sequence[str], afters: Sequence[Offset]) -> dict[str, tuple[Offset, list[Event]]]:
-        rows = await self._link.ask(sql.GAPS, (TextArray(names), Int8Array(afters)))
-        behind = dict(zip(names, afters, strict=True))
-        return {
-            name: (head, list(events_of(name, [row[2:] for row in each if row[2] is not None], behind[name])))
-            for (name, head), each in itertools.groupby(rows, key=itemgetter(0, 1))
-        }
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
@@ -623,7 +332,7 @@ class PostgresStore:
     async def adopt(self, record: SessionRecord, pages: AsyncIterator[Sequence[Event]]) -> None:
         """See ``Portable.adopt``."""
         self._check_open()
-        last = await moving.adopt(self._link, self._runs, self._era, record, pages)
+        last = await moving.adopt(self._link, self._runs, self._writer.era, record, pages)
         self._others.stored(record.session, last, outside=True)
         if record.epochs:
             self._others.ring_work()
@@ -638,7 +347,7 @@ class PostgresStore:
         """See ``Store``."""
         self._check_open()
         told = node, tally.as_text(counts), round(ttl * MICRO)
-        rows = await self._link.ask(sql.TALLY, (self._given_now(), *told, node, node))
+        rows = await self._link.ask(sql.TALLY, (self._now(), *told, node, node))
         return tally.added(text for (text,) in rows)
 
     def facts(self) -> dict[str, str | int]:
