@@ -279,13 +279,10 @@ def asks_to_append(
     Raises:
         InvalidInput: a draft cannot be stored.
     """
-    check_text(session, once)
-    if take is not None:
-        check_text(take.run, take.owner)
     drafts = list(drafts)
+    check_text(session, once, *{draft.run for draft in drafts}, *(take or ())[:2])
     settled: list[tuple[AnyFact, bytes]] = []
     for draft in drafts:
-        check_text(draft.run)
         fact, json = (draft.fact, draft.json) if draft.json else settle(draft.fact)
         if fact.open:
             check_text(fact.type, fact.owner if isinstance(fact, SessionCreated) else None)

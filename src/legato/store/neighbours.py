@@ -88,7 +88,9 @@ class Neighbours:
 
     def _put(self, session: str, events: Sequence[Event]) -> None:
         held = self.tail.head(session) or 0
-        if events[-1].offset > held:
+        if events[0].offset > held:
+            self.tail.put(session, events)
+        elif events[-1].offset > held:
             self.tail.put(session, [event for event in events if event.offset > held])
 
     async def messages(self) -> list[bytes] | None:

@@ -62,7 +62,7 @@ class PostgresRings:
                 try:
                     conn = conn or await self._link.connect()
                     with self._link.answering(conn):
-                        await self._link.execute(conn, sql.NOTIFY, (self.channel, TextArray(messages)))
+                        await self._link.talk(conn, [(sql.NOTIFY, (self.channel, TextArray(messages)))])
                     messages = []
                 except FAILURES as exc:
                     if conn is not None:
