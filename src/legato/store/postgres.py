@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -47,7 +48,11 @@ from .postgres_rings import PostgresRings
 from .postgres_sql import TextArray
 from .postgres_writer import PostgresWriter
 
+logger = logging.getLogger("legato")
+
 MAX_INTEGER = 2**62
+SWEEP_SECONDS = 5.0
+"""Between two looks at what is left of sessions that were deleted."""
 
 
 class _Look(NamedTuple):
@@ -119,7 +124,12 @@ class PostgresStore:
             if isinstance(exc, FAILURES):
                 raise self._link.error(exc) from exc
             raise
-        works = {"write": self._writer.groups.run(), "tell": self._rings.tell(), "listen": self._rings.listen()}
+        works = {
+            "write": self._writer.groups.run(),
+            "tell": self._rings.tell(),
+            "listen": self._rings.listen(),
+            "sweep": self._sweep(),
+        }
         self._tasks = [asyncio.create_task(work, name=f"legato-postgres-{name}") for name, work in works.items()]
         try:
             await self._rings.begun.wait()
@@ -135,15 +145,25 @@ class PostgresStore:
             await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        write, tell, listen = self._tasks
+        write, tell, listen, sweep = self._tasks
         self._writer.groups.end()
         listen.cancel()
-        await asyncio.gather(write, listen, return_exceptions=True)
+        sweep.cancel()
+        await asyncio.gather(write, listen, sweep, return_exceptions=True)
         self._others.end()
         await asyncio.gather(tell, return_exceptions=True)
         await self._link.close()
         await self._writer.end()
         self._tasks = []
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                while await moving.sweep(self._link):
+                    pass
+            except LegatoError as exc:
+                logger.debug("what was deleted cannot be taken away: %s", exc)
 
     def _check_open(self) -> None:
         if not self._tasks or self._writer.groups.over:
@@ -249,6 +269,7 @@ class PostgresStore:
         blocks, start = self._others.blocks, after - after % READ_LIMIT
         if look.deleted:
             blocks.forget(session)
+            after = max(after, look.info.head - 1)  # what is left before it is nobody's
         if not deltas or limit < READ_LIMIT or look.deleted:
             return await self._page(session, after, limit, deltas)
         async with self._turns.setdefault(session, asyncio.Lock()):

@@ -1,4 +1,5 @@
-"""Whole sessions, out of a PostgreSQL database and into it: what ``Portable`` asks of its store, and ``log.build``.
+"""Whole sessions, out of a PostgreSQL database, into it, and away: what ``Portable`` asks of its store, ``log.build``,
+and what is left of long sessions that were deleted.
 
 A session that is adopted, or built, is one transaction, so nobody sees it before it is whole.
 """
@@ -15,7 +16,7 @@ from ..log import MICRO, READ_LIMIT, Adoption, SessionRecord, created, moment
 from ..machine import SessionState, moved
 from .group import KnownRuns
 from .postgres_link import Connection, Link
-from .postgres_sql import NOW, Int8Array, TextArray
+from .postgres_sql import NOW, SWEPT_EVENTS, Int8Array, TextArray
 
 _COLUMNS = "SELECT id, name, head, updated_at, runs FROM legato.session WHERE head > 0"
 RECORDS = f"{_COLUMNS} AND id > %s ORDER BY id LIMIT {READ_LIMIT}"
@@ -37,6 +38,25 @@ END = """
         era = %s, eras = %s
     WHERE id = %s
 """
+GONE = "SELECT session, head FROM legato.gone LIMIT 1 FOR UPDATE SKIP LOCKED"
+SWEEP = f"""
+    DELETE FROM legato.event WHERE session = %s AND "offset" IN (
+        SELECT "offset" FROM legato.event WHERE session = %s AND "offset" < %s ORDER BY "offset" LIMIT {SWEPT_EVENTS}
+    )
+"""  # noqa: S608
+SWEPT = "DELETE FROM legato.gone WHERE session = %s"
+
+
+async def sweep(link: Link) -> bool:
+    """Take away some events of a session that was deleted, and that nobody else sweeps; whether there was one."""
+    async with link.transaction() as conn:
+        row = await (await link.execute(conn, GONE)).fetchone()
+        if row is None:
+            return False
+        id, head = row
+        if (await link.execute(conn, SWEEP, (id, id, head))).rowcount < SWEPT_EVENTS:
+            await link.execute(conn, SWEPT, (id,))
+    return True
 
 
 async def records(link: Link, runs: KnownRuns) -> AsyncIterator[SessionRecord]:

@@ -3,7 +3,7 @@
 A pack stands at the offset of its last delta, has no type, and its data is a list where that of an event is an object:
 type, time, run and JSON of each. Offsets are dense, so a page of a log that begins within it needs no more than the
 next row; and what is read is what was stored, so no reader and no cache has to know. PostgreSQL compresses what is
-large: ten times less room, and one entry of the index.
+large, to a tenth as a rule.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from .group import KnownRuns, read_event
 from .postgres_link import Link
 from .postgres_sql import Int8Array, TextArray
 
-PACK_EVENTS, PACK_BYTES = 250, 64 * 1024
-"""In one pack at most: as much is read for one of them."""
+PACK_EVENTS, PACK_BYTES = 500, 128 * 1024
+"""In one pack at most: as much is read for one of them. More would be read in vain, with less an index keeps more empty
+pages: it gives back those on which nothing is left."""
 LARGE_BYTES = 4 * 1024
 """A delta that is larger stays by itself."""
 

@@ -23,6 +23,8 @@ from .group import KnownRuns, RowGroup, RowRequest
 
 PAGE_BYTES = 4 * 1024 * 1024
 """JSON in one page of a log, but for its last event."""
+SWEPT_EVENTS = 5_000
+"""Of a deleted session, that are taken away in one transaction: others are to store something in between."""
 GAP_EVENTS = 500
 GAP_BYTES = 512 * 1024
 """What is fetched at once of a log that others have written to."""
@@ -98,6 +100,13 @@ MIGRATIONS = [
         counts text NOT NULL,
         until bigint NOT NULL
     ) WITH (fillfactor = 20);
+    """,
+    """
+    -- Long sessions that were deleted, whose events up to their heads are taken away some at a time.
+    CREATE TABLE legato.gone (
+        session bigint PRIMARY KEY,
+        head bigint NOT NULL
+    );
     """,
 ]
 """``MIGRATIONS[v]`` takes a database from schema version v to v + 1. A new one has version 0."""
@@ -196,6 +205,7 @@ MOVE = """
 """
 KEYS = "INSERT INTO legato.once SELECT * FROM unnest(%s::bigint[], %s::text[], %s::bigint[], %s::bigint[])"
 DELETE_EVENTS = "DELETE FROM legato.event WHERE session = ANY(%s)"
+DELETE_LATER = "INSERT INTO legato.gone SELECT * FROM unnest(%s::bigint[], %s::bigint[])"
 DELETE_KEYS = "DELETE FROM legato.once WHERE session = ANY(%s)"
 UNDO_NEW = "DELETE FROM legato.session WHERE id = ANY(%s)"
 
@@ -360,9 +370,12 @@ def changes(group: RowGroup, runs: KnownRuns, writer: str, number: int) -> Itera
     rows = [row for row in group.rows.values() if row.touched]
     if not rows:
         return
-    if group.gone:
-        yield DELETE_EVENTS, (Int8Array(group.gone),)
-        yield DELETE_KEYS, (Int8Array(group.gone),)
+    if gone := [row for row in rows if row.id in group.gone]:
+        few, many = ([row for row in gone if (row.state.head > SWEPT_EVENTS) is long] for long in (False, True))
+        yield DELETE_EVENTS, (Int8Array([row.id for row in few]),)
+        if many:
+            yield DELETE_LATER, (Int8Array([row.id for row in many]), Int8Array([row.state.head for row in many]))
+        yield DELETE_KEYS, (Int8Array([row.id for row in gone]),)
     if unborn := [row.id for row in group.rows.values() if not row.state.head]:
         yield UNDO_NEW, (Int8Array(unborn),)
     events, still, changed = group.events, [row for row in rows if not row.moved], [row for row in rows if row.moved]
