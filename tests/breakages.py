@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from legato import machine, transcript
+from legato import machine, recorder
 from legato.dialect import mix
 from legato.execution import Execution
 from legato.log import Subscription
@@ -59,7 +59,7 @@ BREAKAGES = [
     Breakage("take without epoch", machine.leased, "epoch=current.epoch + 1", "epoch=current.epoch"),
     Breakage(
         "merged over a tool",
-        transcript.merge,
+        recorder.merge,
         "merged: list[Draft] = []",
         "merged: list[Draft] = []\n    drafts = sorted(drafts, key=lambda draft: not draft.fact.delta)",
     ),

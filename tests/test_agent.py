@@ -20,7 +20,7 @@ from legato.agent import Agent, Answer, Turn
 from legato.errors import AgentError, InvalidInput
 from legato.event import NotificationCreated, PermissionRequested
 from legato.part import Message, to_builtins
-from legato.transcript import Recorder
+from legato.recorder import Recorder
 from legato.yields import Text
 
 GREETING = ["Good", " day"]

@@ -20,7 +20,7 @@ import pytest
 from legato import Client, Legato, Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted, Turn, Usage
 from legato.agents.conversation import NOT_CARRIED_OUT, conversation
 from legato.provider.prompt import as_text
-from legato.transcript import brought
+from legato.recorder import brought
 from live_server import serving
 from node_packages import package, packages
 from venvs import AGENT_CLIENTS, python_with

@@ -31,10 +31,10 @@ from legato.event import (
     RunWithdrawn,
 )
 from legato.execution import Limits
+from legato.history import askings, history
 from legato.log import Log
 from legato.questions import Question
 from legato.store.memory import MemoryStore
-from legato.transcript import askings, history
 from running import STORES, Node, Stage, staged
 
 

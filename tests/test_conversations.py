@@ -16,8 +16,8 @@ from legato.agent import Turn
 from legato.agents.conversation import conversation
 from legato.caller import NOBODY
 from legato.contents import Contents
+from legato.history import history
 from legato.testing import Driver
-from legato.transcript import history
 from legato.yields import Refusal
 
 

@@ -17,11 +17,12 @@ from legato.dialect import deva, deva_api
 from legato.dialect.deva import AnswerEncoder, parse_cursor
 from legato.errors import AgentError, CursorInvalid
 from legato.event import EVENTS, Event
+from legato.history import history
 from legato.part import Usage
+from legato.recorder import Recorder
 from legato.server.app import Legato
 from legato.sse import SSEMessage
 from legato.testing import ASGIResponse, ASGIStream, check_dialect
-from legato.transcript import Recorder, history
 from legato.yields import Finish, Text, Thinking, ToolCall, ToolResult
 from live_server import serving
 

@@ -33,6 +33,7 @@ from legato.dialect.trail import Trail
 from legato.errors import SessionNotFound
 from legato.event import EVENTS, Draft, Event, Fact, OtherFact, SessionDeleted, fact
 from legato.log import Subscription
+from legato.recorder import Recorder
 from legato.server import memory
 from legato.server.app import Legato
 from legato.server.deva import _VIEWS as DEVA_VIEWS
@@ -43,7 +44,6 @@ from legato.server.responses import CHAT_VIEWS, RESPONSES_VIEW
 from legato.sessions import Located, located
 from legato.sse import HEARTBEAT
 from legato.store.sqlite import SQLiteStore
-from legato.transcript import Recorder
 from legato.yields import (
     Finish,
     Refusal,

@@ -16,7 +16,7 @@ from legato.agents.framework import Calls, Reasons, arguments_of, explained, fin
 from legato.errors import AgentError, InvalidInput
 from legato.event import Event
 from legato.part import Message, Part, read_part
-from legato.transcript import Recorder
+from legato.recorder import Recorder
 from legato.yields import (
     Finish,
     Refusal,

@@ -24,10 +24,11 @@ from legato.event import Event, NotificationCreated, PermissionRequested, TextDe
 from legato.log import Subscription
 from legato.part import CallPart, Message
 from legato.questions import Question
+from legato.recorder import Recorder
 from legato.run import Runner
 from legato.sessions import Sessions
 from legato.store.memory import MemoryStore
-from legato.transcript import Recorder, Transcript, fold
+from legato.transcript import Transcript, fold
 from legato.yields import Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted
 
 RIVERS = """\

@@ -25,6 +25,8 @@ LAYERS: list[tuple[str, int]] = [
     ("items", 0),
     ("sse", 0),
     ("transcript", 0),
+    ("recorder", 0),
+    ("history", 0),
     ("late", 0),
     ("fault", 0),
     ("figures", 0),

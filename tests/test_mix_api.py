@@ -16,13 +16,13 @@ from legato.caller import NOBODY
 from legato.dialect import common, mix_api
 from legato.errors import InvalidInput, LegatoError, Unauthorized
 from legato.event import Draft, Event, RunStarted, SessionCreated, fact
+from legato.history import history
 from legato.log import SessionInfo
 from legato.machine import OpenRun
 from legato.part import Message
 from legato.run import Runner
 from legato.sessions import Sessions
 from legato.store.memory import MemoryStore
-from legato.transcript import history
 
 AT = 1767225600.0  # 2026-01-01T00:00:00Z
 

@@ -14,12 +14,14 @@ from driving import chatting, ends
 from legato import Opaque, Text, Thinking, ToolCall, ToolResult
 from legato.errors import InvalidInput, TooLarge
 from legato.event import Draft, Event, MessageCreated, OpaqueNoted, RunCompleted, Said, fact, read_fact, settle
+from legato.history import history, told
 from legato.part import CallPart, Message, TextPart, ThinkingPart
+from legato.recorder import Recorder
 from legato.server.app import Legato
 from legato.server.dialects import DIALECTS
 from legato.server.inspect import Inspector
 from legato.testing import Driver
-from legato.transcript import Recorder, fold, history, told
+from legato.transcript import fold
 
 SECRET = "sealed-by-the-provider"
 OWNER = "messages https://models.test/v1"

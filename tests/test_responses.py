@@ -25,11 +25,12 @@ from legato.dialect.responses import DONE, NO_RESULT, ResponseEncoder, ResponseF
 from legato.dialect.responses_api import BadRequest, Create, CreateChat
 from legato.errors import AgentError, StoreError
 from legato.event import Draft, Event, MessageCreated
+from legato.history import history
 from legato.part import CallPart, RefusalPart, TextPart, Usage
+from legato.recorder import Recorder, brought
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.testing import ASGIResponse
-from legato.transcript import Recorder, brought, history
 from legato.yields import Finish, Refusal, Thinking, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted
 
 SESSION, RUN = "s_1", "s_1~0a"

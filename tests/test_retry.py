@@ -15,10 +15,10 @@ from facts import draft
 from legato.agent import Turn
 from legato.errors import AgentError, Conflict, Draining, NotFound, SessionNotFound
 from legato.event import Draft
+from legato.history import history
 from legato.log import Appended
 from legato.questions import Sent
 from legato.run import Runner
-from legato.transcript import history
 from running import STORES, Stage, staged
 
 

@@ -26,8 +26,10 @@ from legato.event import (
     read_fact,
     settle,
 )
+from legato.history import history
 from legato.part import CallPart, Part, RunError, TextPart, Usage, encode
-from legato.transcript import DELTA_CHARACTERS, Recorder, Transcript, brought, fold, history, merge, message_id
+from legato.recorder import DELTA_CHARACTERS, Recorder, brought, merge
+from legato.transcript import Transcript, fold, message_id
 from legato.yields import Finish, Refusal, Text, Thinking, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted
 
 RUN = "s~r"

@@ -20,8 +20,9 @@ from legato.errors import AgentError, InvalidInput
 from legato.event import CheckpointNoted, Draft, Event, PermissionRequested, RunStarted, TextDelta
 from legato.execution import Limits
 from legato.part import CallPart, Message, TextPart, Usage
+from legato.recorder import Recorder
 from legato.tool import Tool, ToolError
-from legato.transcript import Recorder, Transcript, fold
+from legato.transcript import Transcript, fold
 from model_server import Keeper, asking, calls, says
 from provider_streams import (
     ANTHROPIC_TEXT,

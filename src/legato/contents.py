@@ -30,9 +30,9 @@ from .event import (
     SessionUpdated,
     Terminal,
 )
+from .history import Asking, answer_place, askings, revised, rewound, told
 from .log import READ_LIMIT, Store
 from .part import Message
-from .transcript import Asking, answer_place, askings, revised, rewound, told
 
 KEPT = 100_000
 """Entries kept in memory, of all sessions; some 500 bytes each. What was let go is read anew when it is asked for."""
@@ -65,7 +65,7 @@ class Contents:
     Attributes:
         after: the offset up to which the log has been taken.
         whole: the offset of the last event that was taken and is no delta.
-        entries: the messages, as ``transcript.history`` has them.
+        entries: the messages, as ``history.history`` has them.
         asked: by the id of a user's message: each time that it was put to an agent.
         runs: the messages that runs answer.
         agents: who answers, by run, as far as one was asked.

@@ -48,8 +48,9 @@ from .load import Load
 from .log import Appended, Log, Store, Storing, Subscription
 from .machine import Lease, OpenRun
 from .part import Usage, as_json, encode, to_builtins
+from .recorder import Recorder, merge
 from .traces import RunSpan
-from .transcript import Recorder, Transcript, fold, merge
+from .transcript import Transcript, fold
 
 logger = logging.getLogger("legato")
 

@@ -34,11 +34,11 @@ from .errors import (
     TooMany,
 )
 from .event import Draft, MessageCreated, Offset, RunWaiting, SessionCreated, SessionRewound, settled
+from .history import Asking, askings
 from .json import LARGE, JsonObject
 from .log import Appended, SessionInfo, Store
 from .part import as_json
 from .run import Runner
-from .transcript import Asking, askings
 
 
 class Sent(msgspec.Struct, frozen=True):

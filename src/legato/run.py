@@ -54,14 +54,16 @@ from .event import (
 )
 from .execution import CANCELLED, INTERRUPTED, LEFT_OPEN, Deadlines, Ending, Execution, Limits, ended, failed
 from .figures import Figures
+from .history import told
 from .load import Load
 from .log import Appended, Bell, Log, Store, Take
 from .machine import Lease, OpenRun, free
 from .places import Places
+from .recorder import Recorder, brought
 from .spending import Accounts, spent
 from .tally import NodeTally, named
 from .traces import RunSpan, Traces
-from .transcript import Recorder, brought, fold, told
+from .transcript import fold
 
 logger = logging.getLogger("legato")
 

@@ -60,6 +60,7 @@ from .event import (
 )
 from .execution import CANCELLED, A, Limits, ended, resolve_key
 from .fault import contained
+from .history import Asking, answer_place, askings, default_agent, history, told
 from .json import JsonObject
 from .log import READ_LIMIT, Log, SessionInfo, SessionPage, Store, Subscription
 from .machine import OpenRun
@@ -70,7 +71,6 @@ from .run import Runner
 from .sharing import Shared, listed, owners_of
 from .spending import is_own
 from .thin import says_nothing
-from .transcript import Asking, answer_place, askings, default_agent, history, told
 
 PROBE_SECONDS = 2.0
 """For which a store may be silent that is asked whether it answers,"""
@@ -256,7 +256,7 @@ class Sessions:
         return await self._contents.messages(session, entries)
 
     async def history(self, caller: Caller, session: str) -> list[Message]:
-        """The conversation, see ``transcript.history``: all of it, however much was said."""
+        """The conversation, see ``history.history``: all of it, however much was said."""
         return history(await self.events(caller, session))
 
     async def events(self, caller: Caller, session: str, *, verb: Verb = "history") -> list[Event]:

@@ -20,7 +20,8 @@ from ..agent import Agent, Turn
 from ..errors import AgentError, InvalidInput
 from ..event import AnyFact, CallCompleted, CallDelta, CallStarted, Delta, Event, ToolBegun, ToolCompleted
 from ..json import JsonObject
-from ..transcript import Recorder, fold
+from ..recorder import Recorder
+from ..transcript import fold
 from ..yields import Thinking, ToolArguments, ToolCall, ToolResult, ToolStarted, Yielded
 from .library import Hit, Library, Passage, load_apsw, terms
 

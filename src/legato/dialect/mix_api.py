@@ -13,10 +13,10 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from ..event import Event, MessageCreated, MessageRevised, Offset, SessionCreated, SessionRewound, Terminal
+from ..history import answer_place, changed, rewound, told
 from ..json import LARGE, JsonObject, decode_in_pieces
 from ..log import SessionInfo
 from ..part import CallPart, Message, Part, ThinkingPart, Usage, encode, to_builtins
-from ..transcript import answer_place, changed, rewound, told
 from .common import SessionId, Spoken, Text, Title, rfc3339
 
 

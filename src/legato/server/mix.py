@@ -16,7 +16,6 @@ import msgspec
 
 import legato
 
-from .. import transcript
 from ..contents import Entry, window
 from ..dialect import mix, mix_api
 from ..dialect.common import KEY_PATTERN, OFFSET_MOST, SESSION_PATTERN, idempotency_key, rfc3339
@@ -31,6 +30,7 @@ from ..errors import (
     TooLarge,
 )
 from ..event import Event, Offset, SessionDeleted
+from ..history import told
 from ..json import LARGE, JsonObject
 from ..log import MICRO, SessionInfo
 from ..part import Message, check_depth
@@ -301,7 +301,7 @@ async def _answered(request: Request, sent: Sent) -> mix_api.BackendMessage:
                     if isinstance(event.fact, SessionDeleted):
                         raise SessionNotFound(sent.session)
                     if event.run == sent.run and event.fact.terminal:
-                        return mix_api.backend_message(sent.session, transcript.told(event))
+                        return mix_api.backend_message(sent.session, told(event))
                 if not events and subscription.stopped:  # the run goes on; only nobody waits here any more
                     raise InvalidInput("The connection ended before the answer.")
                 if not events and sessions.draining and not sessions.running:

@@ -19,10 +19,10 @@ from ..dialect.responses import ResponseEncoder, ResponseFold, parse_id, respons
 from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFound, Prompt, ResponseNotFound
 from ..errors import InvalidInput, LegatoError, NotFound, RunInProgress, RunNotFound, SessionNotFound
 from ..event import Offset
+from ..history import answer_place
 from ..items import Item, is_bare, is_reference
 from ..questions import Question, Sent, new_session
 from ..sessions import Located
-from ..transcript import answer_place
 from .conversations import items_of
 from .operation import NoSuchRoute
 from .reply import Body, Later, Reply, View
