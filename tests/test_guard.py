@@ -118,6 +118,28 @@ async def test_two_hosts_are_refused(hosts: tuple[str, str], allowed: Any) -> No
             assert "host_repeated" in answer.text
 
 
+@pytest.mark.parametrize("site", ["", "same-site"])
+async def test_two_origins_are_refused(site: str) -> None:
+    """Whichever comes first: who passed the request on may have looked at the other one."""
+    app = Legato("memory:", agents=[echo])
+
+    async def twice(scope: Any, receive: Any, send: Any) -> None:
+        own, evil = (b"origin", b"http://localhost:3000"), (b"origin", b"http://evil.test")
+        for origins in ([own, evil], [evil, own], [own, own]):
+            answered: list[int] = []
+
+            async def noted(message: Any, answered: list[int] = answered) -> None:
+                answered += [message["status"]] if "status" in message else []
+
+            headers = [*scope["headers"], *origins, *([(b"sec-fetch-site", site.encode())] if site else [])]
+            await app({**scope, "headers": headers}, receive, noted)
+            assert answered == [403]
+        await app(scope, receive, send)
+
+    async with Driver(app), Driver(twice, lifespan=False) as driver:
+        assert (await driver.request("GET", "/api/sessions")).status == 200
+
+
 async def test_a_refusal_says_what_to_set() -> None:
     """For both ways to set it."""
     async with chatting() as chat:

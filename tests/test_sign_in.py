@@ -503,6 +503,32 @@ async def test_a_ticket_opens_one_stream_once() -> None:
             assert await status_of(each, f"/stream?sessionId={session}&ticket={ticket}") == 401
 
 
+async def test_every_stream_that_an_event_source_can_open_takes_a_ticket() -> None:
+    """Of each dialect: GET, and answered as a stream."""
+    async with serving() as (_, driver):
+        body = {"input": "hi", "model": "agent"}
+        made = (await as_(driver, "alice", "POST", "/v1/responses", body)).json()["id"]
+        session, second = made.removeprefix("resp_").rpartition("~")[0], await begun(driver)
+        paths = {
+            "/stream": f"/stream?sessionId={session}",
+            "/v1/responses/{response_id}": f"/v1/responses/{made}?stream=true",
+        }
+        streams = [
+            path
+            for path, each in (await driver.request("GET", "/openapi.json")).json()["paths"].items()
+            if "text/event-stream" in each.get("get", {}).get("responses", {}).get("200", {}).get("content", {})
+        ]
+        assert sorted(streams) == sorted(paths)
+        for target in paths.values():
+            assert await status_of(driver, f"{target}&ticket={await ticket_for(driver, second)}") == 401
+            ticket = await ticket_for(driver, session)
+            for wrong in (target.replace("stream=true", "stream=false"), target.replace("=true", "=true&stream=true")):
+                if wrong != target:
+                    assert await status_of(driver, f"{wrong}&ticket={ticket}") == 401
+            assert await status_of(driver, f"{target}&ticket={ticket}") == 200
+            assert await status_of(driver, f"{target}&ticket={ticket}") == 401
+
+
 async def test_of_many_who_use_one_ticket_at_once_one_is_let_in() -> None:
     """It is the store that counts."""
     async with serving() as (_, driver):

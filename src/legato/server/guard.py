@@ -207,6 +207,10 @@ class Guard:
         if site == "same-origin":  # the browser knows where it sent the request, whatever proxies made of its address
             return None
         origin = headers.get("origin")
+        if (
+            len(origins := headers.getlist("origin")) > 1
+        ):  # no browser does that, so who passed it on may have looked at one
+            return OriginRefused(", ".join(origins))
         if origin is not None:
             may = self._may_call(origin, found, headers) or self._may_have_lost_its_port(origin, found, scope)
             return None if may else OriginRefused(origin)

@@ -62,6 +62,7 @@ TOLD = 100
 """Places in ``auth`` of which it is told that they fail."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)
+_RESPONSE = re.compile(r"(?:/v1)?/responses/resp_([A-Za-z0-9_-][A-Za-z0-9._-]{0,127})~[0-9a-f]{1,64}/?", re.ASCII)
 _TICKET = re.compile(r"(\d{9}-[a-z2-7]{8})\.([A-Za-z0-9_-]{43})", re.ASCII)
 
 Auth = Callable[[HTTPRequest], Any]
@@ -290,12 +291,11 @@ class Tickets:
 
     async def used(self, scope: Scope) -> Caller | None:
         """Who asks by a ticket for the stream of this request; None if there is none, or it is good no more."""
-        if scope["method"] != "GET" or path_within(scope).rstrip("/") != "/stream":
+        if scope["method"] != "GET" or b"ticket=" not in scope["query_string"]:
             return None
         query = parse_qs(scope["query_string"].decode("latin-1"))
-        match = _TICKET.fullmatch(query.get("ticket", [""])[0])
-        sessions = query.get("sessionId", [])
-        if match is None or len(sessions) != 1:
+        match, session = _TICKET.fullmatch(query.get("ticket", [""])[0]), _followed(path_within(scope), query)
+        if match is None or session is None:
             return None
         log, name = TICKETS + match[1], hashed(match[2])
         try:
@@ -303,7 +303,7 @@ class Tickets:
             issued = await self.store.append(log, [Draft(SessionUpdated({}))], once=f"issued:{name}", head=0)
             fact = issued.events[0].fact
             kept: Mapping[str, Any] = fact.metadata if isinstance(fact, SessionUpdated) else {}
-            if kept.get("session") != sessions[0] or not kept.get("until", 0) > time.time():
+            if kept.get("session") != session or not kept.get("until", 0) > time.time():
                 return None
             used = await self.store.append(log, [Draft(SessionUpdated({"used": True}))], once=f"used:{name}")
         except (SessionNotFound, HeadMoved):
@@ -320,6 +320,15 @@ class Tickets:
             if info.session.startswith(TICKETS) and info.session < TICKETS + _name(hour - 1):
                 with suppress(SessionNotFound):
                     await self.store.append(info.session, [Draft(SessionDeleted())])
+
+
+def _followed(path: str, query: Mapping[str, list[str]]) -> str | None:
+    """The session that a GET follows as a stream; None if it is no stream, or nobody knows of which."""
+    if path.rstrip("/") == "/stream":
+        sessions = query.get("sessionId", [])
+        return sessions[0] if len(sessions) == 1 else None
+    response = _RESPONSE.fullmatch(path)
+    return response[1] if response is not None and query.get("stream") == ["true"] else None
 
 
 def _name(hour: int) -> str:

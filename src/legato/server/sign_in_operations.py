@@ -47,7 +47,8 @@ class TicketBody(_Said):
 
 
 class Ticket(_Said):
-    """For ``GET /stream?sessionId=...&ticket=...``: once, within ``expires_in`` seconds."""
+    """For ``GET /stream?sessionId=...&ticket=...``, or ``GET /v1/responses/{id}?stream=true&ticket=...`` of a response
+    of that session: once, within ``expires_in`` seconds."""
 
     ticket: str
     expires_in: float
