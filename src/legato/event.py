@@ -373,7 +373,7 @@ class CheckpointNoted(Fact, frozen=True):
 
 
 class CancelRequested(Fact, frozen=True):
-    """Somebody wants the run to stop."""
+    """Somebody wants the run to stop; of no run: whatever was running, and nothing was."""
 
     type = "run.cancel_requested"
     reason: str | None = None

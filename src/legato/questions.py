@@ -194,8 +194,8 @@ class Questions:
             return _sent_again(session, stored, said)
         return sent(session, stored.fact.id, stored, repeated=False)
 
-    async def ask_anew(self, caller: Caller, seen: Seen, asked: Entry) -> Sent:
-        """Have a message answered once more; what was said after it is taken back."""
+    async def ask_anew(self, caller: Caller, seen: Seen, asked: Entry, key: str | None = None) -> Sent:
+        """Have a message answered once more; what was said after it is taken back. It stands under ``key`` then."""
         session, until = seen.info.session, seen.head
         self._admission.check_ready()
         await self._admission.admit(caller, "send", session)
@@ -218,7 +218,7 @@ class Questions:
                 now = await self._contents.revision(session, last.revised)
                 fact = msgspec.structs.replace(fact, text=now.text, parts=now.parts, metadata=now.metadata)
             again = msgspec.structs.replace(
-                fact, caller=caller.subject or None, key=None, retries=asked.run, trace=self._runner.traced()
+                fact, caller=caller.subject or None, key=key, retries=asked.run, trace=self._runner.traced()
             )
             try:
                 appended = await self._append_question(

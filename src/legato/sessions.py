@@ -63,7 +63,7 @@ from .fault import contained
 from .history import Asking, answer_place, askings, default_agent, history, told
 from .json import JsonObject
 from .log import READ_LIMIT, Log, SessionInfo, SessionPage, Store, Subscription
-from .machine import OpenRun
+from .machine import OpenRun, RunState
 from .part import Message
 from .questions import Destination, Question, Questions, Sent, new_session, once_key, sent
 from .retention import LEAST_SECONDS
@@ -371,25 +371,37 @@ class Sessions:
         await self._copies.make(caller, seen.info, entries, session, title)
         return await self._store.info(session)
 
-    async def rewind(self, caller: Caller, session: str, to: str) -> None:
-        """Make history end at message ``to``. A message that crosses the request is not taken back.
+    async def rewind(self, caller: Caller, session: str, to: str, *, key: str | None = None) -> None:
+        """Make history end at message ``to``. A message that crosses the request is not taken back; nor is one that was
+        stored after it was first made under ``key``.
 
         Raises:
             NotFound: there is no such message. Conflict: an answer is being given.
         """
         until: Offset | None = None
+        once = once_key("rewind", caller, key)
         while True:
             seen = await self._admission.look(caller, session, "rewind")
             until = seen.head if until is None else until  # what has come since the first look stays
+            rewound = [Draft(SessionRewound(to, until=until))]
+            if once is not None and await self._was_done(session, rewound, once):
+                return
             if seen.info.open_runs:
                 raise Conflict("A session cannot be rewound while an answer is being given; cancel it first.")
             if all(entry.id != to for entry in seen.contents.entries):
                 raise NotFound(f"The session has no message {to[:200]!r}.")
             try:
-                await self._store.append(session, [Draft(SessionRewound(to, until=until))], head=seen.head)
+                await self._store.append(session, rewound, once=once, head=seen.head)
             except HeadMoved:
                 continue
             return
+
+    async def _was_done(self, session: str, drafts: Sequence[Draft], once: str) -> bool:
+        """Whether something was stored under this key. Nothing is stored by asking: no log that is there ends at 0."""
+        try:
+            return (await self._store.append(session, drafts, once=once, head=0)).repeated
+        except HeadMoved:
+            return False
 
     async def metadata(self, caller: Caller, session: str) -> JsonObject:
         """What dialects keep with a session, as it is now."""
@@ -597,7 +609,9 @@ class Sessions:
 
         return await self._questions.ask(caller, session, question, decide)
 
-    async def retry(self, caller: Caller, session: str, message: str, *, run: str | None = None) -> Sent:
+    async def retry(
+        self, caller: Caller, session: str, message: str, *, run: str | None = None, key: str | None = None
+    ) -> Sent:
         """Have the last user message of a session answered anew, because a person asked for it.
 
         The answer so far is taken back out of the history, and the message is stored again, under its id, for a new
@@ -609,13 +623,19 @@ class Sessions:
             message: the id of the message; its run has ended in whatever way, or it never had one.
             run: the run whose end the caller has seen, which makes it safe to ask again however late; None for the
                 newest.
+            key: does the same where no run was seen.
 
         Raises:
             SessionNotFound, NotFound: no such session; no such message of a user in its history, or no such run of it.
             Conflict: it is being answered, or it is not the last one.
+            KeyReused: something else came under this key.
             Draining, Overloaded: nothing was stored.
         """
         seen = await self._admission.look(caller, session, "send")
+        if key is not None and (before := seen.contents.keys.get((caller.subject, key))) is not None:
+            if before.id != message or before.retries is msgspec.UNSET:
+                raise KeyReused("This idempotency key came with another message before.", key=key)
+            return sent(session, message, before, repeated=True)
         found = _asked(seen.contents, message)
         last = found[-1]
         going_on = last.run in seen.info.runs
@@ -629,7 +649,7 @@ class Sessions:
             raise NotFound(f"Run {str(run)[:200]!r} is not one of message {message[:200]!r}.")
         if going_on:
             raise Conflict("The message is being answered; cancel its run first.", run=last.run)
-        return await self._questions.ask_anew(caller, seen, last)
+        return await self._questions.ask_anew(caller, seen, last, key)
 
     async def answer(self, caller: Caller, session: str, message: str) -> Sent:
         """The newest run of a user's message, begun now if it never had one: a fork copies messages without runs.
@@ -655,36 +675,52 @@ class Sessions:
 
     # Stopping and answering -------------------------------------------------------------------------------------------
 
-    async def cancel(self, caller: Caller, session: str, run: str | None = None) -> list[str]:
+    async def cancel(
+        self, caller: Caller, session: str, run: str | None = None, *, key: str | None = None
+    ) -> list[str]:
         """Ask ``run``, or all open runs of the session, to stop; the request is in the log when this returns.
 
         A run that waits, for a place or behind another, ends with that.
+
+        Args:
+            caller: who asks.
+            session: its id.
+            run: which; None for all that are open.
+            key: if ``run`` is None: however often and late this comes under one key, it is for those that were open
+                the first time, be it none.
 
         Returns:
             The runs that were open.
         """
         info = await self.info(caller, session, verb="cancel")
-        return [each.run for each in info.open_runs if run in (None, each.run) and await self._cancel(each)]
-
-    async def _cancel(self, run: OpenRun) -> bool:
-        """Whether it was still open. Only at the head that was seen a run can be ended from outside: it has said no
-        more than what was read."""
+        runs = [each.run for each in info.open_runs if run in (None, each.run)]
+        once = once_key("cancel-all", caller, key) if run is None else f"cancel:{run}"
         while True:
-            info = await self._store.info(run.session)
-            drafts, head = [Draft(CancelRequested(), run.run)], None
-            now = info.runs.get(run.run)
-            if now is not None and now.owner is None:
-                drafts += await ended(self._store, now, CANCELLED)
-                head = info.head
+            # Only at the head that was seen a run can be ended from outside: it has said no more than what was read.
+            left = [info.runs[name] for name in runs if name in info.runs]
+            waiting = [each for each in left if each.owner is None]
+            drafts = [
+                Draft(CancelRequested(), each.run)
+                for each in left
+                if once is not None or each.owner is None or each.state is not RunState.CANCELLING
+            ]
+            for each in waiting:
+                drafts += await ended(self._store, each, CANCELLED)
+            if not drafts:
+                if run is not None or key is None:
+                    return [each.run for each in left]
+                drafts = [Draft(CancelRequested())]  # that nothing was to be stopped holds, too, when it comes again
             try:
-                await self._store.append(run.session, drafts, once=f"cancel:{run.run}", head=head)
-            except HeadMoved:
+                head = info.head if waiting else None
+                appended = await self._store.append(session, drafts, once=once, head=head)
+            except (HeadMoved, RunEnded):
+                info = await self._store.info(session)
                 continue
-            except RunEnded:
-                return False
-            if head is not None:
-                self._runner.figures.ended.add("cancelled", "")
-            return True
+            if appended.repeated:
+                return [event.run for event in appended.events if event.run and isinstance(event.fact, CancelRequested)]
+            if waiting:
+                self._runner.figures.ended.add("cancelled", "", count=len(waiting))
+            return [each.run for each in left]
 
     async def resolve_permission(self, caller: Caller, id: str, granted: bool) -> bool:
         """Answer a permission request. The first answer wins.

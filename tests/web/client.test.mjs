@@ -49,19 +49,18 @@ test("A message is sent until it is answered, always under the same key.", async
   });
 });
 
-test("What could be carried out twice is sent once.", async () => {
-  await serving([cut], async (core, requests) => {
-    await assert.rejects(client.cancel(core, { sessionId: "s" }), ConnectionLost);
-    await assert.rejects(client.retryMessage(core, { sessionId: "s", messageId: "m" }), ConnectionLost);
-    assert.equal(requests.length, 2);
-  });
-  await serving([cut, json(200, { cancelled: true })], async (core) => {
-    assert.equal(await client.cancel(core, { sessionId: "s", runId: "r" }), true);
-  });
-  await serving([cut, json(202, SENT)], async (core, requests) => {
-    assert.deepEqual(await client.retryMessage(core, { sessionId: "s", messageId: "m", runId: "r" }), SENT);
-    assert.deepEqual(requests.map(({ body }) => body), [{ runId: "r" }, { runId: "r" }]);
-  });
+test("What could meet something that has come since is repeated under one key.", async () => {
+  for (const runId of [undefined, "r"]) {
+    for (const [act, told, wanted] of [[client.cancel, { cancelled: true }, true], [client.retryMessage, SENT, SENT]]) {
+      await serving([cut, json(200, told)], async (core, requests) => {
+        assert.deepEqual(await act(core, { sessionId: "s", messageId: "m", runId }), wanted);
+        assert.deepEqual(requests.map(({ body }) => body.runId), [runId, runId]);
+        const keys = requests.map(({ headers }) => headers["idempotency-key"]);
+        assert.match(keys[0], /^[0-9a-f]{32}$/);
+        assert.equal(keys[0], keys[1]);
+      });
+    }
+  }
 });
 
 test("A session is created once, though the first answer was lost.", async () => {

@@ -3,8 +3,9 @@
 Each function makes a ``HttpCall``; a client's methods and the functions of ``funcs`` are made from them, so their
 signatures and their words are these.
 
-The one rule: nothing is repeated that could be carried out twice. Sends carry an ``Idempotency-Key``, a session gets
-its id here, and what is marked ``repeatable=False`` is repeated only when the server said that it did nothing.
+The one rule: nothing is repeated that could be carried out twice. Sends, and what could meet something that has come
+since, carry an ``Idempotency-Key``; a session gets its id here; and what is marked ``repeatable=False`` is repeated
+only when the server said that it did nothing.
 """
 
 from __future__ import annotations
@@ -149,7 +150,8 @@ def rewind_session(
 ) -> HttpCall[SessionData]:
     """Take back the end of a session's history: ``message_id`` is the last message to keep."""
     body = {"messageId": message_id, "cleanupMedia": cleanup_media}
-    return HttpCall("POST", _at("/api/sessions/{}/rewind", id), SessionData, body=body, options=options)
+    path = _at("/api/sessions/{}/rewind", id)
+    return HttpCall("POST", path, SessionData, body=body, headers=_key(None), options=options)
 
 
 def fork_session(
@@ -172,7 +174,9 @@ def cancel_session(id: str, *, run_id: str | None = None, **options: Unpack[Opti
     The end itself comes on the stream, as ``complete`` with ``finish_reason="cancelled"``.
     """
     body = None if run_id is None else {"runId": run_id}
-    return HttpCall("POST", _at("/api/sessions/{}/cancel", id), CancelResult, body=body, options=options)
+    headers = _key(None) if run_id is None else {}  # a late repetition is not to meet the next run
+    path = _at("/api/sessions/{}/cancel", id)
+    return HttpCall("POST", path, CancelResult, body=body, headers=headers, options=options)
 
 
 def list_session_events(

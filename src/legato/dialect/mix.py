@@ -408,7 +408,7 @@ def _notification_resolved(fact: NotificationResolved, event: Event, session: st
 
 
 def _cancel_requested(fact: CancelRequested, event: Event, session: str) -> list[Named]:
-    return [("cancel_requested", _present(runId=event.run))]
+    return [] if event.run is None else [("cancel_requested", {"runId": event.run})]
 
 
 def _complete(fact: RunCompleted | RunCancelled, event: Event, session: str) -> list[Named]:

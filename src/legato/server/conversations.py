@@ -13,7 +13,6 @@ import msgspec
 
 from ..contents import Entry, stretches
 from ..dialect import conversations_api as api
-from ..dialect.common import idempotency_key
 from ..dialect.conversations_api import CreateConversation, CreateItems, ItemNotFound, UpdateConversation
 from ..dialect.responses_api import BadRequest, decode
 from ..dialect.responses_items import behind, check_order, item_list
@@ -39,7 +38,7 @@ async def create(request: Request) -> Body:
     raw = await request.raw_body()
     body = await request.aside(decode, raw or b"{}", CreateConversation)
     said = await request.aside(api.added, body.items or [])
-    key = idempotency_key(request.headers.get("idempotency-key"))
+    key = request.key
     session = new_session(request.caller, key, "conv_")
     title = next((each.text.strip().partition("\n")[0][:80] for each in said if each.role == "user"), None)
     begin = SessionCreated(title or None, metadata=api.metadata(body.metadata))
@@ -108,7 +107,7 @@ async def add_items(request: Request) -> Body:
     body = await request.aside(decode, await request.raw_body(), CreateItems)
     _check_include(request)
     said = await request.aside(api.added, body.items)
-    key = idempotency_key(request.headers.get("idempotency-key"))
+    key = request.key
     messages = await request.sessions.add(request.caller, session, said, key=key, size=request.size)
     return Body(200, item_list([item for message in messages for item in api.items(message)], more=False))
 

@@ -16,7 +16,7 @@ from ..event import MessageCreated, SessionCreated
 from ..json import JsonObject
 from ..questions import Question
 from ..sessions import Located
-from .operation import INCARNATION_PARAM, Dialect, Frames, Operation, Param, new_session_id
+from .operation import INCARNATION_PARAM, ONCE_PARAM, Dialect, Frames, Operation, Param, new_session_id
 from .operation import session_id as thread_id
 from .reply import Body, Follow, View, come_back
 from .request import Request
@@ -77,29 +77,38 @@ async def send(request: Request) -> Body:
 
 
 async def stop(request: Request) -> Body:
-    """Ask the answer to a message to stop. Leaving its stream does not."""
+    """Ask the newest answer to a message to stop; with the id of a frame of an answer, only that one. Leaving its
+    stream stops nothing."""
     thread = thread_id(request.path["threadId"])
-    last = (await request.sessions.asked(request.caller, thread, request.path["messageId"]))[-1]
-    stopped = last.run is not None and bool(await request.sessions.cancel(request.caller, thread, last.run))
+    run = await _seen(request, thread)
+    if run is None:
+        run = (await request.sessions.asked(request.caller, thread, request.path["messageId"]))[-1].run
+    stopped = run is not None and bool(await request.sessions.cancel(request.caller, thread, run))
     return Body(200, deva_api.Stopped(stopped=stopped))
 
 
 async def retry(request: Request) -> Body:
     """Have the thread's last user message answered anew, under its id; open its stream again for the answer.
 
-    With the id of the last frame of the old answer, it is safe to ask again.
+    With the id of the last frame of the old answer, or an `Idempotency-Key`, it is safe to ask again.
     """
     thread, iso = thread_id(request.path["threadId"]), _iso(request.query)
-    cursor = deva.parse_cursor(request.headers.get("last-event-id"))
-    run = None
-    if cursor is not None:
-        asks = await request.sessions.asked(request.caller, thread, request.path["messageId"])
-        run = await request.sessions.run_at(request.caller, thread, cursor[0])
-        if run is None or run not in {ask.run for ask in asks}:
-            raise CursorInvalid("Last-Event-ID is an id of an answer to this message, got one from elsewhere.")
-    sent = await request.sessions.retry(request.caller, thread, request.path["messageId"], run=run)
+    run = await _seen(request, thread)
+    sent = await request.sessions.retry(request.caller, thread, request.path["messageId"], run=run, key=request.key)
     stored = await _question(request, thread, sent.offset, iso=iso)
     return Body(202, stored, {"legato-repeated": "true"} if sent.repeated else {})
+
+
+async def _seen(request: Request, thread: str) -> str | None:
+    """The run whose answer whoever asks has seen a frame of, as far as they say so."""
+    cursor = deva.parse_cursor(request.headers.get("last-event-id"))
+    if cursor is None:
+        return None
+    asks = await request.sessions.asked(request.caller, thread, request.path["messageId"])
+    run = await request.sessions.run_at(request.caller, thread, cursor[0])
+    if run is None or run not in {ask.run for ask in asks}:
+        raise CursorInvalid("Last-Event-ID is an id of an answer to this message, got one from elsewhere.")
+    return run
 
 
 async def _question(request: Request, thread: str, offset: int, *, iso: bool) -> deva_api.ThreadMessage:
@@ -224,9 +233,10 @@ def _operations() -> list[Operation]:
                   {201: deva_api.ThreadMessage}, params=[thread, _CREATED_AT], body=deva_api.CreateMessage,
                   errors=(404, 409)),
         Operation("stopAnswer", "POST", f"{one}/stop", "deva", "Stop an answer", stop,
-                  {200: deva_api.Stopped}, params=[thread, message], errors=(404,)),
+                  {200: deva_api.Stopped}, params=[thread, message, _LAST], errors=(404,)),
         Operation("retryAnswer", "POST", f"{one}/retry", "deva", "Answer the last message anew", retry,
-                  {202: deva_api.ThreadMessage}, params=[thread, message, _CREATED_AT, _LAST], errors=(404, 409, 503)),
+                  {202: deva_api.ThreadMessage}, params=[thread, message, _CREATED_AT, _LAST, ONCE_PARAM],
+                  errors=(404, 409, 503)),
         Operation("listPersonas", "GET", "/api/sdk/persona/public", "deva", "List the agents", personas,
                   {200: deva_api.PersonaPage}, params=[usernames]),
     ]  # fmt: skip

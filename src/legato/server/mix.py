@@ -18,7 +18,7 @@ import legato
 
 from ..contents import Entry, window
 from ..dialect import mix, mix_api
-from ..dialect.common import KEY_PATTERN, OFFSET_MOST, SESSION_PATTERN, idempotency_key, rfc3339
+from ..dialect.common import KEY_PATTERN, OFFSET_MOST, SESSION_PATTERN, rfc3339
 from ..errors import (
     Conflict,
     CursorInvalid,
@@ -38,6 +38,7 @@ from ..questions import Question, Sent
 from .health import operations as health_operations
 from .operation import (
     INCARNATION_PARAM,
+    ONCE_PARAM,
     RETRY_AFTER,
     Absence,
     Dialect,
@@ -210,7 +211,7 @@ async def rewind(request: Request) -> Body:
     """Make history end at a message. The log keeps what it has; offsets go on."""
     session = _session(request)
     body = await request.body(mix_api.Rewind)
-    await request.sessions.rewind(request.caller, session, body.message_id)
+    await request.sessions.rewind(request.caller, session, body.message_id, key=request.key)
     return Body(200, await _summary(request, await _info(request)))
 
 
@@ -276,7 +277,7 @@ async def send(request: Request) -> Body:
 async def _send(request: Request, session: str, text: str, agent: object, metadata: JsonObject) -> Sent:
     if agent is not None and not isinstance(agent, str):
         raise InvalidInput("agent is the name of an agent.")
-    key = idempotency_key(request.headers.get("idempotency-key"))
+    key = request.key
     if request.size > LARGE:
         await request.aside(check_depth, "metadata", metadata)
     question = Question(text, agent, metadata, key, size=request.size)
@@ -317,7 +318,8 @@ async def retry(request: Request) -> Body:
     The body may be left out.
     """
     body = await request.body(mix_api.Retry, default=mix_api.Retry())
-    sent = await request.sessions.retry(request.caller, _session(request), request.path["messageId"], run=body.run_id)
+    session, message = _session(request), request.path["messageId"]
+    sent = await request.sessions.retry(request.caller, session, message, run=body.run_id, key=request.key)
     return Body(202, mix_api.Processing(status="processing", **_fields(sent)), _repeated(sent))
 
 
@@ -399,10 +401,11 @@ async def history(request: Request) -> Body:
 
 
 async def cancel(request: Request) -> Body:
-    """Ask one run, or all that is running or waiting in the session, to stop. The body may be left out."""
+    """Ask one run, or all that is running or waiting in the session, to stop. The body may be left out; then it is safe
+    to ask again under an `Idempotency-Key`."""
     session = _session(request)
     body = await request.body(mix_api.Cancel, default=mix_api.Cancel())
-    cancelled = await request.sessions.cancel(request.caller, session, body.run_id)
+    cancelled = await request.sessions.cancel(request.caller, session, body.run_id, key=request.key)
     return Body(200, mix_api.Cancelled(cancelled=bool(cancelled)))
 
 
@@ -493,6 +496,7 @@ STREAM_PARAMS = [
           _OFFSET),
     Param("lastEventId", "query", "The same, for clients that cannot set the header, which wins over it.", _OFFSET),
     INCARNATION_PARAM,
+    ONCE_PARAM,
 ]  # fmt: skip
 
 
@@ -574,7 +578,7 @@ def _operations() -> list[Operation]:
         Operation("deleteSession", "DELETE", "/api/sessions/{id}", "sessions", "Delete a session", delete,
                   {204: None}, params=[session], errors=errors),
         Operation("rewindSession", "POST", "/api/sessions/{id}/rewind", "sessions", "Rewind a session",
-                  rewind, {200: data}, params=[session], body=mix_api.Rewind, errors=(404, 409)),
+                  rewind, {200: data}, params=[session, ONCE_PARAM], body=mix_api.Rewind, errors=(404, 409)),
         Operation("forkSession", "POST", "/api/sessions/{id}/fork", "sessions", "Fork a session", fork,
                   {201: data}, params=[session], body=mix_api.Fork, errors=errors),
         Operation("exportSession", "GET", "/api/sessions/{id}/export", "sessions", "Export a session",
@@ -595,14 +599,15 @@ def _operations() -> list[Operation]:
                   params=[session, _limit(MOST_MESSAGES), cursor], errors=errors),
         Operation("retryMessage", "POST", "/api/sessions/{id}/messages/{messageId}/retry", "messages",
                   "Answer the last message anew", retry, {202: mix_api.Processing},
-                  params=[session, Param("messageId", "path", "The last user message's id.", required=True)],
+                  params=[session, ONCE_PARAM,
+                          Param("messageId", "path", "The last user message's id.", required=True)],
                   body=mix_api.Retry, body_required=False, errors=(404, 409)),
         Operation("messageHistory", "GET", "/api/messages/history", "messages",
                   "Messages of all sessions, newest first", history,
                   {200: list[mix_api.BackendMessage]},
                   params=[_limit(1000), Param("offset", "query", "How many to skip.", _number(SKIPPED))]),
         Operation("cancelSession", "POST", "/api/sessions/{id}/cancel", "sessions", "Stop what runs",
-                  cancel, {200: mix_api.Cancelled}, params=[session], body=mix_api.Cancel,
+                  cancel, {200: mix_api.Cancelled}, params=[session, ONCE_PARAM], body=mix_api.Cancel,
                   body_required=False, errors=errors),
         Operation("grantPermission", "POST", "/api/permissions/{id}/grant", "permissions", "Grant a permission",
                   grant, {200: mix_api.Granted}, params=[_ask("permission")], errors=errors),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 from starlette.types import Scope
 
-from ..dialect.common import ErrorBody, describe
+from ..dialect.common import KEY_PATTERN, ErrorBody, describe
 from ..errors import Draining, InvalidInput, LegatoError, NotFound, SessionNotFound
 from ..json import JsonObject
 from .reply import Body, Reply, View
@@ -36,6 +36,13 @@ INCARNATION_PARAM = Param(
     "Legato-Incarnation", "header",
     "That of the answer from which the cursor is. After a backup was restored, the same id may be another event's: a "
     "cursor whose events are not in the log any more is then answered with a reset.",
+)  # fmt: skip
+
+
+ONCE_PARAM = Param(
+    "Idempotency-Key", "header",
+    "Under the same key it is done once, however late it comes again: it meets nothing that has come since.",
+    {"type": "string", "pattern": KEY_PATTERN},
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from starlette.requests import Request as HTTPRequest
 
 from ..caller import Caller
 from ..check import digits
-from ..dialect.common import decode_json
+from ..dialect.common import decode_json, idempotency_key
 from ..errors import InvalidInput, TooLarge, UnsupportedEncoding, UnsupportedType
 from ..event import Offset
 from ..json import LARGE, decode_in_pieces
@@ -80,6 +80,15 @@ class Request:
     def resumes(self) -> bool:
         """Whether it comes with a cursor."""
         return "last-event-id" in self.headers or any(name in self.query for name in CURSORS)
+
+    @property
+    def key(self) -> str | None:
+        """The ``Idempotency-Key``; None if it comes without.
+
+        Raises:
+            InvalidInput: it is none.
+        """
+        return idempotency_key(self.headers.get("idempotency-key"))
 
     async def body(self, type: type[T], *, default: T | None = None) -> T:
         """The JSON body, checked; ``default`` when there is none.

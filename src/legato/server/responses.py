@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping
 
 from ..check import digits
 from ..dialect import chat, responses_api, responses_items, responses_known
-from ..dialect.common import idempotency_key
 from ..dialect.fold import Fold
 from ..dialect.responses import ResponseEncoder, ResponseFold, parse_id, response_id, settings
 from ..dialect.responses_api import BadRequest, Create, CreateChat, ModelNotFound, Prompt, ResponseNotFound
@@ -378,7 +377,7 @@ async def _reserve(request: Request, body: Create) -> None:
 
 async def _begin(request: Request, body: Create, asked: Prompt) -> Located:
     """Store what is asked where it belongs: one append, or a refusal."""
-    key = idempotency_key(request.headers.get("idempotency-key"))
+    key = request.key
     question = Question(asked.text, body.model, asked.metadata, key, asked.earlier, request.size)
     sent = await _send(request, body, question, asked)
     request.stored = True

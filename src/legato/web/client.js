@@ -93,25 +93,25 @@ export async function sendMessage(core, { sessionId, text, agent, metadata, key 
  * person asked for it: each call may cost an answer.
  * @param {LegatoCore} core
  * @param {{sessionId: string, messageId: string, runId?: string} & Options} request `runId`: the run whose end was
- *   seen, which makes this safe to repeat
+ *   seen, whose answer is replaced
  * @returns {Promise<import("./types.js").Sent>}
  */
 export async function retryMessage(core, { sessionId, messageId, runId, signal }) {
   const path = at`api/sessions/${sessionId}/messages/${messageId}/retry`;
-  return call(core, { method: "POST", path, body: { runId }, repeat: runId !== undefined, expect: fits.sent, signal });
+  return call(core, { method: "POST", path, body: { runId }, key: draw(), expect: fits.sent, signal });
 }
 
 /**
  * Ask for the end of what is being answered. The end itself comes on the stream.
  * @param {LegatoCore} core
- * @param {{sessionId: string, runId?: string} & Options} request `runId`: only this run, which is safe to repeat;
- *   without it, all that is running or waiting
+ * @param {{sessionId: string, runId?: string} & Options} request `runId`: only this run; without it, all that is
+ *   running or waiting
  * @returns {Promise<boolean>} whether there was anything to stop
  */
 export async function cancel(core, { sessionId, runId, signal }) {
   const path = at`api/sessions/${sessionId}/cancel`;
-  const repeat = runId !== undefined; // without it, a late repetition could hit the next message's run
-  return (await call(core, { method: "POST", path, body: { runId }, repeat, expect: fits.cancelled, signal })).cancelled;
+  const key = draw(); // without a run, a late repetition could hit the next message's
+  return (await call(core, { method: "POST", path, body: { runId }, key, expect: fits.cancelled, signal })).cancelled;
 }
 
 /**

@@ -84,13 +84,13 @@ export class Talk {
     if (turn === undefined || turn.state === "stopping") return;
     turn.state = "stopping";
     this.#on.turn(turn);
-    await this.#try(() => this.#server.request("POST", `${this.#path}/cancel`, { runId: turn.run ?? undefined }));
+    await this.#try(() => this.#server.request("POST", `${this.#path}/cancel`, { runId: turn.run ?? undefined }, draw()));
   }
 
   /** Have the last message answered anew. The run that was seen goes along, so asking twice begins one. @param {Turn} turn */
   async again(turn) {
     const path = at`api/sessions/${this.session}/messages/${turn.id ?? ""}/retry`;
-    await this.#try(() => this.#server.request("POST", path, { runId: turn.run ?? undefined }));
+    await this.#try(() => this.#server.request("POST", path, { runId: turn.run ?? undefined }, draw()));
   }
 
   /** The turn that is being answered. */
