@@ -254,7 +254,7 @@ class Store(Leaser, Protocol):
     One whose sessions can be taken to another store is ``Portable``.
     One that keeps deltas may have ``thin(session, after, limit)``, a coroutine: some ``limit`` events behind ``after``
     become what ``thin.thinned`` makes of stretches of them, as far as their runs have ended; or they are kept in less
-    room, and read as they were. It gives a ``Thinning``.
+    room, and lose no more than their times. It gives a ``Thinning``.
     """
 
     doorbell: Doorbell

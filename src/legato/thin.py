@@ -8,7 +8,8 @@ is answered with a reset.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 from .event import PIECES, AnyFact, CallDelta, Event
 
@@ -29,25 +30,37 @@ def thinned(events: Sequence[Event]) -> list[Event]:
     Idempotent. The JSON of those that are changed is made when it is asked for.
     """
     result = list(events)
-    start = 0
-    while start < len(events):
-        end, said = start + 1, _said(events[start].fact)
-        while end < len(events) and said is not None and _goes_on(events, start, end, len(said)):
-            more = _said(events[end].fact) or ""
-            if len(said) + len(more) > THIN_CHARACTERS:
-                break
-            said, end = said + more, end + 1
-        if said is not None and end - start > 1:
+    for start, end in stretches(events, THIN_CHARACTERS):
+        if end - start > 1:
             first = events[start].fact
+            whole = "".join([words(event.fact) or "" for event in events[start:end]])
             for place in range(start, end):
-                now = said if place == end - 1 else ""
-                if _said(events[place].fact) != now or _start(events[place].fact) != _start(first):
+                now = whole if place == end - 1 else ""
+                if words(events[place].fact) != now or _start(events[place].fact) != _start(first):
                     result[place] = _saying(events[place], first, now)
-        start = end
     return result
 
 
-def _said(fact: AnyFact) -> str | None:
+def stretches(events: Sequence[Event], most: float = math.inf) -> Iterator[tuple[int, int]]:
+    """Where deltas that go on from each other begin and end, with ``most`` characters in each, unless the first has
+    more. One that says nothing begins anew after words, so that a thin log is not joined again. What is no delta is in
+    none."""
+    start = 0
+    while start < len(events):
+        end, said = start + 1, words(events[start].fact)
+        if said is not None:
+            length = len(said)
+            while end < len(events) and _goes_on(events, start, end, length):
+                more = len(words(events[end].fact) or "")
+                if length + more > most or (length and not more):
+                    break
+                length, end = length + more, end + 1
+            yield start, end
+        start = end
+
+
+def words(fact: AnyFact) -> str | None:
+    """What a delta says; None if it is none."""
     if type(fact) in PIECES:
         return fact.text  # type: ignore[union-attr,no-any-return]
     return fact.arguments if isinstance(fact, CallDelta) else None

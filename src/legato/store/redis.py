@@ -47,10 +47,12 @@ from ..log import (
     SessionRecord,
     Storing,
     Take,
+    Thinning,
     moment,
 )
 from ..machine import Lease, OpenRun, check_head, free, moved, released, renewed
 from . import redis_sessions as moving
+from .redis_packs import Packer, unpack
 from .redis_plan import (
     Record,
     SessionCall,
@@ -59,7 +61,6 @@ from .redis_plan import (
     offset_of,
     session_info,
     settled,
-    unpack,
 )
 from .redis_scripts import READ
 from .redis_server import RedisServer, store_error
@@ -69,14 +70,12 @@ from .tail import TailCache
 
 logger = logging.getLogger("legato")
 
-VERSION = 1
-"""Of what stands in the server."""
+VERSION = 2
+"""Of what stands in the server. There is no way from 1, which no released Legato has written."""
 BUCKETS = 64
 """Of a store that begins in a cluster; where there is one server, there is one bucket."""
 PAGE_BYTES = 4 * 1024 * 1024
 """A page of events or of sessions ends when it holds so much, whatever its limit."""
-STAGE_SECONDS = 3_600
-"""How long what is built stays when nobody goes on with it."""
 POLL_SECONDS, DEAF_SECONDS = 5.0, 0.5
 """Between two looks at the sessions that somebody listens to: a message may be lost, or there may be none for now."""
 SILENCE_SECONDS = 5.0
@@ -86,8 +85,6 @@ CLOSE_SECONDS = 10.0
 MAX_OFFSET, MAX_LIMIT = 2**53, 10**9
 SAME_TIME = 64
 """Sessions with the very same time that a page of a list looks beyond: several processes may give one."""
-RECORDS = 100
-"""Sessions whose records are read at the same time."""
 _tally = msgspec.msgpack.Decoder(tuple[float, dict[str, int]]).decode
 _said = msgspec.msgpack.Decoder(tuple[str, list[tuple[str, Offset, bool]], bool]).decode
 
@@ -136,6 +133,7 @@ class RedisStore:
         self._missed: dict[str, Offset] = {}  # how far the sessions of those have grown meanwhile
         self._behind: dict[str, tuple[Offset, bool]] = {}  # what has grown elsewhere, and is to be read
         self._look, self._fetch = asyncio.Event(), asyncio.Event()
+        self._packer = Packer(self._server)
         writer = RedisWriter(self._server, self._clock, self._stored, self._learn, self._between)
         try:
             await self._server.check()
@@ -150,7 +148,7 @@ class RedisStore:
         self._writing = asyncio.create_task(writer.write(), name="legato-redis-write")
         self._tasks = [
             asyncio.create_task(body, name="legato-redis")
-            for body in (writer.pack(), writer.tend(), self._listen(), self._catch_up(), self._poll())
+            for body in (self._packer.go_on(), writer.tend(), self._listen(), self._catch_up(), self._poll())
         ]
 
     async def _found(self) -> None:
@@ -159,10 +157,10 @@ class RedisStore:
         await self._server.do(key, "HSETNX", key, "buckets", BUCKETS if self._server.cluster else 1)
         await self._server.do(key, "HSETNX", key, "version", VERSION)
         buckets, version = await self._server.do(key, "HMGET", key, "buckets", "version")
-        if int(version) > VERSION:
+        if int(version) != VERSION:
             raise StoreVersion(
-                f"{self._server.shown} has version {int(version)} of a store, and this Legato knows versions up to "
-                f"{VERSION}: it was written by a newer one.",
+                f"{self._server.shown} has version {int(version)} of a store, and this Legato knows version {VERSION}: "
+                f"it was written by {'a newer' if int(version) > VERSION else 'an older'} one.",
                 version=int(version),
                 known=VERSION,
             )
@@ -328,6 +326,19 @@ class RedisStore:
         self._check_open()
         return await moving.record(self._server, session)
 
+    async def thin(self, session: str, after: Offset, limit: int) -> Thinning:
+        """See ``Store``."""
+        self._check_open()
+        check_text(session)
+        kept = (await states(self._server, [session]))[0]
+        if kept is None or kept.state.deleted:
+            return Thinning(0, None)
+        until = min((run.offset - 1 for run in kept.state.runs.values()), default=kept.state.head)
+        thinning = await self._packer.thin(session, max(after, 0), limit, until)
+        if thinning.changed:
+            self._tail.forget(session)
+        return thinning
+
     async def tally(self, node: str, counts: Mapping[str, int], ttl: float) -> dict[str, int]:
         """See ``Store``."""
         now, key = self._check_open().now(), self._server.key("meta", "tally")
@@ -412,6 +423,7 @@ class RedisStore:
         for call, plan in plans:
             if plan.events:
                 self.doorbell.ring(call.session, outside=plan.outside)
+                self._packer.stored(call.session, plan.events, deleted=plan.state.deleted)
         if any(plan.work for _, plan in plans):
             self.doorbell.ring_work()
 

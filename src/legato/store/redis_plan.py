@@ -6,7 +6,6 @@ on what is known of the session, and is done if the session is still at the vers
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
@@ -28,12 +27,12 @@ MARK_SECONDS = 300
 Record = tuple[Offset, int, str, str | None, bytes, int]
 """An event as it is stored: offset, time, type, run, JSON, and the era of the server in which it was."""
 binary: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
-_records = msgspec.msgpack.Decoder(list[Record]).decode
+records_of: Callable[[bytes], list[Record]] = msgspec.msgpack.Decoder(list[Record]).decode
 _head = msgspec.msgpack.Decoder(tuple[int, int, bool, int, dict[str, tuple[int, int]]]).decode
 _runs = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, int, RunState, str | None, int, float]]]).decode
 _first = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
 read_place = msgspec.msgpack.Decoder(tuple[int, int]).decode
-offset_of = itemgetter(0)
+offset_of, era_of = itemgetter(0), itemgetter(5)
 
 
 class KeptSession(msgspec.Struct, frozen=True, gc=False):
@@ -221,11 +220,6 @@ def entries_of(events: Sequence[Event], era: int) -> Iterator[tuple[Offset, byte
             records, size = [], 0
     if records:
         yield records[-1][0], binary(records)
-
-
-def unpack(entry: bytes) -> list[Record]:
-    """The events of an entry. Compressed, it begins with a byte that no list in MessagePack begins with."""
-    return _records(zlib.decompress(entry) if entry[:1] == b"x" else entry)
 
 
 def read_state(session: str, version: Any, head: Any, runs: Any, first: Any) -> KeptSession | None:

@@ -5,7 +5,7 @@ alone and its state is given back. All keys of a script are of one bucket, which
 """
 
 WRITE = """#!lua
--- KEYS: era state whole deltas packs once open updated gone owned, and two streams that were built
+-- KEYS: era state whole deltas packs once open updated gone owned; and a stream and packs that were built
 local time = redis.call('TIME')
 local era = redis.call('HMGET', KEYS[1], 'n', 'count')
 if era[1] ~= ARGV[1] then return {3} end
@@ -23,10 +23,10 @@ if ARGV[4] == '' then return {1, era[2], time[1], time[2]} end
 if ARGV[11] == 'deleted' then redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6]) end
 if ARGV[11] == 'built' then
     if redis.call('EXISTS', KEYS[11]) == 0 then return {4} end
-    for place = 11, 12 do
+    for place, own in pairs({[11] = KEYS[3], [12] = KEYS[5]}) do
         if redis.call('EXISTS', KEYS[place]) == 1 then
-            redis.call('RENAME', KEYS[place], KEYS[place - 8])
-            redis.call('PERSIST', KEYS[place - 8])
+            redis.call('RENAME', KEYS[place], own)
+            redis.call('PERSIST', own)
         end
     end
 end
@@ -77,25 +77,42 @@ local function take(key, most)
     return found
 end
 local most = tonumber(ARGV[2])
-local packs = {}
-if ARGV[4] == '1' then
-    for _, row in ipairs(redis.call('XRANGE', KEYS[4], ARGV[1] .. '-0', '+', 'COUNT', 1)) do packs[1] = row[2][2] end
+local whole, deltas, packs = take(KEYS[2], most), {}, {}
+local from = ARGV[1] + 0
+while ARGV[4] == '1' do
+    local pack = redis.call('ZRANGE', KEYS[4], from, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+    if not pack[1] then
+        deltas = take(KEYS[3], most)
+        break
+    end
+    packs[#packs + 1] = pack[1]
+    from = pack[2] + 1
+    if from - ARGV[1] >= most or #packs == 64 then
+        done = false
+        break
+    end
 end
-local whole, deltas = take(KEYS[2], most), {}
-if packs[1] then done = false elseif ARGV[4] == '1' then deltas = take(KEYS[3], most) end
 return {redis.call('HMGET', KEYS[1], 'n', 'count'), done and 1 or 0, whole, deltas, packs}
 """
-"""The entries from an offset on, and whether they are all that there is. What is packed comes one pack at a time."""
+"""The entries from an offset on, and whether they are all that there is; of packs, 64 at most (4 MiB taken apart)."""
 
 PACK = """#!lua
 -- KEYS: deltas packs; ARGV: id of the first of the deltas, offset of the last to be packed, pack
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if not first or first[1] ~= ARGV[1] then return 0 end
-redis.call('XADD', KEYS[2], ARGV[2] .. '-0', 'e', ARGV[3])
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3])
 redis.call('XTRIM', KEYS[1], 'MINID', (ARGV[2] + 1) .. '-0')
+if redis.call('XLEN', KEYS[1]) == 0 then redis.call('DEL', KEYS[1]) end
 return 1
 """
 """Put a pack in the place of the first deltas, if nobody has done so."""
+
+REPACK = """#!lua
+-- KEYS: packs; ARGV: offset of its last, a pack, what is to take its place
+if redis.call('ZREM', KEYS[1], ARGV[2]) == 0 then return 0 end
+return redis.call('ZADD', KEYS[1], ARGV[1], ARGV[3])
+"""
+"""Put a pack in the place of another, if that is still there."""
 
 BEGIN = """#!lua
 local number = redis.call('HGET', KEYS[1], 'n') or '0'

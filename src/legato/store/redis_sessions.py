@@ -16,7 +16,8 @@ from ..errors import SessionExists, StoreLost
 from ..event import Draft, Event
 from ..log import MICRO, Adoption, SessionRecord
 from ..machine import SessionState, moved
-from .redis_plan import KeptSession, SessionPlan, entries_of, read_place, read_state, settled
+from .redis_packs import packed
+from .redis_plan import KeptSession, SessionPlan, entries_of, read_place, read_state, records_of, settled
 from .redis_server import RedisServer
 from .redis_writer import RedisWriter
 
@@ -104,10 +105,10 @@ async def adopt(
 
 @contextlib.asynccontextmanager
 async def _staged(server: RedisServer, writer: RedisWriter, session: str) -> AsyncIterator[tuple[list[bytes], int]]:
-    """Two streams that nobody knows of, for what is no delta and for deltas; and the era in which they are."""
+    """A stream that nobody knows of, for what is no delta, and packs of deltas; and the era in which they are."""
     bucket, name = server.bucket(session), secrets.token_hex(16)
     era = await writer.era(bucket)
-    staged = [server.key(bucket, kind, name) for kind in ("staged", "staged-deltas")]
+    staged = [server.key(bucket, kind, name) for kind in ("staged", "staged-packs")]
     try:
         yield staged, era
     except BaseException:
@@ -117,9 +118,13 @@ async def _staged(server: RedisServer, writer: RedisWriter, session: str) -> Asy
 
 
 async def _stage(server: RedisServer, staged: Sequence[bytes], events: Sequence[Event], era: int) -> None:
-    for key, delta in zip(staged, (False, True), strict=True):
-        for last, entry in entries_of([event for event in events if event.fact.delta is delta], era):
-            await server.do(key, "XADD", key, f"{last}-0", "e", entry)
+    whole, packs = staged
+    for last, entry in entries_of([event for event in events if not event.fact.delta], era):
+        await server.do(whole, "XADD", whole, f"{last}-0", "e", entry)
+    for last, entry in entries_of([event for event in events if event.fact.delta], era):
+        pack = await asyncio.get_running_loop().run_in_executor(None, packed, records_of(entry))
+        await server.do(packs, "ZADD", packs, last, pack)
+    for key in staged:
         await server.do(key, "EXPIRE", key, STAGE_SECONDS)
 
 

@@ -9,12 +9,10 @@ that is known, and nothing is stored twice.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import secrets
 import time
-import zlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
@@ -27,7 +25,6 @@ from ..machine import SessionState, released
 from .redis_plan import (
     MARK_SECONDS,
     KeptSession,
-    Record,
     SessionCall,
     SessionPlan,
     SessionRequest,
@@ -35,19 +32,14 @@ from .redis_plan import (
     entries_of,
     read_place,
     read_state,
-    unpack,
 )
-from .redis_scripts import BEGIN, ENTER, PACK, WRITE
+from .redis_scripts import BEGIN, ENTER, WRITE
 from .redis_server import Command, RedisServer, is_lost, is_unknown, sha, store_error
 
 logger = logging.getLogger("legato")
 
 GROUP_SESSIONS, GROUP_REQUESTS = 500, 256
 """Sessions in one pipeline, and requests of one session in it, at most."""
-PACK_BYTES, PACK_ENTRIES = 64 * 1024, 256
-"""Of deltas, before they are compressed, in one pack: as much is read for one of them. And entries looked at for it."""
-UNPACKED_BYTES = 4 * PACK_BYTES
-"""Of an answer that goes on, as JSON, before some of it is packed."""
 KNOWN_SESSIONS, KNOWN_BYTES = 10_000, 16 * 1024 * 1024
 """Sessions that are remembered, and bytes of what began them; of others it has to be asked before it can be decided."""
 TEND_SECONDS = 1.0
@@ -56,8 +48,8 @@ BACKOFF = (0.05, 1.0)
 """and while it cannot: at first, and at most."""
 NEVER = b"?"
 """A version that no session has."""
-DONE, MOVED, USED, ANOTHER_ERA, GONE = 1, 0, 2, 3, 4
-"""How ``WRITE`` answers."""
+DONE, USED, ANOTHER_ERA, GONE = 1, 2, 3, 4
+"""How ``WRITE`` answers; 0: the session is at another version."""
 KEYS = ("era", "state", "whole", "deltas", "packs", "once", "open", "updated", "gone")
 _NOTHING = KeptSession(b"", SessionState(""))
 
@@ -107,11 +99,9 @@ class RedisWriter:
         self._kept: OrderedDict[str, KeptSession] = OrderedDict()
         self._kept_bytes = 0
         self._waiting: dict[str, deque[SessionRequest]] = {}
-        self._wake, self._to_pack = asyncio.Event(), asyncio.Event()
+        self._wake = asyncio.Event()
         self._eras: dict[int, tuple[str, bytes]] = {}
         self._entering = asyncio.Lock()
-        self._packing: dict[str, bool] = {}
-        self._unpacked: dict[str, int] = {}
 
     def submit(
         self,
@@ -413,14 +403,6 @@ class RedisWriter:
                     request.settle()
                 except Exception:  # whoever was called back: the others are told all the same
                     logger.exception("a call back from %s failed", self._server.shown)
-            deltas = sum(len(event.json) for event in call.plan.events if event.fact.delta)
-            size = self._unpacked.pop(call.session, 0) + deltas
-            ended = any(event.fact.terminal for event in call.plan.events)
-            if size > UNPACKED_BYTES or ended:
-                self._packing[call.session] = ended
-                self._to_pack.set()
-            elif size and not call.plan.state.deleted:
-                self._unpacked[call.session] = size
         if self._server.cluster:
             for key, command in self._bell(calls):
                 self._server.later(key, *command)
@@ -453,34 +435,6 @@ class RedisWriter:
                     self._note(exc)
                 else:
                     self._note(None)
-
-    # Packing ----------------------------------------------------------------------------------------------------------
-
-    async def pack(self) -> None:
-        """Put packs in the place of deltas, where an answer is over or has become long."""
-        while True:
-            await self._to_pack.wait()
-            self._to_pack.clear()
-            while self._packing:
-                session, ended = self._packing.popitem()
-                with contextlib.suppress(StoreError):  # it is done with what comes next
-                    while await self._pack(session, ended):
-                        pass
-
-    async def _pack(self, session: str, ended: bool) -> bool:
-        keys = self._server.keys(session, "deltas", "packs")
-        rows = await self._server.do(keys[0], "XRANGE", keys[0], "-", "+", "COUNT", PACK_ENTRIES)
-        records: list[Record] = []
-        size = 0
-        for _, (_, entry) in rows:
-            records += unpack(entry)
-            size += len(entry)
-            if size >= PACK_BYTES:
-                break
-        if not records or (size < PACK_BYTES and len(rows) < PACK_ENTRIES and not ended):
-            return False
-        pack = await asyncio.get_running_loop().run_in_executor(None, zlib.compress, binary(records))
-        return bool(await self._server.run(PACK, keys, rows[0][0], records[-1][0], pack))
 
 
 def _asked(call: SessionCall) -> list[str]:
