@@ -16,10 +16,10 @@ from typing import Any
 
 from facts import draft
 from legato.agent import Agent
+from legato.bounds import Limits
 from legato.caller import NOBODY
 from legato.errors import StoreError
 from legato.event import TERMINAL, Draft, Event, Terminal
-from legato.execution import Limits
 from legato.json import JsonObject
 from legato.log import Appended, Log, Subscription
 from legato.machine import Lease, RunState, advance

@@ -14,7 +14,7 @@ import pytest
 from asking import Listener, ask, items
 from driving import Chat, chatting, lines  # noqa: F401  # each test once under each server
 from held_store import HeldStore, anything, having, quiet
-from legato.execution import Limits
+from legato.bounds import Limits
 from legato.store.sqlite import SQLiteStore
 from legato.testing import ASGIResponse, ASGIStream
 from raw_log import canonical, heads

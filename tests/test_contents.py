@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from driving import chatting
 from facts import draft
 from legato.agent import Agent, Turn
+from legato.bounds import Limits
 from legato.caller import NOBODY
 from legato.contents import Catalogue, Contents, Entry, window
 from legato.errors import SessionNotFound
@@ -30,7 +31,6 @@ from legato.event import (
     RunStarted,
     RunWithdrawn,
 )
-from legato.execution import Limits
 from legato.history import askings, history
 from legato.log import Log
 from legato.questions import Question

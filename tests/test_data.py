@@ -184,7 +184,7 @@ async def test_what_is_no_export_is_refused(name: str) -> None:
 
 async def test_what_an_owner_has_is_erased(store: Store) -> None:
     """All of it, durably, with what was counted; others keep theirs, and the ids are nobody's again."""
-    from legato.execution import Limits
+    from legato.bounds import Limits
     from legato.spending import Accounts
 
     await talk(store, "ann", "a1", "a2")

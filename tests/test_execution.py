@@ -15,9 +15,10 @@ import pytest
 from facts import draft
 from legato import execution
 from legato.agent import Agent, Answer, OnCrash, Turn
+from legato.asks import Deadlines
+from legato.bounds import Limits
 from legato.errors import AgentError, AskNotFound, InvalidInput, RunEnded, StoreError
 from legato.event import Draft, Event
-from legato.execution import Deadlines, Limits
 from legato.log import Appended
 from legato.machine import TRANSITIONS, RunState, advance
 from legato.part import Usage

@@ -16,7 +16,7 @@ import pytest
 from driving import Chat, data, ends
 from held_store import HeldStore, having, quiet
 from legato.agent import Agent
-from legato.execution import Limits
+from legato.bounds import Limits
 from legato.server.app import Legato
 from legato.store.memory import MemoryStore
 from legato.testing import Driver, FakeClock

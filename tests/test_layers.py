@@ -52,6 +52,8 @@ LAYERS: list[tuple[str, int]] = [
     ("archive", 2),
     ("places", 2),
     ("tally", 2),
+    ("asks", 2),
+    ("ending", 2),
     ("execution", 2),
     ("run", 2),
     ("admission", 2),

@@ -14,12 +14,11 @@ import pytest
 
 from held_store import quiet
 from legato.agent import Agent
-from legato.bounds import BESIDE, BOUNDS, NAMES, Rate
+from legato.bounds import BESIDE, BOUNDS, NAMES, Limits, Rate
 from legato.caller import Caller
 from legato.cli.failure import Misuse
 from legato.cli.serve import settings
 from legato.errors import Conflict, QuotaSpent, TooFast, TooMany
-from legato.execution import Limits
 from legato.part import Usage
 from legato.places import Places
 from legato.server.app import Legato

@@ -16,9 +16,9 @@ import pytest
 
 from driving import Chat, Gate, data, decoded, ends, lines, logged  # noqa: F401  # each test once under each server
 from legato.agent import Turn
+from legato.bounds import Limits
 from legato.errors import AgentError
 from legato.event import EVENTS
-from legato.execution import Limits
 from legato.log import Store, Subscription
 from legato.part import Opaque, Usage
 from legato.server.app import Legato

@@ -13,7 +13,8 @@ import pytest
 from driving import Gate, echo
 from held_store import quiet
 from legato.agent import Agent, Turn
-from legato.execution import AHEAD, Execution, Limits
+from legato.bounds import Limits
+from legato.execution import AHEAD, Execution
 from legato.load import BEAT, BUSY, FIRST, LATE, LOOKS, MOST, Load, Round
 from legato.testing import Driver
 from legato.yields import Thinking

@@ -19,9 +19,9 @@ from starlette.routing import Mount
 
 from legato import Legato
 from legato.agent import Turn
+from legato.bounds import Limits
 from legato.caller import Caller
 from legato.errors import AgentError
-from legato.execution import Limits
 from legato.figures import NAMES, Counts, Figures, Spread
 from legato.server.measures import measures
 from legato.testing import Driver

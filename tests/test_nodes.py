@@ -17,10 +17,11 @@ import pytest
 from legato import run as runs
 from legato import tally
 from legato.agent import Agent, Turn
+from legato.bounds import Limits
 from legato.caller import Caller
+from legato.ending import LEFT_OPEN
 from legato.errors import StoreError, TooFast, TooMany
 from legato.event import SessionCreated
-from legato.execution import LEFT_OPEN, Limits
 from legato.questions import Question, Sent
 from legato.server.life import Life, Settings
 from running import NET, Clock, Node, Stage, staged

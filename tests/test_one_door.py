@@ -15,7 +15,7 @@ import pytest
 from asking import FORMS, Listener, ask, items, texts
 from driving import Chat, chatting
 from held_store import HeldStore, anything, having, quiet
-from legato.execution import Limits
+from legato.bounds import Limits
 from legato.testing import ASGIResponse
 from raw_log import canonical, heads
 

@@ -20,9 +20,9 @@ from driving import chatting, named
 from facts import draft
 from held_store import quiet
 from legato.agent import Turn
+from legato.bounds import Limits
 from legato.caller import NOBODY, Caller
 from legato.errors import Draining, KeyReused, LegatoError, Overloaded, QueueFull, TooMany
-from legato.execution import Limits
 from legato.places import SPARE, Places
 from legato.questions import Question, Sent
 from legato.run import Runner

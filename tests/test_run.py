@@ -16,6 +16,8 @@ import pytest
 
 from facts import draft
 from legato.agent import Agent, OnCrash, Turn
+from legato.bounds import Limits
+from legato.ending import LEFT_OPEN
 from legato.errors import (
     AskNotFound,
     Draining,
@@ -27,7 +29,6 @@ from legato.errors import (
     TooLarge,
 )
 from legato.event import TERMINAL, Draft, Event, SessionCreated
-from legato.execution import LEFT_OPEN, Limits
 from legato.log import Appended
 from legato.machine import Lease, RunState
 from legato.part import Message

@@ -11,9 +11,9 @@ import pytest
 
 from driving import Chat, Gate, chatting, data, decoded, echo, ends, logged, named, reason
 from legato.agent import Turn
+from legato.bounds import Limits
 from legato.caller import Caller
 from legato.errors import AgentError, InvalidInput, StoreBusy, StoreFull
-from legato.execution import Limits
 from legato.part import Usage
 from legato.server.app import Legato
 from legato.sse import HEARTBEAT, SSEMessage

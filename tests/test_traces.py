@@ -18,8 +18,8 @@ from fake_server import json_reply
 from legato import Legato
 from legato.agent import Turn
 from legato.agents.upstream import model_agent
+from legato.bounds import Limits
 from legato.errors import AgentError, InvalidInput
-from legato.execution import Limits
 from legato.log import Log
 from legato.testing import Driver
 from legato.tool import Tool

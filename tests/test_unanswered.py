@@ -13,9 +13,9 @@ import pytest
 from facts import draft
 from legato import ToolCall, ToolResult, Turn, execution
 from legato.agent import Agent
+from legato.bounds import Limits
 from legato.errors import StaleLease, StoreError
 from legato.event import Draft
-from legato.execution import Limits
 from legato.log import Appended
 from legato.machine import Lease
 from legato.store.memory import MemoryStore

@@ -16,9 +16,9 @@ from fake_server import Handler, Reply, Request, json_reply, stream_reply
 from legato.agent import Agent, Turn
 from legato.agents.model import Model
 from legato.agents.upstream import NOTE_EVERY, model_agent
+from legato.bounds import Limits
 from legato.errors import AgentError, InvalidInput
 from legato.event import CheckpointNoted, Draft, Event, PermissionRequested, RunStarted, TextDelta
-from legato.execution import Limits
 from legato.part import CallPart, Message, TextPart, Usage
 from legato.recorder import Recorder
 from legato.tool import Tool, ToolError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent import Agent, Answer, Turn
+    from .bounds import Limits
     from .caller import Caller
     from .client import (
         APIError,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     )
     from .errors import AgentError, LegatoError
     from .event import Event
-    from .execution import Limits
     from .part import Message, Opaque, Usage
     from .server.app import Legato
     from .yields import (
@@ -75,6 +75,7 @@ __all__ = [
 
 _HOMES: dict[str, tuple[str, ...]] = {
     "agent": ("Agent", "Answer", "Turn"),
+    "bounds": ("Limits",),
     "caller": ("Caller",),
     "client.aio": ("AsyncClient",),
     "client.errors": ("APIError", "ErrorResponse"),
@@ -83,7 +84,6 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "client.sync": ("Client",),
     "errors": ("AgentError", "LegatoError"),
     "event": ("Event",),
-    "execution": ("Limits",),
     "part": ("Message", "Opaque", "Usage"),
     "server.app": ("Legato",),
     "yields": (

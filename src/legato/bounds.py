@@ -1,4 +1,4 @@
-"""The table of all limits, and what counts those that are not counted where they hold.
+"""Limits of runs, sessions and owners; the table of all limits; what counts those that are not counted where they hold.
 
 A limit is a field of ``Limits`` (what runs, sessions and owners may), of ``Traffic`` (what connections may) or an
 argument of ``Legato``; its name there is its name everywhere: in ``legato serve --limit NAME=VALUE``, in the counter of
@@ -17,6 +17,69 @@ from typing import Literal
 import msgspec
 
 from .errors import LegatoError, TooFast
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds of what a run may do. Beyond one, the run fails with a code that names it.
+
+    Attributes:
+        run_seconds: length of a run (code ``timeout``).
+        run_events: events in a run (``too_many_events``).
+        run_characters: of the whole message (``too_large``).
+        run_bytes: of all that a run stores before its end: checkpoints, questions, notifications and names as well
+            (``too_many_bytes``); of text as UTF-8, of all else as JSON. Its end says the message once more.
+        event_bytes: of one event that cannot be split, such as a tool's output (``too_large``).
+        message_characters: of a user's message.
+        history_messages, history_bytes: of the messages before, as JSON, that an agent is given (``Turn.history``).
+        concurrent_runs: that run at once in this process, and a tenth more of those who have few; more wait.
+        queued_messages: that may wait in one session.
+        waiting_messages: of one caller that may wait, over all sessions; see ``places``.
+        session_events, session_bytes, session_runs: that one session may hold; of bytes, all that is no delta. A
+            message beyond is refused, and the run that comes to it ends there.
+        owner_sessions: of one signed-in caller; see ``spending``. 0 for as many as there are, as in all that follow.
+        owner_running: runs of one caller at once in this process; more wait.
+        owner_sends: messages a minute of one caller, as many at once; over all nodes within a second.
+        owner_runs, owner_events, owner_bytes, owner_tokens, owner_cost: that one signed-in caller may spend in a window
+            of ``usage_seconds``; windows begin at multiples of it since the epoch, so one of a day is a day in UTC.
+            What has begun is finished.
+        attempts: of a run whose process dies again and again, for agents with ``on_crash``.
+        cancel_grace: seconds that a cancelled agent has for its last word.
+        lag_seconds: by which the event loop may be late; beyond, new messages are refused (``overloaded``, 503).
+        wait_seconds: for which a message may wait to be stored; as long as one does for longer, be it that the loop is
+            late or that the disk is slow, new ones are refused in the same way.
+        gather_seconds: for which a run's deltas gather before they are stored, so that many tokens make one event.
+            By itself the server does that only while its event loop is late.
+    """
+
+    run_seconds: float = 3600.0
+    run_events: int = 100_000
+    run_characters: int = 4_194_304
+    run_bytes: int = 33_554_432
+    event_bytes: int = 262_144
+    message_characters: int = 1_000_000
+    history_messages: int = 200
+    history_bytes: int = 1_048_576
+    concurrent_runs: int = 1_000
+    queued_messages: int = 100
+    waiting_messages: int = 1_000
+    session_events: int = 10_000_000
+    session_bytes: int = 1_073_741_824
+    session_runs: int = 100_000
+    owner_sessions: int = 100_000
+    owner_running: int = 0
+    owner_sends: float = 6_000.0
+    owner_runs: int = 0
+    owner_events: int = 0
+    owner_bytes: int = 0
+    owner_tokens: int = 0
+    owner_cost: float = 0.0
+    usage_seconds: float = 86_400.0
+    attempts: int = 3
+    cancel_grace: float = 0.5
+    lag_seconds: float = 0.25
+    wait_seconds: float = 0.5
+    gather_seconds: float = 0.0
+
 
 Kind = Literal["Limits", "Traffic", "Legato"]
 

@@ -19,18 +19,20 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import msgspec
 
 from .agent import Agent, Answer, Turn
+from .asks import A, Asked, Deadlines, Resolved, expired, is_permission, question, resolve_key
+from .bounds import Limits
 from .check import as_name, as_text, refused
+from .ending import CANCELLED, GONE, LEFT_OPEN, TOO_LONG, Ending, failed, terminal
 from .errors import AgentError, InvalidInput, LeaseHeld, NotFound, RunEnded, StaleLease, StoreError, TooLarge
 from .event import (
     CancelRequested,
     Draft,
     Event,
-    Fact,
     NotificationCreated,
     NotificationResolved,
     PermissionRequested,
@@ -46,8 +48,8 @@ from .fault import contained
 from .json import JsonObject
 from .load import Load
 from .log import Appended, Log, Store, Storing, Subscription
-from .machine import Lease, OpenRun
-from .part import Usage, as_json, encode, to_builtins
+from .machine import Lease
+from .part import Usage, as_json, encode
 from .recorder import Recorder, merge
 from .traces import RunSpan
 from .transcript import Transcript, fold
@@ -64,136 +66,6 @@ WATCH_RETRY = 1.0
 """Seconds after which the watcher tries again to read a log that could not be read."""
 ERROR_CHARACTERS = 10_000
 """Of an error's text for people; a longer one, such as a page of a provider's, is cut."""
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """Bounds of what a run may do. Beyond one, the run fails with a code that names it.
-
-    Attributes:
-        run_seconds: length of a run (code ``timeout``).
-        run_events: events in a run (``too_many_events``).
-        run_characters: of the whole message (``too_large``).
-        run_bytes: of all that a run stores before its end: checkpoints, questions, notifications and names as well
-            (``too_many_bytes``); of text as UTF-8, of all else as JSON. Its end says the message once more.
-        event_bytes: of one event that cannot be split, such as a tool's output (``too_large``).
-        message_characters: of a user's message.
-        history_messages, history_bytes: of the messages before, as JSON, that an agent is given (``Turn.history``).
-        concurrent_runs: that run at once in this process, and a tenth more of those who have few; more wait.
-        queued_messages: that may wait in one session.
-        waiting_messages: of one caller that may wait, over all sessions; see ``places``.
-        session_events, session_bytes, session_runs: that one session may hold; of bytes, all that is no delta. A
-            message beyond is refused, and the run that comes to it ends there.
-        owner_sessions: of one signed-in caller; see ``spending``. 0 for as many as there are, as in all that follow.
-        owner_running: runs of one caller at once in this process; more wait.
-        owner_sends: messages a minute of one caller, as many at once; over all nodes within a second.
-        owner_runs, owner_events, owner_bytes, owner_tokens, owner_cost: that one signed-in caller may spend in a window
-            of ``usage_seconds``; windows begin at multiples of it since the epoch, so one of a day is a day in UTC.
-            What has begun is finished.
-        attempts: of a run whose process dies again and again, for agents with ``on_crash``.
-        cancel_grace: seconds that a cancelled agent has for its last word.
-        lag_seconds: by which the event loop may be late; beyond, new messages are refused (``overloaded``, 503).
-        wait_seconds: for which a message may wait to be stored; as long as one does for longer, be it that the loop is
-            late or that the disk is slow, new ones are refused in the same way.
-        gather_seconds: for which a run's deltas gather before they are stored, so that many tokens make one event.
-            By itself the server does that only while its event loop is late.
-    """
-
-    run_seconds: float = 3600.0
-    run_events: int = 100_000
-    run_characters: int = 4_194_304
-    run_bytes: int = 33_554_432
-    event_bytes: int = 262_144
-    message_characters: int = 1_000_000
-    history_messages: int = 200
-    history_bytes: int = 1_048_576
-    concurrent_runs: int = 1_000
-    queued_messages: int = 100
-    waiting_messages: int = 1_000
-    session_events: int = 10_000_000
-    session_bytes: int = 1_073_741_824
-    session_runs: int = 100_000
-    owner_sessions: int = 100_000
-    owner_running: int = 0
-    owner_sends: float = 6_000.0
-    owner_runs: int = 0
-    owner_events: int = 0
-    owner_bytes: int = 0
-    owner_tokens: int = 0
-    owner_cost: float = 0.0
-    usage_seconds: float = 86_400.0
-    attempts: int = 3
-    cancel_grace: float = 0.5
-    lag_seconds: float = 0.25
-    wait_seconds: float = 0.5
-    gather_seconds: float = 0.0
-
-
-class Ending(msgspec.Struct, frozen=True):
-    """How a run is to end when it does not end by itself.
-
-    Attributes:
-        kind: None: it is left open, and a later owner goes on with it.
-        reason: of a completed run, its ``finish_reason``.
-        code, message, detail: of a failed one.
-    """
-
-    kind: Literal["completed", "failed", "cancelled"] | None
-    reason: str = "stop"
-    code: str = ""
-    message: str = ""
-    detail: JsonObject | None = None
-
-
-CANCELLED = Ending("cancelled")
-LEFT_OPEN = Ending(None)
-GONE = Ending(None)  # the session was deleted; nothing can be stored any more
-
-
-def failed(code: str, message: str, **detail: Any) -> Ending:
-    """An ending as ``run.failed``."""
-    return Ending("failed", code=code, message=message, detail=detail or None)
-
-
-TOO_LONG = failed("too_large", "The answer is too long to be kept as one message; its pieces are in the log.")
-INTERRUPTED = failed("interrupted", "The server stopped while the answer was being given. What came is kept.")
-
-Asked = PermissionRequested | NotificationCreated
-Resolved = PermissionResolved | NotificationResolved
-A = TypeVar("A", PermissionRequested, NotificationCreated)
-
-
-class Deadlines:
-    """By when what was asked in this life is to be answered. The clock may be set meanwhile, and changes nothing.
-
-    Args:
-        steady: seconds of a clock that nobody sets.
-        most: asks that are known; the oldest are forgotten, and then the clock decides.
-    """
-
-    def __init__(self, steady: Callable[[], float] = time.monotonic, *, most: int = 100_000) -> None:
-        self._steady = steady
-        self._most = most
-        self._due: dict[str, float] = {}
-
-    def set(self, id: str, seconds: float) -> None:
-        """It is to be answered in so many seconds."""
-        self._due[id] = self._steady() + seconds
-        if len(self._due) > self._most:
-            del self._due[next(iter(self._due))]
-
-    def left(self, id: str) -> float | None:
-        """How many of them are left, none of them if it is negative; None if it is not known here."""
-        due = self._due.get(id)
-        return None if due is None else due - self._steady()
-
-    def forget(self, id: str) -> None:
-        """It has been answered. Idempotent."""
-        self._due.pop(id, None)
-
-    def is_late(self, id: str, expires_at: float | None, now: float) -> bool:
-        """Whether an answer comes too late: as far as is known here, else by the clock (seconds since the epoch)."""
-        left = self.left(id)
-        return left <= 0 if left is not None else expires_at is not None and expires_at <= now
 
 
 class Execution:
@@ -732,7 +604,7 @@ class Execution:
             self._numbers[kind] += 1
             id = f"{self.lease.run}~{kind}{self._numbers[kind]}"
             before = self._asked.get(id)
-            if before is None or _question(before) == request:
+            if before is None or question(before) == request:
                 return id
 
     async def _resolve(self, fact: Resolved, *, run: str | None) -> Resolved:
@@ -785,56 +657,7 @@ def _gathers(drafts: list[Draft]) -> bool:
     return not [draft for draft in drafts if not draft.fact.delta]
 
 
-def _question(asked: Asked) -> Asked:
-    """What was asked, without what differs from attempt to attempt although the question is the same."""
-    if isinstance(asked, PermissionRequested):
-        return msgspec.structs.replace(asked, id="", expires_at=None)
-    return msgspec.structs.replace(asked, id="", timeout=0.0, created_at=0.0)
-
-
 def _too_many_events(limit: int) -> TooLarge:
     error = TooLarge(f"The run has passed its limit of {limit} events.", bound="run_events", limit=limit)
     error.code = "too_many_events"
     return error
-
-
-def resolve_key(id: str) -> str:
-    """The ``once`` key under which the one answer to permission or notification ``id`` is stored."""
-    return f"resolve:{id}"
-
-
-def terminal(ending: Ending, run: str, transcript: Transcript, usage: Usage | None = None) -> Draft:
-    """The terminal event's draft: how it ended, and the whole message as far as it came."""
-    said = transcript.message(run)
-    used = None if usage is None else to_builtins(usage)
-    fact: Fact
-    if ending.kind == "completed":
-        fact = RunCompleted(ending.reason, said, used)
-    elif ending.kind == "failed":
-        fact = RunFailed(ending.code, ending.message, said, used, ending.detail)
-    else:
-        fact = RunCancelled(said, used)
-    return Draft(fact, run)
-
-
-async def ended(store: Store, run: OpenRun, ending: Ending, *, whole: bool = True) -> list[Draft]:
-    """How ``run`` ends that nobody drives: with a refusal of whatever it asked, and, if ``whole``, what it has said."""
-    events = [event async for event in Log(store, run.session).all(run.offset - 1) if event.run == run.run]
-    resolved = {event.fact.id for event in events if isinstance(event.fact, PermissionResolved)}
-    asked = [event.fact.id for event in events if isinstance(event.fact, PermissionRequested)]
-    try:
-        said = fold(events) if whole else Transcript()
-    except Exception:  # it ends all the same
-        logger.exception("run %s: what it has said cannot be understood", run.run)
-        said = Transcript()
-    return [*(expired(id, run.run) for id in asked if id not in resolved), terminal(ending, run.run, said)]
-
-
-def is_permission(id: str) -> bool:
-    """Whether the ask ``id`` is a permission, which its run's end refuses; a notification may be answered later."""
-    return id.rpartition("~")[2].startswith("p")
-
-
-def expired(id: str, run: str) -> Draft:
-    """The refusal of permission ``id``, which nobody has answered before the end of its run."""
-    return Draft(PermissionResolved(id, False, "run_ended"), run)

@@ -28,8 +28,11 @@ import msgspec
 from . import bounds
 from .about import ABOUT, About
 from .agent import Agent, Turn
+from .asks import Deadlines
+from .bounds import Limits
 from .caller import Caller
 from .contents import Catalogue, Contents, window
+from .ending import CANCELLED, INTERRUPTED, LEFT_OPEN, Ending, ended, failed
 from .errors import (
     HeadMoved,
     InvalidInput,
@@ -52,7 +55,7 @@ from .event import (
     PermissionResolved,
     RunStarted,
 )
-from .execution import CANCELLED, INTERRUPTED, LEFT_OPEN, Deadlines, Ending, Execution, Limits, ended, failed
+from .execution import Execution
 from .figures import Figures
 from .history import told
 from .load import Load

@@ -20,10 +20,13 @@ import msgspec
 from .admission import Admission, Seen
 from .agent import Agent
 from .aside import Aside
+from .asks import A, resolve_key
+from .bounds import Limits
 from .caller import Caller, May, MayWithSession, Quota, Verb
 from .caller import may as may_what_is_theirs
 from .contents import Contents, Entry
 from .copies import Copies, begin_copy, owned
+from .ending import CANCELLED, ended
 from .errors import (
     AskNotFound,
     Conflict,
@@ -58,7 +61,6 @@ from .event import (
     SessionRewound,
     SessionUpdated,
 )
-from .execution import CANCELLED, A, Limits, ended, resolve_key
 from .fault import contained
 from .history import Asking, answer_place, askings, default_agent, history, told
 from .json import JsonObject

@@ -21,9 +21,9 @@ from typing import Any
 
 import msgspec
 
+from .bounds import Limits
 from .errors import HeadMoved, LegatoError, QuotaSpent, SessionNotFound, TooMany
 from .event import Draft, SessionCreated, SessionUpdated
-from .execution import Limits
 from .log import Store
 from .part import Usage
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 
 from legato import Legato, Turn
-from legato.execution import Limits
+from legato.bounds import Limits
 from legato.server.serve import listen, serve
 from legato.store.sqlite import SQLiteStore
 

@@ -22,12 +22,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..agent import Agent, AgentFunction, OnCrash
-from ..bounds import tally
+from ..bounds import Limits, tally
 from ..caller import Caller, May, MayWithSession, Quota, may_on_open_server
 from ..caller import may as may_what_is_theirs
 from ..dialect import mix
 from ..errors import Draining, InvalidInput, LegatoError, StoreLocked
-from ..execution import Limits
 from ..fault import contained
 from ..log import Store
 from ..retention import Retention

@@ -13,12 +13,11 @@ import msgspec
 from starlette.types import Scope
 
 from ..agent import Agent
-from ..bounds import tally
+from ..bounds import Limits, tally
 from ..caller import NOBODY, Caller, May, MayWithSession, Quota, may_on_open_server
 from ..dialect.fold import Encoder
 from ..dialect.joined import JoinedPages
 from ..event import Offset
-from ..execution import Limits
 from ..figures import Figures
 from ..log import Store
 from ..retention import Keeper, Retention

@@ -10,9 +10,8 @@ from typing import Any
 
 import msgspec
 
-from ..bounds import BOUNDS, Kind
+from ..bounds import BOUNDS, Kind, Limits
 from ..errors import InvalidInput
-from ..execution import Limits
 from .app import Legato
 from .traffic import Traffic
 

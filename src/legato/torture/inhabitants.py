@@ -9,12 +9,12 @@ import random
 from collections.abc import Coroutine
 from typing import Any
 
+from ..bounds import Limits
 from ..caller import NOBODY
 from ..dialect import mix
 from ..dialect.responses import ResponseEncoder, ResponseFold
 from ..errors import LegatoError, NotFound, SessionNotFound, StoreError
 from ..event import SessionDeleted
-from ..execution import Limits
 from ..load import Load
 from ..log import Store
 from ..questions import Sent

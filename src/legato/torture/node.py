@@ -18,8 +18,8 @@ import time
 from collections.abc import AsyncIterator
 
 from ..agent import Agent, OnCrash, Turn
+from ..bounds import Limits
 from ..event import TextDelta
-from ..execution import Limits
 from ..server.app import Legato
 from ..server.serve import listen, serve
 
