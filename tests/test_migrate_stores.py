@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from databases import shared_postgres
+from driving import Chat, data, echo
+from legato.server.app import Legato
 from legato.store import open_store
-from legato.store.moving import portable
+from legato.store.moving import move, portable
+from legato.testing import Driver
 from opening import opened
 from processes import finished
 from test_deploy import block
@@ -98,3 +101,41 @@ async def test_a_kill_on_the_way_is_made_good(database: str, tmp_path: Path) -> 
         assert await everything(store) == before
     finally:
         await store.close()
+
+
+@pytest.mark.parametrize("names", [True, False])
+async def test_a_cursor_from_before_is_continued_or_refused_and_never_wrong(
+    database: str, tmp_path: Path, names: bool
+) -> None:
+    """Whoever names the old store's life is told to begin anew, there and back; whoever does not goes on where they
+    were, as all offsets are the same."""
+    session = cursor = life = before = ""
+    for url in (f"sqlite:///{tmp_path}/one.db", database, f"sqlite:///{tmp_path}/two.db"):
+        if before:
+            source, target = portable(open_store(before)), portable(open_store(url))
+            await source.open()
+            await target.open()
+            await move(source, target, merge=True)
+            await target.close()
+            await source.close()
+        app = Legato(url, agents=[echo])
+        app.drain_on_signal = False
+        async with Driver(app) as driver:
+            session = session or (await driver.request("POST", "/api/sessions", json={})).json()["id"]
+            chat = Chat(app, driver, session)
+            await chat.said("Hello.")
+            if before:
+                headers = {"legato-incarnation": life} if names else {}
+                async with chat.stream("client=legato", last=cursor, headers=headers) as stream:
+                    seen = aiter(stream.messages())
+                    told, following = await anext(seen), None if names else await anext(seen)
+                    assert dict(stream.headers)["legato-cursor"] == ("reset" if names else "exact")
+                    assert data(told)["cursor"] == ("reset" if names else "exact")
+                    assert following is None or int(following.id) == int(cursor) + 1
+            async with chat.stream("client=legato&from=start") as stream:
+                life = dict(stream.headers)["legato-incarnation"]
+                async for message in stream.messages():
+                    cursor = message.id
+                    if cursor == str((await chat.get("/events")).json()["head"]):
+                        break
+        before = url
