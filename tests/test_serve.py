@@ -302,6 +302,39 @@ def test_connections_are_accepted_many_at_a_time() -> None:
     assert rounds < connections / 2
 
 
+def test_who_comes_back_to_a_server_that_stops_is_sent_elsewhere(tmp_path: Path) -> None:
+    """A stream that ends with the server ends after its port does, however long another one takes nothing: else a
+    proxy would lead its reader here again, to the same end."""
+    (tmp_path / "long.py").write_text("def agent(turn):\n    return 'x' * 1_000_000\n")
+    with (
+        running(*command(tmp_path / "long.py", "--grace", "0")) as server,
+        httpx2.Client(base_url=server.url) as client,
+    ):
+        session = client.post("/api/sessions", json={}).json()["id"]
+        for _ in range(4):
+            run = client.post(f"/api/sessions/{session}/messages", json={"text": "go"}).json()["runId"]
+            assert client.get(f"/v1/responses/resp_{run}?stream=true", timeout=60).status_code == 200
+        url = urlsplit(server.url)
+        assert url.port is not None
+        with socket.socket() as stalled, contextlib.ExitStack() as streams:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stalled.connect((url.hostname, url.port))
+            stalled.sendall(
+                f"GET /stream?sessionId={session}&client=legato&from=start HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            )
+            stalled.recv(1, socket.MSG_PEEK)
+            reader = streams.enter_context(client.stream("GET", f"/stream?sessionId={session}&from=tail"))
+            lines = reader.iter_lines()
+            next(lines)
+            server.process.terminate()
+            for _ in lines:  # to its end
+                pass
+            assert server.process.poll() is None
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((url.hostname or "", url.port), timeout=5)
+        assert server.stopped() == 0
+
+
 @pytest.mark.parametrize("status", [200, 404])
 async def test_a_request_is_let_go_without_the_collector(status: int) -> None:
     """It and its line know each other; when it has been answered, nothing of it is left, be its body read or not."""

@@ -226,7 +226,8 @@ class Acceptor:
         """Accept no more. Idempotent."""
         if self._rest is not None:
             self._rest.cancel()
-        self._loop.remove_reader(self._listener.fileno())
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener.fileno())
         self._let_spare_go()
 
     async def wait_closed(self) -> None:

@@ -189,6 +189,7 @@ class _Server(uvicorn.Server):
         self._legato = app
         self._on_ready = on_ready
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._listeners: list[socket.socket] = []
         self._drain: asyncio.Task[None] | None = None
         self._trimming: asyncio.Task[None] | None = None
         self._stopping = False
@@ -197,6 +198,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._listeners = [*(sockets or ())]
         # Not left to uvicorn's lifespan, which would log the error and tell nobody.
         started: list[Exception | None] = []  # before there is anybody to be told
         await self._legato.start_aside(lambda error: self._begun(error) if self.started else started.append(error))
@@ -296,9 +298,18 @@ class _Server(uvicorn.Server):
         try:
             if self._legato.alive:
                 await self._legato.runner.stop(self._legato.grace)
+                self._stop_listening()
                 await self._legato.streams.close()
         finally:
             self.should_exit = True
+
+    def _stop_listening(self) -> None:
+        """Before streams end: whoever comes back at once is to meet another node, and not this one's end again."""
+        for each, listener in zip(self.servers, self._listeners, strict=False):  # not that of metrics
+            each.close()
+            listener.close()  # else the kernel would go on accepting, for nobody
+        for connection in list(self.server_state.connections):
+            connection.shutdown()  # after what it is at now
 
 
 def _run_until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
