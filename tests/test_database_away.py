@@ -129,7 +129,7 @@ async def test_who_reads_after_a_restart_knows_of_it_first() -> None:
         try:
             await Log(writing, "s").append(Draft(SessionCreated("s")))
             assert len(await reading.read("s", 0)) == 1
-            write, _, listen = reading._tasks
+            write, _, listen, _ = reading._tasks
             for task in (write, listen):
                 task.cancel()
             await asyncio.gather(write, listen, return_exceptions=True)
