@@ -261,13 +261,36 @@ async def test_long_sessions_are_taken_away_some_at_a_time(place: str, table: Ta
 
 
 async def test_the_store_sweeps_by_itself(place: str, table: Table, monkeypatch: Any) -> None:
-    """Also what a process before it has left."""
+    """Also what a process before it has left, and after the database was away."""
     async with opened(place) as (store,):
         lease = await begin(store)
         for first in range(0, SWEPT_EVENTS, 2_500):
             await store.append("s", [text("r", "x", first + number) for number in range(2_500)], lease=lease)
         await store.append("s", [Draft(SessionDeleted())])
     assert table.rows() > SWEPT_EVENTS
+    tries: list[int] = []
+    ready = Link._ready
+
+    async def away(link: Link) -> Any:
+        tries.append(1)
+        if len(tries) < 3:
+            raise psycopg.OperationalError("away")
+        return await ready(link)
+
+    monkeypatch.setattr(Link, "_ready", away)
     monkeypatch.setattr("legato.store.postgres.SWEEP_SECONDS", 0.01)
     async with opened(place):
         await reach(lambda: table.rows() == 1)
+
+
+async def test_a_connection_that_has_died_meanwhile(place: str, table: Table) -> None:
+    """What lay idle is tried before it is relied on."""
+    async with opened(place) as (store,):
+        await begin(store)
+        await say(store, "s", 100)
+        await everything(store)
+        await store.thin("none", 0, 1)
+        [idle] = [conn.info.backend_pid for conn in store._link._readers]
+        table.conn.execute("SELECT pg_terminate_backend(%s)", (idle,))
+        await reach(lambda: not table.ask(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {idle}"))
+        assert await pack(store) == 105

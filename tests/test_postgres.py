@@ -37,6 +37,7 @@ from legato.store import open_store, shown
 from legato.testing import STORE_CHECKS, FakeClock, StoreCheck
 
 psycopg = pytest.importorskip("psycopg", reason="needs legato[postgres]")
+from legato.store import postgres_sql as sql  # noqa: E402
 from legato.store.postgres import PostgresStore  # noqa: E402
 
 NET = 40.0
@@ -650,6 +651,22 @@ async def test_versions(place: str) -> None:
                 await PostgresStore(place).open()
             assert caught.value.detail["version"] == 99
             assert conn.execute(f"SELECT version FROM {schema[1]}.version").fetchall() == [(99,)]
+
+
+async def test_a_database_of_an_earlier_version(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is brought to the present one, with all that is in it, by whoever comes first."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sql, "MIGRATIONS", sql.MIGRATIONS[:1])
+        async with opened(place) as (store,):
+            await begin(store)
+    async with opened(place, place) as (here, there):
+        assert (await there.info("s")).head == 3
+        assert await here.thin("s", 0, 10) == (0, None)
+        schema = re.search(r"schema=(\w+)", place)
+        assert schema is not None
+        with psycopg.connect(place.partition("?")[0]) as conn:
+            found = conn.execute(f"SELECT version, oldest FROM {schema[1]}.version").fetchall()
+        assert found == [(len(sql.MIGRATIONS), sql.OLDEST)]
 
 
 FORKS = """

@@ -54,6 +54,7 @@ OPTIONS = {
     "schema": re.compile("[a-z_][a-z0-9_]{0,40}"),
 }
 """What of the URL's query is not for libpq."""
+_BINARY, _TEXT, _FAILED, _SYNC = Format.BINARY, Format.TEXT, ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_SYNC
 FAILURES = (psycopg.Error, OSError)
 """What is raised by whatever is done with a database."""
 
@@ -158,7 +159,7 @@ class Link:
                     text = sql.numbered(self.schema, statement)
                     values, types, formats = _dumped(params)
                     if self.pooled or statement.isalpha():  # as BEGIN is
-                        pgconn.send_query_params(text, values, types, formats, Format.BINARY)
+                        pgconn.send_query_params(text, values, types, formats, _BINARY)
                         asked.append(True)
                         continue
                     name = known.get(text) or new.get(text)
@@ -166,7 +167,7 @@ class Link:
                         name = new[text] = b"legato_%d" % next(self._names)
                         pgconn.send_prepare(name, text, types)
                         asked.append(False)
-                    pgconn.send_query_prepared(name, values, formats, Format.BINARY)
+                    pgconn.send_query_prepared(name, values, formats, _BINARY)
                     asked.append(True)
                 pgconn.pipeline_sync()
                 results = await conn.wait(_answers(pgconn))
@@ -175,7 +176,7 @@ class Link:
                 pgconn.finish()  # nobody knows what comes next on it
                 raise
         for result in results:
-            if result.status == ExecStatus.FATAL_ERROR:
+            if result.status == _FAILED:
                 raise psycopg.errors.error_from_result(result)
         known |= new
         transformer = Transformer(conn)
@@ -237,18 +238,32 @@ class Link:
         Raises:
             StoreError: the database has failed. If that was the commit, it is not known whether it was done.
         """
-        conn = self._readers.pop() if self._readers else await self.connect()
+        conn: Connection | None = None
         try:
+            conn = await self._ready()
             async with conn.transaction():
                 if self.pooled:
                     await self.execute(conn, *self.settings(local=True))
                 yield conn
         except FAILURES as exc:
-            await conn.close()
+            if conn is not None:
+                await conn.close()
             raise self.error(exc) from exc
         finally:
-            if not conn.closed:
+            if conn is not None and not conn.closed:
                 self._readers.append(conn)
+
+    async def _ready(self) -> Connection:
+        """A connection that answers: the database may have been away since the last was used."""
+        while self._readers:
+            conn = self._readers.pop()
+            try:
+                with self.answering(conn):
+                    await conn.execute("SELECT 1")
+                return conn
+            except FAILURES:
+                await conn.close()
+        return await self.connect()
 
     def _let_go(self) -> None:
         """In a forked child: whatever it does with the connections, the server does not hear of it."""
@@ -281,7 +296,7 @@ def _dumped(params: Sequence[Any]) -> tuple[list[bytes | None], list[int], list[
     ]
     arrays = [isinstance(each, Array) for each in params]
     types = [each.oid if isinstance(each, Array) else 0 for each in params]
-    return values, types, [Format.BINARY if array else Format.TEXT for array in arrays]
+    return values, types, [_BINARY if array else _TEXT for array in arrays]
 
 
 def _answers(pgconn: PGconn) -> Generator[Wait, Ready | int, list[PGresult]]:
@@ -300,7 +315,7 @@ def _answers(pgconn: PGconn) -> Generator[Wait, Ready | int, list[PGresult]]:
                     raise psycopg.OperationalError("the connection has ended in the middle of its answers")
                 continue
             nothing = 0
-            if result.status == ExecStatus.PIPELINE_SYNC:
+            if result.status == _SYNC:
                 return found
             found.append(result)
         yield Wait.R

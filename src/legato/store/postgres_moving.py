@@ -40,22 +40,30 @@ END = """
 """
 GONE = "SELECT session, head FROM legato.gone LIMIT 1 FOR UPDATE SKIP LOCKED"
 SWEEP = f"""
-    DELETE FROM legato.event WHERE session = %s AND "offset" IN (
-        SELECT "offset" FROM legato.event WHERE session = %s AND "offset" < %s ORDER BY "offset" LIMIT {SWEPT_EVENTS}
+    WITH swept AS (
+        DELETE FROM legato.event WHERE session = %s AND "offset" IN (
+            SELECT "offset" FROM legato.event WHERE session = %s AND "offset" < %s
+            ORDER BY "offset" DESC LIMIT {SWEPT_EVENTS}
+        ) RETURNING "offset"
     )
+    SELECT count(*), min("offset") FROM swept
 """  # noqa: S608
+SWEEP_ON = "UPDATE legato.gone SET head = %s WHERE session = %s"
+"""So that the next does not begin with what is gone."""
 SWEPT = "DELETE FROM legato.gone WHERE session = %s"
 
 
 async def sweep(link: Link) -> bool:
     """Take away some events of a session that was deleted, and that nobody else sweeps; whether there was one."""
     async with link.transaction() as conn:
-        row = await (await link.execute(conn, GONE)).fetchone()
-        if row is None:
-            return False
-        id, head = row
-        if (await link.execute(conn, SWEEP, (id, id, head))).rowcount < SWEPT_EVENTS:
-            await link.execute(conn, SWEPT, (id,))
+        with link.answering(conn):
+            row = await (await link.execute(conn, GONE)).fetchone()
+            if row is None:
+                return False
+            id, head = row
+            count, first = await link.row(conn, SWEEP, (id, id, head))
+            more = count == SWEPT_EVENTS
+            await link.execute(conn, SWEEP_ON if more else SWEPT, (first, id) if more else (id,))
     return True
 
 

@@ -110,7 +110,7 @@ MIGRATIONS = [
     """,
 ]
 """``MIGRATIONS[v]`` takes a database from schema version v to v + 1. A new one has version 0."""
-OLDEST = 1
+OLDEST = 2
 """The schema version that a program must know to work with what these migrations make: a migration that older programs
 can live with leaves it as it is, so that both go on side by side while a new version is rolled out."""
 
