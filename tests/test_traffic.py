@@ -17,11 +17,13 @@ import pytest
 from legato.server.app import Legato
 from legato.server.traffic import (
     LOG_SECONDS,
+    LOOK_EVERY,
     PRESSED_AFTER,
     PRESSED_RATE,
     SMALL,
     Budget,
     BudgetSpent,
+    Held,
     Refusals,
     Traffic,
 )
@@ -111,6 +113,31 @@ def test_who_hardly_moves_gives_way_the_slowest_first() -> None:
     with pytest.raises(BudgetSpent):
         scale.hold("m")
     assert scale.gone == ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize("slow", [0, 300])
+def test_a_flood_costs_each_of_it_no_look_at_all_others(slow: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is refused, or others give way to it."""
+    looked = []
+    rate = Held.rate
+    monkeypatch.setattr(Held, "rate", lambda self, now: looked.append(self) or rate(self, now))  # type: ignore[func-returns-value]
+    scale = Scale()
+    scale.budget.total = 600 * LARGE
+    for number in range(600):
+        scale.hold().move(0 if number < slow else 10 * PRESSED_RATE)
+    scale.now = PRESSED_AFTER
+    refused = 0
+    for _ in range(400):
+        try:
+            scale.hold().move(10 * PRESSED_RATE)
+        except BudgetSpent:
+            refused += 1
+    assert (len(scale.gone), refused) == (slow, 400 - slow)
+    assert len(looked) <= 600
+    scale.now += LOOK_EVERY  # then it is looked anew
+    with pytest.raises(BudgetSpent):
+        scale.hold()
+    assert len(looked) > 600
 
 
 def test_nobody_gives_way_for_who_is_refused_all_the_same() -> None:
@@ -240,6 +267,26 @@ async def test_a_body_that_comes_fast_enough_is_read(length: int | None) -> None
         await asyncio.sleep(0.01)
     await sending.give(b"{}", more=False)
     assert (await sending.answer()).status == 201
+    await app.stop()
+
+
+async def test_a_body_of_small_pieces_sets_few_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many they are, and whether it is in time."""
+    times: list[float | None] = []
+    reschedule = asyncio.Timeout.reschedule
+
+    def noted(timeout: asyncio.Timeout, when: float | None) -> None:
+        times.append(when)
+        reschedule(timeout, when)
+
+    app = await application(body_seconds=10, body_rate=100)
+    monkeypatch.setattr(asyncio.Timeout, "reschedule", noted)
+    sending = Sending(app, "/api/sessions", 1_002)
+    for _ in range(1_000):
+        await sending.give(b" ")
+    await sending.give(b"{}", more=False)
+    assert (await sending.answer()).status == 201
+    assert 10 <= len(times) <= 120
     await app.stop()
 
 

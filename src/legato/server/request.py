@@ -128,22 +128,24 @@ class Request:
         declared = self._declared()
         if declared > limit:
             raise TooLarge(f"A body may have {limit} bytes.", bound="max_body", limit=limit)
-        chunks: list[bytes] = []
+        raw = bytearray()  # not the pieces, of which each may be a byte
         size = 0
         loop = asyncio.get_running_loop()
         began = loop.time()
+        slack = min(0.5, traffic.body_seconds / 50)  # a timer for each byte would cost more than the byte
         try:
             async with asyncio.timeout(traffic.body_seconds) as patience:
                 with self.life.bodies.hold(declared, lambda: patience.reschedule(loop.time())) as held:
                     async for chunk in self._http.stream():
-                        size += len(chunk)
+                        raw += chunk
+                        size = len(raw)
                         if size > limit:
                             raise TooLarge(f"A body may have {limit} bytes.", bound="max_body", limit=limit)
-                        chunks.append(chunk)
                         held.grow(size)
                         held.move(len(chunk))
-                        if self.life.bodies.holds(held):
-                            patience.reschedule(began + traffic.body_seconds + size / traffic.body_rate)
+                        due = began + traffic.body_seconds + size / traffic.body_rate
+                        if due - (patience.when() or 0.0) > slack and self.life.bodies.holds(held):
+                            patience.reschedule(due)
         except ClientDisconnect:
             raise InvalidInput("The connection ended in the middle of the body.") from None
         except TimeoutError:
@@ -156,7 +158,7 @@ class Request:
         if size < declared:
             raise InvalidInput(f"The head promises a body of {declared} bytes; {size} came.")
         self.size = size
-        return b"".join(chunks).removeprefix(BOM_UTF8)  # which some write, and JSON does not have
+        return bytes(raw).removeprefix(BOM_UTF8)  # which some write, and JSON does not have
 
     def _declared(self) -> int:
         """How many bytes the head promises; 0 if nothing."""

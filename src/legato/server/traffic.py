@@ -7,8 +7,10 @@ than a process. So what is in flight is counted together, and when it is too muc
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
+from operator import itemgetter
 
 import msgspec
 
@@ -23,6 +25,8 @@ PRESSED_RATE = 65_536
 """Bytes a second on average; who is slower gives way when a budget is spent."""
 PRESSED_AFTER = 1.0
 """Seconds before anybody is taken to be slow."""
+LOOK_EVERY = 0.05
+"""Seconds for which it is known who is slow."""
 LOG_SECONDS = 10.0
 """Between two lines in the log about the same refusals."""
 
@@ -155,6 +159,8 @@ class Budget:
         self.clock = clock
         self._what = what
         self._holders: set[Held] = set()
+        self._slowest: list[Held] = []  # who has to give way, as of the last look
+        self._look_again = -math.inf
         self._refusals = Refusals(f"%d refused: {what} in flight have the {total} bytes that they may have", clock)
 
     def hold(self, size: int, let_go: Callable[[], None]) -> Held:
@@ -184,13 +190,18 @@ class Budget:
     def _slow(self, excess: int, by: Held | None) -> list[Held]:
         """Those who are to give way so that so many bytes are free, the slowest first."""
         now = self.clock()
-        large = [held for held in self._holders if held.size > SMALL and held is not by]
+        if now >= self._look_again:  # for a flood of those who want some, one look will do
+            self._look_again = now + LOOK_EVERY
+            rates = [(held.rate(now), held) for held in self._holders if held.size > SMALL]
+            self._slowest = [held for rate, held in sorted(rates, key=itemgetter(0)) if rate < PRESSED_RATE]
+        self._slowest = [held for held in self._slowest if held in self._holders]
         found = []
-        for held in sorted(large, key=lambda held: held.rate(now)):
-            if excess <= 0 or held.rate(now) >= PRESSED_RATE:
+        for held in self._slowest:
+            if excess <= 0:
                 break
-            found.append(held)
-            excess -= held.size
+            if held is not by:
+                found.append(held)
+                excess -= held.size
         if excess > 0:
             self._refusals.add()
             raise BudgetSpent(
