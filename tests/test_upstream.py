@@ -15,7 +15,8 @@ import pytest
 from fake_server import Handler, Reply, Request, json_reply, stream_reply
 from legato.agent import Agent, Turn
 from legato.agents.model import Model
-from legato.agents.upstream import NOTE_EVERY, model_agent
+from legato.agents.model_turn import NOTE_EVERY
+from legato.agents.upstream import model_agent
 from legato.bounds import Limits
 from legato.errors import AgentError, InvalidInput
 from legato.event import CheckpointNoted, Draft, Event, PermissionRequested, RunStarted, TextDelta

@@ -1,7 +1,7 @@
 """Tools: typed Python functions that a model may call.
 
 A ``Tool`` knows its function's name, words and JSON schema, and how to call it with the JSON text that a model wrote.
-It knows nothing of models or logs; ``agents.upstream`` drives it. The one rule: whatever a model writes and whatever
+It knows nothing of models or logs; ``agents.model_turn`` drives it. The one rule: whatever a model writes and whatever
 the function does, ``run`` ends with an output or a ``ToolError``, whose text is meant for the model and the reader.
 """
 
