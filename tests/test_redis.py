@@ -33,7 +33,7 @@ from legato.event import (
     SessionDeleted,
     TextDelta,
 )
-from legato.log import Bell, Log, Store, Subscription, Take
+from legato.log import READ_LIMIT, Bell, Log, Store, Subscription, Take
 from legato.machine import Lease
 from legato.server.app import Legato
 from legato.store import SCHEMES, open_store
@@ -755,6 +755,47 @@ async def test_answers_that_are_over_are_packed() -> None:
         assert (await all_of(other, "s"))[: len(events)] == events
         assert [event.offset for event in await all_of(store, "s")] == list(range(1, 2_006))
         assert size_of(server, packs) < before / 4
+
+
+async def test_readers_who_are_behind_share_blocks(pair: tuple[RedisStore, RedisStore]) -> None:
+    """Wherever they begin and when, a block of a long log is read and decoded once, until the session is deleted."""
+    store, other = pair
+    await store.append("s", begun())
+    await store.append("s", [text(number) for number in range(3 * READ_LIMIT)])
+    afters = (0, 0, 1, 7, READ_LIMIT - 1, READ_LIMIT, 2 * READ_LIMIT - 3, 3 * READ_LIMIT)
+
+    async def all_after(after: int) -> list[Event]:
+        return [event async for event in Log(other, "s").all(after)]
+
+    logs = await asyncio.gather(*map(all_after, afters)) + [await all_after(after) for after in afters]
+    for log, after in zip(logs, afters * 2, strict=True):
+        assert [event.offset for event in log] == list(range(after + 1, 3 * READ_LIMIT + 3))
+    whole = logs[len(afters)]
+    for log, after in zip(logs[len(afters) :], afters, strict=True):
+        assert all(whole[after + place] is event for place, event in enumerate(log) if event.offset <= 3 * READ_LIMIT)
+    assert all(one is two for one, two in zip(logs[0], logs[1], strict=True) if one.offset <= 3 * READ_LIMIT)
+
+    await store.append("s", [Draft(SessionDeleted())])
+    assert [event.type for event in await other.read("s", 0)] == ["session.deleted"]
+    assert [event.type for event in await other.read("s", READ_LIMIT + 7)] == ["session.deleted"]
+
+
+async def test_blocks_end_with_their_incarnation() -> None:
+    """Where the server may have lost something, nothing is shown that was read before."""
+    with valkey() as server:
+        async with stores(server.url(), 2) as (store, other):
+            await store.append("s", begun())
+            await store.append("s", [text(number) for number in range(READ_LIMIT)])
+            first = await other.read("s", 0)
+            assert (await other.read("s", 0))[0] is first[0]
+            before = other.incarnation
+            server.ask("SCRIPT", "FLUSH")  # as if it had been started again
+            await store.append("s", [text(READ_LIMIT)])
+
+            again = await other.read("s", 0)
+            assert other.incarnation != before
+            assert again == first
+            assert again[0] is not first[0]
 
 
 def size_of(server: Valkey, key: bytes) -> int:

@@ -4,7 +4,7 @@
       -> decide            here, with ``machine``, on what is known of each session
       -> one pipeline      the server writes each session that is as it was known; the others are decided again
       -> deliver           tail cache and doorbells here, callers; one message with ids for the bells of others
-    read                   all that is asked for at the same time is one pipeline, too
+    read                   all that is asked for at the same time is one pipeline, too; a block is read once for all
 
 A session is a hash (its state), a stream of what is no delta, one of deltas, one of *packs* (deltas of answers that are
 over, compressed), and a hash of the keys that count once. Sessions stand in *buckets*: what has one bucket is in one
@@ -58,6 +58,7 @@ from .redis_plan import (
     SessionCall,
     SessionPlan,
     binary,
+    is_deleted,
     offset_of,
     session_info,
     settled,
@@ -66,7 +67,7 @@ from .redis_scripts import READ
 from .redis_server import RedisServer, store_error
 from .redis_sessions import indexed, states
 from .redis_writer import RedisWriter
-from .tail import TailCache
+from .tail import BlockCache, TailCache
 
 logger = logging.getLogger("legato")
 
@@ -128,7 +129,8 @@ class RedisStore:
         self._seen: dict[int, tuple[int, int]] = {}  # of each bucket its era, and how often it had been written to
         self.incarnation = ""
         self._hears = False
-        self._tail = TailCache(**self._tail_bounds)
+        self._tail, self._blocks = TailCache(**self._tail_bounds), BlockCache(bytes=self._tail_bounds["bytes"] // 2)
+        self._shared: dict[tuple[str, Offset], asyncio.Event] = {}  # blocks that are being read
         self._reading: dict[str, int] = {}  # reads under way
         self._missed: dict[str, Offset] = {}  # how far the sessions of those have grown meanwhile
         self._behind: dict[str, tuple[Offset, bool]] = {}  # what has grown elsewhere, and is to be read
@@ -235,7 +237,7 @@ class RedisStore:
         if era > self._era or lost:
             self._era, self.incarnation = era, f"{era}.{(name or b'?').decode()}"
         if before != self.incarnation:
-            self._tail = TailCache(**self._tail_bounds)
+            self._tail, self._blocks = TailCache(**self._tail_bounds), BlockCache(bytes=self._tail_bounds["bytes"] // 2)
             if before:
                 self.doorbell.forget(lost=lost)
 
@@ -430,14 +432,53 @@ class RedisStore:
     # Reading ----------------------------------------------------------------------------------------------------------
 
     async def read(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
-        """See ``Store.read``. A page may be shorter than ``limit``, but is never empty then.
+        """See ``Store.read``. A page may be shorter than ``limit``, but is never empty then; for who is far behind it
+        ends with a block, which others share.
 
-        The server is asked each time: another process may have stored something of which this one has not heard.
+        The server is asked each time: another process may have stored something of which this one has not heard, or
+        have deleted the session.
         """
         self._check_open()
         if limit <= 0 or after >= MAX_OFFSET or not is_text(session):
             return []
-        after = max(after, 0)
+        after, blocks = max(after, 0), self._blocks
+        if not deltas or limit < READ_LIMIT:
+            return await self._read(session, after, limit, deltas)
+        start = after - after % READ_LIMIT
+        if (reading := self._shared.get((session, start))) is not None:
+            await reading.wait()  # after a restart, all readers of a session come at once
+        if (events := blocks.read(session, after)) and await self._is_there(session) and blocks is self._blocks:
+            return events
+        floor = self._tail.floor(session)
+        if floor is None or floor >= start + READ_LIMIT:
+            limit = start + READ_LIMIT - after
+        if after != start or (session, start) in self._shared:
+            return await self._read(session, after, limit, deltas)
+        self._shared[session, start] = reading = asyncio.Event()
+        forgotten = blocks.forgotten
+        try:
+            events = await self._read(session, after, limit, deltas)
+            if len(events) == READ_LIMIT:
+                blocks.put(session, start, events, forgotten)
+        finally:
+            del self._shared[session, start]
+            reading.set()
+        return events
+
+    async def _is_there(self, session: str) -> bool:
+        """Whether what was read of a session is still what it has; if not, it is forgotten."""
+        bucket = self._server.bucket(session)
+        known, (era, state) = self._seen.get(bucket), self._server.keys(session, "era", "state")
+        place, head = await asyncio.gather(
+            self._server.do(era, "HMGET", era, "n", "count"), self._server.do(state, "HGET", state, "h")
+        )
+        await self._meet(bucket, known, *place)
+        if head is not None and not is_deleted(head):
+            return True
+        self._blocks.forget(session)
+        return False
+
+    async def _read(self, session: str, after: Offset, limit: int, deltas: bool) -> list[Event]:
         evictions, tail = self._tail.evictions, self._tail
         self._reading[session] = self._reading.get(session, 0) + 1
         try:

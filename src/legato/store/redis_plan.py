@@ -236,6 +236,11 @@ def read_state(session: str, version: Any, head: Any, runs: Any, first: Any) -> 
     return KeptSession(version, state, updated_at, marks, waits, created_at, begun, len(json))
 
 
+def is_deleted(head: bytes) -> bool:
+    """Whether a session is, by that field of its hash."""
+    return _head(head)[2]
+
+
 def session_info(kept: KeptSession) -> SessionInfo:
     """What a caller is told of a session."""
     state = kept.state
