@@ -40,6 +40,7 @@ from legato.store import SCHEMES, open_store
 from legato.store.redis import RedisStore
 from legato.store.redis_server import is_lost, store_error
 from legato.testing import PATIENCE, STORE_CHECKS, Driver, StoreCheck
+from legato.torture.relay import Relay
 from ports import free_port
 from valkeys import (
     Valkey,
@@ -489,6 +490,41 @@ async def test_what_others_wrote_meanwhile() -> None:
                 assert (await mine).events[0].offset + 1 == theirs.events[0].offset
             starts = [e.fact.start for e in await all_of(other, "s") if isinstance(e.fact, TextDelta)]
     assert starts == [0, 100, 1, 101, 2, 102, 3, 103, 4, 104]
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+async def test_a_silent_link_holds_nobody_up_for_ever(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No packet comes through, and no end. Who sends is told that nobody knows yet; a run waits. What was sent comes
+    late, whether it had been done before or not, and nothing is stored twice."""
+    monkeypatch.setattr("legato.store.redis_server.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("legato.store.redis_server.CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr("legato.store.redis_writer.UNKNOWN_SECONDS", 0.3)
+    prefix = f"silent-{way}"
+    async with Relay([("127.0.0.1", shared_valkey().port)]) as link:
+        through = f"redis://127.0.0.1:{link.port}/?prefix={prefix}"
+        async with stores(PLACES["valkey"](prefix), 1) as (other,), stores(through, 1) as (store,):
+            await store.append("s", begun())
+            await store.append("t", begun())
+            lease = await store.acquire("t", "r", owner="me", ttl=300)
+            await store.append("t", [Draft(RunStarted("a", 1), "r")], lease=lease)
+            link.silence(way)
+            sent = store.append("s", [message("r2")], once="key")
+            running = store.append("t", [text(0)], lease=lease)
+            async with asyncio.timeout(PATIENCE):
+                with pytest.raises(StoreLost, match="Nobody knows yet"):
+                    await sent
+                assert store.trouble is not None
+                with pytest.raises(StoreLost):
+                    await store.read("s", 0)
+                assert not running.over
+                if way == "down":
+                    assert len(await other.read("s", 0)) == 3
+                link.mend()
+                assert (await running).events[0].offset == 4
+                again = await patiently(lambda: store.append("s", [message("r2")], once="key"))
+            assert (again.repeated, again.events[0].offset) == (True, 3)
+            assert [event.offset for event in await all_of(other, "s")] == [1, 2, 3]
+            assert [event.offset for event in await all_of(other, "t")] == [1, 2, 3, 4]
 
 
 # Servers that fail ----------------------------------------------------------------------------------------------------

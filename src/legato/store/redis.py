@@ -277,14 +277,16 @@ class RedisStore:
         head: Offset | None = None,
         take: Take | None = None,
     ) -> Storing:
-        """See ``Store.append``. Where the answer to it was lost, it is over only when it is known what became of it."""
+        """See ``Store.append``. Where the answer to it was lost, a run waits until it is known what became of it, and
+        others for ``UNKNOWN_SECONDS``."""
         try:
             writer = self._check_open()
             if not drafts:
                 raise ValueError("append needs at least one draft")
             check_text(session, once, *{draft.run for draft in drafts}, *(take or ())[:2])
             decide = functools.partial(self._append, [settled(draft) for draft in drafts], lease, once, head, take)
-            return writer.submit(session, decide, once, begins=drafts[0].type == "session.created")
+            begins, patient = drafts[0].type == "session.created", lease is not None
+            return writer.submit(session, decide, once, begins=begins, patient=patient)
         except (LegatoError, ValueError) as exc:
             return Storing(error=exc, over=True)
 

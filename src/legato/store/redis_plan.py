@@ -172,16 +172,22 @@ class SessionPlan:
 class SessionRequest(Storing):
     """What is asked of one session."""
 
-    __slots__ = ("begins", "decide", "once", "staged")
+    __slots__ = ("begins", "decide", "once", "patient", "staged")
 
     def __init__(
-        self, decide: Callable[[SessionPlan], Any], once: str | None, begins: bool, staged: Sequence[bytes]
+        self,
+        decide: Callable[[SessionPlan], Any],
+        once: str | None,
+        begins: bool,
+        staged: Sequence[bytes],
+        patient: bool,
     ) -> None:
         super().__init__()
         self.decide = decide
         self.once = once
         self.begins = begins  # the session; as a rule there is none of that name
         self.staged = staged  # streams that were built, to become the session's
+        self.patient = patient  # to be told what became of it, however long that takes
 
 
 class SessionCall:

@@ -148,4 +148,4 @@ async def _publish(
             raise StoreLost(f"The server has failed while a session was built: {server.shown}.")
         plan.adopt(state, begun, record, waits)
 
-    await writer.submit(session, decide, begins=True, staged=staged)
+    await writer.submit(session, decide, begins=True, staged=staged, patient=False)

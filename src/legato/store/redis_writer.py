@@ -46,6 +46,8 @@ TEND_SECONDS = 1.0
 """Between two looks whether something can be stored, while nothing is,"""
 BACKOFF = (0.05, 1.0)
 """and while it cannot: at first, and at most."""
+UNKNOWN_SECONDS = 15.0
+"""For which who asked from outside of a run waits to be told what became of it, where an answer was lost."""
 NEVER = b"?"
 """A version that no session has."""
 DONE, USED, ANOTHER_ERA, GONE = 1, 2, 3, 4
@@ -111,15 +113,17 @@ class RedisWriter:
         *,
         begins: bool = False,
         staged: Sequence[bytes] = (),
+        patient: bool = True,
     ) -> SessionRequest:
-        """Ask something of a session, see ``SessionRequest``.
+        """Ask something of a session, see ``SessionRequest``. Who is not patient is told after ``UNKNOWN_SECONDS`` that
+        nobody knows what became of it, while that is still found out before anything else is done.
 
         Raises:
             StoreError: nothing can be stored for now.
         """
         if (trouble := self.trouble or self._server.behind) is not None:
             raise store_error(trouble, self._server.shown)
-        request = SessionRequest(decide, once, begins, staged)
+        request = SessionRequest(decide, once, begins, staged, patient)
         self._waiting.setdefault(session, deque()).append(request)
         self._wake.set()
         return request
@@ -234,6 +238,7 @@ class RedisWriter:
     async def _commit(self, calls: list[SessionCall]) -> None:
         """Write these, again and again until it is known of each what became of it."""
         pause, most = BACKOFF
+        since = time.monotonic()
         while calls:
             left: list[SessionCall] = []
             done: list[SessionCall] = []
@@ -259,6 +264,8 @@ class RedisWriter:
                 self._stored_at, pause = asyncio.get_running_loop().time(), BACKOFF[0]
             else:
                 self._refuse(trouble)
+                if time.monotonic() - since > UNKNOWN_SECONDS:
+                    _fail(left, _unknown(trouble), impatient=True)
                 if left:
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, most)
@@ -397,7 +404,8 @@ class RedisWriter:
         for call in calls:
             assert call.plan is not None
             for request, (outcome, error) in zip(call.requests, call.plan.outcomes, strict=True):
-                request.outcome, request.error = outcome, error
+                if not request.over:
+                    request.outcome, request.error = outcome, error
             for request in call.requests:
                 try:
                     request.settle()
@@ -442,7 +450,13 @@ def _asked(call: SessionCall) -> list[str]:
     return [request.once for request in call.requests if request.once and request.once not in call.used]
 
 
-def _fail(calls: Iterable[SessionCall], error: Exception) -> None:
+def _unknown(trouble: StoreError) -> StoreLost:
+    text = "Nobody knows yet whether it was stored: ask again, under the same key, or look into the log"
+    return StoreLost(f"{text}. {trouble.message}", **trouble.detail)
+
+
+def _fail(calls: Iterable[SessionCall], error: Exception, *, impatient: bool = False) -> None:
     for request in [request for call in calls for request in call.requests if not request.over]:
-        request.error = error
-        request.settle()
+        if not (impatient and request.patient):
+            request.error = error
+            request.settle()
