@@ -147,23 +147,35 @@ def sentinel(conf: Path, port: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def valkey_cluster(nodes: int = 3, program: str | None = None, **settings: str) -> Iterator[list[Valkey]]:
-    """A new cluster, until it is left. The URL of a store on it is ``servers[0].url(scheme="redis+cluster")``."""
+def valkey_cluster(
+    nodes: int = 3, program: str | None = None, *, replicas: bool = False, **settings: str
+) -> Iterator[list[Valkey]]:
+    """A new cluster, until it is left. The URL of a store on it is ``servers[0].url(scheme="redis+cluster")``. With
+    ``replicas`` there are as many besides, behind the others: of ``servers[n]`` it is ``servers[n + nodes]``."""
     with contextlib.ExitStack() as stack:
         settings = {"cluster_enabled": "yes", "cluster_node_timeout": "2000", **settings}
-        servers = [stack.enter_context(valkey(program, **settings)) for _ in range(nodes)]
+        started = [stack.enter_context(valkey(program, **settings)) for _ in range(nodes * (1 + replicas))]
+        servers = started[:nodes]
         share = 16_384 // nodes
         for number, server in enumerate(servers):
             last = 16_383 if number == nodes - 1 else (number + 1) * share - 1
             server.ask("CLUSTER", "ADDSLOTSRANGE", number * share, last)
             server.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-        for server in servers[1:]:
+        for server in started[1:]:
             server.ask("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
         until = time.monotonic() + PATIENCE
-        while not all(_is_whole(server, nodes) for server in servers):
+        while not all(_is_whole(server, nodes) for server in started):
             assert time.monotonic() < until, servers[0].ask("CLUSTER", "INFO").decode()
             time.sleep(0.02)
-        yield servers
+        for server, replica in zip(servers, started[nodes:], strict=False):
+            name = server.ask("CLUSTER", "MYID").split(b"\r\n")[1].decode()
+            while b"+OK" not in replica.ask("CLUSTER", "REPLICATE", name):
+                assert time.monotonic() < until
+                time.sleep(0.02)
+        while not all(b"master_link_status:up" in each.ask("INFO", "replication") for each in started[nodes:]):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield started
 
 
 def _is_whole(server: Valkey, nodes: int) -> bool:

@@ -610,6 +610,8 @@ class RedisStore:
                                 self.doorbell.ring_work()
                         elif message["type"] in ("message", "smessage"):
                             self._hear(message["data"])
+                        elif message["type"] == "sunsubscribe":
+                            raise ConnectionError("the channel has moved to another node of the cluster")
             except Exception as exc:
                 if self._hears or not deaf:
                     logger.warning("%s: others' writes are not heard of for now: %s", self._server.shown, exc)

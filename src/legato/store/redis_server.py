@@ -217,6 +217,7 @@ class RedisServer:
         self._finding = asyncio.Lock()
         self._pools: dict[tuple[str, int] | None, Any] = {}
         self._topology: Any = None  # redis-py's own types are not those of its arguments
+        self._known: dict[tuple[str, int], None] = {}  # nodes of the cluster; the hosts of the URL may be away
         self._sentinel: Any = None
         self.version = ""
         self._has_waitaof = False
@@ -324,7 +325,7 @@ class RedisServer:
         async with self._finding:
             if self._topology is None:
                 make: Any = RedisCluster
-                nodes = [ClusterNode(*address) for address in self._hosts]
+                nodes = [ClusterNode(*address) for address in {**dict.fromkeys(self._hosts), **self._known}]
                 topology = make(startup_nodes=nodes, ssl=self._with_tls, **self._settings, **self._tls)
                 try:
                     await topology.initialize()
@@ -332,6 +333,7 @@ class RedisServer:
                     await topology.aclose()
                     raise
                 self._topology = topology
+                self._known = {(node.host, int(node.port)): None for node in topology.get_nodes()}
             return self._topology
 
     async def forget_topology(self) -> None:
@@ -370,7 +372,7 @@ class RedisServer:
                 for place, reply in zip(places, answer, strict=True):
                     replies[place] = reply
             moving = exceptions.AskError, exceptions.TryAgainError
-            if self.cluster and any(is_lost(replies[place]) for place in left):
+            if self.cluster and any(is_lost(replies[place]) or isinstance(replies[place], StoreLost) for place in left):
                 await self.forget_topology()
             left = [place for place in left if isinstance(replies[place], moving)]
             if not left or not tries:
@@ -432,6 +434,9 @@ class RedisServer:
         try:
             await (pubsub.ssubscribe(channel) if self.cluster else pubsub.subscribe(channel))
             yield pubsub
+        except Exception:
+            await self.forget_topology()
+            raise
         finally:
             with contextlib.suppress(Exception):
                 await pubsub.aclose()
