@@ -20,7 +20,7 @@ from legato.sse import SSEMessage
 from legato.torture.cluster import KINDS, ClusterPlan, torture_cluster
 from legato.torture.listeners import ChatListener, DevaListener, MixListener, ResponsesListener, RunListener
 from legato.torture.relay import Relay
-from legato.torture.verdict import Spoken, Verdict, _judge
+from legato.torture.verdict import NodeLife, Spoken, Verdict, _judge, differences, lost_takes
 
 NET = 30.0
 """Seconds; a safety net."""
@@ -44,10 +44,15 @@ def heard(text: str, *, dialect: type[RunListener] = MixListener) -> RunListener
     return listener
 
 
-def judge(*logs: list[dict[str, Any]], agent: str = "retries", listener: RunListener | None = None) -> list[str]:
+def judge(
+    *logs: list[dict[str, Any]],
+    agent: str = "retries",
+    listener: RunListener | None = None,
+    takes: dict[str, list[tuple[float, float]]] | None = None,
+) -> list[str]:
     verdict = Verdict()
     spoken = Spoken("s", "s~1", agent, 3, 10.0, listeners=[] if listener is None else [listener])
-    _judge(verdict, "s", [spoken], [[each, []] for each in logs], most=6.0)
+    _judge(verdict, "s", [spoken], logs, 6.0, takes or {})
     return verdict.faults
 
 
@@ -95,6 +100,24 @@ def test_nodes_that_say_otherwise_are_a_fault() -> None:
     other[4]["at"] += 0.001
 
     assert any("different" in fault for fault in judge(log(3), other))
+
+
+@pytest.mark.parametrize(("takes", "hit", "faults"), [([], 9.0, 1), ([5.6], 6.0, 0), ([5.6], 20.0, 1), ([0.1], 6.0, 1)])
+def test_who_takes_a_run_and_is_hit_has_shown_that_it_was_taken(takes: list[float], hit: float, faults: int) -> None:
+    """A silence of 11 s, in which another node took the run after 5 s: it is two short ones if that one was hit then."""
+    events = log(2, 3)
+    events = [{**event, "at": event["at"] + 11.0 * (event["offset"] > 5)} for event in events]
+    lives = [NodeLife([hit], [("s~1", at) for at in takes])]
+
+    assert len(judge(events, takes=lost_takes(lives))) == faults
+
+
+def test_what_nodes_tell_otherwise_is_found() -> None:
+    one: dict[str, bytes | None] = {"messages": b"[1]", "stream": b"x"}
+    assert differences([one, dict(one)]) == []
+    assert differences([one, {**one, "stream": b"y"}]) == ["nodes give different bytes of the stream"]
+    assert differences([one, {**one, "stream": None}]) == ["a node does not give the stream"]
+    assert differences([one, {"messages": b"[1]"}]) == ["a node does not give the stream"]
 
 
 @pytest.mark.parametrize(

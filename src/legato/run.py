@@ -83,6 +83,9 @@ LOOK_EVERY = 2.0
 """Seconds between two looks for runs whose owner has died, at most; and until the store is tried again that failed."""
 
 
+TAKEN = "run %s is taken here, with epoch %d"
+"""A line of the log, at ``DEBUG``: of each run that was not begun with its message."""
+
 RECOUNT = 1.0
 """Seconds between two looks whether what waits still does, for senders who are to be refused."""
 
@@ -527,6 +530,8 @@ class Runner:
             self._spans.pop(run, None)
 
     async def _drive(self, lease: Lease, *, begun: bool) -> None:
+        if not begun:
+            logger.debug(TAKEN, lease.run, lease.epoch)
         try:
             if not await self._answer(lease, begun):
                 await self._give_up(self._newest.get(lease.run, lease))

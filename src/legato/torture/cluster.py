@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -31,7 +32,7 @@ from .database import database, free_port
 from .listeners import LISTENERS, ChatListener, MixListener, RunListener, asked, pause
 from .relay import Relay, Way
 from .report import Chart
-from .verdict import Spoken, Verdict, judged
+from .verdict import NodeLife, Spoken, Verdict, judged
 
 PORTS = {"postgresql": 5432, "postgres": 5432, "redis": 6379, "rediss": 6379, "valkey": 6379, "valkeys": 6379}
 """Where the database of a URL listens that does not say."""
@@ -48,6 +49,10 @@ KINDS = ("kill", "pause", "away", "cut", "silent", "slow", "stop")
 or both; its link slow; told to stop in good order."""
 WAYS: Sequence[Sequence[Way]] = (("up", "down"), ("up",), ("down",))
 """In which a link is silent."""
+TAKEN = re.compile(r"(\d+\.\d+) run (\S+) is taken here")
+"""What a node of ours says of a run that it takes."""
+DEFAULT = "fails"
+"""Who answers where nobody is asked by name."""
 DRAWN = 12
 """Readers that have a lane in the chart."""
 
@@ -100,6 +105,7 @@ class ClusterNode:
         link: to the database.
         up: it is ready, and at peace.
         said: the last lines of its log.
+        life: what was done to it, and which runs it took.
     """
 
     def __init__(self, name: str, store: str, link: Relay, plan: ClusterPlan, folder: Path) -> None:
@@ -108,6 +114,7 @@ class ClusterNode:
         self.link = link
         self.up = False
         self.said: list[str] = []
+        self.life = NodeLife()
         self._plan = plan
         self._folder = folder
         self._store = _through(store, link.port)
@@ -142,7 +149,11 @@ class ClusterNode:
     async def _read(self, process: Process) -> None:
         assert process.stderr is not None
         async for line in process.stderr:
-            self.said = [*self.said[-999:], line.decode("utf-8", "replace").rstrip()]
+            text = line.decode("utf-8", "replace").rstrip()
+            if (taken := TAKEN.match(text)) is not None:
+                self.life.takes.append((taken[2], float(taken[1])))
+            else:
+                self.said = [*self.said[-999:], text]
 
     async def ready(self) -> bool:
         """Whether it says so."""
@@ -290,6 +301,7 @@ class Cluster:
         self.done[kind] += 1
         node.up = False
         began = self.now
+        node.life.hits.append(time.time())
         try:
             shown = await self._done(kind, node, dice, ttl)
             self.chart.span(node.name, began, self.now, shown, kind)
@@ -408,6 +420,7 @@ class ClusterLoad:
         faults: what must not be.
         waits: seconds, by what was waited for; cancels and answers only while nothing was done to any node.
         refused: how often by which status.
+        sent: how many messages over which dialect.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -415,6 +428,7 @@ class ClusterLoad:
         self.faults: list[str] = []
         self.waits: dict[str, list[float]] = {"cancel": [], "answer": [], "taken": []}
         self.refused: Counter[int] = Counter()
+        self.sent: Counter[str] = Counter()
         self._cluster = cluster
         self._port = cluster.port
         plan = cluster.plan
@@ -468,19 +482,19 @@ class ClusterLoad:
     async def _turn(self, session: str, dice: random.Random) -> None:
         agent, text, count, rate, asks = self._words(dice)
         began = time.monotonic()
-        key = f"k{dice.getrandbits(64):x}"
-        body = {"text": text} | ({"agent": agent} if agent else {})
-        sent = await self._send("POST", f"/api/sessions/{session}/messages", body, dice, key=key)
-        if sent is None:
+        over = "mix" if self._own else dice.choice(("mix", "mix", "deva", "responses"))
+        if over == "deva":
+            agent = DEFAULT
+        run = await self._said(over, session, agent, text, dice)
+        if run is None:
             return
         self.waits["taken"].append(time.monotonic() - began)
-        spoken = Spoken(session, sent["runId"], agent, count, rate)
+        self.sent[over] += 1
+        spoken = Spoken(session, run, agent, count, rate)
         self.spoken.append(spoken)
         first = MixListener if asks else dice.choice(LISTENERS)
         kinds = [first, *([dice.choice(LISTENERS)] if dice.random() < 0.5 else [])]
-        spoken.listeners = [
-            kind(self._port, session, spoken.run, sent["messageId"], str(sent["cursor"]), dice) for kind in kinds
-        ]
+        spoken.listeners = [kind(self._port, session, run, f"{run}~u", "0", dice) for kind in kinds]
         beside = []
         if asks:
             beside.append(asyncio.create_task(self._answer(spoken.listeners[0], dice)))
@@ -492,12 +506,28 @@ class ClusterLoad:
             for task in beside:
                 task.cancel()
 
+    async def _said(self, over: str, session: str, agent: str, text: str, dice: random.Random) -> str | None:
+        """Send a message over this dialect; its run. None, and a fault, if no node takes it."""
+        key = f"k{dice.getrandbits(64):x}"
+        if over == "deva":
+            path, body = f"/api/sdk/chat/{session}/messages", {"text": text, "client_id": key}
+            sent = await self._send("POST", path, body, dice, good=(201,))
+            return None if sent is None else str(sent["id"]).removesuffix("~u")
+        if over == "responses":
+            said = {"model": agent, "input": text, "conversation": session, "background": True}
+            sent = await self._send("POST", "/v1/responses", said, dice, key=key)
+            return None if sent is None else str(sent["id"]).removeprefix("resp_")
+        body = {"text": text} | ({"agent": agent} if agent else {})
+        sent = await self._send("POST", f"/api/sessions/{session}/messages", body, dice, key=key)
+        return None if sent is None else str(sent["runId"])
+
     async def _chat(self, dice: random.Random) -> None:
         agent, text, count, rate, _ = self._words(dice)
         text = text.removesuffix(" asks")
         listener = ChatListener(self._port, agent, text, f"k{dice.getrandbits(64):x}", dice)
         spoken = Spoken("", "", agent, count, rate, listeners=[listener])
         await self._listen(spoken)
+        self.sent["chat"] += 1
         spoken.session, spoken.run = listener.session, listener.run
         self.spoken.append(spoken)
 
@@ -524,7 +554,14 @@ class ClusterLoad:
             return
         spoken.cancelled = True
         began = time.monotonic()
-        if await self._send("POST", f"/api/sessions/{spoken.session}/cancel", {"runId": spoken.run}, dice) is None:
+        session, run = spoken.session, spoken.run
+        ways: list[tuple[str, Any]] = [
+            (f"/api/sessions/{session}/cancel", {"runId": run}),
+            (f"/v1/responses/resp_{run}/cancel", {}),
+            (f"/api/sdk/chat/{session}/messages/{run}~u/stop", {}),
+        ]
+        path, body = dice.choice(ways)
+        if await self._send("POST", path, body, dice) is None:
             return
         while not listener.ended:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -567,7 +604,8 @@ async def torture_cluster(plan: ClusterPlan, progress: Callable[[str], None] = l
             torment.cancel()
         progress("all logs, from each node")
         ports = [node.port for node in made.nodes]
-        verdict = await judged(ports, load.spoken, most=plan.lease_ttl + SLACK, began=made.began)
+        verdict = await judged(ports, load.spoken, most=plan.lease_ttl + SLACK, began=made.began,
+                               lives=[node.life for node in made.nodes])  # fmt: skip
         _write(made, load, verdict)
         return made.chart
 
@@ -588,11 +626,14 @@ def _write(made: Cluster, load: ClusterLoad, verdict: Verdict) -> None:
         "messages taken": len(load.spoken),
         "ended": ", ".join(f"{count} {type}" for type, count in sorted(verdict.runs.items())),
         "further attempts": verdict.attempts,
+        "messages over": ", ".join(f"{n} {over}" for over, n in sorted(load.sent.items())),
         "readers": ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(e.dialect for e in listeners).items())),
         "came back": sum(listener.cuts for listener in listeners),
         "refused, by status": ", ".join(f"{n} x {status}" for status, n in sorted(load.refused.items())) or "none",
         "longest silence of an open run, s": round(verdict.longest, 2),
         "and at most, s": plan.lease_ttl + SLACK,
+        "longest, with nodes that were hit as soon as they had taken it, s": round(verdict.between, 2),
+        "answers compared between nodes": verdict.compared,
     }
     waits = {**load.waits, "piece": [wait for listener in listeners for wait in listener.waits]}
     waits["handover at a stop"] = _handovers(made, verdict)

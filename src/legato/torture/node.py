@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from collections.abc import AsyncIterator
 from ..agent import Agent, OnCrash, Turn
 from ..bounds import Limits
 from ..event import TextDelta
+from ..run import TAKEN
 from ..server.app import Legato
 from ..server.serve import listen, serve
 
@@ -50,6 +52,11 @@ async def counts(turn: Turn) -> AsyncIterator[str]:
 def main() -> None:
     """Serve until told to stop, or until whoever started this has gone."""
     faulthandler.enable()
+    lines = logging.StreamHandler()
+    lines.setFormatter(logging.Formatter("%(created).3f %(message)s"))
+    lines.addFilter(lambda line: line.levelno >= logging.WARNING or line.msg == TAKEN)
+    logging.basicConfig(handlers=[lines])
+    logging.getLogger("legato").setLevel(logging.DEBUG)
     store, port, lease_ttl = sys.argv[1:4]
     app = Legato(
         store,

@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from .listeners import RunListener, asked
+from .listeners import ChatListener, RunListener
+from .retold import bytes_of, retold
 
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
 PAGE = 1_000
 """Events in one page of a log."""
-TRIES = 60
-"""How often a node is asked for a page before that is a fault: all of them are up by then."""
 
 
 class Spoken(msgspec.Struct):
@@ -52,7 +51,10 @@ class Verdict(msgspec.Struct):
         faults: what must not be.
         runs: how many ended in which way.
         attempts: beyond each run's first.
-        longest: seconds, between two events of a run that was open and waited for nobody.
+        longest: seconds, between two signs of life of a run that was open and waited for nobody: its events; and that a
+            node took it to which something was then done before it had begun it, which no log can show.
+        between: the longest, between two events.
+        compared: answers of nodes that were compared with those of the first.
         started: of each further attempt: the node whose run it was, when it had last said something, and when the next
             attempt began (seconds since the epoch).
     """
@@ -62,10 +64,36 @@ class Verdict(msgspec.Struct):
     runs: dict[str, int] = {}
     attempts: int = 0
     longest: float = 0.0
+    between: float = 0.0
+    compared: int = 0
     started: list[tuple[str, float, float]] = []
 
 
-async def judged(ports: Sequence[int], spoken: Sequence[Spoken], *, most: float, began: float) -> Verdict:
+class NodeLife(msgspec.Struct):
+    """What became of a node.
+
+    Attributes:
+        hits: when something began to be done to it, seconds since the epoch.
+        takes: when it took which run that was not begun with its message.
+    """
+
+    hits: list[float] = []
+    takes: list[tuple[str, float]] = []
+
+
+def lost_takes(lives: Iterable[NodeLife]) -> dict[str, list[tuple[float, float]]]:
+    """By run: when a node took it, and when something was first done to that node then."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for life in lives:
+        for run, at in life.takes:
+            if (hit := min((hit for hit in life.hits if hit > at), default=None)) is not None:
+                found[run].append((at, hit))
+    return found
+
+
+async def judged(
+    ports: Sequence[int], spoken: Sequence[Spoken], *, most: float, began: float, lives: Iterable[NodeLife] = ()
+) -> Verdict:
     """Compare what was heard with what is in the logs, as each node gives them.
 
     Args:
@@ -73,8 +101,10 @@ async def judged(ports: Sequence[int], spoken: Sequence[Spoken], *, most: float,
         spoken: what was taken.
         began: see ``Verdict``.
         most: seconds that an open run may say nothing; it says something once in ``1 / rate`` of them besides.
+        lives: of the nodes, as far as they are known.
     """
     verdict = Verdict(began)
+    takes = lost_takes(lives)
     sessions: dict[str, list[Spoken]] = defaultdict(list)
     for each in spoken:
         if each.session:
@@ -84,44 +114,58 @@ async def judged(ports: Sequence[int], spoken: Sequence[Spoken], *, most: float,
     async def one(session: str, of_it: list[Spoken]) -> None:
         async with gate:
             logs = await asyncio.gather(*(_log(port, session) for port in ports))
-        _judge(verdict, session, of_it, logs, most)
+            chats = [each for talk in of_it for each in talk.listeners if isinstance(each, ChatListener)]
+            told = []
+            if None not in logs and (events := logs[0]) is not None:
+                told = await asyncio.gather(*(retold(port, session, events, chats) for port in ports))
+        verdict.faults += [f"{session}: {fault}" for fault in differences(told)]
+        verdict.compared += sum(map(len, told))
+        _judge(verdict, session, of_it, logs, most, takes)
 
     await asyncio.gather(*(one(session, of_it) for session, of_it in sessions.items()))
     return verdict
 
 
-async def _page(port: int, path: str) -> Any:
-    for _ in range(TRIES):
-        try:
-            async with asked(port, "GET", path) as answer:
-                if answer.status == 200:
-                    return await answer.json()
-        except OSError:
-            pass
-        await asyncio.sleep(0.25)
-    return None
+def differences(told: Sequence[Mapping[str, bytes | None]]) -> list[str]:
+    """What nodes do not tell, or tell otherwise than the first of them."""
+    found: list[str] = []
+    for name in dict.fromkeys(name for each in told for name in each):
+        answers = [each.get(name) for each in told]
+        if None in answers:
+            found.append(f"a node does not give the {name}")
+        elif len(set(answers)) > 1:
+            found.append(f"nodes give different bytes of the {name}")
+    return found
 
 
-async def _log(port: int, session: str) -> Any:
-    """The log and the history, as a node gives them; None where it gives none."""
-    events: list[Any] = []
+async def _log(port: int, session: str) -> list[dict[str, Any]] | None:
+    """The log, as a node gives it; None where it gives none."""
+    events: list[dict[str, Any]] = []
     after: int | None = 0
     while after is not None:
-        page = await _page(port, f"/api/sessions/{session}/events?after={after}&limit={PAGE}")
+        page = await bytes_of(port, "GET", f"/api/sessions/{session}/events?after={after}&limit={PAGE}")
         if page is None:
             return None
-        events += page["events"]
-        after = page["next"]
-    return events, await _page(port, f"/api/sessions/{session}/messages")
+        found = msgspec.json.decode(page)
+        events += found["events"]
+        after = found["next"]
+    return events
 
 
-def _judge(verdict: Verdict, session: str, spoken: list[Spoken], logs: list[Any], most: float) -> None:
-    if None in logs:
+def _judge(
+    verdict: Verdict,
+    session: str,
+    spoken: list[Spoken],
+    logs: Sequence[list[dict[str, Any]] | None],
+    most: float,
+    takes: Mapping[str, list[tuple[float, float]]],
+) -> None:
+    events = logs[0]
+    if events is None or None in logs:
         verdict.faults.append(f"{session}: a node does not give it")
         return
-    if any(msgspec.json.encode(log) != msgspec.json.encode(logs[0]) for log in logs[1:]):
-        verdict.faults.append(f"{session}: nodes give different logs or histories")
-    events: list[dict[str, Any]] = logs[0][0]
+    if any(msgspec.json.encode(log) != msgspec.json.encode(events) for log in logs[1:]):
+        verdict.faults.append(f"{session}: nodes give different logs")
     offsets = [event["offset"] for event in events]
     if offsets != list(range(1, len(events) + 1)):
         verdict.faults.append(f"{session}: its offsets are not dense: {offsets[:50]}")
@@ -133,10 +177,13 @@ def _judge(verdict: Verdict, session: str, spoken: list[Spoken], logs: list[Any]
     for run in by_run.keys() - asked:
         spoken = [*spoken, Spoken(session, run, "", 0, 1.0)]  # its sender was never told; it has to end all the same
     for each in spoken:
-        verdict.faults += [f"{each.run}: {fault}" for fault in _faults(verdict, each, by_run.get(each.run, []), most)]
+        found = _faults(verdict, each, by_run.get(each.run, []), most, takes.get(each.run, []))
+        verdict.faults += [f"{each.run}: {fault}" for fault in found]
 
 
-def _faults(verdict: Verdict, spoken: Spoken, events: list[dict[str, Any]], most: float) -> list[str]:
+def _faults(
+    verdict: Verdict, spoken: Spoken, events: list[dict[str, Any]], most: float, takes: list[tuple[float, float]]
+) -> list[str]:
     found: list[str] = []
     types = [event["type"] for event in events]
     ends = [type for type in types if type in TERMINAL]
@@ -152,7 +199,7 @@ def _faults(verdict: Verdict, spoken: Spoken, events: list[dict[str, Any]], most
         if listener.ended and listener.text.split() != text.split():
             found.append(f"a {listener.dialect} reader has {_difference(listener.text, text)}")
     verdict.attempts += max(types.count("run.started") - 1, 0)
-    found += _late(verdict, events, most + 1 / spoken.rate)
+    found += _late(verdict, events, most + 1 / spoken.rate, takes)
     if spoken.agent:
         found += _counted(verdict, spoken, events)
     return found
@@ -165,14 +212,17 @@ def _difference(heard: str, said: str) -> str:
     return f"{len(one)} pieces, and the log {len(other)}; at {place} {here} in the place of {there}"
 
 
-def _late(verdict: Verdict, events: list[dict[str, Any]], most: float) -> list[str]:
+def _late(verdict: Verdict, events: list[dict[str, Any]], most: float, takes: list[tuple[float, float]]) -> list[str]:
     waits = 0  # for answers of people
     for before, event in itertools.pairwise(events):
         waits += (before["type"] == "permission.requested") - (before["type"] == "permission.resolved")
         if waits:
             continue
-        gap = event["at"] - before["at"]
+        taken = sorted(at for at, hit in takes if before["at"] < at <= hit < event["at"])
+        signs = [before["at"], *taken, event["at"]]
+        gap = max(after - sign for sign, after in itertools.pairwise(signs))
         verdict.longest = max(verdict.longest, gap)
+        verdict.between = max(verdict.between, event["at"] - before["at"])
         if gap > most:
             since = before["at"] - verdict.began
             return [f"nothing came for {gap:.1f} s from {since:.1f} s on, between {before['type']} and {event['type']}"]
