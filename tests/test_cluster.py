@@ -104,7 +104,7 @@ def test_nodes_that_say_otherwise_are_a_fault() -> None:
 
 @pytest.mark.parametrize(("takes", "hit", "faults"), [([], 9.0, 1), ([5.6], 6.0, 0), ([5.6], 20.0, 1), ([0.1], 6.0, 1)])
 def test_who_takes_a_run_and_is_hit_has_shown_that_it_was_taken(takes: list[float], hit: float, faults: int) -> None:
-    """A silence of 11 s, in which another node took the run after 5 s: it is two short ones if that one was hit then."""
+    """A silence of 11 s, in which another node took the run: it is two short ones if that one was hit then."""
     events = log(2, 3)
     events = [{**event, "at": event["at"] + 11.0 * (event["offset"] > 5)} for event in events]
     lives = [NodeLife([hit], [("s~1", at) for at in takes])]
