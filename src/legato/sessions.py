@@ -248,9 +248,9 @@ class Sessions:
         owners = list(dict.fromkeys([caller.subject, *owners_of(found)]))
         return await listed(self._store, owners, shows, limit=limit, after=after)
 
-    async def contents(self, caller: Caller, session: str, *, verb: Verb = "history") -> Contents:
+    async def contents(self, caller: Caller, session: str) -> Contents:
         """Which messages stand in a session, without what they say; it changes with the next await."""
-        return (await self._admission.look(caller, session, verb)).contents
+        return (await self._admission.look(caller, session, "history")).contents
 
     async def messages(self, caller: Caller, session: str, entries: Sequence[Entry]) -> list[Message]:
         """What some of them say, in their order."""
