@@ -66,7 +66,6 @@ LAYERS: list[tuple[str, int]] = [
     ("server", 3),
     ("testing", 4),
     ("torture", 4),
-    ("terminal", 4),
     ("cli", 4),
     ("__main__", 4),
 ]
@@ -163,10 +162,23 @@ def rows() -> list[tuple[str, list[str]]]:
 
 def test_the_house_has_every_file() -> None:
     """The table names each file of each folder, once, and none that is gone."""
-    named = sorted((folder, name) for folder, names in rows() for name in names if folder != "(top)")
-    files = [path for path in SOURCE.rglob("*") if path.suffix in (".py", ".js") and path.parent != SOURCE]
+    named = sorted((folder, name) for folder, names in rows() for name in names)
+    files = [path for path in SOURCE.rglob("*") if path.suffix in (".py", ".js") and not path.stem.startswith("__")]
+    places = [(path.parent.name if path.parent != SOURCE else f"L{layer(path.stem)}", path.stem) for path in files]
 
-    assert sorted((path.parent.name, path.stem) for path in files if path.stem != "__init__") == named
+    assert sorted(places) == named
+
+
+def test_the_house_has_every_package() -> None:
+    """The first table names each package, once, in its layer."""
+    house = DESIGN.read_text("utf-8").partition("## The house")[2]
+    named = re.findall(r"`(\w+)/`", house.partition("\nA file imports")[0])
+    layers = [
+        (int(number), re.findall(r"`(\w+)/`", row)) for number, row in re.findall(r"^\| L(\d) (.*)$", house, re.M)
+    ]
+
+    assert sorted(named) == sorted({path.parent.name for path in FILES} - {SOURCE.name})
+    assert [name for number, names in layers for name in names if layer(name) != number] == []
 
 
 def test_imports_of_the_browser_modules_go_up_the_table() -> None:
