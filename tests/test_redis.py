@@ -38,7 +38,7 @@ from legato.machine import Lease
 from legato.server.app import Legato
 from legato.store import SCHEMES, open_store
 from legato.store.redis import RedisStore
-from legato.store.redis_server import is_lost, store_error
+from legato.store.redis_errors import is_lost, store_error
 from legato.testing import PATIENCE, STORE_CHECKS, Driver, StoreCheck
 from legato.torture.relay import Relay
 from ports import free_port

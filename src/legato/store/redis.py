@@ -52,6 +52,7 @@ from ..log import (
 )
 from ..machine import Lease, OpenRun, check_head, free, moved, released, renewed
 from . import redis_sessions as moving
+from .redis_errors import store_error
 from .redis_packs import Packer, unpack
 from .redis_plan import (
     Record,
@@ -64,7 +65,7 @@ from .redis_plan import (
     settled,
 )
 from .redis_scripts import READ
-from .redis_server import RedisServer, store_error
+from .redis_server import RedisServer
 from .redis_sessions import indexed, states
 from .redis_writer import RedisWriter
 from .tail import BlockCache, TailCache
@@ -208,7 +209,7 @@ class RedisStore:
     def facts(self) -> dict[str, str | int]:
         """What an operator may want to know."""
         self._check_open()
-        durability = self._server.durability or "as the server has it"
+        durability = self._server.address.durability or "as the server has it"
         facts: dict[str, str | int] = {"kind": "redis", "server": self._server.version, "durability": durability}
         return {**facts, "tail_sessions": len(self._tail), "tail_bytes": self._tail.bytes}
 

@@ -1,4 +1,4 @@
-"""The server of a Redis store: how it is reached, what is expected of it, and what its errors mean.
+"""The server of a Redis store: how it is reached, and what is expected of it.
 
 It knows nothing of logs. Commands go out in groups, each with a key that says which node of a cluster it is for. The
 one rule that must hold: it is known of each command whether it was done, was not, or may have been (``is_lost``).
@@ -12,11 +12,9 @@ import functools
 import hashlib
 import logging
 import re
-import ssl
 import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 try:
     from redis import exceptions
@@ -31,7 +29,9 @@ except ModuleNotFoundError as exc:
         "The Redis store needs the package redis: pip install 'legato[redis]'", name="redis"
     ) from exc
 
-from ..errors import InvalidInput, StoreError, StoreFull, StoreLost
+from ..errors import StoreError, StoreLost
+from .redis_address import RedisAddress
+from .redis_errors import is_lost, is_unknown, store_error
 
 logger = logging.getLogger("legato")
 
@@ -42,21 +42,6 @@ MOVING = 50, 0.1
 REPLICATED_SECONDS = 1.0
 """For replicas to have what was written, before it is said that they are behind."""
 OLDEST = 7
-SCHEMES = {
-    f"{name}{tls}{way}": (bool(tls), way[1:])
-    for name in ("redis", "valkey")
-    for tls in ("", "s")
-    for way in ("", "+cluster", "+sentinel")
-}
-"""Whether the scheme of a URL stands for TLS; and for one server (""), a cluster, or sentinels that know the server."""
-OPTIONS = {
-    "durability": "always|everysec|none",
-    "replicas": "0 to 9",
-    "prefix": "letters, digits, '_' and '-'",
-    "ca": "a file",
-    "cert": "a file",
-    "key": "a file",
-}
 DURABILITY = {
     "always": "appendonly yes and appendfsync always",
     "everysec": "appendonly yes and appendfsync everysec (or always)",
@@ -92,125 +77,40 @@ def _packed(commands: Iterable[Sequence[Any]]) -> bytes:
     return b"".join(parts)
 
 
-def is_lost(exc: object) -> bool:
-    """Whether it is not known if the command was done: no answer came."""
-    refused = (
-        exceptions.BusyLoadingError,
-        exceptions.AuthenticationError,
-        exceptions.AuthorizationError,
-        exceptions.MaxConnectionsError,
-    )
-    lost = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, asyncio.IncompleteReadError)
-    return isinstance(exc, lost) and not isinstance(exc, refused)
-
-
-def is_unknown(exc: object) -> bool:
-    """Whether the server did not know the script, and so did nothing."""
-    return isinstance(exc, exceptions.NoScriptError)
-
-
-def store_error(exc: BaseException, shown: str) -> StoreError:
-    """What to raise for an error of the server, or of the way to it: what it is, and what to do."""
-    if isinstance(exc, StoreError):
-        return type(exc)(exc.message, **exc.detail)
-    error, text = _meaning(exc)
-    return error(f"{text}: {shown} ({type(exc).__name__}: {str(exc)[:300]}).", url=shown)
-
-
-def _meaning(exc: BaseException) -> tuple[type[StoreError], str]:
-    word = str(exc).partition(" ")[0]
-    if isinstance(exc, exceptions.OutOfMemoryError) or word == "OOM":
-        return StoreFull, "The server's memory is full (maxmemory); what was acknowledged is safe. Give it more"
-    if isinstance(exc, exceptions.AuthenticationError) or word in ("NOAUTH", "WRONGPASS"):
-        return StoreLost, "The server does not take this user or password"
-    if isinstance(exc, exceptions.NoPermissionError | exceptions.AuthorizationError) or word == "NOPERM":
-        return StoreError, "The server does not let this user do what the store needs (docs/deploy.md has the list)"
-    if isinstance(exc, exceptions.ReadOnlyError):
-        return StoreLost, "The server is a replica now and takes nothing. Lead the address to the primary"
-    if isinstance(exc, exceptions.BusyLoadingError):
-        return StoreLost, "The server is still reading its data"
-    if word == "MISCONF":
-        return StoreLost, "The server cannot write to its disk, and takes nothing until it can"
-    moving = exceptions.ClusterDownError, exceptions.AskError, exceptions.TryAgainError
-    if isinstance(exc, moving) or word in ("NOREPLICAS", "BUSY"):
-        return StoreLost, "The server takes nothing for now"
-    if isinstance(exc, ssl.SSLError):
-        return StoreError, "No TLS with this server; its certificate has to be known (?ca=FILE)"
-    if is_lost(exc) or isinstance(exc, exceptions.RedisClusterException | exceptions.MaxConnectionsError):
-        return StoreLost, "The server cannot be reached, and nothing is stored until it can"
-    return StoreError, "The server could not do it"
-
-
 class RedisServer:
     """Redis or Valkey: one server, the one that sentinels name, or a cluster.
 
     Args:
-        url: ``redis://[user[:password]@]host[:port][/database][?option=value&...]``, see ``SCHEMES`` and ``OPTIONS``.
-            Of a cluster, and of sentinels, several hosts may be given, with commas; ``/name`` is the sentinels' then.
+        url: see ``RedisAddress``.
 
     Attributes:
+        address: what the URL says.
         shown: the URL, without what is nobody's business.
         cluster: whether it is one.
         buckets: in how many the store's sessions stand. What has one bucket is in one slot of a cluster.
         channel, publish: where and how processes tell each other what has grown.
         behind: what to say while too few replicas have what was written, and it is waited for.
-        prefix: of all keys.
 
     Raises:
         InvalidInput: no such URL, or no such option.
     """
 
     def __init__(self, url: str) -> None:
-        self.shown = re.sub(r"//[^/?]*@", "//", url)[:200]
-        scheme, _, rest = url.partition("://")
-        if scheme.lower() not in SCHEMES or not rest:
-            raise InvalidInput(f"A Redis store is 'redis://host:6379/0' or the like, got {self.shown!r}.")
-        tls, self._way = SCHEMES[scheme.lower()]
-        self.cluster = self._way == "cluster"
-        parts = urlsplit(f"//{rest}")
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if unknown := options.keys() - OPTIONS.keys():
-            raise InvalidInput(f"A Redis store has the options {', '.join(OPTIONS)}, got {', '.join(sorted(unknown))}.")
-        self.durability = self._option(options, "durability", "always|everysec|none", "")
-        self.replicas = int(self._option(options, "replicas", r"\d", "0"))
-        self.prefix = self._option(options, "prefix", r"[\w-]{1,60}", "legato")
-        if self.cluster and self.replicas:
-            raise InvalidInput("In a cluster the option replicas cannot be had: nobody can wait for all nodes at once.")
-        userinfo, _, hosts = parts.netloc.rpartition("@")
-        user, _, password = userinfo.partition(":")
-        self._hosts = [self._address(host) for host in hosts.split(",")]
-        path = parts.path.strip("/")
-        if self._way == "sentinel":
-            if not path:
-                raise InvalidInput(
-                    f"Which server do the sentinels know? 'redis+sentinel://host/NAME', got {self.shown!r}."
-                )
-        elif len(self._hosts) > 1 and not self.cluster:
-            raise InvalidInput(f"Several hosts are for +cluster and +sentinel, got {self.shown!r}.")
-        elif not re.fullmatch(r"\d{0,4}", path) or (self.cluster and path not in ("", "0")):
-            raise InvalidInput(
-                f"After the host stands the number of a database (in a cluster: none), got {path[:60]!r}."
-            )
-        self._name = unquote(path)
+        self.address = address = RedisAddress(url)
+        self.shown, self.cluster = address.shown, address.way == "cluster"
         self._settings: dict[str, Any] = {
-            "username": unquote(user) or None,
-            "password": unquote(password) or None,
+            "username": address.user or None,
+            "password": address.password or None,
             "socket_connect_timeout": CONNECT_SECONDS,
             "socket_timeout": ANSWER_SECONDS,
             "socket_keepalive": True,
             "client_name": "legato",
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
+            **address.files,
         }
-        if not self.cluster and self._way != "sentinel":
-            self._settings["db"] = int(path or 0)
-        self._tls = {}
-        if tls:
-            files = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
-            self._tls = {files[name]: options[name] for name in files if name in options}
-        elif options.keys() & {"ca", "cert", "key"}:
-            raise InvalidInput("The options ca, cert and key are for rediss:// only.")
-        self._with_tls = tls
+        if not address.way:
+            self._settings["db"] = int(address.name or 0)
         self.buckets = 1
         self._asked: dict[Command, asyncio.Future[Any]] = {}
         self._asking: asyncio.Task[None] | None = None
@@ -225,24 +125,11 @@ class RedisServer:
         self.publish = "SPUBLISH" if self.cluster else "PUBLISH"
         self.channel = self.key("era", "bell")
 
-    def _option(self, options: dict[str, str], name: str, form: str, default: str) -> str:
-        value = options.get(name, default)
-        if name in options and not re.fullmatch(form, value):
-            raise InvalidInput(f"The option {name} is {OPTIONS[name]}, got {value[:60]!r}.")
-        return value
-
-    def _address(self, host: str) -> tuple[str, int]:
-        try:
-            parts = urlsplit(f"//{host}")
-            return parts.hostname or "localhost", parts.port or (26379 if self._way == "sentinel" else 6379)
-        except ValueError as exc:
-            raise InvalidInput(f"No host and port: {host[:100]!r}.") from exc
-
     # Keys, and asking -------------------------------------------------------------------------------------------------
 
     def key(self, bucket: int | str, kind: str, name: str = "") -> bytes:
         """A key of this store; ``bucket`` says in which slot."""
-        return f"{self.prefix}:{{{bucket}}}:{kind}:{name}".encode()
+        return f"{self.address.prefix}:{{{bucket}}}:{kind}:{name}".encode()
 
     def bucket(self, session: str) -> int:
         """The bucket of a session."""
@@ -308,15 +195,15 @@ class RedisServer:
         pool = self._pools.get(place)
         if pool is None:
             how: dict[str, Any]
-            if self._way == "sentinel":
+            if self.address.way == "sentinel":
                 make: Any = Sentinel
-                self._sentinel = make(self._hosts, socket_timeout=CONNECT_SECONDS)
-                make, how = SentinelConnectionPool, {"ssl": self._with_tls}
-                pool = make(self._name, self._sentinel, **how, **self._settings, **self._tls)
+                self._sentinel = make(self.address.hosts, socket_timeout=CONNECT_SECONDS)
+                make, how = SentinelConnectionPool, {"ssl": self.address.tls}
+                pool = make(self.address.name, self._sentinel, **how, **self._settings)
             else:
-                host, port = place or self._hosts[0]
-                make, how = ConnectionPool, {"connection_class": SSLConnection} if self._with_tls else {}
-                pool = make(host=host, port=port, **how, **self._settings, **self._tls)
+                host, port = place or self.address.hosts[0]
+                make, how = ConnectionPool, {"connection_class": SSLConnection} if self.address.tls else {}
+                pool = make(host=host, port=port, **how, **self._settings)
             self._pools[place] = pool
         return place, pool
 
@@ -325,8 +212,8 @@ class RedisServer:
         async with self._finding:
             if self._topology is None:
                 make: Any = RedisCluster
-                nodes = [ClusterNode(*address) for address in {**dict.fromkeys(self._hosts), **self._known}]
-                topology = make(startup_nodes=nodes, ssl=self._with_tls, **self._settings, **self._tls)
+                nodes = [ClusterNode(*address) for address in {**dict.fromkeys(self.address.hosts), **self._known}]
+                topology = make(startup_nodes=nodes, ssl=self.address.tls, **self._settings)
                 try:
                     await topology.initialize()
                 except BaseException:
@@ -397,19 +284,18 @@ class RedisServer:
                     replies.append(await connection.read_response())
                 except exceptions.ResponseError as exc:
                     replies.append(exc)
-            while wait and self.replicas and not await self._replicated(connection):
+            while wait and self.address.replicas and not await self._replicated(connection):
                 if self.behind is None:
                     self.behind = StoreLost(
-                        f"Fewer than {self.replicas} replicas have it: {self.shown}.", url=self.shown
+                        f"Fewer than {self.address.replicas} replicas have it: {self.shown}.", url=self.shown
                     )
                     logger.error("nothing is acknowledged: %s", self.behind)
             self.behind = None
             # A server that was demoted is left: the address may lead to another one now.
             whole = not any(isinstance(reply, exceptions.ReadOnlyError) for reply in replies)
         except Exception as exc:
-            replies = (
-                [exc] * len(commands) if wait and self.replicas else replies + [exc] * (len(commands) - len(replies))
-            )
+            known = [] if wait and self.address.replicas else replies
+            replies = known + [exc] * (len(commands) - len(known))
         finally:
             if not whole:
                 await connection.disconnect(nowait=True)
@@ -418,11 +304,11 @@ class RedisServer:
 
     async def _replicated(self, connection: Any) -> bool:
         """Whether enough replicas have what was written: in memory, or on their disks where ``durability=always``."""
-        on_disk = self.durability == "always" and self._has_waitaof
-        command = ["WAITAOF", 1, self.replicas] if on_disk else ["WAIT", self.replicas]
+        on_disk = self.address.durability == "always" and self._has_waitaof
+        command = ["WAITAOF", 1, self.address.replicas] if on_disk else ["WAIT", self.address.replicas]
         await connection.send_command(*command, round(REPLICATED_SECONDS * 1000), check_health=False)
         answer = await connection.read_response()
-        return int(answer[1] if on_disk else answer) >= self.replicas
+        return int(answer[1] if on_disk else answer) >= self.address.replicas
 
     @contextlib.asynccontextmanager
     async def listen(self) -> AsyncIterator[Any]:
@@ -508,11 +394,12 @@ class RedisServer:
         config = {settings[n].decode(): settings[n + 1].decode() for n in range(0, len(settings), 2)}
         kept = config.get("appendfsync", "no") if config.get("appendonly") == "yes" else "none"
         levels = ["none", "no", "everysec", "always"]
-        if levels.index(kept) < levels.index(self.durability or "none"):
+        asked = self.address.durability
+        if levels.index(kept) < levels.index(asked or "none"):
             raise StoreError(
-                f"durability={self.durability} needs {DURABILITY[self.durability]}, but {LOSES[kept]}. Set it ('CONFIG "
-                f"SET appendonly yes', 'CONFIG SET appendfsync {self.durability}', and in the server's file), or say "
-                f"which loss you can live with: durability=everysec, or none: {self.shown}."
+                f"durability={asked} needs {DURABILITY[asked]}, but {LOSES[kept]}. Set it ('CONFIG SET appendonly "
+                f"yes', 'CONFIG SET appendfsync {asked}', and in the server's file), or say which loss you can live "
+                f"with: durability=everysec, or none: {self.shown}."
             )
-        if not self.durability and kept != "always":
+        if not asked and kept != "always":
             logger.warning("%s: %s; see 'Redis and Valkey' in docs/deploy.md", self.shown, LOSES[kept])

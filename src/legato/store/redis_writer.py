@@ -22,6 +22,7 @@ from ..event import Event, Offset
 from ..figures import StoreFigures
 from ..log import MICRO
 from ..machine import SessionState, released
+from .redis_errors import is_lost, is_unknown, store_error
 from .redis_plan import (
     MARK_SECONDS,
     KeptSession,
@@ -34,7 +35,7 @@ from .redis_plan import (
     read_state,
 )
 from .redis_scripts import BEGIN, ENTER, WRITE
-from .redis_server import Command, RedisServer, is_lost, is_unknown, sha, store_error
+from .redis_server import Command, RedisServer, sha
 
 logger = logging.getLogger("legato")
 
