@@ -12,7 +12,7 @@ from pygments.lexers import get_all_lexers
 from starlette.testclient import TestClient
 
 from legato import Legato, Turn
-from legato.server import formulas, press
+from legato.server import colours, formulas, press
 from legato.server.markdown import render, render_growing
 
 
@@ -163,8 +163,10 @@ def test_unclosed_formulas_take_time_in_proportion(kind: str) -> None:
     assert searched[1] < 12 * searched[0] + 0.2
 
 
-def test_code_never_moves_while_it_grows() -> None:
-    """For each language that is known, cut in the middle of lines: what is shown is the code, and all of it."""
+def test_code_never_moves_while_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each language that is known, cut in the middle of lines: what is shown is the code, and all of it; also where it
+    is read in pieces."""
+    monkeypatch.setattr(colours, "PIECE", 24)
     code = "def f(x):\n  <a href='b'>&amp; \"c\" // d\n#e /* f */ {g: 1}\n\n\tlet rn = 'x' $y\n"
     for name, aliases, _, _ in get_all_lexers():
         if not aliases or name == "Typographic Number Theory":  # whose lexer never ends: `Press` gives it up

@@ -25,17 +25,12 @@ import nh3
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
-from pygments import format
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import get_lexer_by_name
 
 from . import formulas
+from .colours import coloured, coloured_growing
 from .flavour import flavoured
-from .growth import joined, taken_apart, together
+from .growth import SMALL, joined, taken_apart, together
 from .typeset import FRESH
-
-HIGHLIGHTED = 20_000
-"""Characters of a code block up to which its words are marked."""
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -63,6 +58,8 @@ def render_growing(text: str, *, colours: bool = True) -> Rendered:
     none after a line's end, or while the meaning of a marker is undecided.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if (code := _code_alone(text, colours)) is not None:
+        return code
     growth = taken_apart(text)
     pieces = [_piece(piece, colours) for piece in growth.pieces] if growth else []
     if growth is not None and together(growth, pieces):
@@ -77,6 +74,27 @@ def render_growing(text: str, *, colours: bool = True) -> Rendered:
 @functools.lru_cache(256)
 def _piece(text: str, colours: bool) -> list[str]:
     return [block.html for block in _blocks(text, colours)]
+
+
+_FENCE = re.compile(r"(`{3,})([^`\n]*)\n|(~{3,})([^\n]*)\n")
+
+
+def _code_alone(text: str, colours: bool) -> Rendered | None:
+    """A text that is one block of code, and not closed: as if it were parsed, and without that; None if it is not."""
+    fence = _FENCE.match(text)
+    if fence is None or len(text) < SMALL:
+        return None
+    mark = fence[1] or fence[3]
+    if re.compile(f"^ {{0,3}}{mark}{mark[0]}*[ \t]*$", re.MULTILINE).search(text, fence.end()):
+        return None
+    kept = _without_fence_begun(text)
+    goes_on = kept == text and _CARET not in text
+    code = kept[fence.end() :].replace("\0", "\ufffd")
+    language = _language(fence[2] or fence[4] or "")
+    pieces = coloured_growing(code, language) if colours else [html.escape(code)]
+    begin, end, _ = _cleaned(_code_block(language, "")).partition("</code>")
+    inner = "".join([*map(_cleaned, pieces), FRESH if goes_on else "" if code.endswith("\n") else "\n"])
+    return Rendered([Block(0, f"{begin}{inner}{end}</pre>")])
 
 
 def _growing(text: str, colours: bool) -> Rendered:
@@ -110,7 +128,7 @@ def mend(text: str) -> tuple[str, str]:
     line = text.rfind("\n") + 1
     end = text[line:].lstrip(" \t>").rstrip(" \t")
     if _ends_in_code(text):
-        return text[:line] if line and end and not end.strip("`~") else text, ""
+        return _without_fence_begun(text), ""
     if (formula := formulas.unfinished_block(text)) is not None:
         text = text[:formula]
     elif _UNDECIDED.fullmatch(end):
@@ -139,6 +157,13 @@ def mend(text: str) -> tuple[str, str]:
         last, plain = last[:sign], plain[:sign]
     last, closers = _closed(last, plain)
     return before + last, closers
+
+
+def _without_fence_begun(text: str) -> str:
+    """A text that ends in code, without a last line that may be the code's end."""
+    line = text.rfind("\n") + 1
+    end = text[line:].strip(" \t>")
+    return text[:line] if line and end and not end.strip("`~") else text
 
 
 def _without_code(text: str) -> str:
@@ -272,21 +297,6 @@ def _groups(tokens: Sequence[Token]) -> Iterator[tuple[int, list[Token]]]:
             group = []
 
 
-def _highlighted(code: str, language: str) -> str:
-    """The code with its words marked by classes where its language is known, else as it is; always all of it."""
-    if not language or len(code) > HIGHLIGHTED:
-        return html.escape(code)
-    try:
-        tokens = list(get_lexer_by_name(language, stripnl=False, ensurenl=False).get_tokens(code))
-    except Exception:  # no such language; or a lexer of others, at code that is not its own
-        return html.escape(code)
-    read = "".join(text for _, text in tokens)
-    if read not in (code, f"{code}\n"):
-        return html.escape(code)
-    shown = format(tokens, _FORMATTER)  # which ends the last line
-    return shown if read == code and code.endswith("\n") else shown.removesuffix("\n")
-
-
 def _as_we_show_it(state: StateCore) -> None:
     """The page's title is the heading of the first level, and images are not loaded."""
     for token in state.tokens:
@@ -315,11 +325,22 @@ def _fence(
     renderer: object, tokens: Sequence[Token], at: int, options: object, environment: MutableMapping[str, Any]
 ) -> str:
     token = tokens[at]
-    language = (token.info.split(maxsplit=1) or [""])[0][:30]
     code, grows, rest = token.content.partition(_CARET)
+    language = _language(token.info)
+    if not environment["colours"]:
+        shown = html.escape(code)
+    else:
+        shown = "".join(coloured_growing(code, language)) if grows else coloured(code, language)
+    return _code_block(language, f"{shown}{grows}{rest}")
+
+
+def _language(info: str) -> str:
+    return (info.split(maxsplit=1) or [""])[0][:30]
+
+
+def _code_block(language: str, shown: str) -> str:
     named = f' data-language="{html.escape(language)}"' if language else ""
-    shown = _highlighted(code, language) if environment["colours"] else html.escape(code)
-    return f"<pre{named}><code>{shown}{grows}{rest}</code></pre>"
+    return f"<pre{named}><code>{shown}</code></pre>"
 
 
 def _parser() -> MarkdownIt:
@@ -341,7 +362,6 @@ _VALUES = {
     ("input", "type"): re.compile(r"checkbox"),
 }
 """Of a tag's attribute, or of one of each tag, what it may say, where that is bounded."""
-_FORMATTER = HtmlFormatter(nowrap=True)
 _PARSER = _parser()
 _BLOCKS_ALONE = _parser()
 _BLOCKS_ALONE.core.ruler.enableOnly(["normalize", "block"])
@@ -366,3 +386,4 @@ _CLEANER = nh3.Cleaner(
     url_relative="deny",  # an answer knows nothing of this server's addresses
     link_rel="noopener noreferrer",
 )
+_cleaned = functools.lru_cache(512)(_CLEANER.clean)
