@@ -164,8 +164,7 @@ def test_unclosed_formulas_take_time_in_proportion(kind: str) -> None:
 
 
 def test_code_never_moves_while_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each language that is known, cut in the middle of lines: what is shown is the code, and all of it; also where it
-    is read in pieces."""
+    """For each language that is known, cut in mid-line and read in pieces: what is shown is the code, and all of it."""
     monkeypatch.setattr(colours, "PIECE", 24)
     code = "def f(x):\n  <a href='b'>&amp; \"c\" // d\n#e /* f */ {g: 1}\n\n\tlet rn = 'x' $y\n"
     for name, aliases, _, _ in get_all_lexers():

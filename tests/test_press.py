@@ -185,6 +185,53 @@ async def test_what_many_ask_is_made_once(made: Press, held: type[Held]) -> None
     assert held.texts == ["a"]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_growing_text_is_made_once_for_all_who_read_it(
+    made: Press, held: type[Held], kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each asks at its own moments, with its own length: it gets what another has, and is told of how much that is."""
+    held.go.set()
+    monkeypatch.setattr(press, "SHARED_SECONDS", 3600 if kept else 0)
+    text = "A 😀 text of many letters that grows. " * 300
+    for look in range(100, 8_000, 100):
+        for reader in range(3):
+            asked = text[: look + 20 * reader]
+            answer = await made.answer(RenderRequest([asked], growing=True), str(reader))
+            (shown,) = msgspec.json.decode(answer.rendered[0], type=Rendered).blocks
+            assert shown.html == f'<p class="plain">{asked[: _characters(asked, answer.units[0])]}{FRESH}</p>'
+        await asyncio.sleep(0)
+    assert len(held.texts) == (4 if kept else 3 * 79)
+    assert await rendered(made, text[:1_000] + "Another.", growing=True) == [
+        f'<p class="plain">{text[:1_000]}Another.{FRESH}</p>'
+    ]
+    assert made._jobs == {}
+
+
+def _characters(text: str, units: int) -> int:
+    return len(text.encode("utf-16-le")[: 2 * units].decode("utf-16-le"))
+
+
+async def test_those_who_read_a_growing_text_wait_for_the_same(made: Press, held: type[Held]) -> None:
+    """What is being made for one is given to others who have a little more; not if that one has left."""
+    long = "It grows. " * 10
+    first = ask(made, "0")
+    await until(lambda: bool(held.texts))
+    begun = asyncio.ensure_future(rendered(made, long, growing=True))
+    gone = asyncio.ensure_future(rendered(made, f"Another {long}", growing=True))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    joined = asyncio.ensure_future(rendered(made, f"{long} on", growing=True))
+    await asyncio.sleep(0)
+    held.go.set()
+    assert (await begun, await joined) == ([f'<p class="plain">{long}{FRESH}</p>'],) * 2
+    assert await rendered(made, f"Another {long} on", growing=True) == [
+        f'<p class="plain">Another {long} on{FRESH}</p>'
+    ]
+    assert held.texts == ["0", long, f"Another {long} on"]
+    await first
+
+
 async def test_what_is_kept_is_bounded_in_bytes(made: Press, held: type[Held], monkeypatch: pytest.MonkeyPatch) -> None:
     """What was asked for longest ago goes first; its size counts, and not how much there is."""
     held.go.set()
@@ -276,6 +323,7 @@ async def test_what_takes_too_long_is_shown_as_it_is_and_not_tried_again(
 
     monkeypatch.setattr(press._Process, "render", counted)
     monkeypatch.setattr(press, "SECONDS_EACH", 0.0)
+    monkeypatch.setattr(press, "SHARED_SECONDS", 0.0)
     assert await rendered(made, STUCK) == [f'<p class="plain">{STUCK}</p>']
     assert await rendered(made, STUCK) == [f'<p class="plain">{STUCK}</p>']
     assert len(tried) == 1

@@ -50,6 +50,9 @@ KEPT_EACH = 100
 BEGINNINGS = 256
 BEGINNING = 64
 """Characters by which a text that grows is known again."""
+SHARED_SECONDS, SHARED_LACK = 0.1, 2_000
+"""For so long what was made of a growing text is given to others who read it, and lacks no more characters of theirs. A
+page asks less often than that, so it never gets its own again."""
 
 _COMMAND = """
 import sys
@@ -74,9 +77,15 @@ class RenderRequest(msgspec.Struct, frozen=True):
 
 
 class RenderAnswer(msgspec.Struct, frozen=True):
-    """The texts in the order in which they were sent, each as ``markdown.Rendered``."""
+    """What was made of the texts.
+
+    Attributes:
+        rendered: in the order in which they were sent, each as ``markdown.Rendered``.
+        units: of how much of each, in UTF-16 units: of a text that grows, it may be what another reader had.
+    """
 
     rendered: list[msgspec.Raw]
+    units: list[int]
 
 
 class Press:
@@ -92,6 +101,7 @@ class Press:
         self._size = 0
         self._beginnings: OrderedDict[str, _Slow] = OrderedDict()
         self._jobs: dict[bytes, _Job] = {}  # those that wait, and those that are under way
+        self._growths: dict[str, _Job] = {}  # of growing texts, also those that were done just now
         self._lanes: dict[str, _Lane] = {}  # of callers with texts that wait
         self._turn = 0.0
         self._waiting = 0
@@ -131,7 +141,11 @@ class Press:
             for text in request.texts:
                 asked.append(self._ask(text, request.growing, caller))
             return RenderAnswer(
-                [msgspec.Raw(each if isinstance(each, bytes) else await asyncio.shield(each.done)) for each in asked]
+                [msgspec.Raw(each if isinstance(each, bytes) else await asyncio.shield(each.done)) for each in asked],
+                [
+                    _units(each.text if isinstance(each, _Job) else text)
+                    for each, text in zip(asked, request.texts, strict=True)
+                ],
             )
         finally:
             for each in asked:
@@ -159,7 +173,10 @@ class Press:
         if (made := self._kept.get(key)) is not None:
             self._kept.move_to_end(key)
             return made
-        if (job := self._jobs.get(key)) is not None:
+        job = self._jobs.get(key)
+        if job is None and growing:
+            job = self._growth(text)
+        if job is not None:
             job.wanted += 1
             return job
         slow = self._beginnings.get(text[:BEGINNING]) if growing else None
@@ -174,12 +191,26 @@ class Press:
         job = _Job(text, growing, key, colours=slow is None and ("```" in text or "~~~" in text))
         self._lanes[caller] = lane
         self._jobs[key] = job
+        if growing:
+            self._growths[text[:BEGINNING]] = job
         self._waiting += weight
         lane.weight += weight
         lane.count += 1
         heapq.heappush(lane.waiting, (len(text), lane.count, job))
         self._go_on()
         return job
+
+    def _growth(self, text: str) -> _Job | None:
+        """The job of another who reads the same growing text, if that will do."""
+        job = self._growths.get(text[:BEGINNING])
+        if job is None or len(text) - len(job.text) > SHARED_LACK or not text.startswith(job.text):
+            return None
+        return job
+
+    def _forget(self, job: _Job) -> None:
+        beginning = job.text[:BEGINNING]
+        if self._growths.get(beginning) is job:
+            del self._growths[beginning]
 
     def _go_on(self) -> None:
         while len(self._working) < PROCESSES:
@@ -196,7 +227,7 @@ class Press:
                 del self._lanes[caller]
             if not job.wanted:  # who asked has left
                 del self._jobs[job.key]
-                job.done.cancel()
+                self._forget(job)
                 continue
             self._turn = lane.turn
             lane.turn += job.seconds
@@ -217,6 +248,8 @@ class Press:
             self._long -= len(job.text) > SHORT
             del self._jobs[job.key]
             job.done.set_result(made)
+            if job.growing:
+                asyncio.get_running_loop().call_later(SHARED_SECONDS, self._forget, job)
 
     async def _made(self, job: _Job) -> bytes | None:
         """What came of a text; None if there is no process for it."""
@@ -405,6 +438,10 @@ def as_it_is(text: str, growing: bool) -> bytes:
 
     shown = html.escape(text) + FRESH if growing else html.escape(text.rstrip())
     return msgspec.json.encode({"blocks": [{"line": 0, "html": f'<p class="plain">{shown}</p>'}]})
+
+
+def _units(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2
 
 
 def _digest(text: str, growing: bool) -> bytes:

@@ -52,11 +52,16 @@ export class Typesetter {
     });
   }
 
-  /** Of a text that grows; not repeated, since the next one will be asked for soon. @param {string} text @returns {Promise<Block[]>} */
+  /**
+   * Of a text that grows, or of as much of it as another reader has asked for just now; not repeated, since the next one
+   * will be asked for soon.
+   * @param {string} text @returns {Promise<{blocks: Block[], of: string}>}
+   */
   async growing(text) {
     const response = await this.#server.once("POST", "web/markdown", { texts: [text], growing: true });
     if (!response.ok) throw new Error(`Not rendered: ${response.status}.`);
-    return (await response.json()).rendered[0].blocks;
+    const { rendered, units } = await response.json();
+    return { blocks: rendered[0].blocks, of: text.slice(0, units?.[0]) };
   }
 
   async #flush() {
@@ -226,9 +231,11 @@ export class Prose {
     const late = setTimeout(() => this.#despair(), PACE.patience);
     const begin = this.#begin;
     const anew = whole && begin > 0 && this.#text.length <= LONGEST && DEFINITION.test(this.#text);
-    let blocks = null;
+    /** @type {Block[] | null} */ let blocks = null;
+    let of = rest;
     try {
-      blocks = await (whole ? this.#typesetter.whole(anew ? this.#text : rest) : this.#typesetter.growing(rest));
+      if (whole) blocks = await this.#typesetter.whole(anew ? this.#text : rest);
+      else ({ blocks, of } = await this.#typesetter.growing(rest));
       this.#slow = false;
     } catch {
       this.#despair();
@@ -239,8 +246,8 @@ export class Prose {
     const stale = this.#settled || begin !== this.#begin || !this.#text.startsWith(rest, begin) || (whole && rest !== this.#rest);
     if (stale) return void this.#ask(); // the text was replaced meanwhile
     if (blocks !== null && whole) return this.#settle(blocks, anew);
-    if (blocks !== null) this.#grow(rest, blocks);
-    const stuck = blocks === null ? this.#ended : begin === this.#begin && rest.length < this.#text.length - begin && rest.length >= LONGEST - 1;
+    if (blocks !== null && of.length > this.#set.length) this.#grow(of, blocks);
+    const stuck = blocks === null ? this.#ended : begin === this.#begin && of.length < this.#text.length - begin && of.length >= LONGEST - 1;
     if (!stuck) return void this.#ask();
     if (blocks !== null) this.#stuck = begin;
     this.#despair(); // it stays as it came
