@@ -215,7 +215,7 @@ def test_a_long_answer_is_not_slowed(chat: Page) -> None:
     text = "\n\n".join(f"Paragraph {number} with **bold** words in it." for number in range(60))
     chat.locator("#message").fill(text)
     chat.locator("#message").press("Enter")
-    first = chat.locator(".prose > p").first
+    first = chat.locator(".prose p").first
     expect(first).to_have_text("Paragraph 0 with bold words in it.")
     element = first.element_handle()
     wait_for_end(chat)
@@ -275,7 +275,7 @@ def test_a_huge_answer_is_the_same_after_a_reload(chat: Page) -> None:
     send(chat, "/huge")
     for _ in range(2):
         wait_for_end(chat)
-        expect(chat.locator(".prose > p strong")).to_have_count(2_000, timeout=60_000)
+        expect(chat.locator(".prose p strong")).to_have_count(2_000, timeout=60_000)
         expect(chat.locator(".prose > .plain")).to_have_text("")
         chat.reload()
 
@@ -504,7 +504,7 @@ def test_right_to_left(chat: Page, shoot: Callable[[Page, str], None]) -> None:
     assert question is not None
     assert column is not None
     assert question["x"] - column["x"] < 40  # the visitor's words stand at the end of the line: on the left
-    edges = chat.locator(".prose > p").evaluate_all("""all => all.map(each => {
+    edges = chat.locator(".prose p").evaluate_all("""all => all.map(each => {
         const range = document.createRange();
         range.selectNodeContents(each);
         const [text, box] = [range.getBoundingClientRect(), each.getBoundingClientRect()];

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 import zlib
@@ -32,6 +33,10 @@ async def agent(turn):
         yield Finish("length")
     elif word == "nothing":
         return
+    elif word == "long":  # so many characters of everything
+        text = "## A part\\n\\n" + "Some **words** with `code`, and more.\\n\\n" * 12 + "- an item\\n" * 20
+        yield (text + "\\n```python\\nx = 1\\n```\\n\\n| a | b |\\n|--|--|\\n| 1 | 2 |\\n\\n") * (int(rest[0]) // 900)
+        yield "word " * (int(rest[0]) // 4)
     elif word == "code":
         yield "```python\\n"
         for number in range(400):
@@ -283,6 +288,38 @@ def test_what_is_selected_stays_so(engine: Engine, server: Server) -> None:
 
     assert inside(engine, "return window.chosen[0].isConnected && window.chosen[0].data;") == chosen
     assert inside(engine, "return inside.activeElement === window.chosen[1] || inside.activeElement.tagName;") is True
+
+
+def test_a_long_answer_is_put_in_by_little(engine: Engine, server: Server) -> None:
+    """However long it is: neither its blocks nor what is shown as it is hold the page; and all of it is there."""
+    size = int(os.environ.get("LEGATO_LONG_ANSWER", "100000"))
+    session = begun(server, f"long {size}")
+    opened(engine, server)
+    inside(
+        engine,
+        f"""
+        window.most = [0, 0];
+        const count = (changes) => {{
+          const added = changes.flatMap((each) => [...each.addedNodes]);
+          const elements = added.reduce((sum, each) => sum + 1 + (each.querySelectorAll?.('*').length ?? 0), 0);
+          const letters = added.reduce((sum, each) => sum + each.textContent.length, 0);
+          window.most = [Math.max(window.most[0], elements), Math.max(window.most[1], letters)];
+        }};
+        new MutationObserver(count).observe(inside, {{ childList: true, subtree: true }});
+        document.querySelector('legato-chat').session = {session!r};
+        """,
+    )
+    ended(engine, 1)
+    shown = inside(
+        engine,
+        "return [inside.querySelector('.prose').textContent.length, inside.querySelectorAll('.prose h3').length];",
+    )
+
+    assert shown[1] == size // 900
+    assert shown[0] > size
+    elements, letters = engine.run("return window.most;")
+    assert elements < 5_000
+    assert letters < 60_000
 
 
 # What a browser may not have ------------------------------------------------------------------------------------------

@@ -90,8 +90,10 @@ svg { width: 1.2rem; height: 1.2rem; fill: none; stroke: currentColor; stroke-wi
 /* ---- Text ---- */
 .prose { position: relative; }
 .prose :is(p, li, h2, h3, h4, h5, h6, td, th) { unicode-bidi: plaintext; text-align: start; }
-.prose > :first-child { margin-top: 0; }
-.prose > :nth-last-child(2) { margin-bottom: 0; }
+.stretch { display: flow-root; }
+.stretch:first-child > :first-child { margin-top: 0; }
+.stretch > :last-child { margin-bottom: 0; }
+.long > .stretch, .long > .plain > * { content-visibility: auto; contain-intrinsic-size: auto 90rem; }
 .plain { white-space: pre-wrap; }
 .prose :is(p, ul, ol, blockquote), .code, .wide { margin: 0.85em 0; }
 .prose :is(ul, ol) { padding-inline-start: 1.6em; }
@@ -220,6 +222,7 @@ input { min-width: 0; min-height: 2.25rem; flex: 1 1 12rem; padding: 0.3rem 0.7r
   #content { max-width: none; padding: 0; }
   #foot, #earlier, .foot button, .bar button, .typing { display: none; }
   .question, .code, .wide, .ask, math { break-inside: avoid; }
+  .long * { content-visibility: visible; }
   pre { white-space: pre-wrap; overflow: visible; }
 }
 @media (prefers-reduced-motion: reduce) {

@@ -7,13 +7,19 @@
  * This is the only place where HTML is put into the page, and it takes only what the server's sanitizer has passed.
  */
 import { call } from "./core.js";
-import { h } from "./dom.js";
+import { h, write } from "./dom.js";
 
 /** Milliseconds. */
 export const PACE = { between: 150, refresh: 1000, patience: 800 };
 const TOGETHER = 100; // texts in a request
 /** Characters in a request. A longer text is set as if it grew; a block of it that is longer stays as it is. */
 const LONGEST = 150_000;
+/** Characters that are set at one go, if a block ends in them; more would hold the page. */
+const SLICE = 20_000;
+/** Characters that are shown behind what is set. */
+const FRESH = 4_000;
+/** Characters of a text from which on a browser need not lay out what is far from view. */
+const LONG = 50_000;
 const HALF = /[\ud800-\udbff]$/; // of a character
 
 /** A character that may be, or may become, a marker of Markdown. */
@@ -53,14 +59,13 @@ export class Typesetter {
   }
 
   /**
-   * Of a text that grows, or of as much of it as another reader has asked for just now; not repeated, since the next one
-   * will be asked for soon.
-   * @param {string} text @returns {Promise<{blocks: Block[], of: string}>}
+   * Of a text that goes on, or of as much of it as another reader has asked for just now; not repeated while it grows,
+   * since the next one will be asked for soon.
+   * @param {string} text @param {boolean} ended @returns {Promise<{blocks: Block[], of: string}>}
    */
-  async growing(text) {
-    const response = await this.#server.once("POST", "web/markdown", { texts: [text], growing: true });
-    if (!response.ok) throw new Error(`Not rendered: ${response.status}.`);
-    const { rendered, units } = await response.json();
+  async growing(text, ended) {
+    const body = { texts: [text], growing: true };
+    const { rendered, units } = await call(this.#server, { method: "POST", path: "web/markdown", body, repeat: ended, attempts: 3 });
     return { blocks: rendered[0].blocks, of: text.slice(0, units?.[0]) };
   }
 
@@ -87,6 +92,8 @@ export class Typesetter {
   }
 }
 
+/** A text as it is, in pieces: at the ends of lines, else of words. */
+const PIECE = /[^]{1,4000}\n|[^]{1,4000}\s|[^]{1,4000}/g;
 const LINE_END = /\r\n|\r|\n/g;
 
 /** Where each line begins. @param {string} text */
@@ -110,10 +117,10 @@ function fragment(html) {
 /** @param {Node} old @param {Node} made */
 const alike = (old, made) => old.nodeName === made.nodeName && (made.nodeName !== "DIV" || /** @type {Element} */ (old).className === /** @type {Element} */ (made).className);
 
-/** Make what `parent` has from `at` up to `end` into `made`, and keep each node that can stay. @param {Node} parent @param {Node | null} at @param {Node | null} end @param {Node} made */
-function patch(parent, at, end, made) {
+/** Make what `parent` has from `at` on into `made`, and keep each node that can stay. @param {Node} parent @param {Node | null} at @param {Node} made */
+function patch(parent, at, made) {
   for (const node of [...made.childNodes]) {
-    if (at === null || at === end || !alike(at, node)) {
+    if (at === null || !alike(at, node)) {
       parent.insertBefore(node, at);
       continue;
     }
@@ -123,11 +130,11 @@ function patch(parent, at, end, made) {
       const [old, wanted] = [at, /** @type {Element} */ (node)];
       for (const name of old.getAttributeNames()) if (!wanted.hasAttribute(name)) old.removeAttribute(name);
       for (const { name, value } of wanted.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
-      patch(old, old.firstChild, null, wanted);
+      patch(old, old.firstChild, wanted);
     }
     at = next;
   }
-  while (at !== null && at !== end) {
+  while (at !== null) {
     const next = at.nextSibling;
     parent.removeChild(at);
     at = next;
@@ -142,13 +149,19 @@ function rewrite(node, text) {
   else node.data = text;
 }
 
+/** Some blocks in a row. Of those that are far from view a browser makes nothing, however many there are. */
+const stretch = () => h("div", { class: "stretch" });
+
 export class Prose {
   #text = "";
   #ended = false;
   #begin = 0; // where the unfinished rest begins
   #set = ""; // of the rest, what is shown as HTML
-  /** @type {ChildNode | null} */ #finished = null; // the last block that stays
+  #stretch = stretch();
+  #filled = 0; // characters that stay in it
+  /** @type {ChildNode | null} */ #finished = null; // of it, the last block that stays
   #settled = false;
+  #slice = SLICE; // more where a block is longer
   #stuck = -1; // where a block begins that is too long
   #busy = false;
   #last = 0;
@@ -168,7 +181,7 @@ export class Prose {
     this.element = element;
     this.#typesetter = typesetter;
     this.#decorate = decorate;
-    element.append(this.#plain);
+    element.append(this.#stretch, this.#plain);
   }
 
   /** @param {string} text all of it @param {boolean} ended nothing follows */
@@ -177,6 +190,7 @@ export class Prose {
     if (this.#settled || !text.startsWith(this.#text)) this.#restart();
     this.#text = text;
     this.#ended = ended;
+    this.element.classList.toggle("long", text.length > LONG);
     this.#busily(!ended || text !== "");
     if (text === "") return;
     const known = ended && this.#begin === 0 && this.#typesetter.known(text);
@@ -187,7 +201,7 @@ export class Prose {
 
   #restart() {
     this.element.replaceChildren(this.#plain);
-    this.#finished = null;
+    this.#begun();
     this.#begin = 0;
     this.#stuck = -1;
     this.#set = "";
@@ -208,16 +222,26 @@ export class Prose {
   #show() {
     const more = this.#rest.slice(this.#set.length);
     const held = this.#fresh === null ? 0 : more.search(this.#marker);
-    const shown = held < 0 ? more : more.slice(0, held);
+    const shown = more.slice(0, held < 0 ? FRESH : Math.min(held, FRESH));
     if (this.#fresh !== null && this.#fresh.textContent !== shown) this.#fresh.textContent = shown;
-    this.#plain.textContent = this.#slow ? more.slice(shown.length) : "";
+    this.#raw(this.#slow ? more.slice(shown.length) : "");
     return shown.length < more.length;
+  }
+
+  /** Show this below what is set; of what is long, some more with each frame. @param {string} text */
+  #raw(text) {
+    const { children } = this.#plain;
+    const most = children.length + 10;
+    const pieces = text.match(PIECE) ?? [];
+    if (pieces.length > most) requestAnimationFrame(() => this.#show());
+    pieces.slice(0, most).forEach((piece, at) => (children[at] ? write(children[at], piece) : this.#plain.append(h("div", {}, piece))));
+    while (children.length > pieces.length) children[pieces.length].remove();
   }
 
   async #ask() {
     if (this.#busy || this.#settled || this.#stuck === this.#begin) return;
-    const rest = this.#rest.slice(0, LONGEST).replace(HALF, "");
-    const whole = this.#ended && rest.length === this.#rest.length;
+    const whole = this.#ended && this.#rest.length <= this.#slice;
+    const rest = whole ? this.#rest : this.#rest.slice(0, this.#slice).replace(HALF, "");
     if (!this.#ended) {
       const due = this.#last + (this.#show() ? PACE.between : PACE.refresh) - performance.now();
       if (rest === this.#set) return;
@@ -235,7 +259,7 @@ export class Prose {
     let of = rest;
     try {
       if (whole) blocks = await this.#typesetter.whole(anew ? this.#text : rest);
-      else ({ blocks, of } = await this.#typesetter.growing(rest));
+      else ({ blocks, of } = await this.#typesetter.growing(rest, this.#ended));
       this.#slow = false;
     } catch {
       this.#despair();
@@ -247,7 +271,9 @@ export class Prose {
     if (stale) return void this.#ask(); // the text was replaced meanwhile
     if (blocks !== null && whole) return this.#settle(blocks, anew);
     if (blocks !== null && of.length > this.#set.length) this.#grow(of, blocks);
-    const stuck = blocks === null ? this.#ended : begin === this.#begin && of.length < this.#text.length - begin && of.length >= LONGEST - 1;
+    const filled = of.length >= this.#slice - 1 && of.length < this.#text.length - begin; // there is more than was asked for
+    this.#slice = begin !== this.#begin ? SLICE : filled ? Math.min(2 * this.#slice, LONGEST) : this.#slice;
+    const stuck = blocks === null ? this.#ended : begin === this.#begin && filled && of.length >= LONGEST - 1;
     if (!stuck) return void this.#ask();
     if (blocks !== null) this.#stuck = begin;
     this.#despair(); // it stays as it came
@@ -264,25 +290,38 @@ export class Prose {
     const lines = lineStarts(rest);
     let finished = Math.max(blocks.length - 1, 0);
     while (finished > 0 && blocks[finished].line >= lines.length - 1) finished -= 1;
-    const stays = this.#put(blocks, finished);
     const kept = finished > 0 ? lines[blocks[finished].line] : 0;
+    this.#filled += kept;
+    const full = kept > 0 && this.#filled >= SLICE;
+    this.#put(full ? blocks.slice(0, finished) : blocks, finished);
+    if (full) {
+      this.#begun();
+      this.#put(blocks.slice(finished), 0);
+    }
     this.#begin += kept;
     this.#set = rest.slice(kept);
-    this.#finished = stays;
-    this.#fresh = this.element.querySelector(".fresh");
+    this.#fresh = this.#stretch.querySelector(".fresh");
     this.#show();
+  }
+
+  /** What is set from now on stands in a new stretch. */
+  #begun() {
+    this.#plain.before((this.#stretch = stretch()));
+    this.#filled = 0;
+    this.#finished = null;
   }
 
   /** @param {Block[]} blocks @param {boolean} [anew] of the whole text */
   #settle(blocks, anew = false) {
+    while (anew && this.#stretch.previousSibling) this.#stretch.previousSibling.remove();
     if (anew) this.#finished = null;
     this.#put(blocks, 0);
     this.#settled = true;
-    this.#plain.textContent = "";
+    this.#raw("");
     this.#busily(false);
   }
 
-  /** Put blocks behind those that stay; the last node of the first so many of them. @param {Block[]} blocks @param {number} many */
+  /** Put blocks behind those that stay; the first so many of them stay, too. @param {Block[]} blocks @param {number} many */
   #put(blocks, many) {
     const all = document.createDocumentFragment();
     let [nodes, stay] = [0, 0];
@@ -293,10 +332,8 @@ export class Prose {
       if (at < many) stay = nodes;
       all.append(block);
     });
-    patch(this.element, this.#finished === null ? this.element.firstChild : this.#finished.nextSibling, this.#plain, all);
-    let last = this.#finished;
-    for (; stay > 0; stay -= 1) last = /** @type {ChildNode | null} */ (last === null ? this.element.firstChild : last.nextSibling);
-    return last;
+    patch(this.#stretch, this.#finished === null ? this.#stretch.firstChild : this.#finished.nextSibling, all);
+    for (; stay > 0; stay -= 1) this.#finished = /** @type {ChildNode | null} */ (this.#finished === null ? this.#stretch.firstChild : this.#finished.nextSibling);
   }
 
   /** @param {boolean} busy */
