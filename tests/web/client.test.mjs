@@ -4,7 +4,8 @@ import { createServer } from "node:http";
 import { test } from "node:test";
 
 import * as client from "../../src/legato/web/client.js";
-import { LegatoCore, PATIENCE, at } from "../../src/legato/web/core.js";
+import { PATIENCE } from "../../src/legato/web/call.js";
+import { LegatoCore, at } from "../../src/legato/web/core.js";
 import { ConnectionLost, Foreign, LegatoError, Refused } from "../../src/legato/web/errors.js";
 import * as funcs from "../../src/legato/web/funcs.js";
 import { TIMES } from "../../src/legato/web/resume.js";

@@ -2,7 +2,8 @@
  * The functions of the client. Each takes a `LegatoCore` and one object; each rejects with an error of `errors.js`, or
  * with the reason of its `signal`. `funcs.js` has the same functions for those who would rather not catch.
  */
-import { LegatoCore, at, call, draw } from "./core.js";
+import { call } from "./call.js";
+import { LegatoCore, at, draw } from "./core.js";
 import { Refused, fits } from "./errors.js";
 import { Stream } from "./resume.js";
 

@@ -3,7 +3,11 @@
  * agent; the server's first one if there is none. The browser keeps which session is its visitor's.
  */
 import { ICONS, h, icon } from "./dom.js";
+import { INTERCOM_LOOKS } from "./intercom-looks.js";
 import { LegatoElement } from "./legato-element.js";
+import { sheet, sheets } from "./sheet.js";
+
+const SHEETS = [...sheets, ...sheet(INTERCOM_LOOKS)];
 
 /** Parts of the chat inside, for styles from outside. */
 const PARTS = "conversation, turn, question, answer, text, form, field, send, stop, latest, notice, ask, tool, thinking, error";
@@ -23,6 +27,10 @@ export class LegatoIntercom extends LegatoElement {
   #launcher = h("button", { type: "button", id: "launcher", part: "launcher", "aria-expanded": "false", "aria-haspopup": "dialog", click: () => this.toggle() });
   #body = h("div", { "data-state": "idle" }, this.#panel, this.#launcher);
   #checked = false;
+
+  get sheets() {
+    return SHEETS;
+  }
 
   /** The name of the agent. */
   get username() {

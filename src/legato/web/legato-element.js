@@ -30,9 +30,13 @@ export class LegatoElement extends Element {
     return this.outer === null ? this.ownRoot : this;
   }
 
+  get sheets() {
+    return sheets;
+  }
+
   get ownRoot() {
     const root = this.shadowRoot ?? this.attachShadow({ mode: "open" });
-    root.adoptedStyleSheets = sheets;
+    root.adoptedStyleSheets = this.sheets;
     return root;
   }
 

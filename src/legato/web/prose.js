@@ -6,7 +6,6 @@
  *
  * This is the only place where HTML is put into the page, and it takes only what the server's sanitizer has passed.
  */
-import { call } from "./core.js";
 import { h, write } from "./dom.js";
 
 /** Milliseconds. */
@@ -64,9 +63,13 @@ export class Typesetter {
    * @param {string} text @param {boolean} ended @returns {Promise<{blocks: Block[], of: string}>}
    */
   async growing(text, ended) {
-    const body = { texts: [text], growing: true };
-    const { rendered, units } = await call(this.#server, { method: "POST", path: "web/markdown", body, repeat: ended, attempts: 3 });
+    const { rendered, units } = await this.#render({ texts: [text], growing: true }, ended ? 3 : 1);
     return { blocks: rendered[0].blocks, of: text.slice(0, units?.[0]) };
+  }
+
+  /** @param {any} body @param {number} attempts */
+  #render(body, attempts) {
+    return this.#server.request("POST", "web/markdown", body, undefined, (answer) => Array.isArray(answer?.rendered), attempts);
   }
 
   async #flush() {
@@ -76,8 +79,7 @@ export class Typesetter {
       const end = queue.findIndex(({ text }, at) => (size += text.length) > LONGEST || at === TOGETHER);
       const some = queue.splice(0, end < 0 ? queue.length : Math.max(end, 1));
       try {
-        const body = { texts: some.map(({ text }) => text) };
-        const { rendered } = await call(this.#server, { method: "POST", path: "web/markdown", body, repeat: true, attempts: 3 });
+        const { rendered } = await this.#render({ texts: some.map(({ text }) => text) }, 3);
         some.forEach(({ text, resolve }, at) => (this.#keep(text, rendered[at].blocks), resolve(rendered[at].blocks)));
       } catch (error) {
         some.forEach(({ reject }) => reject(error));

@@ -22,9 +22,10 @@ export class Server extends LegatoCore {
    * Only for what may be repeated: reads, deletes, answers to questions (the first one counts), and sends, which carry
    * an Idempotency-Key.
    * @param {any} method @param {string} path @param {any} [body] @param {string} [key]
-   * @param {(answer: any) => boolean} [expect] see `Call`
+   * @param {(answer: any) => boolean} [expect] whether an answer is what was asked for
+   * @param {number} [attempts]
    */
-  async request(method, path, body, key, expect = fits.any) {
+  async request(method, path, body, key, expect = fits.any, attempts = Infinity) {
     for (let attempt = 0; ; attempt += 1) {
       let wait = null;
       try {
@@ -36,7 +37,7 @@ export class Server extends LegatoCore {
         return answer;
       } catch (error) {
         const later = error instanceof Refused && !final(error) && attempt <= PATIENCE;
-        if (!later && !(error instanceof ConnectionLost)) throw error; // after that, the answer may yet come
+        if (attempt + 1 >= attempts || (!later && !(error instanceof ConnectionLost))) throw error; // after that, the answer may yet come
         if (error instanceof Foreign) this.foreign(error);
       }
       await this.#sleep(backoff(attempt, { retryAfter: wait }));

@@ -1,16 +1,23 @@
-/** The style sheet of all elements, shared by their shadow roots; constructed, so a page's policy needs no `unsafe-inline`. */
+/** Style sheets, shared by the shadow roots of all elements; constructed, so a page's policy needs no `unsafe-inline`. */
 import { LOOKS } from "./looks.js";
 
-/** @type {CSSStyleSheet[]} Empty on a server. */
-export const sheets = [];
+const ABLE = typeof CSSStyleSheet !== "undefined"; // a server has none
 
-if (typeof CSSStyleSheet !== "undefined") {
+if (ABLE) {
   try {
     // A length, or each text inside would measure its own.
     CSS.registerProperty({ name: "--legato-rem", syntax: "<length>", inherits: true, initialValue: "16px" });
   } catch {
     // another copy has
   }
-  sheets.push(new CSSStyleSheet());
-  sheets[0].replaceSync(LOOKS.replace(/^(?!@media).*$/gm, (line) => line.replace(/([\d.]+)rem\b/g, "calc($1 * var(--legato-rem))")));
 }
+
+/** @param {string} looks in which a `rem` is the size of the element's own text @returns {CSSStyleSheet[]} */
+export function sheet(looks) {
+  if (!ABLE) return [];
+  const made = new CSSStyleSheet();
+  made.replaceSync(looks.replace(/^(?!@media).*$/gm, (line) => line.replace(/([\d.]+)rem\b/g, "calc($1 * var(--legato-rem))")));
+  return [made];
+}
+
+export const sheets = sheet(LOOKS);

@@ -6,7 +6,8 @@
  * it is, whatever an old connection may still bring. The end of a connection before the stored message or an error is
  * no end: the stream comes back, and goes on where it was.
  */
-import { LegatoCore, at, call } from "./core.js";
+import { call } from "./call.js";
+import { LegatoCore, at } from "./core.js";
 import { AnswerFailed, Foreign, Malformed, Refused, tell } from "./errors.js";
 import { Stream } from "./resume.js";
 
