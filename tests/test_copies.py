@@ -281,8 +281,8 @@ class Counted:
         self.count = 0
         copies = copies_module.Copies.drafts
 
-        async def counted(of: Any, source: str, entries: Any) -> Any:
-            drafts = await copies(of, source, entries)
+        async def counted(of: Any, source: str, entries: Any, *into: Any) -> Any:
+            drafts = await copies(of, source, entries, *into)
             self.most = max(self.most, sum(len(draft.fact.text) for draft in drafts))
             self.count += 1
             return drafts
@@ -354,11 +354,11 @@ async def test_a_source_that_is_deleted_meanwhile(tmp_path: Path, monkeypatch: p
         copies = copies_module.Copies.drafts
         calls = []
 
-        async def deleting(of: Any, source: str, entries: Any) -> Any:
+        async def deleting(of: Any, source: str, entries: Any, *into: Any) -> Any:
             calls.append(source)
             if len(calls) == 3:
                 await app.sessions.delete(NOBODY, source)
-            return await copies(of, source, entries)
+            return await copies(of, source, entries, *into)
 
         monkeypatch.setattr(copies_module.Copies, "drafts", deleting)
         fork = await driver.request("POST", "/api/sessions/s/fork", json={"messageIndex": 4, "id": "f"})

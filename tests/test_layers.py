@@ -43,6 +43,8 @@ LAYERS: list[tuple[str, int]] = [
     ("tool", 2),
     ("load", 2),
     ("traces", 2),
+    ("blobs", 2),
+    ("outside", 2),
     ("contents", 2),
     ("bounds", 2),
     ("spending", 2),

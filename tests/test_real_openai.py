@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from pydantic import TypeAdapter
 from driving import echo
 from legato import Client
 from legato.agent import Turn
+from legato.agents.conversation import conversation
 from legato.dialect.responses import response_id
 from legato.server.app import Legato
 from live_server import serving
@@ -226,6 +228,47 @@ def test_a_conversation_goes_on(client: OpenAI) -> None:
     assert second.previous_response_id == first.id
     (item,) = client.responses.input_items.list(second.id)
     assert item.to_dict()["content"] == [{"type": "input_text", "text": "two"}]
+
+
+def test_files_reach_the_agent_and_come_back(tmp_path: Path) -> None:
+    """An image, a document and a sound, by every way that the SDK has; in a folder, and away from there at the end."""
+    code = base64.b64encode(bytes(range(256)) * 400).decode()
+    image, document = f"data:image/png;base64,{code}", f"data:application/pdf;base64,{code[:-4]}"
+
+    async def seen(turn: Turn) -> AsyncIterator[str]:
+        yield json.dumps(conversation(turn))
+
+    parts: Any = [
+        {"type": "input_text", "text": "See."},
+        {"type": "input_image", "image_url": image, "detail": "auto"},
+        {"type": "input_file", "filename": "a.pdf", "file_data": document},
+    ]
+    chat: Any = [
+        {"type": "text", "text": "See."},
+        {"type": "image_url", "image_url": {"url": image}},
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": document}},
+        {"type": "input_audio", "input_audio": {"data": code, "format": "wav"}},
+    ]
+    app = Legato("memory:", agents=[seen], blobs=f"file://{tmp_path}/files")
+    with serving(app) as url, connect(url) as client:
+        first = client.responses.create(model="seen", input=[{"role": "user", "content": parts}])
+        for text in (code, document):
+            assert first.output_text.count(text) >= 1
+        (item,) = client.responses.input_items.list(first.id)
+        assert item.to_dict()["content"] == parts
+        second = client.responses.create(model="seen", input="and?", previous_response_id=first.id)
+        assert json.loads(second.output_text)[0] == json.loads(first.output_text)[0]
+        assert len([*tmp_path.rglob("files/*/*")]) == 2
+        made = client.conversations.create(items=[{"role": "user", "content": parts}])
+        (item,) = client.conversations.items.list(made.id)
+        assert item.to_dict()["content"] == parts
+        messages: Any = [{"role": "user", "content": chat}]
+        answer = client.chat.completions.create(model="seen", messages=messages).choices[0].message.content
+        assert json.loads(answer or "") == messages
+        client.conversations.delete(made.id)
+        for response in (second, first):
+            client.responses.delete(response.id)
+        assert len([*tmp_path.rglob("files/*/*")]) == 2, "those of the completion, which has no id to delete it by"
 
 
 def test_a_response_is_deleted(client: OpenAI) -> None:

@@ -1,20 +1,36 @@
 """Sessions as lines of JSON: exported, imported, and erased; all of one owner, or one.
 
 The form (docs/data.md) is the log's own: one line for each event, as the store has it, between a line that begins its
-session and one that ends it. So what has been exported can be read by any program, and imported again.
+session and one that ends it. So what has been exported can be read by any program, and imported again. Files that came
+in messages stand in them, as they came.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
+from .blobs import Blobs
 from .credentials import erase_credentials
 from .dialect.common import SESSION_PATTERN
 from .errors import InvalidInput, SessionExists, SessionNotFound
-from .event import DAMAGE, Draft, Event, RunFailed, Said, SessionDeleted, read_fact, settle
+from .event import (
+    DAMAGE,
+    AnyFact,
+    BlobRef,
+    Draft,
+    Event,
+    MessageCreated,
+    MessageRevised,
+    RunFailed,
+    Said,
+    SessionDeleted,
+    read_fact,
+    settle,
+)
 from .log import READ_LIMIT, Log, SessionInfo, SessionRecord, Store
 from .machine import SessionState, moved
 from .part import encode
@@ -23,6 +39,8 @@ from .spending import holder, is_own
 FORMAT = 1
 """Of an export; one of a later version is refused."""
 PAGE = 100
+EXPORT_BYTES = 262_144
+"""Of lines that are given at once; one in any case."""
 LATEST = 253_402_300_800.0
 """When the year 9999 is over, in seconds since the epoch."""
 
@@ -107,34 +125,41 @@ async def of_owner(store: Store, owner: str) -> AsyncIterator[SessionInfo]:
             return
 
 
-async def export(store: Store, *, owner: str | None = None, session: str | None = None) -> AsyncIterator[bytes]:
+async def export(
+    store: Store, *, owner: str | None = None, session: str | None = None, blobs: Blobs | None = None
+) -> AsyncIterator[bytes]:
     """All sessions of an owner, or one session, as lines with their ends.
 
     Args:
         store: open; others may write to it meanwhile.
         owner: a subject, "" for nobody in particular.
         session: an id.
+        blobs: of the sessions in ``store``; None: all of them are in it.
 
     Raises:
         InvalidInput: not one of both was given.
+        BlobsAway: they are elsewhere.
         SessionNotFound: there is no such session.
     """
     if (owner is None) == (session is None):
         raise InvalidInput("An export is of one owner, or of one session.")
+    blobs = blobs or Blobs(store)
     yield _line(Exported(FORMAT, owner))
     sessions = events = 0
     infos = of_owner(store, owner) if owner is not None else _one(await store.info(session or ""))
     async for info in infos:
-        count = 0
+        count = size = 0
         lines = [_line(_begin(info))]
         async for event in Log(store, info.session).all(until=info.head):
             if isinstance(event.fact, SessionDeleted):  # meanwhile
                 break
-            lines.append(_line(_event(event)))
+            whole = (await blobs.whole(info.session, event)).fact
+            lines.append(_line(_event(event if whole is event.fact else _saying(event, whole))))
+            size += len(lines[-1])
             count += 1
-            if len(lines) >= READ_LIMIT:
+            if size >= EXPORT_BYTES:
                 yield b"".join(lines)
-                lines = []
+                lines, size = [], 0
         if not count:
             continue
         lines.append(_line(ExportedEnd(info.session, count)))
@@ -158,6 +183,13 @@ def _begin(info: SessionInfo) -> ExportedSession:
 def _event(event: Event) -> ExportedEvent:
     data = event.json or settle(event.fact)[1]
     return ExportedEvent(event.offset, event.at, event.type, event.run, msgspec.Raw(data))
+
+
+def _saying(event: Event, fact: AnyFact) -> Event:
+    """The event, as it says ``fact``; fields that this version does not know are kept."""
+    known = {name: value for name, value in event.data.items() if name not in type(fact).__struct_fields__}
+    json = encode({**msgspec.json.decode(encode(fact)), **known})
+    return Event(fact, event.offset, event.at, event.run, json)
 
 
 # Import ---------------------------------------------------------------------------------------------------------------
@@ -209,8 +241,8 @@ def _read(raw: bytes, number: int) -> msgspec.Struct:
         raise InvalidInput(f"Line {number} is none of an export: {exc}.") from exc
 
 
-async def take(store: Store, lines: Iterable[bytes]) -> ArchiveCount:
-    """Store the sessions of an export under their ids, each whole or not at all.
+async def take(store: Store, lines: Iterable[bytes], blobs: Blobs | None = None) -> ArchiveCount:
+    """Store the sessions of an export under their ids, each whole or not at all; files in them as ``blobs`` has it.
 
     Their events keep their offsets, and their times where the store is ``Portable``, as all of Legato's are. A run that
     had not ended by then ends as ``interrupted``. A session that is there already is left as it is.
@@ -223,7 +255,7 @@ async def take(store: Store, lines: Iterable[bytes]) -> ArchiveCount:
     left: list[str] = []
     for begun, events in sessions_in(lines):
         try:
-            await _store(store, begun, events)
+            await _store(store, begun, events, blobs or Blobs(store))
         except SessionExists:
             left.append(begun.session)
         else:
@@ -231,9 +263,9 @@ async def take(store: Store, lines: Iterable[bytes]) -> ArchiveCount:
     return ArchiveCount(sessions, count, tuple(left))
 
 
-async def _store(store: Store, begun: ExportedSession, exported: list[ExportedEvent]) -> None:
+async def _store(store: Store, begun: ExportedSession, exported: list[ExportedEvent], blobs: Blobs) -> None:
     session = begun.session
-    events = _events(session, exported)
+    events = await _without_blobs(session, _events(session, exported), blobs)
     drafts = [Draft(event.fact, event.run, event.json) for event in events]
     left = moved(SessionState(session), drafts).runs
     said = "The session was moved while the answer was being given. What came is in its log."
@@ -253,6 +285,19 @@ async def _store(store: Store, begun: ExportedSession, exported: list[ExportedEv
         await store.append(session, ends)
 
 
+async def _without_blobs(session: str, events: list[Event], blobs: Blobs) -> list[Event]:
+    """The events, with the files that are in them put beside the log that they are to be in."""
+    kept, known = list[Event](), dict[str, BlobRef]()
+    for event in events:
+        if isinstance(fact := event.fact, MessageCreated | MessageRevised):
+            found = await blobs.take([fact], size=len(event.json), most=sys.maxsize)
+            async with blobs.kept(session, found, known, begun=False) as [fact]:
+                known |= {ref.hash: ref for ref in fact.blobs or ()}
+                event = _saying(event, fact) if found.blobs else event
+        kept.append(event)
+    return kept
+
+
 def _events(session: str, exported: list[ExportedEvent]) -> list[Event]:
     if re.fullmatch(SESSION_PATTERN, session, re.ASCII) is None:  # so is none of our own, which begin with a dot
         raise InvalidInput(f"{session[:80]!r} is no session's id.")
@@ -262,7 +307,10 @@ def _events(session: str, exported: list[ExportedEvent]) -> list[Event]:
             raise InvalidInput(f"Event {each.offset} of session {session[:80]!r} is of no time: {each.at}.")
         try:
             json = encode(msgspec.json.decode(each.data))  # fields that this version does not know included
-            events.append(Event(read_fact(each.type, json), each.offset, each.at, each.run, json))
+            fact = read_fact(each.type, json)
+            if isinstance(fact, MessageCreated | MessageRevised) and fact.blobs:
+                raise ValueError("it refers to files that are not in it")
+            events.append(Event(fact, each.offset, each.at, each.run, json))
         except (*DAMAGE, InvalidInput, ValueError) as exc:
             raise InvalidInput(f"Event {each.offset} of session {session[:80]!r} is no event: {exc}.") from exc
     return events
@@ -271,17 +319,22 @@ def _events(session: str, exported: list[ExportedEvent]) -> list[Event]:
 # Erasure --------------------------------------------------------------------------------------------------------------
 
 
-async def erase(store: Store, owner: str) -> ArchiveCount:
-    """Delete all sessions of an owner, their API keys, and what was counted of them. When it returns, that is durable.
+async def erase(store: Store, owner: str, blobs: Blobs | None = None) -> ArchiveCount:
+    """Delete all sessions of an owner, with their blobs, their API keys, and what was counted of them. When it returns,
+    that is durable.
 
     What is left of a session is its id, and when it was deleted: nobody can take it again. What the owner said in the
     sessions of others is part of those.
 
     Raises:
         InvalidInput: of nobody in particular it is not done.
+        BlobsAway: a session has blobs that cannot be reached. If nobody said where they are, nothing was deleted.
     """
+    blobs = blobs or Blobs(store)
     if not owner:
         raise InvalidInput("What is nobody's in particular is not erased by owner; delete its sessions.")
+    async for info in of_owner(store, owner):
+        await blobs.check_gone(info.session)
     keys = await erase_credentials(store, owner)  # first, so that nothing is begun meanwhile
     sessions = events = 0
     async for info in of_owner(store, owner):
@@ -289,6 +342,7 @@ async def erase(store: Store, owner: str) -> ArchiveCount:
             await store.append(info.session, [Draft(SessionDeleted())])
         except SessionNotFound:
             continue
+        await blobs.forget(info.session)
         sessions, events = sessions + 1, events + info.head
     for info in (await store.sessions(owner=holder(owner), limit=PAGE)).infos:
         try:

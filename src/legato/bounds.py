@@ -30,6 +30,7 @@ class Limits(msgspec.Struct, frozen=True):
             (``too_many_bytes``); of text as UTF-8, of all else as JSON. Its end says the message once more.
         event_bytes: of one event that cannot be split, such as a tool's output (``too_large``).
         message_characters: of a user's message.
+        blob_bytes: of a file in a message.
         history_messages, history_bytes: of the messages before, as JSON, that an agent is given (``Turn.history``).
         concurrent_runs: that run at once in this process, and a tenth more of those who have few; more wait.
         queued_messages: that may wait in one session.
@@ -57,6 +58,7 @@ class Limits(msgspec.Struct, frozen=True):
     run_bytes: int = 33_554_432
     event_bytes: int = 262_144
     message_characters: int = 1_000_000
+    blob_bytes: int = 33_554_432
     history_messages: int = 200
     history_bytes: int = 1_048_576
     concurrent_runs: int = 1_000
@@ -114,6 +116,7 @@ BOUNDS = _rows(
     ("max_body", "Legato", "request", "413 `too_large`", "bytes of a body", "test_a_body_is_bounded"),
     ("message_characters", "Limits", "request", "413 `too_large`", "characters of a message",
      "test_a_message_is_bounded"),
+    ("blob_bytes", "Limits", "request", "413 `too_large`", "bytes of a file in a message", "test_a_file_is_bounded"),
     # What a run may do; it ends as failed.
     ("run_seconds", "Limits", "run", "the run fails: `timeout`", "seconds", "test_a_run_is_bounded"),
     ("run_events", "Limits", "run", "the run fails: `too_many_events`", "events", "test_a_run_is_bounded"),

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from .blobs import Blobs
 from .errors import SessionNotFound
 from .event import (
+    BlobRef,
     Event,
     MessageCreated,
     MessageRevised,
@@ -29,9 +31,10 @@ from .event import (
     SessionRewound,
     SessionUpdated,
     Terminal,
+    length,
 )
 from .history import Asking, answer_place, askings, revised, rewound, told
-from .log import READ_LIMIT, Store
+from .log import READ_LIMIT, SessionInfo, Store
 from .part import Message
 
 KEPT = 100_000
@@ -44,7 +47,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         id, role, run: as ``Message`` has them.
         offset, at: of the event that has it, and its time.
-        size: bytes of that event's JSON.
+        size: bytes of what that event says, see ``event.length``.
         retries: see ``MessageCreated``.
         revised: the offset of the event with what it says now; None if that is the first.
     """
@@ -79,7 +82,8 @@ class Contents:
         ended: where the last run's end stands.
         began: of runs that have begun: where the last run's end stood then.
         gone: the session has been deleted.
-        bytes: of JSON of all events that were taken.
+        bytes: of all events that were taken, see ``event.length``; of what stands beside the log, once.
+        blobs: what of it does, by hash.
         weight: how many things it holds.
     """
 
@@ -101,6 +105,7 @@ class Contents:
         self.began: dict[str, Offset] = {}
         self.gone = False
         self.bytes = 0
+        self.blobs: dict[str, BlobRef] = {}
         self.weight = 0
 
     def take(self, event: Event) -> None:
@@ -111,6 +116,11 @@ class Contents:
         self.bytes += len(event.json)
         self.weight += 1
         fact = event.fact
+        if isinstance(fact, MessageCreated | MessageRevised):
+            for ref in fact.blobs or ():
+                if self.blobs.setdefault(ref.hash, ref) is ref:
+                    self.bytes += ref.size
+                    self.weight += 1
         if isinstance(fact, MessageCreated):
             self._message(event, fact)
         elif isinstance(fact, RunStarted):
@@ -142,7 +152,7 @@ class Contents:
             self.weight -= 1
 
     def _message(self, event: Event, fact: MessageCreated) -> None:
-        entry = Entry(fact.id, fact.role, event.run, event.offset, len(event.json), fact.retries, event.at)
+        entry = Entry(fact.id, fact.role, event.run, event.offset, length(event), fact.retries, event.at)
         self.entries.append(entry)
         self.last = event.run
         if fact.key is not None:
@@ -162,7 +172,7 @@ class Contents:
         if fact.gone:
             del self.entries[place]
             return
-        new = msgspec.structs.replace(old, revised=event.offset, size=len(event.json))
+        new = msgspec.structs.replace(old, revised=event.offset, size=length(event))
         self.entries[place] = new
         if old.run is not None and self.runs.get(old.run) is old:
             self.runs[old.run] = new
@@ -208,11 +218,13 @@ class Catalogue:
 
     Args:
         store: where the logs live.
+        blobs: what stands beside them.
         kept: entries at most; the session that was not looked at for longest goes first.
     """
 
-    def __init__(self, store: Store, *, kept: int = KEPT) -> None:
+    def __init__(self, store: Store, blobs: Blobs | None = None, *, kept: int = KEPT) -> None:
         self._store = store
+        self._blobs = blobs or Blobs(store)
         self._kept = kept
         self._known: OrderedDict[str, tuple[Contents, int]] = OrderedDict()  # and what each was counted as
         self._held = 0
@@ -245,6 +257,10 @@ class Catalogue:
             raise SessionNotFound(session)
         return contents
 
+    async def blobs(self, info: SessionInfo) -> Mapping[str, BlobRef]:
+        """What a session refers to that stands beside its log, by hash."""
+        return (await self.of(info.session, info.head)).blobs
+
     def forget(self) -> None:
         """Know nothing any more: logs are not what they were."""
         self._known.clear()
@@ -263,7 +279,7 @@ class Catalogue:
             self._held -= self._known.popitem(last=False)[1][1]
 
     async def event(self, session: str, offset: Offset) -> Event:
-        """The event that stands at ``offset``.
+        """The event that stands at ``offset``, without what of it stands beside the log.
 
         Raises:
             SessionNotFound: the session has been deleted.
@@ -278,13 +294,14 @@ class Catalogue:
         return askings([await self.event(session, entry.offset)])[0]
 
     async def messages(self, session: str, entries: Sequence[Entry]) -> list[Message]:
-        """What these messages say, in their order.
+        """What these messages say, in their order, with what of it stands beside the log.
 
         Raises:
             SessionNotFound: the session has been deleted.
         """
         missing = sorted([entry.offset for entry in entries])
         found: dict[Offset, Message] = {}
+        known: dict[str, bytes] = {}
         place = 0
         while place < len(missing):
             # What stands between two messages is little as a rule, so it is read along with them.
@@ -294,17 +311,19 @@ class Catalogue:
                 raise SessionNotFound(session)
             for event in events:
                 if place < len(missing) and event.offset == missing[place]:
-                    found[event.offset] = told(event)
+                    found[event.offset] = told(await self._blobs.whole(session, event, known))
                     place += 1
             if place < len(missing):
                 await asyncio.sleep(0)
         for entry in entries:
             if entry.revised is not None:
-                found[entry.offset] = revised(found[entry.offset], await self.revision(session, entry.revised))
+                now = (await self._blobs.whole(session, await self.event(session, entry.revised), known)).fact
+                assert isinstance(now, MessageRevised)
+                found[entry.offset] = revised(found[entry.offset], now)
         return [found[entry.offset] for entry in entries]
 
     async def revision(self, session: str, offset: Offset) -> MessageRevised:
-        """The revision that stands at ``offset``.
+        """The revision that stands at ``offset``, without what of it stands beside the log.
 
         Raises:
             SessionNotFound: the session has been deleted.

@@ -11,6 +11,8 @@
     |-- NotFound            404
     |   |-- SessionNotFound 404
     |   |-- RunNotFound     404
+    |   |-- BlobNotFound    404     the session refers to no such bytes
+    |   |   `-- BlobLost    404     it does, and they are not where they were, or not what they were
     |   `-- AskNotFound     404     a permission or notification that is unknown or already answered
     |-- Conflict            409
     |   |-- SessionExists   409
@@ -36,6 +38,7 @@
     |   |-- StoreBusy       503     another program has locked the file; try again later
     |   |-- StoreLost       503     the file is not where it was
     |   |-- StoreSilent     503     the store does not answer
+    |   |-- BlobsAway       503     the folder or bucket of blobs does not answer, or nobody says where it is
     |   |-- StoreReadOnly   500
     |   |-- StoreFull       507     the disk is full
     |   |-- StoreCorrupt    500
@@ -154,6 +157,18 @@ class RunNotFound(NotFound):
 
     def __init__(self, run: str) -> None:
         super().__init__(f"There is no run {run[:200]!r}.", run=run[:200])
+
+
+class BlobNotFound(NotFound):
+    """The session refers to no such bytes."""
+
+    code = "blob_not_found"
+
+
+class BlobLost(BlobNotFound):
+    """The session refers to bytes that are not where they were put, or are not what was put there."""
+
+    code = "blob_lost"
 
 
 class AskNotFound(NotFound):
@@ -327,6 +342,14 @@ class StoreSilent(StoreError):
     code = "store_silent"
     status = 503
     told = "The server's store does not answer; try again later."
+
+
+class BlobsAway(StoreError):
+    """The folder or bucket with blobs cannot be reached, or this process was not told where it is."""
+
+    code = "blobs_away"
+    status = 503
+    told = "The server cannot reach what was sent along with messages; try again later."
 
 
 class StoreReadOnly(StoreError):

@@ -49,6 +49,33 @@ class Said(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     opaque: list[Opaque] = []
 
 
+class BlobRef(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Where the rest of a text is that stands in a message: bytes that were sent in it, see ``blobs``.
+
+    Attributes:
+        at: the way to that text, from the fact: ``["metadata", "input", 0, "content", 1, "image_url"]``.
+        hash: SHA-256 of the bytes, in hexadecimal.
+        size: how many there are.
+        type: what the sender called them, such as ``image/png``; "" if nothing.
+        plain: they are the text's own, as UTF-8; else it was base64.
+        place: the offset in the session's log of blobs at which they begin.
+        outside: they are not there, but in the folder or bucket.
+    """
+
+    at: list[str | int]
+    hash: str
+    size: int
+    type: str = ""
+    plain: bool = False
+    place: Offset = 0
+    outside: bool = False
+
+    @property
+    def characters(self) -> int:
+        """Of the text that is not in the log."""
+        return self.size if self.plain else -(-self.size // 3) * 4
+
+
 class Fact(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What an event says. Fields that are not given are not in its JSON.
 
@@ -138,6 +165,7 @@ class MessageCreated(Fact, frozen=True):
             before. Unset: it is new.
         opaque: of an assistant: what providers want back with it.
         trace: the span in which it was sent, as a W3C ``traceparent``, where somebody traces.
+        blobs: what of ``parts`` and ``metadata`` stands beside the log. Only ``Sessions`` writes it.
     """
 
     type = "message.created"
@@ -153,6 +181,7 @@ class MessageCreated(Fact, frozen=True):
     retries: str | UnsetType | None = UNSET
     opaque: list[Opaque] | None = None
     trace: str | None = None
+    blobs: list[BlobRef] | None = None
 
 
 class MessageRevised(Fact, frozen=True):
@@ -163,6 +192,7 @@ class MessageRevised(Fact, frozen=True):
         gone: it is no longer part of the history; the rest says nothing then.
         text, parts, metadata: all that it says now, as ``MessageCreated`` has them.
         deleted: which of its items have been taken out, by all revisions so far, in the words of a dialect.
+        blobs: see ``MessageCreated``.
     """
 
     type = "message.revised"
@@ -173,6 +203,7 @@ class MessageRevised(Fact, frozen=True):
     parts: list[Part] | None = None
     metadata: JsonObject | None = None
     deleted: list[str] | None = None
+    blobs: list[BlobRef] | None = None
 
 
 class RunWaiting(Fact, frozen=True):
@@ -514,6 +545,14 @@ def damaged(type: str) -> tuple[AnyFact, bytes]:
 
 _told: set[tuple[str, Offset]] = set()
 _MOST_TOLD = 10_000
+
+
+def length(event: Event) -> int:
+    """Bytes of what an event says: its JSON, with what of it stands beside the log."""
+    fact = event.fact
+    if isinstance(fact, MessageCreated | MessageRevised) and fact.blobs:
+        return len(event.json) + sum(ref.characters for ref in fact.blobs)
+    return len(event.json)
 
 
 def read_stored(session: str, offset: Offset, type: str, json: bytes) -> tuple[AnyFact, bytes]:

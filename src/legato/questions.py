@@ -17,6 +17,7 @@ import msgspec
 
 from .admission import Admission, Seen
 from .aside import Aside
+from .blobs import Taken, bare
 from .caller import Caller
 from .contents import Entry
 from .errors import (
@@ -33,7 +34,7 @@ from .errors import (
     SessionNotFound,
     TooMany,
 )
-from .event import Draft, MessageCreated, Offset, RunWaiting, SessionCreated, SessionRewound, settled
+from .event import BlobRef, Draft, MessageCreated, Offset, RunWaiting, SessionCreated, SessionRewound, settled
 from .history import Asking, askings
 from .json import LARGE, JsonObject
 from .log import Appended, SessionInfo, Store
@@ -132,12 +133,12 @@ class Questions:
             return await self._ask_new(caller, session, question, said, decide)
         except (Draining, Overloaded, QueueFull, SessionFull, TooMany):
             # What came before, under the same key, is not refused, since nothing is to be done for it.
-            before = await self._sent_before(caller, session, said)
+            before = await self._sent_before(caller, session, said, question.size)
             if before is None:
                 raise
             return before
 
-    async def _sent_before(self, caller: Caller, session: str, said: MessageCreated) -> Sent | None:
+    async def _sent_before(self, caller: Caller, session: str, said: MessageCreated, size: int) -> Sent | None:
         """What came before under the key of this message, in its session or in the one that it would branch off."""
         for each in (session, new_session(caller, said.key)) if said.key is not None else ():
             with contextlib.suppress(SessionNotFound):
@@ -145,6 +146,7 @@ class Questions:
                 entry = contents.keys.get((caller.subject, said.key or ""))
                 if entry is not None:
                     asking = await self._contents.asking(each, entry)
+                    [said] = (await self._take([said], size)).facts
                     return _sent_again(each, asking, said)
         return None
 
@@ -158,19 +160,28 @@ class Questions:
     ) -> Sent:
         self._admission.check_ready()
         await self._admission.admit(caller, "send", session)
+        found = await self._take([*question.earlier, said], question.size)
         stamp = secrets.token_hex(6)
         exists = False
+        mine: dict[str, dict[str, BlobRef]] = {}  # what has been put, by session, to be put once
         while True:
             session, before, info = await decide(exists)
-            fact = msgspec.structs.replace(said, id=f"{session}~{stamp}~u")
             if info is not None:
                 self._admission.check_queue(info)
                 await self._admission.check_room(info)
             stem = f"{session}~h" if info is None else f"{session}~h{stamp}."
-            drafts = _numbered(question.earlier, stem, Draft(fact, f"{session}~{stamp}"))
-            *earlier, asked = await self.settled(question.size, drafts)
+            known = mine.setdefault(session, {})
+            if info is not None and found.blobs:
+                known |= await self._contents.blobs(info)
             try:
-                async with self._accounts.session(caller.subject if info is None else ""):
+                async with (
+                    self._accounts.session(caller.subject if info is None else ""),
+                    self._runner.blobs.kept(session, found, known, begun=info is not None) as (*said_before, last),
+                ):
+                    known |= {ref.hash: ref for each in (*said_before, last) for ref in each.blobs or ()}
+                    fact = msgspec.structs.replace(last, id=f"{session}~{stamp}~u")
+                    drafts = _numbered(said_before, stem, Draft(fact, f"{session}~{stamp}"))
+                    *earlier, asked = await self.settled(question.size, drafts)
                     appended = await self._append_question(
                         session,
                         [*before, *earlier],
@@ -191,8 +202,11 @@ class Questions:
             break
         stored = next(asking for asking in askings(appended.events) if asking.run is not None)
         if appended.repeated:
-            return _sent_again(session, stored, said)
+            return _sent_again(session, stored, found.facts[-1])
         return sent(session, stored.fact.id, stored, repeated=False)
+
+    async def _take(self, facts: Sequence[MessageCreated], size: int) -> Taken[MessageCreated]:
+        return await self._runner.blobs.take(facts, size=size, most=self._runner.limits.blob_bytes)
 
     async def ask_anew(self, caller: Caller, seen: Seen, asked: Entry, key: str | None = None) -> Sent:
         """Have a message answered once more; what was said after it is taken back. It stands under ``key`` then."""
@@ -216,7 +230,9 @@ class Questions:
             fact = (await self._contents.asking(session, asked)).fact
             if last.revised is not None:
                 now = await self._contents.revision(session, last.revised)
-                fact = msgspec.structs.replace(fact, text=now.text, parts=now.parts, metadata=now.metadata)
+                fact = msgspec.structs.replace(
+                    fact, text=now.text, parts=now.parts, metadata=now.metadata, blobs=now.blobs
+                )
             again = msgspec.structs.replace(
                 fact, caller=caller.subject or None, key=key, retries=asked.run, trace=self._runner.traced()
             )
@@ -322,7 +338,7 @@ def _agent_of(drafts: Sequence[Draft], info: SessionInfo | None) -> str | None:
 
 
 def _sent_again(session: str, stored: Asking, said: MessageCreated) -> Sent:
-    if msgspec.structs.replace(stored.fact, id=said.id, trace=said.trace) != said:
+    if msgspec.structs.replace(bare(stored.fact), id=said.id, trace=said.trace) != bare(said):
         raise KeyReused("This idempotency key came with another message before.", key=said.key)
     return sent(session, stored.fact.id, stored, repeated=True)
 

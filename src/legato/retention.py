@@ -1,4 +1,5 @@
-"""How long sessions are kept, and who sees to it: a pass over all of them, a few at a time, over and over."""
+"""How long sessions are kept, and who sees to it: a pass over all of them, a few at a time, over and over; and one over
+the blobs that a crash has left."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from .blobs import Blobs
 from .errors import CursorInvalid, HeadMoved, InvalidInput, LegatoError, SessionNotFound
 from .event import Draft, Offset, SessionDeleted
 from .log import SessionInfo, Store, Thinning
@@ -28,6 +30,8 @@ THIN_EVENTS = 2_000
 """That are looked at in one transaction."""
 KNOWN = 100_000
 """Sessions that are known to be thin; others are looked at again."""
+SWEEP_SECONDS = 3600.0
+"""Between two passes over blobs."""
 LEAST_SECONDS = 60.0
 """That anything is kept at least: what is younger may still be read."""
 
@@ -83,10 +87,12 @@ class Keeper:
         clock: seconds since the epoch.
         read: whether somebody reads a session now.
         forget: what is remembered of a session's log, which is not what it was.
+        blobs: of the sessions in ``store``; None: all of them are in it.
 
     Attributes:
         deleted: how many sessions it has deleted.
         thinned: how many events say less.
+        swept: of how many sessions blobs were left.
     """
 
     def __init__(
@@ -96,8 +102,12 @@ class Keeper:
         clock: Callable[[], float] = time.time,
         read: Callable[[str], object] = lambda session: False,
         forget: Callable[[str], object] = lambda session: None,
+        blobs: Blobs | None = None,
     ) -> None:
-        self.deleted = self.thinned = 0
+        self.deleted = self.thinned = self.swept = 0
+        self._blobs = blobs or Blobs(store)
+        self._blobs_after: str | None = None
+        self._sweep_at = 0.0  # by the clock
         self._thin: dict[str, Offset] = {}  # sessions that are, by their heads
         self._store = store
         self._retention = retention
@@ -109,8 +119,7 @@ class Keeper:
 
     def start(self) -> None:
         """Begin."""
-        if self._retention.sessions or self._retention.deltas or self._retention.of is not None:
-            self._task = asyncio.create_task(self._go_on(), name="legato-retention")
+        self._task = asyncio.create_task(self._go_on(), name="legato-retention")
 
     async def stop(self) -> None:
         """Stop. Idempotent."""
@@ -123,7 +132,9 @@ class Keeper:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             try:
-                await self.tick()
+                if self._retention.sessions or self._retention.deltas or self._retention.of is not None:
+                    await self.tick()
+                await self.sweep()
             except LegatoError as exc:
                 logger.warning("what need not be kept cannot be deleted now: %s", exc)
             except Exception:  # a rule of the application's, as a rule: it may be right the next time
@@ -144,6 +155,19 @@ class Keeper:
         self._after = page.next
         return page.next is None
 
+    async def sweep(self) -> None:
+        """Look at some blobs, if it is time for that."""
+        now = self._clock()
+        if now < self._sweep_at:
+            return
+        try:
+            self._blobs_after, swept = await self._blobs.sweep(now, self._blobs_after)
+        except CursorInvalid:
+            self._blobs_after, swept = None, 0
+        self.swept += swept
+        if self._blobs_after is None:
+            self._sweep_at = now + SWEEP_SECONDS
+
     async def _look(self, info: SessionInfo) -> bool:
         """Do what is to be done with one session; whether something was."""
         if is_own(info.session) or info.open_runs:
@@ -154,10 +178,12 @@ class Keeper:
             return await self._make_thin(info)
         if not keep.sessions or age <= max(keep.sessions, LEAST_SECONDS):
             return False
+        await self._blobs.check_gone(info.session)
         try:  # at the head that was seen: whoever writes in it now keeps it
             await self._store.append(info.session, [Draft(SessionDeleted())], head=info.head)
         except (HeadMoved, SessionNotFound):
             return False
+        await self._blobs.forget(info.session)
         self.deleted += 1
         return True
 

@@ -29,6 +29,7 @@ from . import bounds
 from .about import ABOUT, About
 from .agent import Agent, Turn
 from .asks import Deadlines
+from .blobs import Blobs
 from .bounds import Limits
 from .caller import Caller
 from .contents import Catalogue, Contents, window
@@ -54,6 +55,7 @@ from .event import (
     PermissionRequested,
     PermissionResolved,
     RunStarted,
+    length,
 )
 from .execution import Execution
 from .figures import Figures
@@ -111,6 +113,7 @@ class Runner:
         clock: seconds since the epoch.
         steady: seconds of a clock that nobody sets.
         refused: counts what limits have refused, see ``bounds``.
+        blobs: of the sessions in ``store``; None: all of them are in it.
     """
 
     def __init__(
@@ -125,8 +128,10 @@ class Runner:
         traces: Traces | None = None,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
+        blobs: Blobs | None = None,
     ) -> None:
         self.store = store
+        self.blobs = blobs or Blobs(store)
         self.agents = agents
         self.limits = limits or Limits()
         self.draining = False
@@ -137,7 +142,7 @@ class Runner:
         self._traces = traces
         self._spans: dict[str, RunSpan] = {}  # of runs that begin with their message
         self.load = Load(self.limits.gather_seconds, figures=self.figures)
-        self.contents = Catalogue(store)
+        self.contents = Catalogue(store, self.blobs)
         self.refused = bounds.tally() if refused is None else refused
         self.accounts = Accounts(store, lambda: self.limits, clock, steady)
         self._lease_ttl = lease_ttl
@@ -584,6 +589,7 @@ class Runner:
         left = [event async for event in log.all(asked - 1) if event.run == lease.run] if earlier else mine
         said = window(before, messages=self.limits.history_messages, bytes=self.limits.history_bytes)
         history = [] if ending is not None else await self.contents.messages(lease.session, before[said:])
+        message = told(mine[0] if ending is not None else await self.blobs.whole(lease.session, mine[0]))
         if self.draining and not begun:  # no await from here until ``stop`` can see the execution
             return False  # the run waits for the next start
         if ending is not None or agent is None or place is None:
@@ -621,7 +627,7 @@ class Runner:
             desk=execution,
             session=lease.session,
             run=lease.run,
-            message=told(mine[0]),
+            message=message,
             history=history,
             omitted=said,
             earlier=lambda most: self.contents.messages(lease.session, before[said - min(most, said) : said]),
@@ -645,7 +651,7 @@ class Runner:
             del self._executions[execution]
             if execution.lease is not lease:  # an append that failed has renewed it, and that may have failed, too
                 self._newest[lease.run], self._doubtful = execution.lease, True
-            size = recorder.spent - had + (len(mine[0].json) if attempt == 1 else 0)
+            size = recorder.spent - had + (length(mine[0]) if attempt == 1 else 0)
             self.accounts.add(fact.caller or "", spent(execution.events, size, recorder.usage))
             self.figures.runs.add(time.monotonic() - began)
             if span is not None:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
@@ -21,6 +22,7 @@ from .admission import Admission, Seen
 from .agent import Agent
 from .aside import Aside
 from .asks import A, resolve_key
+from .blobs import bare
 from .bounds import Limits
 from .caller import Caller, May, MayWithSession, Quota, Verb
 from .caller import may as may_what_is_theirs
@@ -29,6 +31,7 @@ from .copies import Copies, begin_copy, owned
 from .ending import CANCELLED, ended
 from .errors import (
     AskNotFound,
+    BlobNotFound,
     Conflict,
     Draining,
     HeadMoved,
@@ -44,10 +47,10 @@ from .errors import (
     StoreSilent,
 )
 from .event import (
+    BlobRef,
     CancelRequested,
     Draft,
     Event,
-    Fact,
     MessageCreated,
     MessageRevised,
     NotificationCreated,
@@ -135,7 +138,8 @@ class Sessions:
         self._contents = runner.contents
         self.aside = Aside()
         self._admission = Admission(store, runner, may, quota)
-        self._copies = Copies(store, runner.contents, runner.accounts)
+        self._blobs = runner.blobs
+        self._copies = Copies(store, runner.contents, runner.accounts, runner.blobs)
         self._questions = Questions(store, runner, self._admission, self.aside)
         self._shared = shared
 
@@ -232,8 +236,13 @@ class Sessions:
             return SessionPage([])
         if self._shared is not None and not everybodys:
             return await self._listed(caller, self._shared, limit, after)
-        page = await self._store.sessions(limit=limit, after=after, owner=None if everybodys else caller.subject)
-        return SessionPage([info for info in page.infos if not is_own(info.session)], page.next)
+        owner, found = None if everybodys else caller.subject, list[SessionInfo]()
+        while True:
+            page = await self._store.sessions(limit=limit - len(found), after=after, owner=owner)
+            found += [info for info in page.infos if not is_own(info.session)]
+            after = page.next
+            if after is None or len(found) >= limit:
+                return SessionPage(found, after)
 
     async def _listed(self, caller: Caller, shared: Shared, limit: int, after: str | None) -> SessionPage:
         with contained("shared"):
@@ -259,7 +268,9 @@ class Sessions:
 
     async def history(self, caller: Caller, session: str) -> list[Message]:
         """The conversation, see ``history.history``: all of it, however much was said."""
-        return history(await self.events(caller, session))
+        known: dict[str, bytes] = {}
+        events = await self.events(caller, session)
+        return history([await self._blobs.whole(session, event, known) for event in events])
 
     async def events(self, caller: Caller, session: str, *, verb: Verb = "history") -> list[Event]:
         """The session's events but for deltas: all of them, so this costs what the session is long."""
@@ -268,6 +279,34 @@ class Sessions:
         if not events:  # nothing but a tombstone, beyond the head
             raise SessionNotFound(session)
         return events
+
+    async def question(self, caller: Caller, run: Located) -> MessageCreated:
+        """What a run was asked, with the files in it."""
+        await self.info(caller, run.session, verb="read")
+        asked = run.asked
+        whole = await self._blobs.whole(run.session, Event(asked.fact, asked.offset, asked.at, asked.run))
+        assert isinstance(whole.fact, MessageCreated)
+        return whole.fact
+
+    async def blob(self, caller: Caller, session: str, hash: str) -> BlobRef:
+        """What is known of a file that came in one of the session's messages.
+
+        Raises:
+            SessionNotFound, BlobNotFound: there is no such session, or file in it.
+        """
+        contents = (await self._admission.look(caller, session, "read")).contents
+        if (ref := contents.blobs.get(hash)) is None:
+            raise BlobNotFound(f"No message of the session has a file {hash[:64]!r}.")
+        return ref
+
+    async def blob_bytes(self, caller: Caller, session: str, ref: BlobRef) -> bytes:
+        """Its bytes.
+
+        Raises:
+            SessionNotFound: it has been deleted. BlobLost: they are not there. StoreError: nobody knows.
+        """
+        await self.info(caller, session, verb="read")
+        return await self._blobs.get(session, ref)
 
     async def read(self, caller: Caller, session: str, after: Offset, *, limit: int = READ_LIMIT) -> list[Event]:
         """A page of the log, see ``Store.read``."""
@@ -458,22 +497,33 @@ class Sessions:
             InvalidInput, TooLarge, SessionNotFound, SessionExists, KeyReused: nothing was stored.
         """
         stamp = secrets.token_hex(6)
-        drafts = [Draft(msgspec.structs.replace(each, id=f"{session}~h{stamp}.{n}")) for n, each in enumerate(said)]
+        known: Mapping[str, BlobRef] = {}
+        drafts: list[Draft] = []
         if begin is not None:
             self._admission.check_begin(caller)
-            drafts.insert(0, Draft(owned(begin, caller)))
+            drafts.append(Draft(owned(begin, caller)))
         else:
-            await self._admission.check_room(await self.info(caller, session, verb="edit"))
-        if not drafts:
+            info = await self.info(caller, session, verb="edit")
+            await self._admission.check_room(info)
+        if not drafts and not said:
             return []
-        drafts = [*await self._questions.settled(size, iter(drafts))]
+        found = await self._blobs.take(said, size=size, most=self.limits.blob_bytes)
         await self._admission.admit(caller, "edit" if begin is None else "create", session)
-        async with self._accounts.session(caller.subject if begin is not None else ""):
+        if found.blobs and begin is None:
+            known = await self._contents.blobs(info)
+        async with (
+            self._accounts.session(caller.subject if begin is not None else ""),
+            self._blobs.kept(session, found, known, begun=begin is None) as facts,
+        ):
+            drafts += [
+                Draft(msgspec.structs.replace(each, id=f"{session}~h{stamp}.{n}")) for n, each in enumerate(facts)
+            ]
+            drafts = [*await self._questions.settled(size, iter(drafts))]
             appended = await self._store.append(session, drafts, once=once_key("add", caller, key))
         stored = [event for event in appended.events if isinstance(event.fact, MessageCreated)]
         if appended.repeated and _unnamed(stored) != _unnamed(drafts):
             raise KeyReused("This idempotency key came with other messages before.", key=key)
-        return [told(event) for event in stored]
+        return [told(await self._blobs.whole(session, event)) for event in stored]
 
     async def versions(
         self, caller: Caller, session: str, entries: Sequence[Entry]
@@ -512,16 +562,21 @@ class Sessions:
             if entry.run in seen.info.runs:
                 raise Conflict("The message is being answered; cancel its run first.", run=entry.run)
             [(first, last)] = await self.versions(caller, session, [entry])
+            found = await self._blobs.take([change(first, last)], size=entry.size, most=sys.maxsize)
             try:
-                await self._store.append(session, [Draft(change(first, last))], head=seen.head)
+                async with self._blobs.kept(session, found, seen.contents.blobs) as [fact]:
+                    await self._store.append(session, [Draft(fact)], head=seen.head)
             except HeadMoved:
                 continue
             return
 
     async def delete(self, caller: Caller, session: str) -> None:
-        """Delete a session, its log and whatever runs in it, also what has come since the caller looked."""
+        """Delete a session, its log and whatever runs in it, also what has come since the caller looked; and its
+        blobs."""
         info = await self.info(caller, session, verb="delete")
+        await self._blobs.check_gone(session)
         await self._store.append(session, [Draft(SessionDeleted())])
+        await self._blobs.forget(session)
         self._accounts.gone(info.owner)
 
     async def withdraw(self, caller: Caller, session: str, run: str) -> None:
@@ -536,8 +591,12 @@ class Sessions:
                 left = seen.contents.left
                 if run not in left:
                     raise RunNotFound(run)
-                fact: Fact = SessionDeleted() if len(left) == 1 else RunWithdrawn(run)
-                await self._store.append(session, [Draft(fact)], head=seen.head)
+                if len(left) > 1:
+                    await self._store.append(session, [Draft(RunWithdrawn(run))], head=seen.head)
+                    return
+                await self._blobs.check_gone(session)
+                await self._store.append(session, [Draft(SessionDeleted())], head=seen.head)
+                await self._blobs.forget(session)
             except HeadMoved:
                 continue  # whatever came has to be looked at
             except SessionNotFound:
@@ -599,7 +658,7 @@ class Sessions:
                 copied = entries[:place]
                 if self._copies.is_small(copied):
                     begin = Draft(begin_copy(info, caller, info.created.title))
-                    return Destination(branched, [begin, *await self._copies.drafts(session, copied)], None)
+                    return Destination(branched, [begin, *await self._copies.drafts(session, copied, branched)], None)
                 # Too much for one append: the copy is there first, and the message comes to it.
                 try:
                     await self._copies.make(caller, info, copied, branched, info.created.title)
@@ -805,7 +864,7 @@ def located(session: str, run: str, events: Sequence[Event]) -> Located | None:
 
 def _unnamed(said: Iterable[Draft | Event]) -> list[MessageCreated]:
     """What of it is messages, without their ids."""
-    return [msgspec.structs.replace(each.fact, id="") for each in said if isinstance(each.fact, MessageCreated)]
+    return [msgspec.structs.replace(bare(each.fact), id="") for each in said if isinstance(each.fact, MessageCreated)]
 
 
 def _key_used(contents: Contents, caller: Caller, key: str | None) -> bool:

@@ -12,15 +12,23 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from ..errors import StoreLocked
+from ..errors import InvalidInput, StoreLocked
 from .backup import file_of
 from .failure import Failure, Misuse, debug_option
 from .serve import store_option
 
 if TYPE_CHECKING:
+    from ..blobs import Blobs
     from ..log import Store
 
 servers_store_option = store_option("The server's store.")
+blobs_option = click.option(
+    "--blobs",
+    metavar="URL",
+    envvar="LEGATO_BLOBS",
+    show_envvar=True,
+    help="Where the server keeps large files of messages, if not in its store.",
+)
 
 
 @click.command(short_help="Write an owner's sessions, or one, as lines of JSON.")
@@ -33,8 +41,9 @@ servers_store_option = store_option("The server's store.")
     help="File, which is to be new; else standard output.",
 )
 @servers_store_option
+@blobs_option
 @debug_option
-def export(session: str | None, owner: str | None, output: Path | None, store: str) -> None:
+def export(session: str | None, owner: str | None, output: Path | None, store: str, blobs: str | None) -> None:
     """Write SESSION, or with --owner all that an owner has, with all events, as docs/data.md says.
 
     A SQLite file is its server's alone: stop that first, or export from a copy (legato backup).
@@ -48,23 +57,24 @@ def export(session: str | None, owner: str | None, output: Path | None, store: s
         raise Misuse("say what to export: a SESSION, or --owner SUBJECT")
     import asyncio
 
-    asyncio.run(_export(store, session, owner, output))
+    asyncio.run(_export(store, blobs, session, owner, output))
 
 
-async def _export(url: str, session: str | None, owner: str | None, output: Path | None) -> None:
+async def _export(url: str, outside: str | None, session: str | None, owner: str | None, output: Path | None) -> None:
     from ..archive import export as lines
 
     async with opened(url) as store:
         with _written(output) as file:
-            async for each in lines(store, owner=owner, session=session):
+            async for each in lines(store, owner=owner, session=session, blobs=_blobs(store, outside)):
                 file.write(each)
 
 
 @click.command("import", short_help="Store what has been exported.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @servers_store_option
+@blobs_option
 @debug_option
-def import_(file: Path, store: str) -> None:
+def import_(file: Path, store: str, blobs: str | None) -> None:
     """Store the sessions in FILE, which is from legato export; each whole, or not at all.
 
     Sessions that are there already are left as they are, and named.
@@ -75,15 +85,15 @@ def import_(file: Path, store: str) -> None:
     """
     import asyncio
 
-    asyncio.run(_import(store, file))
+    asyncio.run(_import(store, blobs, file))
 
 
-async def _import(url: str, path: Path) -> None:
+async def _import(url: str, outside: str | None, path: Path) -> None:
     from ..archive import take
 
     async with opened(url, new=True) as store:
         with path.open("rb") as file:
-            found = await take(store, file)
+            found = await take(store, file, _blobs(store, outside))
     click.echo(f"{found.sessions} session(s) with {found.events} event(s) stored")
     for each in found.left:
         click.echo(f"{each} is there already, or was, and is left as it is", err=True)
@@ -101,8 +111,9 @@ async def _import(url: str, path: Path) -> None:
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @servers_store_option
+@blobs_option
 @debug_option
-def erase(owner: str, output: Path | None, yes: bool, store: str) -> None:
+def erase(owner: str, output: Path | None, yes: bool, store: str, blobs: str | None) -> None:
     """Delete all sessions of an owner, for ever, their API keys, and what was counted of theirs; on wish export first.
 
     What is left is the ids of the sessions, so that nobody takes them again. Backups keep what they have.
@@ -115,20 +126,30 @@ def erase(owner: str, output: Path | None, yes: bool, store: str) -> None:
         click.confirm(f"Delete all that {owner} has in {store}, for ever?", abort=True)
     import asyncio
 
-    asyncio.run(_erase(store, owner, output))
+    asyncio.run(_erase(store, blobs, owner, output))
 
 
-async def _erase(url: str, owner: str, output: Path | None) -> None:
+async def _erase(url: str, outside: str | None, owner: str, output: Path | None) -> None:
     from ..archive import erase as erased
     from ..archive import export as lines
 
     async with opened(url) as store:
         if output is not None:
             with _written(output) as file:
-                async for each in lines(store, owner=owner):
+                async for each in lines(store, owner=owner, blobs=_blobs(store, outside)):
                     file.write(each)
-        found = await erased(store, owner)
+        found = await erased(store, owner, _blobs(store, outside))
     click.echo(f"{found.sessions} session(s) with {found.events} event(s) deleted, and {found.keys} API key(s)")
+
+
+def _blobs(store: Store, outside: str | None) -> Blobs:
+    from ..blobs import Blobs
+    from ..outside import open_outside
+
+    try:
+        return Blobs(store, None if outside is None else open_outside(outside))
+    except InvalidInput as exc:
+        raise Misuse(f"--blobs: {exc.message}") from exc
 
 
 @asynccontextmanager

@@ -39,7 +39,7 @@ def store_option(help: str) -> Callable[[Command], Command]:
     )
 
 
-_APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host", "bounds", "keys", "keep", "keep_pieces")
+_APP_OPTIONS = ("heartbeat", "client", "cors", "allow_host", "bounds", "keys", "keep", "keep_pieces", "blobs")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
 _MODEL_OPTIONS = ("base_url", "instructions", "background")
 
@@ -64,6 +64,7 @@ class ServeOptions(TypedDict):
     bounds: tuple[str, ...]
     keep: str
     keep_pieces: str
+    blobs: str | None
     keys: bool
     open_: bool
 
@@ -200,6 +201,12 @@ class ServeOptions(TypedDict):
     metavar="TIME",
     default="0",
     help="After so long, join the pieces of answers that are kept; 0 keeps them as they are.  [default: 0]",
+)
+@click.option(
+    "--blobs",
+    metavar="URL",
+    help="Where files that come in messages are kept if they are large: file:///FOLDER or s3://BUCKET/PREFIX, from "
+    "?above=BYTES on.  [default: in the store]",
 )
 @click.option(
     "--log-level",
@@ -366,6 +373,7 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
             lock_wait=options["wait"],
             lease_ttl=options["lease_ttl"],
             retention=retention(options["keep"], options["keep_pieces"]),
+            blobs=options["blobs"],
             **settings(options["bounds"]),
         )
         for tool in found.tools:

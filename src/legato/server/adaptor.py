@@ -455,6 +455,8 @@ def respond(body: Body) -> WholeResponse:
     """``body`` as a response."""
     if body.body is None:
         return WholeResponse(status_code=body.status, headers=dict(body.headers))
+    if isinstance(body.body, bytes):
+        return WholeResponse(body.body, status_code=body.status, headers=dict(body.headers))
     content = msgspec.json.encode(body.body)
     headers = {"cache-control": "no-store", **body.headers}
     return WholeResponse(content, status_code=body.status, headers=headers, media_type="application/json")

@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..agent import Agent, AgentFunction, OnCrash
+from ..blobs import Outside
 from ..bounds import Limits, tally
 from ..caller import Caller, May, MayWithSession, Quota, may_on_open_server
 from ..caller import may as may_what_is_theirs
@@ -107,6 +108,8 @@ class Legato:
         traces: whether runs are traced, by the tracer provider of the process (``pip install 'legato[otel]'``).
         quota: your own limit of what a caller may begin, a coroutine function; see ``legato.caller.Quota``.
         retention: how long sessions are kept; by default for ever.
+        blobs: where files that come in messages are if they are large: a URL (``"file:///var/lib/legato/blobs"``,
+            ``"s3://bucket/prefix"``) or an ``Outside``; by default in the store, as the others are.
 
     Raises:
         InvalidInput: an argument is none; or both ``auth`` and ``identify`` say who asks.
@@ -140,6 +143,7 @@ class Legato:
         shared: Shared | None = None,
         retention: Retention | None = None,
         traces: bool = False,
+        blobs: str | Outside | None = None,
     ) -> None:
         if not LEASE_TTL[0] <= lease_ttl <= LEASE_TTL[1]:
             raise InvalidInput(f"lease_ttl is {LEASE_TTL[0]:g} to {LEASE_TTL[1]:g} seconds, got {lease_ttl!r}.")
@@ -184,6 +188,7 @@ class Legato:
             identify=identify,
             traffic=self.traffic,
             traces=Traces() if traces else None,
+            outside=_outside(blobs) if isinstance(blobs, str) else blobs,
             may=may or (may_on_open_server if identify is nobody else may_what_is_theirs),
         )
         self._cors = tuple(map(origin_as_sent, _names(cors)))
@@ -352,14 +357,14 @@ class Legato:
         """All sessions of an owner as lines of JSON, see ``archive.export``."""
         from ..archive import export
 
-        async for lines in export(self.store, owner=owner):
+        async for lines in export(self.store, owner=owner, blobs=self.runner.blobs):
             yield lines
 
     async def erase(self, owner: str) -> ArchiveCount:
         """Delete all that an owner has, see ``archive.erase``."""
         from ..archive import erase
 
-        return await erase(self.store, owner)
+        return await erase(self.store, owner, self.runner.blobs)
 
     async def start(self) -> None:
         """Open the store, take up what was left, be ready for requests. Idempotent, and possible again after ``stop``.
@@ -628,6 +633,12 @@ def _names(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
     await respond_error(NoSuchRoute(scope))(scope, receive, send)
+
+
+def _outside(url: str) -> Outside:
+    from ..outside import open_outside  # which few servers need
+
+    return open_outside(url)
 
 
 def _look_for_pages() -> None:

@@ -13,6 +13,7 @@ import msgspec
 from starlette.types import Scope
 
 from ..agent import Agent
+from ..blobs import Blobs, Outside
 from ..bounds import Limits, tally
 from ..caller import NOBODY, Caller, May, MayWithSession, Quota, may_on_open_server
 from ..dialect.fold import Encoder
@@ -76,6 +77,7 @@ class Settings(msgspec.Struct, frozen=True):
         retention: how long what is kept.
         refused: counts what limits have refused, see ``bounds``.
         traces: makes spans of runs.
+        outside: where large blobs are; None: in the store.
     """
 
     heartbeat: float = 15.0
@@ -95,6 +97,7 @@ class Settings(msgspec.Struct, frozen=True):
     retention: Retention = Retention()
     refused: Counter[str] = msgspec.field(default_factory=tally)
     traces: Traces | None = None
+    outside: Outside | None = None
 
 
 class Life:
@@ -134,6 +137,7 @@ class Life:
             refused=self.refused,
             figures=self.figures,
             traces=settings.traces,
+            blobs=Blobs(store, settings.outside),
         )
         self.sessions = Sessions(store, self.runner, may=settings.may, quota=settings.quota, shared=settings.shared)
         self.streams = Streams(
@@ -148,7 +152,13 @@ class Life:
             figures=self.figures,
         )
         self.runner.tally.sources.append(lambda: named("streams", self.streams.parties))
-        self.keeper = Keeper(store, settings.retention, read=self.streams.count, forget=self._forget_session)
+        self.keeper = Keeper(
+            store,
+            settings.retention,
+            read=self.streams.count,
+            forget=self._forget_session,
+            blobs=self.runner.blobs,
+        )
         self.pace = Pace()
         self.memory = Memory(store, self.pace)
         self.pages = JoinedPages()

@@ -249,6 +249,31 @@ async def events(request: Request) -> Body:
     return Body(200, mix_api.event_page(page, info.head))
 
 
+SHOWN = frozenset(
+    {"image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "audio/mpeg", "audio/wav", "audio/ogg",
+     "audio/webm", "audio/mp4", "video/mp4", "video/webm", "text/plain"}
+)  # fmt: skip
+"""What a browser shows or plays and never runs. All else is a file to be kept."""
+
+
+async def blob(request: Request) -> Body:
+    """A file that came in a message: its bytes, under their SHA-256, which the message has in the canonical log. They
+    never change, so whoever has them need not ask again."""
+    hash = request.path["hash"]
+    ref = await request.sessions.blob(request.caller, _session(request), hash)
+    kept = {"etag": f'"{hash}"', "cache-control": "private, max-age=31536000, immutable"}
+    if f'"{hash}"' in request.headers.get("if-none-match", ""):
+        return Body(304, None, kept)
+    shown = ref.type in SHOWN
+    headers = {
+        **kept,
+        "content-type": ref.type if shown else "application/octet-stream",
+        "content-disposition": "inline" if shown else f'attachment; filename="{hash[:16]}"',
+        "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    }
+    return Body(200, await request.sessions.blob_bytes(request.caller, _session(request), ref), headers)
+
+
 # Messages -------------------------------------------------------------------------------------------------------------
 
 
@@ -586,6 +611,9 @@ def _operations() -> list[Operation]:
         Operation("listEvents", "GET", "/api/sessions/{id}/events", "sessions", "Read the canonical log",
                   events, {200: mix_api.EventPage},
                   params=[session, after, _limit(1000)], errors=errors),
+        Operation("getBlob", "GET", "/api/sessions/{id}/blobs/{hash}", "sessions", "Read a file of a message", blob,
+                  {200: bytes, 304: None}, errors=errors,
+                  params=[session, Param("hash", "path", "SHA-256 of its bytes, in hexadecimal.", required=True)]),
         Operation("sendStreamingMessage", "POST", "/stream/{id}/message", "streaming",
                   "Send a message; the answer comes on the stream", send_streaming,
                   {200: mix_api.Broadcasted}, params=[session, key], body=mix_api.StreamMessage,

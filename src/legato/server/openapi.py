@@ -59,6 +59,7 @@ def document(operations: Sequence[Operation], *, signs_in: bool = False) -> Json
     }
 
 
+_BYTES = msgspec.json.schema(bytes)
 _SCHEMES: JsonObject = {
     "token": {"type": "http", "scheme": "bearer", "description": "A key, or another token that the server believes."},
     "cookie": {"type": "apiKey", "in": "cookie", "name": "legato", "description": "Of `POST /api/auth/sign-in`."},
@@ -126,7 +127,8 @@ def _param(param: Param) -> JsonObject:
 def _response(status: int, schema: Any) -> JsonObject:
     described: JsonObject = {"description": HTTPStatus(status).phrase}
     if schema is not None:
-        described["content"] = {"application/json": {"schema": schema}}
+        files = schema == _BYTES  # of any kind
+        described["content"] = {"*/*": {}} if files else {"application/json": {"schema": schema}}
     return described
 
 

@@ -21,7 +21,7 @@ class Body(msgspec.Struct, frozen=True):
     """A reply that is one body.
 
     Attributes:
-        body: what msgspec can encode; None for an empty one.
+        body: what msgspec can encode; None for an empty one. Bytes are sent as they are; a field says what they are.
     """
 
     status: int

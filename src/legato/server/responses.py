@@ -158,7 +158,8 @@ async def input_items(request: Request) -> Body:
     except InvalidInput as exc:
         raise BadRequest(exc.message, param="limit") from exc
     run = await _find(request, request.path["response_id"])
-    items = await request.sessions.aside.do(0, responses_items.input_items, run.run, run.asked.fact)
+    asked = await request.sessions.question(request.caller, run)
+    items = await request.sessions.aside.do(0, responses_items.input_items, run.run, asked)
     order, after = request.query.get("order", "desc"), request.query.get("after")
     return Body(200, responses_items.page(items, limit=limit, order=order, after=after))
 
@@ -315,7 +316,8 @@ async def _items_of(request: Request, owner: str, session: str) -> dict[str, Ite
         return {item["id"]: item for item in await items_of(request, owner, session)}
     try:
         found = await _find(request, response_id(owner))
-        asked = await request.sessions.aside.do(0, responses_items.input_items, found.run, found.asked.fact)
+        question = await request.sessions.question(request.caller, found)
+        asked = await request.sessions.aside.do(0, responses_items.input_items, found.run, question)
         return {item["id"]: item for item in (*asked, *(await _folded(request, found)).response()["output"])}
     except ResponseNotFound:
         return {}
