@@ -143,12 +143,11 @@ def _shared() -> dict[str, Callable[[Any], Callable[[], Reader]]]:
     """Readers of a run share its fold."""
     from legato.dialect import mix
     from legato.event import MessageCreated
-    from legato.history import Asking
     from legato.server.deva import DEVA
     from legato.server.life import Life, Settings
     from legato.server.operation import View
     from legato.server.responses import CHAT_VIEWS, RESPONSES_VIEW
-    from legato.sessions import Located
+    from legato.sessions import Asking, Located  # where older versions have them, too
 
     profile = mix.profile("python-0.8.1")
     run = Located(SESSION, RUN, Asking(MessageCreated(**MESSAGE), RUN, 2, 0.0), "speaker")
