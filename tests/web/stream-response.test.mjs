@@ -1,6 +1,6 @@
 // The store of one streamed answer: every row of its table, against a server that is a script.
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { afterEach, test } from "node:test";
 
 import { LegatoCore } from "../../src/legato/web/core.js";
 import { TIMES } from "../../src/legato/web/resume.js";
@@ -68,8 +68,12 @@ async function quiet() {
   for (let round = 0; round < 10; round += 1) await new Promise((resolve) => setImmediate(resolve));
 }
 
+const all = [];
+afterEach(() => all.splice(0).forEach((response) => response.close())); // whatever failed: an open one keeps Node running
+
 function begun(options = {}, server = new Server()) {
   const response = new StreamResponse(server.core, { threadId: "t", messageId: "m/1", ...options });
+  all.push(response);
   response.start();
   return { server, response, state: () => brief(response.getSnapshot()) };
 }
@@ -263,15 +267,16 @@ test("Stopping asks the server; the end comes on the stream.", async () => {
   assert.deepEqual(state(), ["a", "done", false, "cancelled"]);
 });
 
-test("Listeners are told of text at most once a frame, of everything else at once, and the state is the same object until it changes.", async () => {
+test("Listeners are told of text at most once a frame, of everything else at once, and the state is the same object until it changes.", async (t) => {
   const { server, response } = begun();
   let told = 0;
   const leave = response.subscribe(() => (told += 1));
   const first = await server.connection(1);
+  t.mock.timers.enable({ apis: ["setTimeout"] }); // a frame is over when we say so
   await first.send(...Array.from({ length: 50 }, (_, index) => frame("content", "x", `${index + 1}.0`)));
   assert.equal(told, 0);
   assert.equal(response.getSnapshot(), response.getSnapshot());
-  await new Promise((resolve) => setTimeout(resolve, 40));
+  t.mock.timers.tick(40);
   assert.equal(told, 1);
   await first.send(frame("content", "y", "51.0"), frame("response_message", MESSAGE, "52.0"));
   assert.equal(told, 2);
