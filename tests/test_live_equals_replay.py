@@ -1,13 +1,15 @@
 """Rule R3: a stream cut at any byte and resumed with its own cursor is the uncut stream.
 
 One session with everything in it is recorded through the server; then its body is cut at every byte. A cut inside a
-frame leaves the cursor of the frame before, so the reader is given that event again, whole, and nothing twice.
+frame leaves the cursor of the frame before, so the reader is given that event again, whole, and nothing twice. What a
+server says to a cursor does not depend on where in the frame behind it the cut was: so each cursor is resumed once, and
+a real connection is cut at some of the places.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -170,10 +172,25 @@ async def test_a_stream_cut_at_any_byte_and_resumed_is_the_uncut_stream(client: 
         body = await whole(chat, client)
         uncut = logged(decoded(body))
         last = uncut[-1].id
-        for size in range(len(body) + 1):
+        resumed: dict[str, list[SSEMessage]] = {}
+        for size, before, cursor in prefixes(body):
+            if cursor not in resumed:
+                resumed[cursor] = logged(await rest(chat, client, cursor, last))
+            assert uncut == logged(before) + resumed[cursor], f"cut after {size} bytes"
+        assert {message.id for message in uncut} < set(resumed)
+        for size in spread(len(body), 40):
             before, cursor = await cut(chat, client, size)
             after = await rest(chat, client, cursor, last)
             assert uncut == logged(before) + logged(after), f"cut after {size} bytes"
+
+
+def prefixes(body: bytes) -> Iterator[tuple[int, list[SSEMessage], str]]:
+    """For every byte to cut at, and the end: where that is, what a reader has by then, and its cursor."""
+    decoder = Decoder()
+    messages: list[SSEMessage] = []
+    for size in range(len(body) + 1):
+        messages += decoder.feed(body[size - 1 : size]) if size else []
+        yield size, messages, decoder.last_event_id
 
 
 def spread(size: int, count: int) -> list[int]:
@@ -337,7 +354,13 @@ async def test_an_answer_cut_at_any_byte_and_resumed_is_the_uncut_answer(kind: s
             answer = Answer(chat, message)
             uncut, body = await answer.read()
             ends.append(uncut[-1].event)
-            for size in range(len(body) + 1):
+            resumed: dict[str, list[SSEMessage]] = {}
+            for size, got, cursor in prefixes(body):
+                if cursor not in resumed:
+                    resumed[cursor], _ = await answer.read(cursor)
+                assert uncut == without_retry(got) + resumed[cursor], f"cut after {size} bytes"
+            assert {message.id for message in uncut} < set(resumed)
+            for size in spread(len(body), 12):
                 before, cursor = await answer.cut(size)
                 after, _ = await answer.read(cursor)
                 assert uncut == before + after, f"cut after {size} bytes"
