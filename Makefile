@@ -15,7 +15,7 @@ TYPES = if [ -x $(TSC) ]; then $(TSC) -p src/legato/web; else echo 'Types of src
 .PHONY: serve test check faces bench clean
 
 serve: $(VENV)/.serve ; @$(BIN)/legato serve $(ARGS)
-test: check ; @$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(VENV)/.test $(TSC) ; @$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 check: $(VENV)/.test $(TSC) ; @$(BIN)/python tools/faces.py --check && $(BIN)/ruff check -q . && $(BIN)/ruff format -q --check . && $(BIN)/mypy --no-error-summary && $(TYPES)
 faces: $(VENV)/.test ; @$(BIN)/python tools/faces.py
 bench: $(VENV)/.bench ; @$(BIN)/python benchmarks $(ARGS)

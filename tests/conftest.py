@@ -1,0 +1,32 @@
+"""Which files come first where several processes share them: those that take long, so that all end together."""
+
+from __future__ import annotations
+
+import pytest
+
+FIRST = (
+    "test_check",
+    "test_bundles",
+    "test_web",
+    "test_simulate",
+    "test_cluster",
+    "test_rolling",
+    "test_torture",
+    "test_engines",
+    "test_real_models",
+    "test_frameworks",
+    "test_agent_clients",
+    "test_cli",
+    "test_run",
+    "test_execution",
+    "test_upstream",
+    "test_upstream_streams",
+    "test_real_mix",
+    "test_postgres",
+    "test_redis",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
