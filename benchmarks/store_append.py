@@ -304,11 +304,15 @@ def measure(*arguments: object) -> Figures:
 
 
 def one(what: str, *arguments: str) -> None:
+    import gc
     import logging
 
     import uvloop
 
+    from legato.server.serve import GC_THRESHOLD
+
     logging.getLogger("legato").setLevel(logging.ERROR)
+    gc.set_threshold(*GC_THRESHOLD)  # as it is in a server
     if what == "append":
         url, how, appenders, each, seconds, server = arguments
         print(json.dumps(uvloop.run(append(url, how, int(appenders), int(each), float(seconds), int(server)))))

@@ -280,9 +280,12 @@ def asks_to_append(
         InvalidInput: a draft cannot be stored.
     """
     drafts = list(drafts)
-    check_text(session, once, *{draft.run for draft in drafts}, *(take or ())[:2])
+    run = drafts[0].run if drafts else None
+    check_text(session, once, run, *(take or ())[:2])
     settled: list[tuple[AnyFact, bytes]] = []
     for draft in drafts:
+        if draft.run is not run:
+            check_text(run := draft.run)
         fact, json = (draft.fact, draft.json) if draft.json else settle(draft.fact)
         if fact.open:
             check_text(fact.type, fact.owner if isinstance(fact, SessionCreated) else None)
