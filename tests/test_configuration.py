@@ -229,3 +229,72 @@ def test_what_is_refused_later_is_named_as_it_was_said(folder: Path) -> None:
     assert run("serve", "--config", "my.toml").stderr.startswith("legato: base-url in my.toml is for a model")
     assert run("serve", LEGATO_BASE_URL="http://x/v1").stderr.startswith("legato: LEGATO_BASE_URL is for a model")
     assert run("serve", "--base-url", "http://x/v1").stderr.startswith("legato: --base-url is for a model")
+
+
+# Of an application in Python ------------------------------------------------------------------------------------------
+
+WRONG_ARGUMENTS = {
+    "heartbeat=0": "heartbeat is a number from 0.001 on, got 0.",
+    "heartbeat='soon'": "heartbeat is a number from 0.001 on, got 'soon'.",
+    "grace=-1": "grace is a number from 0 on, got -1.",
+    "lock_wait=None": "lock_wait is a number from 0 on, got None.",
+    "lease_ttl=float('nan')": "lease_ttl is a number from 1 to 3600, got nan.",
+    "max_body=1.5": "max_body is a whole number from 0 on, got 1.5.",
+    "max_streams=True": "max_streams is a whole number from 0 on, got True.",
+    "limits=Limits(run_seconds=-5)": "limits: run_seconds is a number from 0 on, got -5.",
+    "limits=Limits(owner_sends='many')": "limits: owner_sends is a number from 0 on, got 'many'.",
+    "limits={}": "limits is a Limits, got a dict.",
+    "traffic=Traffic(head_seconds=[])": "traffic: head_seconds is a number from 0 on, got a list.",
+    "client='mine'": "client is 'legato', 'python-X.Y.Z' or 'typescript-X.Y.Z', got 'mine'.",
+    "client=3": "client is a text such as 'python-0.8.1', got 3.",
+    "cors='a.example'": "cors has origins such as https://app.example.com, as browsers send them, got 'a.example'.",
+    "cors=5": "cors is a text or a list of such, got 5.",
+    "hosts=['a b']": "A host is a name alone, such as chat.example.com, or '*' for all; got 'a b'.",
+    "hosts=[b'x']": "hosts is a text or a list of such, got a list.",
+    "retention=90": "retention is a Retention, got 90.",
+    "retention=Retention(sessions=1)": "sessions are kept for 60 seconds at least, or 0: ever; got 1.",
+    "may='all'": "may is a function, got 'all'.",
+    "shared=[]": "shared is a function, got a list.",
+}
+
+
+def app_file(folder: Path, *arguments: str) -> None:
+    text = "from legato import Legato, Limits\nfrom legato.retention import Retention\n"
+    text += "from legato.server.traffic import Traffic\n\nasync def agent(turn):\n    yield 'x'\n\n"
+    (folder / "shop.py").write_text(f"{text}app = Legato({', '.join(['agents=[agent]', *arguments])})\n")
+
+
+def test_all_that_is_wrong_with_an_application_is_told_at_once(folder: Path) -> None:
+    """With its line, and with what is wrong with options; of each argument one mistake at a time fits in one start."""
+    rows = list(WRONG_ARGUMENTS.items())
+    while rows:
+        some = {each.partition("=")[0]: (each, told) for each, told in reversed(rows)}
+        rows = [row for row in rows if row not in some.values()]
+        app_file(folder, *(each for each, _ in some.values()))
+        result = run("serve", "shop.py", "--limit", "owner_send=60", "--keep", "never")
+        assert result.exit_code == 2
+        first, second, *others = result.stderr.splitlines()
+        assert ("--keep" in first, "owner_sends" in second) == (True, True)
+        assert all(re.match(r"legato: /.*shop\.py:8: ", line) for line in others), others
+        assert sorted(line.partition(".py:8: ")[2] for line in others) == sorted(told for _, told in some.values())
+        assert "shop.py:8: " in run("config", "shop.py").stderr
+
+
+def test_of_an_application_it_is_shown_what_it_says_itself(folder: Path) -> None:
+    """As comments, so that what is printed can be read again; what wins over it does."""
+    app_file(folder, "heartbeat=5", "hosts='chat.example.com'", "grace=3", "limits=Limits(owner_sends=7)", "max_body=9")
+    printed = run("config", "shop.py", "--store", "memory:")
+    own = {
+        key.removeprefix("# "): value
+        for key, _, value in (line.partition(" = ") for line in printed.stdout.splitlines())
+        if value.endswith("  # Legato(...) of shop.py")
+    }
+    said = {key: tomllib.loads(f"x = {value}")["x"] for key, value in own.items()}
+    assert (said["heartbeat"], said["grace"], said["allow-host"]) == (5, 3, ["chat.example.com"])
+    assert (said["limit"], said["keys"], said["keep"]) == (["owner_sends=7", "max_body=9"], False, "0")
+    assert in_force(printed)["store"] == ("memory:", "--store")
+    (folder / "again.toml").write_text(printed.stdout)
+    again = run("config", "--config", "again.toml")
+    assert (again.exit_code, again.stderr) == (0, "")
+    twice = run("config", "shop.py", "--heartbeat", "3")
+    assert "it sets --heartbeat itself" in twice.stderr

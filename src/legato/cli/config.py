@@ -7,14 +7,16 @@ from typing import Any
 
 import click
 
-from .serve import serve
-from .settings import Configured, key_of, masked, settings, source, toml
+from .failure import Failure
+from .serve import app_sets, faults_of, given_of, serve
+from .settings import Configured, Misset, key_of, masked, settings, source, toml
+from .text import line
 
 
 @click.pass_context
-def _config(ctx: click.Context, /, example: bool, **options: Any) -> None:
+def _config(ctx: click.Context, /, example: bool, **_: Any) -> None:
     """Print the settings that `legato serve`, with the same options, would run with, as a TOML file that says of each
-    where it is from. Passwords are not shown.
+    where it is from; of an app, which is loaded for that, what it says itself. Passwords are not shown.
 
     Settings are said by options, in the environment (LEGATO_ALLOW_HOST for --allow-host) and in the file that --config
     or LEGATO_CONFIG names; in this order they win. What is wrong is told all at once, and the exit status is 2.
@@ -28,14 +30,64 @@ def _config(ctx: click.Context, /, example: bool, **options: Any) -> None:
     if example:
         click.echo(_example(known), nl=False)
         return
+    target = ctx.params["target"]
+    options: Any = {param.name: ctx.params[param.name] for param in known.values() if param.name is not None}
+    given = given_of(ctx, known.values(), options)
+    faults = list(faults_of(given, options))
+    own: dict[str, Any] = {}
+    try:
+        own = _of_app(target, tools_only=bool(options["models"])) if target is not None else {}
+    except Misset:
+        raise
+    except Failure as exc:  # it may be for another machine
+        faults.append(exc.message)
+    if own and (twice := app_sets(given)):
+        faults.append(f"{target} is a whole app; it sets {twice} itself, in Legato(...).")
+    own_word = f"Legato(...) of {target}"
     rows = []
     for key, param in known.items():
-        value = ctx.params[param.name or ""]
+        value, where = ctx.params[param.name or ""], source(ctx, param)
+        if key in own and where == "default":
+            value, where = own[key], own_word
         unset = value is None or value == ()
-        rows.append((f"# {key} is not set" if unset else f"{key} = {toml(masked(key, value))}", source(ctx, param)))
+        mark = "# " if key in own and where == own_word else ""
+        rows.append((f"# {key} is not set" if unset else f"{mark}{key} = {toml(masked(key, value))}", where))
+    for fault in faults:
+        click.echo(f"legato: as it is, `legato serve` would not start: {line(fault, None)}", err=True)
     width = min(max(len(text) for text, _ in rows), 60)
     for text, where in rows:
-        click.echo(text if text.startswith("# ") else f"{text:<{width}}  # {where}")
+        click.echo(text if text.endswith(" is not set") else f"{text:<{width}}  # {where}")
+
+
+def _of_app(target: str, *, tools_only: bool) -> dict[str, Any]:
+    """The settings of which the target's application has its own word; none if the target is none.
+
+    Raises:
+        Misuse: it cannot be loaded, or what it says is not what it must be.
+    """
+    from .target import load
+
+    app = load(target, tools_only=tools_only).app
+    if app is None:
+        return {}
+    from ..server.limits import values
+
+    chosen = app.settings
+    limits = (f"{name}={value}" for name, value in values(app).items())
+    return {
+        "store": app.source if isinstance(app.source, str) else type(app.source).__name__,
+        "grace": app.grace,
+        "wait": app.lock_wait,
+        "lease-ttl": app.lease_ttl,
+        "heartbeat": chosen.heartbeat,
+        "client": chosen.client,
+        "cors": app.cors,
+        "allow-host": app.hosts,
+        "keys": app.signs_in,
+        "limit": tuple(limits),
+        "keep": f"{chosen.retention.sessions:g}",
+        "keep-pieces": f"{chosen.retention.deltas:g}",
+    }
 
 
 def _example(known: dict[str, click.Parameter]) -> str:

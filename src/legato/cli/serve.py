@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import ipaddress
 import logging
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
@@ -18,7 +19,7 @@ from ..check import digits
 from ..errors import InvalidInput
 from ..logs import Format, set_up
 from .failure import Failure, Misuse, debug_option
-from .settings import Configured, said
+from .settings import Configured, Misset, said
 
 if TYPE_CHECKING:
     from ..agent import Agent
@@ -267,13 +268,14 @@ def serve(
     """
     gc.disable()  # what is loaded stays; to look through all of it ten times is a tenth of the start
     from ..server import serve as server
+    from ..server.arguments import Misconfigured
 
     gc.freeze()
     gc.enable()
     # Before the target is imported: what it sets up for logging itself wins.
     set_up(log_level, log_format, access=access_log)
     logging.getLogger("stamina").addFilter(_in_words)
-    given = {param.name: how for param in ctx.command.params if param.name in options and (how := said(ctx, param))}
+    given = given_of(ctx, ctx.command.params, options)
     inherited = server.inherited()
     if inherited is not None:
         host = inherited.getsockname()[0]
@@ -281,6 +283,8 @@ def serve(
         app = _application(target, host, given, options)
         if traces:
             app.trace()
+    except Misconfigured as exc:
+        raise Misset(exc.faults) from exc
     except InvalidInput as exc:
         raise Misuse(exc.message) from exc
     try:
@@ -317,19 +321,15 @@ def _in_words(record: logging.LogRecord) -> bool:
 def _application(target: str | None, host: str, given: Mapping[str, str], options: ServeOptions) -> Legato:
     from ..server.app import Legato
 
-    if not options["models"] and (alone := [how for name, how in given.items() if name in _MODEL_OPTIONS]):
-        raise Misuse(f"{alone[0]} is for a model; name it with --model.")
-    for spec in (models := options["models"]):
-        if spec.startswith("-"):
-            raise Misuse(f"--model wants a name such as ollama:llama3.2, got {spec!r}.")
-        if models.count(spec) > 1:
-            raise Misuse(f"--model {spec} is given twice; each model is one agent.")
-    for origin in options["cors"]:
-        if not _ORIGIN.fullmatch(origin):
-            raise Misuse(
-                f"--cors wants an origin as browsers send it, such as https://app.example.com, got {origin!r}."
-            )
-    found = _target(target, given, options)
+    faults = list(faults_of(given, options))
+    try:
+        found = _target(target, given, options)
+    except Misuse as exc:
+        if not faults:
+            raise
+        raise Misset([*faults, *(exc.faults if isinstance(exc, Misset) else [exc.message])]) from exc
+    if faults:
+        raise Misset(faults)
     allowed = options["allow_host"]
     app = found.app
     if not (allowed or (app is not None and app.hosts) or _is_loopback(host)):
@@ -340,8 +340,6 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
             "it goes by any name, and a web page that somebody visits can read the chats under one of its own, unless "
             "what stands before the server looks at names."
         )
-    if options["keys"] and options["open_"]:
-        raise Misuse("--keys lets in who has a key, and --open everybody; give one of them.")
     signs_in = options["keys"] if app is None else app.signs_in
     if not (signs_in or options["open_"] or _is_loopback(host)):
         how = "--keys, which lets in who has an API key (legato keys add)" if app is None else "Legato(auth=...)"
@@ -350,8 +348,8 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
             "--open, if whoever reaches this port may read and send, as where a proxy before it signs people in."
         )
     if app is not None:
-        if own := sorted(how for name, how in given.items() if name in _APP_OPTIONS):
-            raise Misuse(f"{target} is a whole app; it sets {', '.join(own)} itself, in Legato(...).")
+        if own := app_sets(given):
+            raise Misuse(f"{target} is a whole app; it sets {own} itself, in Legato(...).")
         if "store" in given and options["store"] is not None:
             app.source = options["store"]
         if "grace" in given:
@@ -382,6 +380,47 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
     for spec in reversed(options["models"]):  # so that the first of them is the default
         app.model(spec, first=True, instructions=options["instructions"], **chosen)
     return app
+
+
+def given_of(ctx: click.Context, params: Iterable[click.Parameter], options: Mapping[str, Any]) -> dict[str, str]:
+    """How each option was said, of those that were; what a file or a variable says as it is anyway was not."""
+    given: dict[str, str] = {}
+    for param in params:
+        name, how = param.name or "", said(ctx, param)
+        if how and name in options and (how.startswith("-") or options[name] != param.default):
+            given[name] = how
+    return given
+
+
+def app_sets(given: Mapping[str, str]) -> str:
+    """Which of these an app has to set itself."""
+    return ", ".join(sorted(how for name, how in given.items() if name in _APP_OPTIONS))
+
+
+def faults_of(given: Mapping[str, str], options: ServeOptions) -> Iterator[str]:
+    """What is wrong with options, whatever the target is."""
+    if not options["models"] and (alone := [how for name, how in given.items() if name in _MODEL_OPTIONS]):
+        yield f"{alone[0]} is for a model; name it with --model."
+    for spec in dict.fromkeys(models := options["models"]):
+        if spec.startswith("-"):
+            yield f"--model wants a name such as ollama:llama3.2, got {spec!r}."
+        if models.count(spec) > 1:
+            yield f"--model {spec} is given twice; each model is one agent."
+    for origin in options["cors"]:
+        if not _ORIGIN.fullmatch(origin):
+            yield f"--cors wants an origin as browsers send it, such as https://app.example.com, got {origin!r}."
+    if options["keys"] and options["open_"]:
+        yield "--keys lets in who has a key, and --open everybody; give one of them."
+    looks: list[Callable[[], object]] = [
+        lambda: retention(options["keep"]),
+        lambda: retention("0", options["keep_pieces"]),
+        *(functools.partial(settings, [each]) for each in options["bounds"]),
+    ]
+    for look in looks:
+        try:
+            look()
+        except Misuse as exc:
+            yield exc.message
 
 
 def retention(keep: str, keep_pieces: str = "0") -> Retention:

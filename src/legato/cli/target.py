@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 from ..agent import Agent
 from ..tool import Tool
 from .failure import Failure, Misuse
+from .settings import Misset
 
 if TYPE_CHECKING:
     from ..server.app import Legato
@@ -120,9 +121,13 @@ def _broken(exc: Exception, what: str) -> Failure:
         return Misuse(f"{exc.filename}:{exc.lineno}: {type(exc).__name__}: {exc.msg}")
     # The innermost place that the user can change, which is not in Python, in a library or here.
     paths = sysconfig.get_paths()
-    others = (paths["stdlib"], paths["purelib"], paths["platlib"], "<frozen", __file__)
+    ours = str(Path(__file__).parents[1])
+    others = (paths["stdlib"], paths["purelib"], paths["platlib"], "<frozen", ours)
     frames = [f for f in traceback.extract_tb(exc.__traceback__) if not f.filename.startswith(others)]
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else what
+    faults: list[str] | None = getattr(exc, "faults", None)
+    if faults is not None:  # of ``Legato(...)``, which tells all of them
+        return Misset(f"{where}: {fault}" for fault in faults)
     advice = _advice(exc) if isinstance(exc, ModuleNotFoundError) else ""
     return Misuse(f"{where}: {type(exc).__name__}: {exc}{advice} (--debug shows more)")
 

@@ -26,7 +26,6 @@ from ..blobs import Outside
 from ..bounds import Limits, tally
 from ..caller import Caller, May, MayWithSession, Quota, may_on_open_server
 from ..caller import may as may_what_is_theirs
-from ..dialect import mix
 from ..errors import Draining, InvalidInput, LegatoError, StoreLocked
 from ..fault import contained
 from ..log import Store
@@ -38,8 +37,9 @@ from ..store import open_store
 from ..tool import Tool
 from ..traces import Traces
 from .adaptor import SEND_BODY, Adaptor, ApplicationStopped, StoreAwaited, respond_error
+from .arguments import check
 from .dialects import DIALECTS
-from .guard import LOCAL_ORIGINS, Guard, host_names, origin_as_sent
+from .guard import LOCAL_ORIGINS, Guard, origin_as_sent
 from .inspect import Inspector
 from .life import Life, Settings, nobody
 from .listening import ListenWatch
@@ -63,8 +63,6 @@ LOOK_EVERY = 0.1
 TELL_EVERY = 5.0
 """and between two lines in the log about that."""
 
-LEASE_TTL = (1.0, 3600.0)
-"""Seconds that a lease may last."""
 
 F = TypeVar("F", bound=AgentFunction)
 
@@ -112,7 +110,8 @@ class Legato:
             ``"s3://bucket/prefix"``) or an ``Outside``; by default in the store, as the others are.
 
     Raises:
-        InvalidInput: an argument is none; or both ``auth`` and ``identify`` say who asks.
+        Misconfigured: arguments are not what they must be: all of them are named.
+        InvalidInput: both ``auth`` and ``identify`` say who asks.
     """
 
     def __init__(
@@ -145,8 +144,7 @@ class Legato:
         traces: bool = False,
         blobs: str | Outside | None = None,
     ) -> None:
-        if not LEASE_TTL[0] <= lease_ttl <= LEASE_TTL[1]:
-            raise InvalidInput(f"lease_ttl is {LEASE_TTL[0]:g} to {LEASE_TTL[1]:g} seconds, got {lease_ttl!r}.")
+        check({name: value for name, value in locals().items() if name != "self"})
         self._sign_in: SignIn | None = None
         if auth is not None:
             from .sign_in import SignIn  # which no open server needs
@@ -170,8 +168,6 @@ class Legato:
         """What connections may take; the server that runs the application keeps its part of it."""
         self.refused = tally()
         """How often each limit has refused something, by the limit's name, see ``legato.bounds``."""
-        (retention or Retention()).check()
-        mix.profile(client)  # for its error
         self._settings = Settings(
             heartbeat=heartbeat,
             client=client,
@@ -193,7 +189,6 @@ class Legato:
         )
         self._cors = tuple(map(origin_as_sent, _names(cors)))
         self.hosts = _names(hosts)
-        host_names(self.hosts)  # for its error
         self._page = page
         self._dialects = (*DIALECTS, *dialects)
         self._life: Life | None = None
@@ -216,6 +211,16 @@ class Legato:
     def lets_nobody_in(self) -> bool:
         """Whether it wants a key, and there is none that is good."""
         return self._sign_in is not None and all(getattr(auth, "keys", None) == [] for auth in self._sign_in.auths)
+
+    @property
+    def settings(self) -> Settings:
+        """What it was given, or has by default."""
+        return self._settings
+
+    @property
+    def cors(self) -> tuple[str, ...]:
+        """The origins of other sites' pages that may call."""
+        return self._cors
 
     # Agents -----------------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,16 @@ def defaults() -> dict[str, tuple[Kind, float]]:
     return found
 
 
+def values(app: Legato) -> dict[str, float]:
+    """The limits of an application that are not what they are by default, by their names."""
+    found: dict[str, float] = {}
+    for name, (kind, default) in defaults().items():
+        where: object = {"Limits": app.settings.limits, "Traffic": app.traffic, "Legato": app.settings}[kind]
+        if (value := getattr(where, name)) != default:
+            found[name] = value
+    return found
+
+
 def arguments(values: Mapping[str, str | float]) -> dict[str, Any]:
     """The arguments of ``Legato`` for limits by their names.
 
