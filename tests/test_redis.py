@@ -286,7 +286,7 @@ async def test_bells_ring_in_other_processes(pair: tuple[RedisStore, RedisStore]
 async def settle_bells(store: RedisStore, *bells: Bell) -> None:
     """What rings for a while after the beginning is over: the store has heard of the sessions that are listened to."""
     async with asyncio.timeout(PATIENCE):
-        while not store._hears or store._look.is_set():  # noqa: ASYNC110
+        while not store._reader.hears or store._reader.look.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
     for bell in bells:
@@ -355,7 +355,7 @@ async def test_a_cancel_is_heard_among_words(
     pair: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes from outside of a run rings for it, also where it has been read already for those who follow all."""
-    monkeypatch.setattr("legato.store.redis.POLL_SECONDS", PATIENCE)
+    monkeypatch.setattr("legato.store.redis_reading.POLL_SECONDS", PATIENCE)
     one, two = pair
     await one.append("s", begun())
     lease = await one.acquire("s", "r", owner="me", ttl=300)
@@ -372,10 +372,10 @@ async def test_a_cancel_is_heard_among_words(
 
 async def test_a_lost_bell_costs_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for ever for a message that never came: what is listened to is looked at."""
-    monkeypatch.setattr("legato.store.redis.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("legato.store.redis_reading.POLL_SECONDS", 0.1)
     async with stores(PLACES["valkey"]("lost-bell"), 2) as (one, two):
         await one.append("s", begun())
-        monkeypatch.setattr(two, "_hear", lambda data: None)
+        monkeypatch.setattr(two._reader, "hear", lambda data: None)
         with Subscription(two, "s", 2, heartbeat=PATIENCE) as subscription:
             next_one = asyncio.create_task(subscription.next())
             await settle_bells(two)
@@ -496,9 +496,9 @@ async def test_what_others_wrote_meanwhile() -> None:
 async def test_a_silent_link_holds_nobody_up_for_ever(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No packet comes through, and no end. Who sends is told that nobody knows yet; a run waits. What was sent comes
     late, whether it had been done before or not, and nothing is stored twice."""
-    monkeypatch.setattr("legato.store.redis_server.ANSWER_SECONDS", 0.1)
-    monkeypatch.setattr("legato.store.redis_server.CONNECT_SECONDS", 0.1)
-    monkeypatch.setattr("legato.store.redis_writer.UNKNOWN_SECONDS", 0.3)
+    monkeypatch.setattr("legato.store.redis_server.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("legato.store.redis_server.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("legato.store.redis_writer.UNKNOWN_SECONDS", 0.2)
     prefix = f"silent-{way}"
     async with Relay([("127.0.0.1", shared_valkey().port)]) as link:
         through = f"redis://127.0.0.1:{link.port}/?prefix={prefix}"
@@ -723,13 +723,13 @@ async def test_trouble(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_connection_that_is_silent_is_no_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who listens waits longer for a message than for any answer; and where its connection is cut, makes a new one."""
     monkeypatch.setattr("legato.store.redis_server.ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr("legato.store.redis.SILENCE_SECONDS", 0.1)
-    monkeypatch.setattr("legato.store.redis.POLL_SECONDS", PATIENCE)
+    monkeypatch.setattr("legato.store.redis_reading.SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr("legato.store.redis_reading.POLL_SECONDS", PATIENCE)
     async with stores(PLACES["valkey"]("silent"), 2) as (one, two):
         await one.append("s", begun())
         await settle_bells(two)
         await asyncio.sleep(0.5)
-        assert two._hears
+        assert two._reader.hears
         for number in range(2):
             with Subscription(two, "s", 2 + number, heartbeat=PATIENCE) as subscription:
                 following = asyncio.create_task(subscription.next())
@@ -738,8 +738,8 @@ async def test_a_connection_that_is_silent_is_no_dead_one(monkeypatch: pytest.Mo
                 async with asyncio.timeout(PATIENCE):
                     assert [event.offset for event in await following] == [3 + number]
             shared_valkey().ask("CLIENT", "KILL", "TYPE", "pubsub")
-            await until(lambda: not two._hears)
-            await until(lambda: two._hears)
+            await until(lambda: not two._reader.hears)
+            await until(lambda: two._reader.hears)
 
 
 async def test_what_is_said_in_the_dark_is_found() -> None:

@@ -71,7 +71,7 @@ class Move:
 async def test_slots_that_move(cluster: list[Valkey], monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of it, who writes waits; after it all goes on, and is heard of at other processes: also where it is
     the slot of their bell."""
-    monkeypatch.setattr("legato.store.redis.POLL_SECONDS", 2 * PATIENCE)
+    monkeypatch.setattr("legato.store.redis_reading.POLL_SECONDS", 2 * PATIENCE)
     url = cluster[0].url("moves", "redis+cluster")
     async with stores(url, 2) as (one, two), asyncio.timeout(PATIENCE):
         await one.append("s", begun())

@@ -16,12 +16,10 @@ slot of a cluster, so that the indexes (what may be claimed, lists) are written 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 
@@ -30,11 +28,10 @@ from ..errors import (
     CursorInvalid,
     LegatoError,
     SessionNotFound,
-    StoreCorrupt,
     StoreError,
     StoreVersion,
 )
-from ..event import Draft, Event, Offset, read_stored
+from ..event import Draft, Event, Offset
 from ..figures import StoreFigures
 from ..log import (
     MICRO,
@@ -52,23 +49,20 @@ from ..log import (
 )
 from ..machine import Lease, OpenRun, check_head, free, moved, released, renewed
 from . import redis_sessions as moving
+from .redis_eras import Eras
 from .redis_errors import store_error
-from .redis_packs import Packer, unpack
+from .redis_packs import Packer
 from .redis_plan import (
-    Record,
     SessionCall,
     SessionPlan,
     binary,
-    is_deleted,
-    offset_of,
     session_info,
     settled,
 )
-from .redis_scripts import READ
+from .redis_reading import MAX_LIMIT, PAGE_BYTES, RedisReader
 from .redis_server import RedisServer
 from .redis_sessions import indexed, states
 from .redis_writer import RedisWriter
-from .tail import BlockCache, TailCache
 
 logger = logging.getLogger("legato")
 
@@ -76,19 +70,11 @@ VERSION = 2
 """Of what stands in the server. There is no way from 1, which no released Legato has written."""
 BUCKETS = 64
 """Of a store that begins in a cluster; where there is one server, there is one bucket."""
-PAGE_BYTES = 4 * 1024 * 1024
-"""A page of events or of sessions ends when it holds so much, whatever its limit."""
-POLL_SECONDS, DEAF_SECONDS = 5.0, 0.5
-"""Between two looks at the sessions that somebody listens to: a message may be lost, or there may be none for now."""
-SILENCE_SECONDS = 5.0
-"""After which the connection that listens is asked whether it is there; twice in vain, and it is made anew."""
 CLOSE_SECONDS = 10.0
 """For what waits to be stored, before who waits is told that nobody knows."""
-MAX_OFFSET, MAX_LIMIT = 2**53, 10**9
 SAME_TIME = 64
 """Sessions with the very same time that a page of a list looks beyond: several processes may give one."""
 _tally = msgspec.msgpack.Decoder(tuple[float, dict[str, int]]).decode
-_said = msgspec.msgpack.Decoder(tuple[str, list[tuple[str, Offset, bool]], bool]).decode
 
 
 class RedisStore:
@@ -109,10 +95,10 @@ class RedisStore:
         tail_bytes: int = 12 * 1024 * 1024,
     ) -> None:
         self.doorbell = Doorbell()
-        self.incarnation = ""
         self._server = RedisServer(url)
+        self._eras = Eras(self._server, self._changed)
         self._clock = clock
-        self._tail_bounds = {"events": tail_events, "bytes": tail_bytes}
+        self._bounds = {"events": tail_events, "bytes": tail_bytes}
         self._writer: RedisWriter | None = None
         self._closing: asyncio.Future[None] | None = None
 
@@ -126,22 +112,16 @@ class RedisStore:
             raise StoreError(f"The store is open already: {self._server.shown}.")
         if self._closing is not None:
             await asyncio.shield(self._closing)
-        self._era = self._last_at = 0
-        self._seen: dict[int, tuple[int, int]] = {}  # of each bucket its era, and how often it had been written to
-        self.incarnation = ""
-        self._hears = False
-        self._tail, self._blocks = TailCache(**self._tail_bounds), BlockCache(bytes=self._tail_bounds["bytes"] // 2)
-        self._shared: dict[tuple[str, Offset], asyncio.Event] = {}  # blocks that are being read
-        self._reading: dict[str, int] = {}  # reads under way
-        self._missed: dict[str, Offset] = {}  # how far the sessions of those have grown meanwhile
-        self._behind: dict[str, tuple[Offset, bool]] = {}  # what has grown elsewhere, and is to be read
-        self._look, self._fetch = asyncio.Event(), asyncio.Event()
+        self._last_at = 0
+        self._eras = eras = Eras(self._server, self._changed)
         self._packer = Packer(self._server)
-        writer = RedisWriter(self._server, self._clock, self._stored, self._learn, self._between)
+        writer = RedisWriter(self._server, eras, self._clock, self._stored, lambda *asked: reader.between(*asked))
+        reader = RedisReader(self._server, eras, self.doorbell, writer.name, writer.version, **self._bounds)
+        self._reader = reader
         try:
             await self._server.check()
             await self._found()
-            await writer.enter(0)
+            await eras.enter(0)
         except BaseException as exc:
             await self._server.close()
             if isinstance(exc, Exception):
@@ -151,7 +131,7 @@ class RedisStore:
         self._writing = asyncio.create_task(writer.write(), name="legato-redis-write")
         self._tasks = [
             asyncio.create_task(body, name="legato-redis")
-            for body in (self._packer.go_on(), writer.tend(), self._listen(), self._catch_up(), self._poll())
+            for body in (self._packer.go_on(), writer.tend(), reader.listen(), reader.catch_up(), reader.poll())
         ]
 
     async def _found(self) -> None:
@@ -211,49 +191,19 @@ class RedisStore:
         self._check_open()
         durability = self._server.address.durability or "as the server has it"
         facts: dict[str, str | int] = {"kind": "redis", "server": self._server.version, "durability": durability}
-        return {**facts, "tail_sessions": len(self._tail), "tail_bytes": self._tail.bytes}
+        tail = self._reader.tail
+        return {**facts, "tail_sessions": len(tail), "tail_bytes": tail.bytes}
 
-    # Eras ------------------------------------------------------------------------------------------------------------
+    @property
+    def incarnation(self) -> str:
+        """See ``Store``: the name of the present era."""
+        return self._eras.incarnation
 
-    async def _learn(self, bucket: int, era: int, count: int, name: bytes | None = None) -> None:
-        """A bucket is in this era, and has been written to so often. If it is a new one, whoever follows a log comes
-        again to learn its name; and if there were fewer writes at its beginning than were known of, some are lost."""
-        known = self._seen.get(bucket)
-        if known is not None and known[0] == era:
-            self._seen[bucket] = era, max(count, known[1])
-            return
-        server, own, eras = self._server, self._server.key(bucket, "era"), self._server.key("era", "eras")
-        rows = await server.do(own, "HGETALL", own)
-        told = {rows[n].decode(): int(rows[n + 1]) for n in range(0, len(rows), 2)}
-        name = name or await server.do(eras, "HGET", eras, era)
-        known = self._seen.get(bucket)
-        if told.get("n", 0) != era or (known is not None and known[0] == era):
-            return  # that was some time ago; or it has been learnt meanwhile
-        begun = [told.get(f"s{number}", 0) for number in range(1 if known is None else known[0] + 1, era + 1)]
-        lost = known is not None and (era < known[0] or min(begun) < known[1])
-        self._seen[bucket] = era, told.get("count", 0)
-        if self._writer is not None:
-            self._writer.highest = max(self._writer.highest, era)
-        before = self.incarnation
-        if era > self._era or lost:
-            self._era, self.incarnation = era, f"{era}.{(name or b'?').decode()}"
-        if before != self.incarnation:
-            self._tail, self._blocks = TailCache(**self._tail_bounds), BlockCache(bytes=self._tail_bounds["bytes"] // 2)
-            if before:
-                self.doorbell.forget(lost=lost)
-
-    async def _meet(self, bucket: int, known: tuple[int, int] | None, era: Any, count: Any) -> None:
-        """A bucket is so far, of which ``known`` was known when that was asked."""
-        if known is not None and (era is None or (int(era) == known[0] and int(count) < known[1])):
-            await self._check_open().enter(bucket, least=known[1])  # before anybody has written to what is left
-        elif era is not None:
-            await self._learn(bucket, int(era), int(count))
-
-    async def _look_back(self) -> None:
-        """See whether there is still as much as there was."""
-        for bucket, known in list(self._seen.items()):
-            key = self._server.key(bucket, "era")
-            await self._meet(bucket, known, *await self._server.do(key, "HMGET", key, "n", "count"))
+    def _changed(self, lost: bool, first: bool) -> None:
+        """It is another one."""
+        self._reader.begin_anew()
+        if not first:
+            self.doorbell.forget(lost=lost)
 
     async def holds(self, incarnation: str, session: str, offset: Offset) -> bool:
         """See ``Store``: whether the event was written in that incarnation's era, or in one before it."""
@@ -263,7 +213,7 @@ class RedisStore:
         eras = self._server.key("era", "eras")
         if digits(number, most=15) is None or await self._server.do(eras, "HGET", eras, number) != name.encode():
             return False
-        found, _ = await self._find(session, offset - 1, 1, deltas=True)
+        found, _ = await self._reader.find(session, offset - 1, 1, deltas=True)
         return bool(found) and found[0][0] == offset and found[0][5] <= int(number)
 
     # Writing ----------------------------------------------------------------------------------------------------------
@@ -315,11 +265,11 @@ class RedisStore:
         """See ``log.build``."""
         writer = self._check_open()
         self._last_at = moment(writer.now(), self._last_at)
-        await moving.build(self._server, writer, session, pieces, self._last_at)
+        await moving.build(self._server, self._eras, writer, session, pieces, self._last_at)
 
     async def adopt(self, record: SessionRecord, pages: AsyncIterator[Sequence[Event]]) -> None:
         """See ``Portable.adopt``."""
-        await moving.adopt(self._server, self._check_open(), record, pages)
+        await moving.adopt(self._server, self._eras, self._check_open(), record, pages)
 
     def records(self) -> AsyncIterator[SessionRecord]:
         """See ``Portable.records``."""
@@ -341,7 +291,8 @@ class RedisStore:
         until = min((run.offset - 1 for run in kept.state.runs.values()), default=kept.state.head)
         thinning = await self._packer.thin(session, max(after, 0), limit, until)
         if thinning.changed:
-            self._tail.forget(session)
+            self._reader.tail.forget(session)
+            self._reader.blocks.forget(session)
         return thinning
 
     async def tally(self, node: str, counts: Mapping[str, int], ttl: float) -> dict[str, int]:
@@ -423,8 +374,8 @@ class RedisStore:
         """These are there: let them be seen, and ring."""
         plans = [(call, call.plan) for call in calls if call.plan is not None]
         for call, plan in plans:
-            if plan.events and self._hears and not call.requests[0].staged:
-                self._tail.put(call.session, plan.events)
+            if plan.events and self._reader.hears and not call.requests[0].staged:
+                self._reader.tail.put(call.session, plan.events)
         for call, plan in plans:
             if plan.events:
                 self.doorbell.ring(call.session, outside=plan.outside)
@@ -436,106 +387,15 @@ class RedisStore:
 
     async def read(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
         """See ``Store.read``. A page may be shorter than ``limit``, but is never empty then; for who is far behind it
-        ends with a block, which others share.
-
-        The server is asked each time: another process may have stored something of which this one has not heard, or
-        have deleted the session.
-        """
+        ends with a block, which others share."""
         self._check_open()
-        if limit <= 0 or after >= MAX_OFFSET or not is_text(session):
-            return []
-        after, blocks = max(after, 0), self._blocks
-        if not deltas or limit < READ_LIMIT:
-            return await self._read(session, after, limit, deltas)
-        start = after - after % READ_LIMIT
-        if (reading := self._shared.get((session, start))) is not None:
-            await reading.wait()  # after a restart, all readers of a session come at once
-        if (events := blocks.read(session, after)) and await self._is_there(session) and blocks is self._blocks:
-            return events
-        floor = self._tail.floor(session)
-        if floor is None or floor >= start + READ_LIMIT:
-            limit = start + READ_LIMIT - after
-        if after != start or (session, start) in self._shared:
-            return await self._read(session, after, limit, deltas)
-        self._shared[session, start] = reading = asyncio.Event()
-        forgotten = blocks.forgotten
-        try:
-            events = await self._read(session, after, limit, deltas)
-            if len(events) == READ_LIMIT:
-                blocks.put(session, start, events, forgotten)
-        finally:
-            del self._shared[session, start]
-            reading.set()
-        return events
-
-    async def _is_there(self, session: str) -> bool:
-        """Whether what was read of a session is still what it has; if not, it is forgotten."""
-        bucket = self._server.bucket(session)
-        known, (era, state) = self._seen.get(bucket), self._server.keys(session, "era", "state")
-        place, head = await asyncio.gather(
-            self._server.do(era, "HMGET", era, "n", "count"), self._server.do(state, "HGET", state, "h")
-        )
-        await self._meet(bucket, known, *place)
-        if head is not None and not is_deleted(head):
-            return True
-        self._blocks.forget(session)
-        return False
-
-    async def _read(self, session: str, after: Offset, limit: int, deltas: bool) -> list[Event]:
-        evictions, tail = self._tail.evictions, self._tail
-        self._reading[session] = self._reading.get(session, 0) + 1
-        try:
-            records, whole = await self._find(session, after, limit, deltas=deltas)
-            missed = self._missed.get(session, 0)
-        finally:
-            self._reading[session] -= 1
-            if not self._reading[session]:
-                del self._reading[session]
-                self._missed.pop(session, None)
-        events: list[Event] = []
-        room, last = PAGE_BYTES, after
-        for offset, at, type_, run, json, _ in records:
-            if deltas and offset != last + 1 and type_ != "session.deleted":
-                break
-            fact, json = read_stored(session, offset, type_, json)
-            events.append(Event(fact, offset, at / MICRO, run, json))
-            last, room = offset, room - len(json)
-            if room <= 0 or len(events) == limit:
-                break
-        if records and not events:
-            raise StoreCorrupt(f"Events after offset {after} are gone: {self._server.shown}.")
-        if whole and deltas and self._hears and len(events) == len(records) and tail is self._tail:
-            tail.seed(session, after, events, evictions)
-            if (tail.head(session) or 0) < missed:
-                self._fall_behind(session, missed, False)
-        return events
+        return await self._reader.read(session, after, limit, deltas)
 
     def peek(self, session: str, after: Offset, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event] | None:
         """What is in memory of what ``read`` would give, as far as has been heard from other processes; None if that is
         not all of it."""
         self._check_open()
-        if not self._hears or session in self._behind:
-            return None
-        return self._tail.read(session, after, limit, deltas=deltas)
-
-    async def _find(self, session: str, after: Offset, limit: int, *, deltas: bool) -> tuple[list[Record], bool]:
-        """What stands after an offset, perhaps with gaps in the end, and whether that is all."""
-        keys = self._server.keys(session, "era", "whole", "deltas", "packs")
-        asked = after + 1, min(limit, MAX_LIMIT), PAGE_BYTES, int(deltas)
-        bucket = self._server.bucket(session)
-        known = self._seen.get(bucket)
-        place, whole, *streams = await self._server.run(READ, keys, *asked)
-        await self._meet(bucket, known, *place)
-        found = [record for stream in streams for entry in stream for record in unpack(entry) if record[0] > after]
-        found.sort(key=offset_of)
-        return found, bool(whole)
-
-    async def _between(self, session: str, first: Offset, last: Offset) -> list[Event]:
-        events: list[Event] = []
-        while first <= last and (page := await self.read(session, first - 1)):
-            events += [event for event in page if event.offset <= last]
-            first = page[-1].offset + 1
-        return events
+        return self._reader.peek(session, after, limit, deltas)
 
     async def info(self, session: str) -> SessionInfo:
         """See ``Store.info``."""
@@ -585,108 +445,6 @@ class RedisStore:
             if len(runs) >= limit:
                 break
         return runs[: max(limit, 0)]
-
-    # Others' bells ----------------------------------------------------------------------------------------------------
-
-    async def _listen(self) -> None:
-        """Hear from other processes what has grown."""
-        deaf = False
-        while True:
-            try:
-                async with self._server.listen() as pubsub:
-                    asked = False
-                    while True:
-                        message = await pubsub.get_message(timeout=SILENCE_SECONDS)
-                        if message is None and asked:
-                            raise TimeoutError("no answer to a ping")
-                        asked = message is None
-                        if message is None:
-                            await pubsub.ping()
-                        elif message["type"] in ("subscribe", "ssubscribe"):
-                            self._tail = TailCache(**self._tail_bounds)
-                            self._hears = True
-                            self._look.set()
-                            if deaf:
-                                await self._look_back()
-                                self.doorbell.ring_work()
-                        elif message["type"] in ("message", "smessage"):
-                            self._hear(message["data"])
-                        elif message["type"] == "sunsubscribe":
-                            raise ConnectionError("the channel has moved to another node of the cluster")
-            except Exception as exc:
-                if self._hears or not deaf:
-                    logger.warning("%s: others' writes are not heard of for now: %s", self._server.shown, exc)
-            self._hears, deaf = False, True
-            await asyncio.sleep(DEAF_SECONDS / 2)
-
-    def _hear(self, data: bytes) -> None:
-        writer, grown, work = _said(data)
-        if self._writer is None or writer == self._writer.name:
-            return
-        for session, head, outside in grown:
-            if session in self._reading:
-                self._missed[session] = max(head, self._missed.get(session, 0))
-            tail = self._tail.head(session)
-            if tail is not None and head > tail:
-                if self.doorbell.listening(session):
-                    self._fall_behind(session, head, outside)
-                    continue
-                self._tail.forget(session)
-            self.doorbell.ring(session, outside=outside)
-        if work:
-            self.doorbell.ring_work()
-
-    def _fall_behind(self, session: str, head: Offset, outside: bool) -> None:
-        """What this session has up to ``head`` is to be read, and then rung for."""
-        before = self._behind.get(session, (0, False))
-        self._behind[session] = max(head, before[0]), outside or before[1]
-        self._fetch.set()
-
-    async def _catch_up(self) -> None:
-        """Read what has grown elsewhere, once for all who follow it here, and then ring."""
-        while True:
-            await self._fetch.wait()
-            self._fetch.clear()
-            await asyncio.gather(*(self._follow(session) for session in list(self._behind)))
-
-    async def _follow(self, session: str) -> None:
-        tail = self._tail
-        after = tail.head(session)
-        try:
-            events = [] if after is None else await self.read(session, after)
-        except LegatoError:
-            events = []  # whoever follows will be told
-        head, outside = self._behind.pop(session)
-        if tail is self._tail and after is not None and tail.head(session) == after:
-            if events:
-                tail.put(session, events)
-            if (tail.head(session) or 0) < head:
-                tail.forget(session)
-        self.doorbell.ring(session, outside=outside)
-
-    async def _poll(self) -> None:
-        """Look at what is listened to: a message may be lost, and while nothing is heard this is all there is."""
-        seen: dict[str, Any] = {}
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS if self._hears else DEAF_SECONDS):
-                    await self._look.wait()
-            self._look.clear()
-            before, seen = seen, {}
-            sessions = [session for session in self.doorbell.sessions() if is_text(session)]
-            for start in range(0, len(sessions), READ_LIMIT):
-                some = sessions[start : start + READ_LIMIT]
-                keys = [self._server.keys(session, "state")[0] for session in some]
-                try:
-                    found = await asyncio.gather(*(self._server.do(key, "HGET", key, "v") for key in keys))
-                except StoreError:
-                    break
-                for session, version in zip(some, found, strict=True):
-                    seen[session] = version
-                    known = self._writer and self._writer.version(session)
-                    if version != known and (session not in before or before[session] != version):
-                        self._tail.forget(session)
-                        self.doorbell.ring(session)
 
 
 _: type[Portable] = RedisStore

@@ -16,6 +16,7 @@ from ..errors import SessionExists, StoreLost
 from ..event import Draft, Event
 from ..log import MICRO, Adoption, SessionRecord
 from ..machine import SessionState, moved
+from .redis_eras import Eras
 from .redis_packs import packed
 from .redis_plan import KeptSession, SessionPlan, entries_of, read_place, read_state, records_of, settled
 from .redis_server import RedisServer
@@ -65,12 +66,12 @@ async def records(server: RedisServer) -> AsyncIterator[SessionRecord]:
 
 
 async def build(
-    server: RedisServer, writer: RedisWriter, session: str, pieces: AsyncIterator[Sequence[Draft]], at: int
+    server: RedisServer, eras: Eras, writer: RedisWriter, session: str, pieces: AsyncIterator[Sequence[Draft]], at: int
 ) -> None:
     """See ``log.build``; what comes is as of ``at`` (microseconds)."""
     check_text(session)
     state, begun = SessionState(session), None
-    async with _staged(server, writer, session) as (staged, era):
+    async with _staged(server, eras, session) as (staged, era):
         async for piece in pieces:
             drafts = [settled(draft) for draft in piece]
             before, state = state, moved(state, drafts)
@@ -80,17 +81,17 @@ async def build(
         if begun is None:
             raise ValueError("build needs at least one draft")
         record = SessionRecord(session, state.head, at / MICRO)
-        await _publish(server, writer, staged, era, state, begun, record, at)
+        await _publish(server, eras, writer, staged, era, state, begun, record, at)
 
 
 async def adopt(
-    server: RedisServer, writer: RedisWriter, record: SessionRecord, pages: AsyncIterator[Sequence[Event]]
+    server: RedisServer, eras: Eras, writer: RedisWriter, record: SessionRecord, pages: AsyncIterator[Sequence[Event]]
 ) -> None:
     """See ``Portable.adopt``."""
     check_text(record.session, *record.once)
     adoption, begun = Adoption(record), None
     opened: dict[str | None, float] = {}
-    async with _staged(server, writer, record.session) as (staged, era):
+    async with _staged(server, eras, record.session) as (staged, era):
         async for events in pages:
             adoption.add(events)
             begun = begun or events[0]
@@ -100,14 +101,14 @@ async def adopt(
         if begun is None:
             raise ValueError("adopt needs at least one event")
         waits = round(opened.get(next(iter(state.runs), None), 0.0) * MICRO)
-        await _publish(server, writer, staged, era, state, begun, record, waits)
+        await _publish(server, eras, writer, staged, era, state, begun, record, waits)
 
 
 @contextlib.asynccontextmanager
-async def _staged(server: RedisServer, writer: RedisWriter, session: str) -> AsyncIterator[tuple[list[bytes], int]]:
+async def _staged(server: RedisServer, eras: Eras, session: str) -> AsyncIterator[tuple[list[bytes], int]]:
     """A stream that nobody knows of, for what is no delta, and packs of deltas; and the era in which they are."""
     bucket, name = server.bucket(session), secrets.token_hex(16)
-    era = await writer.era(bucket)
+    era = await eras.of(bucket)
     staged = [server.key(bucket, kind, name) for kind in ("staged", "staged-packs")]
     try:
         yield staged, era
@@ -130,6 +131,7 @@ async def _stage(server: RedisServer, staged: Sequence[bytes], events: Sequence[
 
 async def _publish(
     server: RedisServer,
+    eras: Eras,
     writer: RedisWriter,
     staged: Sequence[bytes],
     era: int,
@@ -144,7 +146,7 @@ async def _publish(
     def decide(plan: SessionPlan) -> None:
         if plan.state.head:
             raise SessionExists(f"Session {session!r} exists already, or was deleted.", session=session)
-        if not writer.is_in(server.bucket(session), era):
+        if not eras.is_in(server.bucket(session), era):
             raise StoreLost(f"The server has failed while a session was built: {server.shown}.")
         plan.adopt(state, begun, record, waits)
 

@@ -22,6 +22,7 @@ from ..event import Event, Offset
 from ..figures import StoreFigures
 from ..log import MICRO
 from ..machine import SessionState, released
+from .redis_eras import Eras
 from .redis_errors import is_lost, is_unknown, store_error
 from .redis_plan import (
     MARK_SECONDS,
@@ -34,8 +35,7 @@ from .redis_plan import (
     read_place,
     read_state,
 )
-from .redis_scripts import BEGIN, ENTER, WRITE
-from .redis_server import Command, RedisServer, sha
+from .redis_server import Command, RedisServer
 
 logger = logging.getLogger("legato")
 
@@ -57,44 +57,36 @@ KEYS = ("era", "state", "whole", "deltas", "packs", "once", "open", "updated", "
 _NOTHING = KeptSession(b"", SessionState(""))
 
 
-def writing(era: bytes, name: bytes) -> str:
-    """``WRITE`` for an era, see ``RedisWriter.enter``."""
-    return f"{WRITE}-- era {era.decode()}.{name.decode()}\n"
-
-
 class RedisWriter:
     """Writes what waits.
 
     Args:
         server: what it is written to.
+        eras: in which it is written.
         clock: gives the time, seconds since the epoch; None: it is the server's.
         stored: called with what was stored, in one turn of the event loop.
-        learned: to be awaited when it is heard how far a bucket has come: its number, that of its era, that of its
-            writes, and the era's name, if that is known.
         read: gives the events between two offsets of a session.
 
     Attributes:
         name: of this writer, which no other one has.
         trouble: why nothing can be stored for now.
         leases: by owner, the sessions of which somebody has had a lease from here.
-        highest: the number of the last era that was met.
     """
 
     def __init__(
         self,
         server: RedisServer,
+        eras: Eras,
         clock: Callable[[], float] | None,
         stored: Callable[[Sequence[SessionCall]], None],
-        learned: Callable[[int, int, int, bytes | None], Awaitable[None]],
         read: Callable[[str, Offset, Offset], Awaitable[list[Event]]],
     ) -> None:
         self.name = secrets.token_urlsafe(6)
         self.leases: dict[str, set[str]] = {}
-        self.highest = 0
         self.trouble: StoreError | None = None
         self.open = True
         self._server, self._clock = server, clock
-        self._stored, self._learned, self._read = stored, learned, read
+        self._stored, self._eras, self._read = stored, eras, read
         self._ahead: float | None = None  # the server's clock before ours
         self._number = 0
         self._stored_at = 0.0
@@ -103,8 +95,6 @@ class RedisWriter:
         self._kept_bytes = 0
         self._waiting: dict[str, deque[SessionRequest]] = {}
         self._wake = asyncio.Event()
-        self._eras: dict[int, tuple[str, bytes]] = {}
-        self._entering = asyncio.Lock()
 
     def submit(
         self,
@@ -136,9 +126,7 @@ class RedisWriter:
         return time.time() if self._ahead is None else time.monotonic() + self._ahead
 
     async def _heard(self, session: str, count: Any, seconds: Any, micro: Any) -> None:
-        bucket = self._server.bucket(session)
-        if bucket in self._eras:
-            await self._learned(bucket, int(self._eras[bucket][1]), int(count or 0), None)
+        await self._eras.heard(self._server.bucket(session), int(count or 0))
         # It is later than that by what the answer took, so the largest difference is the truest.
         ahead = int(seconds) + int(micro) / MICRO - time.monotonic()
         if self._ahead is None or ahead > self._ahead or ahead < self._ahead - 0.2:
@@ -148,52 +136,6 @@ class RedisWriter:
         """The version at which a session was known last."""
         kept = self._kept.get(session)
         return None if kept is None else kept.version
-
-    # Eras ------------------------------------------------------------------------------------------------------------
-
-    async def enter(self, bucket: int, *, least: int = 0) -> int:
-        """Find out, or decide, in which era of the servers a bucket is; gives its number. If it has been written to
-        less often than ``least``, an era has ended.
-
-        A *era* ends when a server may have lost something: when it has been started again, or another one has its
-        place. Each write says in which era it believes to be, and is a script whose text has the name of that era:
-        servers forget scripts when they end, and do not copy them to others, so a new one does not know what it is
-        asked. Then an era begins, before anything is written. Each event has the era in which it was written, so who
-        comes with a cursor from era 3 to an event of era 4 is told that what they had is gone (``RedisStore.holds``).
-        """
-        server = self._server
-        async with self._entering:
-            eras, own = server.key("era", "eras"), server.key(bucket, "era")
-            while True:
-                number = await server.do(eras, "HGET", eras, "n")
-                here, count = await server.do(own, "HMGET", own, "n", "count")
-                for era in filter(None, dict.fromkeys([here, number] if int(count or 0) >= least else [])):
-                    name = await server.do(eras, "HGET", eras, era)
-                    if name and (await server.do(own, "SCRIPT", "EXISTS", sha(writing(era, name))))[0]:
-                        break
-                else:
-                    era = b"%d" % (max(int(number or 0), int(here or 0), self.highest) + 1)
-                    name = secrets.token_urlsafe(6).encode()
-                    if not await server.run(BEGIN, [eras], number or "0", era, name):
-                        continue
-                    for node in await server.nodes():
-                        await server.do(node, "SCRIPT", "LOAD", writing(era, name))
-                if here == era or await server.run(ENTER, [own], here or "", era):
-                    break
-            self._eras[bucket] = sha(writing(era, name)), era
-        self.highest = max(self.highest, int(era))
-        await self._learned(bucket, int(era), int(count or 0), name)
-        return int(era)
-
-    async def era(self, bucket: int) -> int:
-        """The number of a bucket's era, as far as it is known."""
-        known = self._eras.get(bucket)
-        return await self.enter(bucket) if known is None else int(known[1])
-
-    def is_in(self, bucket: int, era: int) -> bool:
-        """Whether this is still a bucket's era, as far as it is known."""
-        known = self._eras.get(bucket)
-        return known is not None and int(known[1]) == era
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
@@ -273,8 +215,9 @@ class RedisWriter:
 
     async def _send(self, calls: Sequence[SessionCall]) -> Sequence[Any]:
         try:
-            for bucket in {self._server.bucket(call.session) for call in calls} - self._eras.keys():
-                await self.enter(bucket)
+            for bucket in {self._server.bucket(call.session) for call in calls}:
+                if self._eras.script(bucket) is None:
+                    await self._eras.enter(bucket)
             commands = [self._command(call) for call in calls]
             # In one server what is sent later is done later, so the others hear of it when it is there.
             bells = [] if self._server.cluster else self._bell(calls)
@@ -286,7 +229,9 @@ class RedisWriter:
         """What is to be done for a call; where it has been sent before, the same again."""
         server, session, staged = self._server, call.session, call.requests[0].staged
         bucket = server.bucket(session)
-        name, era = self._eras[bucket]
+        entered = self._eras.script(bucket)
+        assert entered is not None
+        name, era = entered
         if not call.sent:
             call.plan = self._plan(call)
         plan = None if call.look else call.plan
@@ -348,7 +293,7 @@ class RedisWriter:
             reply = [ANOTHER_ERA]
         code, *rest = reply
         if code == ANOTHER_ERA:
-            self._eras.pop(self._server.bucket(call.session), None)
+            self._eras.leave(self._server.bucket(call.session))
             call.look = call.sent
         elif code == USED and call.sent:
             call.look = True  # it may be by this very call
