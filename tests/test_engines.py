@@ -33,6 +33,8 @@ async def agent(turn):
         yield Finish("length")
     elif word == "nothing":
         return
+    elif word == "marks":
+        yield "- [x] water\\n- [ ] https://x.test/" + "very/long/" * 40 + "\\n\\n$$\\\\frac{T_0}{T_1}$$\\n"
     elif word == "long":  # so many characters of everything
         text = "## A part\\n\\n" + "Some **words** with `code`, and more.\\n\\n" * 12 + "- an item\\n" * 20
         yield (text + "\\n```python\\nx = 1\\n```\\n\\n| a | b |\\n|--|--|\\n| 1 | 2 |\\n\\n") * (int(rest[0]) // 900)
@@ -152,6 +154,35 @@ def test_what_was_cut_off_says_so(engine: Engine, server: Server) -> None:
     say(engine, "nothing")
     ended(engine, 3)
     assert "The answer is empty." in inside(engine, said)
+
+
+def test_boxes_and_formulas_are_in_line(engine: Engine, server: Server) -> None:
+    """The box of a task is beside the first line of its text, and of a formula nothing is cut off or to be scrolled."""
+    opened(engine, server, f"/?session={begun(server, 'marks')}")
+    ended(engine, 1)
+    until(engine, "inside.querySelector('.prose math')")
+
+    off = inside(
+        engine,
+        """
+        const middle = ({ top, bottom }) => (top + bottom) / 2;
+        return [...inside.querySelectorAll('.prose li')].map((item) => {
+          const text = document.createRange();
+          text.selectNodeContents(item.lastElementChild === item.firstElementChild ? item : item.lastElementChild);
+          const line = [...text.getClientRects()].find((each) => each.width > 20);
+          return Math.abs(middle(item.querySelector('input').getBoundingClientRect()) - middle(line)) / line.height;
+        });
+        """,
+    )
+
+    assert len(off) == 2
+    assert max(off) < 0.5
+    formula = "const all = inside.querySelector('.prose p:has(math)');"
+    assert inside(
+        engine, f"{formula} return all.scrollHeight <= all.clientHeight && all.clientWidth === all.offsetWidth;"
+    )
+    room = inside(engine, f"{formula} return parseFloat(getComputedStyle(all).paddingTop);")
+    assert room >= 4  # for what a browser draws above the box
 
 
 def test_regenerate_asks(engine: Engine, server: Server) -> None:

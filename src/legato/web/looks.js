@@ -113,9 +113,9 @@ svg { width: 1.2rem; height: 1.2rem; fill: none; stroke: currentColor; stroke-wi
 .prose th { font-weight: 600; }
 .prose [align="center"] { text-align: center; }
 .prose [align="right"] { text-align: right; }
-.prose li:has(> input) { list-style: none; }
+.prose li:has(> input) { position: relative; list-style: none; }
 .prose li > input + p { display: inline; }
-.prose li > input { margin-inline: -1.35em 0.35em; accent-color: var(--accent); vertical-align: -0.1em; }
+.prose li > input { position: absolute; inset-block-start: 0.4em; inset-inline-start: -1.5em; margin: 0; accent-color: var(--accent); }
 .prose .markdown-alert { margin: 0.85em 0; padding: 0.1rem 1rem; border-inline-start: 3px solid var(--accent); border-radius: 0.3rem; background: var(--tint); }
 .prose .markdown-alert-title { margin-bottom: 0.2em; font-weight: 600; }
 .prose .markdown-alert-title + p { margin-top: 0; }
@@ -123,7 +123,7 @@ svg { width: 1.2rem; height: 1.2rem; fill: none; stroke: currentColor; stroke-wi
 .prose .footnote > p:first-of-type { display: inline; }
 .prose sup { font-size: 0.75em; line-height: 0; }
 .prose math { font-size: 1.1em; }
-.prose p:has(> math[display="block"]) { overflow-x: auto; }
+.prose p:has(> math[display="block"]) { padding-block: 0.4em; overflow: auto hidden; }
 code, pre { font-family: var(--mono); font-size: 0.875em; direction: ltr; unicode-bidi: isolate; }
 code { padding: 0.12em 0.36em; border-radius: 0.35em; background: var(--code); }
 pre { margin: 0; padding: 0.75rem 1rem; overflow-x: auto; border-radius: 0.6rem; background: var(--code); line-height: 1.55; text-align: left; overflow-wrap: normal; white-space: pre; }
@@ -161,7 +161,7 @@ details[open] > summary { margin-bottom: 0.4rem; }
 .choices, .choices form { display: flex; flex-wrap: wrap; gap: 0.5rem; }
 .choices { margin-top: 0.8rem; }
 .choices form { flex: 1; }
-input { min-width: 0; min-height: 2.25rem; flex: 1 1 12rem; padding: 0.3rem 0.7rem; border: 1px solid var(--line); border-radius: 0.625rem; background: var(--page); color: inherit; font: inherit; }
+.ask input { min-width: 0; min-height: 2.25rem; flex: 1 1 12rem; padding: 0.3rem 0.7rem; border: 1px solid var(--line); border-radius: 0.625rem; background: var(--page); color: inherit; font: inherit; }
 
 /* ---- Before, and instead of, an answer ---- */
 .typing { display: inline-flex; gap: 0.3rem; padding: 0.5rem 0; }
