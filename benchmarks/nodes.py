@@ -505,7 +505,7 @@ def main() -> None:
 
         uvloop.run(add(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])))
         return
-    made = parser(__doc__, rounds=2, seconds=3.0)
+    made = parser(__doc__, rounds=2, seconds=2.5)
     made.add_argument("--front", action="store_true", help="HAProxy before the nodes")
     made.add_argument("--markdown", action="store_true", help="print the tables once more, as Markdown")
     options = made.parse_args()
