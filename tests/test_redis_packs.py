@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from legato.errors import StoreCorrupt
 from legato.event import (
     CallDelta,
     Draft,
@@ -248,6 +249,25 @@ async def test_what_comes_from_elsewhere_is_packed(pair: tuple[RedisStore, Redis
         assert [(event, event.json) for event in await all_of(other, "s")] == [(event, event.json) for event in events]
         here, there = (size_of(shared_valkey(), store._server.keys("s", "packs")[0]) for store in (one, other))
         assert there < 1.3 * here
+
+
+async def test_a_pack_that_is_damaged(pair: tuple[RedisStore, RedisStore]) -> None:
+    """Is an error that says so, of its session alone; all others are read, and packed, as before."""
+    one, two = pair
+    await one.append("t", begun())
+    await answer(one, 100, "t")
+    await at_rest(one, "t")
+    key = one._server.keys("t", "packs")[0].decode()
+    shared_valkey().ask("DEL", key)
+    shared_valkey().ask("ZADD", key, 103, "x, but no pack")
+    with pytest.raises(StoreCorrupt):
+        await two.read("t", 0)
+    with pytest.raises(StoreCorrupt):
+        await one.thin("t", 0, 1_000)
+    assert len(await two.read("t", 0, deltas=False)) == 4
+    await answer(one, 100)
+    await at_rest(one)
+    assert await pack(one) == 100
 
 
 def test_a_pack_is_bounded() -> None:

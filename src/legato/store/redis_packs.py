@@ -8,7 +8,7 @@ times within a stretch, and no word: so no node has to be told of it, and every 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import zlib
 from collections.abc import Sequence
 from itertools import groupby, pairwise, zip_longest
@@ -16,13 +16,15 @@ from typing import Any
 
 import msgspec
 
-from ..errors import StoreError
+from ..errors import StoreCorrupt, StoreError
 from ..event import DAMAGE, EVENTS, AnyFact, CallDelta, Event, Offset, OtherFact, read_fact, settle
 from ..log import MICRO, Thinning
 from ..thin import stretches, words
 from .redis_plan import Record, binary, era_of, offset_of, records_of
 from .redis_scripts import PACK, REPACK
 from .redis_server import RedisServer
+
+logger = logging.getLogger("legato")
 
 PACK_BYTES, PACK_ENTRIES = 64 * 1024, 256
 """Of deltas, before they are compressed, in one pack: as much is read for one of them. And entries looked at for it."""
@@ -111,17 +113,28 @@ def _stretch(rows: Sequence[Record], facts: Sequence[Any]) -> Stretch:
 
 
 def unpack(entry: bytes) -> list[Record]:
-    """The events of an entry, or of a pack: that is compressed, and begins as no list in MessagePack does."""
+    """The events of an entry, or of a pack: that is compressed, and begins as no list in MessagePack does.
+
+    Raises:
+        StoreCorrupt: it is a pack that cannot be read.
+    """
     if entry[:1] != b"x":
         return records_of(entry)
-    plain, found = _pack(zlib.decompress(entry))
+    plain, found = _taken_apart(entry)
     return sorted([*plain, *(record for stretch in found for record in stretch.records())], key=offset_of)
+
+
+def _taken_apart(pack: bytes) -> tuple[list[Record], list[Stretch]]:
+    try:
+        return _pack(zlib.decompress(pack))
+    except (zlib.error, msgspec.MsgspecError) as exc:
+        raise StoreCorrupt(f"A pack of pieces of answers cannot be read: {exc}.") from exc
 
 
 def thin(pack: bytes, until: Offset) -> tuple[bytes, int, Offset, int]:
     """A pack in which the deltas of a stretch have the time of its first, as far as they end by ``until``: the times
     are most of what a pack is. With it how many are not as before, the offset of its last, and how many it holds."""
-    plain, found = _pack(zlib.decompress(pack))
+    plain, found = _taken_apart(pack)
     last = max([*map(offset_of, plain), *(stretch.last for stretch in found)])
     count = len(plain) + sum(len(stretch.lengths) for stretch in found)
     changed = 0
@@ -162,8 +175,12 @@ class Packer:
             self._wake.clear()
             while self._packing:
                 session, ended = self._packing.popitem()
-                with contextlib.suppress(StoreError):  # it is done with what comes next
+                try:
                     await self.pack(session, ended)
+                except StoreError as exc:
+                    logger.debug("session %s: it is packed with what comes next: %s", session, exc)
+                except Exception:  # of one session, and not of all others
+                    logger.exception("session %s: it cannot be packed", session)
 
     async def pack(self, session: str, ended: Offset) -> None:
         """Pack the deltas of a session up to the end of an answer; 0: it goes on, and there may be much of it."""
