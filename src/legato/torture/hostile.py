@@ -149,14 +149,39 @@ async def half_bodies(on: Attacker) -> None:
 
 
 async def drops(on: Attacker) -> None:
-    """Send a request byte by byte."""
+    """Send heads and bodies byte by byte, of which one would fill the budget of all."""
+    head, body = request("GET", "/health"), request("POST", "/v1/responses", {"input": "x" * 900_000})
+    await asyncio.gather(*(_drop(on, data, begun) for data, begun in ((head, 0), (body, 2_000)) for _ in range(20)))
+
+
+async def _drop(on: Attacker, data: bytes, begun: int) -> None:
     _, writer = await on.connect()
-    with contextlib.suppress(OSError):
-        for byte in request("GET", "/health")[:40]:
-            writer.write(bytes([byte]))
+    try:
+        writer.write(data[:begun])
+        for at in range(begun, begun + 40):
+            writer.write(data[at : at + 1])
             await writer.drain()
             await asyncio.sleep(0.2)
-    writer.transport.abort()
+    finally:
+        writer.transport.abort()
+
+
+async def churn(on: Attacker) -> None:
+    """Open connections and drop them: at once, in a head, before an answer, and in a stream."""
+    session = await on.session()
+    stages = [b"", b"GET /heal", request("GET", "/health"), request("GET", f"/stream?sessionId={session}")]
+
+    async def dropped(number: int) -> None:
+        reader, writer = await on.connect()
+        try:
+            writer.write(stages[number % 4])
+            if number % 8 == 3:
+                await reader.read(100)
+        finally:
+            writer.transport.abort()
+
+    await asyncio.gather(*(dropped(number) for number in range(64)), return_exceptions=True)
+    await on.ask("DELETE", f"/api/sessions/{session}")
 
 
 async def malformed(on: Attacker) -> None:
@@ -256,7 +281,7 @@ async def agents(on: Attacker) -> None:
 
 
 KINDS: list[Attack] = [
-    silent, half_heads, half_bodies, drops, malformed, deaf, leaves,
+    silent, half_heads, half_bodies, drops, churn, malformed, deaf, leaves,
     flood, same_key, tool_calls, forks, cursors, markdown, agents,
 ]  # fmt: skip
 
