@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from driving import Chat, data, ends
+from driving import Chat, data, ends, named
 from held_store import HeldStore, having, quiet
 from legato.agent import Agent
 from legato.bounds import Limits
@@ -73,11 +73,20 @@ class Nodes:
         return self._gates.setdefault(text, asyncio.Event())
 
     async def start(
-        self, name: str, *, on_crash: Any = "retry", store: Any = None, agent: Any = None, **limits: Any
+        self,
+        name: str,
+        *,
+        on_crash: Any = "retry",
+        store: Any = None,
+        agent: Any = None,
+        lease_ttl: float = 15.0,
+        **limits: Any,
     ) -> Driver:
         """Start a node."""
         agents = [Agent(agent or self._agent(name), name="agent", on_crash=on_crash)]
-        app = Legato(store or self.shared, agents=agents, limits=Limits(cancel_grace=0.05, **limits))
+        app = Legato(
+            store or self.shared, agents=agents, limits=Limits(cancel_grace=0.05, **limits), lease_ttl=lease_ttl
+        )
         app.drain_on_signal = False
         app.grace = 0.0
         self.apps[name], self.drivers[name] = app, Driver(app)
@@ -194,6 +203,46 @@ async def test_what_waits_behind_a_run_is_handed_over_too(nodes: Nodes) -> None:
         nodes.gate(text).set()
         assert (await answer(nodes.seen_by("B", chat), runs[place])).endswith(text)
     assert nodes.calls == [("A", "one", 1), ("B", "one", 2), ("B", "two", 1), ("B", "three", 1)]
+
+
+async def test_who_reads_what_no_node_has_a_place_for_is_told(nodes: Nodes) -> None:
+    """Once, however often the node looks; and the answer goes on when there is one."""
+    await nodes.start("A")
+    await nodes.start("B", concurrent_runs=1, lease_ttl=1.0)
+    chat = await nodes.session("A")
+    run = (await chat.send("one")).json()["runId"]
+    busy = await nodes.session("B")
+    await busy.send("busy")
+    await nodes.called(2, PROMPT)
+    await nodes.stop("A")
+    there = nodes.seen_by("B", chat)
+    await there.follow("0", until=named("run_waiting"))
+    assert nodes.calls[2:] == []
+    runner = nodes.apps["B"].runner
+    for _ in range(2):
+        await runner._learn()
+        await runner._tell_orphans()
+    nodes.gate("busy").set()
+    nodes.gate("one").set()
+    await answer(there, run)
+    types = [event["type"] for event in await canonical(there.driver, chat.session) if event["run"] == run]
+    assert [type for type in types if not type.endswith("delta")] == [
+        "message.created", "run.started", "run.waiting", "run.started", "run.completed"
+    ]  # fmt: skip
+
+
+async def test_a_full_node_has_a_spare_place_for_what_another_has_left(nodes: Nodes) -> None:
+    """Whose it is has none of its places, so it need not wait for those who have all."""
+    await nodes.start("A")
+    await nodes.start("B", concurrent_runs=10, lease_ttl=1.0)
+    chat = await nodes.session("A")
+    await chat.send("one")
+    for number in range(10):
+        await (await nodes.session("B")).send(f"busy {number}")
+    await nodes.called(11, PROMPT)
+    await nodes.stop("A")
+    await nodes.called(12, PROMPT)
+    assert nodes.calls[-1] == ("B", "one", 2)
 
 
 async def test_what_waits_for_a_place_is_handed_over_too(nodes: Nodes) -> None:

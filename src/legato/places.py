@@ -127,6 +127,11 @@ class Places:
         return bool(self._lines)
 
     @property
+    def full(self) -> bool:
+        """Whether there is no place but the spare ones."""
+        return self.taken >= self._count()
+
+    @property
     def waiting_runs(self) -> int:
         """How many runs wait, be it for a place or behind another."""
         return self._counts.total()

@@ -12,6 +12,7 @@ where the store's answer was lost, which says whether one was taken, it is asked
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import itertools
@@ -55,6 +56,7 @@ from .event import (
     PermissionRequested,
     PermissionResolved,
     RunStarted,
+    RunWaiting,
     length,
 )
 from .execution import Execution
@@ -157,6 +159,7 @@ class Runner:
         self._idle = asyncio.Event()  # no place is taken
         self._idle.set()
         self._learned = False  # what waited before this life
+        self._orphans: list[OpenRun] = []  # of what was learned, what had begun elsewhere
         self._bell = Bell()
         self._drives: dict[asyncio.Task[None], _Drive] = {}  # each in a place
         self._busy: Counter[str] = Counter()  # the sessions of those
@@ -348,9 +351,10 @@ class Runner:
                 self._bell.clear()
                 pause = min(self._lease_ttl / 3, LOOK_EVERY)
                 try:
-                    if await self._renew() and (self.places.queued or not self._learned):
+                    if await self._renew() and (self.places.queued or self.places.full or not self._learned):
                         await self._learn()
                     await self._look()
+                    await self._tell_orphans()
                     if self._failing:
                         self._failing = False
                         for execution in self._executions:
@@ -413,6 +417,7 @@ class Runner:
             found += await asyncio.gather(*map(self._whose, new[place : place + CLAIM]))
             await self._renew()
         first: dict[str, float] = {}
+        self._orphans = [run for run in new if run.started]
         for place, (at, run, party) in enumerate(sorted(found, key=lambda each: each[0])):
             self.places.queue(run.session, run.run, party)
             first.setdefault(run.session, at)
@@ -423,6 +428,21 @@ class Runner:
                 self.places.wait(session)
             if not place % AT_ONCE:
                 await asyncio.sleep(0)
+
+    async def _tell_orphans(self) -> None:
+        """Let readers know that the answers wait which another node, or an earlier life, has begun and left, and for
+        which there is no place here."""
+        orphans, self._orphans = self._orphans, []
+        queued = self.places.queued if orphans else {}
+        for run in orphans:
+            if run.run in queued:
+                with contextlib.suppress(HeadMoved, RunEnded, NotFound):  # somebody has it
+                    info = await self.store.info(run.session)
+                    now = info.runs.get(run.run)
+                    if now is not None and not now.held(self.clock()):
+                        once = f"waiting:{run.run}:{now.epoch}"
+                        waits = [Draft(RunWaiting(), run.run)]
+                        await self.store.append(run.session, waits, once=once, head=info.head)
 
     def _let_go(self, waited: Mapping[str, str], runs: Iterable[OpenRun]) -> None:
         """Of what waited, with its sessions, let what has ended, or has been taken by another node, wait no more."""
@@ -705,6 +725,8 @@ def _waited(mine: Iterable[Event]) -> int:
     open_asks: set[str] = set()
     before: Event | None = None
     for event in mine:
+        if isinstance(event.fact, RunWaiting):
+            continue
         if isinstance(event.fact, RunStarted) and before is not None and isinstance(before.fact, RunStarted):
             waited += bool(open_asks)
         elif isinstance(event.fact, PermissionRequested):
