@@ -57,7 +57,7 @@ def told(method: str, path: str, session: str) -> bytes:
     session = "s_none" if method == "DELETE" else session
     for name in ("{id}", "{threadId}", "{conversation_id}"):
         path = path.replace(name, session)
-    path = path.replace("{item_id}", f"in_{session}~x_0")
+    path = path.replace("{item_id}", f"in_{session}~x_0").replace("{hash}", "0" * 64)
     path = path.replace("{messageId}", f"{session}~x~u").replace("{run}", f"{session}~x")
     if path == "/stream":
         path += f"?sessionId={session}"

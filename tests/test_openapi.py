@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -122,14 +123,20 @@ NAMED = {"cursor", "after", "previous_response_id", "conversation", "id", "clien
 """Others of the kind, which may be left out. (What an ``id`` or a key may be, ``test_bad_input.py`` has.)"""
 
 
+FILE = "data:image/png;base64," + "A" * 4096
+
+
 def with_what_there_is(case: Any, client: httpx2.Client) -> None:
     """Let what a request names be there, and be as it wants it."""
     session = client.post("/api/sessions", json={}).json()["id"]
-    sent = client.post("/v1/responses", json={"input": "a", "conversation": session}).json()["id"]
+    said = [
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": FILE}]}
+    ]
+    sent = client.post("/v1/responses", json={"input": said, "conversation": session}).json()["id"]
     [asked, _] = client.get(f"/api/sessions/{session}/messages").json()
     known = {"response_id": sent, "messageId": asked["id"], "model": "echo", "id": session, "threadId": session}
     [*_, item] = client.get(f"/v1/conversations/{session}/items").json()["data"]
-    known |= {"conversation_id": session, "item_id": item["id"]}
+    known |= {"conversation_id": session, "item_id": item["id"], "hash": hashlib.sha256(bytes(3072)).hexdigest()}
     case.path_parameters = {name: known[name] for name in case.path_parameters or {}}
     named = NAMED - {"after"} if case.operation.path.startswith("/api/") else NAMED  # there it is a number
     case.query = {name: value for name, value in (case.query or {}).items() if name not in named}

@@ -92,6 +92,7 @@ PATHS: dict[str, dict[str, str]] = {
     "model": {"/": "agent"},
     "conversation_id": {"/": "SESSION"},
     "item_id": {"/": "in_RUN_0"},
+    "hash": {"/": "FILE"},
 }
 """What stands for a parameter, by the beginning of the path."""
 _ITEMS = [{"role": "user", "content": "x"}]
@@ -243,7 +244,8 @@ async def hers(driver: Driver, alice: dict[str, str], keys: APIKeys) -> dict[str
     runs = []
     for text, more in ((WORDS, {"idempotency-key": "alices-key"}), ("please ask", {})):
         target = f"/api/sessions/{session}/messages"
-        runs.append((await driver.request("POST", target, json={"text": text}, headers={**alice, **more})).json())
+        sent = {"text": text, "image": f"data:image/png;base64,{'A' * 4096}"}
+        runs.append((await driver.request("POST", target, json=sent, headers={**alice, **more})).json())
         await quiet()
     log = (await driver.request("GET", f"/api/sessions/{session}/events", headers=alice)).json()["events"]
     ids = {event["type"]: event["data"].get("id", "") for event in log}
@@ -256,6 +258,7 @@ async def hers(driver: Driver, alice: dict[str, str], keys: APIKeys) -> dict[str
         "PERMISSION": ids["permission.requested"],
         "NOTIFICATION": ids["notification.created"],
         "KEY": keys.keys[0].id,
+        "FILE": next(ref["hash"] for event in log for ref in event["data"].get("blobs", ())),
         "CURSOR": str(log[-1]["offset"]),
     }
 
