@@ -279,7 +279,15 @@ async def front(servers: Sequence[Server], wanted: bool) -> AsyncIterator[Server
 
     with tempfile.TemporaryDirectory(prefix="legato-bench-") as folder:
         async with front_door("haproxy", [server.port for server in servers], Path(folder)) as port:
-            yield Server(port, [])
+            door = Server(port, [])
+            while True:
+                with contextlib.suppress(
+                    OSError, IndexError, RuntimeError
+                ):  # it does not listen yet, or has not looked
+                    await up(door)
+                    break
+                await asyncio.sleep(0.02)
+            yield door
 
 
 class Readers:
@@ -458,7 +466,7 @@ def appends(nodes: Nodes, seconds: float) -> Figures:
     if nodes.peer:
         command = [__file__, "xadd", url, str(APPENDERS), str(seconds)]
     else:
-        command = [str(HERE / "store_append.py"), "one", "append", url, str(APPENDERS), "1", str(seconds), "0"]
+        command = [str(HERE / "store_append.py"), "one", "append", url, "", str(APPENDERS), "1", str(seconds), "0"]
     clocks = Clocks(pid)
     running = [
         subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True) for _ in range(nodes.size)

@@ -42,7 +42,8 @@ def about(*keys: str) -> str:
 
 def machine(found: dict[str, Any], *keys: str) -> str:
     """That of these results, and what else is named."""
-    return "; ".join(found[key] for key in ("machine", "system", *keys, "date", "revisions")) + ".\n"
+    text = "; ".join(found[key] for key in ("machine", "system", *keys, "date", "revisions")) + ".\n"
+    return re.sub(r" @ [\d.]+GHz", "", text)
 
 
 def across(name: str, cell: Callable[[Row], str]) -> str:
