@@ -550,6 +550,12 @@ async def test_what_cannot_be_reached_is_not_said_to_be_deleted(folder: Stage, t
                 await attempt
         with pytest.raises(BlobsAway):
             await b"".join([each async for each in export(folder.store, session="s")])  # type: ignore[misc]
+    clock = FakeClock((await folder.store.info("s")).updated_at + 2 * LEAST_SECONDS)
+    await folder.send("other", Question("hi"), begin=True)
+    keeper = Keeper(folder.store, Retention(sessions=LEAST_SECONDS), clock)
+    clock.advance(10 * LEAST_SECONDS)
+    assert await keeper.tick()
+    assert keeper.deleted == 1, "the one that it can"
     assert (await folder.store.info("s")).head > 0
     assert len(files(tmp_path)) == 1
     await folder.verbs.delete(NOBODY, "s")
@@ -620,6 +626,24 @@ async def test_a_folder_that_is_away_is_waited_for(folder: Stage, tmp_path: Path
     (tmp_path / "files").unlink()
     (tmp_path / "away").rename(tmp_path / "files")
     assert (await folder.verbs.history(NOBODY, "s"))[0].metadata["input"] == items(url(BIG))
+
+
+async def test_a_deletion_that_the_folder_does_not_take_is_made_up_for(folder: Stage, tmp_path: Path) -> None:
+    """The session is gone, who deleted it is told that not all is, and the next sweep deletes the rest."""
+    await folder.send("s", question(url(BIG)), begin=True)
+    delete, folder.blobs.outside.delete = folder.blobs.outside.delete, broken  # type: ignore[union-attr,method-assign]
+    with pytest.raises(BlobsAway):
+        await folder.verbs.delete(NOBODY, "s")
+    with pytest.raises(SessionNotFound):
+        await folder.verbs.info(NOBODY, "s")
+    folder.blobs.outside.delete = delete  # type: ignore[union-attr,method-assign]
+    assert len(files(tmp_path)) == 1
+    assert (await folder.blobs.sweep(0.0))[1] == 1
+    assert files(tmp_path) == []
+
+
+async def broken(name: str) -> None:
+    raise BlobsAway("no")
 
 
 async def test_half_a_file_goes_with_the_whole(tmp_path: Path) -> None:

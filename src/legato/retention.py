@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from .blobs import Blobs
-from .errors import CursorInvalid, HeadMoved, InvalidInput, LegatoError, SessionNotFound
+from .errors import BlobsAway, CursorInvalid, HeadMoved, InvalidInput, LegatoError, SessionNotFound
 from .event import Draft, Offset, SessionDeleted
 from .log import SessionInfo, Store, Thinning
 from .spending import is_own
@@ -178,7 +178,11 @@ class Keeper:
             return await self._make_thin(info)
         if not keep.sessions or age <= max(keep.sessions, LEAST_SECONDS):
             return False
-        await self._blobs.check_gone(info.session)
+        try:
+            await self._blobs.check_gone(info.session)
+        except BlobsAway as exc:  # which is no reason to keep the others
+            logger.warning("session %s is kept: %s", info.session, exc.message)
+            return False
         try:  # at the head that was seen: whoever writes in it now keeps it
             await self._store.append(info.session, [Draft(SessionDeleted())], head=info.head)
         except (HeadMoved, SessionNotFound):

@@ -576,8 +576,8 @@ class Sessions:
         info = await self.info(caller, session, verb="delete")
         await self._blobs.check_gone(session)
         await self._store.append(session, [Draft(SessionDeleted())])
-        await self._blobs.forget(session)
         self._accounts.gone(info.owner)
+        await self._blobs.forget(session)
 
     async def withdraw(self, caller: Caller, session: str, run: str) -> None:
         """Let a run no longer be had by its id, and delete the log with the last of them.
