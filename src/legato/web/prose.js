@@ -94,8 +94,16 @@ export class Typesetter {
   }
 }
 
-/** A text as it is, in pieces: at the ends of lines, else of words. */
-const PIECE = /[^]{1,4000}\n|[^]{1,4000}\s|[^]{1,4000}/g;
+/** Characters of a piece of a text that is shown as it came. */
+const PIECE = 4_000;
+
+/** Where such a piece begins: after a line's end, else a word's. @param {string} text @param {number} piece its number */
+function cut(text, piece) {
+  const at = piece * PIECE;
+  const some = text.slice(at, at + PIECE);
+  return at + (at && (some.indexOf("\n") + 1 || some.search(/\s/) + 1));
+}
+
 const LINE_END = /\r\n|\r|\n/g;
 
 /** Where each line begins. @param {string} text */
@@ -168,6 +176,7 @@ export class Prose {
   #busy = false;
   #last = 0;
   #slow = false;
+  #piece = 0; // the number of the first one that is shown as it came
   /** @type {HTMLElement | null} */ #fresh = null;
   /** @type {number | undefined} */ #timer;
   #plain = h("div", { class: "plain" });
@@ -226,18 +235,30 @@ export class Prose {
     const held = this.#fresh === null ? 0 : more.search(this.#marker);
     const shown = more.slice(0, held < 0 ? FRESH : Math.min(held, FRESH));
     if (this.#fresh !== null && this.#fresh.textContent !== shown) this.#fresh.textContent = shown;
-    this.#raw(this.#slow ? more.slice(shown.length) : "");
+    this.#raw(this.#slow ? this.#begin + this.#set.length + shown.length : this.#text.length);
     return shown.length < more.length;
   }
 
-  /** Show this below what is set; of what is long, some more with each frame. @param {string} text */
-  #raw(text) {
+  /** Show the text from there on as it came, below what is set: some more of it with each frame. @param {number} from */
+  #raw(from) {
+    const text = this.#text;
     const { children } = this.#plain;
+    let first = Math.floor(from / PIECE);
+    if (cut(text, first) > from) first -= 1;
+    for (; this.#piece < first && children.length > 0; this.#piece += 1) children[0].remove();
+    if (this.#piece !== first) this.#plain.replaceChildren();
+    this.#piece = first;
     const most = children.length + 10;
-    const pieces = text.match(PIECE) ?? [];
-    if (pieces.length > most) requestAnimationFrame(() => this.#show());
-    pieces.slice(0, most).forEach((piece, at) => (children[at] ? write(children[at], piece) : this.#plain.append(h("div", {}, piece))));
-    while (children.length > pieces.length) children[pieces.length].remove();
+    let at = 0;
+    for (let begin = from; begin < text.length && at < most; at += 1) {
+      const end = cut(text, first + at + 1);
+      const piece = text.slice(begin, end);
+      if (children[at]) write(children[at], piece);
+      else this.#plain.append(h("div", {}, piece));
+      begin = end;
+    }
+    if (at === most) requestAnimationFrame(() => this.#show());
+    while (children.length > at) children[at].remove();
   }
 
   async #ask() {
@@ -262,7 +283,6 @@ export class Prose {
     try {
       if (whole) blocks = await this.#typesetter.whole(anew ? this.#text : rest);
       else ({ blocks, of } = await this.#typesetter.growing(rest, this.#ended));
-      this.#slow = false;
     } catch {
       this.#despair();
     }
@@ -272,8 +292,9 @@ export class Prose {
     const stale = this.#settled || begin !== this.#begin || !this.#text.startsWith(rest, begin) || (whole && rest !== this.#rest);
     if (stale) return void this.#ask(); // the text was replaced meanwhile
     if (blocks !== null && whole) return this.#settle(blocks, anew);
-    if (blocks !== null && of.length > this.#set.length) this.#grow(of, blocks);
     const filled = of.length >= this.#slice - 1 && of.length < this.#text.length - begin; // there is more than was asked for
+    if (blocks !== null) this.#slow &&= filled; // else what follows would come and go
+    if (blocks !== null && of.length > this.#set.length) this.#grow(of, blocks);
     this.#slice = begin !== this.#begin ? SLICE : filled ? Math.min(2 * this.#slice, LONGEST) : this.#slice;
     const stuck = blocks === null ? this.#ended : begin === this.#begin && filled && of.length >= LONGEST - 1;
     if (!stuck) return void this.#ask();
@@ -319,7 +340,8 @@ export class Prose {
     if (anew) this.#finished = null;
     this.#put(blocks, 0);
     this.#settled = true;
-    this.#raw("");
+    this.#slow = false;
+    this.#raw(this.#text.length);
     this.#busily(false);
   }
 

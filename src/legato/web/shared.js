@@ -145,7 +145,7 @@ export class SharedStream {
     return this.#election?.won ?? false;
   }
 
-  // Coming and going ------------------------------------------------------------------------------------------------
+  // Coming and going --------
 
   #enter() {
     const name = `legato.stream.1 ${this.#options.share ?? ""} ${new URL(this.#url, globalThis.location?.href)}`;
@@ -192,7 +192,7 @@ export class SharedStream {
     own?.close();
   }
 
-  // The way of an event: connection or channel, inbox, listener ----------------------------------------------------
+  // The way of an event: connection or channel, inbox, listener --------
 
   /** Have a connection of our own, from where we are. */
   #start() {
@@ -312,7 +312,7 @@ export class SharedStream {
     if (refused) tell(() => this.#on.refused?.(error));
   }
 
-  // Leading -----------------------------------------------------------------------------------------------------------
+  // Leading --------
 
   #lead() {
     // Later than any leader before, even if the clock was set back.
@@ -378,7 +378,7 @@ export class SharedStream {
     this.#set("waiting");
   }
 
-  // Following ---------------------------------------------------------------------------------------------------------
+  // Following --------
 
   /** @param {FromLeader | ToLeader} message */
   #hear(message) {
@@ -482,7 +482,7 @@ export class SharedStream {
     this.#asked = undefined;
   }
 
-  // The page ----------------------------------------------------------------------------------------------------------
+  // The page --------
 
   /** @param {AbortSignal} signal */
   #listen(signal) {
