@@ -417,7 +417,7 @@ class Runner:
             found += await asyncio.gather(*map(self._whose, new[place : place + CLAIM]))
             await self._renew()
         first: dict[str, float] = {}
-        self._orphans = [run for run in new if run.started]
+        self._orphans += [run for run in new if run.started]
         for place, (at, run, party) in enumerate(sorted(found, key=lambda each: each[0])):
             self.places.queue(run.session, run.run, party)
             first.setdefault(run.session, at)
@@ -432,17 +432,20 @@ class Runner:
     async def _tell_orphans(self) -> None:
         """Let readers know that the answers wait which another node, or an earlier life, has begun and left, and for
         which there is no place here."""
-        orphans, self._orphans = self._orphans, []
-        queued = self.places.queued if orphans else {}
-        for run in orphans:
-            if run.run in queued:
-                with contextlib.suppress(HeadMoved, RunEnded, NotFound):  # somebody has it
-                    info = await self.store.info(run.session)
-                    now = info.runs.get(run.run)
-                    if now is not None and not now.held(self.clock()):
-                        once = f"waiting:{run.run}:{now.epoch}"
-                        waits = [Draft(RunWaiting(), run.run)]
-                        await self.store.append(run.session, waits, once=once, head=info.head)
+        while self._orphans:
+            queued = self.places.queued
+            some = [run for run in self._orphans[:CLAIM] if run.run in queued]
+            await asyncio.gather(*map(self._tell_orphan, some))
+            del self._orphans[:CLAIM]
+            await self._renew()
+
+    async def _tell_orphan(self, run: OpenRun) -> None:
+        with contextlib.suppress(HeadMoved, RunEnded, NotFound):  # somebody has it
+            info = await self.store.info(run.session)
+            now = info.runs.get(run.run)
+            if now is not None and not now.held(self.clock()):
+                once = f"waiting:{run.run}:{now.epoch}"
+                await self.store.append(run.session, [Draft(RunWaiting(), run.run)], once=once, head=info.head)
 
     def _let_go(self, waited: Mapping[str, str], runs: Iterable[OpenRun]) -> None:
         """Of what waited, with its sessions, let what has ended, or has been taken by another node, wait no more."""
