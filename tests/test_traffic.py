@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
+import select
 import socket
 import sys
 import time
@@ -503,7 +505,7 @@ BOUNDED = """
 from legato import Legato
 from legato.server.traffic import Traffic
 
-app = Legato("memory:", heartbeat=3600.0, page=False)
+app = Legato("memory:", heartbeat=3600.0, page=False, traffic=Traffic(head_bytes=1_000_000))
 
 @app.agent
 async def agent(turn):
@@ -517,6 +519,49 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     file.write_text(BOUNDED)
     with running("legato", "serve", str(file), "--port", "0") as server:
         yield server
+
+
+LARGE_HEADS = {
+    "fields": b"GET /ready HTTP/1.1\r\nHost: localhost\r\n"
+    + b"".join(b"X-%03d: %s\r\n" % (n, b"y" * 230) for n in range(200)),
+    "a value": b"GET /ready HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"y" * 50_000,
+    "a target": b"GET /ready?" + b"y" * 50_000,
+}
+
+
+@pytest.mark.parametrize("name", LARGE_HEADS)
+def test_heads_that_do_not_end_are_bounded_together(bounded: Server, name: str) -> None:
+    """Of whatever they are made. Small ones are read all the same, and large ones when there is room."""
+    head, most = LARGE_HEADS[name], 20
+    socks = [connected(bounded) for _ in range(most + 30)]
+    deadline, refused = time.monotonic() + 60, b""
+    for sock in socks:
+        sock.sendall(head)
+    waiting = list(socks)
+    while len(waiting) > most:
+        assert time.monotonic() < deadline
+        for sock in select.select(waiting, [], [], 1)[0]:
+            refused = until(sock, lambda got: b"}" in got)
+            assert refused.startswith(b"HTTP/1.1 503 "), refused[:100]
+            waiting.remove(sock)
+    assert len(waiting) > most // 2
+    assert b"too_much_in_flight" in refused
+    small = connected(bounded)
+    for piece in (b"GET /ready HTTP/1.1\r\nHost: loc", b"alhost\r\nX-A: " + b"y" * 3_000, b"\r\n\r\n"):
+        small.sendall(piece)
+        time.sleep(0.01)
+    assert until(small, lambda got: b"}" in got).startswith(b"HTTP/1.1 200 ")
+    for sock in (*socks, small):
+        sock.close()
+    while True:
+        assert time.monotonic() < deadline
+        with connected(bounded) as late, contextlib.suppress(ConnectionError):  # while it has not seen the others go
+            for start in range(0, len(head), 20_000):
+                late.sendall(head[start : start + 20_000])
+                time.sleep(0.01)
+            late.sendall(b" HTTP/1.1\r\nHost: localhost\r\n\r\n" if name == "a target" else b"\r\n\r\n")
+            if until(late, lambda got: b"}" in got).startswith(b"HTTP/1.1 200 "):
+                break
 
 
 def resident(server: Server) -> float:

@@ -174,6 +174,8 @@ BOUNDS = _rows(
     ("concurrent_runs", "Limits", "process", "more wait", "runs at once", "test_nobody_has_all_places"),
     ("connections", "Traffic", "process", "the idlest is closed, or 503 `too_many_connections`", "connections",
      "test_of_more_connections_than_may_be_the_idle_make_room_and_then_the_new_are_refused"),
+    ("head_bytes", "Traffic", "process", "503 `too_much_in_flight`", "bytes of all heads that have come in part",
+     "test_heads_that_do_not_end_are_bounded_together"),
     ("body_bytes", "Traffic", "process", "503 `too_much_in_flight`", "bytes of all bodies that are being read",
      "test_unfinished_bodies_are_bounded_together"),
     ("answer_bytes", "Traffic", "process", "503 `too_much_in_flight`", "bytes of all answers that are being written",

@@ -63,6 +63,10 @@ def _descriptors() -> int:
     return MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
+SMALL_HEAD = 4096
+"""Bytes of a head that need no room among those of all."""
+
+
 class TooManyConnections(Overloaded):
     """There is no room for another connection; try again in a moment."""
 
@@ -122,6 +126,8 @@ class Connections:
         self.accepted = 0
         self.clock = clock
         self._due: dict[Hashable, tuple[float, Callable[[], None]]] = {}
+        self._heads: dict[Hashable, int] = {}
+        self._head_bytes = 0
         self._idle: dict[Idle, None] = {}  # in the order in which they became so
         self._timer: asyncio.TimerHandle | None = None
         shortest = min(traffic.head_seconds, traffic.body_seconds, traffic.idle_seconds, traffic.write_seconds)
@@ -167,6 +173,23 @@ class Connections:
     def busy(self, connection: Idle) -> None:
         """It is not idle, or not there any more. Idempotent."""
         self._idle.pop(connection, None)
+
+    def hold_head(self, key: Hashable, size: int) -> bool:
+        """Count a head of which so many bytes have come; False, and it is not, if all have as many as they may. A small
+        one is not counted, so that there is always room for it."""
+        if size <= SMALL_HEAD:
+            return True
+        more = size - self._heads.get(key, 0)
+        if self._head_bytes + more > self.traffic.head_bytes:
+            self.refused["head_bytes"] += 1
+            return False
+        self._heads[key] = size
+        self._head_bytes += more
+        return True
+
+    def let_head_go(self, key: Hashable) -> None:
+        """It has come in full, or never will. Idempotent."""
+        self._head_bytes -= self._heads.pop(key, 0)
 
     def count_in(self, address: str) -> bool:
         """Count a connection from this address in; False, and it is not, if that has as many as it may."""

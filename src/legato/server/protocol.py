@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 from ..errors import InvalidInput, LegatoError
 from .adaptor import LINE, PEER
 from .connections import Connections, refusal
-from .traffic import RequestTimeout, Traffic
+from .traffic import BudgetSpent, RequestTimeout, Traffic
 
 logger = logging.getLogger("legato")
 
@@ -151,6 +151,7 @@ class HTTPProtocol(HttpToolsProtocol):
     _in_head = False
     _in_body = False
     _head = 0  # bytes of the head that have come in pieces with nothing else
+    _first = 0  # bytes of the piece in which it began
     _fields = 0  # bytes of its fields
     _body = 0  # bytes of the body that have come
     _began = 0.0  # when the head or the body that is being read could begin
@@ -191,6 +192,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._connections.busy(self)
         self._connections.met(self)
         self._connections.met(self.flow)
+        self._connections.let_head_go(self)
         super().connection_lost(exc)
         if self.line is not None:
             self.line.lost()
@@ -264,10 +266,16 @@ class HTTPProtocol(HttpToolsProtocol):
             cause = exc.__context__
             self._refuse(cause if isinstance(cause, LegatoError) else BadHead(f"This is no HTTP request: {exc}."))
             return
-        if in_head and self._in_head:
-            self._head += len(data)
+        if self._in_head:
+            if in_head:
+                self._head += len(data)
+            else:
+                self._first = len(data)
             if self._head > HEAD_BYTES:
                 self._refuse(BadHead(f"The head of a request may have {HEAD_BYTES} bytes."))
+            elif not self._connections.hold_head(self, self._first + self._head):
+                most = self._traffic.head_bytes
+                self._refuse(BudgetSpent(f"This server holds {most} bytes of heads at once; try again."))
         elif in_body and self._in_body:
             self._silent = self._silent + len(data) if self._body == body else 0
             if self._silent > HEAD_BYTES:
@@ -327,6 +335,7 @@ class HTTPProtocol(HttpToolsProtocol):
             self._declined = True
             return
         self._in_head = False
+        self._connections.let_head_go(self)
         self._in_body, self._body, self._silent = True, 0, 0
         self._expect_more()
         super().on_headers_complete()
