@@ -63,7 +63,7 @@ def _descriptors() -> int:
     return MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
-SMALL_HEAD = 4096
+SMALL_HEAD = 8192
 """Bytes of a head that need no room among those of all."""
 
 

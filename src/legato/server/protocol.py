@@ -32,6 +32,8 @@ a body's chunks and trailers without any of the body."""
 
 HEAD_FIELDS = 256
 """Fields that the head of a request may have."""
+FIELD_COST = 128
+"""Bytes that one takes here besides its own."""
 WAITING = 16
 """Requests that may wait on a connection behind the one that is being answered; HTTP has it that clients ask again for
 what was not."""
@@ -273,7 +275,7 @@ class HTTPProtocol(HttpToolsProtocol):
                 self._first = len(data)
             if self._head > HEAD_BYTES:
                 self._refuse(BadHead(f"The head of a request may have {HEAD_BYTES} bytes."))
-            elif not self._connections.hold_head(self, self._first + self._head):
+            elif not self._connections.hold_head(self, self._first + self._head + FIELD_COST * len(self.headers)):
                 most = self._traffic.head_bytes
                 self._refuse(BudgetSpent(f"This server holds {most} bytes of heads at once; try again."))
         elif in_body and self._in_body:
