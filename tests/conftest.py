@@ -1,8 +1,12 @@
-"""Which files come first where several processes share them: those that take long, so that all end together."""
+"""Which files come first where several processes share them, so that all end together; and that no test is timed."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("legato", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("legato")
 
 FIRST = (
     "test_check",

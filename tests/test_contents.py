@@ -204,7 +204,7 @@ def events_at(events: Sequence[Event], offset: int) -> Event:
     return next(event for event in events if event.offset == offset)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(operation, max_size=40))
 def test_the_running_fold_is_the_whole_fold(operations: list[tuple[Any, ...]]) -> None:
     async def play() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driving import Chat, Gate, chatting, decoded
@@ -221,7 +221,7 @@ def test_a_copy_goes_on_like_the_original(view: View, log: list[Event]) -> None:
 
 @views
 @given(log=any_log(), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_copies_of_copies_know_nothing_of_each_other(view: View, log: list[Event], data: st.DataObject) -> None:
     """A crowd of them, each fed at random; one that is fed something else changes no other."""
     whole = frames_of(view, log)
@@ -289,7 +289,7 @@ def any_fact(draw: st.DrawFn) -> Fact | OtherFact:
 
 @views
 @given(facts=st.lists(any_fact(), max_size=30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_fold_ends_on_a_log_that_makes_no_sense(view: View, facts: list[Fact]) -> None:
     """Deltas of parts that never began, results of calls that nobody made: what says nothing is passed over (R16)."""
     begin = LOGS["nothing"][:2]
@@ -421,7 +421,7 @@ def meaning(body: bytes) -> list[Any]:
 
 @views
 @given(log=any_log(), data=st.data())
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 def test_readers_get_what_one_fold_says(view: View, log: list[Event], data: st.DataObject) -> None:
     """Wherever they come in, however much they read at once and together, while the log grows, events are let go and
     read anew, and the memory forgets."""

@@ -259,7 +259,7 @@ def test_pieces_join_to_the_text(text: str) -> None:
     assert text == "".join(pieces(text))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text())
 def test_no_question_breaks_the_search(question: str) -> None:
     """Whatever is asked, the query that comes of it is one that FTS5 accepts."""

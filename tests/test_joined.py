@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from driving import Chat, chatting, decoded, lines, logged  # noqa: F401  # each test once under each server
@@ -56,7 +56,6 @@ def pages(draw: st.DrawFn) -> list[Event]:
 
 
 @given(pages())
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_joining_changes_no_text_and_no_order(events: list[Event]) -> None:
     """What is no piece of text stays as it is, where it is; the last offset stays."""
     made = joined(events)

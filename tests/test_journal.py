@@ -447,7 +447,7 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS, block=st.integers(1, 8), bound=st.integers(0, 400), piece=st.integers(1, 300))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_nobody_can_see_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list, block: int, bound: int, piece: int
 ) -> None:

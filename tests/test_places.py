@@ -52,7 +52,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 25), st.lists(steps, max_size=120))
 def test_places_are_shared_fairly(count: int, steps: list[tuple[Any, ...]]) -> None:
     places = Places(lambda: count, lambda: 1_000)

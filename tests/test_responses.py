@@ -763,7 +763,7 @@ JSON = st.recursive(
 
 
 @given(st.lists(st.dictionaries(WORDS, JSON | WORDS, max_size=5), max_size=4))
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 def test_odd_items_are_taken_or_refused(items: list[dict[str, Any]]) -> None:
     """Never anything else, here or when they are listed; whatever is stored can be stored."""
     for input in (items, responses_api.from_chat(CreateChat(messages=items)).input):

@@ -474,7 +474,7 @@ async def test_ids_that_are_no_text(store: SQLiteStore, odd: str) -> None:
 
 
 @given(name=TEXTS.filter(lambda name: "\0" not in name), data=TEXTS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_any_id_comes_back(tmp_path: Path, name: str, data: str) -> None:
     """Whatever text a session, run, key or string has, the disk gives it back."""
 

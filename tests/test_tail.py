@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from facts import stored
@@ -256,7 +256,6 @@ STEPS = st.lists(
 
 @pytest.mark.parametrize("deltas", [True, False])
 @given(steps=STEPS, bound=st.integers(1, 8), reads=st.integers(0, 60), limit=st.integers(1, 9))
-@settings(deadline=None)
 def test_never_a_gap(deltas: bool, steps: list, bound: int, reads: int, limit: int) -> None:
     """Whatever is appended, evicted and seeded: an answer is what the whole log would answer."""
     tail = TailCache(events=bound, bytes=20_000, sessions=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from asking import ask
@@ -39,7 +39,6 @@ pieces = st.lists(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(pieces)
 def test_a_thin_log_says_the_same(some: list[tuple[type, str]]) -> None:
     """At the same places, with the same transcript from each place that says something; and once is enough."""
