@@ -351,6 +351,11 @@ def test_a_long_answer_is_put_in_by_little(engine: Engine, server: Server) -> No
     elements, letters = engine.run("return window.most;")
     assert elements < 5_000
     assert letters < 60_000
+    if isinstance(engine, Chromium):
+        engine.page.emulate_media(media="print")
+        kept = "getComputedStyle(each).contentVisibility !== 'visible'"
+        assert inside(engine, f"return [...inside.querySelectorAll('.stretch')].filter((each) => {kept}).length;") == 0
+        engine.page.emulate_media(media="screen")
 
 
 # What a browser may not have ------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ details[open] > summary { margin-bottom: 0.4rem; }
   #content { max-width: none; padding: 0; }
   #foot, #earlier, .foot button, .bar button, .typing { display: none; }
   .question, .code, .wide, .ask, math { break-inside: avoid; }
-  .long * { content-visibility: visible; }
+  .long > .stretch, .long > .plain > * { content-visibility: visible; }
   pre { white-space: pre-wrap; overflow: visible; }
 }
 @media (prefers-reduced-motion: reduce) {
