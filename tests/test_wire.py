@@ -68,7 +68,7 @@ class Wire:
         lost: requests whose end the application was told of before their bodies'.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, connections: Connections | None = None) -> None:
         self.now = 0.0
         self.transport = Noting()
         self.asked: list[tuple[str, bytes]] = []
@@ -77,7 +77,7 @@ class Wire:
         self.go = asyncio.Event()
         self.go.set()
         self.read = True
-        self.connections = Connections(TRAFFIC, clock=lambda: self.now)
+        self.connections = connections or Connections(TRAFFIC, clock=lambda: self.now)
         config = uvicorn.Config(self.app, interface="asgi3", lifespan="off", log_config=None, access_log=False)
         config.load()
         self.protocol = HTTPProtocol(config, ServerState(), {}, connections=self.connections)
@@ -324,6 +324,31 @@ async def test_of_many_requests_at_once_some_wait(request_: bytes) -> None:
     for _ in range(WAITING + 5):
         await wire.settle()
     assert (wire.answers, wire.transport.closing) == ([200] * (WAITING + 1), True)
+
+
+async def test_what_waits_behind_answers_is_bounded_together() -> None:
+    """Whoever is beyond it is heard no more, and has the answers to what came before; then there is room again."""
+    shared = Connections(Traffic(head_bytes=100_000))
+    wires = [Wire(shared) for _ in range(5)]
+    for wire in wires:
+        wire.go.clear()
+        await wire.give(GET, head(f"X-A: {'y' * 40_000}", method="GET"))
+    assert shared.refused["head_bytes"] == 3
+    for wire in wires:
+        wire.go.set()
+        await wire.settle()
+        assert wire.answers[:1] == [200]
+    assert [wire.transport.closing for wire in wires] == [False, False, True, True, True]
+    assert [wire.answers for wire in wires[:2]] == [[200, 200]] * 2
+    late = Wire(shared)
+    late.go.clear()
+    await late.give(GET, head(f"X-A: {'y' * 40_000}", method="GET"))
+    late.go.set()
+    await late.settle()
+    assert (late.answers, late.transport.closing, shared.refused["head_bytes"]) == ([200, 200], False, 3)
+    for wire in (*wires, late):
+        wire.protocol.connection_lost(None)
+    assert shared.hold_head("all", 100_000)
 
 
 async def test_what_waits_behind_an_answer_is_bounded_in_bytes() -> None:

@@ -195,6 +195,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._connections.met(self)
         self._connections.met(self.flow)
         self._connections.let_head_go(self)
+        self._connections.let_head_go(self.flow)
         super().connection_lost(exc)
         if self.line is not None:
             self.line.lost()
@@ -210,6 +211,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._take_line_back()
         super().on_response_complete()
         self._behind = 0
+        self._connections.let_head_go(self.flow)
         if self.transport.is_closing():  # once it has been taken
             self._connections.expect(self, self._traffic.write_seconds, self.transport.abort)
         elif self._answering is not None:
@@ -284,7 +286,7 @@ class HTTPProtocol(HttpToolsProtocol):
                 self._refuse(BadHead(f"A body may have {HEAD_BYTES} bytes between two chunks, and behind the last."))
         if self._answering is not None and (self._in_head or self.pipeline):
             self._behind += len(data)
-            if self._behind > HEAD_BYTES:
+            if self._behind > HEAD_BYTES or not self._connections.hold_head(self.flow, self._behind):
                 self._hear_no_more()
 
     def _feed(self, data: bytes) -> bytes | None:

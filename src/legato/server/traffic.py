@@ -45,7 +45,8 @@ class Traffic(msgspec.Struct, frozen=True):
         connections: at once in one process; fewer if there are not as many descriptors. Beyond, the one that has been
             idle for longest is closed, and if none is, the new one is refused.
         connections_per_address: of these, of one address (of IPv6, of its first half); 0: all.
-        head_bytes: of all heads that have begun and have not come in full, but for those of 8 KB and less.
+        head_bytes: of all heads that have not come in full, and of what waits behind an answer that is being given; a
+            connection with 8 KB or less of it does not count.
         body_bytes: of all bodies that are being read.
         answer_bytes: of all answers that are being written and are no streams.
     """
