@@ -45,6 +45,10 @@ def names(n: int) -> list[str]:
     return [str(i) for i in range(n)]
 
 
+def image(size: int) -> JsonObject:
+    return {"type": "input_image", "image_url": "data:image/png;base64," + "A" * size}
+
+
 INPUTS: dict[str, Callable[[int], list[JsonObject]]] = {
     "calls, then what came of them": lambda n: [*map(call, names(n)), *map(output, names(n)), DONE],
     "calls, each with what came of it": lambda n: (
@@ -67,6 +71,7 @@ INPUTS: dict[str, Callable[[int], list[JsonObject]]] = {
     "parts that are no text": lambda n: [{"role": "user", "content": [{"type": "input_image"}] * n}],
     "parts of an output": lambda n: [call("a"), output("a") | {"output": [{"text": "a"}] * n}, DONE],
     "fields of an item": lambda n: [{"role": "user", "content": "a", **{f"k{i}": i for i in range(n)}}],
+    "a large file": lambda n: [{"role": "user", "content": [image(150 * n)]}],
     "items of no kind": lambda n: [{"type": "web_search_call"}] * n,
 }
 CHATS: dict[str, Callable[[int], list[JsonObject]]] = {

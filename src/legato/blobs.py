@@ -41,7 +41,7 @@ from .event import (
     SessionUpdated,
     settle,
 )
-from .json import JsonObject
+from .json import LARGE, JsonObject
 from .log import Log, SessionInfo, Store
 from .part import CallPart, OtherPart, Part, convert, to_builtins
 
@@ -55,8 +55,6 @@ LEAST = 4096
 """Characters of a text that is worth a blob; shorter ones stay in the log."""
 PIECE = 196_608
 """Bytes of a blob in one event, a multiple of 3: so much base64 is no burden on whoever reads it."""
-LARGE = 65_536
-"""Bytes that are worked on beside the event loop."""
 HOLDER = ".blobs"
 """Whose the logs of blobs are: no caller's, so no list has them."""
 INSIDE = ".blobs."
@@ -512,7 +510,7 @@ def name_of(session: str, hash: str) -> str:
 
 
 async def _beside(size: int, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """What ``work`` gives, which takes as long as what has so many bytes."""
+    """What ``work`` gives, which takes as long as what has so many bytes: beside the event loop, if that is large."""
     return work(*args, **options) if size <= LARGE else await asyncio.to_thread(work, *args, **options)
 
 
