@@ -71,7 +71,6 @@ INPUTS: dict[str, Callable[[int], list[JsonObject]]] = {
     "parts that are no text": lambda n: [{"role": "user", "content": [{"type": "input_image"}] * n}],
     "parts of an output": lambda n: [call("a"), output("a") | {"output": [{"text": "a"}] * n}, DONE],
     "fields of an item": lambda n: [{"role": "user", "content": "a", **{f"k{i}": i for i in range(n)}}],
-    "a large file": lambda n: [{"role": "user", "content": [image(150 * n)]}],
     "items of no kind": lambda n: [{"type": "web_search_call"}] * n,
 }
 CHATS: dict[str, Callable[[int], list[JsonObject]]] = {
@@ -99,10 +98,12 @@ CHATS: dict[str, Callable[[int], list[JsonObject]]] = {
 def body(path: str, kind: str, n: int) -> JsonObject:
     """A request for a response that says so much."""
     if path.endswith("responses"):
-        return {"input": [*INPUTS[kind](n), USER]}
+        said = [{"role": "user", "content": [image(150 * n)]}] if kind == FILE else INPUTS[kind](n)
+        return {"input": [*said, USER]}
     return {"messages": [*CHATS[kind](n), USER]}
 
 
+FILE = "a large file"
 KINDS = [("/v1/responses", kind) for kind in INPUTS] + [("/v1/chat/completions", kind) for kind in CHATS]
 
 
@@ -146,7 +147,7 @@ def test_reading_a_body_takes_as_long_as_it_is(path: str, kind: str, monkeypatch
 
 
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
-@pytest.mark.parametrize(("path", "kind"), KINDS)
+@pytest.mark.parametrize(("path", "kind"), [*KINDS, ("/v1/responses", FILE)])
 async def test_a_large_body_holds_no_one_up(path: str, kind: str, store: str, tmp_path: Path) -> None:
     """However much it is, the event loop looks around after so many calls; what waits meanwhile goes on.
 
