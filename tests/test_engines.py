@@ -355,7 +355,7 @@ def test_a_long_answer_is_put_in_by_little(engine: Engine, server: Server) -> No
         engine.page.emulate_media(media="print")
         kept = "getComputedStyle(each).contentVisibility !== 'visible'"
         assert inside(engine, f"return [...inside.querySelectorAll('.stretch')].filter((each) => {kept}).length;") == 0
-        engine.page.emulate_media(media="screen")
+        engine.page.emulate_media(media="null")
 
 
 # What a browser may not have ------------------------------------------------------------------------------------------
