@@ -11,8 +11,11 @@ from pathlib import Path
 import httpx2
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+from pygments.lexers import JavascriptLexer
+from pygments.token import Comment
 
 from browser import Server, node, serving
+from legato.server.pages import uncommented
 from live_server import cutting
 from pages import count, said, send, session, stored, wait_for, wait_for_end, wait_for_words
 
@@ -786,20 +789,45 @@ def test_the_pages_bring_no_code_of_others() -> None:
         assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|https?://", page.read_text()), page.name
 
 
+def test_what_is_left_out_of_programs_is_comments_alone() -> None:
+    """Each line keeps its number, and each word that is no comment its place."""
+
+    def words(program: str) -> str:
+        tokens = JavascriptLexer().get_tokens(program)
+        text = "".join(value for kind, value in tokens if kind not in Comment)
+        return "".join(re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL).split())  # in the style sheets, too
+
+    for path in WEB.glob("*.js"):
+        written = path.read_text()
+        program = uncommented(written)
+        assert (path.name, words(program), program.count("\n")) == (path.name, words(written), written.count("\n"))
+    assert uncommented('/** a\n * b **/\n  // c\nlet d = "// e"; // f\n') == '\n\n\nlet d = "// e"; // f\n'
+
+
+def test_programs_are_asked_for_once(server: Server) -> None:
+    first = httpx2.get(f"{server.url}/web/page.js")
+    again = httpx2.get(f"{server.url}/web/page.js", headers={"if-none-match": first.headers["etag"]})
+    head = httpx2.head(f"{server.url}/web/page.js", headers={"accept-encoding": "identity"})
+
+    assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
+    assert first.text == uncommented((WEB / "page.js").read_text())
+    assert (head.content, int(head.headers["content-length"])) == (b"", len(first.content))
+    assert first.headers["content-type"] == "text/javascript; charset=utf-8"
+
+
 def test_the_chat_page_is_light(page: Page, server: Server) -> None:
-    """At most 170 kB of programs as written, 125 kB without comments; 80 kB on the wire in all; and what we think."""
+    """At most 135 kB of programs, and 80 kB on the wire in all; and what we think."""
     modules = loaded("page.js")
     seen: set[str] = set(page.evaluate("performance.getEntriesByType('resource').map(each => each.name)"))
-    written = "".join((WEB / name).read_text() for name in modules)
+    programs = "".join(uncommented((WEB / name).read_text()) for name in modules)
     page.reload()
     sizes = page.evaluate(
         "performance.getEntriesByType('resource').map(({ name, encodedBodySize, decodedBodySize }) =>"
         " [name.endsWith('.js'), encodedBodySize, decodedBodySize])"
     )
 
-    assert sum(size for program, _, size in sizes if program) == len(written.encode())
-    assert 100_000 < len(written.encode()) < 170_000
-    assert len(re.sub(r"/\*.*?\*/|^\s*//.*?$", "", written, flags=re.DOTALL | re.MULTILINE).encode()) < 125_000
+    assert sum(size for program, _, size in sizes if program) == len(programs.encode())
+    assert 100_000 < len(programs.encode()) < 135_000
     assert 40_000 < sum(size for _, size, _ in sizes) < 80_000
     assert {name for url in seen if (name := url.partition("/web/")[2]).endswith(".js")} == modules
     assert all(url.startswith(server.url) for url in seen)

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import html
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,12 +119,38 @@ def pages(operations: Sequence[Operation], life: Life) -> ASGIApp:
             Route("/openapi.json", openapi),
             Route("/web/markdown", rendering, methods=["POST"]),
             *(Route(f"/{name}/", without_slash) for name in ("docs", "inspect", "openapi.json")),
-            Mount("/web", GZipMiddleware(StaticFiles(directory=WEB))),
+            Mount("/web", GZipMiddleware(WebFiles(directory=WEB))),
         ],
         exception_handlers={LegatoError: _on_error, HTTPException: _on_http_error, Exception: _on_crash},
     )
     made.router.redirect_slashes = False  # to an address with the scheme and the name that this server thinks it has
     return made
+
+
+class WebFiles(StaticFiles):
+    """Files; those that are programs without what is said about them, which is a third, line for line."""
+
+    def file_response(self, full_path: Any, stat_result: Any, scope: Any, status_code: int = 200) -> Response:
+        """What is sent of a file."""
+        found = super().file_response(full_path, stat_result, scope, status_code)
+        if not (isinstance(found, FileResponse) and str(full_path).endswith(".js")):
+            return found
+        headers = {name: found.headers[name] for name in ("etag", "last-modified")}
+        program = _program(str(full_path), stat_result.st_mtime)
+        return Response(program, status_code, headers=headers, media_type=found.media_type)
+
+
+@functools.lru_cache(maxsize=256)
+def _program(path: str, changed: float) -> str:
+    return uncommented(Path(path).read_text("utf-8"))
+
+
+def uncommented(program: str) -> str:
+    """Without the comments that have lines of their own; the lines keep their numbers."""
+    return _COMMENTS.sub(lambda found: "\n" * found[0].count("\n"), program)
+
+
+_COMMENTS = re.compile(r"^[ \t]*(?://.*|/\*(?:[^*]|\*(?!/))*\*/[ \t]*)$", re.MULTILINE)
 
 
 def _shown(text: str, caller: Caller) -> str:
