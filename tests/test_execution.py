@@ -512,11 +512,10 @@ async def test_cancel_before_the_agent_has_begun(stage: Stage, waited: bool) -> 
 
 
 async def test_cancel_twice(stage: Stage) -> None:
-    """The second cancel is welcome and stored once."""
+    """Further cancels, of the run or of all, are welcome and stored once."""
     runner, sent = await begun(stage, wait_for_ever)
-    assert [[sent.run], [sent.run]] == list(
-        await asyncio.gather(runner.cancel(sent.session), runner.cancel(sent.session, sent.run))
-    )
+    asked = [runner.cancel(sent.session, run) for run in (None, sent.run, None, sent.run)]
+    assert [[sent.run]] * 4 == await asyncio.gather(*asked)
     await stage.ended(sent)
     types = [event.type for event in await stage.events(sent.session)]
     assert types.count("run.cancel_requested") == 1

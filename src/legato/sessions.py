@@ -757,13 +757,12 @@ class Sessions:
         runs = [each.run for each in info.open_runs if run in (None, each.run)]
         once = once_key("cancel-all", caller, key) if run is None else f"cancel:{run}"
         while True:
-            # Only at the head that was seen a run can be ended from outside: it has said no more than what was read.
             left = [info.runs[name] for name in runs if name in info.runs]
             waiting = [each for each in left if each.owner is None]
             drafts = [
                 Draft(CancelRequested(), each.run)
                 for each in left
-                if once is not None or each.owner is None or each.state is not RunState.CANCELLING
+                if (run is None and key) or each.owner is None or each.state is not RunState.CANCELLING
             ]
             for each in waiting:
                 drafts += await ended(self._store, each, CANCELLED)
@@ -772,8 +771,8 @@ class Sessions:
                     return [each.run for each in left]
                 drafts = [Draft(CancelRequested())]  # that nothing was to be stopped holds, too, when it comes again
             try:
-                head = info.head if waiting else None
-                appended = await self._store.append(session, drafts, once=once, head=head)
+                # At the head that was seen: nobody else has asked it since, and one that is ended here has said no more.
+                appended = await self._store.append(session, drafts, once=once, head=info.head)
             except (HeadMoved, RunEnded) as exc:
                 runs = [name for name in runs if name != exc.detail.get("run")]
                 info = await self._store.info(session)
