@@ -6,8 +6,8 @@ UV := $(shell command -v uv)
 CREATE := $(if $(UV),$(UV) venv -q --allow-existing --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
 INSTALL := $(if $(UV),$(UV) pip install -q --python $(BIN)/python -e,$(BIN)/python -m pip install -q -e)
 ARGS ?=
-# Processes of the tests; a file's tests stay together. `make test WORKERS=0` runs them in one process.
-WORKERS ?= 2
+# Processes of the tests, three for two cores, since many tests wait; a file's tests stay together. `make test WORKERS=0` runs all in one.
+WORKERS ?= 3
 # What checks the types of the browser modules; without npm they go unchecked, and we say so.
 TSC := node_modules/.bin/tsc
 TYPES = if [ -x $(TSC) ]; then $(TSC) -p src/legato/web; else echo 'Types of src/legato/web not checked: they need npm (on Debian: apt install npm) and a registry.'; fi
