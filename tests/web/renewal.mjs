@@ -1,15 +1,15 @@
-// Readers whose tokens end, for `test_renewal.py`: `renewal.mjs KIND BASE SESSION LIFE FOLDER SNIPPET`. FOLDER has
+// Readers whose tokens end, for `test_renewal.py`: `renewal.mjs KIND BASE SESSION FOLDER SNIPPET`. FOLDER has
 // @microsoft/fetch-event-source, and SNIPPET is what docs/auth.md says of it. Prints the text, once it has ended.
 
 import { createRequire } from "node:module";
 
 import { LegatoCore, streamEvents } from "../../src/legato/web/client.js";
 
-const [kind, base, sessionId, life, folder, snippet] = process.argv.slice(2);
+const [kind, base, sessionId, folder, snippet] = process.argv.slice(2);
 let asked = 0;
 let text = "";
 // Every other one is over before it is used, as when a clock goes wrong.
-const token = async () => `t${Date.now() / 1000 + ((asked += 1) % 2 ? Number(life) : -1)}`;
+const token = async () => ((asked += 1) % 2 ? "short" : "over");
 
 function show(event, data) {
   if (event === "content") text += JSON.parse(data).content;
