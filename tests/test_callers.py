@@ -88,11 +88,12 @@ async def serving(store: Any = None, agent: Any = None, **options: Any) -> Async
 
 
 async def hers(app: Legato, driver: Driver) -> dict[str, str]:
-    """A session of Alice's with an answer, and a run that waits for two answers; its ids by the names of this file."""
+    """A session of Alice's with a file, an answer, and a run that waits for two; its ids by the names of this file."""
     alice = Driver(app, headers=ALICE, lifespan=False)
     session = (await alice.request("POST", "/api/sessions", json={"title": SECRET})).json()["id"]
     send = f"/api/sessions/{session}/messages"
-    first = (await alice.request("POST", send, json={"text": SECRET})).json()
+    picture = f"data:image/png;base64,{'A' * 4096}"
+    first = (await alice.request("POST", send, json={"text": SECRET, "image": picture})).json()
     await quiet()
     last = (await alice.request("POST", send, json={"text": "ask"})).json()
     await quiet()
@@ -106,6 +107,7 @@ async def hers(app: Legato, driver: Driver) -> dict[str, str]:
         "LAST": last["messageId"],
         "PERMISSION": ids["permission.requested"],
         "NOTIFICATION": ids["notification.created"],
+        "FILE": next(ref.hash for event in events if event.type == "message.created" for ref in event.fact.blobs),
     }
 
 
@@ -117,6 +119,7 @@ NEVER = {
     "LAST": "s_never~000000000002~u",
     "PERMISSION": "s_never~000000000002~p1",
     "NOTIFICATION": "s_never~000000000002~n1",
+    "FILE": "0" * 64,
 }
 """Ids of what never was."""
 
@@ -147,6 +150,7 @@ PATH: dict[str, Callable[[str], str]] = {
     "model": lambda path: "Listening",
     "conversation_id": lambda path: "SESSION",
     "item_id": lambda path: "in_RUN_0",
+    "hash": lambda path: "FILE",
 }
 """What the parameters of paths stand for."""
 PLACES = {
@@ -388,7 +392,9 @@ async def test_the_inspector_of_an_open_server_is_open(case: Case) -> None:
 
 
 async def owners(app: Legato) -> dict[str, str]:
-    return {info.session: info.owner for info in (await app.store.sessions(limit=1000)).infos}
+    """Of sessions, but for the server's own."""
+    infos = (await app.store.sessions(limit=1000)).infos
+    return {info.session: info.owner for info in infos if not info.session.startswith(".")}
 
 
 def shared(caller: Caller, verb: Verb, owner: str | None) -> bool:

@@ -195,6 +195,11 @@ def bare(fact: S) -> S:
     return msgspec.structs.replace(fact, blobs=refs)
 
 
+def refers(event: Event) -> bool:
+    """Whether something of it stands beside the log."""
+    return isinstance(event.fact, MessageCreated | MessageRevised) and bool(event.fact.blobs)
+
+
 def placed(fact: S, places: Mapping[str, tuple[Offset, bool]]) -> S:
     """A message whose bytes have been put: by hash, where, and whether outside."""
     if not fact.blobs:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .blobs import Blobs
+from .blobs import Blobs, refers
 from .errors import SessionNotFound
 from .event import (
     BlobRef,
@@ -311,7 +311,8 @@ class Catalogue:
                 raise SessionNotFound(session)
             for event in events:
                 if place < len(missing) and event.offset == missing[place]:
-                    found[event.offset] = told(await self._blobs.whole(session, event, known))
+                    event = await self._blobs.whole(session, event, known) if refers(event) else event
+                    found[event.offset] = told(event)
                     place += 1
             if place < len(missing):
                 await asyncio.sleep(0)
