@@ -195,9 +195,10 @@ def bare(fact: S) -> S:
     return msgspec.structs.replace(fact, blobs=refs)
 
 
-def refers(event: Event) -> bool:
-    """Whether something of it stands beside the log."""
-    return isinstance(event.fact, MessageCreated | MessageRevised) and bool(event.fact.blobs)
+def referring(event: Event) -> MessageCreated | MessageRevised | None:
+    """What an event says, if something of it stands beside the log."""
+    fact = event.fact
+    return fact if isinstance(fact, MessageCreated | MessageRevised) and fact.blobs else None
 
 
 def placed(fact: S, places: Mapping[str, tuple[Offset, bool]]) -> S:
@@ -413,17 +414,18 @@ class Blobs:
         Raises:
             StoreError: nobody knows what is there.
         """
-        fact = event.fact
-        if not isinstance(fact, MessageCreated | MessageRevised) or not fact.blobs:
+        fact = referring(event)
+        if fact is None:
             return event
+        refs = fact.blobs or ()
         known = {} if known is None else known
-        for ref in fact.blobs:
+        for ref in refs:
             if ref.hash not in known:
                 try:
                     known[ref.hash] = await self.get(session, ref)
                 except BlobLost as exc:
                     logger.error("session %s: event %d: %s", session, event.offset, exc.message)
-        size = sum(ref.size for ref in fact.blobs)
+        size = sum(ref.size for ref in refs)
         whole: MessageCreated | MessageRevised = await _beside(size, refilled, fact, known)
         return msgspec.structs.replace(event, fact=whole, json=b"", wire={})
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .blobs import Blobs, refers
+from .blobs import Blobs, referring
 from .errors import SessionNotFound
 from .event import (
     BlobRef,
@@ -311,7 +311,7 @@ class Catalogue:
                 raise SessionNotFound(session)
             for event in events:
                 if place < len(missing) and event.offset == missing[place]:
-                    event = await self._blobs.whole(session, event, known) if refers(event) else event
+                    event = await self._blobs.whole(session, event, known) if referring(event) else event
                     found[event.offset] = told(event)
                     place += 1
             if place < len(missing):

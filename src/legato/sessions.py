@@ -22,7 +22,7 @@ from .admission import Admission, Seen
 from .agent import Agent
 from .aside import Aside
 from .asks import A, resolve_key
-from .blobs import bare, refers
+from .blobs import bare, referring
 from .bounds import Limits
 from .caller import Caller, May, MayWithSession, Quota, Verb
 from .caller import may as may_what_is_theirs
@@ -270,7 +270,9 @@ class Sessions:
         """The conversation, see ``history.history``: all of it, however much was said."""
         known: dict[str, bytes] = {}
         events = await self.events(caller, session)
-        return history([await self._blobs.whole(session, event, known) if refers(event) else event for event in events])
+        return history(
+            [await self._blobs.whole(session, event, known) if referring(event) else event for event in events]
+        )
 
     async def events(self, caller: Caller, session: str, *, verb: Verb = "history") -> list[Event]:
         """The session's events but for deltas: all of them, so this costs what the session is long."""
