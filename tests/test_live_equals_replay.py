@@ -9,7 +9,7 @@ a real connection is cut at some of the places.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -172,25 +172,34 @@ async def test_a_stream_cut_at_any_byte_and_resumed_is_the_uncut_stream(client: 
         body = await whole(chat, client)
         uncut = logged(decoded(body))
         last = uncut[-1].id
-        resumed: dict[str, list[SSEMessage]] = {}
-        for size, before, cursor in prefixes(body):
-            if cursor not in resumed:
-                resumed[cursor] = logged(await rest(chat, client, cursor, last))
-            assert uncut == logged(before) + resumed[cursor], f"cut after {size} bytes"
-        assert {message.id for message in uncut} < set(resumed)
+
+        async def resumed(cursor: str) -> list[SSEMessage]:
+            return logged(await rest(chat, client, cursor, last))
+
+        await cut_everywhere(body, uncut, logged, resumed)
         for size in spread(len(body), 40):
             before, cursor = await cut(chat, client, size)
             after = await rest(chat, client, cursor, last)
             assert uncut == logged(before) + logged(after), f"cut after {size} bytes"
 
 
-def prefixes(body: bytes) -> Iterator[tuple[int, list[SSEMessage], str]]:
-    """For every byte to cut at, and the end: where that is, what a reader has by then, and its cursor."""
+async def cut_everywhere(
+    body: bytes,
+    uncut: list[SSEMessage],
+    kept: Callable[[list[SSEMessage]], list[SSEMessage]],
+    resume: Callable[[str], Awaitable[list[SSEMessage]]],
+) -> None:
+    """For every byte, and the end: what a reader has by then and what its cursor gives it are the whole, once."""
+    resumed: dict[str, list[SSEMessage]] = {}
     decoder = Decoder()
-    messages: list[SSEMessage] = []
+    before: list[SSEMessage] = []
     for size in range(len(body) + 1):
-        messages += decoder.feed(body[size - 1 : size]) if size else []
-        yield size, messages, decoder.last_event_id
+        before += decoder.feed(body[size - 1 : size]) if size else []
+        cursor = decoder.last_event_id
+        if cursor not in resumed:
+            resumed[cursor] = await resume(cursor)
+        assert uncut == kept(before) + resumed[cursor], f"cut after {size} bytes"
+    assert {message.id for message in uncut} < set(resumed)
 
 
 def spread(size: int, count: int) -> list[int]:
@@ -319,6 +328,9 @@ class Answer:
             assert not stream.cut
             return frames(stream.body), stream.body
 
+    async def rest(self, cursor: str) -> list[SSEMessage]:
+        return (await self.read(cursor))[0]
+
     async def cut(self, size: int) -> tuple[list[SSEMessage], str]:
         """What a reader has after ``size`` bytes, and the cursor it is left with."""
         decoder = Decoder()
@@ -354,12 +366,7 @@ async def test_an_answer_cut_at_any_byte_and_resumed_is_the_uncut_answer(kind: s
             answer = Answer(chat, message)
             uncut, body = await answer.read()
             ends.append(uncut[-1].event)
-            resumed: dict[str, list[SSEMessage]] = {}
-            for size, got, cursor in prefixes(body):
-                if cursor not in resumed:
-                    resumed[cursor], _ = await answer.read(cursor)
-                assert uncut == without_retry(got) + resumed[cursor], f"cut after {size} bytes"
-            assert {message.id for message in uncut} < set(resumed)
+            await cut_everywhere(body, uncut, without_retry, answer.rest)
             for size in spread(len(body), 12):
                 before, cursor = await answer.cut(size)
                 after, _ = await answer.read(cursor)
