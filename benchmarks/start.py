@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 from support.sides import Report, Side, in_turn, parser, sides
 
+from legato.torture.ports import free_port
+
 COMMAND = "from legato.cli import main; main()"
 """What the installed ``legato`` does."""
 BENEATH = (
@@ -75,11 +77,6 @@ def start(side: Side, program: Sequence[str], folder: str) -> Started:
         if status:
             raise SystemExit(f"{program} of {side.name} failed.")
     return Started(took * 1e3, (used.ru_utime + used.ru_stime) * 1e3, used.ru_maxrss / 1024)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def first_answer(port: int, until: float) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from ports import free_port
+from legato.torture.ports import free_port
 
 PATIENCE = 60.0
 """Seconds after which a server that does not start is given up."""

@@ -23,8 +23,8 @@ import httpx2
 from websockets.sync.client import ClientConnection, connect
 
 from browser import browsing
+from legato.torture.ports import free_port
 from machine import program
-from ports import free_port
 
 PREFERENCES = {
     "app.normandy.enabled": False,

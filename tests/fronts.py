@@ -17,8 +17,8 @@ from pathlib import Path
 
 import httpx2
 
+from legato.torture.ports import free_port
 from machine import program
-from ports import free_port
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text()

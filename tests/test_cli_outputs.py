@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from legato.client import Client
-from ports import free_port
+from legato.torture.ports import free_port
 from processes import running
 from test_cli import LEGATO, SAFETY, run
 

@@ -16,7 +16,7 @@ from browser import browsing
 from driving import data
 from fronts import BUFFERING, COMPRESSING, DOCUMENTED, client, front, until_ready
 from legato.sse import Decoder, SSEMessage
-from ports import free_port
+from legato.torture.ports import free_port
 from processes import Server, running
 
 KINDS = (*DOCUMENTED, BUFFERING, *COMPRESSING)

@@ -40,8 +40,8 @@ from legato.store import SCHEMES, open_store
 from legato.store.redis import RedisStore
 from legato.store.redis_errors import is_lost, store_error
 from legato.testing import PATIENCE, STORE_CHECKS, Driver, StoreCheck
+from legato.torture.ports import free_port
 from legato.torture.relay import Relay
-from ports import free_port
 from valkeys import (
     Valkey,
     ask,

@@ -28,8 +28,8 @@ from fronts import DOCUMENTED, authority, front
 from legato import Client
 from legato.dialect.mix import LEGATO
 from legato.sse import Decoder
+from legato.torture.ports import free_port
 from node_packages import package
-from ports import free_port
 from processes import Server, running
 from venvs import mix_python
 

@@ -25,8 +25,8 @@ from driving import data
 from fronts import DOCUMENTED, ROOT, front
 from legato import Client
 from legato.sse import Decoder
+from legato.torture.ports import free_port
 from machine import program
-from ports import free_port
 from processes import Server, running
 
 READERS = int(os.environ.get("LEGATO_ROLLING", "30"))

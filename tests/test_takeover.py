@@ -25,7 +25,7 @@ from legato.errors import StoreLocked
 from legato.server.app import Legato
 from legato.sse import Decoder
 from legato.store.lock import FileLock
-from ports import free_port
+from legato.torture.ports import free_port
 from processes import running
 
 NET = 60.0

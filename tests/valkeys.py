@@ -26,7 +26,7 @@ from typing import TypeVar
 
 import pytest
 
-from ports import free_port
+from legato.torture.ports import free_port
 
 PATIENCE = 60.0
 """Seconds after which a server that does not start is given up."""
@@ -62,6 +62,8 @@ class Valkey:
         self.folder = folder
         self.settings = {"save": "", "appendonly": "yes", "appendfsync": "always", **settings}
         self.settings.setdefault("repl-diskless-sync-delay", "0")
+        if "cluster-enabled" in settings:  # by itself it takes its port + 10,000, which anybody may have
+            self.settings["cluster-port"] = str(free_port())
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / "server.log"
         self._program = program
@@ -162,7 +164,7 @@ def valkey_cluster(
             server.ask("CLUSTER", "ADDSLOTSRANGE", number * share, last)
             server.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for server in started[1:]:
-            server.ask("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
+            server.ask("CLUSTER", "MEET", "127.0.0.1", servers[0].port, servers[0].settings["cluster-port"])
         until = time.monotonic() + PATIENCE
         while not all(_is_whole(server, nodes) for server in started):
             assert time.monotonic() < until, servers[0].ask("CLUSTER", "INFO").decode()

@@ -21,6 +21,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
+from legato.torture.ports import free_port
+
 from .load import Server, serving
 from .sides import HERE, Side, sides
 
@@ -113,7 +115,7 @@ def _python(name: str) -> Callable[[int, float], AbstractContextManager[Server]]
 @contextlib.contextmanager
 def _redis() -> Iterator[tuple[int, int]]:
     """Redis as it comes, but for a port and a folder of its own; its process and its port."""
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="legato-bench-") as folder:
         command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--loglevel", "warning"]
         with _process(*command, "--maxclients", "15000", first_line=False) as (process, _):
@@ -124,7 +126,7 @@ def _redis() -> Iterator[tuple[int, int]]:
 @contextlib.contextmanager
 def _nchan(channels: int, rate: float) -> Iterator[Server]:
     """nginx with nchan, in memory, and who publishes to it; that process is not counted, as nobody's agents are."""
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="legato-bench-") as folder:
         config = Path(folder, "nginx.conf")
         user = "user root;" if os.geteuid() == 0 else ""
@@ -149,11 +151,6 @@ def _workers(pid: int, port: int) -> list[int]:
     connection.getresponse().read()
     connection.close()
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _wait_for(port: int) -> None:

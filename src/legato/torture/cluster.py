@@ -28,8 +28,9 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from ..errors import InvalidInput, LegatoError
-from .database import database, free_port
+from .database import database
 from .listeners import LISTENERS, ChatListener, MixListener, RunListener, asked, pause
+from .ports import free_port
 from .relay import Relay, Way
 from .report import Chart
 from .verdict import NodeLife, Spoken, Verdict, judged

@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ..errors import InvalidInput, LegatoError
+from .ports import free_port
 
 SERVERS = ("redis-server", "valkey-server")
 """Either will do for ``"redis:"`` and ``"valkey:"``, which begin with the one of their name."""
@@ -56,13 +57,6 @@ async def database(store: str) -> AsyncIterator[str]:
             yield url
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    """A port that was free just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _program(name: str, package: str) -> Path | None:
