@@ -7,12 +7,14 @@ killed here) and *levels* (how far a reader, or the log, had come). Times are se
 from __future__ import annotations
 
 import html
+import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
-from ..errors import InvalidInput
+from ..errors import InvalidInput, LegatoError
 
 COLUMNS = 96
 """Characters of a lane as text."""
@@ -21,6 +23,9 @@ MARKS = 400
 WIDTH, LABEL, ROW, HEAD = 1200, 150, 34, 30
 """Of the picture, in its units: all of it, the names, a lane, the axis."""
 TICKS = 10
+"""On the axis, at most."""
+ENTRY = 86
+"""Of the legend, what one kind takes."""
 
 SPANS = {
     "up": "#4c9f70",
@@ -28,17 +33,18 @@ SPANS = {
     "paused": "#e0a030",
     "cut": "#8d6cc9",
     "slow": "#5b8fd6",
-    "load": "#9ac7e0",
+    "reading": "#9ac7e0",
     "lost": "#a0527a",
     "unheard": "#c9a227",
 }
 """Colours of kinds of spans; others are grey."""
-MARKED = {"kill": "#c8303c", "power": "#7a0d18", "pause": "#b87800", "cut": "#6b46b8", "clock": "#00838a",
-          "lost": "#a0527a", "start": "#2a7a4b", "resume": "#2a7a4b", "heal": "#2a7a4b", "seen": "#7f8794",
-          "end": "#2f5fb3", "fault": "#e0002a"}  # fmt: skip
+MARKED = {"kill": "#c8303c", "power": "#7a0d18", "stop": "#c2185b", "drain": "#c2185b", "pause": "#b87800",
+          "cut": "#6b46b8", "slow": "#2f5fb3", "unheard": "#8a6d00", "clock": "#00838a", "lost": "#a0527a",
+          "start": "#2a7a4b", "resume": "#2a7a4b", "heal": "#2a7a4b", "seen": "#7f8794", "end": "#2f5fb3",
+          "fault": "#e0002a"}  # fmt: skip
 """Colours of kinds of marks; others are dark."""
-SIGNS = {"kill": "X", "power": "Z", "pause": "P", "cut": "/", "clock": "@", "lost": "?", "fault": "!", "end": "#",
-         "start": "^", "resume": "^", "heal": "^"}  # fmt: skip
+SIGNS = {"kill": "X", "power": "Z", "stop": "S", "drain": "S", "pause": "P", "cut": "/", "slow": "L", "unheard": "U",
+         "clock": "@", "lost": "?", "fault": "!", "end": "#", "start": "^", "resume": "^", "heal": "^"}  # fmt: skip
 """Kinds of marks in a text; others are ``*``."""
 FILLS = {"up": "=", "down": " ", "paused": "-", "cut": "~", "slow": ":", "lost": "?", "unheard": ","}
 """Kinds of spans in a text; others are ``.``."""
@@ -137,7 +143,7 @@ class Chart(msgspec.Struct):
             f"{'':<{width}} 0{self.end:>{COLUMNS}.3f} s",
             *(f"{'':<{width}} {each}" for each in (fills, legend) if each),
             "",
-            *(f"{mark.at:10.3f} s  {mark.lane:<{width}}  {mark.kind} {mark.text}".rstrip() for mark in marks[:MARKS]),
+            *(f"{mark.at:10.3f} s  {mark.lane:<{width}}  {_what(mark)}" for mark in marks[:MARKS]),
             *([f"... and {len(marks) - MARKS} more"] if len(marks) > MARKS else []),
             *([""] if marks else []),
             *(f"MUST NOT BE: {fault}" for fault in self.faults),
@@ -162,7 +168,10 @@ class Chart(msgspec.Struct):
         """The picture. It names nothing outside of itself, and is dark where the reader's system is."""
         right = WIDTH - 20
         place = _scale(LABEL, right, self.end)
-        height = HEAD + ROW * len(self.lanes) + 56
+        legend = [(kind, SPANS.get(kind, "#9aa0a8"), False) for kind in _kinds(self.spans)]
+        legend += [(kind, MARKED.get(kind, "#30343a"), True) for kind in _kinds(self.marks)]
+        foot, columns = HEAD + ROW * len(self.lanes) + 4, (right - LABEL) // ENTRY
+        height = foot + 34 + 20 * -(-len(legend) // columns)
         tops = {lane: HEAD + ROW * number for number, lane in enumerate(self.lanes)}
         highest = {level.scale: 1.0 for level in self.levels}
         for level in self.levels:
@@ -176,11 +185,10 @@ class Chart(msgspec.Struct):
             "</style>",
             f'<rect class="p" width="{WIDTH}" height="{height}"/>',
         ]
-        for number in range(TICKS + 1):
-            at = self.end * number / TICKS
+        for at in _ticks(self.end):
             parts += [
-                f'<line class="g" x1="{place(at)}" x2="{place(at)}" y1="{HEAD - 6}" y2="{height - 50}"/>',
-                f'<text class="t" x="{place(at) - 14}" y="{HEAD - 12}">{at:.4g} s</text>',
+                f'<line class="g" x1="{place(at)}" x2="{place(at)}" y1="{HEAD - 6}" y2="{foot + 2}"/>',
+                f'<text class="t" x="{place(at)}" y="{HEAD - 12}" text-anchor="middle">{at:g} s</text>',
             ]
         for lane, top in tops.items():
             parts.append(f'<text class="t" x="8" y="{top + 20}">{_text(lane[:22])}</text>')
@@ -188,23 +196,20 @@ class Chart(msgspec.Struct):
         for span in self._longest_first():
             width = max(place(span.end) - place(span.start), 1.0)
             hint = _hint(span.lane, span.kind, span.text, span.start, span.end)
-            parts.append(
-                f'<rect x="{place(span.start)}" y="{tops[span.lane] + 4}" width="{width:.1f}" height="{ROW - 12}" '
-                f'rx="2" fill="{SPANS.get(span.kind, "#9aa0a8")}" fill-opacity="0.55">{hint}</rect>'
-            )
+            colour = SPANS.get(span.kind, "#9aa0a8")
+            parts.append(_bar(place(span.start), tops[span.lane] + 4, width, ROW - 12, colour, hint))
         for lane in self.lanes:
             levels = sorted((level for level in self.levels if level.lane == lane), key=lambda level: level.at)
             if levels:
                 path = _steps(levels, tops[lane], place, highest)
                 parts.append(f'<path class="l" fill="none" stroke-width="1.4" d="{path}"/>')
         for mark in self.marks:
-            parts.append(_mark(mark, place(mark.at), tops[mark.lane]))
-        legend = [(kind, SPANS.get(kind, "#9aa0a8")) for kind in _kinds(self.spans)]
-        legend += [(kind, MARKED.get(kind, "#30343a")) for kind in _kinds(self.marks)]
-        for number, (kind, colour) in enumerate(dict(legend).items()):
-            left = LABEL + 92 * number
-            parts.append(f'<rect x="{left}" y="{height - 36}" width="10" height="10" fill="{colour}"/>')
-            parts.append(f'<text class="t" x="{left + 14}" y="{height - 27}">{_text(kind)}</text>')
+            hint, colour = _hint(mark.lane, mark.kind, mark.text, mark.at), MARKED.get(mark.kind, "#30343a")
+            parts.append(_shape(mark.kind, place(mark.at), tops[mark.lane], colour, hint))
+        for number, (kind, colour, marked) in enumerate(legend):
+            x, y = LABEL + ENTRY * (number % columns), foot + 14 + 20 * (number // columns)
+            shape = _shape(kind, x + 5.0, y - 10.0, colour, "") if marked else _bar(x, y, 10, 10, colour, "")
+            parts += [shape, f'<text class="t" x="{x + 15}" y="{y + 9}">{_text(kind)}</text>']
         verdict = f"{len(self.faults)} thing(s) must not be: {self.faults[0][:150]}" if self.faults else "all held"
         parts.append(f'<text class="t" x="8" y="{height - 8}">{_text(f"{self.title}: {verdict}"[:180])}</text>')
         return "\n".join([*parts, "</svg>", ""])
@@ -217,6 +222,10 @@ class Chart(msgspec.Struct):
             "<style>:root{color-scheme:light dark}body{font:14px system-ui,sans-serif;margin:1.5rem}"
             f"pre{{overflow:auto}}</style>\n<h1>{_text(self.title)}</h1>\n{self.svg()}<pre>{listed}</pre>\n</html>\n"
         )
+
+
+def _what(mark: ChartMark) -> str:
+    return mark.kind if mark.text in ("", mark.kind) else f"{mark.kind} {mark.text}"
 
 
 def _kinds(things: Iterable[ChartSpan | ChartMark]) -> dict[str, None]:
@@ -246,14 +255,29 @@ def _steps(levels: list[ChartLevel], top: float, place: Callable[[float], float]
     return "".join(path)
 
 
-def _mark(mark: ChartMark, x: float, top: float) -> str:
-    colour, hint = MARKED.get(mark.kind, "#30343a"), _hint(mark.lane, mark.kind, mark.text, mark.at)
-    if mark.kind == "seen":
+def _bar(x: float, y: float, width: float, height: float, colour: str, hint: str) -> str:
+    """A span, or what stands for its kind."""
+    return (
+        f'<rect x="{x}" y="{y}" width="{width:.1f}" height="{height}" rx="2" fill="{colour}" fill-opacity="0.6">'
+        f"{hint}</rect>"
+    )
+
+
+def _shape(kind: str, x: float, top: float, colour: str, hint: str) -> str:
+    """A mark, in a lane that begins at ``top``."""
+    if kind == "seen":
         return f'<circle cx="{x}" cy="{top + 15}" r="1.6" fill="{colour}">{hint}</circle>'
-    if mark.kind in ("kill", "power", "fault"):
+    if kind in ("kill", "power", "fault"):
         across = f"M{x - 5} {top + 10}l10 10m0 -10l-10 10"
         return f'<path d="{across}" stroke="{colour}" stroke-width="2.5" fill="none">{hint}</path>'
     return f'<path d="M{x} {top + 8}l5 7l-5 7l-5 -7z" fill="{colour}">{hint}</path>'
+
+
+def _ticks(end: float) -> list[float]:
+    """Round numbers from 0 to ``end``, ``TICKS`` and one at most."""
+    whole = 10.0 ** math.floor(math.log10(end / TICKS))
+    step = next(whole * share for share in (1, 2, 5, 10) if end / (whole * share) <= TICKS)
+    return [number * step for number in range(int(end / step) + 1)]
 
 
 FORMS: dict[str, Callable[[Chart], str]] = {
@@ -265,14 +289,26 @@ FORMS: dict[str, Callable[[Chart], str]] = {
 """What a file is, by the end of its name."""
 
 
-def check_name(path: Path) -> None:
-    """See that a chart can be written to a file of this name.
+class ReportFailed(LegatoError):
+    """A report could not be written."""
+
+    code = "report_failed"
+
+
+def check_name(path: Path, forms: Iterable[str] = FORMS) -> None:
+    """See that a report can be written to a file of this name, before there is one.
 
     Raises:
-        InvalidInput: it ends with none of ``FORMS``.
+        InvalidInput: it ends with none of ``forms``, or there is no folder for it in which one may write.
     """
-    if path.suffix.lower() not in FORMS:
-        raise InvalidInput(f"A report is a .json, .txt, .svg or .html file, got {path.name!r}.")
+    if path.suffix.lower() not in forms:
+        *others, last = forms
+        listed = f"{', '.join(others)} or {last}" if others else last
+        raise InvalidInput(f"A report is a {listed} file, got {path.name!r}.")
+    if not path.parent.is_dir():
+        raise InvalidInput(f"There is no folder {str(path.parent)!r} for the report.")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InvalidInput(f"The report cannot be written to {str(path)!r}.")
 
 
 def write_chart(chart: Chart, path: Path) -> None:
@@ -280,6 +316,19 @@ def write_chart(chart: Chart, path: Path) -> None:
 
     Raises:
         InvalidInput: see ``check_name``.
+        ReportFailed: it cannot be written.
     """
     check_name(path)
-    path.write_text(FORMS[path.suffix.lower()](chart), "utf-8")
+    write_report(path, FORMS[path.suffix.lower()](chart).encode("utf-8", "replace"))
+
+
+def write_report(path: Path, report: bytes) -> None:
+    """Write a report, whatever its form.
+
+    Raises:
+        ReportFailed: it cannot be written.
+    """
+    try:
+        path.write_bytes(report)
+    except OSError as exc:
+        raise ReportFailed(f"The report cannot be written to {str(path)!r}: {exc.strerror}.") from exc

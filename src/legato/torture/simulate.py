@@ -86,7 +86,8 @@ class World(Checked):
     """
 
     def __init__(self, ground: Ground, plan: WorldPlan) -> None:
-        chart = Chart(f"seed {plan.seed}, {plan.steps} steps, {type(ground).__name__}")
+        kind = type(ground).__name__.removesuffix("Ground").lower()
+        chart = Chart(f"seed {plan.seed}, {plan.steps} steps, {kind} store")
         calm = plan.seed % 5 == 4 if plan.calm is None else plan.calm
         # In real time the machine may be busy with something else, so nobody can be called late.
         super().__init__(ground, plan.seed, chart, calm=calm and not ground.real)

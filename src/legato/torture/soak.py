@@ -26,6 +26,7 @@ from ..client import AsyncClient
 from ..errors import LegatoError
 from ..http.packages import httpx2
 from .honest import Measured, honest_load
+from .report import write_report
 from .served import State
 
 PATIENCE = 120.0
@@ -310,5 +311,9 @@ async def _end(process: Process) -> None:
 
 
 def written(report: Report, path: Path) -> None:
-    """Write all of a report to a file, as JSON."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    """Write all of a report to a file, as JSON.
+
+    Raises:
+        ReportFailed: it cannot be written.
+    """
+    write_report(path, msgspec.json.format(msgspec.json.encode(report)))
