@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import click.testing
 import msgspec
 import pytest
 
 from legato import Legato
+from legato.cli.group import group
 from legato.torture.honest import Measured, honest_load
 from legato.torture.served import State
+from legato.torture.simulate import Simulated, WorldPlan
 from legato.torture.soak import MEGABYTES, Plan, Report, ServerFailed, serving
 from live_server import serving as served_here
 from processes import finished
@@ -88,6 +91,68 @@ async def test_a_server_that_does_not_start_says_why() -> None:
     with pytest.raises(ServerFailed, match="did not start"):
         async with serving("sqlite:////nowhere/at/all.db"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("", "say what to do"),
+        ("--soak --cluster", "say what to do"),
+        ("--cluster", "wants --store"),
+        ("--cluster --store redis: --do tickle", "--do is one of kill"),
+        ("--cluster --store sqlite:///x.db", "several processes"),
+        ("--simulate --store sqlite:///x.db", "leave out --store"),
+        ("--simulate --store nothing:", "A store is"),
+        ("--simulate --nodes 3", "--nodes is for --cluster, not for --simulate"),
+        ("--soak --store redis:", "--store is for --cluster and --simulate, not for --soak"),
+        ("--cluster --people 3", "--people is for --soak"),
+        ("--soak --seconds nan", "no number of seconds"),
+        ("--cluster --store redis: --lease-ttl nan", "no number of seconds"),
+        ("--soak --report x.html", "A report is a .json file"),
+        ("--cluster --store redis: --report nowhere/x.html", "no folder 'nowhere'"),
+        ("--simulate --report x.pdf", ".svg or .html file"),
+        ("--simulate --seeds 0", "not in the range"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = click.testing.CliRunner().invoke(group, ["torture", *arguments.split()])
+
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["--cluster", "--simulate"])
+@pytest.mark.parametrize("store", ["redis://127.0.0.1:1", "postgresql://127.0.0.1:1/x"])
+def test_a_database_that_is_not_there_is_no_fault_of_ours(kind: str, store: str) -> None:
+    """Nobody has begun anything: it is said in one line that names it."""
+    done = click.testing.CliRunner().invoke(group, ["torture", kind, "--store", store])
+
+    assert done.exit_code == 1
+    assert "cannot be reached" in done.output
+    assert "127.0.0.1:1" in done.output
+    assert "seed" not in done.output
+    assert "node 1" not in done.output
+
+
+def test_a_simulation_that_is_stopped_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a status that is not that of a fault."""
+
+    def until_the_third(plan: WorldPlan) -> Simulated:
+        if plan.seed == 7:
+            raise KeyboardInterrupt
+        return Simulated(plan, counts={"kill": 2})
+
+    monkeypatch.setattr("legato.torture.simulate.grounds", lambda url: {"memory": until_the_third})
+    done = click.testing.CliRunner().invoke(group, ["torture", "--simulate", "--seed", "5"])
+
+    assert done.exit_code == 130
+    assert "memory: seeds 5 to 6 of 150 steps" in done.output
+    assert "4 kill" in done.output
+    assert "Nothing was lost" not in done.output
 
 
 def test_a_small_soak_passes(tmp_path: Path) -> None:

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from .failure import Failure, Misuse, debug_option
+from .failure import INTERRUPTED, Failure, Misuse, debug_option
 
 if TYPE_CHECKING:
     from ..torture.simulate import Simulated
+
+
+FOR: dict[str, Sequence[str]] = {
+    "people": ("soak",),
+    "seconds": ("soak", "cluster"),
+    "store": ("cluster", "simulate"),
+    **dict.fromkeys(("seeds", "steps"), ("simulate",)),
+    **dict.fromkeys(("nodes", "sessions", "lease_ttl", "do", "app", "say", "front"), ("cluster",)),
+}
+"""What options are for; the others are for all."""
+PROGRESS_SECONDS = 10.0
+"""After which it is said again how far a simulation has come."""
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """``nan`` is within all bounds, since it is not beyond them."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail("nan is no number of seconds.", param, ctx)
+        return seconds
 
 
 @click.command(short_help="Ill-treat servers or a store, and see whether they hold.")
@@ -23,7 +48,7 @@ if TYPE_CHECKING:
 @click.option("--simulate", is_flag=True, help="Small worlds of nodes, people and faults on a store, each from a seed.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=5, max=86_400),
+    type=Seconds(min=5, max=86_400),
     help="How long it is ill-treated: 600 by default with --soak, 60 with --cluster.",
 )
 @click.option(
@@ -35,7 +60,8 @@ if TYPE_CHECKING:
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File for all figures: .json; but with --soak also .txt, .svg or .html, with a picture of what was done when.",
+    help="File for all figures: .json; with --cluster and --simulate also .txt, .svg or .html, with a picture of what "
+    "was done when.",
 )
 @click.option(
     "--store",
@@ -48,7 +74,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--lease-ttl",
-    type=click.FloatRange(min=1, max=60),
+    type=Seconds(min=1, max=60),
     default=5.0,
     show_default=True,
     help="With --cluster: seconds after which a node that is not heard of is taken for dead.",
@@ -89,13 +115,23 @@ def torture(
     """
     if soak + cluster + simulate != 1:
         raise Misuse("say what to do: --soak, --cluster or --simulate")
-    if simulate:
-        first = options["seed"]
-        _simulate(range(first, first + options["seeds"]), options["steps"], options["store"], report)
-    elif cluster:
-        _cluster(60.0 if seconds is None else seconds, report, options)
-    else:
-        _soak(600.0 if seconds is None else seconds, report, options)
+    kind = "simulate" if simulate else "cluster" if cluster else "soak"
+    context = click.get_current_context()
+    for name, kinds in FOR.items():
+        if kind not in kinds and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            others = " and ".join(f"--{each}" for each in kinds)
+            raise Misuse(f"--{name.replace('_', '-')} is for {others}, not for --{kind}")
+    try:
+        if simulate:
+            first = options["seed"]
+            _simulate(range(first, first + options["seeds"]), options["steps"], options["store"], report)
+        elif cluster:
+            _cluster(60.0 if seconds is None else seconds, report, options)
+        else:
+            _soak(600.0 if seconds is None else seconds, report, options)
+    except KeyboardInterrupt:  # not as after a fault
+        click.echo("legato: stopped before its end", err=True)
+        context.exit(INTERRUPTED)
 
 
 def _progress(text: str) -> None:
@@ -106,8 +142,10 @@ def _cluster(seconds: float, report: Path | None, options: dict[str, Any]) -> No
     import asyncio
 
     from ..torture.cluster import KINDS, ClusterPlan, torture_cluster
-    from ..torture.report import write_chart
+    from ..torture.report import check_name, write_chart
 
+    if report is not None:
+        check_name(report)
     if options["store"] is None:
         raise Misuse("--cluster wants --store: postgresql: or redis: starts one, or name one that is there by its URL")
     if unknown := set(options["do"]) - set(KINDS):
@@ -118,10 +156,10 @@ def _cluster(seconds: float, report: Path | None, options: dict[str, Any]) -> No
         **{name: options[name] for name in ("store", "nodes", "sessions", "lease_ttl", "app", "say", "front", "seed")},
     )
     chart = asyncio.run(torture_cluster(plan, _progress))
-    if report is not None:
-        write_chart(chart, report)
     for name, figure in chart.figures.items():
         click.echo(f"{name}: {figure}")
+    if report is not None:
+        write_chart(chart, report)
     if chart.faults:
         raise Failure(f"{len(chart.faults)} thing(s) must not be: {'; '.join(chart.faults[:10])}")
     click.echo("\nNothing was lost, doubled or out of order; each run ended once, and all nodes say the same.")
@@ -130,14 +168,17 @@ def _cluster(seconds: float, report: Path | None, options: dict[str, Any]) -> No
 def _soak(seconds: float, report: Path | None, options: dict[str, Any]) -> None:
     import asyncio
 
+    from ..torture.report import check_name
     from ..torture.soak import Plan, written
     from ..torture.soak import soak as run
 
-    found = asyncio.run(run(Plan(seconds, options["people"], options["seed"]), _progress))
     if report is not None:
-        written(found, report)
+        check_name(report, [".json"])
+    found = asyncio.run(run(Plan(seconds, options["people"], options["seed"]), _progress))
     for each in found.lines():
         click.echo(each)
+    if report is not None:
+        written(found, report)
     if found.faults:
         listed = "; ".join(found.faults[:10])
         raise Failure(f"{len(found.faults)} thing(s) must not be: {listed}")
@@ -145,18 +186,31 @@ def _soak(seconds: float, report: Path | None, options: dict[str, Any]) -> None:
 
 
 def _simulate(seeds: range, steps: int, store: str | None, report: Path | None) -> None:
+    from ..torture.database import OWN
     from ..torture.report import check_name, write_chart
     from ..torture.simulate import WorldPlan, grounds
 
     if report is not None:
         check_name(report)
+    if store not in OWN:
+        grounds(store)
     with _database(store) as url:
         for name, simulated in grounds(url).items():
             counts: Counter[str] = Counter()
-            began = time.perf_counter()
+            began = told_at = time.perf_counter()
             failed: list[Simulated] = []
+            interrupted: KeyboardInterrupt | None = None
+            tried = 0
             for seed in seeds:
-                found = simulated(WorldPlan(seed, steps))
+                if time.perf_counter() - told_at > PROGRESS_SECONDS:
+                    told_at = time.perf_counter()
+                    _progress(f"{name}: {tried} of {len(seeds)} seeds")
+                try:
+                    found = simulated(WorldPlan(seed, steps))
+                except KeyboardInterrupt as exc:
+                    interrupted = exc
+                    break
+                tried += 1
                 counts.update(found.counts)
                 if found.faults:
                     click.echo(f"{name}, {found.told()}\n")
@@ -167,7 +221,11 @@ def _simulate(seeds: range, steps: int, store: str | None, report: Path | None) 
                     break
             took = time.perf_counter() - began
             told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
-            click.echo(f"{name}: seeds {seeds[0]} to {seed} of {steps} steps in {took:.1f} s: {told}")
+            if tried:
+                last = seeds[0] + tried - 1
+                click.echo(f"{name}: seeds {seeds[0]} to {last} of {steps} steps in {took:.1f} s: {told}")
+            if interrupted is not None:
+                raise interrupted
             if failed:
                 listed = ", ".join(str(each.plan.seed) for each in failed)
                 raise Failure(f"of {name} {len(failed)} seed(s) failed: {listed}")

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from ..errors import InvalidInput, LegatoError
-from .database import database
+from .database import OWN, database
 from .listeners import LISTENERS, ChatListener, MixListener, RunListener, asked, pause
 from .ports import free_port
 from .relay import Relay, Way
@@ -52,6 +52,8 @@ WAYS: Sequence[Sequence[Way]] = (("up", "down"), ("up",), ("down",))
 """In which a link is silent."""
 TAKEN = re.compile(r"(\d+\.\d+) run (\S+) is taken here")
 """What a node of ours says of a run that it takes."""
+TRACES = " ", "Traceback ", "The above exception ", "During handling "
+"""What lines of a traceback begin with that do not say what is wrong."""
 DEFAULT = "fails"
 """Who answers where nobody is asked by name."""
 DRAWN = 12
@@ -105,6 +107,7 @@ class ClusterNode:
         port: where it listens.
         link: to the database.
         up: it is ready, and at peace.
+        up_since: when that was last not so, by the wall clock.
         said: the last lines of its log.
         life: what was done to it, and which runs it took.
     """
@@ -114,6 +117,7 @@ class ClusterNode:
         self.port = free_port()
         self.link = link
         self.up = False
+        self.up_since = time.time()
         self.said: list[str] = []
         self.life = NodeLife()
         self._plan = plan
@@ -136,9 +140,10 @@ class ClusterNode:
         while not await self.ready():
             if self._process.returncode is not None or time.monotonic() > until:
                 await asyncio.sleep(0.2)  # for the rest of what it says
-                raise ClusterFailed("\n".join([f"{self.name} does not become ready. It wrote last:", *self.said[-40:]]))
+                said = [line for line in self.said if line.strip() and not line.startswith(TRACES)]
+                raise ClusterFailed("\n".join([f"{self.name} does not become ready. It wrote last:", *said[-5:]]))
             await asyncio.sleep(0.05)
-        self.up = True
+        self.up, self.up_since = True, time.time()
 
     def _command(self) -> list[str]:
         plan, port = self._plan, str(self.port)
@@ -302,6 +307,7 @@ class Cluster:
         self.done[kind] += 1
         node.up = False
         began = self.now
+        self.chart.span(node.name, max(self.at(node.up_since), 0.0), began, "up")
         node.life.hits.append(time.time())
         try:
             shown = await self._done(kind, node, dice, ttl)
@@ -312,13 +318,13 @@ class Cluster:
                     raise ClusterFailed(f"{node.name} is not ready again {START_SECONDS:g} s after: {kind}.")
                 await asyncio.sleep(0.1)
             self.chart.mark(node.name, self.now, "heal", "ready")
-            node.up = True
+            node.up, node.up_since = True, time.time()
         finally:
             self.trouble -= 1
             self.calm_since = time.monotonic()
 
     async def _done(self, kind: str, node: ClusterNode, dice: random.Random, ttl: float) -> str:
-        self.chart.mark(node.name, self.now, {"away": "pause", "silent": "cut", "slow": "cut"}.get(kind, kind), kind)
+        self.chart.mark(node.name, self.now, {"away": "pause", "silent": "cut"}.get(kind, kind), kind)
         if kind == "kill":
             node.signal(signal.SIGKILL)
             await node.ended(10.0)
@@ -385,6 +391,8 @@ async def cluster(plan: ClusterPlan) -> AsyncIterator[Cluster]:
     """
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="legato-cluster-")))
+        if plan.store not in OWN:
+            _target(plan.store)
         store = await stack.enter_async_context(database(plan.store))
         nodes = []
         for number in range(plan.nodes):
@@ -603,6 +611,8 @@ async def torture_cluster(plan: ClusterPlan, progress: Callable[[str], None] = l
         finally:
             talk.cancel()
             torment.cancel()
+        for node in made.nodes:
+            made.chart.span(node.name, max(made.at(node.up_since), 0.0), made.now, "up")
         progress("all logs, from each node")
         ports = [node.port for node in made.nodes]
         verdict = await judged(ports, load.spoken, most=plan.lease_ttl + SLACK, began=made.began,
@@ -651,7 +661,7 @@ def _write(made: Cluster, load: ClusterLoad, verdict: Verdict) -> None:
     chart.figures = figures
     for listener in sorted(listeners, key=lambda each: -each.cuts)[:DRAWN]:
         for began, ended in listener.times:
-            chart.span(f"{listener.dialect} {listener.run[-6:]}", made.at(began), made.at(ended), "load")
+            chart.span(f"{listener.dialect} {listener.run[-6:]}", made.at(began), made.at(ended), "reading")
 
 
 def _handovers(made: Cluster, verdict: Verdict) -> list[float]:

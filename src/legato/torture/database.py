@@ -22,10 +22,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ..errors import InvalidInput, LegatoError
+from ..store import open_store
 from .ports import free_port
 
 SERVERS = ("redis-server", "valkey-server")
 """Either will do for ``"redis:"`` and ``"valkey:"``, which begin with the one of their name."""
+OWN = "postgresql:", "postgres:", "redis:", "valkey:"
+"""What stands for a database that is started here."""
 START_SECONDS = 60.0
 """Within which a database is to answer."""
 
@@ -41,16 +44,18 @@ async def database(store: str) -> AsyncIterator[str]:
     """The URL of a store: ``store`` itself; or that of a new one, if it is ``postgresql:``, ``redis:`` or ``valkey:``.
 
     Raises:
-        InvalidInput: its programs are not there.
+        InvalidInput: its programs are not there, or no store has such a URL.
+        StoreError: the store that is named cannot be opened.
         DatabaseFailed: it does not start.
     """
-    if store in ("postgresql:", "postgres:"):
-        starting = _postgres
-    elif store in ("redis:", "valkey:"):
-        starting = functools.partial(_redis, sorted(SERVERS, key=lambda name: not name.startswith(store[:-1])))
-    else:
+    if store not in OWN:
+        there = open_store(store)  # that it is not there is to be said before all else begins
+        await there.open()
+        await there.close()
         yield store
         return
+    names = sorted(SERVERS, key=lambda name: not name.startswith(store[:-1]))
+    starting = _postgres if store.startswith("postgres") else functools.partial(_redis, names)
     folder = Path(tempfile.mkdtemp(prefix="legato-database-"))
     try:
         async with starting(folder) as url:
