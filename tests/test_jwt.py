@@ -340,6 +340,66 @@ async def test_who_waits_for_nothing_waits_for_no_set() -> None:
         assert issuer.asked == 2
 
 
+async def test_a_key_withdrawn_in_a_silence_is_good_no_more() -> None:
+    """Who comes first after it waits for the new set; unless it cannot be had, then nobody waits for that again."""
+    with issuing() as issuer:
+        issuer.keys = [jwk(RSA, "a")]
+        auth, clock = fetching(issuer.url)
+        assert await believed(auth, named("a")) is not None
+        issuer.keys = [jwk(OTHER_RSA, "a")]
+        clock.now += 2 * module.KEEP_SECONDS + 1
+        assert await believed(auth, named("a")) is None
+        assert await believed(auth, named("a", OTHER_RSA)) is not None
+        issuer.status = 500
+        clock.now += 2 * module.KEEP_SECONDS + 1
+        assert await believed(auth, named("a", OTHER_RSA)) is not None
+        clock.now += module.AGAIN_SECONDS
+        assert await believed(auth, named("a", OTHER_RSA)) is not None
+        assert auth._jwks is not None
+        assert auth._jwks._reading is not None
+        await auth._jwks._reading
+
+
+async def test_a_set_in_a_file_is_seen_when_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Keys come and go without a restart; what cannot be read takes nothing away, and is told once; and whoever makes
+    names up does not have it read more often."""
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [jwk(RSA, "a")]}))
+    auth, clock = believing(jwks=path), Clock()
+    assert auth._jwks is not None
+    auth._jwks._clock = clock
+    auth._jwks._read_at = auth._jwks._asked_at = clock.now
+    old, new = named("a"), named("b", OTHER_RSA)
+    assert await believed(auth, old) is not None
+    number = auth._jwks.number
+    path.write_text(json.dumps({"keys": [jwk(RSA, "a"), jwk(OTHER_RSA, "b")]}))
+    assert await believed(auth, new) is None
+    clock.now += module.FILE_SECONDS + 0.1
+    assert [await believed(auth, each) is not None for each in (new, old)] == [True, True]
+    assert auth._jwks.number == number + 1
+    for trouble in (*NO_SETS, b" " * (module.JWKS_BYTES + 1), None):
+        path.unlink() if trouble is None else path.write_bytes(trouble)
+        clock.now += module.FILE_SECONDS + 0.1
+        assert await believed(auth, old) is not None, trouble
+    assert len([each for each in caplog.records if "cannot be had" in each.getMessage()]) == 1
+    path.write_text(json.dumps({"keys": [jwk(OTHER_RSA, "b"), jwk(RSA, ["a"]), jwk(RSA, {"a": 1})]}))
+    clock.now += module.FILE_SECONDS + 0.1
+    assert await believed(auth, old) is None
+    assert await believed(auth, new) is not None
+    clock.now += module.STALE_SECONDS + 1
+    path.unlink()
+    with pytest.raises(Overloaded):
+        await believed(auth, new)
+
+
+@pytest.mark.parametrize("raw", [b"[" * 5000, b"{}", b" " * (module.JWKS_BYTES + 1)], ids=lambda raw: str(raw[:3]))
+def test_a_file_that_is_no_set_is_no_setting(tmp_path: Path, raw: bytes) -> None:
+    """It is said at the start, in a sentence."""
+    (tmp_path / "keys.json").write_bytes(raw)
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        believing(jwks=tmp_path / "keys.json")
+
+
 NO_SETS = [b"", b"x", b"[]", b"{}", b'{"keys": []}', b'{"keys": 7}', b'{"keys": [7]}', b"[" * 5000, b"\xff"]
 
 

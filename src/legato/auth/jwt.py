@@ -56,6 +56,8 @@ STALE_SECONDS = 86_400.0
 """and for which it is used where no newer one can be had."""
 AGAIN_SECONDS = 30.0
 """Between two times that it is asked for since a token names a key that is not in it, or since it could not be had."""
+FILE_SECONDS = 5.0
+"""The same two times for a set that is a file: to look at that costs little, and nobody else."""
 
 
 class JWT:
@@ -228,22 +230,26 @@ class _KeySet:
         if "://" in text and not _may_be_fetched(text):
             raise InvalidInput(f"jwks is an https address, or http on this machine, or a file; got {text[:200]!r}.")
         self._fetches = "://" in text
+        self._keep, self._again = (KEEP_SECONDS, AGAIN_SECONDS) if self._fetches else (FILE_SECONDS, FILE_SECONDS)
         self._clock = clock
         self._number = 0
         self._keys: dict[str | None, list[tuple[Any, tuple[str, ...]]]] = {}
         self._read_at = -STALE_SECONDS
         self._asked_at = -AGAIN_SECONDS
+        self._raw = b""
+        self._failing = False
         self._reading: asyncio.Task[None] | None = None
         if not self._fetches:
             try:
-                self._take(Path(where).read_bytes())
-            except (OSError, ValueError) as exc:
+                self._take(_read_file(text))
+                self._asked_at = self._read_at
+            except (OSError, ValueError, RecursionError) as exc:
                 raise InvalidInput(f"The keys of {text[:200]!r} cannot be read: {exc}.") from None
 
     @property
     def number(self) -> int | None:
         """Of the set that there is, while it is as good as new; else None."""
-        return self._number if not self._fetches or self._clock() - self._read_at <= KEEP_SECONDS else None
+        return self._number if self._clock() - self._read_at <= self._keep else None
 
     async def key(self, header: Mapping[str, Any]) -> Any:
         """The key that a token was signed with by its own word, if its algorithm is for it; else None.
@@ -254,12 +260,14 @@ class _KeySet:
         kid = header.get("kid")
         if not (kid is None or isinstance(kid, str)):
             return None
-        if self._fetches:
-            age = self._clock() - self._read_at
-            if age > KEEP_SECONDS or not self._found(kid):
-                await self._read_again(wait=age > STALE_SECONDS or not self._found(kid))
-            if self._clock() - self._read_at > STALE_SECONDS:
-                raise Overloaded("The keys of those who sign tokens cannot be had now; try again later.")
+        age, found = self._clock() - self._read_at, self._found(kid)
+        if age > self._keep or not found:
+            # After a silence a key that was withdrawn in it is not to be good once more; but while an issuer does not
+            # answer, nobody is to wait for that.
+            idle = age > 2 * self._keep and not self._failing
+            await self._read_again(wait=not self._fetches or not found or idle or age > STALE_SECONDS)
+        if self._clock() - self._read_at > STALE_SECONDS:
+            raise Overloaded("The keys of those who sign tokens cannot be had now; try again later.")
         fitting = [key for key, algorithms in self._found(kid) if header.get("alg") in algorithms]
         return fitting[0] if len(fitting) == 1 else None  # without a name it must be the only one
 
@@ -270,7 +278,7 @@ class _KeySet:
 
     async def _read_again(self, *, wait: bool) -> None:
         """Ask for them, unless that was done of late; all who want them wait for the one request."""
-        if self._reading is None and self._clock() - self._asked_at >= AGAIN_SECONDS:
+        if self._reading is None and self._clock() - self._asked_at >= self._again:
             self._asked_at = self._clock()
             self._reading = asyncio.create_task(self._read(), name="legato-jwks")
         if self._reading is not None and wait:
@@ -278,13 +286,23 @@ class _KeySet:
 
     async def _read(self) -> None:
         try:
-            self._take(await asyncio.to_thread(_fetched, str(self._where)))
+            self._take(await asyncio.to_thread(_fetched if self._fetches else _read_file, str(self._where)))
+            self._failing = False
         except Exception as exc:  # whatever the network or the other server does
-            logger.warning("the keys of %s cannot be had: %s", self._where, exc)
+            if self._fetches or not self._failing:
+                logger.warning("the keys of %s cannot be had, and those from before are used: %s", self._where, exc)
+            self._failing = True
         finally:
             self._reading = None
 
     def _take(self, raw: bytes) -> None:
+        if raw != self._raw:
+            self._keys = self._read_keys(raw)
+            self._raw = raw
+            self._number += 1
+        self._read_at = self._clock()
+
+    def _read_keys(self, raw: bytes) -> dict[str | None, list[tuple[Any, tuple[str, ...]]]]:
         said = json.loads(raw)
         entries = said.get("keys") if isinstance(said, dict) else None
         if not isinstance(entries, list):
@@ -296,15 +314,15 @@ class _KeySet:
                     continue  # a secret would be no secret here
                 key = jwt.PyJWK({name: value for name, value in entry.items() if name != "alg"}).key
                 fitting = _fitting(key)
+                known = keys.setdefault(entry.get("kid"), [])
             except (jwt.PyJWTError, InvalidInput, ValueError, TypeError, AttributeError, KeyError) as exc:
                 logger.warning("a key of %s is left out: %s", self._where, type(exc).__name__)
                 continue
             algorithms = tuple(name for name in fitting if entry.get("alg", name) == name)
-            keys.setdefault(entry.get("kid"), []).append((key, algorithms))
+            known.append((key, algorithms))
         if not keys:
             raise ValueError("there is no public key in it")
-        self._keys, self._read_at = keys, self._clock()
-        self._number += 1
+        return keys
 
 
 def _may_be_fetched(url: str) -> bool:
@@ -320,7 +338,15 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _fetched(url: str) -> bytes:
     request = urllib.request.Request(url, headers={"accept": "application/json"})  # noqa: S310  # see _may_be_fetched
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=FETCH_SECONDS) as response:
-        raw: bytes = response.read(JWKS_BYTES + 1)
+        return _bounded(response.read(JWKS_BYTES + 1))
+
+
+def _read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return _bounded(file.read(JWKS_BYTES + 1))
+
+
+def _bounded(raw: bytes) -> bytes:
     if len(raw) > JWKS_BYTES:
         raise ValueError(f"a set of keys has {JWKS_BYTES} bytes at most")
     return raw
