@@ -135,6 +135,7 @@ class Execution:
         self._speaker: asyncio.Task[None] | None = None
         self._subscription: Subscription | None = None
         self._hurried: asyncio.Event | None = None
+        self._taken = False  # somebody else drives the run
         self._leaving = False  # what cannot be stored now is left to others
         self._grace: asyncio.TimerHandle | None = None
         self._turn: Turn | None = None
@@ -174,9 +175,13 @@ class Execution:
         timer = self._loop.call_later(self._limits.run_seconds, self._time_out)
         try:
             await self._all_stored
-            return await self._end()
+            if await self._end():
+                return True
+            self._load.figures.lost += self._taken
+            return False
         except (StaleLease, LeaseHeld, RunEnded, NotFound) as exc:
             logger.warning("run %s is no longer ours: %s", turn.run, exc)
+            self._load.figures.lost += not isinstance(exc, NotFound)  # which is a session that was deleted
             return False
         finally:
             watcher.cancel()
@@ -546,6 +551,7 @@ class Execution:
         elif isinstance(fact, SessionDeleted):
             self.stop(GONE)
         elif mine and self._is_of_another_owner(fact):
+            self._taken = True
             self.stop(LEFT_OPEN)
 
     def _is_of_another_owner(self, fact: object) -> bool:

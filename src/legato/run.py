@@ -564,7 +564,7 @@ class Runner:
             if not await self._answer(lease, begun):
                 await self._give_up(self._newest.get(lease.run, lease))
         except (RunEnded, StaleLease, NotFound) as exc:
-            self.figures.lost += 1
+            self.figures.lost += isinstance(exc, StaleLease)  # else it was cancelled, or deleted, before it began
             logger.info("run %s is driven elsewhere: %s", lease.run, exc)
         except asyncio.CancelledError:
             self._left[lease.run] = self._newest.get(lease.run, lease)
