@@ -256,7 +256,16 @@ async def test_a_balancer_remembers_nobody_and_leaves_out_who_is_not_there() -> 
 # All of it ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("store", ["sqlite:///x.db", "memory:", "postgresql:///only-a-name"])
+@pytest.mark.parametrize(
+    "store",
+    [
+        "sqlite:///x.db",
+        "memory:",
+        "postgresql:///only-a-name",
+        "postgresql://one,two/name",
+        "redis+sentinel://one/name",  # which name the server's own address
+    ],
+)
 async def test_a_store_that_nodes_cannot_share_is_refused(store: str) -> None:
     with pytest.raises(InvalidInput, match="several processes"):
         await torture_cluster(ClusterPlan(store))

@@ -92,6 +92,8 @@ async def test_the_contract(kind: str, check: StoreCheck) -> None:
         "redis://one,two/0",
         "redis+cluster://host/1",
         "redis+cluster://host/?replicas=1",
+        "redis+cluster://host/?reach=one:1",
+        "redis://host/0?reach=one:1=two:2",
         "redis+sentinel://host",
     ],
 )

@@ -12,11 +12,14 @@ import pytest
 from redis.crc import key_slot
 
 from legato.agent import Agent, Turn
+from legato.errors import StoreLost
 from legato.log import Bell
 from legato.server.app import Legato
 from legato.sse import Decoder
 from legato.store.redis import RedisStore
 from legato.testing import PATIENCE, Driver
+from legato.torture.cluster import _targets, _through
+from legato.torture.relay import Relay
 from legato.transcript import fold
 from test_redis import all_of, begun, patiently, settle_bells, stores, text, until
 from valkeys import Valkey, valkey_cluster
@@ -66,6 +69,24 @@ class Move:
         """Tell everybody."""
         for server in [self._to, self._from, *(s for s in self._servers if s not in (self._to, self._from))]:
             assert b"+OK" in server.ask("CLUSTER", "SETSLOT", self.slot, "NODE", name_of(self._to))
+
+
+async def test_a_cluster_behind_links(cluster: list[Valkey]) -> None:
+    """Whose nodes give addresses of their own: with ``reach``, nothing goes to them, as ``legato torture`` needs it."""
+    url = cluster[0].url("links", "redis+cluster")
+    async with contextlib.AsyncExitStack() as stack:
+        links = {each: await stack.enter_async_context(Relay([each])) for each in await _targets(url)}
+        assert {port for _, port in links} >= {server.port for server in cluster[:3]}
+        (store,) = await stack.enter_async_context(stores(_through(url, links), 1))
+        await stack.enter_async_context(asyncio.timeout(PATIENCE))
+        await asyncio.gather(*(store.append(f"s{n}", begun()) for n in range(20)))  # at each of them
+        for link in links.values():
+            link.cut()
+        with pytest.raises(StoreLost):
+            await store.append("s0", [text(0)])
+        for link in links.values():
+            link.mend()
+        await patiently(lambda: store.append("s0", [text(1)]))
 
 
 async def test_slots_that_move(cluster: list[Valkey], monkeypatch: pytest.MonkeyPatch) -> None:

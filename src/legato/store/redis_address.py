@@ -18,6 +18,7 @@ OPTIONS = {
     "durability": "always|everysec|none",
     "replicas": "0 to 9",
     "prefix": "letters, digits, '_' and '-'",
+    "reach": "NODE:PORT=HOST:PORT, and more with commas",
     "ca": "a file",
     "cert": "a file",
     "key": "a file",
@@ -41,6 +42,7 @@ class RedisAddress:
         name: the number of a database, or the sentinels' name of a server.
         user, password: of who asks.
         durability, replicas, prefix: the options; "" and 0 where they say nothing.
+        reach: of nodes of a cluster, by the address that they give for theirs, where they are reached from here.
 
     Raises:
         InvalidInput: no such URL, or no such option.
@@ -64,6 +66,11 @@ class RedisAddress:
         self.files = {FILES[name]: value for name, value in self._options.items() if name in FILES}
         if self.files and not self.tls:
             raise InvalidInput("The options ca, cert and key are for rediss:// only.")
+        reach = self._option("reach", r"[^=,]+=[^=,]+(,[^=,]+=[^=,]+)*", "")
+        if reach and self.way != "cluster":
+            raise InvalidInput("The option reach is for +cluster only, whose nodes say where each other is.")
+        pairs = (pair.split("=") for pair in reach.split(",") if pair)
+        self.reach = {self._host(named): self._host(here) for named, here in pairs}
         userinfo, _, hosts = parts.netloc.rpartition("@")
         self.user, self.password = (unquote(part) for part in userinfo.partition(":")[::2])
         self.hosts = [self._host(host) for host in hosts.split(",")]

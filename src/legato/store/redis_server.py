@@ -213,7 +213,9 @@ class RedisServer:
             if self._topology is None:
                 make: Any = RedisCluster
                 nodes = [ClusterNode(*address) for address in {**dict.fromkeys(self.address.hosts), **self._known}]
-                topology = make(startup_nodes=nodes, ssl=self.address.tls, **self._settings)
+                reach = self.address.reach
+                remap = (lambda node: reach.get(node, node)) if reach else None
+                topology = make(startup_nodes=nodes, ssl=self.address.tls, address_remap=remap, **self._settings)
                 try:
                     await topology.initialize()
                 except BaseException:
@@ -222,6 +224,18 @@ class RedisServer:
                 self._topology = topology
                 self._known = {(node.host, int(node.port)): None for node in topology.get_nodes()}
             return self._topology
+
+    async def addresses(self) -> list[tuple[str, int]]:
+        """Where the nodes of a cluster are, as they say themselves.
+
+        Raises:
+            StoreError: none of those that are known says so.
+        """
+        try:
+            topology = await self._nodes()
+        except Exception as exc:
+            raise store_error(exc, self.shown) from exc
+        return [(node.host, int(node.port)) for node in topology.get_nodes()]
 
     async def forget_topology(self) -> None:
         """Where a node is away, the others are asked who has its place."""

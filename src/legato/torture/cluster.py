@@ -19,7 +19,7 @@ import tempfile
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ..errors import InvalidInput, LegatoError
 from .database import OWN, database
 from .listeners import LISTENERS, ChatListener, MixListener, RunListener, asked, pause
 from .ports import free_port
-from .relay import Relay, Way
+from .relay import Address, Relay, Way
 from .report import Chart
 from .verdict import NodeLife, Spoken, Verdict, judged
 
@@ -105,24 +105,24 @@ class ClusterNode:
     Attributes:
         name: for people.
         port: where it listens.
-        link: to the database.
+        links: to the database; of a cluster, to each of its nodes.
         up: it is ready, and at peace.
         up_since: when that was last not so, by the wall clock.
         said: the last lines of its log.
         life: what was done to it, and which runs it took.
     """
 
-    def __init__(self, name: str, store: str, link: Relay, plan: ClusterPlan, folder: Path) -> None:
+    def __init__(self, name: str, store: str, links: Mapping[Address, Relay], plan: ClusterPlan, folder: Path) -> None:
         self.name = name
         self.port = free_port()
-        self.link = link
+        self.links = list(links.values())
         self.up = False
         self.up_since = time.time()
         self.said: list[str] = []
         self.life = NodeLife()
         self._plan = plan
         self._folder = folder
-        self._store = _through(store, link.port)
+        self._store = _through(store, links)
         self._process: Process | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -192,21 +192,54 @@ class ClusterNode:
             self._reading.cancel()
 
 
-def _target(store: str) -> tuple[str, int]:
+def _of_cluster(store: str) -> bool:
+    return store.partition(":")[0].endswith("+cluster")
+
+
+def _check_store(store: str) -> None:
+    """See that there can be links to a store that is given by its URL.
+
+    Raises:
+        InvalidInput: several processes cannot use it, or not by way of an address that is ours.
+    """
     parts = urlsplit(store)
-    if parts.scheme not in PORTS or not parts.hostname:
+    if _of_cluster(store):
+        if "reach=" in parts.query:
+            raise InvalidInput("The option reach is taken here, for the links; name a cluster that needs none.")
+    elif parts.scheme not in PORTS or not parts.hostname or "," in parts.netloc:
         raise InvalidInput(
-            "A cluster needs a store that several processes can use, on one address: postgresql://HOST/NAME or "
-            f"redis://HOST; got {parts.scheme}:."
+            "A cluster needs a store that several processes can use, on one address, so that links to it can be cut: "
+            f"postgresql://HOST/NAME, redis://HOST or redis+cluster://HOST; got {parts.scheme}:."
         )
-    return parts.hostname, parts.port or PORTS[parts.scheme]
 
 
-def _through(store: str, port: int) -> str:
-    """The store's URL by way of a link."""
+async def _targets(store: str) -> list[Address]:
+    """Where a store is: at one address, but each node of a Redis cluster at its own."""
+    if not _of_cluster(store):
+        parts = urlsplit(store)
+        return [(parts.hostname or "", parts.port or PORTS[parts.scheme])]
+    from ..store.redis_server import RedisServer
+
+    server = RedisServer(store)
+    try:
+        return await server.addresses()
+    finally:
+        await server.close()
+
+
+def _through(store: str, links: Mapping[Address, Relay]) -> str:
+    """The store's URL by way of links, one for each of its addresses."""
     parts = urlsplit(store)
     user, at, _ = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{port}"))
+    hosts = ",".join(f"127.0.0.1:{link.port}" for link in links.values())
+    parts = parts._replace(netloc=f"{user}{at}{hosts}")
+    if _of_cluster(store):
+        reach = ",".join(
+            f"{f'[{host}]' if ':' in host else host}:{port}=127.0.0.1:{link.port}"
+            for (host, port), link in links.items()
+        )
+        parts = parts._replace(query="&".join(each for each in (parts.query, f"reach={reach}") if each))
+    return urlunsplit(parts)
 
 
 # The front door -------------------------------------------------------------------------------------------------------
@@ -343,13 +376,19 @@ class Cluster:
             node.signal(signal.SIGCONT)
             return "paused"
         if kind == "cut":
-            node.link.cut()
+            for link in node.links:
+                link.cut()
         elif kind == "silent":
-            node.link.silence(*dice.choice(WAYS))
+            ways = dice.choice(WAYS)
+            for link in node.links:
+                link.silence(*ways)
         else:
-            node.link.slow(dice.uniform(0.01, 0.1))
+            seconds = dice.uniform(0.01, 0.1)
+            for link in node.links:
+                link.slow(seconds)
         await asyncio.sleep(dice.uniform(0.2, 1.6) * ttl)
-        node.link.mend()
+        for link in node.links:
+            link.mend()
         return "slow" if kind == "slow" else "cut"
 
     async def torment(self, until: float, dice: random.Random) -> None:
@@ -392,12 +431,13 @@ async def cluster(plan: ClusterPlan) -> AsyncIterator[Cluster]:
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="legato-cluster-")))
         if plan.store not in OWN:
-            _target(plan.store)
+            _check_store(plan.store)
         store = await stack.enter_async_context(database(plan.store))
+        targets = await _targets(store)
         nodes = []
         for number in range(plan.nodes):
-            link = await stack.enter_async_context(Relay([_target(store)]))
-            nodes.append(ClusterNode(f"node {number + 1}", store, link, plan, Path.cwd()))
+            links = {each: await stack.enter_async_context(Relay([each])) for each in targets}
+            nodes.append(ClusterNode(f"node {number + 1}", store, links, plan, Path.cwd()))
             stack.push_async_callback(nodes[-1].close)
         await nodes[0].start()  # it makes the schema
         await asyncio.gather(*(node.start() for node in nodes[1:]))
