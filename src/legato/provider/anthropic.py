@@ -20,7 +20,7 @@ from .chat_completions import reason_of
 from .errors import ProviderError, ResponseFailed, ResponseIncomplete, StreamMalformed, confessed, failed
 from .last_pass import EARLIER, arranged
 from .loose import decoded, exactly, fitted, loose
-from .prompt import FunctionTool, as_text, read_tool, tool_calls
+from .prompt import FunctionTool, as_text, tool_calls, with_tools
 from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
 from .stream import STREAM_HEADERS, FoldedCall
 
@@ -426,10 +426,8 @@ class AnthropicWire:
 
 
 def _body(messages: Sequence[JsonObject], options: Mapping[str, object]) -> JsonObject:
-    made: JsonObject = dict(options)
+    made = with_tools(options, _tool)
     max_tokens = made.pop("max_tokens", None)
-    if made.get("tools") is not None:
-        made["tools"] = [_tool(read_tool(tool)) for tool in made["tools"]]
     system = "\n\n".join(as_text(message.get("content")) for message in messages if message.get("role") in _SYSTEM)
     told = _messages(messages)
     if system and not told:  # this API wants something to answer
@@ -545,8 +543,6 @@ def _part(part: object) -> object:
     return part
 
 
-def _tool(tool: FunctionTool | JsonObject) -> JsonObject:
-    if isinstance(tool, dict):
-        return tool
+def _tool(tool: FunctionTool) -> JsonObject:
     described = {"description": tool.description} if tool.description is not None else {}
     return {"name": tool.name, **described, "input_schema": tool.parameters or {"type": "object", "properties": {}}}

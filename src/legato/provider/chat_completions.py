@@ -19,7 +19,7 @@ from ..sse import SSEMessage
 from .assembly import Assembly, CallPiece, as_json
 from .errors import ProviderError, ResponseFailed, ResponseIncomplete, StreamMalformed, confessed, failed
 from .loose import exactly, fitted, loose
-from .prompt import FunctionTool, as_text, read_tool
+from .prompt import FunctionTool, as_text, with_tools
 from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
 from .stream import STREAM_HEADERS, FoldedCall
 
@@ -327,13 +327,13 @@ class ChatCompletionsWire:
 
     def chat(self, messages: Sequence[JsonObject], options: Mapping[str, object]) -> HttpCall[JsonObject]:
         """The request for a whole answer."""
-        body = {**_options(options), "messages": list(messages), "stream": False}
+        body = {**with_tools(options, _function), "messages": list(messages), "stream": False}
         return HttpCall("POST", "/chat/completions", JsonObject, body=body)
 
     def chat_stream(self, messages: Sequence[JsonObject], options: Mapping[str, object]) -> FoldedCall[StreamChunk]:
         """The request for an answer as it comes."""
         ours = {"stream_options": {"include_usage": True}}
-        body = {**ours, **_options(options), "messages": list(messages), "stream": True}
+        body = {**ours, **with_tools(options, _function), "messages": list(messages), "stream": True}
         spare = tuple(name for name in ours if name not in options)
         call = HttpCall("POST", "/chat/completions", JsonObject, body=body, spare=spare, headers=STREAM_HEADERS)
         return FoldedCall(call, ChatCompletionsFold)
@@ -362,16 +362,5 @@ class ChatCompletionsWire:
         return fold.tally.result()
 
 
-def _options(options: Mapping[str, object]) -> JsonObject:
-    made: JsonObject = dict(options)
-    if made.get("tools") is not None:
-        made["tools"] = [_tool(read_tool(tool)) for tool in made["tools"]]
-    return made
-
-
-def _tool(tool: FunctionTool | JsonObject) -> JsonObject:
-    if isinstance(tool, dict):
-        return tool
-    more = {"description": tool.description, "parameters": tool.parameters, "strict": tool.strict}
-    function = {"name": tool.name, **{name: value for name, value in more.items() if value is not None}}
-    return {"type": "function", "function": function}
+def _function(tool: FunctionTool) -> JsonObject:
+    return {"type": "function", "function": tool.fields()}

@@ -136,6 +136,8 @@ class ResponseFailed(ProviderError):
         param: the field that was at fault; None when it names none.
     """
 
+    code = "response_failed"
+
     def __init__(
         self,
         message: str,
@@ -147,7 +149,7 @@ class ResponseFailed(ProviderError):
         **detail: object,
     ) -> None:
         super().__init__(message, partial=partial, **detail)
-        self.code = code or type or "response_failed"
+        self.code = code or type or self.code
         self.type = type
         self.param = param
 
@@ -172,18 +174,7 @@ _FINAL: Final = frozenset(["insufficient_quota", "quota_exceeded", "billing_erro
 class ResponseCancelled(ResponseFailed):
     """Somebody cancelled the answer."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str | None = None,
-        type: str | None = None,
-        param: str | None = None,
-        partial: ChatResult | None = None,
-        **detail: object,
-    ) -> None:
-        code = code or "response_cancelled"
-        super().__init__(message, code=code, type=type, param=param, partial=partial, **detail)
+    code = "response_cancelled"
 
 
 class ResponseIncomplete(ProviderError):

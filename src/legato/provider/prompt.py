@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -10,7 +10,7 @@ from ..errors import InvalidInput
 from ..json import JsonObject, known
 from .result import ToolCall
 
-__all__ = ["FunctionTool", "as_text", "read_tool", "tool_calls"]
+__all__ = ["FunctionTool", "as_text", "read_tool", "tool_calls", "with_tools"]
 
 
 class FunctionTool(msgspec.Struct, frozen=True):
@@ -28,6 +28,10 @@ class FunctionTool(msgspec.Struct, frozen=True):
     parameters: JsonObject | None = None
     strict: bool | None = None
 
+    def fields(self) -> JsonObject:
+        """Those that say something."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+
 
 def read_tool(tool: Mapping[str, object]) -> FunctionTool | JsonObject:
     """The tool, when it is a function, nested as in Chat Completions or flat; a provider's own kind stays as it is.
@@ -44,6 +48,19 @@ def read_tool(tool: Mapping[str, object]) -> FunctionTool | JsonObject:
         return msgspec.convert(function, known(FunctionTool))
     except msgspec.ValidationError as exc:
         raise InvalidInput(f"A tool has a name, and may have a description and parameters: {exc}.") from exc
+
+
+def with_tools(options: Mapping[str, object], form: Callable[[FunctionTool], JsonObject]) -> JsonObject:
+    """The options of a request, with their functions in the ``form`` of an API.
+
+    Raises:
+        InvalidInput: see ``read_tool``.
+    """
+    made: JsonObject = dict(options)
+    if made.get("tools") is not None:
+        tools = map(read_tool, made["tools"])
+        made["tools"] = [form(tool) if isinstance(tool, FunctionTool) else tool for tool in tools]
+    return made
 
 
 def tool_calls(message: JsonObject) -> list[ToolCall]:

@@ -45,7 +45,7 @@ from .events import (
     decode_event,
 )
 from .last_pass import arranged
-from .prompt import FunctionTool, as_text, read_tool
+from .prompt import as_text, with_tools
 from .result import ChatResult, StreamChunk, Tally, TokenUsage, spent
 from .stream import STREAM_HEADERS, FoldedCall
 
@@ -707,18 +707,9 @@ class ResponsesWire:
 
 
 def _options(options: Mapping[str, object]) -> JsonObject:
-    made: JsonObject = dict(options)
+    made = with_tools(options, lambda tool: {"type": "function", **tool.fields()})
     made.setdefault("max_output_tokens", made.pop("max_tokens", None))
-    if made.get("tools") is not None:
-        made["tools"] = [_tool(read_tool(tool)) for tool in made["tools"]]
     return made
-
-
-def _tool(tool: FunctionTool | JsonObject) -> JsonObject:
-    if isinstance(tool, dict):
-        return tool
-    more = {"description": tool.description, "parameters": tool.parameters, "strict": tool.strict}
-    return {"type": "function", "name": tool.name, **{name: value for name, value in more.items() if value is not None}}
 
 
 def _input(messages: Sequence[JsonObject]) -> list[JsonObject]:
