@@ -28,15 +28,15 @@ __all__ = [
     "ConnectionFailed",
     "ConnectionLost",
     "CursorReset",
-    "ErrorBody",
-    "ErrorDetail",
+    "ErrorAnswer",
+    "ErrorFields",
     "ErrorResponse",
     "ForeignResponse",
     "ResponseInvalid",
 ]
 
 
-class ErrorDetail(msgspec.Struct, frozen=True):
+class ErrorFields(msgspec.Struct, frozen=True):
     """The inside of an error body.
 
     Attributes:
@@ -54,10 +54,10 @@ class ErrorDetail(msgspec.Struct, frozen=True):
     detail: JsonObject = {}
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
+class ErrorAnswer(msgspec.Struct, frozen=True):
     """The documented error body."""
 
-    error: ErrorDetail
+    error: ErrorFields
 
 
 class ErrorResponse(APIError):
@@ -69,7 +69,7 @@ class ErrorResponse(APIError):
 
     def __init__(
         self,
-        data: ErrorBody,
+        data: ErrorAnswer,
         *,
         status_code: int,
         body: str = "",

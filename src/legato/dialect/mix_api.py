@@ -252,7 +252,7 @@ class LoggedEvent(msgspec.Struct):
     data: JsonObject
 
 
-class EventPage(msgspec.Struct):
+class LoggedPage(msgspec.Struct):
     """A page of the canonical log. ``next`` is the ``after`` of the next page, null when this one ends at ``head``."""
 
     events: list[LoggedEvent]
@@ -260,7 +260,7 @@ class EventPage(msgspec.Struct):
     next: int | None
 
 
-class Health(_Wire):
+class Healthy(_Wire):
     """The server is up. ``agents`` are the names of its agents, the default one first."""
 
     status: Literal["ok"]
@@ -439,7 +439,7 @@ LOG_BYTES = 4 * 1024 * 1024
 """Bytes of events' data in a page of the canonical log at most; one event in any case."""
 
 
-def event_page(events: list[Event], head: Offset) -> EventPage:
+def event_page(events: list[Event], head: Offset) -> LoggedPage:
     """A page of the canonical log: these events, as far as they fit."""
     room = LOG_BYTES
     for count, event in enumerate(events):
@@ -449,7 +449,7 @@ def event_page(events: list[Event], head: Offset) -> EventPage:
             break
     logged = [LoggedEvent(offset=e.offset, type=e.type, run=e.run, at=e.at, data=e.shown) for e in events]
     last = events[-1].offset if events else head
-    return EventPage(events=logged, head=head, next=last if last < head else None)
+    return LoggedPage(events=logged, head=head, next=last if last < head else None)
 
 
 # Requests to facts ----------------------------------------------------------------------------------------------------

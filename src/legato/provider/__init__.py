@@ -46,10 +46,10 @@ if TYPE_CHECKING:
         Response,
     )
     from .result import (
+        CalledTool,
         ChatResult,
         StreamChunk,
         TokenUsage,
-        ToolCall,
         ToolCallDelta,
         ToolOutput,
     )
@@ -75,6 +75,7 @@ __all__ = [
     "AsyncResponsesClient",
     "AsyncResponsesProvider",
     "AsyncStream",
+    "CalledTool",
     "ChatCompletionsProvider",
     "ChatResult",
     "LifecycleEvent",
@@ -101,7 +102,6 @@ __all__ = [
     "TextDoneEvent",
     "Timeouts",
     "TokenUsage",
-    "ToolCall",
     "ToolCallDelta",
     "ToolOutput",
 ]
