@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from legato import Legato, sessions
+from legato import Legato, probe
 from legato.errors import Draining, StoreBusy, StoreError, StoreFull, StoreLocked, StoreLost, StoreReadOnly
 from legato.store.memory import MemoryStore
 from legato.testing import Driver
@@ -50,7 +50,7 @@ async def alive(driver: Driver) -> bool:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for what was asked a second ago."""
-    monkeypatch.setattr(sessions, "PROBE_EVERY", 0.0)
+    monkeypatch.setattr(probe, "PROBE_EVERY", 0.0)
 
 
 @pytest.mark.parametrize("kind", [StoreFull, StoreLost, StoreBusy, StoreReadOnly])
@@ -69,7 +69,7 @@ async def test_a_store_that_takes_nothing_is_told_with_its_reason(kind: type[Sto
 
 async def test_a_store_that_does_not_answer_is_not_ready(monkeypatch: pytest.MonkeyPatch, eager: None) -> None:
     """It says nothing of it, so it is asked: once, however many want to know and for how long it is silent."""
-    monkeypatch.setattr(sessions, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.01)
     store = Odd()
     async with Driver(Legato(store, agents=[agent])) as driver:
         store.held, before = asyncio.Event(), store.asked

@@ -61,6 +61,8 @@ LAYERS: list[tuple[str, int]] = [
     ("admission", 2),
     ("copies", 2),
     ("questions", 2),
+    ("resolutions", 2),
+    ("probe", 2),
     ("sessions", 2),
     ("provider", 2),
     ("agents", 3),

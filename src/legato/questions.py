@@ -319,6 +319,11 @@ def new_session(caller: Caller, key: str | None, prefix: str = "s_") -> str:
     return prefix + base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
+def session_of(id: str) -> str:
+    """The session of a run, a message, a permission or a notification, as far as its id was drawn here."""
+    return id.partition("~")[0]
+
+
 def once_key(verb: str, caller: Caller, key: str | None) -> str | None:
     """Under which a store keeps what came with a caller's key. A key holds no blank, so nobody's are nobody else's."""
     return None if key is None else f"{verb}:{caller.subject} {key}" if caller.subject else f"{verb}:{key}"

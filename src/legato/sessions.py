@@ -8,12 +8,10 @@ way. What a caller may not touch is not there for them.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import secrets
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
 import msgspec
@@ -21,7 +19,6 @@ import msgspec
 from .admission import Admission, Seen
 from .agent import Agent
 from .aside import Aside
-from .asks import A, resolve_key
 from .blobs import bare, referring
 from .bounds import Limits
 from .caller import Caller, May, MayWithSession, Quota, Verb
@@ -30,7 +27,6 @@ from .contents import Contents, Entry
 from .copies import Copies, begin_copy, owned
 from .ending import CANCELLED, ended
 from .errors import (
-    AskNotFound,
     BlobNotFound,
     Conflict,
     Draining,
@@ -44,7 +40,6 @@ from .errors import (
     SessionExists,
     SessionNotFound,
     StoreError,
-    StoreSilent,
 )
 from .event import (
     BlobRef,
@@ -53,11 +48,7 @@ from .event import (
     Event,
     MessageCreated,
     MessageRevised,
-    NotificationCreated,
-    NotificationResolved,
     Offset,
-    PermissionRequested,
-    PermissionResolved,
     RunWithdrawn,
     SessionCreated,
     SessionDeleted,
@@ -68,19 +59,16 @@ from .fault import contained
 from .history import Asking, answer_place, askings, default_agent, history, told
 from .json import JsonObject
 from .log import READ_LIMIT, Log, SessionInfo, SessionPage, Store, Subscription
-from .machine import OpenRun, RunState
+from .machine import RunState
 from .part import Message
+from .probe import Probe
 from .questions import Destination, Question, Questions, Sent, new_session, once_key, sent
+from .resolutions import Resolutions
 from .retention import LEAST_SECONDS
 from .run import Runner
 from .sharing import Shared, listed, owners_of
 from .spending import is_own
 from .thin import says_nothing
-
-PROBE_SECONDS = 2.0
-"""For which a store may be silent that is asked whether it answers,"""
-PROBE_EVERY = 1.0
-"""and seconds for which what came of that is good for others who ask."""
 
 WAIT_HEARTBEAT = 2.0
 """Seconds after which who waits for an answer looks whether the server is about to stop."""
@@ -120,9 +108,6 @@ class Sessions:
         aside: where what is large is worked on; to be closed in the end.
     """
 
-    _asked: asyncio.Future[list[OpenRun]] | None = None  # what the store was asked, to see whether it answers
-    _asked_at = 0.0
-
     def __init__(
         self,
         store: Store,
@@ -141,6 +126,8 @@ class Sessions:
         self._blobs = runner.blobs
         self._copies = Copies(store, runner.contents, runner.accounts, runner.blobs)
         self._questions = Questions(store, runner, self._admission, self.aside)
+        self._resolutions = Resolutions(store, runner, self._admission)
+        self._probe = Probe(store)
         self._shared = shared
 
     @property
@@ -161,25 +148,11 @@ class Sessions:
     @property
     def trouble(self) -> StoreError | None:
         """Why nothing can be stored for now, as far as the store knows."""
-        return getattr(self._store, "trouble", None)
+        return self._probe.trouble
 
     async def check_store(self) -> None:
-        """Ask the store for something, as who wants to know whether it answers. Whoever asks within a second of others
-        gets what they get, and while it is silent there is one question.
-
-        Raises:
-            StoreError: nothing can be stored for now; ``StoreSilent`` if it does not answer.
-        """
-        if (trouble := self.trouble) is not None:
-            raise trouble
-        now = time.monotonic()
-        if self._asked is None or (self._asked.done() and now > self._asked_at + PROBE_EVERY):
-            self._asked, self._asked_at = asyncio.ensure_future(self._store.open_runs(limit=1)), now
-            self._asked.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
-        _, late = await asyncio.wait([self._asked], timeout=max(self._asked_at + PROBE_SECONDS - now, 0))
-        if late:
-            raise StoreSilent(f"The store has not answered for {PROBE_SECONDS:g} s.")
-        self._asked.result()
+        """See ``Probe.check``: ``StoreError`` if nothing can be stored for now."""
+        await self._probe.check()
 
     @property
     def incarnation(self) -> str:
@@ -786,74 +759,12 @@ class Sessions:
             return [each.run for each in left]
 
     async def resolve_permission(self, caller: Caller, id: str, granted: bool) -> bool:
-        """Answer a permission request. The first answer wins.
-
-        Args:
-            caller: who answers.
-            id: of the request.
-            granted: the answer; after the request's end it is none.
-
-        Returns:
-            The answer that holds, which may be an earlier one.
-
-        Raises:
-            AskNotFound: no such request.
-        """
-        run, request = await self._find_ask(caller, id, PermissionRequested)
-        late = await self._is_late(id, run, request.expires_at)
-        fact = PermissionResolved(id, granted and not late, "timeout" if late else "user")
-        try:
-            events = (await self._store.append(session_of(id), [Draft(fact, run)], once=resolve_key(id))).events
-        except RunEnded:  # with that it has been answered, unless somebody else wrote the log
-            answer = (await self._admission.look(caller, session_of(id), "resolve")).contents.granted.get(id)
-            if answer is None:
-                raise AskNotFound(f"The run that asked {id[:200]!r} has ended.") from None
-            return answer
-        return next(event.fact.granted for event in events if isinstance(event.fact, PermissionResolved))
+        """Answer a permission request, and get the answer that holds: see ``Resolutions.permission``."""
+        return await self._resolutions.permission(caller, id, granted)
 
     async def resolve_notification(self, caller: Caller, id: str, response: str, value: str | None = None) -> None:
-        """Answer a notification, once.
-
-        Raises:
-            AskNotFound: unknown, expired, or answered already.
-            InvalidInput: not an answer of the kind it asked for.
-        """
-        run, asked = await self._find_ask(caller, id, NotificationCreated)
-        if response != asked.response:
-            raise InvalidInput(f"This notification expects an answer of type {asked.response!r}, got {response!r}.")
-        if response == "choice" and value not in (asked.choices or ()):
-            raise InvalidInput(f"Expected one of {asked.choices}, got {value!r}.", choices=asked.choices)
-        if response == "text" and value is None:
-            raise InvalidInput("An answer of type 'text' needs a value.")
-        if await self._is_late(id, run, asked.created_at + asked.timeout):
-            raise AskNotFound("The notification's time to answer is over.")
-        fact = NotificationResolved(id, "user", run, response, value)
-        if (await self._store.append(session_of(id), [Draft(fact)], once=resolve_key(id))).repeated:
-            raise AskNotFound("The notification has been answered already.")
-
-    async def _is_late(self, id: str, run: str | None, expires_at: float | None) -> bool:
-        """Whether an answer comes too late. Of what a run asks that another node drives, that node decides, whose clock
-        it was asked by: when the time is over it stores so, and the first answer wins."""
-        runner = self._runner
-        if not runner.deadlines.is_late(id, expires_at, runner.clock()):
-            return False
-        if runner.deadlines.left(id) is not None or run is None:
-            return True
-        driven = (await self._store.info(session_of(id))).runs.get(run)
-        return driven is None or driven.owner in (None, runner.owner)
-
-    async def _find_ask(self, caller: Caller, id: str, kind: type[A]) -> tuple[str | None, A]:
-        # An ask's id begins with its session's, so that any node can find it without an index.
-        try:
-            contents = (await self._admission.look(caller, session_of(id), "resolve")).contents
-            if (kind.type, id) in contents.asks:
-                run, offset = contents.asks[kind.type, id]
-                fact = (await self._contents.event(session_of(id), offset)).fact
-                assert isinstance(fact, kind)
-                return run, fact
-        except SessionNotFound:
-            pass
-        raise AskNotFound(f"There is no {kind.type.partition('.')[0]} {id[:200]!r}.")
+        """Answer a notification, see ``Resolutions.notification``."""
+        await self._resolutions.notification(caller, id, response, value)
 
 
 def located(session: str, run: str, events: Sequence[Event]) -> Located | None:
@@ -878,8 +789,3 @@ def _asked(contents: Contents, message: str) -> list[Entry]:
     if found is None:
         raise NotFound(f"The session has no message {message[:200]!r} of a user.")
     return found
-
-
-def session_of(id: str) -> str:
-    """The session of a run, a message, a permission or a notification, as far as its id was drawn here."""
-    return id.partition("~")[0]

@@ -21,8 +21,7 @@ from ..event import MessageRevised, SessionCreated
 from ..items import Item
 from ..log import SessionInfo
 from ..part import Message
-from ..questions import new_session
-from ..sessions import session_of
+from ..questions import new_session, session_of
 from .operation import session_id
 from .reply import Body
 from .request import Request

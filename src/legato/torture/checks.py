@@ -22,7 +22,8 @@ from ..event import (
 )
 from ..log import Appended, SessionInfo, Store
 from ..machine import Lease, OpenRun, RunState, advance
-from ..sessions import Sessions, session_of
+from ..questions import session_of
+from ..sessions import Sessions
 from ..sse import Decoder, SSEMessage
 from ..transcript import fold
 from . import scripts
