@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from databases import Postgres, postgres, shared_postgres
-from legato.errors import InvalidInput, SessionExists, StaleLease, StoreError, StoreLost, StoreVersion
+from legato.errors import InvalidInput, SessionExists, StaleLease, StoreBusy, StoreError, StoreLost, StoreVersion
 from legato.event import (
     CancelRequested,
     Draft,
@@ -419,6 +419,21 @@ async def test_what_cannot_be_stored_harms_nobody_else(place: str) -> None:
         assert [isinstance(each, StoreError) for each in done] == [False, True, False]
         assert texts(await store.read("s", 0)) == ["a", "c"]
         assert store.trouble is None
+
+
+async def test_what_fails_leaves_the_next_alone(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that the server has refused, after a while in which there was nothing to do."""
+    monkeypatch.setattr(sql, "SETTINGS", sql.SETTINGS.replace("'5s'", "'50ms'"))
+    async with opened(place) as (store,):
+        await begin(store)
+        for _ in range(9):
+            await store._writer._look_after()
+        with psycopg.connect(place.partition("?")[0]) as conn:
+            conn.execute(f"SELECT FROM {store._link.schema}.session FOR UPDATE".encode())
+            with pytest.raises(StoreBusy):
+                await store.append("s", [text("r", "refused")])
+        await store.append("s", [text("r", "kept")])
+        assert texts(await store.read("s", 0)) == ["kept"]
 
 
 async def test_json_is_kept_byte_for_byte(place: str) -> None:

@@ -122,7 +122,7 @@ class Link:
         conn: Connection = await psycopg.AsyncConnection.connect(
             make_conninfo("", **{**DEFAULTS, **conninfo_to_dict(conninfo or self._conninfo)}),
             autocommit=True,
-            prepare_threshold=None if self.pooled else 3,
+            prepare_threshold=None,  # it would undo what ``talk`` prepares, too, after each ROLLBACK
         )
         self._forget = self._forget or at_fork(self._let_go)
         self._all.add(conn)
