@@ -37,6 +37,7 @@ from legato.store import open_store, shown
 from legato.testing import STORE_CHECKS, FakeClock, StoreCheck
 
 psycopg = pytest.importorskip("psycopg", reason="needs legato[postgres]")
+from legato.store import postgres_link  # noqa: E402
 from legato.store import postgres_sql as sql  # noqa: E402
 from legato.store.postgres import PostgresStore  # noqa: E402
 
@@ -240,6 +241,45 @@ async def test_sessions_are_built_beside_others(place: str) -> None:
         assert [event.offset for event in await there.read("u", 0)] == [1, 2]
 
 
+async def test_whoever_writes_to_what_is_built_waits_for_nobody(place: str) -> None:
+    """Nor do the others of their group: who comes first has the name."""
+    begun, let = asyncio.Event(), asyncio.Event()
+
+    async def pieces() -> AsyncIterator[list[Draft]]:
+        yield [Draft(SessionCreated())]
+        begun.set()
+        await let.wait()
+        yield [Draft(MessageCreated("m", "user", "Hello"))]
+
+    async with opened(place) as (store,):
+        building = asyncio.ensure_future(store.build("s", pieces()))
+        await begun.wait()
+        await asyncio.gather(*[store.append(name, [Draft(SessionCreated())]) for name in "rst"])
+        let.set()
+        with pytest.raises(SessionExists):
+            await building
+        assert len(await store.read("s", 0)) == 1
+
+
+async def test_what_is_built_at_once_takes_few_connections(place: str) -> None:
+    """Though each has one to itself; and few of them are kept."""
+    under_way = most = 0
+
+    async def pieces() -> AsyncIterator[list[Draft]]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        yield [Draft(SessionCreated())]
+        await asyncio.sleep(0)
+        under_way -= 1
+
+    async with opened(place) as (store,):
+        await asyncio.gather(*[store.build(f"s{number}", pieces()) for number in range(20)])
+        assert most <= postgres_link.CHANGES
+        assert len(store._link._readers) <= postgres_link.READERS
+        assert len((await store.sessions()).infos) == 20
+
+
 async def test_leases_are_kept_over_an_opening(place: str) -> None:
     """One process that opens the store takes nothing from the others; an epoch fences who was believed dead."""
     clock = FakeClock()
@@ -289,14 +329,14 @@ class Proxy:
     Attributes:
         cut: ``"before"``: the next COMMIT does not come through. ``"after"``: it does, and its answer does not.
         cuts: how many connections were cut.
-        silent: nothing more is passed on, and no connection is closed.
+        silent: nothing more is passed on, and no connection is closed; ``mute``: from the next COMMIT on.
         closed: no new connection comes through.
     """
 
     def __init__(self, port: int) -> None:
         self.cut = ""
         self.cuts = 0
-        self.silent = self.closed = False
+        self.silent = self.mute = self.closed = False
         self._target = port
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost: set[asyncio.StreamWriter] = set()
@@ -324,9 +364,9 @@ class Proxy:
             self._tasks.add(back)
             sent = b""
             while data := await reader.read(65536):
-                if self.silent:
-                    await asyncio.Event().wait()
                 sent = sent[-5:] + data
+                if self.silent or (self.mute and b"COMMIT" in sent):
+                    await asyncio.Event().wait()
                 if self.cut and b"COMMIT" in sent:
                     how, self.cut = self.cut, ""
                     self.cuts += 1
@@ -599,6 +639,26 @@ async def test_a_silent_link(server: Postgres, monkeypatch: pytest.MonkeyPatch) 
             assert texts(await store.read("s", 0)) == ["kept"]
 
 
+@pytest.mark.parametrize("when", ["at first", "between", "at last"])
+async def test_a_silent_link_ends_what_is_built(when: str, server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change on a connection of its own is given up, too, at whatever step nothing comes any more."""
+    monkeypatch.setattr("legato.store.postgres_link.ANSWER_SECONDS", 0.3)
+    async with Proxy(server.port) as proxy, opened(url(server, f"silent_{when}", proxy.port)) as (store,):
+
+        async def pieces() -> AsyncIterator[list[Draft]]:
+            proxy.silent = when == "at first"
+            yield [Draft(SessionCreated())]
+            proxy.silent = when == "between"
+            yield [Draft(MessageCreated("m", "user", "Hello"))]
+            if when == "at last":
+                proxy.mute = True
+
+        with pytest.raises(StoreLost):
+            await store.build("s", pieces())
+        proxy.silent = proxy.mute = False
+        await begin(store, "t")
+
+
 # A part of the log is lost --------------------------------------------------------------------------------------------
 
 
@@ -672,6 +732,7 @@ async def test_a_database_of_an_earlier_version(place: str, monkeypatch: pytest.
     """Is brought to the present one, with all that is in it, by whoever comes first."""
     with monkeypatch.context() as patch:
         patch.setattr(sql, "MIGRATIONS", sql.MIGRATIONS[:1])
+        patch.setattr(sql, "OLDEST", 1)
         async with opened(place) as (store,):
             await begin(store)
     async with opened(place, place) as (here, there):
@@ -682,6 +743,70 @@ async def test_a_database_of_an_earlier_version(place: str, monkeypatch: pytest.
         with psycopg.connect(place.partition("?")[0]) as conn:
             found = conn.execute(f"SELECT version, oldest FROM {schema[1]}.version").fetchall()
         assert found == [(len(sql.MIGRATIONS), sql.OLDEST)]
+
+
+async def test_a_program_that_is_too_old_stops(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When another one takes the database beyond what it knows, before it has written or read anything there."""
+    async with opened(place) as (old,):
+        lease = await begin(old)
+        with monkeypatch.context() as patch:
+            patch.setattr(sql, "MIGRATIONS", [*sql.MIGRATIONS, "CREATE TABLE legato.later (id integer)"])
+            patch.setattr(sql, "OLDEST", len(sql.MIGRATIONS))
+            async with opened(place) as (new,):
+                await new.append("s", [text("r", "new")])
+        for ask in (
+            lambda: old.append("s", [text("r", "old")], lease=lease),
+            lambda: old.append("t", [Draft(SessionCreated())]),
+            lambda: old.read("s", 0),
+        ):
+            with pytest.raises(StoreVersion):
+                await ask()
+
+
+# Whose it is ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def role(server: Postgres) -> Iterator[Callable[..., str]]:
+    """Makes a user with these settings, and a schema of its own, in a database that lets it make no other; the URL."""
+    with psycopg.connect(server.url(), autocommit=True) as conn:
+        conn.execute("CREATE ROLE app LOGIN")
+
+        def made(*settings: str) -> str:
+            conn.execute("CREATE SCHEMA of_app AUTHORIZATION app")
+            for setting in settings:
+                conn.execute(f"ALTER ROLE app SET {setting}".encode())
+            return f"postgresql://app@127.0.0.1:{server.port}/postgres?schema=of_app"
+
+        try:
+            yield made
+        finally:
+            conn.execute("DROP SCHEMA of_app CASCADE")
+            conn.execute("DROP ROLE app")
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_whatever_the_users_settings_are(level: str, role: Callable[..., str], server: Postgres) -> None:
+    """Somebody else has the row, changes it, and lets go: what waits goes on from there."""
+    place = role(f"default_transaction_isolation = '{level}'", "idle_session_timeout = '1h'", "search_path = nowhere")
+    async with opened(place) as (store,):
+        await begin(store)
+        with psycopg.connect(server.url()) as conn:
+            conn.execute("UPDATE of_app.session SET head = head")
+            appending = asyncio.ensure_future(store.append("s", [text("r")]))
+            waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
+            with psycopg.connect(server.url(), autocommit=True) as other:
+                await reach(lambda: (other.execute(waits).fetchone() or (False,))[0])
+        assert (await appending).events[0].offset == 4
+        assert store._writer.conn is not None
+        assert await store._link.row(store._writer.conn, "SHOW idle_session_timeout") == ("0",)
+
+
+@pytest.mark.parametrize("state", ["26000", "42P05"])
+def test_a_pooler_that_nobody_has_named(state: str) -> None:
+    """Gives connections that know nothing of what was prepared, or too much: that says what is missing in the URL."""
+    error = sql.store_error(psycopg.errors.lookup(state)("prepared statement"), "here", connecting=False)
+    assert "pooler=transaction" in error.message
 
 
 FORKS = """

@@ -11,7 +11,7 @@ import os
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 from weakref import WeakKeyDictionary, WeakSet
@@ -20,7 +20,7 @@ try:
     import psycopg
     from psycopg.adapt import Dumper, Transformer
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
-    from psycopg.pq import ExecStatus, Format
+    from psycopg.pq import ExecStatus, Format, TransactionStatus
     from psycopg.pq.abc import PGconn, PGresult
     from psycopg.waiting import Ready, Wait
 except ImportError as exc:
@@ -35,6 +35,8 @@ from .postgres_sql import Array, Int8Array, Statement, TextArray
 
 READERS = 4
 """Connections that read."""
+CHANGES = 8
+"""Transactions under way, besides the writer's: of what is built, adopted, packed."""
 ANSWER_SECONDS = 12.0
 """After which a connection that does not answer is given up; the server gives up a statement after 10."""
 DEFAULTS = {
@@ -105,7 +107,7 @@ class Link:
         self.era = 0
         self.learn: Callable[[], Awaitable[None]]
         self._readers: list[Connection] = []
-        self._reading = asyncio.Semaphore(READERS)
+        self._reading, self._changing = asyncio.Semaphore(READERS), asyncio.Semaphore(CHANGES)
         self._reads: set[asyncio.Task[Any]] = set()
 
     def error(self, exc: BaseException) -> StoreError:
@@ -128,17 +130,21 @@ class Link:
         self._all.add(conn)
         conn.adapters.register_dumper(Int8Array, _Int8s)
         conn.adapters.register_dumper(TextArray, _Texts)
+        await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
         if not self.pooled:
             await self.execute(conn, *self.settings(local=False))
         return conn
 
     def settings(self, *, local: bool) -> Statement:
         """How long the server waits for what, and for the disk; ``local``: in this transaction."""
-        return sql.SETTINGS, (local, local, local, self.normal, local)
+        return sql.SETTINGS, (local, local, local, local, self.normal, local)
 
-    async def execute(self, conn: Connection, statement: str, params: Sequence[Any] = ()) -> psycopg.AsyncCursor[Any]:
-        """Say a statement of ``postgres_sql``."""
-        return await conn.execute(sql.within(self.schema, statement), params or None, binary=True)
+    async def execute(
+        self, conn: Connection, statement: str, params: Sequence[Any] = (), *, patient: bool = False
+    ) -> psycopg.AsyncCursor[Any]:
+        """Say a statement of ``postgres_sql``; ``patient``: however long it takes."""
+        with nullcontext() if patient else self.answering(conn):
+            return await conn.execute(sql.within(self.schema, statement), params or None, binary=True)
 
     async def talk(self, conn: Connection, statements: Sequence[Statement]) -> list[list[Any]]:
         """Say several statements at once, and wait once for what each of them gives.
@@ -238,20 +244,24 @@ class Link:
         Raises:
             StoreError: the database has failed. If that was the commit, it is not known whether it was done.
         """
-        conn: Connection | None = None
-        try:
-            conn = await self._ready()
-            async with conn.transaction():
+        async with self._changing:
+            conn: Connection | None = None
+            try:
+                conn = await self._ready()
+                await self.execute(conn, sql.BEGIN)
                 if self.pooled:
                     await self.execute(conn, *self.settings(local=True))
                 yield conn
-        except FAILURES as exc:
-            if conn is not None:
-                await conn.close()
-            raise self.error(exc) from exc
-        finally:
-            if conn is not None and not conn.closed:
-                self._readers.append(conn)
+                await self.execute(conn, "COMMIT")
+            except FAILURES as exc:
+                raise self.error(exc) from exc
+            finally:
+                if conn is not None:
+                    ended = conn.info.transaction_status == TransactionStatus.IDLE
+                    if ended and len(self._readers) < READERS:
+                        self._readers.append(conn)
+                    else:
+                        await conn.close()
 
     async def _ready(self) -> Connection:
         """A connection that answers: the database may have been away since the last was used."""

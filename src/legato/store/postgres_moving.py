@@ -6,6 +6,7 @@ A session that is adopted, or built, is one transaction, so nobody sees it befor
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..event import Draft, Event, SessionCreated, settle
 from ..log import MICRO, READ_LIMIT, Adoption, SessionRecord, created, moment
 from ..machine import SessionState, moved
 from .group import KnownRuns
-from .postgres_link import Connection, Link
+from .postgres_link import FAILURES, Connection, Link
 from .postgres_sql import NOW, SWEPT_EVENTS, Int8Array, TextArray
 
 _COLUMNS = "SELECT id, name, head, updated_at, runs FROM legato.session WHERE head > 0"
@@ -25,7 +26,11 @@ KEYS_OF = "SELECT session, key, first, last FROM legato.once WHERE session = ANY
 
 PATIENT = "SELECT set_config('idle_in_transaction_session_timeout', '0', true)"
 """The next page may be long in coming."""
-BEGIN = "INSERT INTO legato.session (name) VALUES (%s) ON CONFLICT (name) DO NOTHING RETURNING id"
+BEGIN = """
+    INSERT INTO legato.session (name) SELECT %s WHERE NOT EXISTS (SELECT FROM legato.session WHERE name = %s)
+    RETURNING id
+"""
+"""Under a name that nobody asks for, so that nobody who writes to that session waits for this."""
 PAGE = """
     INSERT INTO legato.event SELECT %s, number, at, type, run, delta = 1, data
     FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::text[])
@@ -33,11 +38,13 @@ PAGE = """
 """
 KEYS = "INSERT INTO legato.once SELECT %s, * FROM unnest(%s::text[], %s::bigint[], %s::bigint[])"
 END = """
-    UPDATE legato.session SET owner = %s, head = %s, whole = %s, updated_at = %s, deleted = %s, runs = %s,
+    UPDATE legato.session SET name = %s, owner = %s, head = %s, whole = %s, updated_at = %s, deleted = %s, runs = %s,
         waits = (SELECT at FROM legato.event WHERE session = id AND "offset" = %s),
         era = %s, eras = %s
     WHERE id = %s
 """
+TAKEN = "23505"
+"""The SQLSTATE of a name that somebody else has had meanwhile."""
 GONE = "SELECT session, head FROM legato.gone LIMIT 1 FOR UPDATE SKIP LOCKED"
 SWEEP = f"""
     WITH swept AS (
@@ -56,14 +63,13 @@ SWEPT = "DELETE FROM legato.gone WHERE session = %s"
 async def sweep(link: Link) -> bool:
     """Take away some events of a session that was deleted, and that nobody else sweeps; whether there was one."""
     async with link.transaction() as conn:
-        with link.answering(conn):
-            row = await (await link.execute(conn, GONE)).fetchone()
-            if row is None:
-                return False
-            id, head = row
-            count, first = await link.row(conn, SWEEP, (id, id, head))
-            more = count == SWEPT_EVENTS
-            await link.execute(conn, SWEEP_ON if more else SWEPT, (first, id) if more else (id,))
+        row = await (await link.execute(conn, GONE)).fetchone()
+        if row is None:
+            return False
+        id, head = row
+        count, first = await link.row(conn, SWEEP, (id, id, head))
+        more = count == SWEPT_EVENTS
+        await link.execute(conn, SWEEP_ON if more else SWEPT, (first, id) if more else (id,))
     return True
 
 
@@ -105,22 +111,20 @@ async def adopt(
     begun = SessionCreated()
     async with link.transaction() as conn:
         await link.execute(conn, PATIENT)
-        row = await (await link.execute(conn, BEGIN, (session,))).fetchone()
-        if row is None:
-            raise SessionExists(f"Session {session!r} is there already, or was deleted.", session=session)
+        id = await _begin(link, conn, session)
         async for events in pages:
             adoption.add(events)
             if events[0].offset == 1:
                 begun = created(events[0].fact)
-            await _insert(link, conn, row[0], events)
+            await _insert(link, conn, id, events)
         state = adoption.end()
         if record.once:
             first, last = ([place[index] for place in record.once.values()] for index in (0, 1))
-            await link.execute(conn, KEYS, (row[0], TextArray([*record.once]), Int8Array(first), Int8Array(last)))
+            await link.execute(conn, KEYS, (id, TextArray([*record.once]), Int8Array(first), Int8Array(last)))
         owner, at = begun.owner or "", round(record.updated_at * MICRO)
         waiting = next((run.offset for run in state.runs.values()), 0)
         said = owner, state.head, state.whole, at, state.deleted, runs.write(state), waiting, era, f"[[{era},1]]"
-        await link.execute(conn, END, (*said, row[0]))
+        await _end(link, conn, id, session, said)
     return events
 
 
@@ -134,9 +138,7 @@ async def build(
     begun = SessionCreated()
     async with link.transaction() as conn:
         await link.execute(conn, PATIENT)
-        row = await (await link.execute(conn, BEGIN, (session,))).fetchone()
-        if row is None:
-            raise SessionExists(f"Session {session!r} exists, or existed.", session=session)
+        id = await _begin(link, conn, session)
         async for drafts in pieces:
             before, state = state, moved(state, drafts)
             if state.runs or state.deleted or any(draft.fact.delta for draft in drafts):
@@ -149,12 +151,32 @@ async def build(
             ]
             if before.head == 0:
                 begun = created(settled[0][0])
-            await _insert(link, conn, row[0], events)
+            await _insert(link, conn, id, events)
         if not events:
             raise ValueError("build needs at least one draft")
         said = begun.owner or "", state.head, state.whole, at, False, "", 0, era, f"[[{era},1]]"
-        await link.execute(conn, END, (*said, row[0]))
+        await _end(link, conn, id, session, said)
     return events
+
+
+async def _begin(link: Link, conn: Connection, session: str) -> int:
+    row = await (await link.execute(conn, BEGIN, (f".building.{secrets.token_hex(16)}", session))).fetchone()
+    if row is None:
+        raise _exists(session)
+    return int(row[0])
+
+
+async def _end(link: Link, conn: Connection, id: int, session: str, said: Sequence[Any]) -> None:
+    try:
+        await link.execute(conn, END, (session, *said, id))
+    except FAILURES as exc:
+        if getattr(exc, "sqlstate", None) == TAKEN:
+            raise _exists(session) from exc
+        raise
+
+
+def _exists(session: str) -> SessionExists:
+    return SessionExists(f"Session {session!r} exists already, or was deleted.", session=session)
 
 
 async def _insert(link: Link, conn: Connection, id: int, events: Sequence[Event]) -> None:

@@ -86,18 +86,17 @@ def packs_of(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 async def thin(link: Link, runs: KnownRuns, session: str, after: Offset, limit: int) -> Thinning:
     """See ``Store``: some deltas are packed, as far as their runs have ended, in one transaction."""
     async with link.transaction() as conn:
-        with link.answering(conn):
-            found = await (await link.execute(conn, LOCK_LOG, (session,))).fetchone()
-            if found is None:
-                return Thinning(0, None)
-            id, head, text = found
-            until = min((run.offset - 1 for run in runs.read(session, text).values()), default=head)
-            rows = await (await link.execute(conn, LOOSE, (id, after, until, limit))).fetchall()
-            packs = [pack for pack in packs_of(rows) if len(pack) > 1]
-            if packs:
-                firsts, lasts = ([pack[place][2] for pack in packs] for place in (0, -1))
-                said = [_encode([(type, at, run, json) for type, json, _, at, run in pack]) for pack in packs]
-                await link.execute(conn, TAKE, (Int8Array(firsts), Int8Array(lasts), id))
-                times = Int8Array([pack[-1][3] for pack in packs])
-                await link.execute(conn, PUT, (id, Int8Array(lasts), times, TextArray(said)))
+        found = await (await link.execute(conn, LOCK_LOG, (session,))).fetchone()
+        if found is None:
+            return Thinning(0, None)
+        id, head, text = found
+        until = min((run.offset - 1 for run in runs.read(session, text).values()), default=head)
+        rows = await (await link.execute(conn, LOOSE, (id, after, until, limit))).fetchall()
+        packs = [pack for pack in packs_of(rows) if len(pack) > 1]
+        if packs:
+            firsts, lasts = ([pack[place][2] for pack in packs] for place in (0, -1))
+            said = [_encode([(type, at, run, json) for type, json, _, at, run in pack]) for pack in packs]
+            await link.execute(conn, TAKE, (Int8Array(firsts), Int8Array(lasts), id))
+            times = Int8Array([pack[-1][3] for pack in packs])
+            await link.execute(conn, PUT, (id, Int8Array(lasts), times, TextArray(said)))
     return Thinning(sum(map(len, packs)), rows[-1][2] if 0 < limit <= len(rows) else None)

@@ -86,7 +86,8 @@ class PostgresRings:
             conn: Connection | None = None
             try:
                 conn = await self._link.connect(conninfo)
-                await conn.execute(f'LISTEN "{self.channel}"'.encode())
+                with self._link.answering(conn):
+                    await conn.execute(f'LISTEN "{self.channel}"'.encode())
                 if not heard:
                     logger.warning("%s tells what is new again", self._link.place)
                 self.others.hears = heard = True

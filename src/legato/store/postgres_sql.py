@@ -115,9 +115,10 @@ OLDEST = 2
 can live with leaves it as it is, so that both go on side by side while a new version is rolled out."""
 
 VERSION_TABLE = """
-    CREATE SCHEMA IF NOT EXISTS legato;
+    DO $$BEGIN IF to_regnamespace('legato') IS NULL THEN CREATE SCHEMA legato; END IF; END$$;
     CREATE TABLE IF NOT EXISTS legato.version (version integer NOT NULL, oldest integer NOT NULL)
 """
+"""``CREATE SCHEMA IF NOT EXISTS`` asks for the right to create one even where there is one."""
 HAS_VERSION = """
     SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'legato' AND c.relname = 'version')
@@ -138,7 +139,7 @@ ABOUT = """
 """
 SETTINGS = """
     SELECT set_config('lock_timeout', '5s', %s), set_config('idle_in_transaction_session_timeout', '3s', %s),
-        set_config('statement_timeout', '10s', %s),
+        set_config('statement_timeout', '10s', %s), set_config('idle_session_timeout', '0', %s),
         set_config('synchronous_commit', CASE
             WHEN %s THEN 'off'
             WHEN current_setting('synchronous_commit') = 'off' THEN 'on'
@@ -148,6 +149,8 @@ SETTINGS = """
 
 # Writing --------------------------------------------------------------------------------------------------------------
 
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+"""Whatever the user's default is: what is read behind a lock is to be what whoever had it before has done."""
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 NOW = f"SELECT coalesce(%s::bigint, {_NOW})"
 _ORIGIN = "pg_postmaster_start_time()::text || ' ' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
@@ -421,15 +424,18 @@ def changes(group: RowGroup, runs: KnownRuns, writer: str, number: int) -> Itera
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 AWAY = "The database cannot be reached, or takes no changes; what was acknowledged is in it"
+POOLED = "A pooler gives its connections for one transaction each. Say so in the URL: pooler=transaction"
 MEANINGS: dict[str, tuple[type[StoreError], str]] = {
     "53100": (StoreFull, "The disk of the database is full; what was acknowledged is safe. Make room on it"),
     "55P03": (StoreBusy, "Somebody holds a lock in the database. Let them finish, or end them"),
     "40": (StoreBusy, "The database gave up a transaction for another one"),
     "57014": (StoreBusy, "The database took too long"),
     "42501": (StoreReadOnly, "This user of the database may not do it. Let it create and use the tables of its schema"),
+    "26000": (StoreError, POOLED),
+    "42P05": (StoreError, POOLED),
     "XX": (StoreCorrupt, "The database is damaged; its log says where"),
     "25006": (StoreLost, AWAY),
-    "25P03": (StoreLost, AWAY),
+    "25P0": (StoreLost, AWAY),
     "55000": (StoreLost, AWAY),
     "57P": (StoreLost, AWAY),
     "08": (StoreLost, AWAY),

@@ -71,12 +71,14 @@ class PostgresWriter:
         if await self._version(conn) < known:
             async with conn.transaction():
                 await link.execute(conn, sql.PATIENT)
-                await link.execute(conn, sql.ALONE)
+                await link.execute(conn, sql.ALONE, patient=True)
                 version = await self._version(conn)  # another process may have done it meanwhile
                 for script in (*([] if version else [sql.VERSION_TABLE]), *sql.MIGRATIONS[version:]):
                     for statement in script.split(";\n"):
                         if statement.strip():
-                            await link.execute(conn, statement)
+                            await link.execute(conn, statement, patient=True)
+                if 0 < version < sql.OLDEST:
+                    await link.execute(conn, sql.CLEAR_PRESENT)  # so that older programs look, and stop
                 if version < known:
                     await link.execute(conn, sql.DROP_VERSION)
                     await link.execute(conn, sql.PUT_VERSION, (known, sql.OLDEST))
@@ -145,7 +147,7 @@ class PostgresWriter:
 
     async def _attempt(self, conn: Connection, group: RowGroup) -> None:
         link, me = self._link, self._others.me
-        asked: list[sql.Statement] = [("BEGIN", ()), *([link.settings(local=True)] if link.pooled else [])]
+        asked: list[sql.Statement] = [(sql.BEGIN, ()), *([link.settings(local=True)] if link.pooled else [])]
         asked += sql.locks(me, group.requests)
         place = len(asked) - 1  # of the rows
         if keyed := [request for request in group.requests if request.once is not None]:
@@ -223,6 +225,7 @@ class PostgresWriter:
         link, me = self._link, self._others.me
         async with conn.transaction():
             await link.execute(conn, sql.ALONE)
+            await self._version(conn)  # which may be another since this process has begun
             (era,) = await link.row(conn, sql.ERA)
             if begins := era is None:
                 (era,) = await link.row(conn, sql.BEGIN_ERA, (secrets.token_urlsafe(9),))
