@@ -319,8 +319,17 @@ def _in_words(record: logging.LogRecord) -> bool:
 
 
 def _application(target: str | None, host: str, given: Mapping[str, str], options: ServeOptions) -> Legato:
-    from ..server.app import Legato
+    found = _found(target, given, options)
+    _check_door(host, found.app, options)
+    app = _new_app(found, options) if found.app is None else _given_app(found.app, target, given, options)
+    chosen = {"base_url": options["base_url"], "background": options["background"]}
+    for spec in reversed(options["models"]):  # so that the first of them is the default
+        app.model(spec, first=True, instructions=options["instructions"], **chosen)
+    return app
 
+
+def _found(target: str | None, given: Mapping[str, str], options: ServeOptions) -> Target:
+    """What TARGET is, unless something is wrong with it or with the options: then all of that, at once."""
     faults = list(faults_of(given, options))
     try:
         found = _target(target, given, options)
@@ -330,9 +339,14 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
         raise Misset([*faults, *(exc.faults if isinstance(exc, Misset) else [exc.message])]) from exc
     if faults:
         raise Misset(faults)
-    allowed = options["allow_host"]
-    app = found.app
-    if not (allowed or (app is not None and app.hosts) or _is_loopback(host)):
+    return found
+
+
+def _check_door(host: str, app: Legato | None, options: ServeOptions) -> None:
+    """Whoever lets other machines in has to say by which names, and whom."""
+    if _is_loopback(host):
+        return
+    if not (options["allow_host"] or (app is not None and app.hosts)):
         how = "Legato(hosts=['chat.example.com'])" if app is not None else "--allow-host chat.example.com"
         every = "hosts='*'" if app is not None else "--allow-host '*'"
         raise Misuse(
@@ -341,44 +355,50 @@ def _application(target: str | None, host: str, given: Mapping[str, str], option
             "what stands before the server looks at names."
         )
     signs_in = options["keys"] if app is None else app.signs_in
-    if not (signs_in or options["open_"] or _is_loopback(host)):
+    if not (signs_in or options["open_"]):
         how = "--keys, which lets in who has an API key (legato keys add)" if app is None else "Legato(auth=...)"
         raise Misuse(
             f"--host {host} lets other machines in, and nobody is asked who they are. Say who may come in: {how}; or "
             "--open, if whoever reaches this port may read and send, as where a proxy before it signs people in."
         )
-    if app is not None:
-        if own := app_sets(given):
-            raise Misuse(f"{target} is a whole app; it sets {own} itself, in Legato(...).")
-        if "store" in given and options["store"] is not None:
-            app.source = options["store"]
-        if "grace" in given:
-            app.grace = options["grace"]
-        if "wait" in given:
-            app.lock_wait = options["wait"]
-        if "lease_ttl" in given:
-            app.lease_ttl = options["lease_ttl"]
-    else:
-        app = Legato(
-            options["store"] or STORE,
-            agents=found.agents,
-            heartbeat=options["heartbeat"],
-            client=options["client"],
-            cors=options["cors"],
-            hosts=allowed,
-            auth=_keys() if options["keys"] else None,
-            grace=options["grace"],
-            lock_wait=options["wait"],
-            lease_ttl=options["lease_ttl"],
-            retention=retention(options["keep"], options["keep_pieces"]),
-            blobs=options["blobs"],
-            **settings(options["bounds"]),
-        )
-        for tool in found.tools:
-            app.tool(tool)
-    chosen = {"base_url": options["base_url"], "background": options["background"]}
-    for spec in reversed(options["models"]):  # so that the first of them is the default
-        app.model(spec, first=True, instructions=options["instructions"], **chosen)
+
+
+def _given_app(app: Legato, target: str | None, given: Mapping[str, str], options: ServeOptions) -> Legato:
+    """A whole app, with what may be said of it from outside."""
+    if own := app_sets(given):
+        raise Misuse(f"{target} is a whole app; it sets {own} itself, in Legato(...).")
+    if "store" in given and options["store"] is not None:
+        app.source = options["store"]
+    if "grace" in given:
+        app.grace = options["grace"]
+    if "wait" in given:
+        app.lock_wait = options["wait"]
+    if "lease_ttl" in given:
+        app.lease_ttl = options["lease_ttl"]
+    return app
+
+
+def _new_app(found: Target, options: ServeOptions) -> Legato:
+    """An app of agents and tools."""
+    from ..server.app import Legato
+
+    app = Legato(
+        options["store"] or STORE,
+        agents=found.agents,
+        heartbeat=options["heartbeat"],
+        client=options["client"],
+        cors=options["cors"],
+        hosts=options["allow_host"],
+        auth=_keys() if options["keys"] else None,
+        grace=options["grace"],
+        lock_wait=options["wait"],
+        lease_ttl=options["lease_ttl"],
+        retention=retention(options["keep"], options["keep_pieces"]),
+        blobs=options["blobs"],
+        **settings(options["bounds"]),
+    )
+    for tool in found.tools:
+        app.tool(tool)
     return app
 
 
