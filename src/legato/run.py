@@ -102,6 +102,28 @@ class _Drive(NamedTuple):
     party: str
 
 
+class _Going(NamedTuple):
+    """A run that an agent is to go on with.
+
+    Attributes:
+        asked: its message.
+        events: what its log has, without deltas.
+        left: all that earlier attempts left, the message too; nothing in the first.
+        name: by which the agent goes here.
+        begun: its start is in the log.
+    """
+
+    lease: Lease
+    asked: MessageCreated
+    events: list[Event]
+    left: Sequence[Event]
+    attempt: int
+    begun: bool
+    name: str
+    agent: Agent
+    span: RunSpan | None
+
+
 class Runner:
     """Drives the runs of all sessions of one application.
 
@@ -608,44 +630,24 @@ class Runner:
             lease.session, lease.run, name, attempt, fact, mine[0].at if attempt == 1 else None, mine
         )
         ending = self._ending_before(mine, attempt, name, agent) or (REWOUND if place is None else None)
-        earlier = ending is None and attempt > 1
-        left = [event async for event in log.all(asked - 1) if event.run == lease.run] if earlier else mine
-        said = window(before, messages=self.limits.history_messages, bytes=self.limits.history_bytes)
-        history = [] if ending is not None else await self.contents.messages(lease.session, before[said:])
-        message = told(mine[0] if ending is not None else await self.blobs.whole(lease.session, mine[0]))
-        if self.draining and not begun:  # no await from here until ``stop`` can see the execution
-            return False  # the run waits for the next start
-        if ending is not None or agent is None or place is None:
+        if ending is not None or agent is None:
+            if self.draining and not begun:
+                return False  # the run waits for the next start
             ending = ending or CANCELLED
             finished = await self._finish(lease, ending)
             if span is not None:
                 span.end(str(ending.kind), ending.code, None)
             return finished
-        limits = self._room(contents, info.head)
-        recorder = Recorder(
-            lease.run,
-            earlier=fold(left) if earlier else None,
-            resumed=agent.on_crash == "resume",
-            max_event_bytes=limits.event_bytes,
-            max_run_characters=limits.run_characters,
-            max_run_bytes=limits.run_bytes,
-            spent=sum(len(event.json) for event in left) if earlier else 0,
-            theirs=brought(fact.metadata or {}),
-        )
-        execution = Execution(
-            self.store,
-            lease,
-            limits=limits,
-            recorder=recorder,
-            load=self.load,
-            earlier=mine,
-            clock=self.clock,
-            deadlines=self.deadlines,
-            lease_ttl=self._lease_ttl,
-            refused=self.refused,
-            asked_at=mine[0].at if attempt == 1 else None,
-            span=span,
-        )
+        left: Sequence[Event] = ()
+        if attempt > 1:
+            left = [event async for event in log.all(asked - 1) if event.run == lease.run]
+        said = window(before, messages=self.limits.history_messages, bytes=self.limits.history_bytes)
+        history = await self.contents.messages(lease.session, before[said:])
+        message = told(await self.blobs.whole(lease.session, mine[0]))
+        if self.draining and not begun:  # no await from here until ``stop`` can see the execution
+            return False
+        going = _Going(lease, fact, mine, left, attempt, begun, name, agent, span)
+        execution, recorder = self._execution(going, self._room(contents, info.head))
         turn = Turn(
             desk=execution,
             session=lease.session,
@@ -657,25 +659,58 @@ class Runner:
             agent=name,
             caller=Caller(fact.caller or ""),
             attempt=attempt,
-            events=left if earlier else (),
+            events=left,
             max_event_bytes=self.limits.event_bytes,
         )
+        return await self._execute(going, execution, recorder, turn)
+
+    def _execution(self, going: _Going, limits: Limits) -> tuple[Execution, Recorder]:
+        """What drives a run on from where earlier attempts have left it."""
+        recorder = Recorder(
+            going.lease.run,
+            earlier=fold(going.left) if going.attempt > 1 else None,
+            resumed=going.agent.on_crash == "resume",
+            max_event_bytes=limits.event_bytes,
+            max_run_characters=limits.run_characters,
+            max_run_bytes=limits.run_bytes,
+            spent=sum(len(event.json) for event in going.left),
+            theirs=brought(going.asked.metadata or {}),
+        )
+        execution = Execution(
+            self.store,
+            going.lease,
+            limits=limits,
+            recorder=recorder,
+            load=self.load,
+            earlier=going.events,
+            clock=self.clock,
+            deadlines=self.deadlines,
+            lease_ttl=self._lease_ttl,
+            refused=self.refused,
+            asked_at=going.events[0].at if going.attempt == 1 else None,
+            span=going.span,
+        )
+        return execution, recorder
+
+    async def _execute(self, going: _Going, execution: Execution, recorder: Recorder, turn: Turn) -> bool:
+        """Have the agent answer, and count what came of it."""
+        lease, agent, span = going.lease, going.agent, going.span
         if self._late:
             execution.stop(_interruption(agent))
         had = recorder.spent
         self._executions[execution] = agent
         began = time.monotonic()
         try:
-            if not begun:
-                started = RunStarted(name, attempt, None if span is None else span.told)
+            if not going.begun:
+                started = RunStarted(going.name, going.attempt, None if span is None else span.told)
                 await self.store.append(lease.session, [Draft(started, lease.run)], lease=lease)
-            return await execution.run(agent, turn, after=asked)
+            return await execution.run(agent, turn, after=going.events[0].offset)
         finally:
             del self._executions[execution]
             if execution.lease is not lease:  # an append that failed has renewed it, and that may have failed, too
                 self._newest[lease.run], self._doubtful = execution.lease, True
-            size = recorder.spent - had + (length(mine[0]) if attempt == 1 else 0)
-            self.accounts.add(fact.caller or "", spent(execution.events, size, recorder.usage))
+            size = recorder.spent - had + (length(going.events[0]) if going.attempt == 1 else 0)
+            self.accounts.add(going.asked.caller or "", spent(execution.events, size, recorder.usage))
             self.figures.runs.add(time.monotonic() - began)
             if span is not None:
                 span.end("left", "", None)
