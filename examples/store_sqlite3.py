@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import msgspec
 
+from legato.doorbell import Doorbell
 from legato.errors import CursorInvalid, SessionNotFound, StoreError
 from legato.event import Draft, Event, Offset, read_fact, settle
-from legato.log import MICRO, READ_LIMIT, Appended, Doorbell, SessionInfo, SessionPage, Take, created, moment
+from legato.log import MICRO, READ_LIMIT, Appended, SessionInfo, SessionPage, Take, created, moment
 from legato.machine import Lease, OpenRun, SessionState, check_head, free, leased, moved, released, renewed
 
 SCHEMA = """

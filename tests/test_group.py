@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from legato.doorbell import Doorbell
 from legato.errors import StoreError, StoreLost
 from legato.event import Event, Offset
-from legato.log import Doorbell
 from legato.store.group import GroupWriter, RowGroup, RowRequest
 from legato.store.neighbours import Neighbours, Together
 

@@ -32,6 +32,7 @@ LAYERS: list[tuple[str, int]] = [
     ("figures", 0),
     ("about", 0),
     ("logs", 0),
+    ("doorbell", 1),
     ("log", 1),
     ("thin", 1),
     ("dialect", 1),

@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from facts import draft
+from legato.doorbell import Bell, Doorbell
 from legato.errors import SessionNotFound
 from legato.event import Draft, Event, Offset
-from legato.log import READ_LIMIT, Bell, Doorbell, Log, Storing, Subscription
+from legato.log import READ_LIMIT, Log, Storing, Subscription
 from legato.store.memory import MemoryStore
 
 NEVER = 3_600.0

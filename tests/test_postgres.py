@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from databases import Postgres, postgres, shared_postgres
+from legato.doorbell import Bell
 from legato.errors import InvalidInput, SessionExists, StaleLease, StoreBusy, StoreError, StoreLost, StoreVersion
 from legato.event import (
     CancelRequested,
@@ -31,7 +32,7 @@ from legato.event import (
     SessionDeleted,
     TextDelta,
 )
-from legato.log import Bell, Log, Store, Subscription, Take
+from legato.log import Log, Store, Subscription, Take
 from legato.machine import Lease
 from legato.store import open_store, shown
 from legato.testing import STORE_CHECKS, FakeClock, StoreCheck

@@ -20,6 +20,7 @@ import pytest
 from redis._parsers.base import BaseParser
 
 from legato.agent import Agent, Turn
+from legato.doorbell import Bell
 from legato.errors import InvalidInput, StaleLease, StoreError, StoreFull, StoreLost
 from legato.event import (
     CancelRequested,
@@ -33,7 +34,7 @@ from legato.event import (
     SessionDeleted,
     TextDelta,
 )
-from legato.log import READ_LIMIT, Bell, Log, Store, Subscription, Take
+from legato.log import READ_LIMIT, Log, Store, Subscription, Take
 from legato.machine import Lease
 from legato.server.app import Legato
 from legato.store import SCHEMES, open_store

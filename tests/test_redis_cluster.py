@@ -12,8 +12,8 @@ import pytest
 from redis.crc import key_slot
 
 from legato.agent import Agent, Turn
+from legato.doorbell import Bell
 from legato.errors import StoreLost
-from legato.log import Bell
 from legato.server.app import Legato
 from legato.sse import Decoder
 from legato.store.redis import RedisStore

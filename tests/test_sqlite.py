@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from facts import draft
 from held_store import quiet
+from legato.doorbell import Bell
 from legato.errors import (
     IllegalTransition,
     InvalidInput,
@@ -50,7 +51,7 @@ from legato.event import (
     SessionDeleted,
     ToolCompleted,
 )
-from legato.log import READ_LIMIT, Appended, Bell, Log, SessionInfo, Store, Take
+from legato.log import READ_LIMIT, Appended, Log, SessionInfo, Store, Take
 from legato.machine import Lease, RunState
 from legato.server.app import Legato
 from legato.store import (

@@ -34,6 +34,7 @@ from .blobs import Blobs
 from .bounds import Limits
 from .caller import Caller
 from .contents import Catalogue, Contents, window
+from .doorbell import Bell
 from .ending import CANCELLED, INTERRUPTED, LEFT_OPEN, Ending, ended, failed
 from .errors import (
     HeadMoved,
@@ -63,7 +64,7 @@ from .execution import Execution
 from .figures import Figures
 from .history import told
 from .load import Load
-from .log import Appended, Bell, Log, Store, Take
+from .log import Appended, Log, Store, Take
 from .machine import Lease, OpenRun, free
 from .places import Places
 from .recorder import Recorder, brought

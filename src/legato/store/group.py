@@ -16,10 +16,11 @@ from typing import Any
 import msgspec
 
 from ..check import check_text
+from ..doorbell import Bell
 from ..errors import LegatoError, RunEnded, StoreError
 from ..event import AnyFact, Draft, Event, Offset, SessionCreated, read_stored, settle
 from ..figures import StoreFigures
-from ..log import MICRO, Appended, Bell, Storing, Take, created, moment
+from ..log import MICRO, Appended, Storing, Take, created, moment
 from ..machine import Lease, OpenRun, RunState, SessionState, check_head, free, leased, moved, released, renewed
 from .neighbours import Neighbours
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
+from ..doorbell import Doorbell
 from ..errors import CursorInvalid, SessionExists, SessionNotFound
 from ..event import Draft, Event, Offset, settle
 from ..log import (
@@ -19,7 +20,6 @@ from ..log import (
     READ_LIMIT,
     Adoption,
     Appended,
-    Doorbell,
     Portable,
     SessionInfo,
     SessionPage,

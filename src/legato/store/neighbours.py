@@ -15,9 +15,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from ..doorbell import Bell, Doorbell
 from ..errors import LegatoError
 from ..event import Event, Offset
-from ..log import Bell, Doorbell
 from .tail import BlockCache, TailCache
 
 logger = logging.getLogger("legato")

@@ -21,22 +21,11 @@ from weakref import WeakValueDictionary
 
 from .. import tally
 from ..check import check_text, digits, is_text
+from ..doorbell import Doorbell
 from ..errors import CursorInvalid, LegatoError, SessionNotFound, StoreError
 from ..event import Draft, Event, Offset, SessionCreated
 from ..figures import StoreFigures
-from ..log import (
-    MICRO,
-    READ_LIMIT,
-    Doorbell,
-    Portable,
-    SessionInfo,
-    SessionPage,
-    SessionRecord,
-    Storing,
-    Take,
-    Thinning,
-    created,
-)
+from ..log import MICRO, READ_LIMIT, Portable, SessionInfo, SessionPage, SessionRecord, Storing, Take, Thinning, created
 from ..machine import Lease, OpenRun
 from . import postgres_moving as moving
 from . import postgres_sql as sql

@@ -12,9 +12,9 @@ import logging
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 
+from ..doorbell import Doorbell
 from ..errors import LegatoError
 from ..event import Event, Offset
-from ..log import Doorbell
 from . import postgres_sql as sql
 from .neighbours import Neighbours
 from .postgres_link import FAILURES, Connection, Link

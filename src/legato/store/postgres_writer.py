@@ -13,9 +13,9 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..doorbell import Doorbell
 from ..errors import StoreError, StoreVersion
 from ..event import Event
-from ..log import Doorbell
 from ..machine import SessionState
 from . import postgres_sql as sql
 from .group import GroupWriter, KnownRuns, RowGroup, RowRequest, SharedRow

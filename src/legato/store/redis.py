@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 import msgspec
 
 from ..check import check_text, digits, is_text
+from ..doorbell import Doorbell
 from ..errors import (
     CursorInvalid,
     LegatoError,
@@ -37,7 +38,6 @@ from ..log import (
     MICRO,
     READ_LIMIT,
     Appended,
-    Doorbell,
     Portable,
     SessionInfo,
     SessionPage,

@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 
 from ..check import is_text
+from ..doorbell import Doorbell
 from ..errors import LegatoError, StoreCorrupt, StoreError
 from ..event import Event, Offset, read_stored
-from ..log import MICRO, READ_LIMIT, Doorbell
+from ..log import MICRO, READ_LIMIT
 from .redis_eras import Eras
 from .redis_packs import unpack
 from .redis_plan import Record, is_deleted, offset_of

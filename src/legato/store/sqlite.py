@@ -33,6 +33,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from ..check import check_text, digits, is_text
+from ..doorbell import Doorbell
 from ..errors import CursorInvalid, InvalidInput, LegatoError, SessionNotFound, StoreCorrupt, StoreError
 from ..event import Draft, Event, Offset
 from ..fault import at_fork
@@ -41,7 +42,6 @@ from ..log import (
     MICRO,
     READ_LIMIT,
     Adoption,
-    Doorbell,
     Portable,
     SessionInfo,
     SessionPage,

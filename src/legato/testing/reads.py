@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from ..doorbell import Bell
 from ..event import CallDelta, Delta, Draft, RefusalDelta, TextDelta, ThinkingDelta, ToolBegun
-from ..log import READ_LIMIT, Bell, Subscription
+from ..log import READ_LIMIT, Subscription
 from .place import Place, cancel, text
 from .rules import PATIENCE, StoreCheck, everything, rule, same, texts_of
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 
+from ..doorbell import Bell
 from ..errors import IllegalTransition, LeaseHeld, RunEnded, StaleLease
 from ..event import Draft, OtherFact, RunCancelled, RunCompleted, RunFailed
-from ..log import Bell, Log, Take
+from ..log import Log, Take
 from ..machine import OpenRun, RunState
 from .place import SAID, Place, cancel, completed, message, started, text
 from .rules import PATIENCE, StoreCheck, refused, rule, same, texts_of

@@ -11,9 +11,10 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from ..doorbell import Bell, Doorbell, Listener
 from ..errors import LegatoError, StoreError
 from ..event import Draft, Offset
-from ..log import READ_LIMIT, Appended, Bell, Doorbell, Listener, SessionInfo, SessionPage, Store, Storing, Take
+from ..log import READ_LIMIT, Appended, SessionInfo, SessionPage, Store, Storing, Take
 from ..machine import Lease, OpenRun
 
 T = TypeVar("T")
