@@ -37,7 +37,7 @@ from legato.event import (
 from legato.log import READ_LIMIT, Log, Store, Subscription, Take
 from legato.machine import Lease
 from legato.server.app import Legato
-from legato.store import SCHEMES, open_store
+from legato.store import SCHEMES, open_store, redis_scripts
 from legato.store.redis import RedisStore
 from legato.store.redis_errors import is_lost, store_error
 from legato.testing import PATIENCE, STORE_CHECKS, Driver, StoreCheck
@@ -908,6 +908,41 @@ async def test_a_user_of_its_own(cluster: bool) -> None:
         with pytest.raises(StoreError) as refused:
             await RedisStore(url).open()
         assert not {"wr0ng", "secret"} & set(re.findall(r"\w+", str(refused.value)))
+
+
+@pytest.mark.parametrize("cluster", [False, True], ids=["server", "cluster"])
+async def test_a_user_who_may_do_less(cluster: bool) -> None:
+    """Is told so when the store is opened, and of which command: a script would be refused it in its middle."""
+    servers = shared_valkey_cluster() if cluster else [shared_valkey()]
+    scheme = "redis+cluster" if cluster else "redis"
+    speak = ["spublish", "ssubscribe"] if cluster else ["publish", "subscribe"]
+    scripts = "".join(each for each in vars(redis_scripts).values() if isinstance(each, str))
+    for command in sorted(
+        {*re.findall(r"redis\.call\('(\w+)'", scripts), *speak, "EXPIRE", "HDEL", "HGETALL", "HSETNX"}
+    ):
+        for server in servers:
+            assert b"+OK" in server.ask("ACL", "SETUSER", "less", "on", ">pw", "~*", "&*", "+@all", f"-{command}")
+        with pytest.raises(StoreError, match=f"(?i){command}"):
+            await RedisStore(servers[0].url(scheme=scheme).replace("//", "//less:pw@")).open()
+    for server in servers:
+        server.ask("ACL", "DELUSER", "less")
+
+
+async def test_packs_are_made_when_memory_is_full() -> None:
+    """For they are what gives some back."""
+    with valkey() as server:
+        async with stores(server.url(), 1) as (store,):
+            await store.append("s", begun())
+            lease = (await store.claim(owner="me", ttl=300, limit=1))[0]
+            drafts = [Draft(RunStarted("a", 1), "r"), *(text(n) for n in range(500))]
+            await store.append("s", drafts, lease=lease)
+            before = await all_of(store, "s")
+            server.ask("CONFIG", "SET", "maxmemory", "1")
+            await store._packer.pack("s", before[-1].offset)
+            deltas, packs = store._server.keys("s", "deltas", "packs")
+            assert [server.ask("EXISTS", key.decode()) for key in (deltas, packs)] == [b":0\r\n", b":1\r\n"]
+            server.ask("CONFIG", "SET", "maxmemory", "0")
+            assert await all_of(store, "s") == before
 
 
 async def test_tls(tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ class RedisStore:
                 known=VERSION,
             )
         self._server.buckets = int(buckets)
+        await self._server.check_rights()
 
     async def close(self) -> None:
         """Store what was appended so far and let go. Idempotent."""

@@ -96,7 +96,7 @@ return {redis.call('HMGET', KEYS[1], 'n', 'count'), done and 1 or 0, whole, delt
 """
 """The entries from an offset on, and whether they are all that there is; of packs, 64 at most (4 MiB taken apart)."""
 
-PACK = """#!lua
+PACK = """#!lua flags=allow-oom
 -- KEYS: deltas packs; ARGV: id of the first of the deltas, offset of the last to be packed, pack
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if not first or first[1] ~= ARGV[1] then return 0 end
@@ -105,9 +105,9 @@ redis.call('XTRIM', KEYS[1], 'MINID', (ARGV[2] + 1) .. '-0')
 if redis.call('XLEN', KEYS[1]) == 0 then redis.call('DEL', KEYS[1]) end
 return 1
 """
-"""Put a pack in the place of the first deltas, if nobody has done so."""
+"""Put a pack in the place of the first deltas, if nobody has done so. That gives memory back, so it is done without."""
 
-REPACK = """#!lua
+REPACK = """#!lua flags=allow-oom
 -- KEYS: packs; ARGV: offset of its last, a pack, what is to take its place
 if redis.call('ZREM', KEYS[1], ARGV[2]) == 0 then return 0 end
 return redis.call('ZADD', KEYS[1], ARGV[1], ARGV[3])
@@ -129,3 +129,21 @@ redis.call('HSET', KEYS[1], 'n', ARGV[2], 'count', count, 's' .. ARGV[2], count)
 return 1
 """
 """Let a bucket go on in another era, if nobody has done so; and keep how many writes there were until then."""
+
+MAY = """#!lua flags=no-writes
+-- KEYS: one, and another; ARGV: a channel, how to speak there, and to listen
+local missing, key = {}, KEYS[1]
+for _, command in ipairs({
+    {'DEL', key}, {'EXISTS', key}, {'EXPIRE', key, 1}, {'PERSIST', key}, {'RENAME', key, KEYS[2]},
+    {'HDEL', key, 1}, {'HGET', key, 1}, {'HGETALL', key}, {'HINCRBY', key, 1, 1}, {'HMGET', key, 1},
+    {'HSET', key, 1, 1}, {'HSETNX', key, 1, 1}, {'TIME'}, {ARGV[2], ARGV[1], 1}, {ARGV[3], ARGV[1]},
+    {'XADD', key, '1-0', 1, 1}, {'XLEN', key}, {'XRANGE', key, 1, 1}, {'XTRIM', key, 'MINID', 1},
+    {'ZADD', key, 1, 1}, {'ZRANGE', key, 1, 1}, {'ZREM', key, 1},
+}) do
+    local known, may = pcall(redis.acl_check_cmd, unpack(command))
+    if not (known and may) then missing[#missing + 1] = command[1] end
+end
+return missing
+"""
+"""What the server does not let this user do, or does not know by its name: a script that is refused a command has done
+all that stands before it."""

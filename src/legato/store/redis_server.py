@@ -32,6 +32,7 @@ except ModuleNotFoundError as exc:
 from ..errors import StoreError, StoreLost
 from .redis_address import RedisAddress
 from .redis_errors import is_lost, is_unknown, store_error
+from .redis_scripts import MAY
 
 logger = logging.getLogger("legato")
 
@@ -378,6 +379,21 @@ class RedisServer:
         """
         for key in await self.nodes():
             self._check(*await self.ask([(key, ("INFO",)), (key, ("CONFIG", "GET", "append*"))]))
+
+    async def check_rights(self) -> None:
+        """Look whether the user may do all that the scripts do.
+
+        Raises:
+            StoreError: it may not.
+        """
+        speak, listen = ("SPUBLISH", "SSUBSCRIBE") if self.cluster else ("PUBLISH", "SUBSCRIBE")
+        keys = [[self.key(bucket, kind) for kind in ("staged", "whole")] for bucket in range(self.buckets)]
+        told = await asyncio.gather(*(self.run(MAY, each, self.channel, speak, listen) for each in keys))
+        if missing := sorted({name.decode() for names in told for name in names}):
+            raise StoreError(
+                f"The server does not let this user do what the store needs, or does not know it: {', '.join(missing)} "
+                f"(docs/deploy.md has the list): {self.shown}."
+            )
 
     def _check(self, info: Any, settings: Any) -> None:
         if isinstance(info, Exception):
