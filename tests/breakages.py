@@ -9,19 +9,22 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from legato import machine, recorder
+from legato.blobs import Blobs
 from legato.dialect import mix
 from legato.execution import Execution
 from legato.log import Subscription
 from legato.machine import OpenRun
 from legato.run import Runner
+from legato.sessions import Sessions
 from legato.store import sqlite_file
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
+from legato.store.sqlite_writer import Writer
 
 
 class Breakage(NamedTuple):
-    """A change: ``old`` in the source of ``function`` becomes ``new``. It is looked for on ``store``, and in
-    ``calm`` if only what comes late tells it."""
+    """A change: ``old`` in the source of ``function`` becomes ``new``. It is looked for on ``store``, from the seed
+    ``first`` on, and in ``calm`` if only what comes late tells it."""
 
     name: str
     function: Callable[..., Any]
@@ -29,6 +32,7 @@ class Breakage(NamedTuple):
     new: str
     store: str = "memory"
     calm: bool = False
+    first: int = 0
 
 
 BREAKAGES = [
@@ -37,6 +41,7 @@ BREAKAGES = [
         machine.check_lease,
         "if current.epoch != lease.epoch or current.owner != lease.owner:",
         "if False:",
+        first=4,
     ),
     Breakage(
         "bell cleared late",
@@ -64,8 +69,8 @@ BREAKAGES = [
         "merged: list[Draft] = []\n    drafts = sorted(drafts, key=lambda draft: not draft.fact.delta)",
     ),
     Breakage("no ring", MemoryStore._append, "self.doorbell.ring(session, outside=lease is None)", "pass", calm=True),
-    Breakage("lost answer stored twice", Execution._append_once_more, "if event.fact == first:", "if False:"),
-    Breakage("lost lease renewed for ever", Runner._renew, "if self._doubtful:", "if False:"),
+    Breakage("lost answer stored twice", Execution._append_once_more, "if event.fact == first:", "if False:", first=1),
+    Breakage("lost lease renewed for ever", Runner._renew, "if self._doubtful:", "if False:", first=1),
     Breakage("cancel not heard", Execution._take, "self.stop(CANCELLED)", "pass", calm=True),
     Breakage("resumed with a seam", Runner._answer_run, 'resumed=agent.on_crash == "resume"', "resumed=False"),
     Breakage(
@@ -83,6 +88,45 @@ BREAKAGES = [
         "sqlite",
     ),
     Breakage("tail not told", SQLiteStore._deliver, "put(session, stored)", "pass", "sqlite"),
+    Breakage("deltas not filed", Writer._commit, "group.rows() + filing.rows", "group.rows()", "sqlite"),
+    Breakage(
+        "taken from who has it",
+        machine.leased,
+        "if current.held(now) and current.owner != owner:",
+        "if False:",
+        first=1,
+    ),
+    Breakage(
+        "given back by who had it once",
+        machine.released,
+        "if current is None or current.epoch != lease.epoch:",
+        "if current is None:",
+        first=17,
+    ),
+    Breakage(
+        "begun after it was cancelled",
+        Runner._ending_before,
+        "if any(isinstance(event.fact, CancelRequested) for event in mine):",
+        "if False:",
+    ),
+    Breakage("nobody goes on", Runner._ending_before, 'agent.on_crash == "fail"', "True", first=2),
+    Breakage(
+        "lost, and nobody is told",
+        Sessions.holds,
+        "if not await holds(incarnation[:100], session, offset):",
+        "if False:",
+        "forgetful",
+        first=9,
+    ),
+    Breakage("file not put", Blobs._kept, "places |= await self.put(session, missing)", "pass", first=2),
+    Breakage(
+        "files of the living swept",
+        Blobs.sweep,
+        "gone = bool(events) and isinstance(events[0].fact, SessionDeleted)",
+        "gone = bool(events)",
+        first=2,
+    ),
+    Breakage("files outlive their session", Blobs.sweep, "if gone or", "if False or", first=38),
 ]
 
 

@@ -6,11 +6,17 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 
+import msgspec
+
+from ..blobs import INSIDE, OUTSIDE, Blobs, referring
+from ..blobs import session_of as session_of_files
+from ..bounds import Limits
 from ..caller import NOBODY
 from ..dialect import mix
 from ..errors import LegatoError, SessionNotFound
 from ..event import (
     CallDelta,
+    CancelRequested,
     Event,
     MessageCreated,
     RunCompleted,
@@ -27,7 +33,7 @@ from ..sessions import Sessions
 from ..sse import Decoder, SSEMessage
 from ..transcript import fold
 from . import scripts
-from .ground import Ground
+from .ground import Ground, MemoryGround
 from .inhabitants import Follower, RunFollower, Surroundings
 from .report import Chart
 
@@ -56,6 +62,9 @@ class Checked(Surroundings):
         self._epochs: dict[tuple[str, str], int] = {}
         self._given: dict[tuple[str, str], set[int]] = {}
         self._leases: list[Lease] = []
+        self._held: dict[tuple[str, str], Lease] = {}  # the last one of each run, until it is given back
+        self._in_vain: set[tuple[str, str, int]] = set()  # leases of runs that had been cancelled before
+        self._to_cancel: set[str] = set()
         self._followers: list[Follower] = []
         self._runs: list[RunFollower] = []
         self._sent: dict[tuple[str, str], tuple[str, str]] = {}  # by session and key: the run, and the text
@@ -73,8 +82,19 @@ class Checked(Surroundings):
             self._know(session, log, event)
         if appended.events and isinstance(appended.events[-1].fact, SessionDeleted):
             self._deleted[session] = None
-        if lease is not None and not appended.repeated and lease.epoch < fence:
+        if appended.repeated:
+            return
+        if lease is not None and lease.epoch < fence:
             self.fault(f"R5 run {lease.run} was at epoch {fence}, and an append of epoch {lease.epoch} was stored")
+        for event in appended.events:
+            if isinstance(event.fact, CancelRequested):
+                self._to_cancel.add(event.run or "")
+            elif (
+                isinstance(event.fact, RunStarted)
+                and lease is not None
+                and (session, lease.run, lease.epoch) in self._in_vain
+            ):
+                self.fault(f"R4 run {lease.run} had been cancelled before it was taken, and has begun")
 
     def _know(self, session: str, log: dict[int, Event], event: Event) -> None:
         before = log.setdefault(event.offset, event)
@@ -91,6 +111,30 @@ class Checked(Surroundings):
             self.fault(f"R5 run {lease.run} was given epoch {lease.epoch} after {self._epochs.get(key)}")
         self._epochs[key] = max(lease.epoch, self._epochs.get(key, 0))
         self._leases.append(lease)
+        held = self._held.get(key)
+        if held is not None and held.owner != lease.owner and held.expires_at > self.clock() and self._tells_all:
+            self.fault(f"R5 run {lease.run} was taken by {lease.owner}, while {held.owner} had it")
+        self._held[key] = lease
+        if lease.run in self._to_cancel:
+            self._in_vain.add((*key, lease.epoch))
+
+    @property
+    def _tells_all(self) -> bool:
+        """Whether what the store has done is told at once, in order, by clocks that nobody has set back."""
+        return isinstance(self.ground, MemoryGround) and not self._set_back
+
+    def renewed(self, owner: str, ttl: float) -> None:
+        """See ``Witness``: what is over already may have been taken by another before."""
+        now = self.clock()
+        for key, lease in self._held.items():
+            if lease.owner == owner and lease.expires_at > now:
+                self._held[key] = msgspec.structs.replace(lease, expires_at=now + ttl)
+
+    def released(self, lease: Lease) -> None:
+        """See ``Witness``."""
+        held = self._held.get((lease.session, lease.run))
+        if held is not None and held.epoch == lease.epoch:
+            del self._held[lease.session, lease.run]
 
     def fence(self, session: str, run: str) -> int:
         """See ``Witness``."""
@@ -110,6 +154,9 @@ class Checked(Surroundings):
         self._epochs.clear()
         self._given.clear()
         self._leases.clear()
+        self._held.clear()
+        self._in_vain.clear()
+        self._to_cancel.clear()
         self._sent.clear()
         self._updates.clear()
         self._answers.clear()
@@ -190,7 +237,8 @@ class Checked(Surroundings):
                     break
                 await asyncio.sleep(0.05)
         self._check_runs(session, log)
-        self.chart.level(f"log {session}", self.now, float(max(log, default=0)), session)
+        if not of_files(session):
+            self.chart.level(f"log {session}", self.now, float(max(log, default=0)), session)
 
     async def _read_log(self, store: Store, session: str, after: int) -> list[Event]:
         found: list[Event] = []
@@ -271,8 +319,12 @@ class Checked(Surroundings):
         if {info.session: info.head for info in listed} != heads or len(listed) != len(heads):
             self.fault(f"the list of sessions has {[(info.session, info.head) for info in listed]} for {heads}")
         for session, log in self._logs.items():
-            if session not in self._deleted:
+            if of_files(session):
+                if session_of_files(session) in self._deleted and session not in self._deleted:
+                    self.fault(f"{session} is there, and its session is not")
+            elif session not in self._deleted:
                 self._check_answers(session, log)
+                await self._check_files(store, session, log)
                 await self._check_views(store, session)
         for (session, key), (run, text) in self._sent.items():
             if session not in self._deleted:
@@ -306,6 +358,17 @@ class Checked(Surroundings):
             if lost := [field for field in self._updates.get(session, ()) if field not in fields]:
                 self.fault(f"{node.lane} lacks of the metadata of {session} what was acknowledged: {lost}")
 
+    async def _check_files(self, store: Store, session: str, log: dict[int, Event]) -> None:
+        """A message has the file with which it was sent, as have its copies."""
+        blobs = Blobs(store)
+        for event in in_order(log):
+            if referring(event) is not None:
+                whole = (await blobs.whole(session, event)).fact
+                assert isinstance(whole, MessageCreated)
+                if whole.metadata != scripts.file_for(whole.text):
+                    self.fault(f"offset {event.offset} of {session} has not the file with which it was sent")
+                self.counts["file"] += 1
+
     def _check_answers(self, session: str, log: dict[int, Event]) -> None:
         """Each answer is what its agent said, and what its deltas add up to."""
         asked: dict[str, MessageCreated] = {}
@@ -325,8 +388,15 @@ class Checked(Surroundings):
                 self.fault(f"R7 run {run} of {session} said {fold(events).message(run)} and ends with {last.said}")
             if isinstance(last, RunCompleted):
                 self._check_said(run, asked[run].text, events, scripts.told(last.said.parts))
+            elif isinstance(last, RunFailed) and last.code == "interrupted" and self._goes_on(events):
+                self.fault(f"run {run} of {session} was interrupted, and its agent would have gone on")
             elif self.calm and isinstance(last, RunFailed) and last.code not in ("agent_error", "timeout", "rewound"):
                 self.fault(f"run {run} of {session} failed although nothing went wrong: {last.code}, {last.message}")
+
+    def _goes_on(self, events: Sequence[Event]) -> bool:
+        """Whether the agent of a run is one that goes on after a crash, and has not died too often."""
+        starts = [event.fact for event in events if isinstance(event.fact, RunStarted)]
+        return bool(starts) and starts[-1].agent in scripts.ON_CRASH and len(starts) < Limits().attempts
 
     def _check_said(self, run: str, text: str, events: Sequence[Event], said: list[scripts.Spoken]) -> None:
         starts = [event.fact for event in events if isinstance(event.fact, RunStarted)]
@@ -358,6 +428,11 @@ class _RunsSeen:
         self.states: dict[str, RunState | None] = {}
         self.lengths: dict[tuple[str, int], int] = {}
         self.keys: dict[str, str | None] = {}
+
+
+def of_files(session: str) -> bool:
+    """Whether a log has files of another session."""
+    return session.startswith((INSIDE, OUTSIDE))
 
 
 def in_order(log: dict[int, Event]) -> list[Event]:

@@ -76,6 +76,12 @@ class Witness:
     def granted(self, lease: Lease) -> None:
         """A lease was taken."""
 
+    def renewed(self, owner: str, ttl: float) -> None:
+        """Whoever this is has what leases it had for so many seconds more."""
+
+    def released(self, lease: Lease) -> None:
+        """A lease was given back, if it was one still."""
+
     def fence(self, session: str, run: str) -> int:
         """The highest epoch of a run that is known to have been granted."""
         return 0
@@ -202,11 +208,21 @@ class FaultyStore:
 
     async def renew(self, *, owner: str, ttl: float) -> None:
         """See ``Leaser``."""
-        await self._call(lambda: self.inner.renew(owner=owner, ttl=ttl))
+
+        async def ask() -> None:
+            await self.inner.renew(owner=owner, ttl=ttl)
+            self._witness.renewed(owner, ttl)
+
+        await self._call(ask)
 
     async def release(self, lease: Lease) -> None:
         """See ``Leaser``."""
-        await self._call(lambda: self.inner.release(lease))
+
+        async def ask() -> None:
+            self._witness.released(lease)
+            await self.inner.release(lease)
+
+        await self._call(ask)
 
 
 async def _telling(asked: Awaitable[Appended], tell: Callable[[Appended], None]) -> Appended:

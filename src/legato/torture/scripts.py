@@ -6,11 +6,13 @@ A message to one of them is ``AGENT NUMBER``. What it says is drawn by that text
 from __future__ import annotations
 
 import asyncio
+import base64
 import random
 from collections.abc import AsyncIterator, Sequence
 
 from ..agent import Agent, OnCrash, Turn
 from ..errors import AgentError
+from ..json import JsonObject
 from ..part import CallPart, Part, RefusalPart, TextPart, ThinkingPart
 from ..transcript import fold
 from ..yields import Refusal, Thinking, ToolArguments, ToolCall, ToolReady, ToolResult, ToolStarted
@@ -19,6 +21,8 @@ WORDS = ["Legato ", "joins ", "notes. ", "ü", "\U0001f3b6 ", "line\n", "\u2028"
 SLOWEST = 0.4
 """Seconds between two words at most, times ``Scripts.scale``."""
 
+ON_CRASH: dict[str, OnCrash] = {"retry": "retry", "resume": "resume", "asks": "retry"}
+"""Agents that go on in another process."""
 NAMES = ("plain", "tools", "retry", "resume", "asks", "notifies", "fails", "endless")
 
 Item = str | Thinking | Refusal | ToolCall | ToolArguments | ToolReady | ToolStarted | ToolResult
@@ -87,6 +91,12 @@ def _parts(items: Sequence[Item]) -> list[Spoken]:
     return [(kind, words) for kind, words in parts]
 
 
+def file_for(text: str) -> JsonObject:
+    """What comes with a message that has a file: some bytes that its text decides, as metadata."""
+    data = random.Random(f"file of {text}").randbytes(4_000)  # noqa: S311
+    return {"file": f"data:image/png;base64,{base64.b64encode(data).decode()}"}
+
+
 def told(parts: Sequence[Part]) -> list[Spoken]:
     """The parts of a stored message, as ``expected`` has them."""
     said: list[Spoken] = []
@@ -113,9 +123,8 @@ class Scripts:
 
     def agents(self) -> dict[str, Agent]:
         """By name."""
-        on_crash: dict[str, OnCrash] = {"retry": "retry", "resume": "resume", "asks": "retry"}
         functions = [getattr(self, name) for name in NAMES]
-        return {each.__name__: Agent(each, on_crash=on_crash.get(each.__name__, "fail")) for each in functions}
+        return {each.__name__: Agent(each, on_crash=ON_CRASH.get(each.__name__, "fail")) for each in functions}
 
     async def _say(self, turn: Turn) -> AsyncIterator[Item]:
         for wait, item in script(turn.message.text):

@@ -26,7 +26,7 @@ from ..event import Draft, Event, MessageCreated, NotificationCreated, Permissio
 from ..questions import Question, Sent
 from ..store import open_store
 from . import scripts
-from .checks import Checked, in_order
+from .checks import Checked, in_order, of_files
 from .ground import GivenGround, Ground, MemoryGround, SQLiteGround
 from .inhabitants import TTL, Follower, RunFollower, SimulatedNode, node_of
 from .report import Chart
@@ -189,7 +189,7 @@ class World(Checked):
             await asyncio.sleep((0.1 + self.draws.random()) * self.scale)
 
     def _session(self) -> str | None:
-        there = [name for name in self._logs if name not in self._deleted]
+        there = [name for name in self._logs if name not in self._deleted and not of_files(name)]
         return self.draws.choice(there) if there else None
 
     def _send(self) -> str:
@@ -199,18 +199,22 @@ class World(Checked):
         self._number += 1
         agent = self.draws.choice([*scripts.NAMES, "retry", "resume"])
         text, key = f"{agent} {self._number}", f"k{self._number}"
+        files = self.plan.seed % 3 == 2 and not self.ground.real and self._number % 4 == 0
+        metadata = scripts.file_for(text) if files else None
         copies = 2 if self.draws.random() < 0.3 else 1
         for _ in range(copies):
-            self._begin(self._send_one(session, agent, text, key))
+            self._begin(self._send_one(session, Question(text, agent, metadata, key)))
         return f"send {text!r} to {session}, {copies} time(s)"
 
-    async def _send_one(self, session: str, agent: str, text: str, key: str) -> None:
+    async def _send_one(self, session: str, question: Question) -> None:
+        text, key = question.text, question.key or ""
+
         async def send(node: SimulatedNode) -> Sent:
             try:
                 await node.sessions.create(NOBODY, session, SessionCreated(session))
             except SessionExists:
                 pass
-            return await node.sessions.send(NOBODY, session, Question(text, agent, None, key))
+            return await node.sessions.send(NOBODY, session, question)
 
         sent = await self._ask(f"send {text!r}", send, again=True)
         if not isinstance(sent, Sent):
@@ -220,7 +224,7 @@ class World(Checked):
         if before[0] != sent.run and not self.ground.forgetful:
             self.fault(f"R6 key {key} of {session} was acknowledged with run {before[0]}, and with {sent.run}")
         if self.draws.random() < 0.2:
-            follower = RunFollower(self, sent, agent)
+            follower = RunFollower(self, sent, question.agent or "")
             self._runs.append(follower)
             self._begin(follower.follow())
 
@@ -499,9 +503,18 @@ class World(Checked):
             await asyncio.sleep(0.05)
         else:
             self.fault(f"somebody still waits for an answer, or places are taken: {self._places()}")
+        await self._sweep()
         await self._check()
         if not self.faults:
             await self._check_end()
+
+    async def _sweep(self) -> None:
+        """Have files of nobody deleted, as a server does in the course of time."""
+        after, node = None, await self.some_node()
+        while True:
+            after, _ = await node.runner.blobs.sweep(self.clock(), after)
+            if after is None:
+                return
 
     def _places(self) -> str:
         return ", ".join(f"{node.lane} has {node.runner.places.taken}" for node in self._nodes.values())
