@@ -231,6 +231,33 @@ def test_what_is_refused_later_is_named_as_it_was_said(folder: Path) -> None:
     assert run("serve", "--base-url", "http://x/v1").stderr.startswith("legato: --base-url is for a model")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--store", "mysql://x"], ["A store is 'memory:'"]),
+        (["--store", "sqlite:///x.db?nope=1"], ["A SQLite store has the option"]),
+        (["--allow-host", "http://x", "--allow-host", "a b"], ["A host is a name alone"] * 2),
+        (["--blobs", "ftp://x"], ["Blobs are in a folder"]),
+        (["--metrics", "there"], ["--metrics wants a port"]),
+        (["--host", "0.0.0.0"], ["--host 0.0.0.0 lets other machines in; say by which names"]),
+        (["--host", "0.0.0.0", "--allow-host", "x"], ["--host 0.0.0.0 lets other machines in, and nobody is asked"]),
+        (["--model", "ollama:x", "--base-url", "there"], ["A base URL starts with"]),
+        (["--model", "ollama:x", "--docs", "."], ["--docs is for the guide"]),
+        (["--store", "x:", "--limit", "connections=0", "--keep", "soon"], ["A store is", "--keep", "--limit"]),
+    ],
+    ids=lambda each: " ".join(each) if each[0].startswith("--") else "",
+)
+def test_what_would_not_start_is_told_before(folder: Path, options: list[str], told: list[str]) -> None:
+    """By `legato config`, in the words of `legato serve`, which ends with them."""
+    said = [
+        line.partition("`legato serve` would not start: ")[2] for line in run("config", *options).stderr.splitlines()
+    ]
+    assert [line[: len(begin)] for line, begin in zip(said, told, strict=True)] == told
+    served = run("serve", *options)
+    assert served.exit_code == 2
+    assert served.stderr.splitlines() == [f"legato: {line}" for line in said]
+
+
 # Of an application in Python ------------------------------------------------------------------------------------------
 
 WRONG_ARGUMENTS = {

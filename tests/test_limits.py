@@ -23,7 +23,7 @@ from legato.part import Usage
 from legato.places import Places
 from legato.server.app import Legato
 from legato.server.connections import Connections
-from legato.server.limits import UnknownLimit, arguments, defaults
+from legato.server.limits import NO_LIMIT, NOTHING, UnknownLimit, arguments, defaults
 from legato.server.stream import Streams
 from legato.server.traffic import Traffic
 from legato.spending import Accounts, Spent, holder, spent
@@ -174,6 +174,10 @@ def test_the_page_has_each_limit_as_it_is() -> None:
         ({"run_seconds": "inf"}, "a number"),
         ({"max_streams": "many"}, "a whole number"),
         ({"owner_cost": ""}, "a number"),
+        ({"connections": "0"}, "a whole number above 0"),
+        ({"body_rate": "0"}, "a whole number above 0"),
+        ({"head_seconds": "0"}, "a number above 0"),
+        ({"concurrent_runs": "0"}, "a whole number above 0"),
     ],
 )
 def test_a_limit_that_cannot_be_is_refused(given: dict[str, str], words: str) -> None:
@@ -183,6 +187,27 @@ def test_a_limit_that_cannot_be_is_refused(given: dict[str, str], words: str) ->
     name, value = next(iter(given.items()))
     with pytest.raises(Misuse, match=words):
         settings([f"{name}={value}"])
+
+
+def test_a_limit_of_none_is_one_that_may_be() -> None:
+    """0 is no limit where the page says so, and else nothing at all; never the end of all service."""
+    known = defaults()
+    may = {name for name in known if name.startswith("owner_")}.union(NO_LIMIT, NOTHING)
+    for name in may:
+        arguments({name: "0"})
+    for name in known.keys() - may:
+        with pytest.raises(UnknownLimit, match="with 0 nothing would be"):
+            arguments({name: "0"})
+    text = " ".join(PAGE.read_text().split())
+    named = re.search(r"0 is no limit for those that begin with `owner_`, for (.*?);", text)
+    assert named is not None
+    assert set(re.findall(r"`(\w+)`", named[1])) == set(NO_LIMIT)
+
+
+def test_streams_of_one_may_be_without_limit() -> None:
+    """Of an owner and of an address."""
+    streams = Streams(total=9, per_owner=0, per_address=0)
+    assert [streams.reserve("", party).session for party in ["subject a", "address b"] * 4] == [""] * 8
 
 
 def test_a_limit_is_given_on_the_command_line() -> None:

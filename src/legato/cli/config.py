@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import InvalidInput
 from .failure import Failure
-from .serve import app_sets, faults_of, given_of, serve
+from .serve import application, faults_of, given_of, serve, target_of
 from .settings import Configured, Misset, key_of, masked, settings, source, toml
 from .text import line
+
+if TYPE_CHECKING:
+    from ..server.app import Legato
 
 
 @click.pass_context
@@ -36,13 +40,14 @@ def _config(ctx: click.Context, /, example: bool, **_: Any) -> None:
     faults = list(faults_of(given, options))
     own: dict[str, Any] = {}
     try:
-        own = _of_app(target, tools_only=bool(options["models"])) if target is not None else {}
+        found = target_of(target, given, options)
+        own = {} if found.app is None else _of_app(found.app)
+        if not faults:
+            application(found, target, ctx.params["host"], given, options)
     except Misset:
         raise
-    except Failure as exc:  # it may be for another machine
+    except (Failure, InvalidInput) as exc:  # it may be for another machine
         faults.append(exc.message)
-    if own and (twice := app_sets(given)):
-        faults.append(f"{target} is a whole app; it sets {twice} itself, in Legato(...).")
     own_word = f"Legato(...) of {target}"
     rows = []
     for key, param in known.items():
@@ -59,17 +64,8 @@ def _config(ctx: click.Context, /, example: bool, **_: Any) -> None:
         click.echo(text if text.endswith(" is not set") else f"{text:<{width}}  # {where}")
 
 
-def _of_app(target: str, *, tools_only: bool) -> dict[str, Any]:
-    """The settings of which the target's application has its own word; none if the target is none.
-
-    Raises:
-        Misuse: it cannot be loaded, or what it says is not what it must be.
-    """
-    from .target import load
-
-    app = load(target, tools_only=tools_only).app
-    if app is None:
-        return {}
+def _of_app(app: Legato) -> dict[str, Any]:
+    """The settings of which an application has its own word."""
     from ..server.limits import values
 
     chosen = app.settings

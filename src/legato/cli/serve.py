@@ -68,6 +68,7 @@ class ServeOptions(TypedDict):
     blobs: str | None
     keys: bool
     open_: bool
+    metrics: str | None
 
 
 @click.command(cls=Configured, short_help="Serve agents: yours, or the guide.")
@@ -246,7 +247,6 @@ def serve(
     log_level: str,
     log_format: Format,
     access_log: bool,
-    metrics: str | None,
     traces: bool,
     **options: Unpack[ServeOptions],
 ) -> None:
@@ -302,9 +302,9 @@ def serve(
     with contextlib.ExitStack() as stack:
         stack.enter_context(listener)
         measured = None
-        if metrics is not None:
+        if options["metrics"] is not None:
             app.metrics()  # for its error
-            measured = stack.enter_context(server.listen(*_address(metrics)))
+            measured = stack.enter_context(server.listen(*_address(options["metrics"])))
         announce = _announcement(app, listener, host, measured)
         server.serve(app, listener, log_level=log_level, on_ready=announce, metrics=measured)
     click.echo("Stopped.")
@@ -319,7 +319,17 @@ def _in_words(record: logging.LogRecord) -> bool:
 
 
 def _application(target: str | None, host: str, given: Mapping[str, str], options: ServeOptions) -> Legato:
-    found = _found(target, given, options)
+    return application(_found(target, given, options), target, host, given, options)
+
+
+def application(
+    found: Target, target: str | None, host: str, given: Mapping[str, str], options: ServeOptions
+) -> Legato:
+    """What is served, of options that are right by themselves.
+
+    Raises:
+        Misuse, InvalidInput: they are not together, or not with this target.
+    """
     _check_door(host, found.app, options)
     app = _new_app(found, options) if found.app is None else _given_app(found.app, target, given, options)
     chosen = {"base_url": options["base_url"], "background": options["background"]}
@@ -332,7 +342,7 @@ def _found(target: str | None, given: Mapping[str, str], options: ServeOptions) 
     """What TARGET is, unless something is wrong with it or with the options: then all of that, at once."""
     faults = list(faults_of(given, options))
     try:
-        found = _target(target, given, options)
+        found = target_of(target, given, options)
     except Misuse as exc:
         if not faults:
             raise
@@ -431,7 +441,13 @@ def faults_of(given: Mapping[str, str], options: ServeOptions) -> Iterator[str]:
             yield f"--cors wants an origin as browsers send it, such as https://app.example.com, got {origin!r}."
     if options["keys"] and options["open_"]:
         yield "--keys lets in who has a key, and --open everybody; give one of them."
+    from ..server.guard import host_names
+    from ..store import open_store
+
     looks: list[Callable[[], object]] = [
+        lambda: open_store(options["store"] or STORE),
+        *(functools.partial(host_names, [each]) for each in options["allow_host"]),
+        lambda: None if options["metrics"] is None else _address(options["metrics"]),
         lambda: retention(options["keep"]),
         lambda: retention("0", options["keep_pieces"]),
         *(functools.partial(settings, [each]) for each in options["bounds"]),
@@ -439,8 +455,10 @@ def faults_of(given: Mapping[str, str], options: ServeOptions) -> Iterator[str]:
     for look in looks:
         try:
             look()
-        except Misuse as exc:
+        except (Misuse, InvalidInput) as exc:
             yield exc.message
+        except ModuleNotFoundError as exc:
+            yield str(exc)
 
 
 def retention(keep: str, keep_pieces: str = "0") -> Retention:
@@ -479,7 +497,7 @@ def settings(given: Sequence[str]) -> dict[str, Any]:
         raise Misuse(f"--limit: {exc.message}") from exc
 
 
-def _target(target: str | None, given: Mapping[str, str], options: ServeOptions) -> Target:
+def target_of(target: str | None, given: Mapping[str, str], options: ServeOptions) -> Target:
     """What TARGET is; without it, the guide, unless a model answers."""
     from .target import Target, load
 

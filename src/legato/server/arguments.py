@@ -65,7 +65,7 @@ def _faults(given: Mapping[str, Any]) -> Iterator[str]:
                     f"{name}: {field.name}",
                     getattr(given[name], field.name),
                     int if field.type is int else float,
-                    0,
+                    field.name == "body_rate",  # by which is divided
                     math.inf,
                 )
         elif given[name] is not None:

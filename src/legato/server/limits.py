@@ -15,6 +15,20 @@ from ..errors import InvalidInput
 from .app import Legato
 from .traffic import Traffic
 
+NO_LIMIT = ("max_streams_per_owner", "max_streams_per_address", "connections_per_address", "stream_seconds")
+"""Beside those that begin with ``owner_``: limits of which 0 is none."""
+NOTHING = (
+    "waiting_messages",
+    "queued_messages",
+    "blob_bytes",
+    "history_messages",
+    "history_bytes",
+    "attempts",
+    "cancel_grace",
+    "gather_seconds",
+)
+"""Limits of which 0 is none of it. With 0 for any other the server would serve nothing, which nobody means."""
+
 
 class UnknownLimit(InvalidInput):
     """There is no limit of this name, or it cannot be set to that."""
@@ -49,7 +63,8 @@ def arguments(values: Mapping[str, str | float]) -> dict[str, Any]:
     """The arguments of ``Legato`` for limits by their names.
 
     Raises:
-        UnknownLimit: there is no such limit, or its value is no number from 0 on, whole where the default is.
+        UnknownLimit: there is no such limit, or its value is no number from 0 on, whole where the default is; or it is
+            0, and would be the end of all service.
     """
     known = defaults()
     found: dict[str, dict[str, float]] = {"Limits": {}, "Traffic": {}, "Legato": {}}
@@ -76,4 +91,6 @@ def _number(name: str, value: str | float, *, whole: bool) -> float:
         number = -1
     if isinstance(value, bool) or not math.isfinite(number) or number < 0:
         raise UnknownLimit(f"{name} is {wanted} from 0 on, got {value!r:.60}.")
+    if not (number or name.startswith("owner_") or name in (*NO_LIMIT, *NOTHING)):
+        raise UnknownLimit(f"{name} is {wanted} above 0, got {value!r:.60}: with 0 nothing would be taken or answered.")
     return number

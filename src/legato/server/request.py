@@ -64,12 +64,12 @@ class Request:
 
     def check_type(self) -> None:
         """Refuse a body that says that it is no JSON: a form of another site's page can send such, unasked. What says
-        nothing is taken for JSON, as no browser sends it.
+        nothing is taken for JSON: from a page it has an ``Origin``, which has been looked at.
 
         Raises:
             UnsupportedType: it does.
         """
-        given = self.headers.get("content-type", "")
+        given = ", ".join(self.headers.getlist("content-type"))
         kind = given.partition(";")[0].strip().lower()
         if kind not in ("", "application/json"):
             raise UnsupportedType(

@@ -58,7 +58,8 @@ class Streams:
     Args:
         total: streams at once.
         per_session: streams of one session at once.
-        per_owner, per_address: of one signed-in subject; of one address, where nobody is signed in.
+        per_owner, per_address: of one signed-in subject; of one address, where nobody is signed in. 0: as many as
+            there are.
         seconds: that a stream lasts at most; it ends after a random 80 to 100 % of it, so that not all come back at
             once, and only where its clients come back from an end. 0: for as long as it likes.
         stalled_seconds: for which a reader may take nothing.
@@ -136,7 +137,8 @@ class Streams:
         if party:
             whose = "owner" if party.startswith("subject ") else "address"
             count = self.parties[party] + self._elsewhere(party)
-            if count >= (most := self.per_owner if whose == "owner" else self.per_address):
+            most = self.per_owner if whose == "owner" else self.per_address
+            if 0 < most <= count:
                 raise TooMany(
                     f"You have {most} open streams, as many as you may.", bound=f"max_streams_per_{whose}", limit=most
                 )
