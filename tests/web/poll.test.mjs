@@ -2,6 +2,8 @@
 import assert from "node:assert/strict";
 import { mock, test } from "node:test";
 
+import { uncaught } from "./uncaught.mjs";
+
 /** What the module needs of a page. */
 globalThis.document = Object.assign(new EventTarget(), { hidden: false });
 globalThis.addEventListener = () => {};
@@ -88,19 +90,12 @@ test("a server that does not answer is asked again, later and later, and then as
   }));
 
 test("what the page does with an answer is not the server's fault", async (t) => {
-  const uncaught = [];
-  t.mock.method(globalThis, "queueMicrotask", (act) => {
-    try {
-      act();
-    } catch (error) {
-      uncaught.push(error.message);
-    }
-  });
+  const thrown = uncaught(t);
   await polling([1, 2], async (seen, _, pass) => {
     seen.answers.push = (answer) => { throw new TypeError(`mistaken ${answer}`); };
     await pass(1000);
     await pass(1000);
-    assert.deepEqual([seen.asked, seen.troubles, uncaught], [3, [], ["mistaken 2", "mistaken 2"]]);
+    assert.deepEqual([seen.asked, seen.troubles, thrown.map(String)], [3, [], ["TypeError: mistaken 2", "TypeError: mistaken 2"]]);
   });
 });
 

@@ -6,6 +6,7 @@ import { test } from "node:test";
 
 import { ConnectionLost, Malformed } from "../../src/legato/web/errors.js";
 import { Refused, Stream, TIMES, backoff, worthRetrying } from "../../src/legato/web/resume.js";
+import { uncaught } from "./uncaught.mjs";
 
 const LAW = JSON.parse(readFileSync(new URL("../vectors/waits.json", import.meta.url), "utf8"));
 const CURSORS = JSON.parse(readFileSync(new URL("../vectors/cursors.json", import.meta.url), "utf8")).cases;
@@ -136,19 +137,6 @@ test("Cut at every single byte, it loses nothing and doubles nothing.", async ()
     }
   });
 });
-
-/** What becomes of a listener's error: each is thrown where all uncaught ones are. */
-function uncaught(t) {
-  const seen = [];
-  t.mock.method(globalThis, "queueMicrotask", (act) => {
-    try {
-      act();
-    } catch (error) {
-      seen.push(error);
-    }
-  });
-  return seen;
-}
 
 test("What the handler of an event throws is told once, whatever it is, and another stream goes on with that event.", async () => {
   const errors = [new TypeError("undefined.x"), new RangeError("too deep"), new DOMException("", "AbortError"), new Refused(404, "another server's"),

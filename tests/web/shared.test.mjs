@@ -5,6 +5,7 @@ import { afterEach, beforeEach, test } from "node:test";
 import { SharedStream } from "../../src/legato/web/shared.js";
 import { BOUNDS } from "../../src/legato/web/tail.js";
 import { World, settle } from "./tabs.mjs";
+import { uncaught } from "./uncaught.mjs";
 
 let world;
 beforeEach(() => (world = new World()));
@@ -265,14 +266,7 @@ test("What the handler of an event throws is told once, and ends the stream of t
 });
 
 test("What the other listeners throw is an uncaught error, and no tab falls out of step.", async (t) => {
-  const uncaught = [];
-  t.mock.method(globalThis, "queueMicrotask", (act) => {
-    try {
-      act();
-    } catch (error) {
-      uncaught.push(error.message);
-    }
-  });
+  const thrown = uncaught(t);
   for (const tab of [world.tab(), world.tab()]) tab.states.push = (state) => { throw new TypeError(state); };
   await world.flow();
   world.server.append(2);
@@ -280,7 +274,7 @@ test("What the other listeners throw is an uncaught error, and no tab falls out 
   world.server.cut();
   await world.pass(3000);
   inStep();
-  assert.deepEqual(uncaught.sort(), ["connecting", "connecting", "open", "open", "open", "open", "waiting", "waiting"]);
+  assert.deepEqual(thrown.map((error) => error.message).sort(), ["connecting", "connecting", "open", "open", "open", "open", "waiting", "waiting"]);
 });
 
 test("An event that cannot be read, or that has no id of its own, ends the stream; so does what can never be sent.", async () => {

@@ -5,6 +5,7 @@ import { afterEach, test } from "node:test";
 import { LegatoCore } from "../../src/legato/web/core.js";
 import { TIMES } from "../../src/legato/web/resume.js";
 import { StreamResponse, TRANSITIONS } from "../../src/legato/web/stream-response.js";
+import { uncaught } from "./uncaught.mjs";
 
 TIMES.first = 1; // the waits between repetitions
 
@@ -285,19 +286,12 @@ test("Listeners are told of text at most once a frame, of everything else at onc
 
 test("A listener that fails is reported, and the text is whole.", async (t) => {
   const { server, response, state } = begun();
-  const uncaught = [];
-  t.mock.method(globalThis, "queueMicrotask", (act) => {
-    try {
-      act();
-    } catch (error) {
-      uncaught.push(error.message);
-    }
-  });
+  const thrown = uncaught(t);
   response.subscribe(() => { throw new Error("my own fault"); });
   response.subscribe(async () => { throw new Error("and mine"); });
   const first = await server.connection(1);
   await first.send(frame("content", "a", "1.0"), frame("response_message", MESSAGE, "2.0"));
-  assert.deepEqual([state(), uncaught], [["Hello.", "done", false, null], ["my own fault", "and mine"]]);
+  assert.deepEqual([state(), thrown.map((error) => error.message)], [["Hello.", "done", false, null], ["my own fault", "and mine"]]);
   assert.equal(server.connections.length, 1);
 });
 

@@ -6,20 +6,15 @@ import { Refused } from "../../src/legato/web/errors.js";
 import { TIMES } from "../../src/legato/web/resume.js";
 import { Talk } from "../../src/legato/web/talk.js";
 import { Server, settle } from "./tabs.mjs";
+import { uncaught } from "./uncaught.mjs";
 
 TIMES.first = 1;
 
 /** A conversation over a server whose history is `history()`; `on` are listeners of the page's own. */
 async function open(t, history, on = {}) {
   const server = new Server();
-  const seen = { problems: [], uncaught: [], turns: 0, server };
-  t.mock.method(globalThis, "queueMicrotask", (act) => {
-    try {
-      act();
-    } catch (error) {
-      seen.uncaught.push(error.message);
-    }
-  });
+  const thrown = uncaught(t);
+  const seen = { problems: [], get uncaught() { return thrown.map((error) => error.message); }, turns: 0, server };
   const request = async () => history();
   const url = (path, query) => new URL(`http://legato.test/${path}?${new URLSearchParams(query)}`);
   const where = { server: { fetch: server.fetch, url, request, wake() {} }, memory: { outbox: [] }, agent: null };
