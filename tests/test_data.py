@@ -406,9 +406,11 @@ async def test_an_application_keeps_what_it_is_told_to(monkeypatch: pytest.Monke
     import legato.retention
 
     monkeypatch.setattr(legato.retention, "TICK_SECONDS", 0.01)
-    fails = True
+    fails, asked = True, 0
 
     def rule(owner: str) -> Retention | None:
+        nonlocal asked
+        asked += 1
         if fails:
             raise RuntimeError("a mistake")
         return None
@@ -419,10 +421,11 @@ async def test_an_application_keeps_what_it_is_told_to(monkeypatch: pytest.Monke
         served.app.life.keeper._clock = clock
         clock.now += 2 * DAY
         async with served.driver.stream(f"/stream?sessionId={session}", headers={"x-user": "ann"}) as stream:
-            await asyncio.sleep(0.05)
-            assert (await served.app.store.info(session)).head == 1
-            fails = False
             async with asyncio.timeout(30):
+                while asked < 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+                assert (await served.app.store.info(session)).head == 1
+                fails = False
                 async for _ in stream:
                     pass
         assert (await served.driver.request("GET", f"/api/sessions/{session}")).status == 404

@@ -262,7 +262,7 @@ async def test_a_body_that_drips_has_no_more_time(length: int | None) -> None:
 @pytest.mark.parametrize("length", [40, None])
 async def test_a_body_that_comes_fast_enough_is_read(length: int | None) -> None:
     """Though it takes longer than a slow one may."""
-    app = await application(body_seconds=0.1, body_rate=50)
+    app = await application(body_seconds=0.1, body_rate=1)
     sending = Sending(app, "/api/sessions", length)
     for _ in range(38):
         await sending.give(b" ")
