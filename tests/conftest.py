@@ -1,11 +1,17 @@
-"""Which files come first where several processes share them, so that all end together; and that no test is timed."""
+"""Which files come first where several processes share them, so that all end together; that no test is timed; and the
+stage on which runs are driven, with each store that needs no server.
+"""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from running import STORES, Stage, staged
 
 settings.register_profile("legato", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("legato")
@@ -42,3 +48,9 @@ def pytest_collection_finish() -> None:
     """Some tests collect garbage; thousands of tests that wait their turn are none."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(params=STORES)
+async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stage]:
+    async with staged(request.param, tmp_path) as stage:
+        yield stage

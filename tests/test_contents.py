@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -35,14 +34,7 @@ from legato.history import askings, history
 from legato.log import Log
 from legato.questions import Question
 from legato.store.memory import MemoryStore
-from running import STORES, Node, Stage, staged
-
-
-@pytest.fixture(params=STORES)
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stage]:
-    async with staged(request.param, tmp_path) as stage:
-        yield stage
-
+from running import Node, Stage
 
 # The running fold against the whole one -------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ import contextlib
 import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,13 +25,7 @@ from legato.questions import Sent
 from legato.run import Runner
 from legato.testing import FakeClock
 from legato.yields import Finish, Text, Thinking, ToolCall, ToolResult, ToolStarted
-from running import NET, STORES, Gate, Stage, staged
-
-
-@pytest.fixture(params=STORES)
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stage]:
-    async with staged(request.param, tmp_path) as stage:
-        yield stage
+from running import NET, Gate, Stage
 
 
 async def wait_for_ever(turn: Turn) -> AsyncIterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from legato.execution import AHEAD, Execution
 from legato.load import BEAT, BUSY, FIRST, LATE, LOOKS, MOST, Load, Round
 from legato.testing import Driver
 from legato.yields import Thinking
-from running import NET, STORES, Clock, Stage, staged
+from running import NET, Clock, Stage
 from test_life import REQUESTS, application, check_refusal, in_use, late
 
 
@@ -128,12 +127,6 @@ async def test_a_round_calls_all_once_although_one_fails() -> None:
 
 
 # Runs that gather -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=STORES)
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stage]:
-    async with staged(request.param, tmp_path) as stage:
-        yield stage
 
 
 NEVER = Limits(gather_seconds=3600.0)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,15 +27,9 @@ from legato.questions import Question, Sent
 from legato.run import Runner
 from legato.server.adaptor import _with_address
 from legato.sessions import Sessions
-from running import NET, STORES, Node, Stage, staged
+from running import NET, Node, Stage
 
 ANN, BEN, EVE = (Caller(name) for name in ("ann", "ben", "eve"))
-
-
-@pytest.fixture(params=STORES)
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stage]:
-    async with staged(request.param, tmp_path) as stage:
-        yield stage
 
 
 # The sharing ----------------------------------------------------------------------------------------------------------

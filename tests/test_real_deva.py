@@ -207,8 +207,10 @@ def test_drops_while_the_answer_is_given(server: Server, thread: Thread) -> None
     assert thread.generations() == 1
 
 
-def test_a_server_that_dies_in_the_middle(tmp_path: Path) -> None:
-    """Killed and started again, while the library goes on trying: the text goes on where it stopped."""
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_ends_in_the_middle(end: signal.Signals, tmp_path: Path) -> None:
+    """Killed, or told to stop so that another one can be deployed, while the library goes on trying: it does not take
+    the end of the stream for the end of the answer, and the text goes on where it stopped."""
     store = f"sqlite:///{tmp_path / 'l.db'}"
     with serve(store) as server:
         thread = Thread(server.url)
@@ -216,28 +218,12 @@ def test_a_server_that_dies_in_the_middle(tmp_path: Path) -> None:
         process = start(thread, message)
         while sum(event["type"] == "text.delta" for event in thread.events()) < 10:
             pass
-        server.process.send_signal(signal.SIGKILL)
+        server.process.send_signal(end)
         server.stopped()
     with serve(store, server.url.rpartition(":")[2]):
         grows(states(process), WALK)
         assert thread.generations() == 1
         assert [event["data"]["attempt"] for event in thread.events() if event["type"] == "run.started"] == [1, 2]
-
-
-def test_a_server_that_is_deployed_anew_in_the_middle(tmp_path: Path) -> None:
-    """Told to stop, it ends the stream so that the library does not take it for the end of the answer."""
-    store = f"sqlite:///{tmp_path / 'l.db'}"
-    with serve(store) as server:
-        thread = Thread(server.url)
-        message = thread.send("walk")
-        process = start(thread, message)
-        while sum(event["type"] == "text.delta" for event in thread.events()) < 10:
-            pass
-        server.process.send_signal(signal.SIGTERM)
-        server.stopped()
-    with serve(store, server.url.rpartition(":")[2]):
-        grows(states(process), WALK)
-        assert thread.generations() == 1
 
 
 # Chromium -------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +18,7 @@ from legato.history import history
 from legato.log import Appended
 from legato.questions import Sent
 from legato.run import Runner
-from running import STORES, Stage, staged
-
-
-@pytest.fixture(params=STORES)
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stage]:
-    async with staged(request.param, tmp_path) as stage:
-        yield stage
+from running import Stage
 
 
 class Teller:

@@ -8,7 +8,6 @@ import itertools
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -36,13 +35,7 @@ from legato.questions import Sent
 from legato.run import Runner
 from legato.transcript import Transcript
 from legato.yields import Checkpoint, Thinking, ToolCall, ToolResult
-from running import NET, STORES, Gate, Stage, staged
-
-
-@pytest.fixture(params=STORES)
-async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stage]:
-    async with staged(request.param, tmp_path) as stage:
-        yield stage
+from running import NET, Gate, Stage
 
 
 async def echo(turn: Turn) -> str:
