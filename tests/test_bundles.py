@@ -289,7 +289,10 @@ def test_types_of_the_react_components(project: Path, version: str) -> None:
 LEAKS = """
 html { font-size: 62.5%; }
 body { font: italic 700 40px/3 fantasy; color: red; text-transform: uppercase; letter-spacing: 5px; text-align: right; }
-* { color: red; font-family: fantasy; line-height: 4; text-indent: 9px; word-spacing: 9px; }
+* { color: red; font-family: fantasy; line-height: 4; text-indent: 9px; word-spacing: 9px; user-select: none; }
+* { -webkit-text-fill-color: red; text-shadow: 3px 3px; word-break: break-all; font-variant: small-caps; cursor: wait; }
+html { writing-mode: vertical-rl; tab-size: 40; list-style: square inside; border-spacing: 20px; caret-color: red; }
+#root { width: 1248px; writing-mode: horizontal-tb; }
 """
 LOOK = """() => {
     const root = document.querySelector('legato-chat').shadowRoot;
@@ -298,8 +301,11 @@ LOOK = """() => {
         const {width, height} = root.querySelector(css).getBoundingClientRect();
         const style = getComputedStyle(root.querySelector(css));
         const names = ['color', 'fontSize', 'fontFamily', 'fontStyle', 'fontWeight', 'lineHeight', 'letterSpacing',
-            'wordSpacing', 'textTransform', 'textAlign', 'textIndent', 'paddingLeft', 'minHeight'];
-        seen[css] = [Math.round(width), Math.round(height), ...names.map(each => style[each])];
+            'wordSpacing', 'textTransform', 'textAlign', 'textIndent', 'paddingLeft', 'minHeight',
+            'webkitTextFillColor', 'textShadow', 'wordBreak', 'fontVariant', 'cursor', 'tabSize', 'listStyle',
+            'caretColor', 'writingMode'];
+        seen[css] = [width, height].map(Math.round).concat(names.map(each => style[each]));
+        seen[css].push(style.userSelect === 'none');
     }
     return seen;
 }"""

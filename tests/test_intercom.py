@@ -91,6 +91,36 @@ def test_intercom_on_another_origin(shop: Page, shoot: Callable[[Page, str], Non
     expect(shop.locator(".prose strong", has_text="Tea").last).to_be_visible()
 
 
+AROUND = [
+    "* { all: unset !important; }",
+    "body { transform: translateX(40px) scale(0.9); filter: blur(1px); }",
+    "body { contain: strict; overflow: clip; height: 0; opacity: 0.1; }",
+    "legato-intercom { display: block; contain: strict; width: 0; height: 0; transform: scale(0.2); }",
+    "h1 { position: fixed; inset: 0; margin: 0; z-index: 2147483647; }",
+    "html { writing-mode: vertical-rl; }",
+]
+
+
+def test_nothing_around_it_moves_or_covers_it(shop: Page) -> None:
+    """Whatever the page makes of its ancestors, the button and the dialog stand where they stood, and take clicks."""
+    shop.locator("#launcher").click()
+    look = """() => ["#launcher", "#panel"].map(css => {
+        const element = document.querySelector("legato-intercom").shadowRoot.querySelector(css);
+        const { x, y, width, height } = element.getBoundingClientRect();
+        const hit = document.elementFromPoint(x + width / 2, y + height / 2);
+        return [x, y, width, height, hit.localName];
+    })"""
+    shop.locator("#panel").evaluate("panel => panel.getAnimations().forEach(each => each.finish())")
+    before = shop.evaluate(look)
+    for css in AROUND:
+        style = shop.add_style_tag(content=css)
+        assert shop.evaluate(look) == before, css
+        style.evaluate("style => style.remove()")
+    shop.add_style_tag(content="body { zoom: 2; }")
+    x, y, width, height, _ = shop.evaluate(look)[1]
+    assert min(x, y, 900 - x - width, 720 - y - height) >= 0
+
+
 def test_intercom_says_what_happened_meanwhile(shop: Page) -> None:
     """Closed, its button says that an answer is being given, also on the next page, and then that there is one."""
     launcher = shop.locator("#launcher")

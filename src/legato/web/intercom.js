@@ -25,7 +25,7 @@ export class LegatoIntercom extends LegatoElement {
     h("header", { part: "header" }, this.#avatar, this.#title, this.#renew, this.#leave), this.#chat, this.#trouble);
   #badge = h("span", { id: "badge", part: "badge" });
   #launcher = h("button", { type: "button", id: "launcher", part: "launcher", "aria-expanded": "false", "aria-haspopup": "dialog", click: () => this.toggle() });
-  #body = h("div", { "data-state": "idle" }, this.#panel, this.#launcher);
+  #body = h("div", { id: "body", popover: "manual", "data-state": "idle" }, this.#panel, this.#launcher);
   #checked = false;
 
   get sheets() {
@@ -55,6 +55,7 @@ export class LegatoIntercom extends LegatoElement {
   connectedCallback() {
     super.connectedCallback();
     this.ownRoot.append(this.#body);
+    this.#body.showPopover?.(); // above the page, wherever it stands: what clips, moves or covers an ancestor does not reach it
     this.#label();
     if (this.#kept.running) void this.#connect(); // to say when it is done, also on the page after this one
   }

@@ -2,6 +2,7 @@
  * What Legato's elements have in common: the sheet, the words, the server. An element that stands inside another one of
  * Legato's has no shadow root: a text that is cut into many roots cannot be selected in one go.
  */
+import { h } from "./dom.js";
 import { Server } from "./server.js";
 import { sheets } from "./sheet.js";
 import { fill, onStrings } from "./strings.js";
@@ -25,7 +26,7 @@ export class LegatoElement extends Element {
     return host instanceof LegatoElement ? host : null;
   }
 
-  /** Where the element's own content goes. @returns {ShadowRoot | HTMLElement} */
+  /** Where the element's own content goes. @returns {HTMLElement} */
   get inside() {
     return this.outer === null ? this.ownRoot : this;
   }
@@ -34,10 +35,14 @@ export class LegatoElement extends Element {
     return sheets;
   }
 
+  /** Within the shadow root, where inheritance from the page ends, see `looks.js`. @returns {HTMLElement} */
   get ownRoot() {
-    const root = this.shadowRoot ?? this.attachShadow({ mode: "open" });
-    root.adoptedStyleSheets = this.sheets;
-    return root;
+    if (this.shadowRoot === null) {
+      const root = this.attachShadow({ mode: "open" });
+      root.adoptedStyleSheets = this.sheets;
+      root.append(h("div", { class: "own" }));
+    }
+    return /** @type {any} */ (this.shadowRoot?.firstElementChild);
   }
 
   /** Address of the server: the attribute `base-url`, else where the elements were loaded from. */

@@ -25,18 +25,25 @@ export const LOOKS = `
   --legato-rem: 1em;
   display: block;
   font-size: medium; /* what the visitor has chosen, whatever the page makes of it; a page may set its own on the element */
+}
+/* Here ends what is inherited from the page, whatever it says of all that it has; but for what concerns the visitor, or all of a place. */
+.own {
+  all: initial;
+  display: contents;
+  color-scheme: inherit;
+  forced-color-adjust: inherit;
+  visibility: inherit;
+  pointer-events: inherit;
+  font-size: inherit;
+  -webkit-text-size-adjust: inherit;
+  text-size-adjust: inherit;
+  -webkit-locale: inherit;
+  -webkit-user-select: text;
+  user-select: text;
   overflow-wrap: anywhere;
-  color: var(--text) !important; /* and not what the page says of all that it has */
-  font-family: var(--font) !important;
-  font-style: normal !important;
-  font-weight: normal !important;
-  line-height: 1.65 !important;
-  letter-spacing: normal !important;
-  word-spacing: normal !important;
-  text-align: start !important;
-  text-indent: 0 !important;
-  text-transform: none !important;
-  white-space: normal !important;
+  color: var(--text);
+  font-family: var(--font);
+  line-height: 1.65;
 }
 :host([hidden]), [hidden] { display: none !important; }
 :host([theme="light"]) { color-scheme: light; }
