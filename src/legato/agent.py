@@ -365,7 +365,7 @@ async def _from_error(error: Exception) -> AsyncGenerator[object, None]:
     yield
 
 
-async def _from_answer(answer: Any) -> AsyncGenerator[object, None]:
+async def _from_answer(answer: object) -> AsyncGenerator[object, None]:
     """What an async function gave: an awaitable of it, an async iterator of items, a plain one, or a single item."""
     if inspect.isawaitable(answer):
         answer = await answer
@@ -387,7 +387,7 @@ async def _from_thread(function: AgentFunction, turn: Turn) -> AsyncGenerator[ob
     arrived = asyncio.Event()
     items: list[object] = []
     outcome: list[Exception | None] = []
-    handed: list[Any] = []
+    handed: list[object] = []
     room = threading.Semaphore(_AHEAD)
     stopped = threading.Event()
 

@@ -143,7 +143,7 @@ def _taken(fact: S, blobs: dict[str, bytes]) -> S:
     return msgspec.structs.replace(fact, metadata=metadata, parts=parts, blobs=[*(fact.blobs or ()), *refs])
 
 
-def _without(value: Any, at: list[str | int], refs: list[BlobRef], blobs: dict[str, bytes]) -> Any:
+def _without(value: object, at: list[str | int], refs: list[BlobRef], blobs: dict[str, bytes]) -> Any:
     """``value`` without the bytes in it; itself, if there are none."""
     if isinstance(value, str):
         if len(value) < LEAST or at[-1] in TEXTS or (found := _bytes_of(value)) is None:

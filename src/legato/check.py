@@ -42,7 +42,7 @@ def digits(text: str | None, *, most: int = DIGITS) -> int | None:
     return int(text)
 
 
-def as_text(name: str, value: Any, most: int | None = None) -> str:
+def as_text(name: str, value: object, most: int | None = None) -> str:
     """``value`` as plain text, each lone surrogate replaced by U+FFFD, since UTF-8 has no place for it.
 
     Args:
@@ -117,17 +117,17 @@ class Halves:
         return whole(piece)
 
 
-def as_id(name: str, value: Any) -> str:
+def as_id(name: str, value: object) -> str:
     """``value`` as an id, see ``as_text``."""
     return as_text(name, value, ID_CHARACTERS)
 
 
-def as_name(name: str, value: Any) -> str:
+def as_name(name: str, value: object) -> str:
     """``value`` as a name, see ``as_text``."""
     return as_text(name, value, NAME_CHARACTERS)
 
 
-def as_word(name: str, value: Any, words: Sequence[str]) -> str:
+def as_word(name: str, value: object, words: Sequence[str]) -> str:
     """``value``, which is one of ``words``.
 
     Raises:
@@ -139,7 +139,7 @@ def as_word(name: str, value: Any, words: Sequence[str]) -> str:
     return word
 
 
-def as_flag(name: str, value: Any) -> bool:
+def as_flag(name: str, value: object) -> bool:
     """``value``, which is True or False.
 
     Raises:
@@ -150,7 +150,7 @@ def as_flag(name: str, value: Any) -> bool:
     return value
 
 
-def as_count(name: str, value: Any) -> int:
+def as_count(name: str, value: object) -> int:
     """``value`` as a whole number from 0; None, with which providers say that they do not know, is 0.
 
     Raises:
@@ -162,7 +162,7 @@ def as_count(name: str, value: Any) -> int:
     return int(number)
 
 
-def as_amount(name: str, value: Any) -> float:
+def as_amount(name: str, value: object) -> float:
     """``value`` as a number from 0; None is 0.
 
     Raises:
@@ -174,7 +174,7 @@ def as_amount(name: str, value: Any) -> float:
     return number
 
 
-def as_seconds(name: str, value: Any) -> float | None:
+def as_seconds(name: str, value: object) -> float | None:
     """``value`` as a time to wait; None for no end. What is negative is 0.
 
     Raises:
@@ -188,7 +188,7 @@ def as_seconds(name: str, value: Any) -> float | None:
     return max(number, 0.0) if number <= MOST_SECONDS else None
 
 
-def refused(name: str, expected: str, value: Any) -> InvalidInput:
+def refused(name: str, expected: str, value: object) -> InvalidInput:
     """The error for a ``value`` of ``name`` that is not what was expected."""
     came = repr(value) if isinstance(value, bool | float) else type(value).__name__
     return InvalidInput(f"{name} must be {expected}, got {came}.", field=name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -47,7 +47,7 @@ LEFT_OPEN = Ending(None)
 GONE = Ending(None)  # the session was deleted; nothing can be stored any more
 
 
-def failed(code: str, message: str, **detail: Any) -> Ending:
+def failed(code: str, message: str, **detail: object) -> Ending:
     """An ending as ``run.failed``."""
     return Ending("failed", code=code, message=message, detail=detail or None)
 

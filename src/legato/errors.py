@@ -271,7 +271,7 @@ class TooFast(TooMany):
 
     code = "too_fast"
 
-    def __init__(self, message: str, *, after: float, **detail: Any) -> None:
+    def __init__(self, message: str, *, after: float, **detail: object) -> None:
         super().__init__(message, **detail)
         self.retry_after = after
 
@@ -389,7 +389,7 @@ class AgentError(LegatoError):
     code = "agent_error"
     status = 502
 
-    def __init__(self, message: str, *, code: str = "agent_error", **detail: Any) -> None:
+    def __init__(self, message: str, *, code: str = "agent_error", **detail: object) -> None:
         super().__init__(message, **detail)
         self.code = code
 

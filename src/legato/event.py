@@ -623,7 +623,7 @@ def _required(struct: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(field.name for field in msgspec.structs.fields(struct) if field.required)
 
 
-def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
+def _struct_of(kind: object) -> type[msgspec.Struct] | None:
     kinds = [each for each in (kind, *typing.get_args(kind)) if isinstance(each, type)]
     return next((each for each in kinds if issubclass(each, msgspec.Struct)), None)
 

@@ -653,7 +653,7 @@ class Execution:
             del self._waiting[id]
 
 
-def _object(name: str, value: Any) -> JsonObject | None:
+def _object(name: str, value: object) -> JsonObject | None:
     if not isinstance(value, dict):
         raise refused(name, "a dict", value)
     return as_json(name, value) or None

@@ -170,7 +170,7 @@ def present(items: Sequence[Item]) -> int:
     return max((place + 1 for place in range(asked) if is_said(items[place])), default=0)
 
 
-def text_of(content: Any) -> str:
+def text_of(content: object) -> str:
     """The text of a message's content, or of a tool's output: a string, or parts with texts."""
     if isinstance(content, str):
         return content
@@ -186,7 +186,7 @@ def output_of(item: Item) -> Any:
     return text_of(output) if whole else output
 
 
-def said_in(content: Any) -> str:
+def said_in(content: object) -> str:
     """The text of what the assistant said, a refusal included."""
     if not isinstance(content, list):
         return text_of(content)

@@ -76,7 +76,7 @@ def _signs(raw: bytes) -> int:
     return sum(map(raw.count, _SIGNS))
 
 
-def _pieces(raw: msgspec.Raw, depth: int) -> Any:
+def _pieces(raw: msgspec.Raw, depth: int) -> object:
     view = memoryview(raw)
     if len(view) <= PIECE:
         return msgspec.json.decode(raw)

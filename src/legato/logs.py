@@ -52,7 +52,7 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
     about |= _named(record) if record.name.partition(".")[0] == "legato" else {}
     if "run" in about:
         about.setdefault("session", about["run"].partition("~")[0])
-    told: dict[str, Any] = {
+    told: dict[str, object] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": record.levelname.lower(),
         "logger": record.name,
@@ -87,7 +87,7 @@ class JSONFormatter(logging.Formatter):
             return unbroken(msgspec.json.encode({name: _written(value) for name, value in told.items()})).decode()
 
 
-def _written(value: Any) -> Any:
+def _written(value: object) -> object:
     if isinstance(value, int | float):
         return value
     return str(value).encode("utf-8", "backslashreplace").decode()

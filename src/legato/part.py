@@ -207,7 +207,7 @@ def read_part(value: JsonObject) -> Part:
     return OtherPart(value if isinstance(value, dict) else {"value": value})
 
 
-def _write(value: Any) -> JsonObject:
+def _write(value: object) -> JsonObject:
     if isinstance(value, OtherPart):
         return value.data
     raise NotImplementedError(f"Objects of type {type(value).__name__} are not JSON")
@@ -226,7 +226,7 @@ def decoder(type: type[T]) -> msgspec.json.Decoder[T]:
     return msgspec.json.Decoder(known(type), dec_hook=_read)
 
 
-def convert(value: Any, type: type[T], *, strict: bool = True) -> T:
+def convert(value: object, type: type[T], *, strict: bool = True) -> T:
     """A JSON value as ``type``, parts of any kind included.
 
     Raises:
@@ -252,7 +252,7 @@ def to_builtins(value: object) -> Any:
     return msgspec.to_builtins(value, enc_hook=_write)
 
 
-def as_json(name: str, value: Any) -> Any:
+def as_json(name: str, value: object) -> Any:
     """What JSON makes of ``value`` (lists for tuples, text for dates), and a copy that nobody else can change.
 
     Raises:
@@ -269,13 +269,13 @@ def as_json(name: str, value: Any) -> Any:
     return made
 
 
-def check_depth(name: str, value: Any) -> None:
+def check_depth(name: str, value: object) -> None:
     """Raise ``InvalidInput``, which begins with ``name``, if a JSON value is nested deeper than ``DEPTH``."""
     if _deeper(value, DEPTH):
         raise InvalidInput(f"{name} must not be nested deeper than {DEPTH}.")
 
 
-def _deeper(value: Any, most: int) -> bool:
+def _deeper(value: object, most: int) -> bool:
     level = [value]
     for _ in range(most):
         level = [

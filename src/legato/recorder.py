@@ -360,7 +360,7 @@ def checked_usage(usage: Usage) -> Usage:
     )
 
 
-def _output(output: Any) -> Any:
+def _output(output: object) -> object:
     return as_text("ToolResult.output", output) if isinstance(output, str) else as_json("ToolResult.output", output)
 
 

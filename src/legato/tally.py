@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import msgspec
 
@@ -66,7 +65,7 @@ class NodeTally:
         watchers: are told what the others counted before, and what they do now.
     """
 
-    def __init__(self, store: Any, node: str) -> None:
+    def __init__(self, store: object, node: str) -> None:
         self.sources: list[Callable[[], Iterable[tuple[str, int]]]] = []
         self.watchers: list[Callable[[Mapping[str, int], Mapping[str, int]], object]] = []
         self._told: Told | None = getattr(store, "tally", None)

@@ -60,7 +60,7 @@ CURRENT: ContextVar[RunSpan | None] = ContextVar("legato_run_span", default=None
 """Of the run whose agent this is."""
 
 
-def named(**attributes: Any) -> dict[str, Any]:
+def named(**attributes: object) -> dict[str, Any]:
     """Attributes by the names of the conventions, without those that are not known."""
     return {NAMES[name]: value for name, value in attributes.items() if value not in (None, "")}
 
@@ -217,7 +217,7 @@ class RunSpan:
         self._answered = True
 
     @contextmanager
-    def asking(self, **attributes: Any) -> Iterator[Span]:
+    def asking(self, **attributes: object) -> Iterator[Span]:
         """Around a request to a model."""
         trace = self._traces.api
         span = self._traces.tracer.start_span(
@@ -261,7 +261,7 @@ def _fail(traces: Traces, span: Span, kind: str) -> None:
 
 
 @contextmanager
-def asking(**attributes: Any) -> Iterator[Span | None]:
+def asking(**attributes: object) -> Iterator[Span | None]:
     """Around a request to a model, by an agent; gives its span, if somebody traces. See ``NAMES``."""
     run = CURRENT.get()
     if run is None:

@@ -84,7 +84,7 @@ class _Checkpointer(Protocol):
 
 
 class _Graph(Protocol):
-    def astream(self, given: object, config: JsonObject, **options: Any) -> AsyncGenerator[object, None]: ...
+    def astream(self, given: object, config: JsonObject, **options: object) -> AsyncGenerator[object, None]: ...
 
     async def aget_state(self, config: JsonObject) -> _GraphState: ...
 
@@ -163,7 +163,7 @@ def adapt(
     )
 
 
-def _tools(graph: Any) -> list[str]:
+def _tools(graph: object) -> list[str]:
     """The tools of the graph, as far as they are known before it runs."""
     bound = (getattr(node, "bound", None) for node in getattr(graph, "nodes", {}).values())
     named = (getattr(each, "tools_by_name", None) for each in bound)
@@ -173,7 +173,7 @@ def _tools(graph: Any) -> list[str]:
 _CHECKPOINTER = "compile it with checkpointer=InMemorySaver(), for example"
 
 
-def _asking(graph: Any) -> str | None:
+def _asking(graph: object) -> str | None:
     """What in a graph is known to interrupt it; None when nothing is."""
     if getattr(graph, "interrupt_before_nodes", None) or getattr(graph, "interrupt_after_nodes", None):
         return "A breakpoint"
@@ -342,8 +342,8 @@ class _GraphTranslator:
         self._texted = ""  # the message that has had text since the last result of a tool
         self._said = ""  # all text
         self._spoken = False  # whether there has been any since the last result of a tool
-        self._first: Mapping[str, Any] | None = None  # the graph's state in the beginning
-        self._last: Mapping[str, Any] = {}  # and as it is now
+        self._first: Mapping[str, object] | None = None  # the graph's state in the beginning
+        self._last: Mapping[str, object] = {}  # and as it is now
         self.halted = False  # the graph waits for an answer
 
     def take(self, part: object) -> list[Yielded]:
@@ -366,7 +366,7 @@ class _GraphTranslator:
 
     # The state --------------------------------------------------------------------------------------------------------
 
-    def reach(self, state: Mapping[str, Any]) -> list[Yielded]:
+    def reach(self, state: Mapping[str, object]) -> list[Yielded]:
         """The graph's state after a step: messages of the assistant in it that no stream had are told.
 
         Nodes may return messages as dicts, tuples or texts, which LangGraph makes messages of, but does not stream.
@@ -611,7 +611,7 @@ def _mode(part: object) -> tuple[str, object]:
     return "messages", part
 
 
-def _state_in(part: object) -> Mapping[str, Any] | None:
+def _state_in(part: object) -> Mapping[str, object] | None:
     """The state of the whole graph, if that is what a part is."""
     match part:
         case ((), "values", Mapping() as state):
@@ -635,7 +635,7 @@ def _messages_of(update: object) -> list[_ChatMessage]:
     return [message for message in listed if hasattr(message, "type")]
 
 
-def _all_messages(state: Mapping[str, Any]) -> list[_ChatMessage]:
+def _all_messages(state: Mapping[str, object]) -> list[_ChatMessage]:
     """The messages of a state, also those that a node has put there as dicts, tuples or texts."""
     given = state.get("messages")
     convert = load("langchain_core.messages", EXTRA).convert_to_messages

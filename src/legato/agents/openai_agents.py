@@ -102,7 +102,7 @@ class _StreamedRun(Protocol):
 
 
 class _SdkRunner(Protocol):
-    def run_streamed(self, agent: object, given: list[JsonObject] | _HaltedRun, **options: Any) -> _StreamedRun: ...
+    def run_streamed(self, agent: object, given: list[JsonObject] | _HaltedRun, **options: object) -> _StreamedRun: ...
 
 
 _TOOL_FAILED = "An error occurred while running the tool"
@@ -110,7 +110,7 @@ _TOOL_FAILED = "An error occurred while running the tool"
 
 
 def adapt(
-    agent: Any,
+    agent: object,
     *,
     name: str | None = None,
     on_crash: OnCrash = "fail",
@@ -164,7 +164,7 @@ def adapt(
     )
 
 
-def _tools(agent: Any) -> list[str]:
+def _tools(agent: object) -> list[str]:
     """The agent's tools, as far as they are known before it runs."""
     return [tool.name for tool in getattr(agent, "tools", None) or ()]
 

@@ -137,7 +137,7 @@ class _RequestEvent(Protocol):
 
 class _StreamingAgent(Protocol):
     def run_stream_events(
-        self, prompt: object, **options: Any
+        self, prompt: object, **options: object
     ) -> contextlib.AbstractAsyncContextManager[AsyncIterable[_RequestEvent]]: ...
 
 

@@ -175,7 +175,7 @@ class JWT:
             return None
         return Caller(subject, "", self._granted(subject, claims), float(claims["exp"]) + self._leeway)
 
-    def _granted(self, subject: str, claims: Mapping[str, Any]) -> frozenset[str] | None:
+    def _granted(self, subject: str, claims: Mapping[str, object]) -> frozenset[str] | None:
         if self._scopes is None:
             return frozenset(SCOPES) if subject in self._admins else None
         said = claims.get(self._scopes, ())
@@ -208,7 +208,7 @@ def _public_key(given: str | bytes | Path) -> Any:
         raise InvalidInput("key is a public key as PEM (-----BEGIN PUBLIC KEY-----), or the path of one.") from exc
 
 
-def _fitting(key: Any) -> tuple[str, ...]:
+def _fitting(key: object) -> tuple[str, ...]:
     """The algorithms that a public key is for."""
     if isinstance(key, rsa.RSAPublicKey):
         if key.key_size < 2048:
@@ -331,7 +331,7 @@ def _may_be_fetched(url: str) -> bool:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+    def redirect_request(self, *args: object, **kwargs: object) -> None:
         """Nowhere: the keys are where the server was told that they are."""
 
 

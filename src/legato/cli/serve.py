@@ -412,7 +412,7 @@ def _new_app(found: Target, options: ServeOptions) -> Legato:
     return app
 
 
-def given_of(ctx: click.Context, params: Iterable[click.Parameter], options: Mapping[str, Any]) -> dict[str, str]:
+def given_of(ctx: click.Context, params: Iterable[click.Parameter], options: Mapping[str, object]) -> dict[str, str]:
     """How each option was said, of those that were; what a file or a variable says as it is anyway was not."""
     given: dict[str, str] = {}
     for param in params:

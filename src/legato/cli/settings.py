@@ -108,7 +108,7 @@ def source(ctx: click.Context, param: click.Parameter) -> str:
     return str(ctx.meta[SAID]) if found is ParameterSource.DEFAULT_MAP else "default"
 
 
-def masked(key: str, value: Any) -> Any:
+def masked(key: str, value: object) -> Any:
     """``value`` as it may be shown: without passwords."""
     if isinstance(value, str):
         if value and _SECRET.search(key):
@@ -117,7 +117,7 @@ def masked(key: str, value: Any) -> Any:
     return [masked(key, each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def toml(value: Any) -> str:
+def toml(value: object) -> str:
     """A setting's value as TOML has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -145,7 +145,7 @@ def _read(ctx: click.Context, param: click.Parameter, value: str | None) -> str 
             content, mode = _content(Path(value))
         except ValueError as exc:
             raise Misset([*faults, f"{value}: {exc}"]) from exc
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         for name, each in content.items():
             given = known.get(name.replace("_", "-"))
             if given is None or given.name is None:
@@ -182,7 +182,7 @@ def _of_environment(ctx: click.Context, known: Mapping[str, click.Parameter]) ->
     return odd, faults
 
 
-def _content(path: Path) -> tuple[dict[str, Any], int]:
+def _content(path: Path) -> tuple[dict[str, object], int]:
     """What a file says, and its mode.
 
     Raises:
@@ -204,7 +204,7 @@ def _is_repeated(param: click.Parameter) -> bool:
     return isinstance(param, click.Option) and param.multiple
 
 
-def _fault(ctx: click.Context, param: click.Parameter, value: Any, *, typed: bool) -> str | None:
+def _fault(ctx: click.Context, param: click.Parameter, value: object, *, typed: bool) -> str | None:
     """What is wrong with a value; None if nothing is. ``typed``: it is TOML's, and a number is no text."""
     for each in value if _is_repeated(param) and isinstance(value, list | tuple) else [value]:
         try:
@@ -218,7 +218,7 @@ def _fault(ctx: click.Context, param: click.Parameter, value: Any, *, typed: boo
     return None
 
 
-def _fits(kind: click.ParamType[Any], value: Any) -> bool:
+def _fits(kind: click.ParamType[object], value: object) -> bool:
     """Whether a value of TOML is of a type, which click would make of nearly anything."""
     if isinstance(kind, click.types.BoolParamType):
         return isinstance(value, bool)
@@ -229,7 +229,7 @@ def _fits(kind: click.ParamType[Any], value: Any) -> bool:
     return isinstance(value, str) and "\0" not in value
 
 
-def _shown(key: str, value: Any) -> str:
+def _shown(key: str, value: object) -> str:
     if isinstance(value, dict | list):
         return "a table" if isinstance(value, dict) else "a list"
     text = toml(masked(key, value)) if isinstance(value, str | bool | int | float) else str(value)
@@ -242,7 +242,7 @@ def expected(param: click.Parameter) -> str:
     return f"{one}, or a list of such" if isinstance(param, click.Option) and param.multiple else one
 
 
-def _expected(kind: click.ParamType[Any]) -> str:
+def _expected(kind: click.ParamType[object]) -> str:
     if isinstance(kind, click.types.BoolParamType):
         return "true or false"
     if isinstance(kind, click.IntRange | click.FloatRange):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import Any
 
 import msgspec
 
@@ -123,7 +122,7 @@ class _Turn:
         self.parts += [ThinkingPart(self.step, text) for text in self._thoughts]
         self._thoughts.clear()
 
-    def answer(self, place: int, output: Any, *, success: bool) -> None:
+    def answer(self, place: int, output: object, *, success: bool) -> None:
         """Add what came of the call at ``place``."""
         call = self.parts[place]
         assert isinstance(call, CallPart)
@@ -149,7 +148,7 @@ class _Calls:
 _SAID_IN: dict[str, type[TextPart | RefusalPart]] = {"text": TextPart, "refusal": RefusalPart}
 
 
-def _said(content: Any) -> Iterator[tuple[type[TextPart | RefusalPart], str]]:
+def _said(content: object) -> Iterator[tuple[type[TextPart | RefusalPart], str]]:
     """What the assistant said, as kinds of parts with their texts; neighbours of one kind are one."""
     parts = [{"text": content}] if isinstance(content, str) else content if isinstance(content, list) else []
     said = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from ..items import GIVEN_PARTS, KNOWN, SAID_PARTS, SYSTEM, Item, is_bare, is_output, is_reference
 from ..json import JsonObject
@@ -158,7 +157,7 @@ def _check_role(where: str, item: Item, roles: tuple[str, ...]) -> None:
         raise _unknown(f"{where}.role", item["role"], roles)
 
 
-def _check_content(where: str, content: Any, role: str) -> None:
+def _check_content(where: str, content: object, role: str) -> None:
     known = SAID_PARTS if role == "assistant" else GIVEN_PARTS
     if content is not None and not isinstance(content, str | list):
         raise BadRequest(f"{where} is text or a list of parts.", code="invalid_type", param=where)

@@ -499,7 +499,7 @@ class Legato:
             changed.set_result(None)
 
     @asynccontextmanager
-    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """For an application that mounts this one: ``FastAPI(lifespan=app.lifespan)``. See ``start_aside``."""
         await self.start_aside()
         try:

@@ -45,7 +45,7 @@ class Misconfigured(InvalidInput):
         self.faults = list(faults)
 
 
-def check(given: Mapping[str, Any]) -> None:
+def check(given: Mapping[str, object]) -> None:
     """Look at the arguments of ``Legato``, by their names.
 
     Raises:

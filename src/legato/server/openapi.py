@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
 
 import msgspec
 
@@ -20,7 +19,7 @@ _REF = "#/components/schemas/{name}"
 def document(operations: Sequence[Operation], *, signs_in: bool = False) -> JsonObject:
     """The document for ``operations``; with ``signs_in`` of a server that wants to know who asks."""
     operations = [operation for operation in operations if operation.documented]
-    types: list[Any] = [ErrorBody]
+    types: list[object] = [ErrorBody]
     for operation in operations:
         types += [type for type in (operation.body, operation.error, *operation.answers.values()) if type is not None]
         types += operation.stream.events if operation.stream is not None else ()
@@ -124,7 +123,7 @@ def _param(param: Param) -> JsonObject:
     }
 
 
-def _response(status: int, schema: Any) -> JsonObject:
+def _response(status: int, schema: object) -> JsonObject:
     described: JsonObject = {"description": HTTPStatus(status).phrase}
     if schema is not None:
         files = schema == _BYTES  # of any kind

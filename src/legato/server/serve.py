@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -339,7 +339,7 @@ def _leave(loop: asyncio.AbstractEventLoop) -> None:
     _run_until_done(loop, loop.create_task(_wait({closing})))
 
 
-async def _wait(tasks: set[asyncio.Task[Any]]) -> None:
+async def _wait(tasks: set[asyncio.Task[object]]) -> None:
     await asyncio.wait(tasks, timeout=LEAVE_SECONDS)
 
 

@@ -294,7 +294,7 @@ class Transaction:
         self._now = now
         self._at = 0  # when the last append was, in microseconds
         self._path = path
-        self._rows: list[Any] = []
+        self._rows: list[object] = []
         self._arrived: dict[str, Arrived] = {}
         self._deleted: set[str] = set()
         self._updated: dict[int, int] = {}

@@ -12,7 +12,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..errors import StoreError
 from ..figures import StoreFigures
@@ -233,7 +232,7 @@ class Writer:
             self._tidy_at = time.monotonic() + TIDY_SECONDS
         return {name: known.look() for name, known in group.touched.items()}
 
-    def _write_all(self, rows: list[Any]) -> None:
+    def _write_all(self, rows: list[object]) -> None:
         size = STATEMENT_ROWS * WIDTH
         if len(rows) <= size:
             if rows:
@@ -244,7 +243,7 @@ class Writer:
             self._write(rows[start : start + size])
         self._connection.execute("COMMIT")
 
-    def _write(self, rows: list[Any]) -> None:
+    def _write(self, rows: list[object]) -> None:
         count = len(rows) // WIDTH
         # Powers of two, so that there are ten statements in all, each prepared once.
         power = 1 << (count - 1).bit_length()

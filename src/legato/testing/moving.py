@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import msgspec
 
@@ -101,7 +100,7 @@ async def sessions_are_adopted_whole(place: Place) -> None:
         if error is not None:
             raise error
 
-    async def adopted(*parts: Sequence[Event], error: Exception | None = None, **changed: Any) -> None:
+    async def adopted(*parts: Sequence[Event], error: Exception | None = None, **changed: object) -> None:
         await portable(store).adopt(msgspec.structs.replace(record, **changed), pieces(*parts, error=error))
 
     await refused(InvalidInput, adopted(events[:2], events[3:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import LegatoError
 from ..event import Event, SessionCreated, TextDelta
@@ -48,7 +48,7 @@ def same(expected: object, actual: object) -> None:
         raise AssertionError(f"\nexpected {expected!r}\n     got {actual!r}")
 
 
-async def refused(error: type[LegatoError] | tuple[type[LegatoError], ...], doing: Awaitable[Any]) -> LegatoError:
+async def refused(error: type[LegatoError] | tuple[type[LegatoError], ...], doing: Awaitable[object]) -> LegatoError:
     """The error with which ``doing`` is refused; AssertionError if it is not, or with another one."""
     try:
         done = await doing
