@@ -910,6 +910,21 @@ async def test_a_user_of_its_own(cluster: bool) -> None:
         assert not {"wr0ng", "secret"} & set(re.findall(r"\w+", str(refused.value)))
 
 
+async def test_sessions_are_deleted_when_memory_is_full() -> None:
+    """Those that this process knows, and others; or nothing would ever make room."""
+    with valkey() as server:
+        async with stores(server.url(), 2) as (one, two):
+            for name in ("s", "t"):
+                await one.append(name, begun())
+            server.ask("CONFIG", "SET", "maxmemory", "1")
+            with pytest.raises(StoreFull):
+                await one.append("s", [text(0)])
+            await one.append("s", [Draft(SessionDeleted())])
+            await two.append("t", [Draft(SessionDeleted())])
+            assert [event.type for event in await one.read("t", 0)] == ["session.deleted"]
+            assert not (await one.sessions()).infos
+
+
 @pytest.mark.parametrize("cluster", [False, True], ids=["server", "cluster"])
 async def test_a_user_who_may_do_less(cluster: bool) -> None:
     """Is told so when the store is opened, and of which command: a script would be refused it in its middle."""

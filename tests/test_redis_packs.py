@@ -30,8 +30,9 @@ from legato.event import (
 )
 from legato.log import Subscription
 from legato.store.redis import RedisStore
-from legato.store.redis_packs import PACK_BYTES, packed, thin, unpack
+from legato.store.redis_packs import PACK_BYTES, Packer, packed, thin, unpack
 from legato.store.redis_plan import Record, binary
+from legato.store.redis_server import RedisServer
 from legato.testing import PATIENCE
 from test_redis import PLACES, all_of, begun, message, size_of, stores, until
 from valkeys import shared_valkey
@@ -268,6 +269,15 @@ async def test_a_pack_that_is_damaged(pair: tuple[RedisStore, RedisStore]) -> No
     await answer(one, 100)
     await at_rest(one)
     assert await pack(one) == 100
+
+
+def test_what_is_known_of_answers_that_go_on_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many it never comes to an end here: another process has taken them over."""
+    monkeypatch.setattr("legato.store.redis_packs.UNPACKED_SESSIONS", 3)
+    packer = Packer(RedisServer("redis://host"))
+    for name in ("a", "b", "c", "a", "d", "e"):
+        packer.stored(name, [Event(TextDelta(0, 0, 0, "x"), 1, 0.0, "r", b"{}")], deleted=False)
+    assert list(packer._unpacked) == ["a", "d", "e"]
 
 
 def test_a_pack_is_bounded() -> None:

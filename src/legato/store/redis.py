@@ -237,8 +237,8 @@ class RedisStore:
                 raise ValueError("append needs at least one draft")
             check_text(session, once, *{draft.run for draft in drafts}, *(take or ())[:2])
             decide = functools.partial(self._append, [settled(draft) for draft in drafts], lease, once, head, take)
-            begins, patient = drafts[0].type == "session.created", lease is not None
-            return writer.submit(session, decide, once, begins=begins, patient=patient)
+            begins, frees = drafts[0].type == "session.created", drafts[-1].type == "session.deleted"
+            return writer.submit(session, decide, once, begins=begins, patient=lease is not None, frees=frees)
         except (LegatoError, ValueError) as exc:
             return Storing(error=exc, over=True)
 

@@ -11,9 +11,10 @@ from .redis_scripts import BEGIN, ENTER, WRITE
 from .redis_server import RedisServer, sha
 
 
-def writing(era: bytes, name: bytes) -> str:
-    """``WRITE`` for an era, see ``Eras.enter``."""
-    return f"{WRITE}-- era {era.decode()}.{name.decode()}\n"
+def writing(era: bytes, name: bytes) -> tuple[str, str]:
+    """``WRITE`` for an era, see ``Eras.enter``; and as it is done when the server's memory is full, too."""
+    text = f"{WRITE}-- era {era.decode()}.{name.decode()}\n"
+    return text, text.replace("#!lua\n", "#!lua flags=allow-oom\n", 1)
 
 
 class Eras:
@@ -31,7 +32,7 @@ class Eras:
         self.incarnation = ""
         self._server, self._changed = server, changed
         self._era = self._highest = 0
-        self._entered: dict[int, tuple[str, bytes]] = {}  # of each bucket the name of its script, and its era
+        self._entered: dict[int, tuple[list[str], bytes]] = {}  # of each bucket the names of its scripts, and its era
         self._seen: dict[int, tuple[int, int]] = {}
         self._entering = asyncio.Lock()
 
@@ -53,7 +54,7 @@ class Eras:
                 here, count = await server.do(own, "HMGET", own, "n", "count")
                 for era in filter(None, dict.fromkeys([here, number] if int(count or 0) >= least else [])):
                     name = await server.do(eras, "HGET", eras, era)
-                    if name and (await server.do(own, "SCRIPT", "EXISTS", sha(writing(era, name))))[0]:
+                    if name and all(await server.do(own, "SCRIPT", "EXISTS", *map(sha, writing(era, name)))):
                         break
                 else:
                     era = b"%d" % (max(int(number or 0), int(here or 0), self._highest) + 1)
@@ -61,10 +62,11 @@ class Eras:
                     if not await server.run(BEGIN, [eras], number or "0", era, name):
                         continue
                     for node in await server.nodes():
-                        await server.do(node, "SCRIPT", "LOAD", writing(era, name))
+                        for script in writing(era, name):
+                            await server.do(node, "SCRIPT", "LOAD", script)
                 if here == era or await server.run(ENTER, [own], here or "", era):
                     break
-            self._entered[bucket] = sha(writing(era, name)), era
+            self._entered[bucket] = [*map(sha, writing(era, name))], era
         self._highest = max(self._highest, int(era))
         await self._learn(bucket, int(era), int(count or 0), name)
         return int(era)
@@ -79,8 +81,8 @@ class Eras:
         known = self._entered.get(bucket)
         return known is not None and int(known[1]) == era
 
-    def script(self, bucket: int) -> tuple[str, bytes] | None:
-        """What a bucket is written with: the name of the script, and the era."""
+    def scripts(self, bucket: int) -> tuple[list[str], bytes] | None:
+        """What a bucket is written with: the names of the scripts, see ``writing``, and the era."""
         return self._entered.get(bucket)
 
     def leave(self, bucket: int) -> None:

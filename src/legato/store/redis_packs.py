@@ -30,6 +30,8 @@ PACK_BYTES, PACK_ENTRIES = 64 * 1024, 256
 """Of deltas, before they are compressed, in one pack: as much is read for one of them. And entries looked at for it."""
 UNPACKED_BYTES = 4 * PACK_BYTES
 """Of an answer that goes on, as JSON, before some of it is packed."""
+UNPACKED_SESSIONS = 10_000
+"""Whose answers go on, of which it is known how much that is."""
 
 
 class Stretch(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -167,6 +169,8 @@ class Packer:
             self._wake.set()
         elif size and not deleted:
             self._unpacked[session] = size
+            if len(self._unpacked) > UNPACKED_SESSIONS:
+                del self._unpacked[next(iter(self._unpacked))]  # its run may be another process's by now
 
     async def go_on(self) -> None:
         """Put packs in the place of deltas, where an answer is over or has become long."""

@@ -105,14 +105,17 @@ class RedisWriter:
         begins: bool = False,
         staged: Sequence[bytes] = (),
         patient: bool = True,
+        frees: bool = False,
     ) -> SessionRequest:
         """Ask something of a session, see ``SessionRequest``. Who is not patient is told after ``UNKNOWN_SECONDS`` that
-        nobody knows what became of it, while that is still found out before anything else is done.
+        nobody knows what became of it, while that is still found out before anything else is done. What ``frees``
+        memory is tried when that is full, too.
 
         Raises:
             StoreError: nothing can be stored for now.
         """
-        if (trouble := self.trouble or self._server.behind) is not None:
+        trouble = self.trouble or self._server.behind
+        if trouble is not None and not (frees and isinstance(trouble, StoreFull)):
             raise store_error(trouble, self._server.shown)
         request = SessionRequest(decide, once, begins, staged, patient)
         self._waiting.setdefault(session, deque()).append(request)
@@ -216,7 +219,7 @@ class RedisWriter:
     async def _send(self, calls: Sequence[SessionCall]) -> Sequence[Any]:
         try:
             for bucket in {self._server.bucket(call.session) for call in calls}:
-                if self._eras.script(bucket) is None:
+                if self._eras.scripts(bucket) is None:
                     await self._eras.enter(bucket)
             commands = [self._command(call) for call in calls]
             # In one server what is sent later is done later, so the others hear of it when it is there.
@@ -229,9 +232,9 @@ class RedisWriter:
         """What is to be done for a call; where it has been sent before, the same again."""
         server, session, staged = self._server, call.session, call.requests[0].staged
         bucket = server.bucket(session)
-        entered = self._eras.script(bucket)
+        entered = self._eras.scripts(bucket)
         assert entered is not None
-        name, era = entered
+        (usual, freeing), era = entered
         if not call.sent:
             call.plan = self._plan(call)
         plan = None if call.look else call.plan
@@ -256,6 +259,7 @@ class RedisWriter:
             for stream, delta in ((3, False), (4, True)) if not staged else ():
                 for last, entry in entries_of([e for e in plan.events if e.fact.delta is delta], int(era)):
                     arguments += [stream, last, entry]
+        name = freeing if plan is None or plan.how else usual
         return keys[0], ("EVALSHA", name, len(keys), *keys, *arguments)
 
     def _plan(self, call: SessionCall) -> SessionPlan | None:
