@@ -132,6 +132,42 @@ def test_the_units_serve_and_stop_in_time(tmp_path: Path) -> None:
     assert not [line for line in done.stderr.splitlines() if str(tmp_path) in line or line.startswith("legato")]
 
 
+def test_a_node_is_begun_again_however_long_its_database_is_away() -> None:
+    """By itself systemd gives up for good after five starts in ten seconds, and a start without one takes two."""
+    for text in ((DEPLOY / "legato@.service").read_text(), (DEPLOY.parent / "docs" / "deploy.md").read_text()):
+        found = unit(text[text.index("[Unit]") : text.index("[Install]")])
+        assert found["Service"]["Restart"] == "always"
+        assert float(found["Unit"]["StartLimitIntervalSec"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("ports", "status", "said", "restarted"),
+    [
+        ([], 2, "which ports", []),
+        ([""], 2, "'' is no port", []),
+        (["1", "legato@2"], 2, "'legato@2' is no port", []),
+        (["1", "2;ls"], 2, "is no port", []),
+        (["1", "2"], 1, "legato@1 is not ready", ["restart legato@1"]),
+    ],
+)
+def test_a_rolling_restart_leaves_alone_what_it_should(
+    ports: list[str], status: int, said: str, restarted: list[str], tmp_path: Path
+) -> None:
+    """Where what it is told is wrong, and behind a node that does not come back. Nobody listens at port 1."""
+    program("curl", "curl")
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text('#!/bin/sh\necho "$*" >> "$0.log"\n')
+    systemctl.chmod(0o755)
+    done = subprocess.run(
+        [DEPLOY / "rolling-restart", *ports], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "READY_SECONDS": "0"},
+    )  # fmt: skip
+    assert done.returncode == status
+    assert said in done.stderr
+    log = tmp_path / "systemctl.log"
+    assert (log.read_text().splitlines() if log.exists() else []) == restarted
+
+
 def names_of_settings() -> set[str]:
     """The variables that the command goes by."""
     return {str(parameter.envvar) for parameter in serve.params if parameter.envvar}
