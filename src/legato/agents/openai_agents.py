@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Sequence
 from typing import Any, Protocol
 
@@ -43,6 +44,8 @@ from .framework import (
 from .model import Words
 
 EXTRA = "openai-agents"
+
+logger = logging.getLogger("legato")
 
 
 # What is looked at of the SDK's objects. Which of it is there depends on their type.
@@ -171,12 +174,14 @@ def _tools(agent: object) -> list[str]:
 
 def _words(agent: Any, options: JsonObject) -> Words:
     config = options.get("run_config")
-    with contextlib.suppress(Exception):  # the SDK will say what is wrong with it
+    try:
         model: Any = (config and _field(config, "model")) or agent.model
         if model is None or isinstance(model, str):
             provider = config and _field(config, "model_provider")
             model = (provider or load("agents", EXTRA, "MultiProvider").MultiProvider()).get_model(model)
         return words_of(model)
+    except Exception as exc:  # the SDK will say what is wrong with it
+        logger.debug("what the model calls its settings is not known: %s", exc)
     return "framework"
 
 

@@ -303,8 +303,10 @@ def _asked(agent: object, options: Mapping[str, object]) -> Any:
 
 
 def _words(agent: object, options: Mapping[str, object]) -> Words:
-    with contextlib.suppress(Exception):  # pydantic-ai will say what is wrong with it
+    try:
         return words_of(_asked(agent, options))
+    except Exception as exc:  # pydantic-ai will say what is wrong with it
+        logger.debug("what the model calls its settings is not known: %s", exc)
     return "framework"
 
 
