@@ -239,7 +239,7 @@ async def sign_in(store: Store, owner: str) -> None:
 
 def left_in_postgres() -> tuple[str, Callable[[], bytes]]:
     """The URL of a store, and what gives all that stands in its database."""
-    psycopg = pytest.importorskip("psycopg")
+    psycopg = pytest.importorskip("psycopg", reason="needs legato[postgres]")
 
     url = shared_postgres().url()
 
@@ -254,7 +254,7 @@ def left_in_postgres() -> tuple[str, Callable[[], bytes]]:
 
 
 def left_in_valkey() -> tuple[str, Callable[[], bytes]]:
-    redis = pytest.importorskip("redis")
+    redis = pytest.importorskip("redis", reason="needs legato[redis]")
 
     url = shared_valkey().url("data", "valkey")
     client = redis.Redis(port=shared_valkey().port)

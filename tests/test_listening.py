@@ -47,7 +47,7 @@ async def test_a_socket_that_is_closed_is_noticed(kind: str, tmp_path: Path) -> 
     try:
         listener, server = made(kind, tmp_path)
     except OSError:
-        pytest.skip(f"no {kind} here")
+        pytest.skip(f"There is no {kind} here; for IPv6: sysctl net.ipv6.conf.lo.disable_ipv6=0")
     told: list[None] = []
     watch = ListenWatch(lambda: told.append(None))
     watch.see({"server": server})

@@ -962,7 +962,7 @@ async def test_packs_are_made_when_memory_is_full() -> None:
 
 async def test_tls(tmp_path: Path) -> None:
     """With a certificate that is checked, by an authority that the URL names; and with none that is not."""
-    trustme = pytest.importorskip("trustme")
+    trustme = pytest.importorskip("trustme", reason="Needs trustme: pip install trustme")
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("There is no redis-server with TLS here (on Debian: apt install redis-server).")

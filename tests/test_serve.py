@@ -413,7 +413,7 @@ def seconds_for(listener: socket.socket, size: int) -> float:
             return time.perf_counter() - began
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="not on this system")
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="Needs Linux or macOS, for TCP_NOTSENT_LOWAT.")
 def test_what_the_kernel_holds_for_a_stalled_reader_is_bounded_and_a_fast_one_is_not_held_up() -> None:
     """A connection holds little for who does not read, and carries as much as one without any bound."""
     size = 32_000_000

@@ -936,9 +936,12 @@ async def test_starting_and_stopping_twice_does_no_harm() -> None:
     app = Legato("memory:", agents=[echo])
     app.drain_on_signal = False
     await app.start()
+    life = app.life
     await app.start()
+    assert app.life is life
     await app.stop()
     await app.stop()
+    assert life.over
 
 
 async def test_a_websocket_is_refused() -> None:

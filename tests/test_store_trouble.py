@@ -595,9 +595,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True)
     except FileNotFoundError:
-        pytest.skip("there is no mount here")
+        pytest.skip("There is no mount here; on Debian: apt-get install mount")
     if done.returncode:
-        pytest.skip("this user may mount nothing")
+        pytest.skip("This user may mount nothing; run the tests as root.")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 

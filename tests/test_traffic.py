@@ -590,7 +590,7 @@ def session_of(server: Server, *sizes: int) -> str:
     return session
 
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Reads /proc; run it on Linux.")
 
 
 @linux

@@ -645,7 +645,7 @@ def processor_seconds(server: Server) -> float:
     return float(out.stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Reads /proc; run it on Linux.")
 def test_a_process_takes_the_descriptors_that_it_may_have(little: Server) -> None:
     """Without being told to."""
     limits = Path(f"/proc/{little.process.pid}/limits").read_text()
