@@ -218,20 +218,23 @@ class Adaptor:
             if isinstance(made, _Overdue):
                 await self._write_late(life, made, dialect, scope, receive, send)
                 return
-            pump, head = made
-            sink = ASGISink(receive, send, scope.get(SEND_BODY))
-            if scope["method"] == "HEAD":
-                await sink.start(head)
-                await sink.finish()
-            elif (line := _line(scope)) is not None:
-                await sink.start(head)
-                assert request is not None
-                life.streams.follow(pump, line, request.hand_over())
-            else:
-                await life.streams.run(pump, sink, head)
+            assert request is not None
+            await self._stream(request, *made, ASGISink(receive, send, scope.get(SEND_BODY)))
         finally:
             if request is not None and request.reserved is not None:
                 request.reserved.give_back()
+
+    async def _stream(self, request: Request, pump: Pump, head: list[tuple[bytes, bytes]], sink: ASGISink) -> None:
+        """Begin a stream. Under our own server it goes on without the request's task."""
+        scope, streams = request.scope, request.life.streams
+        if scope["method"] == "HEAD":
+            await sink.start(head)
+            await sink.finish()
+        elif (line := _line(scope)) is not None:
+            await sink.start(head)
+            streams.follow(pump, line, request.hand_over())
+        else:
+            await streams.run(pump, sink, head)
 
     async def _made(
         self, operation: Operation, request: Request

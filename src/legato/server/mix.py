@@ -374,12 +374,10 @@ def _newest(messages: list[tuple[Entry, str]], wanted: int) -> list[tuple[Entry,
     return sorted(messages, key=lambda pair: pair[0].at, reverse=True)[:wanted]
 
 
-async def history(request: Request) -> Body:
-    """Messages of all sessions, newest first. A page ends early where they are large; the next one begins behind it."""
-    limit = request.number("limit", default=50, least=1, most=1000)
-    skip = request.number("offset", default=0, least=0, most=SKIPPED)
+async def _youngest(request: Request, wanted: int) -> list[tuple[Entry, str]]:
+    """So many messages of all sessions, each with its session, newest first; what they say is not read."""
     sessions, caller = request.sessions, request.caller
-    wanted = most = skip + limit
+    most = wanted
     newest: list[tuple[Entry, str]] = []
     least = -math.inf  # so many messages are younger, or as young
     after: str | None = None
@@ -389,23 +387,33 @@ async def history(request: Request) -> Body:
             await request.pause()
             # Sessions come by their last event, so once enough messages are younger than one, it adds nothing.
             if least < info.updated_at:
-                try:
-                    entries = (await sessions.contents(caller, info.session)).entries
-                except SessionNotFound:
-                    continue  # deleted meanwhile
-                except Exception as exc:
-                    if not _is_damage(exc):
-                        raise
-                    await _summary(request, info)  # which tells it, once
-                    continue
-                newest += [(entry, info.session) for entry in entries if entry.at > least]
+                newest += [(entry, info.session) for entry in await _entries(request, info) if entry.at > least]
                 if len(newest) >= most:  # not for each session, since that costs what there is already
                     newest = _newest(newest, wanted)
                     least, most = newest[-1][0].at, wanted + wanted // 4 + 1
         after = page.next
         if after is None or (page.infos and least >= page.infos[-1].updated_at):
-            break
-    newest = _newest(newest, wanted)
+            return _newest(newest, wanted)
+
+
+async def _entries(request: Request, info: SessionInfo) -> Sequence[Entry]:
+    """The messages of a session; none of one that is damaged, or has been deleted meanwhile."""
+    try:
+        return (await request.sessions.contents(request.caller, info.session)).entries
+    except SessionNotFound:
+        return ()
+    except Exception as exc:
+        if not _is_damage(exc):
+            raise
+        await _summary(request, info)  # which tells it, once
+        return ()
+
+
+async def history(request: Request) -> Body:
+    """Messages of all sessions, newest first. A page ends early where they are large; the next one begins behind it."""
+    limit = request.number("limit", default=50, least=1, most=1000)
+    skip = request.number("offset", default=0, least=0, most=SKIPPED)
+    newest = await _youngest(request, skip + limit)
     room = PAGE_BYTES
     found: list[mix_api.BackendMessage] = []
     for entry, session in newest[skip:]:
@@ -414,7 +422,7 @@ async def history(request: Request) -> Body:
         if room < 0 and found:
             break
         try:
-            [message] = await sessions.messages(caller, session, [entry])
+            [message] = await request.sessions.messages(request.caller, session, [entry])
             found.append(mix_api.backend_message(session, message))
         except SessionNotFound:
             pass
