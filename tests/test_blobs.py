@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ from legato.errors import (
     TooLarge,
 )
 from legato.event import Draft, MessageCreated, MessageRevised, SessionCreated, SessionDeleted
+from legato.history import attached
 from legato.log import Log, Store
 from legato.outside import ABOVE, BlobFolder, open_outside
 from legato.part import CallPart, OtherPart, TextPart, convert
@@ -760,6 +762,8 @@ async def test_a_file_can_be_read(type: str, shown: bool) -> None:
         log = (await driver.request("GET", f"/api/sessions/{session['id']}/events")).json()
         [ref] = [ref for event in log["events"] for ref in event["data"].get("blobs", ())]
         path = f"/api/sessions/{session['id']}/blobs/{ref['hash']}"
+        [row, _] = (await driver.request("GET", f"/api/sessions/{session['id']}/messages")).json()
+        assert row["files"] == [{**({"type": type} if type else {}), "bytes": len(BIG), "hash": ref["hash"]}]
         answer = await driver.request("GET", path)
         assert (answer.status, answer.body) == (200, BIG)
         assert answer.headers["content-type"] == (type if shown else "application/octet-stream")
@@ -773,6 +777,41 @@ async def test_a_file_can_be_read(type: str, shown: bool) -> None:
             assert (await driver.request("GET", other)).status == 404
         assert (await driver.request("DELETE", f"/v1/responses/{made['id']}")).status == 200
         assert (await driver.request("GET", path)).status == 404
+
+
+def asking(*parts: Any, **more: Any) -> MessageCreated:
+    return MessageCreated("m", "user", "What?", metadata={"input": [{"role": "user", "content": [*parts]}], **more})
+
+
+@pytest.mark.parametrize(
+    ("fact", "files"),
+    [
+        (asking({"type": "input_image", "image_url": url()}), [("image/png", "", len(DATA), True)]),
+        (asking({"type": "image_url", "image_url": {"url": url(b"small")}}), [("image/png", "", 0, url(b"small"))]),
+        (
+            asking({"filename": "a.pdf", "file_data": url(DATA, "application/pdf")}),
+            [("application/pdf", "a.pdf", len(DATA), True)],
+        ),
+        (
+            asking({"source": {"media_type": "image/jpeg", "data": url().partition(",")[2]}}),
+            [("image/jpeg", "", len(DATA), True)],
+        ),
+        (asking({"type": "input_image", "image_url": "https://x.test/a.png"}), [("", "", 0, "https://x.test/a.png")]),
+        (asking({"type": "image_url", "image_url": {"url": "HTTP://x.test"}}), [("", "", 0, "HTTP://x.test")]),
+        (asking({"type": "input_image", "image_url": "javascript:alert(1)"}), []),
+        (asking({"type": "input_text", "text": url(b"words")[5:]}, homepage="https://x.test/"), []),
+        (asking({"type": "input_image", "image_url": "data:text/html,<b>"}), []),
+        (asking(url(), name="of something else"), [("image/png", "", len(DATA), True)]),
+        (asking(*[{"image_url": "https://x.test/"}] * 1000), [("", "", 0, "https://x.test/")] * 100),
+    ],
+)
+def test_what_a_message_says_of_its_files(fact: MessageCreated, files: list[Any]) -> None:
+    """What a page needs to show them, whatever dialect they came in; no text, and no address that is a program."""
+    [stored] = taken([fact]).facts
+    hashes = {hashlib.sha256(DATA).hexdigest()}
+    found = attached(stored)
+    assert {each.hash for each in found if each.hash} <= hashes
+    assert files == [(each.type, each.name, each.bytes, each.url or bool(each.hash)) for each in found]
 
 
 async def test_a_stranger_is_told_of_no_file() -> None:

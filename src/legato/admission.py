@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from .bounds import Rate
-from .caller import NEEDS, Caller, May, MayWithSession, Quota, Verb
+from .caller import ACTIONS, NEEDS, Caller, May, MayWithSession, Quota, Verb
 from .caller import may as may_what_is_theirs
 from .contents import Contents
 from .errors import (
@@ -103,6 +103,14 @@ class Admission:
             self.check_scope(caller, verb)
             if not self.may(caller, verb, caller.subject, None):
                 raise Forbidden("This caller may not begin a session.")
+
+    def allowed(self, caller: Caller, info: SessionInfo) -> list[str]:
+        """What a caller may do to a session that they may read, of ``ACTIONS``."""
+        return [
+            action
+            for action, verb in ACTIONS.items()
+            if all(map(caller.has, NEEDS[verb].scopes)) and self.may(caller, verb, info.owner, info)
+        ]
 
     def check_inspect(self, caller: Caller) -> None:
         """Raise ``Forbidden`` if the caller may not look at everything that the server does."""

@@ -75,6 +75,9 @@ NEEDS: dict[Verb, Need] = {
 }
 """What each verb takes: the one table of it."""
 
+ACTIONS: dict[str, Verb] = {"send": "send", "cancel": "cancel", "answer": "resolve", "change": "delete"}
+"""What who may read a session may do besides or not, as rules call it, each with a verb that stands for it."""
+
 
 class Caller(msgspec.Struct, frozen=True):
     """Who asks, and whose is what they create.

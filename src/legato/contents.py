@@ -19,10 +19,12 @@ from .errors import SessionNotFound
 from .event import (
     BlobRef,
     Event,
+    Fact,
     MessageCreated,
     MessageRevised,
     NotificationCreated,
     Offset,
+    OtherFact,
     PermissionRequested,
     PermissionResolved,
     RunStarted,
@@ -33,7 +35,7 @@ from .event import (
     Terminal,
     length,
 )
-from .history import Asking, answer_place, askings, revised, rewound, told
+from .history import Asking, answer_place, askings, attached, revised, rewound, told
 from .log import READ_LIMIT, SessionInfo, Store
 from .part import Message
 
@@ -213,6 +215,12 @@ def stretches(entries: Sequence[Entry], *, bytes: int) -> list[Sequence[Entry]]:
     return [*found]
 
 
+def _with_files(message: Message, fact: Fact | OtherFact) -> Message:
+    """The message, with what the log says of its files."""
+    files = attached(fact) if isinstance(fact, MessageCreated | MessageRevised) else []
+    return msgspec.structs.replace(message, files=files) if files or message.files else message
+
+
 class Catalogue:
     """The contents of the logs that were used last, each as far as somebody has looked.
 
@@ -311,16 +319,17 @@ class Catalogue:
                 raise SessionNotFound(session)
             for event in events:
                 if place < len(missing) and event.offset == missing[place]:
-                    event = await self._blobs.whole(session, event, known) if referring(event) else event
-                    found[event.offset] = told(event)
+                    whole = await self._blobs.whole(session, event, known) if referring(event) else event
+                    found[event.offset] = _with_files(told(whole), event.fact)
                     place += 1
             if place < len(missing):
                 await asyncio.sleep(0)
         for entry in entries:
             if entry.revised is not None:
-                now = (await self._blobs.whole(session, await self.event(session, entry.revised), known)).fact
+                event = await self.event(session, entry.revised)
+                now = (await self._blobs.whole(session, event, known)).fact
                 assert isinstance(now, MessageRevised)
-                found[entry.offset] = revised(found[entry.offset], now)
+                found[entry.offset] = _with_files(revised(found[entry.offset], now), event.fact)
         return [found[entry.offset] for entry in entries]
 
     async def revision(self, session: str, offset: Offset) -> MessageRevised:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from .event import (
+    BlobRef,
     Event,
     MessageCreated,
     MessageRevised,
@@ -17,7 +18,15 @@ from .event import (
     SessionRewound,
     Terminal,
 )
-from .part import Message, RunError
+from .json import JsonObject
+from .part import Attachment, Message, RunError
+
+FILES = 100
+"""Of one message that are told of."""
+SMALL = 4096
+"""Characters of a file that can stand in the message itself."""
+ADDRESSES = frozenset({"image_url", "file_url"})
+"""Names of what leads to a file that is elsewhere."""
 
 
 def history(events: Iterable[Event]) -> list[Message]:
@@ -163,3 +172,39 @@ def askings(events: Iterable[Event], message: str | None = None) -> list[Asking]
 def default_agent(events: Iterable[Event], first: str) -> str:
     """Who answers in a session whose messages name nobody: the session's agent, or ``first``."""
     return next((f.agent for e in events if isinstance(f := e.fact, SessionCreated) and f.agent), first)
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def attached(fact: MessageCreated | MessageRevised) -> list[Attachment]:
+    """The files that came with a user's message, in order: by what its log says, without their bytes."""
+    if not fact.metadata:
+        return []
+    refs = {tuple(ref.at): ref for ref in fact.blobs or ()}
+    found: list[Attachment] = []
+    rest: list[tuple[tuple[str | int, ...], Any, JsonObject]] = [(("metadata",), fact.metadata, {})]
+    while rest and len(found) < FILES:
+        at, value, around = rest.pop()
+        if isinstance(value, dict):
+            about = value if not ADDRESSES.intersection(at[-1:]) else around  # {"image_url": {"url": ...}}
+            rest += [((*at, key), each, about) for key, each in reversed(value.items())]
+        elif isinstance(value, list):
+            rest += [((*at, n), each, {}) for n, each in reversed([*enumerate(value)])]
+        elif isinstance(value, str) and (file := _file(at, value, around, refs.get(at))) is not None:
+            found.append(file)
+    return found
+
+
+def _file(at: tuple[str | int, ...], text: str, about: JsonObject, ref: BlobRef | None) -> Attachment | None:
+    name = next((str(about[key])[:200] for key in ("filename", "name", "title") if isinstance(about.get(key), str)), "")
+    if ref is not None:
+        said = next((each for key in ("media_type", "mime_type") if isinstance(each := about.get(key), str)), "")
+        return Attachment("" if ref.plain else ref.type or said[:80], name, ref.size, ref.hash)
+    if len(text) > SMALL:
+        return None
+    if text[:5].lower() == "data:" and "," in text:
+        head = text[5 : text.index(",")].lower()
+        return Attachment(head.partition(";")[0][:80], name, url=text) if head.endswith(";base64") else None
+    leads = not ADDRESSES.isdisjoint(at[-2:]) and text[:8].lower().startswith(("https://", "http://"))
+    return Attachment("", name, url=text) if leads else None

@@ -153,6 +153,24 @@ class RunError(msgspec.Struct, frozen=True, gc=False):
     message: str
 
 
+class Attachment(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A file that came with a message, or one that it only has the address of.
+
+    Attributes:
+        type: what the sender called it, such as ``image/png``; "" if nothing.
+        name: what the sender calls it; "" if nothing.
+        bytes: how many it has; 0: nobody knows.
+        hash: under which it is to be had; "": it is not kept beside the log.
+        url: its address, or all of it (``data:``) if it is small; "" if it has a hash.
+    """
+
+    type: str = ""
+    name: str = ""
+    bytes: int = 0
+    hash: str = ""
+    url: str = ""
+
+
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """A whole message of a conversation, as an agent and a history page see it.
 
@@ -170,6 +188,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         usage: of an assistant, if it told.
         error: of a failed assistant's message.
         opaque: of an assistant: what providers want back with it.
+        files: what came with it, of a user's message that is read as part of a history.
     """
 
     id: str
@@ -185,6 +204,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     error: RunError | None = None
     opaque: list[Opaque] = []
     finish_reason: str = ""
+    files: list[Attachment] = []
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------

@@ -196,6 +196,10 @@ class Sessions:
         """
         return await self._admission.info(caller, session, verb)
 
+    def allowed(self, caller: Caller, info: SessionInfo) -> list[str]:
+        """What the caller may do to a session that was read for them, see ``Admission.allowed``."""
+        return self._admission.allowed(caller, info)
+
     async def index(self, caller: Caller, *, limit: int = 100, after: str | None = None) -> SessionPage:
         """A page of the caller's sessions, and of those that are shared with them, those last written to first. It may
         have fewer than there are, or none, and there are more as long as it has a ``next``.

@@ -228,3 +228,31 @@ test("An answer with nothing in it is empty; one of tools, or that still goes on
   assert.deepEqual([empty(ANSWER), empty(ANSWER.slice(0, 4).concat(end))], [false, false]);
   assert.equal(fold([user, end]).turns[0].reason, "length");
 });
+
+test("A turn that waits for a place in the middle of its answer says so, too; what follows goes on below.", () => {
+  const half = fold([user, { type: "run_started", runId: RUN, agent: "a" }, content(0, "One ")]);
+  fold([{ type: "run_waiting", for: "place", runId: RUN }], half);
+  assert.deepEqual([half.turns[0].state, half.turns[0].waits], ["waiting", "waitingForPlace"]);
+  fold([{ type: "run_started", runId: RUN, agent: "a" }, content(4, "two")], half);
+  assert.deepEqual([half.turns[0].state, half.turns[0].answer], ["running", "One two"]);
+});
+
+test("Files come with their question, from the stream and from the history; a part of an unknown kind is no text.", () => {
+  const files = [{ type: "image/png", bytes: 5000, hash: "ab" }];
+  assert.deepEqual(fold([{ ...user, files }]).turns[0].files, files);
+  const conversation = new Conversation();
+  conversation.load([{ id: "m1", role: "user", userInput: "", runId: RUN, files }, { id: `${RUN}~a1`, role: "assistant", runId: RUN, parts: [{ type: "sketch", data: 1 }, { type: "text", text: "A cat." }] }]);
+  assert.deepEqual([conversation.turns[0].files, conversation.turns[0].answer], [files, "A cat."]);
+});
+
+test("Pages of a history fit together, wherever they are cut.", () => {
+  const rows = ["a", "b", "c"].flatMap((name) => [{ id: name, role: "user", userInput: name, runId: `s~${name}` }, { id: `s~${name}~a1`, role: "assistant", runId: `s~${name}`, assistantResponse: `${name}!` }]);
+  for (let cut = 0; cut <= rows.length; cut += 1) {
+    const conversation = new Conversation();
+    conversation.load(rows.slice(cut));
+    conversation.before(rows.slice(0, cut));
+    assert.deepEqual(conversation.turns.map(({ id, text, answer }) => [id, text, answer]), ["a", "b", "c"].map((name) => [name, name, `${name}!`]));
+    fold([{ type: "user_message_created", messageId: "d", content: "d", runId: "s~d" }], conversation);
+    assert.equal(conversation.turns.at(-1).text, "d");
+  }
+});

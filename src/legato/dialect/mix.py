@@ -48,6 +48,7 @@ from ..event import (
     ToolBegun,
     ToolCompleted,
 )
+from ..history import attached
 from ..json import JsonObject, unbroken
 from ..log import SessionInfo
 from ..part import ThinkingPart, encode, encode_flat
@@ -340,7 +341,8 @@ def _session_rewound(fact: SessionRewound, event: Event, session: str) -> list[N
 def _message_created(fact: MessageCreated, event: Event, session: str) -> list[Named]:
     if fact.role != "user":
         return []
-    return [("user_message_created", _present(messageId=fact.id, content=fact.text, runId=event.run))]
+    about = _present(messageId=fact.id, content=fact.text, runId=event.run, files=attached(fact) or None)
+    return [("user_message_created", about)]
 
 
 def _run_waiting(fact: RunWaiting, event: Event, session: str) -> list[Named]:

@@ -16,7 +16,7 @@ from ..event import Event, MessageCreated, MessageRevised, Offset, SessionCreate
 from ..history import answer_place, changed, rewound, told
 from ..json import LARGE, JsonObject, decode_in_pieces
 from ..log import SessionInfo
-from ..part import CallPart, Message, Part, ThinkingPart, Usage, encode, to_builtins
+from ..part import Attachment, CallPart, Message, Part, ThinkingPart, Usage, encode, to_builtins
 from .common import SessionId, Spoken, Text, Title, rfc3339
 
 
@@ -113,7 +113,8 @@ RespondBody = Annotated[
 
 class SessionData(_Wire, omit_defaults=False):
     """A session as lists show it. Times are RFC 3339, cost is in the unit that agents report. Of one that is
-    ``damaged``, what it holds is not known. ``owner`` is whose it is, if it is another's."""
+    ``damaged``, what it holds is not known. ``owner`` is whose it is, if it is another's; ``may`` is what the caller
+    may do besides reading it (``send``, ``cancel``, ``answer``, ``change``), if it is another's or not all of that."""
 
     id: str
     title: str
@@ -133,6 +134,7 @@ class SessionData(_Wire, omit_defaults=False):
     agent: str | UnsetType = UNSET
     damaged: bool | UnsetType = UNSET
     owner: str | UnsetType = UNSET
+    may: list[str] | UnsetType = UNSET
 
 
 class ToolCallData(_Wire, omit_defaults=False):
@@ -154,6 +156,7 @@ class BackendMessage(_Wire):
         parts: of an assistant's message, everything it said in order, see ``legato.transcript.Transcript``.
         finish_reason: of a completed one: ``"stop"``, ``"length"`` ...
         error: of a failed one, ``code`` and ``message``.
+        files: of a user's: what came with it.
     """
 
     id: str
@@ -168,6 +171,7 @@ class BackendMessage(_Wire):
     finish_reason: str | UnsetType = UNSET
     error: JsonObject | UnsetType = UNSET
     run_id: str | UnsetType = UNSET
+    files: list[Attachment] | UnsetType = UNSET
     created_at: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
     cost: float | UnsetType = UNSET
@@ -367,6 +371,7 @@ def backend_message(session: str, message: Message) -> BackendMessage:
         user_input=message.text,
         created_at=rfc3339(message.at),
         run_id=message.run or UNSET,
+        files=message.files or UNSET,
     )
     if message.role == "user":
         return common

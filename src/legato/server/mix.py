@@ -13,9 +13,11 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 import legato
 
+from ..caller import ACTIONS
 from ..contents import Entry, window
 from ..dialect import mix, mix_api
 from ..dialect.common import KEY_PATTERN, OFFSET_MOST, SESSION_PATTERN, rfc3339
@@ -103,9 +105,11 @@ def _is_damage(exc: Exception) -> bool:
 
 async def _summary(request: Request, info: SessionInfo) -> mix_api.SessionData:
     data = await request.life.kept(Summaries).of(request, info)
-    if info.owner and info.owner != request.caller.subject:
-        return msgspec.structs.replace(data, owner=info.owner)
-    return data
+    others = info.owner and info.owner != request.caller.subject
+    allowed = request.sessions.allowed(request.caller, info)
+    if not others and len(allowed) == len(ACTIONS):
+        return data
+    return msgspec.structs.replace(data, owner=info.owner if others else UNSET, may=allowed)
 
 
 async def _summaries(request: Request, infos: Sequence[SessionInfo]) -> list[mix_api.SessionData]:

@@ -44,7 +44,7 @@ WEB = Path(__file__).parent.parent / "web"
 
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }

@@ -4,7 +4,7 @@
  * `legato-change` (one was begun or deleted), `legato-state` (`{running}`, also once a session's history is here).
  */
 import { draw } from "./core.js";
-import { ICONS, h, icon } from "./dom.js";
+import { ICONS, h, icon, plain, write } from "./dom.js";
 import { Follow } from "./follow.js";
 import { LegatoElement } from "./legato-element.js";
 import { Memory } from "./server.js";
@@ -25,6 +25,7 @@ export class LegatoChat extends LegatoElement {
   #first = 0; // the turns before it are not shown yet
   #frame = 0;
   #built = false;
+  #step = ""; // what was told of the answer last
   /** @type {boolean | undefined} */ #running = false; // undefined until the session's history tells
   /** @type {IntersectionObserver | null} */ #nearing = null;
   #sent = false; // here, and it is not on the page yet
@@ -45,6 +46,7 @@ export class LegatoChat extends LegatoElement {
   /** @type {{signIn: boolean} | null} */ #foreign = null;
   #stop = h("button", { type: "button", id: "stop", part: "stop", class: "round", hidden: true, click: () => this.#stopped() }, icon(ICONS.stop));
   #send = h("button", { id: "send", part: "send", class: "round" }, icon(ICONS.send));
+  #whose = h("p", { id: "whose", class: "fine", dir: "auto", hidden: true });
   #form = h("form", { id: "form", part: "form", submit: (/** @type {Event} */ event) => this.#submit(event) }, this.#field, this.#stop, this.#send);
   #status = h("p", { id: "status", class: "quiet", role: "status" });
   #follow = new Follow(this.#scroll, this.#content, (pinned) => (this.#latest.hidden = pinned));
@@ -105,8 +107,19 @@ export class LegatoChat extends LegatoElement {
     return this.#talk?.conversation.agent || this.agent || this.word("agentName");
   }
 
-  /** Into the message field. */
+  /** Whether this visitor may `send`, `cancel`, `answer` here. @param {string} action */
+  may(action) {
+    return this.#talk?.about.may?.includes(action) ?? true;
+  }
+
+  /** Who asks in this conversation. */
+  get asker() {
+    return (!this.may("send") && this.#talk?.about.owner) || this.word("you");
+  }
+
+  /** Into the message field, if there is one. */
   focus() {
+    if (this.#form.hidden) return this.#scroll.focus({ preventScroll: true });
     this.#field.focus({ preventScroll: true });
   }
 
@@ -140,7 +153,7 @@ export class LegatoChat extends LegatoElement {
 
   #build() {
     this.#built = true;
-    const foot = h("div", { id: "foot" }, this.#latest, this.#notice, this.#problem, this.#form, h("slot", { name: "footer" }));
+    const foot = h("div", { id: "foot" }, this.#latest, this.#notice, this.#problem, this.#whose, this.#form, h("slot", { name: "footer" }));
     this.#field.enterKeyHint = matchMedia(GLASS).matches ? "enter" : "send";
     this.ownRoot.append(this.#skip, this.#scroll, foot, this.#status);
     this.#nearing = new IntersectionObserver(([each]) => each.isIntersecting && this.#showEarlier(), { root: this.#scroll, rootMargin: "600px" });
@@ -233,7 +246,8 @@ export class LegatoChat extends LegatoElement {
 
   #reset() {
     const turns = this.#talk?.conversation.turns ?? [];
-    if (this.#views.size === 0) this.#first = Math.max(turns.length - PAGE, 0);
+    const shown = turns.findIndex((turn) => this.#views.has(turn));
+    this.#first = shown < 0 ? Math.max(turns.length - PAGE, 0) : Math.min(this.#first, shown);
     for (const [turn, view] of this.#views) {
       if (turns.includes(turn)) continue;
       view.element.remove();
@@ -252,10 +266,29 @@ export class LegatoChat extends LegatoElement {
   #showEarlier() {
     const turns = this.#talk?.conversation.turns ?? [];
     const end = this.#first;
+    if (end === 0) return void this.#readEarlier();
     this.#first = Math.max(end - PAGE, 0);
     turns.slice(this.#first, end).forEach((turn) => this.#dirty.add(turn));
     this.#paint();
-    this.#nearing?.unobserve(this.#earlier); // it may be near still, of which one is told only once
+    this.#look();
+  }
+
+  /** What the server has not given yet, since a page of its has only so many bytes. */
+  async #readEarlier() {
+    const talk = this.#talk;
+    const before = talk?.conversation.turns[0];
+    const count = await talk?.before();
+    if (talk !== this.#talk || count === null || count === undefined) return;
+    this.#first += count;
+    if (before) this.#dirty.add(before);
+    this.#paint();
+    if (count > 0) this.#showEarlier();
+    else this.#look();
+  }
+
+  /** It may be near still, of which one is told only once. */
+  #look() {
+    this.#nearing?.unobserve(this.#earlier);
     this.#nearing?.observe(this.#earlier);
   }
 
@@ -266,10 +299,11 @@ export class LegatoChat extends LegatoElement {
     const last = turns[turns.length - 1];
     turns.slice(this.#first).forEach((turn, at) => this.#place(turn, at, turn === last));
     this.#dirty.clear();
-    this.#earlier.hidden = this.#first === 0 || turns.length === 0;
+    this.#earlier.hidden = (this.#first === 0 && !this.#talk?.more) || turns.length === 0;
     this.#empty.hidden = !(this.#talk === null || (this.#talk.loaded && turns.length === 0));
     this.#turns.hidden = turns.length === 0;
     this.#showRunning(this.#talk?.running);
+    this.#showWhose();
     const view = this.#views.get(last);
     if (this.#sent && view && this.getAttribute("follow") === "start") this.#follow.toStart(view.element);
     else this.#follow.keep();
@@ -290,18 +324,32 @@ export class LegatoChat extends LegatoElement {
   /** @param {import("./turn.js").Turn | undefined} turn */
   #showRunning(turn) {
     const label = this.word(turn?.state === "stopping" ? "stopping" : "stop");
-    this.#stop.hidden = turn === undefined;
+    this.#stop.hidden = turn === undefined || !this.may("cancel");
     this.#stop.disabled = turn?.state === "stopping";
     this.#stop.setAttribute("aria-label", label);
     this.#stop.title = label;
     this.#turns.setAttribute("aria-busy", String(turn !== undefined));
     const running = turn !== undefined;
+    const step = turn?.state === "waiting" ? turn.waits : "generating";
+    if (running && step !== this.#step) this.#say(this.word(step));
+    this.#step = running ? step : "";
     if (running === this.#running) return;
     const { loaded = true, conversation } = this.#talk ?? {};
     if (this.#running === undefined && !running && !(loaded && conversation?.turns.every((each) => each.ended))) return;
     this.#running = running;
-    if (running) this.#say(this.word("generating"));
     this.tell("legato-state", { running });
+  }
+
+  /** Whose it is, and whether one may only watch. */
+  #showWhose() {
+    const writes = this.may("send");
+    const owner = this.#talk?.about.owner;
+    if (!writes && this.ownRoot.activeElement === this.#field) this.#scroll.focus({ preventScroll: true });
+    this.#field.hidden = this.#send.hidden = this.#skip.hidden = !writes;
+    this.#form.hidden = !writes && this.#stop.hidden;
+    this.#whose.hidden = writes && owner === undefined;
+    const said = [owner === undefined ? "" : this.word("chatOf", { owner: plain(owner) }), writes ? "" : this.word("readOnly")];
+    write(this.#whose, said.filter(Boolean).join(" "));
   }
 
   #toLatest() {

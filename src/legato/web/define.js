@@ -1,5 +1,6 @@
 /** Gives the elements their names: `<script type="module" src="https://…/web/define.js"></script>`. */
 import { LegatoChat } from "./chat.js";
+import { LegatoFile } from "./file.js";
 import { LegatoInProgressMessage, LegatoIncomingMessageIndicator, LegatoMessageStreamError } from "./message.js";
 
 export { setStrings } from "./strings.js";
@@ -9,6 +10,7 @@ const ELEMENTS = {
   "legato-incoming-message-indicator": LegatoIncomingMessageIndicator,
   "legato-in-progress-message": LegatoInProgressMessage,
   "legato-message-stream-error": LegatoMessageStreamError,
+  "legato-file": LegatoFile,
   "legato-chat": LegatoChat,
 };
 for (const [name, element] of Object.entries(ELEMENTS)) define(name, element);

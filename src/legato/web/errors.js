@@ -104,11 +104,11 @@ export async function refusal(response) {
  * What a response says that is ok: its JSON, or undefined where there is nothing to say (204). Rejects with `Foreign` if
  * that is not what the server would say, and with `ConnectionLost` if it does not come whole.
  * @param {Response} response
- * @param {(answer: any) => boolean} fits whether it is what was asked for
+ * @param {(answer: any, response: Response) => boolean} fits whether it is what was asked for
  * @returns {Promise<any>}
  */
 export async function answered(response, fits) {
-  if (response.status === 204 && fits(undefined)) return undefined;
+  if (response.status === 204 && fits(undefined, response)) return undefined;
   const text = await response.text().catch(lost);
   let value;
   try {
@@ -116,7 +116,7 @@ export async function answered(response, fits) {
   } catch (cause) {
     throw new Foreign(response, { cause });
   }
-  if (!fits(value)) throw new Foreign(response);
+  if (!fits(value, response)) throw new Foreign(response);
   return value;
 }
 

@@ -80,6 +80,12 @@ svg { width: 1.2rem; height: 1.2rem; fill: none; stroke: currentColor; stroke-wi
 #earlier { display: block; margin: 0 auto 1.5rem; color: var(--muted); font-size: 0.8125rem; }
 .turn + .turn { margin-top: 2.5rem; }
 .question { width: fit-content; max-width: min(88%, 36rem); margin-inline-start: auto; padding: 0.6rem 1.05rem; border-radius: 1.15rem; border-end-end-radius: 0.3rem; background: var(--tint); unicode-bidi: plaintext; white-space: pre-wrap; }
+.files { display: flex; flex-wrap: wrap; gap: 0.5rem; margin: 0.35rem 0; white-space: normal; }
+legato-file { display: block; min-width: 0; max-width: 100%; }
+legato-file a { display: inline-block; max-width: 100%; padding: 0.25rem 0.7rem; border: 1px solid var(--line); border-radius: 0.6rem; background: var(--card); font-size: 0.875rem; }
+legato-file[image] a { display: grid; place-items: center; min-width: 6rem; height: 11rem; padding: 0; overflow: hidden; }
+legato-file[image] span { padding: 0.5rem; text-align: center; }
+legato-file img { display: block; max-width: 100%; max-height: calc(11rem - 2px); object-fit: contain; }
 .state { text-align: end; }
 .state:empty { display: none; }
 .answer { display: flow-root; margin-top: 1.35rem; }
@@ -192,6 +198,7 @@ details[open] > summary { margin-bottom: 0.4rem; }
 @keyframes appear { from { opacity: 0; } }
 @keyframes pulse { 50% { opacity: 0.25; } }
 #problem { margin: 0 0 0.5rem; padding: 0.55rem 1rem; border-radius: var(--radius); background: var(--bad-tint); color: var(--bad); font-size: 0.9rem; }
+#whose { margin: 0 0 0.5rem; text-align: center; }
 #form { display: flex; align-items: flex-end; gap: 0.4rem; padding: 0.5rem; border: 1px solid var(--line); border-radius: 1.4rem; background: var(--card); box-shadow: var(--shadow); }
 #form:focus-within { border-color: color-mix(in srgb, var(--accent) 60%, var(--line)); }
 #message { flex: 1; min-width: 0; max-height: 40vh; padding: 0.3rem 0.75rem; border: 0; outline: 0; background: none; color: inherit; font: inherit; line-height: 1.65rem; resize: none; scrollbar-width: thin; }

@@ -98,6 +98,7 @@ function pretty(text) {
 function asking(kind, part, chat, choices) {
   const { data } = part;
   const body = h("div", { class: "choices" });
+  const others = h("p", { class: "fine" }, chat.word("othersAnswer"));
   const note = h("p", { class: "fine", role: "alert" });
   const title = data.title ?? chat.word("mayUse", { tool: String(data.toolName).replaceAll("\n", " ") });
   const element = h("section", { class: "ask", part: "ask", "data-kind": data.notificationType ?? kind, "aria-label": chat.word(kind) },
@@ -105,7 +106,7 @@ function asking(kind, part, chat, choices) {
     h("p", { dir: "auto" }, plain(data.message ?? data.description)),
     data.path && h("p", { class: "fine" }, h("code", {}, plain(data.path))),
     data.params && h("details", {}, h("summary", {}, chat.word("details")), h("pre", { tabindex: 0 }, plain(JSON.stringify(data.params, null, 2)))),
-    body, note);
+    body, others, note);
   /** @param {boolean} disabled */
   const disable = (disabled) => body.querySelectorAll("button, input").forEach((/** @type {any} */ each) => (each.disabled = disabled));
   /** @param {() => Promise<string>} action @returns {(event: Event) => Promise<void>} */
@@ -125,6 +126,8 @@ function asking(kind, part, chat, choices) {
   };
   /** @param {any} part */
   const update = ({ answer }) => {
+    body.hidden = !chat.may("answer");
+    others.hidden = !body.hidden || answer !== null;
     if (answer === null || element.dataset.answer) return;
     element.setAttribute("data-answer", answer);
     const word = { allowed: "allowed", denied: "denied", over: "over", done: "answered" }[String(answer)] ?? "answeredWith";

@@ -22,7 +22,7 @@ export class Server extends LegatoCore {
    * Only for what may be repeated: reads, deletes, answers to questions (the first one counts), and sends, which carry
    * an Idempotency-Key.
    * @param {any} method @param {string} path @param {any} [body] @param {string} [key]
-   * @param {(answer: any) => boolean} [expect] whether an answer is what was asked for
+   * @param {(answer: any, response: Response) => boolean} [expect] whether an answer is what was asked for
    * @param {number} [attempts]
    */
   async request(method, path, body, key, expect = fits.any, attempts = Infinity) {

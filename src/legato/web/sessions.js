@@ -44,8 +44,8 @@ export function sessions(server, { list, older, sure }, on) {
     const id = /** @type {HTMLElement | undefined} */ (list.children[focused])?.dataset.id;
     const name = known.some((each) => each.id === id) ? document.activeElement?.localName : "a";
     list.replaceChildren(...known.map((each) => h("li", { "data-id": each.id },
-      h("a", { href: `?session=${encodeURIComponent(each.id)}`, dir: "auto", click: (/** @type {MouseEvent} */ event) => on.visit(event, each.id) }, title(each)),
-      h("button", { type: "button", class: "plain", "aria-label": `Delete ${title(each)}`, title: "Delete", click: () => ask(each) }, "×"))));
+      h("a", { href: `?session=${encodeURIComponent(each.id)}`, dir: "auto", click: (/** @type {MouseEvent} */ event) => on.visit(event, each.id) }, title(each), each.owner && h("bdi", { class: "fine" }, each.owner)),
+      each.may && !each.may.includes("change") ? null : h("button", { type: "button", class: "plain", "aria-label": `Delete ${title(each)}`, title: "Delete", click: () => ask(each) }, "×"))));
     /** @type {HTMLElement | undefined | null} */ (list.children[Math.min(focused, known.length - 1)]?.querySelector(name ?? "a"))?.focus();
     const begins = first;
     first = false;

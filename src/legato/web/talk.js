@@ -31,6 +31,13 @@ export class Talk {
   conversation = new Conversation();
   /** Whether the history is here. */
   loaded = false;
+  /** @type {{owner?: string, may?: string[]}} Whose it is, if another's, and what may be done here, if not all. */
+  about = {};
+  /** Whether there are messages before those that are here. */
+  get more() {
+    return this.#older !== null;
+  }
+  /** @type {string | null} The page of the history before what is here. */ #older = null;
   /** @type {SharedStream | null} */ #stream = null;
   #closed = false;
   #server;
@@ -93,9 +100,9 @@ export class Talk {
     await this.#try(() => this.#server.request("POST", path, { runId: turn.run ?? undefined }, draw()));
   }
 
-  /** The turn that is being answered. */
+  /** The turn that is being answered, or would be if there were a place. */
   get running() {
-    return this.conversation.turns.find((turn) => turn.state === "running" || turn.state === "stopping");
+    return this.conversation.turns.find(({ state, waits }) => state === "running" || state === "stopping" || (state === "waiting" && waits === "waitingForPlace"));
   }
 
   get #path() {
@@ -149,12 +156,14 @@ export class Talk {
 
   async #load() {
     const stream = this.#stream;
-    const rows = await this.#server.request("GET", `${this.#path}/messages?client=legato`, undefined, undefined, fits.list).catch((/** @type {unknown} */ error) => {
+    const page = await this.#page().catch((/** @type {unknown} */ error) => {
       if (final(error) || !(error instanceof Refused)) throw error;
       return null; // the server is busy, and for long
     });
     if (this.#closed || stream !== this.#stream) return;
-    if (rows === null) return this.#follow();
+    if (page === null) return this.#follow();
+    const { rows } = page;
+    this.#older = page.older;
     const next = new Conversation();
     next.load(rows);
     const before = this.conversation.turns;
@@ -165,6 +174,46 @@ export class Talk {
     this.conversation = next;
     this.loaded = true;
     this.#on.reset();
+    void this.#look();
+  }
+
+  async #look() {
+    const about = await this.#server.request("GET", this.#path, undefined, undefined, fits.session, 5).catch(() => null);
+    if (about === null || this.#closed || `${about.owner} ${about.may}` === `${this.about.owner} ${this.about.may}`) return;
+    this.about = about;
+    this.#on.reset();
+  }
+
+  /**
+   * A page of the history: the newest, or the one that `cursor` leads to.
+   * @param {string} [cursor] @returns {Promise<{rows: any[], older: string | null}>}
+   */
+  async #page(cursor) {
+    let older = null;
+    const path = `${this.#path}/messages?client=legato${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`;
+    const rows = await this.#server.request("GET", path, undefined, undefined, (/** @type {any} */ answer, /** @type {Response} */ response) => {
+      older = response.headers.get("legato-next");
+      return fits.list(answer);
+    });
+    return { rows, older };
+  }
+
+  /** Read the page before what is here. How many turns are new; null if none could be read. */
+  async before() {
+    const { conversation } = this;
+    const cursor = this.#older;
+    if (cursor === null) return null;
+    this.#older = null; // asked for once
+    try {
+      const { rows, older } = await this.#page(cursor);
+      if (this.#closed || conversation !== this.conversation) return null; // read anew meanwhile
+      this.#older = older;
+      return conversation.before(rows);
+    } catch (/** @type {any} */ error) {
+      if (conversation === this.conversation) this.#older = cursor;
+      this.#on.problem(error.message);
+      return null;
+    }
   }
 
   /** @param {string} name @param {any} data */

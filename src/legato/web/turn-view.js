@@ -6,25 +6,39 @@ import { PARTS } from "./parts.js";
 export class TurnView {
   /** @type {Map<string, import("./parts.js").PartView>} */ #parts = new Map();
   #state = "";
+  #asked = "";
   #asking = false; // whether the answer is to be replaced
   #sending = h("p", { class: "fine state" });
   #answer = h("div", { class: "answer", part: "answer" });
   #foot = h("div", { class: "foot" });
+  #question = h("div", { class: "question", part: "question", role: "article", dir: "auto" });
   #said = h("div", { class: "said", role: "article" }, this.#answer, this.#foot);
 
   /** @param {import("./turn.js").Turn} turn @param {import("./chat.js").LegatoChat} chat */
   constructor(turn, chat) {
     this.turn = turn;
     this.chat = chat;
-    const question = turn.text && h("div", { class: "question", part: "question", role: "article", "aria-label": chat.word("you"), dir: "auto" }, turn.text);
-    this.element = h("div", { class: "turn", part: "turn" }, question, this.#sending, this.#said);
+    this.element = h("div", { class: "turn", part: "turn" }, this.#question, this.#sending, this.#said);
   }
 
   /** Whether no turn comes after it. */
   last = false;
 
+  /** What was asked, which is told late where a page of the history ends behind it. */
+  #show() {
+    const { turn, chat } = this;
+    const asked = `${turn.text} ${turn.files.length} ${chat.asker}`;
+    if (asked === this.#asked) return;
+    this.#asked = asked;
+    this.#question.hidden = !turn.text && turn.files.length === 0;
+    this.#question.setAttribute("aria-label", chat.asker);
+    const files = turn.files.map((file) => Object.assign(h("legato-file"), { session: chat.session, file }));
+    this.#question.replaceChildren(...(turn.text ? [turn.text] : []), ...(files.length ? [h("div", { class: "files" }, ...files)] : []));
+  }
+
   update() {
     const { turn, chat, last } = this;
+    this.#show();
     for (const part of turn.parts) {
       let view = this.#parts.get(part.key);
       if (view === undefined) {
@@ -41,29 +55,31 @@ export class TurnView {
     const part = turn.parts[turn.parts.length - 1];
     const asked = part !== undefined && "answer" in part && part.answer === null;
     const typing = turn.state === "running" && part?.kind !== "text" && !asked;
-    const state = `${turn.state} ${turn.waits} ${typing} ${turn.id} ${last} ${this.#asking} ${chat.agentName}`;
+    const state = `${turn.state} ${turn.waits} ${typing} ${turn.id} ${last} ${this.#asking} ${chat.agentName} ${chat.may("send")}`;
     if (state === this.#state) return;
     this.#state = state;
     this.#said.setAttribute("aria-label", chat.agentName);
     this.#said.hidden = turn.parts.length === 0 && !typing && !turn.ended; // nothing is said yet
-    this.#sending.textContent = turn.state === "sending" ? chat.word("sending") : turn.state === "waiting" ? chat.word(turn.waits) : "";
+    const waits = turn.state === "waiting" && turn.parts.length === 0;
+    this.#sending.textContent = turn.state === "sending" ? chat.word("sending") : waits ? chat.word(turn.waits) : "";
     this.#foot.replaceChildren(...this.#footing(typing));
   }
 
   /** @param {boolean} typing @returns {Iterable<Node>} */
   *#footing(typing) {
     const { turn, chat, last } = this;
-    const again = last && turn.id !== null && (() => void chat.again(turn));
+    const again = last && turn.id !== null && chat.may("send") && (() => void chat.again(turn));
     /** @param {string} word @param {string} part @param {() => void} click */
     const button = (word, part, click) => h("button", { type: "button", class: "plain small", part, click }, chat.word(word));
     if (typing) yield h("legato-incoming-message-indicator");
+    if (turn.state === "waiting" && turn.parts.length > 0) yield h("p", { class: "fine" }, chat.word(turn.waits));
     if (turn.state === "failed") {
       yield h("legato-message-stream-error", { message: turn.error, final: !again, past: !turn.live, retry: again || null });
     }
     if (!turn.ended) return;
     const word = turn.state === "stopped" ? "stopped" : turn.empty ? "empty" : turn.state === "done" ? CUT[turn.reason] : undefined;
     if (word) yield h("p", { class: "fine" }, chat.word(word));
-    if (last && word === "cutOff") yield button("goOn", "continue", () => chat.send(chat.word("goOnMessage")));
+    if (again && word === "cutOff") yield button("goOn", "continue", () => chat.send(chat.word("goOnMessage")));
     if (turn.at) yield time(turn.at);
     const copy = turn.answer && copyButton(chat, "copyAnswer", () => turn.answer);
     if (copy) yield copy;

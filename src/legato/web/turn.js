@@ -33,6 +33,8 @@ export class Turn {
   placed = false;
   /** Why it ended, as the agent says it: `stop`, `length` ... */
   reason = "";
+  /** @type {import("./types.js").Attachment[]} What came with the question. */
+  files = [];
   /** @type {Part[]} */
   parts = [];
   /** @type {Record<string, number>} Code points so far of each part of the wire. */
@@ -123,13 +125,29 @@ export class Conversation {
     let turn;
     for (const row of rows) {
       if (row.role === "user") {
-        turn = this.#told(this.#user(row.id, row.userInput, row.runId));
+        turn = this.#told(this.#user(row.id, row.userInput, row.runId, row.files));
       } else {
         const run = row.runId ?? runOf(row.id);
         turn = this.turns.find((each) => each.run === run) ?? turn ?? this.#told(this.#user(row.id, ""));
         this.#answer(turn, run, row);
       }
     }
+  }
+
+  /** Take a page of the history that stands before all that is here. How many turns are new. @param {any[]} rows */
+  before(rows) {
+    const older = new Conversation();
+    older.load(rows);
+    const [first] = this.turns;
+    const last = older.turns[older.turns.length - 1];
+    // Where the page ended between a question and its answer, the answer stands here without a question.
+    if (first && last && first.text === "" && first.files.length === 0 && last.parts.length === 0) {
+      [first.id, first.text, first.files] = [last.id, last.text, last.files];
+      older.turns.pop();
+    }
+    for (const turn of older.turns) turn.placed = true;
+    this.turns = [...older.turns, ...this.turns];
+    return older.turns.length;
   }
 
   /**
@@ -154,7 +172,7 @@ export class Conversation {
     for (const part of row.parts ?? wholeParts(row)) {
       const key = `${row.id}:${turn.parts.length}`;
       if (part.type === "tool_call") turn.parts.push({ kind: "tool", key, ...wholeCall(part) });
-      else turn.parts.push({ kind: part.type === "thinking" ? "thinking" : "text", key, text: part.text, message: row.id });
+      else if (typeof part.text === "string") turn.parts.push({ kind: part.type === "thinking" ? "thinking" : "text", key, text: part.text, message: row.id });
     }
     turn.at = row.createdAt ? new Date(row.createdAt) : null;
     turn.reason = row.finishReason ?? "";
@@ -166,7 +184,7 @@ export class Conversation {
   apply(name, data) {
     const handler = EVENTS[name];
     if (handler === undefined || data.type === undefined) return null;
-    if (name === "user_message_created") return this.#told(this.#user(data.messageId, data.content, data.runId));
+    if (name === "user_message_created") return this.#told(this.#user(data.messageId, data.content, data.runId, data.files));
     const turn = this.#turn(data);
     if (turn === null || turn.ended) return turn;
     turn.live = true;
@@ -189,8 +207,8 @@ export class Conversation {
     return turn;
   }
 
-  /** @param {string} id @param {string} text @param {string | null} [run] @returns {Turn} */
-  #user(id, text, run) {
+  /** @param {string} id @param {string} text @param {string | null} [run] @param {Turn["files"]} [files] @returns {Turn} */
+  #user(id, text, run, files) {
     let turn = this.turns.find((each) => each.id === id);
     if (turn === undefined) {
       turn = this.turns.find((each) => each.id === null && each.text === text);
@@ -198,6 +216,7 @@ export class Conversation {
       this.sent(turn, id, run);
     }
     if (run) turn.run = run;
+    if (files) turn.files = files;
     return turn;
   }
 
@@ -276,7 +295,10 @@ const BEFORE = new Set(["run_waiting", "run_started", "cancel_requested"]);
 /** @type {Record<string, (turn: any, data: any, conversation: any) => void>} */
 const EVENTS = {
   user_message_created: () => {},
-  run_waiting: (turn) => (turn.waits = "waitingForPlace"),
+  run_waiting: (turn) => {
+    turn.waits = "waitingForPlace";
+    if (turn.state === "running") turn.state = "waiting"; // its node is gone, and no other has room
+  },
   run_started: (turn, data, conversation) => {
     conversation.agent = data.agent ?? conversation.agent;
     if (turn.state !== "stopping") turn.state = "running";

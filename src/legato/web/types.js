@@ -13,6 +13,8 @@
  * @property {string} [firstUserMessage]
  * @property {string} [agent]
  * @property {string} [parentSessionId]
+ * @property {string} [owner] whose it is, if another's
+ * @property {string[]} [may] of `send`, `cancel`, `answer`, `change`: what may be done to it, if it is another's or not all
  *
  * @typedef {object} StoredMessage
  * @property {string} id
@@ -26,7 +28,15 @@
  * @property {string} [status]
  * @property {{code: string, message: string}} [error] of an answer that failed
  * @property {string} [runId]
+ * @property {Attachment[]} [files] what came with a user's message
  * @property {string} [createdAt]
+ *
+ * @typedef {object} Attachment a file of a message
+ * @property {string} [type] such as `image/png`
+ * @property {string} [name]
+ * @property {number} [bytes]
+ * @property {string} [hash] it is to be had at `api/sessions/{id}/blobs/{hash}`
+ * @property {string} [url] its address, or all of it, if it has no `hash`
  *
  * @typedef {object} Sent
  * @property {string} status
@@ -43,7 +53,7 @@
  * @property {{sessionId: string, title: string, createdAt: number}} session_created
  * @property {{}} session_deleted
  * @property {{to: string}} session_rewound
- * @property {{messageId: string, content: string, runId?: string}} user_message_created
+ * @property {{messageId: string, content: string, runId?: string, files?: Attachment[]}} user_message_created
  * @property {{runId: string, for: string}} run_waiting
  * @property {{runId: string, agent?: string, attempt?: number}} run_started
  * @property {Delta} thinking
