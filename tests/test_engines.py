@@ -7,6 +7,7 @@ import os
 import re
 import time
 import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import engines
 from browser import Server, serving
 from engines import Chromium, Engine, Firefox
+from pictures import png
 
 AGENT = """
 import asyncio
@@ -201,6 +203,35 @@ def test_regenerate_asks(engine: Engine, server: Server) -> None:
     until(engine, "inside.querySelector('.turn time') === null || !inside.querySelector('[part=replace]')")
     ended(engine, 1)
     assert sum(event["type"] == "run.started" for event in server.events(session)) == 2
+
+
+def test_images_of_messages(engine: Engine, server: Server) -> None:
+    """They are shown; what a browser would run, what is no image and what is elsewhere are links. Nothing moves."""
+    url = "data:image/{};base64,{}".format
+    images = [url("png", b64encode(each).decode()) for each in (png(60, 40), png(4, 4), b"no image" * 1000)]
+    images += [url("svg+xml", b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>".ljust(5000)).decode())]
+    content = [{"type": "input_image", "image_url": each} for each in (*images, "https://elsewhere.test/a.png")]
+    session = httpx2.post(f"{server.url}/v1/conversations", json={}).json()["id"]
+    asked = {"conversation": session, "input": [{"role": "user", "content": content}]}
+    httpx2.post(f"{server.url}/v1/responses", json=asked, timeout=60).raise_for_status()
+
+    opened(engine, server, f"/?session={session}")
+    until(engine, "inside.querySelectorAll('img').length === 2 && inside.textContent.includes('could not be loaded')")
+
+    assert inside(engine, f"return {BELOW};") < 2
+    assert inside(
+        engine, "return [...inside.querySelectorAll('img')].map((each) => [each.naturalWidth, each.alt]);"
+    ) == [
+        [60, "Image"],
+        [4, "Image"],
+    ]
+    assert inside(engine, "return [...inside.querySelectorAll('legato-file a')].map((each) => each.download);") == [
+        "",
+        "",
+        "",
+        "Image",
+        "",
+    ]
 
 
 # Scrolling ------------------------------------------------------------------------------------------------------------

@@ -256,3 +256,11 @@ test("Pages of a history fit together, wherever they are cut.", () => {
     assert.equal(conversation.turns.at(-1).text, "d");
   }
 });
+
+test("What an answer lacks is told by one word, by whatever reason it ended.", () => {
+  const lacks = [["length", "cutOff"], ["max_output_tokens", "cutOff"], ["content_filter", "filtered"], ["stop", ""], ["constructor", ""], [undefined, ""]];
+  for (const [finishReason, lack] of lacks) {
+    const [turn] = fold([user, content(0, "One"), { ...ANSWER.at(-1), content: "One", finishReason }]).turns;
+    assert.equal(turn.lack, lack, finishReason);
+  }
+});

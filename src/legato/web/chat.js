@@ -209,7 +209,7 @@ export class LegatoChat extends LegatoElement {
       connection: (state) => talk === this.#talk && this.#connection(state),
       problem: (word, values) => this.#complain(this.word(word, values)),
       asked: (data) => this.#say(`${data.title ?? this.word("permission")}: ${data.message ?? data.description}`),
-      ended: ({ state, error }) => this.#say(state === "failed" ? `${this.word("failed")} ${error}` : this.word(state === "done" ? "complete" : "wasStopped")),
+      ended: (turn) => this.#say(turn.state === "failed" ? `${this.word("failed")} ${turn.error}` : this.word(turn.state === "stopped" ? "wasStopped" : turn.lack || "complete")),
       unsent: (exists) => (exists ? this.#restore() : this.#unborn()),
       changed: () => this.tell("legato-change"),
     });
@@ -370,17 +370,13 @@ export class LegatoChat extends LegatoElement {
 
   // The field --------------------------------------------------------------------------------------------------------
 
-  get #draft() {
-    return `draft.${this.session}`;
-  }
-
   #restore() {
-    this.#field.value = this.#memory.get(this.#draft, "");
+    this.#field.value = this.#memory.draft(this.session);
     this.#grow();
   }
 
   #typed() {
-    this.#memory.set(this.#draft, this.#field.value);
+    this.#memory.keep(this.session, this.#field.value);
     this.#grow();
   }
 

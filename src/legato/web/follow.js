@@ -5,6 +5,7 @@
  */
 
 const NEAR = 24; // pixels above the end at which who comes down is back at it
+const LAG = 500; // milliseconds after which what was the end is it no more for who goes there
 const UP = new Set(["ArrowUp", "PageUp", "Home"]);
 
 export class Follow {
@@ -16,6 +17,9 @@ export class Follow {
   #touched = 0;
   #top = 0; // where we have put it, or the reader has
   #end = 0; // how far it could be scrolled then
+  /** And how far before: once and twice `LAG` ago at most. Keys and wheels go slowly to where the end was. */
+  #ends = [0, 0];
+  #since = 0;
   #held = false; // a button is pressed in it, so nothing moves below it
   /** @type {Element | null} */ #stop = null; // not further than to the start of this
   /** @type {{element: Element, top: number} | null} */ #anchor = null;
@@ -95,6 +99,8 @@ export class Follow {
   #saw() {
     const { scrollTop, scrollHeight, clientHeight } = this.#box;
     this.#top = scrollTop;
+    const now = performance.now();
+    if (now - this.#since > LAG) [this.#ends, this.#since] = [[this.#end, this.#ends[0]], now];
     this.#end = scrollHeight - clientHeight;
   }
 
@@ -111,7 +117,7 @@ export class Follow {
     const below = this.#below();
     const { scrollTop } = this.#box;
     if (this.pinned && Math.abs(scrollTop - this.#top) > 1 && below > 1) this.#set(false);
-    else if (scrollTop > this.#top && (below < NEAR || scrollTop > this.#end - NEAR)) this.#set(true); // back at the end
+    else if (scrollTop > this.#top && (below < NEAR || scrollTop > this.#ends[1] - NEAR)) this.#set(true); // back at the end
     this.#saw();
     if (!this.pinned) this.#mark(); // else each piece of an answer would look through the page
   }

@@ -49,7 +49,7 @@ export class LegatoIntercom extends LegatoElement {
     super();
     this.addEventListener("legato-session", (event) => this.#keep(/** @type {CustomEvent} */ (event).detail));
     this.addEventListener("legato-state", (event) => this.#state(/** @type {CustomEvent} */ (event).detail.running));
-    this.addEventListener("keydown", (event) => event.key === "Escape" && this.isOpen && this.close());
+    this.addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && this.isOpen && this.close());
   }
 
   connectedCallback() {
@@ -158,7 +158,7 @@ export class LegatoIntercom extends LegatoElement {
   /** @returns {{session?: string, running?: boolean}} */
   get #kept() {
     try {
-      return JSON.parse(localStorage.getItem(this.#key) ?? "{}");
+      return { ...JSON.parse(localStorage.getItem(this.#key) ?? "{}") };
     } catch {
       return {};
     }

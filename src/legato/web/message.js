@@ -140,8 +140,12 @@ export function copyButton(element, name, text) {
 
 /** @param {string} text @param {HTMLElement} button has the focus again afterwards */
 async function copy(text, button) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  const field = h("textarea", { readonly: true, "aria-hidden": "true" }); // over plain http there is only this
+  try {
+    return await navigator.clipboard.writeText(text);
+  } catch {
+    // There is none over plain http, and none for a page in another site's frame; there is only this.
+  }
+  const field = h("textarea", { readonly: true, "aria-hidden": "true" });
   field.value = text;
   field.style.cssText = "position: fixed; opacity: 0";
   document.body.append(field);
@@ -149,6 +153,5 @@ async function copy(text, button) {
   const done = document.execCommand("copy");
   field.remove();
   button.focus();
-  field.remove();
   if (!done) throw new Error("The browser copies nothing here.");
 }

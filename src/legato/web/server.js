@@ -99,6 +99,17 @@ export class Memory {
     }
   }
 
+  /** What was typed and not sent. @param {string} session @returns {string} */
+  draft(session) {
+    const text = this.get(`draft.${session}`, "");
+    return typeof text === "string" ? text : "";
+  }
+
+  /** @param {string} session @param {string} text */
+  keep(session, text) {
+    this.set(`draft.${session}`, text);
+  }
+
   /**
    * The messages on their way, those of tabs that were closed too, so that whoever comes repeats them under the same key;
    * for a day, as nobody expects them to go out after that.
@@ -114,7 +125,7 @@ export class Memory {
     }
     return [...new Set(names)].filter((name) => name.startsWith(start))
       .map((name) => this.get(name.slice(this.#prefix.length), {}, "localStorage"))
-      .filter((item) => item.at > Date.now() - DAY)
+      .filter(({ key, session, text, at }) => at > Date.now() - DAY && [key, session, text].every((each) => typeof each === "string"))
       .sort((one, other) => one.at - other.at);
   }
 

@@ -294,8 +294,7 @@ async function bring(server, memory, { key, session, text, create, agent }, bega
 
 /** What was not taken is a draft again: nothing typed is lost. @param {import("./server.js").Memory} memory @param {any} item @param {string} session */
 function redraft(memory, { text }, session) {
-  const draft = `draft.${session}`;
-  memory.set(draft, [text, memory.get(draft, "")].filter(Boolean).join("\n\n"));
+  memory.keep(session, [text, memory.draft(session)].filter(Boolean).join("\n\n"));
 }
 
 /**

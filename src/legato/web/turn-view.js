@@ -77,7 +77,7 @@ export class TurnView {
       yield h("legato-message-stream-error", { message: turn.error, final: !again, past: !turn.live, retry: again || null });
     }
     if (!turn.ended) return;
-    const word = turn.state === "stopped" ? "stopped" : turn.empty ? "empty" : turn.state === "done" ? CUT[turn.reason] : undefined;
+    const word = turn.state === "stopped" ? "stopped" : turn.lack;
     if (word) yield h("p", { class: "fine" }, chat.word(word));
     if (again && word === "cutOff") yield button("goOn", "continue", () => chat.send(chat.word("goOnMessage")));
     if (turn.at) yield time(turn.at);
@@ -97,9 +97,6 @@ export class TurnView {
     /** @type {HTMLElement | null} */ (this.#foot.querySelector(asking ? "[part=keep]" : "[part=regenerate]"))?.focus();
   }
 }
-
-/** The word for an answer that ended before its end, by its reason. @type {Record<string, string>} */
-const CUT = { length: "cutOff", max_tokens: "cutOff", max_output_tokens: "cutOff", content_filter: "filtered" };
 
 /** @param {Date} at */
 function time(at) {

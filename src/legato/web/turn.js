@@ -56,6 +56,11 @@ export class Turn {
     return this.state === "done" && this.parts.every((part) => part.kind === "thinking" || (part.kind === "text" && !part.text.trim()));
   }
 
+  /** The word for what an answer lacks that has not failed; "" if it is whole. */
+  get lack() {
+    return this.empty ? "empty" : this.state === "done" ? (CUT.get(this.reason) ?? "") : "";
+  }
+
   /** The answer's text, as one would copy it. */
   get answer() {
     return this.parts.map((part) => (part.kind === "text" ? part.text : "")).filter(Boolean).join("\n\n");
@@ -68,6 +73,9 @@ export class Turn {
     return part;
   }
 }
+
+/** Why an answer ended before its end, by its reason. */
+const CUT = new Map([["length", "cutOff"], ["max_tokens", "cutOff"], ["max_output_tokens", "cutOff"], ["content_filter", "filtered"]]);
 
 /** The run of an assistant message: its id is `<run>~a<step>`, and a run's own id may hold such letters, too. */
 const runOf = (/** @type {string} */ message) => message.replace(/~a\d+$/, "");
