@@ -344,7 +344,7 @@ export class LegatoChat extends LegatoElement {
   #showWhose() {
     const writes = this.may("send");
     const owner = this.#talk?.about.owner;
-    if (!writes && this.ownRoot.activeElement === this.#field) this.#scroll.focus({ preventScroll: true });
+    if (!writes && this.#field.matches(":focus")) this.#scroll.focus(/** @type {FocusOptions} */ ({ preventScroll: true, focusVisible: false }));
     this.#field.hidden = this.#send.hidden = this.#skip.hidden = !writes;
     this.#form.hidden = !writes && this.#stop.hidden;
     this.#whose.hidden = writes && owner === undefined;

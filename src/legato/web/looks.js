@@ -198,7 +198,7 @@ details[open] > summary { margin-bottom: 0.4rem; }
 @keyframes appear { from { opacity: 0; } }
 @keyframes pulse { 50% { opacity: 0.25; } }
 #problem { margin: 0 0 0.5rem; padding: 0.55rem 1rem; border-radius: var(--radius); background: var(--bad-tint); color: var(--bad); font-size: 0.9rem; }
-#whose { margin: 0 0 0.5rem; text-align: center; }
+#whose { margin: 0.5rem 0; text-align: center; }
 #form { display: flex; align-items: flex-end; gap: 0.4rem; padding: 0.5rem; border: 1px solid var(--line); border-radius: 1.4rem; background: var(--card); box-shadow: var(--shadow); }
 #form:focus-within { border-color: color-mix(in srgb, var(--accent) 60%, var(--line)); }
 #message { flex: 1; min-width: 0; max-height: 40vh; padding: 0.3rem 0.75rem; border: 0; outline: 0; background: none; color: inherit; font: inherit; line-height: 1.65rem; resize: none; scrollbar-width: thin; }
