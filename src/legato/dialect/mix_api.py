@@ -137,8 +137,8 @@ class SessionData(_Wire, omit_defaults=False):
     may: list[str] | UnsetType = UNSET
 
 
-class ToolCallData(_Wire, omit_defaults=False):
-    """A tool call of an assistant's message; ``input`` is JSON text, ``result`` text (JSON text if it was not)."""
+class ExportedCall(_Wire, omit_defaults=False):
+    """A tool call in an export."""
 
     id: str
     name: str
@@ -146,6 +146,11 @@ class ToolCallData(_Wire, omit_defaults=False):
     type: str
     finished: bool
     result: str | UnsetType = UNSET
+
+
+class ToolCallData(ExportedCall):
+    """A tool call of an assistant's message; ``input`` is JSON text, ``result`` text (JSON text if it was not)."""
+
     is_error: bool | UnsetType = UNSET
 
 
@@ -215,17 +220,6 @@ class Denied(_Wire):
     """The answer that holds: the first that was given."""
 
     denied: bool
-
-
-class ExportedCall(_Wire, omit_defaults=False):
-    """A tool call in an export."""
-
-    id: str
-    name: str
-    input: str
-    type: str
-    finished: bool
-    result: str | UnsetType = UNSET
 
 
 class ExportedMessage(_Wire, omit_defaults=False):
