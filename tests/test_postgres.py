@@ -477,6 +477,20 @@ async def test_what_fails_leaves_the_next_alone(place: str, monkeypatch: pytest.
         assert texts(await store.read("s", 0)) == ["kept"]
 
 
+@pytest.mark.parametrize("said", ["DISCARD ALL", "ALTER TABLE {}.session ALTER COLUMN runs TYPE varchar"])
+async def test_what_was_prepared_is_gone(said: str, place: str) -> None:
+    """Or is not what it was, since a pooler or an operator has had a hand in it: another connection is taken."""
+    async with opened(place) as (store,):
+        await begin(store)
+        await store.info("s")
+        for conn in (store._writer.conn, *store._link._readers):
+            assert conn is not None
+            await conn.execute(said.format(store._link.schema).encode())
+        await store.append("s", [text("r", "kept")])
+        assert (await store.info("s")).head == 4
+        assert texts(await store.read("s", 0)) == ["kept"]
+
+
 async def test_json_is_kept_byte_for_byte(place: str) -> None:
     """Order, doubled spaces within strings, escapes, large numbers: what was stored is what is read."""
     data = {

@@ -57,6 +57,8 @@ OPTIONS = {
 }
 """What of the URL's query is not for libpq."""
 _BINARY, _TEXT, _FAILED, _SYNC = Format.BINARY, Format.TEXT, ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_SYNC
+UNPREPARED = "26000", "0A000"
+"""SQLSTATEs of a connection that has lost what was prepared, or has it as tables were: only another one helps."""
 FAILURES = (psycopg.Error, OSError)
 """What is raised by whatever is done with a database."""
 
@@ -183,7 +185,10 @@ class Link:
                 raise
         for result in results:
             if result.status == _FAILED:
-                raise psycopg.errors.error_from_result(result)
+                error = psycopg.errors.error_from_result(result)
+                if error.sqlstate in UNPREPARED:
+                    pgconn.finish()
+                raise error
         known |= new
         transformer = Transformer(conn)
         found: list[list[Any]] = []

@@ -195,7 +195,8 @@ class PostgresWriter:
         if (conn := self.conn) is not None:
             if not self._is_lost(conn, exc):
                 try:
-                    await conn.rollback()
+                    with self._link.answering(conn):
+                        await conn.rollback()
                     return False
                 except FAILURES:
                     pass
