@@ -68,11 +68,13 @@ class Desk(Protocol):
     """What a turn can ask for; the runner provides it."""
 
     async def ask_permission(self, request: PermissionRequested, timeout: float | None) -> bool:
-        """Ask the user, wait for the first answer. The desk gives the request its id and its end."""
+        """Ask the user, wait for the first answer, ``timeout`` seconds at most (None: as long as the run may
+        last); none by then is a no. The desk gives the request its id and its end."""
         ...
 
     async def notify(self, notification: NotificationCreated, timeout: float | None, wait: bool) -> Answer | None:
-        """Tell the user something; wait for the answer if ``wait``. The desk gives it its id and times."""
+        """Tell the user something; wait for the answer if ``wait``, which may come within ``timeout`` seconds (None:
+        a day). The desk gives it its id and times."""
         ...
 
     async def stored(self) -> None:

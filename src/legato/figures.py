@@ -92,7 +92,7 @@ class StoreFigures:
         self.seconds = Spread()
 
     def committed(self, requests: int, seconds: float) -> None:
-        """One more, of so many requests."""
+        """One more, of so many requests, which took so long."""
         self.commits += 1
         self.sizes.add(requests)
         self.seconds.add(seconds)

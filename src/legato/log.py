@@ -204,7 +204,7 @@ class Leaser(Protocol):
         ...
 
     async def claim(self, *, owner: str, ttl: float, limit: int) -> list[Lease]:
-        """Take up to ``limit`` runs that nobody holds, each the first open one of its session.
+        """Take up to ``limit`` runs that nobody holds, each the first open one of its session, for ``ttl`` seconds.
 
         Those whose sessions have waited longest come first, as far as the store knows.
         """
@@ -219,7 +219,8 @@ class Leaser(Protocol):
         ...
 
     async def open_runs(self, *, limit: int = READ_LIMIT) -> list[OpenRun]:
-        """Runs of all sessions that have no terminal event, oldest first in their session; for whoever looks on."""
+        """Up to ``limit`` runs of all sessions that have no terminal event, oldest first in their session; for whoever
+        looks on."""
         ...
 
 
@@ -489,7 +490,7 @@ class Log:
         return await self.store.read(self.session, after, limit=limit, deltas=deltas)
 
     def subscribe(self, after: Offset = 0, *, heartbeat: float = 15.0, deltas: bool = True) -> Subscription:
-        """Follow the log from just after ``after``."""
+        """Follow the log from just after ``after``; a wait ends with nothing after ``heartbeat`` seconds."""
         return Subscription(self.store, self.session, after, heartbeat=heartbeat, deltas=deltas)
 
     async def all(self, after: Offset = 0, *, until: Offset | None = None, deltas: bool = True) -> AsyncIterator[Event]:

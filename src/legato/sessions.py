@@ -201,8 +201,8 @@ class Sessions:
         return self._admission.allowed(caller, info)
 
     async def index(self, caller: Caller, *, limit: int = 100, after: str | None = None) -> SessionPage:
-        """A page of the caller's sessions, and of those that are shared with them, those last written to first. It may
-        have fewer than there are, or none, and there are more as long as it has a ``next``.
+        """A page of up to ``limit`` of the caller's sessions, and of those that are shared with them, those last
+        written to first. It may have fewer than there are, or none, and there are more as long as it has a ``next``.
 
         Raises:
             CursorInvalid: ``after`` is not the ``next`` of a page.

@@ -87,7 +87,7 @@ class Spent(msgspec.Struct, omit_defaults=True):
 
 
 def spent(events: int, size: int, usage: Usage | None) -> Spent:
-    """What one run has spent."""
+    """What one run has spent: in events, and in bytes of them."""
     tokens = 0 if usage is None else max(usage.input_tokens, 0) + max(usage.output_tokens, 0)
     return Spent(0, 1, events, size, tokens, 0.0 if usage is None else max(usage.cost, 0.0))
 

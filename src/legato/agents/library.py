@@ -117,7 +117,7 @@ class Library:
         return titles
 
     def search(self, terms: Iterable[str], limit: int = 12) -> SearchResult:
-        """The passages that hold any of ``terms``, best first, headings counting more than text.
+        """Up to ``limit`` passages that hold any of ``terms``, best first, headings counting more than text.
 
         One whose own heading is just what was asked for counts up to twice.
 

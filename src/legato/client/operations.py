@@ -129,7 +129,8 @@ def list_sessions(
     include_subagents: bool | None = None,
     **options: Unpack[Options],
 ) -> HttpCall[list[SessionData]]:
-    """List the sessions, those last written to first; ``before`` is an RFC 3339 time, for the ones before it."""
+    """List up to ``limit`` sessions (None: as many as the server gives at once), those last written to first;
+    ``before`` is an RFC 3339 time, for the ones before it."""
     query = {"limit": limit, "before": before, "includeSubagents": include_subagents}
     return HttpCall("GET", "/api/sessions", list[SessionData], query=query, options=options)
 
@@ -182,7 +183,8 @@ def cancel_session(id: str, *, run_id: str | None = None, **options: Unpack[Opti
 def list_session_events(
     id: str, *, after: int = 0, limit: int = 500, **options: Unpack[Options]
 ) -> HttpCall[EventPage]:
-    """Get a page of a session's log, as the server keeps it; the page's ``next`` is the next ``after``."""
+    """Get up to ``limit`` events of a session's log behind offset ``after``, as the server keeps it; the page's
+    ``next`` is the next ``after``."""
     query = {"after": after, "limit": limit}
     return HttpCall("GET", _at("/api/sessions/{}/events", id), EventPage, query=query, options=options)
 

@@ -84,6 +84,13 @@ def stream_events(
 class EventReader:
     """The state of one stream.
 
+    Args:
+        call: what is followed, and from where.
+        heartbeat_timeout: seconds of silence after which a connection is taken for lost.
+        backoff: how long to wait before it is asked for again.
+        random: from 0 to 1.
+        clock: seconds of a clock that nobody sets.
+
     Attributes:
         last_event_id: the id of the last event that was handed out.
         headers: of the newest answer, as lists.

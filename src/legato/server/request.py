@@ -211,7 +211,7 @@ class Request:
         return place
 
     def number(self, name: str, *, default: int, least: int, most: int) -> int:
-        """A whole number from the query.
+        """A whole number from the query, from ``least`` to ``most``; ``default`` where there is none.
 
         Raises:
             InvalidInput: not a number, or out of bounds.

@@ -215,7 +215,7 @@ def _cookie(scope: Scope) -> str | None:
 
 
 def cookie(token: str, *, secure: bool, path: str, seconds: float) -> str:
-    """The value of a ``Set-Cookie`` that signs in with ``token``; with "" it signs out.
+    """The value of a ``Set-Cookie`` that signs in with ``token`` for so many seconds; with "" it signs out.
 
     Raises:
         InvalidInput: the token cannot stand in a cookie.
