@@ -16,7 +16,7 @@ from legato.event import Draft, SessionCreated
 from legato.server import deva as deva_routes
 from legato.server import mix as mix_routes
 from legato.server.app import Legato
-from legato.store import sqlite, sqlite_file, sqlite_known
+from legato.store import sqlite, sqlite_known, sqlite_reading
 from legato.store.sqlite import SQLiteStore
 from legato.testing import Driver
 
@@ -98,7 +98,7 @@ async def test_a_summary_holds_nothing_else_of_the_messages(monkeypatch: pytest.
 
 async def test_pages_of_sessions_end_with_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where what begins sessions is large, a page has fewer of them, and leads on to the rest; each comes once."""
-    monkeypatch.setattr(sqlite_file, "PAGE_BYTES", 3 * LARGE)
+    monkeypatch.setattr(sqlite_reading, "PAGE_BYTES", 3 * LARGE)
     store = SQLiteStore(tmp_path / "log.db")
     await store.open()
     for number in range(10):

@@ -61,6 +61,7 @@ from legato.store import (
     sqlite_file,
     sqlite_journal,
     sqlite_known,
+    sqlite_reading,
     sqlite_requests,
     sqlite_writer,
 )
@@ -174,7 +175,7 @@ async def test_acknowledged_is_on_the_disk(store: SQLiteStore, tmp_path: Path) -
     await begin(store)
     connection = sqlite_file.connect(str(tmp_path / "log.db"), write=False)
 
-    assert [1, 2] == [event.offset for event in sqlite_file.read_page(connection, "s", 0, 10, True).events]
+    assert [1, 2] == [event.offset for event in sqlite_reading.read_page(connection, "s", 0, 10, True).events]
     connection.close()
 
 
@@ -593,7 +594,7 @@ async def test_who_is_just_behind_the_tail_reads_no_block(tmp_path: Path, monkey
 
     def read_page(connection: Any, session: str, after: int, *rest: Any) -> Any:
         asked.append(after)
-        return sqlite_file.read_page(connection, session, after, *rest)
+        return sqlite_reading.read_page(connection, session, after, *rest)
 
     monkeypatch.setattr(sqlite, "read_page", read_page)
     async with opened(tmp_path / "log.db", tail_events=10) as store:
@@ -633,7 +634,7 @@ async def test_the_cache_goes_on_from_the_disk(tmp_path: Path) -> None:
 
 async def test_pages_end_with_large_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page holds so many bytes and no more, but at least one event; the pages join."""
-    monkeypatch.setattr(sqlite_file, "PAGE_BYTES", 10_000)
+    monkeypatch.setattr(sqlite_reading, "PAGE_BYTES", 10_000)
     async with opened(tmp_path / "log.db") as store:
         log = await begin(store)
         await log.append(*[text("x" * 4_000) for _ in range(5)], text("x" * 50_000), text())
@@ -656,12 +657,12 @@ async def test_sessions_that_are_not_there_take_no_room(store: SQLiteStore) -> N
 @pytest.mark.parametrize(
     ("sql", "bindings", "index"),
     [
-        (sqlite_file._PAGES[True], ("s", 0, 10), "PRIMARY KEY (session=? AND offset>?)"),
-        (sqlite_file._PAGES[False], ("s", 0, 10), "event_whole (session=? AND offset>?)"),
-        (sqlite_file._PACKS, ("s", 0), "pack_last (session=? AND last>?)"),
-        (sqlite_file._NEWEST, (10, 10), "session_updated (updated_at<?)"),
-        (sqlite_file._NEWEST_OWNED, (10, 10, "me"), "session_owned (owner=? AND updated_at<?)"),
-        (sqlite_file._HEADS, ('["s"]',), "event_whole (session=?)"),
+        (sqlite_reading._PAGES[True], ("s", 0, 10), "PRIMARY KEY (session=? AND offset>?)"),
+        (sqlite_reading._PAGES[False], ("s", 0, 10), "event_whole (session=? AND offset>?)"),
+        (sqlite_reading._PACKS, ("s", 0), "pack_last (session=? AND last>?)"),
+        (sqlite_reading._NEWEST, (10, 10), "session_updated (updated_at<?)"),
+        (sqlite_reading._NEWEST_OWNED, (10, 10, "me"), "session_owned (owner=? AND updated_at<?)"),
+        (sqlite_reading._HEADS, ('["s"]',), "event_whole (session=?)"),
     ],
     ids=["page", "history", "packs", "sessions", "sessions of one", "looks"],
 )

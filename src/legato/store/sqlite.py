@@ -54,20 +54,10 @@ from ..log import (
 from ..machine import Lease, OpenRun
 from .lock import FileLock
 from .sqlite_errors import store_error
-from .sqlite_file import (
-    Page,
-    apsw,
-    connect,
-    prepare,
-    read_journal,
-    read_open_runs,
-    read_openings,
-    read_page,
-    read_records,
-    read_sessions,
-)
+from .sqlite_file import apsw, connect, prepare, read_openings
 from .sqlite_journal import Journal
 from .sqlite_known import Built, Look
+from .sqlite_reading import Page, read_journal, read_open_runs, read_page, read_records, read_sessions
 from .sqlite_requests import (
     Acquire,
     Adopt,

@@ -11,8 +11,9 @@ import msgspec
 from ..event import SessionCreated
 from ..log import created, moment
 from ..machine import OpenRun, SessionState
-from .sqlite_file import apsw, last_at, read_heads, read_open_runs, read_waiting, value
+from .sqlite_file import apsw, last_at, value
 from .sqlite_journal import Journal
+from .sqlite_reading import read_heads, read_open_runs, read_waiting
 
 KNOWN_SESSIONS = 10_000
 """Sessions whose head the writer remembers; others cost a look-up,"""

@@ -34,13 +34,10 @@ from .sqlite_file import (
     Arrived,
     Record,
     apsw,
-    read_packs,
-    read_page,
-    read_used,
-    repacked,
 )
 from .sqlite_journal import Filing, packs
 from .sqlite_known import DAMAGE, Built, Known, KnownSession, Look
+from .sqlite_reading import read_packs, read_page, read_used, repacked
 
 PACKED_BYTES = 4_096
 """A delta whose JSON is longer is an event by itself, so that a pack is no large thing."""
