@@ -32,6 +32,7 @@ from legato.event import (
     Said,
     SessionCreated,
     SessionDeleted,
+    SessionUpdated,
     TextDelta,
 )
 from legato.log import READ_LIMIT, Log, Store, Subscription, Take
@@ -1062,6 +1063,40 @@ async def test_readers_of_what_a_failover_lost_are_told(on_crash: Any) -> None:
             again = {"fail": "", "retry": "one two three end", "resume": "two three end"}[on_crash]
             assert texts == "one " + again
             assert attempts == ([1] if on_crash == "fail" else [1, 2])
+
+
+@pytest.mark.parametrize("first", ["writer", "listener"])
+async def test_a_loss_that_two_find_out_ends_one_era(first: str) -> None:
+    """Who writes, and who listens again, at the same moment: what was known before is what both go by."""
+    async with (
+        failing_over() as (way, link, primary, replica),
+        stores(f"redis://127.0.0.1:{way.port}/", 1) as (store,),
+        asyncio.timeout(PATIENCE),
+    ):
+        await store.append("s", begun())
+        assert await store._server.do(b"0", "WAIT", 1, 5_000) == 1
+        link.open = False
+        link.cut()
+        await until(lambda: b"master_link_status:down" in replica.ask("INFO", "replication"))
+        await store.append("s", [Draft(SessionUpdated({"lost": True}))])
+        forgotten, eras = Forgotten(store), store._eras
+        known, era = eras.known(0), await eras.of(0)
+        assert known is not None
+        fail_over(way, primary, replica)
+        own = store._server.key(0, "era")
+        place = await patiently(lambda: store._server.do(own, "HMGET", own, "n", "count"))
+        assert int(place[1]) < known[1]
+
+        async def listen() -> None:
+            await eras.meet(0, known, *place)
+
+        async def write() -> None:
+            await eras.enter(0)
+
+        await (write() if first == "writer" else listen())
+        await (listen() if first == "writer" else write())
+        assert await eras.enter(0) == era + 1
+        assert forgotten.times == [True]
 
 
 async def patiently_opened(driver: Driver, headers: dict[str, str]) -> tuple[str, str]:

@@ -36,9 +36,9 @@ class Eras:
         self._seen: dict[int, tuple[int, int]] = {}
         self._entering = asyncio.Lock()
 
-    async def enter(self, bucket: int, *, least: int = 0) -> int:
-        """Find out, or decide, in which era of the servers a bucket is; gives its number. If it has been written to
-        less often than ``least``, an era has ended.
+    async def enter(self, bucket: int, *, had: tuple[int, int] | None = None) -> int:
+        """Find out, or decide, in which era of the servers a bucket is; gives its number. If it is in that of ``had``
+        still, and has been written to less often, that era has ended: so it has where it is in none any more.
 
         A *era* ends when a server may have lost something: when it has been started again, or another one has its
         place. Each write says in which era it believes to be, and is a script whose text has the name of that era:
@@ -52,7 +52,9 @@ class Eras:
             while True:
                 number = await server.do(eras, "HGET", eras, "n")
                 here, count = await server.do(own, "HMGET", own, "n", "count")
-                for era in filter(None, dict.fromkeys([here, number] if int(count or 0) >= least else [])):
+                # In another era, somebody has found out before: it is not to end for the same once more.
+                over = had is not None and (not here or (int(here) == had[0] and int(count or 0) < had[1]))
+                for era in filter(None, dict.fromkeys([] if over else [here, number])):
                     name = await server.do(eras, "HGET", eras, era)
                     if name and all(await server.do(own, "SCRIPT", "EXISTS", *map(sha, writing(era, name)))):
                         break
@@ -125,7 +127,7 @@ class Eras:
     async def meet(self, bucket: int, known: tuple[int, int] | None, era: Any, count: Any) -> None:
         """A bucket is so far, of which ``known`` was known when that was asked."""
         if known is not None and (era is None or (int(era) == known[0] and int(count) < known[1])):
-            await self.enter(bucket, least=known[1])  # before anybody has written to what is left
+            await self.enter(bucket, had=known)  # before anybody has written to what is left
         elif era is not None:
             await self._learn(bucket, int(era), int(count))
 
