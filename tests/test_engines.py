@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import time
@@ -359,12 +360,14 @@ def test_a_long_answer_is_put_in_by_little(engine: Engine, server: Server) -> No
     inside(
         engine,
         f"""
-        window.most = [0, 0];
+        window.most = [0, 0, 0];
         const count = (changes) => {{
+          const grown = changes.filter((each) => each.target.className === 'stretch');
+          const puts = grown.filter((each) => each.addedNodes.length > 0).length;
           const added = changes.flatMap((each) => [...each.addedNodes]);
           const elements = added.reduce((sum, each) => sum + 1 + (each.querySelectorAll?.('*').length ?? 0), 0);
           const letters = added.reduce((sum, each) => sum + each.textContent.length, 0);
-          window.most = [Math.max(window.most[0], elements), Math.max(window.most[1], letters)];
+          window.most = [elements, letters, puts].map((some, at) => Math.max(some, window.most[at]));
         }};
         new MutationObserver(count).observe(inside, {{ childList: true, subtree: true }});
         document.querySelector('legato-chat').session = {session!r};
@@ -378,14 +381,56 @@ def test_a_long_answer_is_put_in_by_little(engine: Engine, server: Server) -> No
 
     assert shown[1] == size // 900
     assert shown[0] > size
-    elements, letters = engine.run("return window.most;")
+    elements, letters, puts = engine.run("return window.most;")
     assert elements < 5_000
     assert letters < 60_000
+    assert puts < 20  # many blocks at one go: WebKit looks around for each
     if isinstance(engine, Chromium):
         engine.page.emulate_media(media="print")
         kept = "getComputedStyle(each).contentVisibility !== 'visible'"
         assert inside(engine, f"return [...inside.querySelectorAll('.stretch')].filter((each) => {kept}).length;") == 0
         engine.page.emulate_media(media="null")
+
+
+WAYS_OF_TEXTS = {
+    "rtl": [
+        "\u05e9\u05dc\u05d5\u05dd and more",
+        "1. **\u0645\u0631\u062d\u0628\u0627** x",
+        "```python\nx = 1\n```\n\n\u05e9\u05dc\u05d5\u05dd\n",
+    ],
+    "ltr": ["Hello \u05e9\u05dc\u05d5\u05dd", "> - 42 \u4f60\u597d \u05e9\u05dc\u05d5\u05dd", "\u0394 \u05e9"],
+    "": ["1 + 1 = 2", "```python\nx = 1\n```\n"],
+}
+
+
+def test_which_way_a_text_runs(engine: Engine, server: Server) -> None:
+    """By its first letter, code aside, while it grows and at its end; and no browser looks for that at each block."""
+    opened(engine, server)
+    texts = [text for some in WAYS_OF_TEXTS.values() for text in some]
+    found = inside(
+        engine,
+        f"""
+        const texts = {json.dumps(texts)};
+        const all = texts.map(() => document.createElement('legato-in-progress-message'));
+        document.body.append(...all);
+        all.forEach((each, at) => (each.text = texts[at].slice(0, -1)));
+        const prose = all.map((each) => each.shadowRoot.querySelector('.prose'));
+        const until = async (done) => {{
+          while (!prose.every(done)) await new Promise((next) => setTimeout(next, 20));
+        }};
+        await until((each) => each.querySelector('.stretch').textContent !== '');
+        const ways = () => prose.map((each) => each.getAttribute('dir'));
+        const growing = ways();
+        all.forEach((each, at) => {{ each.text = texts[at]; each.ended = true; }});
+        await until((each) => each.getAttribute('aria-busy') === 'false');
+        const result = [growing, ways()];
+        all.forEach((each) => each.remove());
+        return result;
+        """,
+    )
+
+    wanted = [way for way, some in WAYS_OF_TEXTS.items() for _ in some]
+    assert found == [wanted, wanted]
 
 
 # What a browser may not have ------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ export class LegatoInProgressMessage extends LegatoElement {
   #text = "";
   #due = false;
   /** @type {Prose | null} */ #prose = null;
-  #element = h("div", { class: "prose", part: "text", dir: "auto" });
+  #element = h("div", { class: "prose", part: "text" });
 
   /** All of the text so far. */
   get text() {

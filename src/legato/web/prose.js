@@ -129,11 +129,13 @@ const alike = (old, made) => old.nodeName === made.nodeName && (made.nodeName !=
 
 /** Make what `parent` has from `at` on into `made`, and keep each node that can stay. @param {Node} parent @param {Node | null} at @param {Node} made */
 function patch(parent, at, made) {
+  const added = document.createDocumentFragment(); // at one go: for each, WebKit looks at all that is there
   for (const node of [...made.childNodes]) {
     if (at === null || !alike(at, node)) {
-      parent.insertBefore(node, at);
+      added.append(node);
       continue;
     }
+    parent.insertBefore(added, at);
     const next = at.nextSibling;
     if (at instanceof CharacterData) rewrite(at, /** @type {CharacterData} */ (node).data);
     else if (at instanceof Element && at.localName !== "button") {
@@ -144,6 +146,7 @@ function patch(parent, at, made) {
     }
     at = next;
   }
+  parent.insertBefore(added, at);
   while (at !== null) {
     const next = at.nextSibling;
     parent.removeChild(at);
@@ -157,6 +160,25 @@ function rewrite(node, text) {
   if (text.startsWith(data)) node.appendData(text.slice(data.length));
   else if (data.startsWith(text)) node.deleteData(text.length, data.length - text.length);
   else node.data = text;
+}
+
+const LETTER = /\p{L}/u;
+/** Of a script that is written from right to left. */
+const LEFTWARD = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+
+/**
+ * Which way a text runs, by its first letter that is not of code, as `dir="auto"` has it: for that WebKit would look
+ * again at all of a long answer with each block that is put in.
+ * @param {Node} root
+ */
+function direction(root) {
+  const texts = document.createTreeWalker(root, NodeFilter.SHOW_ALL, (node) =>
+    node instanceof Text ? NodeFilter.FILTER_ACCEPT : node instanceof Element && node.className === "code" ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_SKIP);
+  while (texts.nextNode() !== null) {
+    const letter = LETTER.exec(/** @type {Text} */ (texts.currentNode).data);
+    if (letter !== null) return LEFTWARD.test(letter[0]) ? "rtl" : "ltr";
+  }
+  return "";
 }
 
 /** Some blocks in a row. Of those that are far from view a browser makes nothing, however many there are. */
@@ -173,6 +195,7 @@ export class Prose {
   #settled = false;
   #slice = SLICE; // more where a block is longer
   #stuck = -1; // where a block begins that is too long
+  #directed = false; // which way it runs is known
   #busy = false;
   #last = 0;
   #slow = false;
@@ -218,6 +241,7 @@ export class Prose {
     this.#set = "";
     this.#fresh = null;
     this.#settled = false;
+    this.#directed = false;
   }
 
   get #rest() {
@@ -259,6 +283,14 @@ export class Prose {
     }
     if (at === most) requestAnimationFrame(() => this.#show());
     while (children.length > at) children[at].remove();
+    this.#direct();
+  }
+
+  #direct() {
+    if (this.#directed) return;
+    const way = direction(this.#stretch);
+    this.#directed = way !== "";
+    this.element.dir = way || direction(this.#plain);
   }
 
   async #ask() {
