@@ -85,6 +85,10 @@ def test_links_lead_out_and_images_are_links() -> None:
         ("中文*\uff08斜体\uff09*文字~~\uff08删\uff09~~字", "<em>\uff08斜体\uff09</em>文字<s>\uff08删\uff09</s>"),
         ("a**(b)**c", "a**(b)**c"),
         ("一_二_三", "一_二_三"),
+        (
+            "看https://a.test/x_(y)。好\uff08https://b.test/z\uff09",
+            '>https://a.test/x_(y)</a>。好\uff08<a href="https://b.test/z"',
+        ),
     ],
 )
 def test_what_models_write_beyond_commonmark(text: str, shown: str) -> None:
@@ -271,6 +275,14 @@ def test_hostile_text_is_text(text: str) -> None:
         ("Tea [is", "<p>Tea is</p>"),
         ("Tea [is](https://te", "<p>Tea is</p>"),
         ("Tea ![cup](https://te", "<p>Tea</p>"),
+        ("Tea [`is` $x$ not](https://te", f"<p>Tea <code>is</code> {html('$x$')[3:-4]} not</p>"),
+        ("so $\\frac{a", "<p>so</p>"),
+        ("US$5, $6 or $HOME.\n", "<p>US$5, $6 or $HOME.</p>"),
+        ("a &am", "<p>a</p>"),
+        ("Tea [is][1].\n\n[1]: https://te", "<p>Tea [is][1].</p>"),
+        ("[1", ""),
+        ("> [!NOTE]\n", ""),
+        ("Tea\n\n> [!NOTE]\n> ", "<p>Tea</p>"),
         ("2 * 3", "<p>2 * 3</p>"),
         ("Tea\n-", "<p>Tea</p>"),
         ("Tea\n```", "<p>Tea</p>"),
@@ -332,6 +344,69 @@ def test_where_text_goes_on(text: str, shown: str | None) -> None:
 def test_a_caret_of_its_own_is_left_alone() -> None:
     """A text that has the very character that we put at its end keeps it."""
     assert "<p>Tea\u2e2e and</p>" == growing("Tea\u2e2e and")
+
+
+GROWN = [
+    *("so \\(a_1 * b\\) and $x_1 * y$", "# On `x` and $x^2$", "I paid $20 and $30 and \\$5", "a &lt; b &amp; AT&T"),
+    *(
+        "- [ ] one\n  - [x] two\n1. [ ] four",
+        "> [!NOTE]\n> a\n\n> [!TIP]\n> b\n\n> [!TEA]\n> c",
+        "a<br>b <sub>2</sub>, a <b",
+    ),
+    *(
+        "See [the `x` of $y$](https://a.test/b_c)!",
+        "See [a](https://a.test/(b)) and https://b.test.",
+        "One[^1].\n\n[^1]: A note.",
+    ),
+    *(
+        "````md\n```py\nx\n```\n````\nb",
+        "1. Do:\n   ```sh\n   ls\n   ```\n2. Then",
+        "> ~~~\n> x `\n> ~~~\n> z",
+        "a\n\n    b\n\nc",
+    ),
+    *(
+        "| a | b |\n|:-:|--|\n| **c** d | `e` |\n| $f$ | ~~g~~ |\n\nh",
+        "T\n===\n\ns\n---\n\nt",
+        "a  \nb\\\nc",
+        "- a\n\n- b\n- c",
+    ),
+    *(
+        "这是**重点**\uff0c和*斜体*。「**引用**」です",
+        "👩‍👩‍👧‍👦 **👍🏽** e\u0301",
+        "שלום `code` 123 **מודגש**",
+        "\\# no \\* C:\\path \\_",
+    ),
+]
+
+
+@pytest.mark.parametrize("text", GROWN)
+def test_letters_come_in_their_order(text: str) -> None:
+    """Cut anywhere, letters are shown only where they will be in the end."""
+    whole = [letter for letter in text_of(html(text)) if letter.isalnum()]
+    for length in range(1, len(text) + 1):
+        shown = [letter for letter in text_of(growing(text[:length])) if letter.isalnum()]
+        assert shown == whole[: len(shown)], text[:length]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a `b",
+        "# a `b\n",
+        "> a **b",
+        "- a [b",
+        "| a | b |\n|---|---|\n| `c | d |\n",
+        "a ~~~",
+        "See $x",
+        "| a | b |\n|---|---|\n| `c | d |",
+        "*a\n\n> `b",
+    ],
+)
+def test_what_has_ended_is_not_mended(text: str) -> None:
+    """A block that has ended with an open marker is shown as it will stay: nothing is added that nobody said."""
+    ended = text if text.endswith("\n") else f"{text}\n\n"
+
+    assert html(ended) == growing(ended)
 
 
 def test_grown_ends_as_whole() -> None:

@@ -31,6 +31,7 @@ def flavoured() -> MarkdownIt:
     parser.enable(["table", "strikethrough", "linkify"])
     assert parser.linkify is not None
     parser.linkify.set({"fuzzy_link": False, "fuzzy_email": False})  # legato.py is a file, not a site in Paraguay
+    parser.linkify.match_at_start = _up_to_wide_signs(parser.linkify.match_at_start)
     inline = _Inline()
     inline.ruler, inline.ruler2 = parser.inline.ruler, parser.inline.ruler2
     parser.inline = inline
@@ -103,7 +104,22 @@ class _Inline(ParserInline):
         return state.tokens
 
 
-# Line breaks, notes ---------------------------------------------------------------------------------------------------
+# Addresses, line breaks, notes ----------------------------------------------------------------------------------------
+
+_ADDRESS = re.compile(
+    "[^\\s\u2018\u2019\u201c\u201d\u3001\u3002\u3008-\u3011\u3014-\u301b\uff01\uff08\uff09\uff0c\uff0e\uff1a\uff1b\uff1f\uff3b\uff3d\uff5b-\uff65]*"
+)
+
+
+def _up_to_wide_signs(find: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Ends an address before the punctuation of Chinese and Japanese, which put no blanks behind it."""
+
+    def found(text: str) -> Any:
+        address = _ADDRESS.match(text)
+        return find(address[0] if address else "")
+
+    return found
+
 
 _BREAK = re.compile(r"<br\s{0,9}/?>", re.IGNORECASE)
 _NOTE = re.compile(r"\[\^([\w-]{1,32})\]")

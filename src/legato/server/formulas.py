@@ -111,12 +111,22 @@ def without_formulas(text: str) -> tuple[str, int | None]:
         if formula is not None:
             pieces += [text[at : found.start()], "x" * (formula.end() - found.start())]
             at = place = formula.end()
-        elif opener != "$":
+        elif opener != "$" or _begun(text, found.start()):
             return "".join([*pieces, text[at:]]), found.start()
     return "".join([*pieces, text[at:]]), None
 
 
 _OPENER = re.compile(r"\\.|\$\$?", re.DOTALL)
+_BEGUN = re.compile(r"\$-?[a-zA-Z(\\{|][^\n$`]{0,80}")
+
+
+def _begun(text: str, at: int) -> bool:
+    """Whether it looks like a formula that is not closed yet: not like an amount, and not for long."""
+    return _after_nothing(text, at) and _BEGUN.fullmatch(text, at) is not None
+
+
+def _after_nothing(text: str, at: int) -> bool:
+    return at == 0 or not (text[at - 1].isalnum() or text[at - 1] in "\\$")
 
 
 def unfinished_block(text: str) -> int | None:
@@ -143,7 +153,7 @@ def _closer(opener: re.Match[str]) -> str:
 
 
 def _read(text: str, at: int, opener: str) -> re.Match[str] | None:
-    if opener == "$" and at > 0 and (text[at - 1].isalnum() or text[at - 1] in "\\$"):
+    if opener == "$" and not _after_nothing(text, at):
         return None
     found = _INLINE[opener].match(text, at)
     return found if found is not None and found[1].strip() else None

@@ -117,9 +117,18 @@ _CARET = "\u2e2e"
 _UNDECIDED = re.compile(
     r"[-*+=_#$]+|\d{1,9}[.)]?|[`~]+|(?:`{3,}+|~{3,}+)[^`]*+|"
     r"(?:[-*+]|\d{1,9}[.)])[ \t]+\[(?:[ xX]\]?)?|\[![a-zA-Z]*\]?|\[\^[\w-]*\]?|\\(?:[a-z]+(?:\{[a-z]*\*?)?)?|"
+    r"\[\d*\]?|\[[^\]^][^\]]*\]:[ \t]*\S*(?:[ \t]+[\"'(].*)?|"
 )
 """A line, without what is around it, of which nobody can say yet what it begins."""
+_ALERT_BEGUN = re.compile(r"[ \t]*>[ \t>]*\[![a-zA-Z]+\][ \t]*")
+"""A line that is the title of what follows it, if something does."""
+_CELL = re.compile(r"\\.|\|")
+"""An escape, or where a cell ends."""
 _NOTE_BEGUN = re.compile(r"\[\^[\w-]{0,32}\]?\Z")
+LONGEST_ADDRESS = 200
+"""Characters of a link's address in which a parenthesis is looked for that belongs to it."""
+_ADDRESS_SIGNS = re.compile(r"[()\s]")
+_ENTITY_BEGUN = re.compile(r"&#?\w{0,31}")
 _MARKS = re.compile(r"(?<!\\)(?:\*\*\*|\*\*|\*|~~)")
 
 
@@ -133,6 +142,9 @@ def mend(text: str) -> tuple[str, str]:
         text = text[:formula]
     elif _UNDECIDED.fullmatch(end):
         text = text[:line]
+        before = text[:-1].rpartition("\n")[2]
+        if _ALERT_BEGUN.fullmatch(before):
+            text = text[: -1 - len(before)]
     begin = _last_inline(text)
     if begin is None:
         return text, ""
@@ -152,7 +164,7 @@ def mend(text: str) -> tuple[str, str]:
         if found := _unfinished_link(plain, opener):
             start, until = found
             label = slice(start + 1, until if keep else start + 1)
-            last, plain = last[:start] + plain[label], plain[:start] + plain[label]
+            last, plain = last[:start] + last[label], plain[:start] + plain[label]
     if (sign := _unfinished_sign(plain)) is not None:
         last, plain = last[:sign], plain[:sign]
     last, closers = _closed(last, plain)
@@ -195,10 +207,20 @@ def _unfinished_link(text: str, opener: str) -> tuple[int, int] | None:
         begin = text.find(opener, line, length if end < 0 else end)
         if end < 0:
             return None if begin < 0 else (begin, length)
-        if begin >= 0 and (end == length - 1 or (text[end + 1] == "(" and address < end)):
+        if begin >= 0 and (end == length - 1 or (text[end + 1] == "(" and (address < end or _open(text, end + 1)))):
             return begin, end
         line = end + 1
     return None
+
+
+def _open(text: str, begin: int) -> bool:
+    """Whether the text may end within the address of a link, which begins there."""
+    depth = 0
+    for sign in _ADDRESS_SIGNS.finditer(text, begin, begin + LONGEST_ADDRESS):
+        depth += {"(": 1, ")": -1}.get(sign[0], 0)
+        if depth == 0 or sign[0].isspace():  # a title may follow, in which parentheses are as others
+            return False
+    return len(text) <= begin + LONGEST_ADDRESS
 
 
 def _unfinished_sign(text: str) -> int | None:
@@ -209,6 +231,8 @@ def _unfinished_sign(text: str) -> int | None:
     word = text.rsplit(None, 1)[-1].rpartition(">")[2]
     if "<" in word:
         return len(text) - len(word) + word.index("<")
+    if _ENTITY_BEGUN.fullmatch(word, entity := max(word.rfind("&"), 0)):
+        return len(text) - len(word) + entity
     return len(text) - 1 if text[-1] in "!\\$" else None
 
 
@@ -243,17 +267,30 @@ def _opened(plain: str) -> list[str]:
 
 
 def _last_inline(text: str) -> int | None:
-    """Where the last stretch of inline text begins, to its line; None if the text ends with something else."""
-    token = _last_leaf(text)
-    if token is None or token.type != "inline":
+    """Where the last stretch of inline text begins, to its line or cell; None if it has ended, or is none."""
+    token, holder = _last_held(text)
+    if token is None or token.type != "inline" or token.map is None:
         return None
-    line = token.map[0] if token.map else text.rstrip("\n").count("\n")
-    return sum(len(each) + 1 for each in text.split("\n")[:line])
+    *others, last = text.split("\n")
+    blank = last.strip(" \t>") == ""
+    if holder in ("td_open", "th_open"):
+        cell = max((sign.end() for sign in _CELL.finditer(last) if sign[0] == "|"), default=0)
+        return None if blank else len(text) - len(last) + cell
+    if blank and others and (holder == "heading_open" or others[-1].strip(" \t>") == ""):
+        return None
+    return sum(len(each) + 1 for each in text.split("\n")[: token.map[0]])
+
+
+def _last_leaf(text: str) -> Token | None:
+    return _last_held(text)[0]
 
 
 @functools.lru_cache(maxsize=2)  # of a text and its mended beginning, for all that is asked of their ends
-def _last_leaf(text: str) -> Token | None:
-    return next((token for token in reversed(_BLOCKS_ALONE.parse(text)) if token.nesting == 0), None)
+def _last_held(text: str) -> tuple[Token | None, str]:
+    """The last token that holds no others, and the type of the one before it, which holds it."""
+    tokens = _BLOCKS_ALONE.parse(text)
+    at = next((at for at in range(len(tokens) - 1, -1, -1) if tokens[at].nesting == 0), None)
+    return (None, "") if at is None else (tokens[at], tokens[at - 1].type if at else "")
 
 
 def _ends_in_code(text: str, level: int | None = None) -> bool:
