@@ -6,8 +6,8 @@
     read (event loop)            from the tail cache; else
       -> a reader thread         on its own read-only connection
 
-It knows how appends and reads meet; ``sqlite_requests`` knows the appends, ``sqlite_file`` the SQL. The one rule that
-must hold: nothing reaches a reader before its transaction has committed, and nothing that has reached one from the
+It knows how appends and reads meet; ``sqlite_requests`` knows the appends, ``sqlite_reading`` the reads. The one rule
+that must hold: nothing reaches a reader before its transaction has committed, and nothing that has reached one from the
 disk is missing from the tail cache, so that a later read never shows less than an earlier one.
 """
 

@@ -1,4 +1,4 @@
-"""The file of a SQLite store: its schema and migrations, and the SQL.
+"""The file of a SQLite store: its schema and migrations, how it is opened, and what a row of a change does.
 
 It knows no threads and no event loop, but their lock (the GIL) shapes how it writes. apsw lets go of it around every
 step of a statement. A short step (a row read from the cache) has it back before another thread noticed; after a long
