@@ -129,6 +129,7 @@ async def test_a_run_is_a_span_with_its_steps_and_tools() -> None:
     assert run_id.startswith("a~")
     assert told == {
         "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.provider.name": "legato",
         "gen_ai.agent.name": "agent",
         "gen_ai.conversation.id": "a",
         "legato.run.attempt": 1,
@@ -292,6 +293,8 @@ async def test_a_request_to_a_model_is_a_span(monkeypatch: pytest.MonkeyPatch) -
 
     assert [parent(chat) for chat in chats] == [id_of(step) for step in steps]
     assert chats[0].kind is trace.SpanKind.CLIENT
+    (run,) = [span for span in EXPORTER.get_finished_spans() if span.name == "invoke_agent m-1"]
+    assert attributes(run)["gen_ai.provider.name"] == "openai"
     told = attributes(chats[1])
     assert told.pop("gen_ai.response.id")
     assert told == {
@@ -300,6 +303,7 @@ async def test_a_request_to_a_model_is_a_span(monkeypatch: pytest.MonkeyPatch) -
         "gen_ai.request.model": "m-1",
         "gen_ai.response.model": "m-1",
         "server.address": "test",
+        "server.port": 80,
         "gen_ai.response.finish_reasons": ("stop",),
         "gen_ai.usage.input_tokens": 5,
         "gen_ai.usage.output_tokens": 7,

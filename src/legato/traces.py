@@ -47,12 +47,15 @@ NAMES = {
     "tool_type": "gen_ai.tool.type",
     "error": "error.type",
     "server": "server.address",
+    "port": "server.port",
     "run": "legato.run.id",
     "attempt": "legato.run.attempt",
     "step": "legato.step",
     "outcome": "legato.run.outcome",
 }
 """What attributes are called; those that the conventions have no word for are ours."""
+OURS = "legato"
+"""The provider of an agent that has asked no model through us; the conventions want one of each."""
 SCHEMA = "https://opentelemetry.io/schemas/1.41.0"
 _PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
@@ -121,7 +124,9 @@ class Traces:
                 trace.INVALID_SPAN if context is None else trace.NonRecordingSpan(context), _nothing()
             ),
             kind=trace.SpanKind.INTERNAL,
-            attributes=named(operation="invoke_agent", agent=agent, session=session, run=run, attempt=attempt),
+            attributes=named(
+                operation="invoke_agent", provider=OURS, agent=agent, session=session, run=run, attempt=attempt
+            ),
             links=links,
             start_time=None if at is None else round(at * 1_000_000_000),
         )
@@ -226,6 +231,7 @@ class RunSpan:
             kind=trace.SpanKind.CLIENT,
             attributes=named(operation="chat", **attributes),
         )
+        self._span.set_attributes(named(provider=attributes.get("provider")))
         try:
             yield span
         except BaseException as exc:

@@ -190,7 +190,9 @@ class ModelTurn:
     def _asking(self) -> Iterator[None]:
         model = self._upstream.model
         provider = "anthropic" if model.wire == "messages" else "openai"
-        with asking(request_model=model.name, provider=provider, server=urlsplit(model.base_url).hostname) as span:
+        url = urlsplit(model.base_url)
+        port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+        with asking(request_model=model.name, provider=provider, server=url.hostname, port=port) as span:
             yield
             if span is not None:
                 result, used = self._result, self._result.usage or TokenUsage()
