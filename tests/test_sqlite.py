@@ -1080,7 +1080,7 @@ async def test_locked_in_the_same_process(store: SQLiteStore, tmp_path: Path) ->
     """A second store on the file is refused, under any name of the file, with the pid and what to do."""
     (tmp_path / "link.db").symlink_to(tmp_path / "log.db")
     for name in ("log.db", "link.db", "../" + tmp_path.name + "/log.db"):
-        with pytest.raises(StoreLocked, match=rf"process {os.getpid()}.*Redis store \(planned\)"):
+        with pytest.raises(StoreLocked, match=rf"process {os.getpid()}.*PostgreSQL and Redis"):
             await SQLiteStore(tmp_path / name).open()
 
 

@@ -134,8 +134,8 @@ def _locked(path: str, holder: str, *, ours: bool) -> StoreLocked:
     if since:
         who += f", since {since}"
     do = (
-        "Give this one another, such as sqlite:///other.db; for several processes there will be the Redis store "
-        "(planned)."
+        "Give this one another, such as sqlite:///other.db; for several processes there are PostgreSQL and Redis, see "
+        "docs/many-nodes.md."
     )
     if not ours and parent == str(_parent()) and host == socket.gethostname() and _is_worker():
         do += (
