@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import httpx2
@@ -823,6 +824,24 @@ def test_every_operation_reaches_its_path(face: str) -> None:
         values[11].granted,
         values[14].status,
     )
+
+
+def test_a_file_is_what_its_hash_says(face: str) -> None:
+    """As bytes; what has another SHA-256, as a page to sign in, is none."""
+    seen = []
+
+    def server(request: Request) -> Reply:
+        seen.append((request.method, request.path))
+        return Reply(200, b"\xff\x00", {"content-type": "image/png"})
+
+    data, other = sha256(b"\xff\x00").hexdigest(), sha256(b"").hexdigest()
+    assert use(face, server, lambda c: c.sessions.blob("s/1", data)) == b"\xff\x00"
+    assert seen == [("GET", f"/api/sessions/s/1/blobs/{data}")]
+    with pytest.raises(ResponseInvalid, match="expected bytes whose SHA-256 is"):
+        use(face, server, lambda c: c.sessions.blob("s", other, retries=None))
+    for hash in ("", "..", "."):
+        with pytest.raises(InvalidInput):
+            use(face, server, lambda c, hash=hash: c.sessions.blob("s", hash))
 
 
 def test_a_client_of_ones_own_is_not_closed(face: str) -> None:

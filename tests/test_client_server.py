@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 
 from client_faces import FACES, drain, use
 from legato import Client, Legato, Text, ToolCall, ToolResult, ToolStarted
+from legato.client.errors import ErrorResponse
+from legato.client.funcs import get_blob
 from legato.store.memory import MemoryStore
 from live_server import cutting, serving
 
@@ -78,6 +81,20 @@ def test_a_stream_that_breaks_again_and_again_is_whole(url: str, face: str, step
 
     assert [entry.offset for entry in log] == [int(event.id) for event in events]
     assert ANSWER == "".join(event.data.content for event in events if event.event == "content")
+
+
+def test_a_file_of_a_message_is_read(url: str) -> None:
+    """By the hash that the log has of it; of another session it is not there."""
+    image = bytes(range(256)) * 100
+    with Client(url) as client:
+        one, other = client.sessions.create(), client.sessions.create()
+        inline = f"data:image/png;base64,{b64encode(image).decode()}"
+        client.messages.send(one.id, text="look", metadata={"image": inline})
+        files = [file for entry in client.sessions.events(one.id).events for file in entry.data.get("blobs", [])]
+        assert [client.sessions.blob(one.id, file["hash"]) for file in files] == [image]
+        missing = get_blob(client, other.id, files[0]["hash"])
+        assert isinstance(missing.error, ErrorResponse)
+        assert missing.error.code == "blob_not_found"
 
 
 @pytest.mark.parametrize("face", FACES)

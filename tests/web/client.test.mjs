@@ -76,6 +76,22 @@ test("A session is created once, though the first answer was lost.", async () =>
   });
 });
 
+test("A file is given as it is, and only the server's own.", async () => {
+  const kept = { "content-type": "image/png", "cache-control": "private, max-age=31536000, immutable" };
+  const file = (response) => response.writeHead(200, kept).end(Buffer.from([0, 255, 10]));
+  const short = (response) => response.writeHead(200, { ...kept, "content-length": "9" }).write("a", () => response.destroy());
+  const page = (response) => response.writeHead(200, { "content-type": "text/html" }).end("<p>Sign in");
+  await serving([short, page, cut, json(503, {}), file], async (core, requests) => {
+    const blob = await client.getBlob(core, { sessionId: "s/1", hash: "ab" });
+    assert.deepEqual([blob.type, [...new Uint8Array(await blob.arrayBuffer())]], ["image/png", [0, 255, 10]]);
+    assert.deepEqual([requests.length, requests[0].url], [5, "/chat/api/sessions/s%2F1/blobs/ab"]);
+  });
+  await serving([error(404, "blob_not_found")], async (core) => {
+    const { ok, error: why } = await funcs.getBlob(core, { sessionId: "s", hash: "ab" });
+    assert.deepEqual([ok, why.code], [false, "blob_not_found"]);
+  });
+});
+
 test("The other functions ask what they say.", async () => {
   const calls = [
     [client.listSessions, { limit: 2, before: "2026-01-01T00:00:00Z" }, [], "GET", "/chat/api/sessions?limit=2&before=2026-01-01T00%3A00%3A00Z"],

@@ -30,6 +30,7 @@ __all__ = [
     "deny_permission",
     "export_session",
     "fork_session",
+    "get_blob",
     "get_health",
     "get_session",
     "grant_permission",
@@ -130,6 +131,7 @@ delete_session: Final = Function(operations.delete_session)
 deny_permission: Final = Function(operations.deny_permission)
 export_session: Final = Function(operations.export_session)
 fork_session: Final = Function(operations.fork_session)
+get_blob: Final = Function(operations.get_blob)
 get_health: Final = Function(operations.get_health)
 get_session: Final = Function(operations.get_session)
 grant_permission: Final = Function(operations.grant_permission)

@@ -37,6 +37,7 @@ __all__ = [
     "deny_permission",
     "export_session",
     "fork_session",
+    "get_blob",
     "get_health",
     "get_session",
     "grant_permission",
@@ -187,6 +188,15 @@ def list_session_events(
     ``next`` is the next ``after``."""
     query = {"after": after, "limit": limit}
     return HttpCall("GET", _at("/api/sessions/{}/events", id), EventPage, query=query, options=options)
+
+
+def get_blob(id: str, hash: str, **options: Unpack[Options]) -> HttpCall[bytes]:
+    """Get a file that came in a message of session ``id``, by its SHA-256, in hexadecimal.
+
+    Which there are is in the session's log: ``blobs`` in the data of its ``message.created`` and ``message.revised``.
+    """
+    path = _at(_at("/api/sessions/{}/blobs/", id) + "{}", hash)
+    return HttpCall("GET", path, bytes, digest=hash, headers={"accept": "*/*"}, options=options)
 
 
 # Messages ------------------------------------------------------------------------------------------------------------

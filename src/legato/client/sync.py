@@ -85,6 +85,7 @@ class SessionMethods(_Methods):
     export = _method(operations.export_session)
     messages = _method(operations.list_messages)
     events = _method(operations.list_session_events)
+    blob = _method(operations.get_blob)
     cancel = cancel_processing = _method(operations.cancel_session)
 
 

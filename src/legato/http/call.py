@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -59,7 +60,8 @@ class HttpCall(Generic[T_co]):
     Attributes:
         method: the HTTP verb.
         path: from the server's address on, escaped.
-        returns: what a good answer's JSON is decoded to; ``NoneType`` when it has no body.
+        returns: what a good answer's JSON is decoded to; ``NoneType`` when it has no body, ``bytes`` for the body.
+        digest: SHA-256 of that body, in hexadecimal; only such an answer is one.
         query: without the None values.
         body: JSON fields; None values are left out. None sends no body.
         spare: fields of the body that nobody asked for: a server that refuses one of them is asked without it.
@@ -73,6 +75,7 @@ class HttpCall(Generic[T_co]):
     method: str
     path: str
     returns: type[T_co]
+    digest: str = ""
     query: Mapping[str, object] = field(default_factory=dict)
     body: Mapping[str, object] | None = None
     spare: tuple[str, ...] = ()
@@ -148,6 +151,10 @@ def answer(call: HttpCall[T], response: httpx2.Response) -> T:
     try:
         if call.returns is NoneType:
             raise msgspec.DecodeError("expected 204, without a body")
+        if call.returns is bytes:
+            if hashlib.sha256(response.content).hexdigest() != call.digest:
+                raise msgspec.DecodeError(f"expected bytes whose SHA-256 is {call.digest[:64]}")
+            return cast(T, response.content)
         return msgspec.json.decode(response.content, type=known(call.returns), strict=False)
     except (msgspec.MsgspecError, UnicodeError) as exc:
         raise ResponseInvalid(

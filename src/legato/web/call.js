@@ -11,10 +11,11 @@
  * @property {boolean} [repeat] whether it may be carried out twice; by default only without POST, or with a key
  * @property {number} [attempts] instead of `PATIENCE.attempts`
  * @property {(answer: any) => boolean} [expect] whether an answer is what was asked for, see `fits`
+ * @property {boolean} [file] the answer is a file as the server has them, and no JSON
  * @property {AbortSignal} [signal]
  */
 import { ask } from "./core.js";
-import { ConnectionLost, Foreign, Refused, answered, final, fits, refusal, retryAfter } from "./errors.js";
+import { ConnectionLost, Foreign, Refused, answered, filed, final, fits, refusal, retryAfter } from "./errors.js";
 import { backoff } from "./resume.js";
 
 /** Attempts, and milliseconds that one may take. All of them together are patient for about a minute and a half. */
@@ -47,7 +48,7 @@ export async function call(core, request) {
  * @param {Call} request
  * @returns {Promise<{answer: any} | {error: Error, wait?: number | null}>}
  */
-async function once(core, { signal, expect = fits.any, ...request }) {
+async function once(core, { signal, expect = fits.any, file = false, ...request }) {
   const attempt = new AbortController();
   const leave = () => attempt.abort(signal?.reason);
   if (signal?.aborted) leave();
@@ -56,7 +57,7 @@ async function once(core, { signal, expect = fits.any, ...request }) {
   try {
     const response = await ask(core, request, attempt.signal);
     if (!response.ok) return { wait: retryAfter(response), error: await refusal(response) };
-    return { answer: await answered(response, /** @type {(answer: any) => boolean} */ (expect)) };
+    return { answer: file ? await filed(response) : await answered(response, /** @type {(answer: any) => boolean} */ (expect)) };
   } catch (error) {
     if (error instanceof Refused || error instanceof Foreign) return { error };
     if (!(error instanceof ConnectionLost)) throw error;

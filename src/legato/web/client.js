@@ -76,6 +76,17 @@ export async function messages(core, { sessionId, signal }) {
 }
 
 /**
+ * A file that came in a message of the session. `hash` is the SHA-256 of its bytes, which the session's log has.
+ * @param {LegatoCore} core
+ * @param {{sessionId: string, hash: string} & Options} request
+ * @returns {Promise<Blob>} with the type that it came with, if browsers may show that, else `application/octet-stream`
+ */
+export async function getBlob(core, { sessionId, hash, signal }) {
+  const path = at`api/sessions/${sessionId}/blobs/${hash}`;
+  return call(core, { method: "GET", path, headers: { accept: "*/*" }, file: true, signal });
+}
+
+/**
  * Send a message; its answer comes on the stream, or to a `StreamResponse`. Repeated safely, however often: the key
  * makes it the same message.
  * @param {LegatoCore} core

@@ -120,6 +120,16 @@ export async function answered(response, fits) {
   return value;
 }
 
+/**
+ * The file that a response is. Rejects with `Foreign` if it is none of the server's, which never change and say so, and
+ * with `ConnectionLost` if it does not come whole.
+ * @param {Response} response
+ */
+export async function filed(response) {
+  if (!response.headers.get("cache-control")?.includes("immutable")) throw new Foreign(response);
+  return response.blob().catch(lost);
+}
+
 /** Whether an answer is what was asked for. @type {Record<string, (answer: any) => boolean>} */
 export const fits = {
   nothing: (answer) => answer === undefined,
