@@ -24,7 +24,7 @@ COUNTING = """
 import asyncio
 
 async def agent(turn):
-    for number in range(1, 40):
+    for number in range(1, 100_000):  # until it is killed
         yield f"{number} "
         await asyncio.sleep(0.02)
 """
