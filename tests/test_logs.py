@@ -24,7 +24,8 @@ from legato.testing import Driver
 from test_metrics import ends
 
 SOURCE = Path(__file__).parent.parent / "src" / "legato"
-SECRETS = ("hush", "sesame")
+SECRETS = ("hush", "sesame", "Secret" * 7)
+KEY = f"lg_abcdefghijkl_{'Secret' * 7}x"
 
 
 class Lines:
@@ -75,6 +76,7 @@ async def test_lines_say_what_they_are_about(lines: Lines) -> None:
     app = Legato("memory:", agents=[agent], identify=identify)
     async with Driver(app, headers={"x-who": "ida"}) as driver:
         await driver.request("POST", "/api/sessions", json={"id": "a"}, headers={"x-request-id": "mine-1"})
+        await driver.request("DELETE", f"/api/auth/keys/{KEY}", headers={"x-request-id": "mine-0"})
         target = "/api/sessions/a/messages?key=sesame"
         sent = await driver.request("POST", target, json={"text": "fail"}, headers={"x-request-id": "mine-2"})
         await ends(app, 1)
@@ -91,6 +93,7 @@ async def test_lines_say_what_they_are_about(lines: Lines) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", failed["time"])
     assert [(each["method"], each["path"], each["status"], each["request"]) for each in access] == [
         ("POST", "/api/sessions", 201, "mine-1"),
+        ("DELETE", "/api/auth/keys/lg_abcdefghijkl_...", 404, "mine-0"),
         ("POST", "/api/sessions/a/messages", sent.status, "mine-2"),
     ]
     assert [secret for secret in SECRETS if secret in lines.text] == []

@@ -612,6 +612,8 @@ def test_no_access_log_has_a_ticket() -> None:
     assert RedactTickets().filter(record)
     assert record.getMessage() == '127.0.0.1:5 - "GET /stream?sessionId=s&ticket=...&client=legato HTTP/1.1" 200'
     assert redacted("/stream?ticket=1.x") == "/stream?ticket=..."
+    key, kept = new_key("alice")
+    assert redacted(f"/api/auth/keys/{key}?k={key}") == f"/api/auth/keys/lg_{kept.id}_...?k=lg_{kept.id}_..."
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ NAME_CHARACTERS = 200
 PAGE = 100
 
 _ID = re.compile(r"[a-z2-7]{12}", re.ASCII)
+_SECRET = re.compile(r"(lg_[a-z2-7]{12}_)[A-Za-z0-9_-]{8,}", re.ASCII)
 ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 
 
@@ -98,6 +99,11 @@ def new_key(
 def hashed(secret: str) -> str:
     """What is kept in the place of a secret of 256 random bits."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def without_keys(text: str) -> str:
+    """A text, such as an address, without the secret halves of keys that stand in it."""
+    return _SECRET.sub(r"\1...", text)
 
 
 def key_holder(subject: str) -> str:

@@ -25,6 +25,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..about import ABOUT, About
+from ..credentials import without_keys
 from ..errors import InvalidInput, LegatoError
 from ..logs import ACCESS
 from .adaptor import Adaptor
@@ -129,9 +130,10 @@ def _about(scope: Scope) -> tuple[bytes, bytes]:
 
 
 def _tell(scope: Scope, status: int, seconds: float) -> None:
-    """Log an answer: the path without its query, in which some put what they sign in with; of a stream, its head."""
+    """Log an answer: the path without its query, in which some put what they sign in with, and without keys, as who
+    revokes one by the whole of it puts there; of a stream, its head."""
     raw = scope.get("raw_path") or quote(scope["path"]).encode()
-    path = raw.partition(b"?")[0].decode("latin-1")[:500]
+    path = without_keys(raw.partition(b"?")[0].decode("latin-1")[:500])
     said = {"method": scope["method"], "path": path, "status": status, "ms": round(seconds * 1000, 1)}
     access.info("%s %s %d in %.1f ms", *said.values(), extra=said)
 

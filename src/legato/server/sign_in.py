@@ -25,7 +25,7 @@ from starlette.types import Scope
 
 from ..bounds import Rate
 from ..caller import Caller
-from ..credentials import ID_LETTERS, TICKETS, hashed
+from ..credentials import ID_LETTERS, TICKETS, hashed, without_keys
 from ..errors import (
     Forbidden,
     HeadMoved,
@@ -346,8 +346,8 @@ class RedactTickets(logging.Filter):
 
 
 def redacted(text: str) -> str:
-    """A target without the tickets in it."""
-    return _IN_QUERY.sub(r"\1...", text)
+    """A target without the tickets and keys in it."""
+    return without_keys(_IN_QUERY.sub(r"\1...", text))
 
 
 _IN_QUERY = re.compile(r"([?&]ticket=)[^&\s\"]+")
