@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from legato.doorbell import Doorbell
-from legato.errors import StoreError, StoreLost
+from legato.errors import StoreBusy, StoreError, StoreLost
 from legato.event import Event, Offset
 from legato.store.group import GroupWriter, RowGroup, RowRequest
 from legato.store.neighbours import Neighbours, Together
@@ -118,6 +118,22 @@ async def test_what_fails_is_tried_alone() -> None:
         done = await asyncio.gather(*requests, return_exceptions=True)
         assert [isinstance(each, StoreError) for each in done] == [False, True, False]
         assert made.groups == [["a", "b", "c"], ["a"], ["b"], ["c"]]
+
+
+async def test_what_fails_for_all_is_not_tried_for_each() -> None:
+    """Each try at a locked database takes seconds: two sessions are enough, and from then on it is a trouble."""
+    async with writing() as (made, writer):
+
+        def wrong(sessions: list[str | None]) -> None:
+            if sessions:
+                raise StoreBusy("locked")
+
+        made.wrong = wrong
+        done = await asyncio.gather(*[ask(writer, name) for name in "aaabcd"], return_exceptions=True)
+        assert [type(each) for each in done] == [StoreBusy] * 6
+        assert made.groups == [[*"aaabcd"], ["a"], ["a"], ["a"], ["b"]]
+        made.wrong = lambda sessions: None
+        await ask(writer, "a")
 
 
 async def test_a_trouble_that_stays_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

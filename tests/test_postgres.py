@@ -477,6 +477,26 @@ async def test_what_fails_leaves_the_next_alone(place: str, monkeypatch: pytest.
         assert texts(await store.read("s", 0)) == ["kept"]
 
 
+async def test_a_table_that_is_locked(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is told to all who wait, and is the store's trouble until it is over, also while nobody asks for anything."""
+    monkeypatch.setattr(sql, "SETTINGS", sql.SETTINGS.replace("'5s'", "'50ms'"))
+    monkeypatch.setattr("legato.store.group.PATIENCE", 0.0)
+    monkeypatch.setattr("legato.store.group.IDLE_SECONDS", 0.1)
+    async with opened(place) as (store,):
+        for name in "abcdef":
+            await begin(store, name)
+        with psycopg.connect(place.partition("?")[0]) as conn:
+            conn.execute(f"LOCK TABLE {store._link.schema}.session".encode())
+            asked = [store.append(name, [text("r")]) for name in "abcdef"]
+            told = await asyncio.gather(*asked, return_exceptions=True)
+            assert [type(each) for each in told] == [StoreBusy] * 6
+            failed = store.figures.failed
+            await reach(lambda: isinstance(store.trouble, StoreBusy))
+            assert failed == 3  # all of them, and two of them
+        await reach(lambda: store.trouble is None)
+        await store.append("a", [text("r", "kept")])
+
+
 @pytest.mark.parametrize("said", ["DISCARD ALL", "ALTER TABLE {}.session ALTER COLUMN runs TYPE varchar"])
 async def test_what_was_prepared_is_gone(said: str, place: str) -> None:
     """Or is not what it was, since a pooler or an operator has had a hand in it: another connection is taken."""

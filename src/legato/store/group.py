@@ -17,7 +17,7 @@ import msgspec
 
 from ..check import check_text
 from ..doorbell import Bell
-from ..errors import LegatoError, RunEnded, StoreError
+from ..errors import LegatoError, RunEnded, StoreBusy, StoreError, StoreFull
 from ..event import AnyFact, Draft, Event, Offset, SessionCreated, read_stored, settle
 from ..figures import StoreFigures
 from ..log import MICRO, Appended, Storing, Take, created, moment
@@ -36,6 +36,8 @@ PACE_ABOVE = 4
 PACE_SECONDS = 0.005
 """Seconds between the beginnings of paced groups, so that more share a transaction, and a message to other processes.
 Nobody waits for that when all sessions of the last group have come back, nor what does not come from a run."""
+WHOLE = 2
+"""Sessions that find the database locked, or full, one after another, before that is taken for the case of all."""
 IDLE_SECONDS = 1.0
 """Seconds between two looks whether the database is there, while nothing is stored."""
 KNOWN_RUNS = 10_000
@@ -415,18 +417,35 @@ class GroupWriter:
         except Exception as exc:  # whatever it is, the other sessions go on
             self.figures.failed += 1
             if len(requests) > 1 and self._trouble is None:
-                for request in requests:
-                    await self._write([request])
+                await self._write_alone(requests)
                 return
-            for request in requests:
-                request.error, request.outcome, request.stored = self._error(exc), None, []
-                request.error.__cause__ = exc
+            self._fail(requests, exc)
         for request in requests:
             if request.stored and request.session is not None:
                 self._neighbours.stored(request.session, request.stored, outside=request.outside)
         self._settle(requests)
         if any(request.free for request in requests):
             self._neighbours.ring_work()
+
+    async def _write_alone(self, requests: Sequence[RowRequest]) -> None:
+        """Each by itself; but if one session after another finds the database locked, or full, it is all of them."""
+        failed: dict[str | None, StoreError] = {}
+        for place, request in enumerate(requests):
+            await self._write([request])
+            if not isinstance(error := request.error, StoreBusy | StoreFull):
+                failed = {}
+                continue
+            failed[request.session] = error
+            if len(failed) == WHOLE and (left := requests[place + 1 :]):
+                self.note(error)
+                self._fail(left, error)
+                self._settle(left)
+                return
+
+    def _fail(self, requests: Sequence[RowRequest], exc: Exception) -> None:
+        for request in requests:
+            request.error, request.outcome, request.stored = self._error(exc), None, []
+            request.error.__cause__ = exc
 
     def _settle(self, requests: Sequence[RowRequest]) -> None:
         for request in requests:

@@ -282,6 +282,8 @@ NEWEST_OWNED = f"""
     ORDER BY s.updated_at DESC, s.id DESC LIMIT %s
 """
 ERA = f"SELECT {_PRESENT}"
+TOUCH = "UPDATE legato.session SET head = head WHERE false"
+"""Changes nothing, and fails where nothing can be changed: in a table that is locked, or a database that only reads."""
 HEADS = "SELECT name, head FROM legato.session WHERE name = ANY(%s)"
 OPEN_RUNS = "SELECT name, runs FROM legato.session WHERE waits IS NOT NULL ORDER BY waits LIMIT %s"
 ANY_FREE = f"SELECT EXISTS (SELECT FROM legato.session WHERE waits IS NOT NULL AND free_at <= {_NOW})"

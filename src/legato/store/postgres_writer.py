@@ -28,7 +28,7 @@ logger = logging.getLogger("legato")
 
 RETRIES = 0.05, 1.0
 """Seconds between two tries to reach the database: the first, and the longest."""
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 8.0
 """For which the database may be silent, while nothing is to be stored."""
 
 
@@ -215,6 +215,7 @@ class PostgresWriter:
                 (era,) = await self._link.row(conn, sql.ERA)
                 if era != self.era:
                     await self._begin_era(conn)
+                await self._link.execute(conn, sql.TOUCH)
         except FAILURES as exc:
             await self._give_up(exc)
             raise
