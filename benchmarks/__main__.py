@@ -61,6 +61,7 @@ RUNS = {
     "operations": Run([], ["--quick"]),
     "start": Run(["--rounds", "10"], ["--rounds", "3"]),
     "sign_in": Run([], ["--rounds", "3", "--requests", "100", "--readers", "20"], sides=False),
+    "long_answer": Run([], ["--size", "100000", "--kinds", "prose", "list"], sides=False),
     "provider_stream": Run(["--rounds", "2"], ["--rounds", "1", "--seconds", "1"]),
 }
 """In this order; whatever else is there comes after them, without arguments."""
