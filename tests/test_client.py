@@ -751,6 +751,23 @@ def test_no_address_of_a_server_is_refused(face: str, url: str) -> None:
         use(face, url, lambda c: c.system.get_health())
 
 
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize("url", [None, 8088])
+def test_what_is_no_text_is_no_address(client: Any, url: Any) -> None:
+    """Such as that of an environment variable that is not set."""
+    with pytest.raises(InvalidInput, match=f"A server's address starts with http.*unlike '{url}'"):
+        client(url)
+
+
+@pytest.mark.parametrize("question", [None, 42, b"hi"])
+def test_a_question_is_text(question: Any) -> None:
+    """What is no text is told from text before anything is sent, by both faces."""
+    with Client("http://127.0.0.1:9") as client, pytest.raises(InvalidInput, match="question must be text, got"):
+        client.ask(question)
+    with pytest.raises(InvalidInput, match="question must be text, got"):
+        AsyncClient("http://127.0.0.1:9").ask(question)
+
+
 def test_every_operation_reaches_its_path(face: str) -> None:
     """The table of the surface: method, path, query and body."""
     seen = []

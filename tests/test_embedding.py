@@ -118,6 +118,12 @@ class Links(HTMLParser):
         self.found += [value for name, value in attrs if name in ("src", "href") and value and value[0] != "#"]
 
 
+def test_agents_are_a_list() -> None:
+    """One agent alone, as everybody gives it once, is refused by name."""
+    with pytest.raises(InvalidInput, match="agents must be a list of agents, got function"):
+        Legato("memory:", agents=echo)  # type: ignore[arg-type]
+
+
 async def test_pages_and_what_they_load_are_found_under_a_prefix() -> None:
     """Every link of the pages is relative, and the page without its slash goes to the one with it."""
     app = Legato("memory:", agents=[echo])

@@ -11,6 +11,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, Unpack
 
+from ..check import as_text
 from ..http.aio import open_stream, read_chunk, send
 from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, Options, RequestArguments, answer
@@ -197,12 +198,13 @@ class AsyncClient:
         Nothing is sent before it is awaited, entered or iterated over.
 
         Args:
-            question: not empty.
+            question: not empty; InvalidInput if it is no text.
             session_id: the conversation; None begins one.
             agent: who answers; None is the default.
             idempotency_key: see ``messages.send``; asking again with it follows the same answer from its start.
             on_reconnect: see ``streaming.stream_events``.
         """
+        as_text("question", question)
 
         async def open_() -> AsyncAnswerStream:
             id = session_id

@@ -12,6 +12,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar, Unpack
 
+from ..check import as_text
 from ..http.backoff import ReconnectBackoff
 from ..http.call import HttpCall, Options, RequestArguments, answer
 from ..http.errors import ClientError
@@ -194,12 +195,13 @@ class Client:
         """Ask a question: an iterator of the answer's events.
 
         Args:
-            question: not empty.
+            question: not empty; InvalidInput if it is no text.
             session_id: the conversation; None begins one.
             agent: who answers; None is the default.
             idempotency_key: see ``messages.send``; asking again with it follows the same answer from its start.
             on_reconnect: see ``streaming.stream_events``.
         """
+        as_text("question", question)
 
         def open_() -> AnswerStream:
             id = session_id

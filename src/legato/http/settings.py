@@ -52,6 +52,7 @@ def address(base_url: str, *, of: str) -> str:
     Raises:
         InvalidInput: it is not an http or https URL of a host.
     """
+    base_url = str(base_url)
     if not base_url.startswith(("http://", "https://")):
         raise InvalidInput(f"A {of}'s address starts with http:// or https://, unlike {base_url[:128]!r}.")
     try:

@@ -26,6 +26,7 @@ from ..blobs import Outside
 from ..bounds import Limits, tally
 from ..caller import Caller, May, MayWithSession, Quota, may_on_open_server
 from ..caller import may as may_what_is_theirs
+from ..check import refused
 from ..errors import Draining, InvalidInput, LegatoError, StoreLocked
 from ..fault import contained
 from ..log import Store
@@ -199,6 +200,8 @@ class Legato:
         self._failed: Exception | None = None  # why it was in vain
         self._restore_signals: Callable[[], None] = lambda: None
         self._listening: ListenWatch | None = None
+        if not isinstance(agents, Iterable):
+            raise refused("agents", "a list of agents", agents)
         for agent in agents:
             self._add(agent if isinstance(agent, Agent) else Agent(agent))
 
