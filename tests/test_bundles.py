@@ -67,8 +67,11 @@ import path from "node:path";
 export default { output: "export", reactStrictMode: true, turbopack: { root: path.resolve("..") } };
 """
 NEXT_LAYOUT = """
-export default function Layout({ children }) {
-  return <html lang="en"><body>{children}</body></html>;
+import { LegatoIntercom } from "legato/react-chat.js";
+import { useStreamResponse } from "legato/react.js";
+
+export default function Layout({ children }) { // on the server, to which what is the browser's has to be named
+  return <html lang="en"><body data-has={typeof LegatoIntercom + typeof useStreamResponse}>{children}</body></html>;
 }
 """
 TYPES = """

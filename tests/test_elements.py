@@ -339,6 +339,53 @@ def test_elements_by_themselves(chat: Page) -> None:
     assert chat.evaluate("window.retried")
 
 
+def test_what_is_set_before_its_class_is_here_holds(chat: Page, echo: Server) -> None:
+    """Frameworks, and pages whose modules come late, give an element its properties before it has them."""
+    asked: list[str | None] = []
+    chat.on("request", lambda each: asked.append(each.headers.get("x-tea")) if "/api/" in each.url else None)
+    chat.goto("/docs")
+    expect(chat.locator("#schemas")).to_be_attached()
+    asked.clear()
+    chat.evaluate(
+        """async session => {
+            const chat = document.createElement('legato-chat');
+            const message = document.createElement('legato-in-progress-message');
+            Object.assign(chat, { session, headers: { 'x-tea': 'hot' }, strings: { placeholder: 'Say it' } });
+            message.text = 'Tea is **hot**.';
+            document.body.replaceChildren(chat, message);
+            await import(new URL('web/define.js', document.baseURI));
+        }""",
+        begin(echo, "Tea"),
+    )
+    expect(chat.locator(".question")).to_have_text("Tea")
+    expect(chat.get_by_placeholder("Say it")).to_be_visible()
+    expect(chat.locator("body > legato-in-progress-message strong")).to_have_text("hot")
+    assert set(asked) == {"hot"}
+
+
+def test_a_chat_that_is_moved_goes_on(chat: Page) -> None:
+    """In another place of the page it shows what it showed, at its end, and asks for nothing again."""
+    text = "\n\n".join(f"Word {number}." for number in range(120))
+    send(chat, text)
+    wait_for_words(chat, 40)
+    asked: list[str] = []
+    chat.on("request", lambda each: asked.append(each.url) if re.search("/stream|/messages", each.url) else None)
+    shown = chat.evaluate("""() => {
+        const chat = document.querySelector('legato-chat');
+        const place = document.createElement('div');
+        place.style.cssText = 'position: fixed; inset: 0 0 auto; height: 300px';
+        document.body.append(place);
+        place.append(chat);
+        const scroll = chat.shadowRoot.querySelector('#scroll');
+        return [chat.shadowRoot.querySelectorAll('.prose p').length > 9, scroll.scrollTop > 100];
+    }""")
+    assert shown == [True, True]
+    expect(chat.locator(".prose p")).to_have_count(120)
+    wait_for_end(chat)
+    assert asked == []
+    expect(chat.locator(".prose p").last).to_be_in_viewport()
+
+
 def test_all_words_can_be_replaced(chat: Page) -> None:
     """For all elements by ``setStrings``, for one by its property; what is on the page already changes, too."""
     send(chat, "Tea")

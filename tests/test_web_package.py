@@ -23,6 +23,7 @@ TOOLS = ("typescript@7.0.2", "@types/react@19.3.0", "react@19.3.1")
 
 CONSUMER = """
 import { LegatoCore, sendMessage, streamEvents, Refused } from "legato";
+import "legato/define.js";
 import * as funcs from "legato/funcs.js";
 import { useStreamResponse } from "legato/react.js";
 import { Stream, type State } from "legato/resume.js";
@@ -61,6 +62,11 @@ export const snapshot: Snapshot = new StreamResponse(core, { threadId: "t", mess
 export const follow = (kind: typeof Stream | typeof SharedStream): State =>
   new kind("/stream?sessionId=s", { event: (name: string, data: any, id: string) => {} }).state;
 export const name: StreamEvent["event"] = "content";
+
+const chat = document.querySelector("legato-chat");
+chat?.send("Hello");
+chat?.addEventListener("legato-session", (event) => event.detail.toUpperCase());
+document.createElement("legato-intercom").open();
 
 // @ts-expect-error: a session is needed
 void sendMessage(core, { text: "Hello" });
@@ -128,7 +134,7 @@ def test_typescript_knows_the_package(installed: Path) -> None:
         "--module",
         "nodenext",
         "--lib",
-        "es2023,dom",
+        "es2023,dom,dom.iterable",
         "--types",
         "",
     ]

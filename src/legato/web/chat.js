@@ -20,6 +20,7 @@ export class LegatoChat extends LegatoElement {
   static observedAttributes = ["session", "base-url"];
 
   /** @type {Talk | null} */ #talk = null;
+  /** @type {import("./server.js").Server | null} */ #asked = null; // what the talk is with
   /** @type {Map<any, TurnView>} */ #views = new Map();
   /** @type {Set<any>} */ #dirty = new Set();
   #first = 0; // the turns before it are not shown yet
@@ -129,10 +130,11 @@ export class LegatoChat extends LegatoElement {
 
   connectedCallback() {
     super.connectedCallback();
+    addEventListener("beforeprint", this.#whole);
+    if (this.#talk !== null && this.#talk.session === this.session && this.#asked === this.server) return this.#follow.back(); // it was moved
     if (!this.#built) this.#build();
     this.wordsChanged();
     this.#open();
-    addEventListener("beforeprint", this.#whole);
   }
 
   /** On paper there is nowhere to go further up. */
@@ -143,7 +145,7 @@ export class LegatoChat extends LegatoElement {
   disconnectedCallback() {
     super.disconnectedCallback();
     removeEventListener("beforeprint", this.#whole);
-    this.#close();
+    queueMicrotask(() => this.isConnected || this.#close()); // it may be on its way to another place
   }
 
   /** @param {string} name @param {string | null} before @param {string | null} now */
@@ -201,6 +203,7 @@ export class LegatoChat extends LegatoElement {
 
   /** @param {string} session */
   #make(session) {
+    this.#asked = this.server;
     this.server.foreign = (error) => this.#outside(error);
     /** @type {Talk} */
     const talk = new Talk(session, { server: this.server, memory: this.#memory, agent: this.agent || null }, {

@@ -68,6 +68,11 @@ export class Follow {
     else if (this.#anchor?.element.isConnected) this.#go(this.#box.scrollTop + this.#from(this.#anchor.element) - this.#anchor.top);
   }
 
+  /** The box has been moved in the document, and forgotten its place. */
+  back() {
+    this.#go(this.pinned ? this.#box.scrollHeight : this.#top);
+  }
+
   /** Look where the reader is, before the content is changed: browsers tell of it later. */
   look() {
     if (Math.abs(this.#box.scrollTop - this.#top) > 1) this.#scrolled();

@@ -14,6 +14,7 @@ const HOME = /^(.*\/)web\/[\w-]+\.js$/.exec(import.meta.url)?.[1] ?? "/"; // no 
 const Element = globalThis.HTMLElement ?? Object;
 
 export class LegatoElement extends Element {
+  /** What was set on it before its class was here. */ #early = early(this);
   /** @type {Record<string, string>} */ #strings = {};
   /** @type {Server | null} */ #server = null;
   #life = new AbortController();
@@ -22,8 +23,8 @@ export class LegatoElement extends Element {
 
   /** The Legato element around this one. @returns {LegatoElement | null} */
   get outer() {
-    const host = /** @type {ShadowRoot} */ (this.getRootNode()).host;
-    return host instanceof LegatoElement ? host : null;
+    const host = /** @type {any} */ (this.getRootNode()).host;
+    return host !== undefined && "words" in host && "server" in host ? host : null; // perhaps of another copy of this module
   }
 
   /** Where the element's own content goes. @returns {HTMLElement} */
@@ -86,6 +87,8 @@ export class LegatoElement extends Element {
   connectedCallback() {
     this.#life = new AbortController();
     onStrings(() => this.wordsChanged(), this.#life.signal);
+    Object.assign(this, this.#early);
+    this.#early = {};
   }
 
   disconnectedCallback() {
@@ -99,4 +102,15 @@ export class LegatoElement extends Element {
   tell(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail, bubbles: true, composed: true }));
   }
+}
+
+/**
+ * Take from an element what hides the properties of its class: frameworks, and pages whose modules come late, set them
+ * before there is one.
+ * @param {any} element @returns {Record<string, any>}
+ */
+function early(element) {
+  const given = Object.entries(element).filter(([name]) => name === "headers" || name in Object.getPrototypeOf(element));
+  for (const [name] of given) delete element[name];
+  return Object.fromEntries(given);
 }

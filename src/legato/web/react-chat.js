@@ -2,6 +2,8 @@
  * `<LegatoChat>` and `<LegatoIntercom>`: the elements as React components. React 18 or newer is yours to bring, under the
  * bare name "react". On a server they render an empty place; the element comes with the browser.
  */
+"use client";
+
 import { createElement, useEffect, useRef } from "react";
 import "./define-intercom.js";
 

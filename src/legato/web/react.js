@@ -2,6 +2,8 @@
  * `useStreamResponse`: one streamed answer in a React component. A thin hook on `StreamResponse`; React 18 or newer is
  * yours to bring, under the bare name "react".
  */
+"use client";
+
 import { useEffect, useMemo, useRef, useSyncExternalStore } from "react";
 import { LegatoCore } from "./core.js";
 import { StreamResponse } from "./stream-response.js";
