@@ -14,7 +14,7 @@ import httpx2
 
 from fake_server import FakeTransport, Handler, Reply, stream_reply
 from legato import provider
-from legato.provider import CalledTool, ChatResult, ProviderError, StreamChunk, TokenUsage
+from legato.provider import ChatResult, ProviderError, StreamChunk, TokenUsage, ToolCall
 
 FACES = ["sync", "async"]
 FIDDLE = "\U0001f3bb"  # four bytes in UTF-8
@@ -109,7 +109,7 @@ INCOMPLETE_EVENTS = numbered(
     delta(0, "output_text", "Hel"),
     state("incomplete", incomplete_details={"reason": "max_output_tokens"}, usage=USAGE),
 )
-CALLS = (CalledTool("call_a", "add", '{"x":1}'), CalledTool("call_b", "sub", '{"y":2}'))
+CALLS = (ToolCall("call_a", "add", '{"x":1}'), ToolCall("call_b", "sub", '{"y":2}'))
 
 
 # Chat Completions ----------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def message(**fields: Any) -> ChatResult:
 
 
 TEXT = f"Hello {FIDDLE}"
-CALLS_AND_NOW = (*CALLS, CalledTool("call_c", "now", "{}"))
+CALLS_AND_NOW = (*CALLS, ToolCall("call_c", "now", "{}"))
 INCOMPLETE, FAILED = provider.ResponseIncomplete, provider.ResponseFailed
 
 RECORDINGS = {
@@ -396,7 +396,7 @@ def total(chunks: list[StreamChunk], like: ChatResult) -> ChatResult:
     return ChatResult(
         text="".join(chunk.delta for chunk in chunks),
         thinking="".join(chunk.thinking for chunk in chunks),
-        tool_calls=tuple(CalledTool(*parts) for parts in calls),
+        tool_calls=tuple(ToolCall(*parts) for parts in calls),
         usage=like.usage,
         refusal="".join(chunk.refusal for chunk in chunks),
         finish_reason=next((chunk.finish_reason for chunk in chunks if chunk.finish_reason), None),

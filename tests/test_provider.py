@@ -17,7 +17,6 @@ from legato.client import BackoffStrategy, RetryConfig
 from legato.errors import InvalidInput
 from legato.provider import (
     AsyncResponsesProvider,
-    CalledTool,
     ProviderRefused,
     ProviderUnreachable,
     ResponseFailed,
@@ -25,6 +24,7 @@ from legato.provider import (
     StreamInterrupted,
     StreamMalformed,
     Timeouts,
+    ToolCall,
 )
 from provider_streams import (
     CALLS,
@@ -582,7 +582,7 @@ def test_chat_gives_the_whole_answer(face: str, wire: str) -> None:
         got.id,
         got.usage.total_tokens,
     )
-    assert (CalledTool("c", "add", '{"x":1}'),) == got.tool_calls
+    assert (ToolCall("c", "add", '{"x":1}'),) == got.tool_calls
 
 
 @both

@@ -12,7 +12,6 @@ from legato.client.resume import ReconnectBackoff
 from legato.errors import InvalidInput
 from legato.provider import (
     ArgumentsDeltaEvent,
-    CalledTool,
     LifecycleEvent,
     OutputItemEvent,
     ReasoningDeltaEvent,
@@ -25,6 +24,7 @@ from legato.provider import (
     StreamInterrupted,
     StreamMalformed,
     TextDeltaEvent,
+    ToolCall,
     ToolOutput,
 )
 from provider_streams import (
@@ -181,7 +181,7 @@ def test_items_without_deltas_are_not_lost(face: str) -> None:
     seen = use(face, "ResponsesProvider", lambda _: stream_reply(sse(events), None), chat)
 
     assert ("Hm.", "Hello", "No.") == (seen.partial.thinking, seen.partial.text, seen.partial.refusal)
-    assert (CalledTool("call_a", "add", '{"x":1}'),) == seen.partial.tool_calls
+    assert (ToolCall("call_a", "add", '{"x":1}'),) == seen.partial.tool_calls
 
 
 @both
@@ -563,7 +563,7 @@ def test_a_call_that_the_provider_has_made(face: str) -> None:
     )
     seen = use(face, "ResponsesProvider", lambda _: stream_reply(sse(events), None), chat)
 
-    assert (None, "stop", (CalledTool("call_a", "add", "{}", "3"),)) == (
+    assert (None, "stop", (ToolCall("call_a", "add", "{}", "3"),)) == (
         seen.error,
         seen.partial.finish_reason,
         seen.partial.tool_calls,

@@ -10,7 +10,7 @@ import msgspec
 from ..http import call
 from ..http.packages import httpx2
 from ..json import known
-from .errors import APIError, ErrorAnswer, ErrorResponse, ForeignResponse
+from .errors import APIError, ErrorBody, ErrorResponse, ForeignResponse
 
 __all__ = ["refusal", "signature"]
 
@@ -20,7 +20,7 @@ def refusal(response: httpx2.Response) -> APIError:
     plain = call.refusal(response)
     try:
         return ErrorResponse(
-            msgspec.json.decode(response.content, type=known(ErrorAnswer)),
+            msgspec.json.decode(response.content, type=known(ErrorBody)),
             status_code=plain.status_code,
             body=plain.body,
             headers=plain.headers,

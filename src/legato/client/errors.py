@@ -28,15 +28,15 @@ __all__ = [
     "ConnectionFailed",
     "ConnectionLost",
     "CursorReset",
-    "ErrorAnswer",
-    "ErrorFields",
+    "ErrorBody",
+    "ErrorDetail",
     "ErrorResponse",
     "ForeignResponse",
     "ResponseInvalid",
 ]
 
 
-class ErrorFields(msgspec.Struct, frozen=True):
+class ErrorDetail(msgspec.Struct, frozen=True):
     """The inside of an error body.
 
     Attributes:
@@ -54,10 +54,10 @@ class ErrorFields(msgspec.Struct, frozen=True):
     detail: JsonObject = {}
 
 
-class ErrorAnswer(msgspec.Struct, frozen=True):
+class ErrorBody(msgspec.Struct, frozen=True):
     """The documented error body."""
 
-    error: ErrorFields
+    error: ErrorDetail
 
 
 class ErrorResponse(APIError):
@@ -69,7 +69,7 @@ class ErrorResponse(APIError):
 
     def __init__(
         self,
-        data: ErrorAnswer,
+        data: ErrorBody,
         *,
         status_code: int,
         body: str = "",

@@ -250,7 +250,7 @@ class LoggedEvent(msgspec.Struct):
     data: JsonObject
 
 
-class LoggedPage(msgspec.Struct):
+class EventPage(msgspec.Struct):
     """A page of the canonical log. ``next`` is the ``after`` of the next page, null when this one ends at ``head``."""
 
     events: list[LoggedEvent]
@@ -258,7 +258,7 @@ class LoggedPage(msgspec.Struct):
     next: int | None
 
 
-class Healthy(_Wire):
+class Health(_Wire):
     """The server is up. ``agents`` are the names of its agents, the default one first."""
 
     status: Literal["ok"]
@@ -438,7 +438,7 @@ LOG_BYTES = 4 * 1024 * 1024
 """Bytes of events' data in a page of the canonical log at most; one event in any case."""
 
 
-def event_page(events: list[Event], head: Offset) -> LoggedPage:
+def event_page(events: list[Event], head: Offset) -> EventPage:
     """A page of the canonical log: these events, as far as they fit."""
     room = LOG_BYTES
     for count, event in enumerate(events):
@@ -448,7 +448,7 @@ def event_page(events: list[Event], head: Offset) -> LoggedPage:
             break
     logged = [LoggedEvent(offset=e.offset, type=e.type, run=e.run, at=e.at, data=e.shown) for e in events]
     last = events[-1].offset if events else head
-    return LoggedPage(events=logged, head=head, next=last if last < head else None)
+    return EventPage(events=logged, head=head, next=last if last < head else None)
 
 
 # Requests to facts ----------------------------------------------------------------------------------------------------

@@ -46,10 +46,10 @@ if TYPE_CHECKING:
         Response,
     )
     from .result import (
-        CalledTool,
         ChatResult,
         StreamChunk,
         TokenUsage,
+        ToolCall,
         ToolCallDelta,
         ToolOutput,
     )
@@ -75,7 +75,6 @@ __all__ = [
     "AsyncResponsesClient",
     "AsyncResponsesProvider",
     "AsyncStream",
-    "CalledTool",
     "ChatCompletionsProvider",
     "ChatResult",
     "LifecycleEvent",
@@ -102,6 +101,7 @@ __all__ = [
     "TextDoneEvent",
     "Timeouts",
     "TokenUsage",
+    "ToolCall",
     "ToolCallDelta",
     "ToolOutput",
 ]

@@ -8,7 +8,7 @@ import msgspec
 
 from ..errors import InvalidInput
 from ..json import JsonObject, known
-from .result import CalledTool
+from .result import ToolCall
 
 __all__ = ["FunctionTool", "as_text", "read_tool", "tool_calls", "with_tools"]
 
@@ -63,7 +63,7 @@ def with_tools(options: Mapping[str, object], form: Callable[[FunctionTool], Jso
     return made
 
 
-def tool_calls(message: JsonObject) -> list[CalledTool]:
+def tool_calls(message: JsonObject) -> list[ToolCall]:
     """The tool calls of an assistant's message.
 
     Raises:
@@ -73,7 +73,7 @@ def tool_calls(message: JsonObject) -> list[CalledTool]:
     for call in message.get("tool_calls") or ():
         try:
             function = call["function"]
-            calls.append(CalledTool(call["id"], function["name"], function["arguments"]))
+            calls.append(ToolCall(call["id"], function["name"], function["arguments"]))
         except (KeyError, TypeError) as exc:
             raise InvalidInput(f"A tool call has an id, and a function with name and arguments, not {exc}.") from exc
     return calls

@@ -14,12 +14,12 @@ from ..check import Halves, whole
 from ..json import JsonObject
 
 __all__ = [
-    "CalledTool",
     "ChatResult",
     "StreamChunk",
     "Tagged",
     "Tally",
     "TokenUsage",
+    "ToolCall",
     "ToolCallDelta",
     "ToolOutput",
     "count",
@@ -100,7 +100,7 @@ class ToolOutput(msgspec.Struct, frozen=True, gc=False):
     success: bool = True
 
 
-class CalledTool(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, repr_omit_defaults=True):
+class ToolCall(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, repr_omit_defaults=True):
     """A tool call as far as it came.
 
     Attributes:
@@ -165,7 +165,7 @@ class ChatResult(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_defa
 
     text: str = ""
     thinking: str = ""
-    tool_calls: tuple[CalledTool, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     usage: TokenUsage | None = None
     refusal: str = ""
     finish_reason: str | None = None
@@ -392,7 +392,7 @@ class Tally:
             text="".join(self._text),
             thinking="".join(self._thinking),
             tool_calls=tuple(
-                CalledTool(id, name, "".join(pieces), output, success, index in self._hosted)
+                ToolCall(id, name, "".join(pieces), output, success, index in self._hosted)
                 for index, (id, name, pieces) in enumerate(self._calls)
                 for output, success in [self._outputs.get(index, (None, True))]
             ),

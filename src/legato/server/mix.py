@@ -478,7 +478,7 @@ async def health(request: Request) -> Body:
 
 def _healthy(agents: Iterable[str]) -> Body:
     now = rfc3339(time.time())
-    return Body(200, mix_api.Healthy(status="ok", timestamp=now, version=legato.__version__, agents=list(agents)))
+    return Body(200, mix_api.Health(status="ok", timestamp=now, version=legato.__version__, agents=list(agents)))
 
 
 async def ready(request: Request) -> Body:
@@ -621,7 +621,7 @@ def _operations() -> list[Operation]:
         Operation("exportSession", "GET", "/api/sessions/{id}/export", "sessions", "Export a session",
                   export, {200: mix_api.ExportSession}, params=[session], errors=(404, 413)),
         Operation("listEvents", "GET", "/api/sessions/{id}/events", "sessions", "Read the canonical log",
-                  events, {200: mix_api.LoggedPage},
+                  events, {200: mix_api.EventPage},
                   params=[session, after, _limit(1000)], errors=errors),
         Operation("getBlob", "GET", "/api/sessions/{id}/blobs/{hash}", "sessions", "Read a file of a message", blob,
                   {200: bytes, 304: None}, errors=errors,
@@ -657,7 +657,7 @@ def _operations() -> list[Operation]:
                   "Answer a notification", answer_notification, {204: None},
                   params=[_ask("notification")], body=mix_api.RespondBody, errors=errors),
         Operation("getHealth", "GET", "/health", "system", "Is the server up?", health,
-                  {200: mix_api.Healthy}, without_life=lambda absence: _healthy(absence.agents)),
+                  {200: mix_api.Health}, without_life=lambda absence: _healthy(absence.agents)),
         Operation("getReady", "GET", "/ready", "system", "Does the server take messages?", ready,
                   {200: mix_api.Ready, 503: mix_api.Ready}, without_life=_unready_without_life, probe=True),
         *health_operations(),
