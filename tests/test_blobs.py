@@ -37,7 +37,7 @@ from legato.errors import (
     StoreError,
     TooLarge,
 )
-from legato.event import Draft, MessageCreated, MessageRevised, SessionCreated, SessionDeleted
+from legato.event import Draft, Event, MessageCreated, MessageRevised, SessionCreated, SessionDeleted
 from legato.history import attached
 from legato.log import Log, Store
 from legato.outside import ABOVE, BlobFolder, open_outside
@@ -45,6 +45,7 @@ from legato.part import CallPart, OtherPart, TextPart, convert
 from legato.questions import Question, Sent
 from legato.retention import LEAST_SECONDS, Keeper, Retention
 from legato.run import Runner
+from legato.server import deva, mix
 from legato.server.app import Legato
 from legato.sessions import Sessions
 from legato.store import open_store
@@ -812,6 +813,40 @@ def test_what_a_message_says_of_its_files(fact: MessageCreated, files: list[Any]
     found = attached(stored)
     assert {each.hash for each in found if each.hash} <= hashes
     assert files == [(each.type, each.name, each.bytes, each.url or bool(each.hash)) for each in found]
+
+
+class Counting(MemoryStore):
+    """A store that counts how often something of a file is read."""
+
+    reads = 0
+
+    async def read(self, session: str, *args: Any, **options: Any) -> list[Event]:
+        self.reads += session.startswith(INSIDE)
+        return await super().read(session, *args, **options)
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/sessions/s/messages", "/api/messages/history", "/api/sdk/chat/s/messages", "/api/sessions/s/export"]
+)
+async def test_a_history_is_read_without_its_files(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows none of their bytes, so they are not fetched, and a page has as many messages as if there were none."""
+    for module in (mix, deva):
+        monkeypatch.setattr(module, "PAGE_BYTES", 3 * len(BIG))
+    monkeypatch.setattr(mix, "EXPORT_BYTES", 3 * len(BIG))
+    app = Legato(store := Counting(), agents=[heard], page=False, max_body=10_000_000)
+    async with Driver(app) as driver:
+        await driver.request("POST", "/api/sessions", json={"id": "s"})
+        for n in range(3):
+            sent = {"text": str(n), "picture": url(BIG + bytes([n]))}
+            await driver.request("POST", "/api/sessions/s/messages?client=python-0.6.4", json=sent)
+        before = store.reads
+        answer = await driver.request("GET", path)
+        assert (answer.status, answer.headers.get("legato-next"), store.reads) == (200, None, before)
+        found = answer.json()
+        rows = found if isinstance(found, list) else found.get("items") or found["messages"]
+        assert len(rows) == 6
+        if "sessions/s/messages" in path:
+            assert [len(row.get("files", [])) for row in rows] == [1, 0, 1, 0, 1, 0]
 
 
 async def test_a_stranger_is_told_of_no_file() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .blobs import Blobs, referring
+from .blobs import Blobs
 from .errors import SessionNotFound
 from .event import (
     BlobRef,
@@ -50,6 +50,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         id, role, run: as ``Message`` has them.
         offset, at: of the event that has it, and its time.
         size: bytes of what that event says, see ``event.length``.
+        files: of these, of what its metadata has beside the log.
         retries: see ``MessageCreated``.
         revised: the offset of the event with what it says now; None if that is the first.
     """
@@ -62,6 +63,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     retries: str | UnsetType | None = UNSET
     at: float = 0.0
     revised: Offset | None = None
+    files: int = 0
 
 
 class Contents:
@@ -154,7 +156,8 @@ class Contents:
             self.weight -= 1
 
     def _message(self, event: Event, fact: MessageCreated) -> None:
-        entry = Entry(fact.id, fact.role, event.run, event.offset, length(event), fact.retries, event.at)
+        size, files = length(event), _files(fact)
+        entry = Entry(fact.id, fact.role, event.run, event.offset, size, fact.retries, event.at, files=files)
         self.entries.append(entry)
         self.last = event.run
         if fact.key is not None:
@@ -174,7 +177,7 @@ class Contents:
         if fact.gone:
             del self.entries[place]
             return
-        new = msgspec.structs.replace(old, revised=event.offset, size=length(event))
+        new = msgspec.structs.replace(old, revised=event.offset, size=length(event), files=_files(fact))
         self.entries[place] = new
         if old.run is not None and self.runs.get(old.run) is old:
             self.runs[old.run] = new
@@ -191,11 +194,12 @@ class Contents:
         return next((n for n in reversed(range(len(entries))) if entries[n] is asked), None)
 
 
-def window(entries: Sequence[Entry], *, messages: int, bytes: int) -> int:
-    """Where the last of ``entries`` begin that are so many messages at most, and so many bytes; one in any case."""
+def window(entries: Sequence[Entry], *, messages: int, bytes: int, files: bool = True) -> int:
+    """Where the last of ``entries`` begin that are so many messages at most, and so many bytes, with or without
+    ``files``; one in any case."""
     begin = len(entries)
     while begin > 0 and len(entries) - begin < messages:
-        bytes -= entries[begin - 1].size
+        bytes -= entries[begin - 1].size - (0 if files else entries[begin - 1].files)
         if bytes < 0 and begin < len(entries):
             break
         begin -= 1
@@ -213,6 +217,20 @@ def stretches(entries: Sequence[Entry], *, bytes: int) -> list[Sequence[Entry]]:
             room = bytes - entry.size
         found[-1].append(entry)
     return [*found]
+
+
+def _files(fact: MessageCreated | MessageRevised) -> int:
+    """Bytes of what the metadata of a message has beside the log."""
+    return sum(ref.characters for ref in fact.blobs or () if ref.at[0] == "metadata")
+
+
+def _without_files(event: Event) -> Event:
+    """An event whose metadata stays as it is in the log, whatever stands beside it."""
+    fact = event.fact
+    if not isinstance(fact, MessageCreated | MessageRevised) or not _files(fact):
+        return event
+    kept = [ref for ref in fact.blobs or () if ref.at[0] != "metadata"] or None
+    return msgspec.structs.replace(event, fact=msgspec.structs.replace(fact, blobs=kept))
 
 
 def _with_files(message: Message, fact: Fact | OtherFact) -> Message:
@@ -301,8 +319,9 @@ class Catalogue:
         """A user's message, as it was put to an agent."""
         return askings([await self.event(session, entry.offset)])[0]
 
-    async def messages(self, session: str, entries: Sequence[Entry]) -> list[Message]:
-        """What these messages say, in their order, with what of it stands beside the log.
+    async def messages(self, session: str, entries: Sequence[Entry], *, files: bool = True) -> list[Message]:
+        """What these messages say, in their order, with what of it stands beside the log: with ``files``, also what is
+        in their metadata.
 
         Raises:
             SessionNotFound: the session has been deleted.
@@ -319,7 +338,7 @@ class Catalogue:
                 raise SessionNotFound(session)
             for event in events:
                 if place < len(missing) and event.offset == missing[place]:
-                    whole = await self._blobs.whole(session, event, known) if referring(event) else event
+                    whole = await self._whole(session, event, known, files=files)
                     found[event.offset] = _with_files(told(whole), event.fact)
                     place += 1
             if place < len(missing):
@@ -327,10 +346,13 @@ class Catalogue:
         for entry in entries:
             if entry.revised is not None:
                 event = await self.event(session, entry.revised)
-                now = (await self._blobs.whole(session, event, known)).fact
+                now = (await self._whole(session, event, known, files=files)).fact
                 assert isinstance(now, MessageRevised)
                 found[entry.offset] = _with_files(revised(found[entry.offset], now), event.fact)
         return [found[entry.offset] for entry in entries]
+
+    async def _whole(self, session: str, event: Event, known: dict[str, bytes], *, files: bool) -> Event:
+        return await self._blobs.whole(session, event if files else _without_files(event), known)
 
     async def revision(self, session: str, offset: Offset) -> MessageRevised:
         """The revision that stands at ``offset``, without what of it stands beside the log.

@@ -238,10 +238,12 @@ class Sessions:
         """Which messages stand in a session, without what they say; it changes with the next await."""
         return (await self._admission.look(caller, session, "history")).contents
 
-    async def messages(self, caller: Caller, session: str, entries: Sequence[Entry]) -> list[Message]:
-        """What some of them say, in their order."""
+    async def messages(
+        self, caller: Caller, session: str, entries: Sequence[Entry], *, files: bool = True
+    ) -> list[Message]:
+        """What some of them say, in their order; without ``files`` their metadata is as the log has it."""
         await self.info(caller, session, verb="history")
-        return await self._contents.messages(session, entries)
+        return await self._contents.messages(session, entries, files=files)
 
     async def history(self, caller: Caller, session: str) -> list[Message]:
         """The conversation, see ``history.history``: all of it, however much was said."""

@@ -56,11 +56,11 @@ async def messages(request: Request) -> Body:
     info = await request.sessions.info(request.caller, thread)
     contents = await request.sessions.contents(request.caller, thread)
     entries = contents.entries[: deva_api.end([entry.id for entry in contents.entries], request.query.get("cursor"))]
-    begin = window(entries, messages=limit, bytes=PAGE_BYTES)
+    begin = window(entries, messages=limit, bytes=PAGE_BYTES, files=False)
     before = next((entry for entry in reversed(entries[:begin]) if entry.role == "user"), None)
     asked = [before] if before is not None and entries[begin].role != "user" else []  # what the first of them answers
     agents = {entry.run: contents.agents[entry.run] for entry in entries[begin:] if entry.run in contents.agents}
-    said = await request.sessions.messages(request.caller, thread, [*asked, *entries[begin:]])
+    said = await request.sessions.messages(request.caller, thread, [*asked, *entries[begin:]], files=False)
     found = deva_api.messages(thread, said, agents, default=info.created.agent or _default(request), iso=iso)
     return Body(200, deva_api.page(found[len(asked) :], more=begin > 0))
 

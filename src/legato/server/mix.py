@@ -234,12 +234,12 @@ async def export(request: Request) -> Body:
     """A session with all its messages, as a file."""
     info = await _info(request)
     entries = list((await request.sessions.contents(request.caller, info.session)).entries)
-    if (size := sum(entry.size for entry in entries)) > EXPORT_BYTES:
+    if (size := sum(entry.size - entry.files for entry in entries)) > EXPORT_BYTES:
         raise TooLarge(
             f"The session's messages have {size} bytes, and an export at most {EXPORT_BYTES}; read them page by page.",
             limit=EXPORT_BYTES,
         )
-    messages = await request.sessions.messages(request.caller, info.session, entries)
+    messages = await request.sessions.messages(request.caller, info.session, entries, files=False)
     disposition = f'attachment; filename="{info.session}.json"'
     return Body(200, mix_api.export(await _summary(request, info), messages), {"content-disposition": disposition})
 
@@ -360,8 +360,8 @@ async def messages(request: Request) -> Body:
     entries = (await request.sessions.contents(request.caller, session)).entries
     if cursor is not None:
         entries = entries[: _place(entries, cursor)]
-    begin = window(entries, messages=limit, bytes=PAGE_BYTES)
-    found = await request.sessions.messages(request.caller, session, entries[begin:])
+    begin = window(entries, messages=limit, bytes=PAGE_BYTES, files=False)
+    found = await request.sessions.messages(request.caller, session, entries[begin:], files=False)
     headers = {"legato-next": str(entries[begin].offset)} if begin else {}
     return Body(200, [mix_api.backend_message(session, message) for message in found], headers)
 
@@ -422,11 +422,11 @@ async def history(request: Request) -> Body:
     found: list[mix_api.BackendMessage] = []
     for entry, session in newest[skip:]:
         await request.pause()
-        room -= entry.size
+        room -= entry.size - entry.files
         if room < 0 and found:
             break
         try:
-            [message] = await request.sessions.messages(request.caller, session, [entry])
+            [message] = await request.sessions.messages(request.caller, session, [entry], files=False)
             found.append(mix_api.backend_message(session, message))
         except SessionNotFound:
             pass
