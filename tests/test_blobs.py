@@ -780,6 +780,9 @@ async def test_a_file_can_be_read(type: str, shown: bool) -> None:
         assert (await driver.request("GET", path)).status == 404
 
 
+ANSWER = {"role": "assistant", "content": "A picture."}
+
+
 def asking(*parts: Any, **more: Any) -> MessageCreated:
     return MessageCreated("m", "user", "What?", metadata={"input": [{"role": "user", "content": [*parts]}], **more})
 
@@ -803,6 +806,16 @@ def asking(*parts: Any, **more: Any) -> MessageCreated:
         (asking({"type": "input_text", "text": url(b"words")[5:]}, homepage="https://x.test/"), []),
         (asking({"type": "input_image", "image_url": "data:text/html,<b>"}), []),
         (asking(url(), name="of something else"), [("image/png", "", len(DATA), True)]),
+        (asking({"source": {"media_type": "Image/PNG", "data": url()[22:]}}), [("image/png", "", len(DATA), True)]),
+        (asking({"image_url": url(b"a").replace("data", "DATA")}), [("image/png", "", 0, url(b"a"))]),
+        (
+            MessageCreated("m", "user", "x", metadata={"input": [*items(url()), ANSWER, *items("https://x.test/")]}),
+            [("", "", 0, "https://x.test/")],
+        ),
+        (
+            MessageCreated("m", "user", "x", metadata={"input": [url(b"a"), ANSWER]}),
+            [("image/png", "", 0, url(b"a"))],
+        ),
         (asking(*[{"image_url": "https://x.test/"}] * 1000), [("", "", 0, "https://x.test/")] * 100),
     ],
 )

@@ -18,6 +18,7 @@ from .event import (
     SessionRewound,
     Terminal,
 )
+from .items import present
 from .json import JsonObject
 from .part import Attachment, Message, RunError
 
@@ -178,7 +179,8 @@ def default_agent(events: Iterable[Event], first: str) -> str:
 
 
 def attached(fact: MessageCreated | MessageRevised) -> list[Attachment]:
-    """The files that came with a user's message, in order: by what its log says, without their bytes."""
+    """The files that came with a user's message, in order: by what its log says, without their bytes. Those of what was
+    said before are not its own, where a client tells that again."""
     if not fact.metadata:
         return []
     refs = {tuple(ref.at): ref for ref in fact.blobs or ()}
@@ -190,7 +192,9 @@ def attached(fact: MessageCreated | MessageRevised) -> list[Attachment]:
             about = value if not ADDRESSES.intersection(at[-1:]) else around  # {"image_url": {"url": ...}}
             rest += [((*at, key), each, about) for key, each in reversed(value.items())]
         elif isinstance(value, list):
-            rest += [((*at, n), each, {}) for n, each in reversed([*enumerate(value)])]
+            told_again = at == ("metadata", "input") and all(isinstance(each, dict) for each in value)
+            begin = present(value) if told_again else 0
+            rest += [((*at, n), value[n], {}) for n in reversed(range(begin, len(value)))]
         elif isinstance(value, str) and (file := _file(at, value, around, refs.get(at))) is not None:
             found.append(file)
     return found
@@ -200,11 +204,13 @@ def _file(at: tuple[str | int, ...], text: str, about: JsonObject, ref: BlobRef 
     name = next((str(about[key])[:200] for key in ("filename", "name", "title") if isinstance(about.get(key), str)), "")
     if ref is not None:
         said = next((each for key in ("media_type", "mime_type") if isinstance(each := about.get(key), str)), "")
-        return Attachment("" if ref.plain else ref.type or said[:80], name, ref.size, ref.hash)
+        return Attachment("" if ref.plain else ref.type or said[:80].lower(), name, ref.size, ref.hash)
     if len(text) > SMALL:
         return None
     if text[:5].lower() == "data:" and "," in text:
         head = text[5 : text.index(",")].lower()
-        return Attachment(head.partition(";")[0][:80], name, url=text) if head.endswith(";base64") else None
+        return (
+            Attachment(head.partition(";")[0][:80], name, url=f"data:{text[5:]}") if head.endswith(";base64") else None
+        )
     leads = not ADDRESSES.isdisjoint(at[-2:]) and text[:8].lower().startswith(("https://", "http://"))
     return Attachment("", name, url=text) if leads else None
