@@ -15,7 +15,7 @@ async function open(t, history, on = {}) {
   const server = new Server();
   const thrown = uncaught(t);
   const seen = { problems: [], get uncaught() { return thrown.map((error) => error.message); }, turns: 0, server };
-  const request = async () => history();
+  const request = async (_, path) => history(path);
   const url = (path, query) => new URL(`http://legato.test/${path}?${new URLSearchParams(query)}`);
   const where = { server: { fetch: server.fetch, url, request, wake() {} }, memory: { outbox: [] }, agent: null };
   const nothing = () => {};
@@ -38,6 +38,19 @@ test("A history that is refused is a problem that is told once; one that only ta
     return [];
   });
   assert.deepEqual([late.problems, late.talk.loaded, late.server.connections.size], [[], true, 1]);
+});
+
+test("Of another's chat that is there no more nobody knows whether it was deleted.", async (t) => {
+  for (const [about, word] of [[{ owner: "alice", may: [] }, "unshared"], [{}, "deleted"]]) {
+    const seen = await open(t, (path) => (path.endsWith("/s") ? about : []));
+    await settle();
+    seen.server.refusing = 404;
+    seen.server.cut();
+    await settle(); // it is seen to be cut
+    seen.talk.reconnect();
+    await settle();
+    assert.deepEqual(seen.problems, [word]);
+  }
 });
 
 test("A mistake in the page is shown there, and is an uncaught error, once.", async (t) => {

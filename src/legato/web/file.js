@@ -90,6 +90,7 @@ export class LegatoFile extends LegatoElement {
     const address = await this.#fetch(String(this.file.type));
     if (signal.aborted) return URL.revokeObjectURL(address);
     if (address === "") return this.#fail();
+    this.#failed = false;
     this.#address = address;
     this.wordsChanged();
   }

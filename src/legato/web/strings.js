@@ -45,6 +45,7 @@ const STRINGS = {
   tryNow: "Try now",
   gone: "This chat does not exist any more.",
   deleted: "This chat has been deleted.",
+  unshared: "This chat has been deleted, or is no longer shared with you.",
   notSent: "Not sent: {reason}",
   foreign: "Something else answers in the server's place.",
   signedOut: "You are no longer signed in. What you sent is kept, and goes out once you are.",

@@ -133,7 +133,8 @@ export class Talk {
 
   /** The stream will not go on. @param {any} error */
   #over(error) {
-    this.#on.problem(error?.status !== 404 ? String(error?.message ?? error) : this.loaded ? "deleted" : "gone");
+    const away = this.about.owner !== undefined ? "unshared" : this.loaded ? "deleted" : "gone"; // nobody is told which, of another's
+    this.#on.problem(error?.status === 404 ? away : String(error?.message ?? error));
   }
 
   /** One event of the stream. What it throws ends the stream. @param {string} name @param {any} data */
