@@ -122,3 +122,14 @@ def test_a_history_of_several_pages(context: BrowserContext, stage: Stage, monke
         expect(page.locator(".question:visible")).to_have_text([f"number {number}" for number in range(4)])
         expect(page.locator(".answer")).to_have_text([f"You said number {number}." for number in range(4)])
         expect(page.locator("#earlier")).to_be_hidden()
+
+
+def test_a_picture_that_could_not_be_read_is_tried_again(context: BrowserContext, stage: Stage) -> None:
+    """Also where it was moved meanwhile."""
+    context.route("**/blobs/*", lambda route: route.abort())
+    with visiting(context, stage, "owner") as page:
+        file = page.locator("legato-file")
+        expect(file).to_contain_text("could not be loaded")
+        context.unroute("**/blobs/*")
+        file.evaluate("(each) => each.parentNode.append(each)")
+        expect(file.locator("img")).to_be_visible()

@@ -15,7 +15,7 @@ async function open(t, history, on = {}) {
   const server = new Server();
   const thrown = uncaught(t);
   const seen = { problems: [], get uncaught() { return thrown.map((error) => error.message); }, turns: 0, server };
-  const request = async (_, path) => history(path);
+  const request = async (_, path, body, key, expect) => history(path, expect);
   const url = (path, query) => new URL(`http://legato.test/${path}?${new URLSearchParams(query)}`);
   const where = { server: { fetch: server.fetch, url, request, wake() {} }, memory: { outbox: [] }, agent: null };
   const nothing = () => {};
@@ -51,6 +51,32 @@ test("Of another's chat that is there no more nobody knows whether it was delete
     await settle();
     assert.deepEqual(seen.problems, [word]);
   }
+});
+
+test("Earlier pages are asked for once at a time, and there are more until they are here.", async (t) => {
+  const row = (id) => ({ id, role: "user", userInput: id, runId: `s~${id}` });
+  const pages = { "": ["c", "2"], 2: ["b", "1"], 1: ["a", null] };
+  const asked = [];
+  let failing = true;
+  const { talk, problems } = await open(t, async (path, expect) => {
+    if (path.endsWith("/s")) return {};
+    const cursor = new URL(path, "http://legato.test").searchParams.get("cursor") ?? "";
+    asked.push(cursor);
+    await settle();
+    if (cursor && failing) throw new Refused(503, "Busy.");
+    const [id, next] = pages[cursor];
+    expect([row(id)], { headers: new Headers(next ? { "legato-next": next } : {}) });
+    return [row(id)];
+  });
+  await settle();
+  for (const [found, ids, left] of [[null, "c", true], [1, "bc", true], [1, "abc", false]]) {
+    const [first, second] = [talk.before(), talk.before()];
+    assert.equal(talk.more, true);
+    assert.deepEqual(await Promise.all([first, second]), [found, null]);
+    assert.deepEqual([talk.conversation.turns.map(({ id }) => id).join(""), talk.more], [ids, left]);
+    failing = false;
+  }
+  assert.deepEqual([asked, problems, await talk.before()], [["", "2", "2", "1"], ["Busy."], null]);
 });
 
 test("A mistake in the page is shown there, and is an uncaught error, once.", async (t) => {

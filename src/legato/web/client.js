@@ -66,7 +66,7 @@ export async function deleteSession(core, { sessionId, signal }) {
 }
 
 /**
- * A session's history, oldest first.
+ * A session's history, oldest first: the newest messages, as many as fit into 4 MiB.
  * @param {LegatoCore} core
  * @param {{sessionId: string} & Options} request
  * @returns {Promise<import("./types.js").StoredMessage[]>}

@@ -213,7 +213,7 @@ details[open] > summary { margin-bottom: 0.4rem; }
   :host(legato-chat) { display: block; height: auto; }
   #scroll { overflow: visible; }
   #content { max-width: none; padding: 0; }
-  #foot, #earlier, .foot button, .bar button, .typing { display: none; }
+  #foot, .foot button, .bar button, .typing { display: none; }
   .question, .code, .wide, .ask, math { break-inside: avoid; }
   .long > .stretch, .long > .plain > * { content-visibility: visible; }
   pre { white-space: pre-wrap; overflow: visible; }

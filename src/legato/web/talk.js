@@ -38,6 +38,7 @@ export class Talk {
     return this.#older !== null;
   }
   /** @type {string | null} The page of the history before what is here. */ #older = null;
+  /** @type {Conversation | null} For which that page is on its way. */ #reading = null;
   /** @type {SharedStream | null} */ #stream = null;
   #closed = false;
   #server;
@@ -202,18 +203,18 @@ export class Talk {
   /** Read the page before what is here. How many turns are new; null if none could be read. */
   async before() {
     const { conversation } = this;
-    const cursor = this.#older;
-    if (cursor === null) return null;
-    this.#older = null; // asked for once
+    if (this.#older === null || this.#reading === conversation) return null;
+    this.#reading = conversation; // asked for once
     try {
-      const { rows, older } = await this.#page(cursor);
+      const { rows, older } = await this.#page(this.#older);
       if (this.#closed || conversation !== this.conversation) return null; // read anew meanwhile
       this.#older = older;
       return conversation.before(rows);
     } catch (/** @type {any} */ error) {
-      if (conversation === this.conversation) this.#older = cursor;
       this.#on.problem(error.message);
       return null;
+    } finally {
+      if (this.#reading === conversation) this.#reading = null;
     }
   }
 
