@@ -7,7 +7,8 @@ import { Follow } from "../../src/legato/web/follow.js";
 /** A box of 100 pixels over a text of 1000, and what happens to it. */
 function over(t) {
   const box = Object.assign(new EventTarget(), { scrollTop: 0, scrollHeight: 1000, clientHeight: 100, getBoundingClientRect: () => ({ top: 0 }) });
-  const content = { children: [], isConnected: true, getBoundingClientRect: () => ({ top: -box.scrollTop }) };
+  let above = 0;
+  const content = { children: [], isConnected: true, getBoundingClientRect: () => ({ top: above - box.scrollTop }) };
   let resized = () => {};
   let now = 5000;
   t.mock.method(performance, "now", () => now);
@@ -35,7 +36,11 @@ function over(t) {
     box.scrollHeight += by;
     resized();
   };
-  return { box, seen, end, grow, scroll };
+  const insert = (by) => {
+    above += by;
+    grow(by);
+  };
+  return { box, seen, end, grow, insert, scroll };
 }
 
 test("The end is followed until the reader goes elsewhere.", (t) => {
@@ -73,7 +78,23 @@ test("Who reads on downwards, for long or with rests, is left alone.", (t) => {
     for (let top = 110; top < 1500; top += 10) {
       grow(12);
       scroll(top, rest);
+      assert.equal(seen.pinned, false);
     }
-    assert.deepEqual([seen.pinned, end() > 1500], [false, true]);
+    assert.equal(end() > 1500, true);
   }
 });
+
+for (const after of [16, 400, 600, 5000]) {
+  test(`Who has gone up in a chat and goes a bit down again is left alone, whatever has come above (${after} ms later).`, (t) => {
+    const { box, seen, insert, scroll } = over(t);
+    for (const top of [600, 500, 400]) scroll(top, after);
+    scroll(420, after);
+    assert.equal(seen.pinned, false);
+    insert(3000); // earlier messages
+    assert.equal(box.scrollTop, 3420);
+    for (let top = 3430; top < 3800; top += 10) scroll(top, after);
+    assert.equal(seen.pinned, false);
+    scroll(3880, after);
+    assert.equal(seen.pinned, true);
+  });
+}

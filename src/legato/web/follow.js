@@ -17,7 +17,7 @@ export class Follow {
   #touched = 0;
   #top = 0; // where we have put it, or the reader has
   #end = 0; // how far it could be scrolled then
-  /** And how far before: once and twice `LAG` ago at most. Keys and wheels go slowly to where the end was. */
+  /** And how far before, on the reader's way down: once and twice `LAG` ago at most. Keys and wheels go slowly to where the end was. */
   #ends = [0, 0];
   #since = 0;
   #held = false; // a button is pressed in it, so nothing moves below it
@@ -65,7 +65,13 @@ export class Follow {
     if (this.#held) return;
     this.look();
     if (this.pinned) this.#follow();
-    else if (this.#anchor?.element.isConnected) this.#go(this.#box.scrollTop + this.#from(this.#anchor.element) - this.#anchor.top);
+    else if (this.#anchor?.element.isConnected) this.#move(this.#from(this.#anchor.element) - this.#anchor.top);
+  }
+
+  /** So much has been put in above what is in view. @param {number} by */
+  #move(by) {
+    this.#ends = this.#ends.map((end) => end + by);
+    this.#go(this.#box.scrollTop + by);
   }
 
   /** The box has been moved in the document, and forgotten its place. */
@@ -109,6 +115,12 @@ export class Follow {
     this.#end = scrollHeight - clientHeight;
   }
 
+  /** Whoever goes down from now on has not gone to an end of before. */
+  #begin() {
+    this.#ends = [this.#end, this.#end];
+    this.#since = performance.now();
+  }
+
   #pause() {
     if (this.#box.scrollHeight > this.#box.clientHeight && this.#box.scrollTop > 0) this.#set(false);
   }
@@ -121,9 +133,11 @@ export class Follow {
   #scrolled() {
     const below = this.#below();
     const { scrollTop } = this.#box;
+    const up = scrollTop < this.#top;
     if (this.pinned && Math.abs(scrollTop - this.#top) > 1 && below > 1) this.#set(false);
     else if (scrollTop > this.#top && (below < NEAR || scrollTop > this.#ends[1] - NEAR)) this.#set(true); // back at the end
     this.#saw();
+    if (up) this.#begin();
     if (!this.pinned) this.#mark(); // else each piece of an answer would look through the page
   }
 
@@ -148,7 +162,10 @@ export class Follow {
   #set(pinned) {
     if (pinned === this.pinned) return;
     this.pinned = pinned;
-    if (!pinned) this.#mark();
+    if (!pinned) {
+      this.#begin();
+      this.#mark();
+    }
     this.#changed(pinned);
   }
 }
