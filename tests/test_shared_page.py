@@ -103,7 +103,7 @@ def test_one_sees_whose_it_is_and_what_one_may(context: BrowserContext, stage: S
         expect(page.locator("#list button")).to_have_count(int("change" in allowed))
         rest = "" if "send" in allowed else " You may read it, and not write in it."
         expect(page.locator("#whose")).to_have_text(f"A chat of owner.{rest}")
-        asker = "owner" if "send" not in allowed else "You"
+        asker = "owner" if "send" not in allowed else "Message"  # not "You", who did not write it
         expect(page.get_by_role("article", name=asker, exact=True)).to_contain_text("What is this?")
         picture = page.get_by_role("img", name="Image")
         expect(picture).to_be_visible()

@@ -113,9 +113,10 @@ export class LegatoChat extends LegatoElement {
     return this.#talk?.about.may?.includes(action) ?? true;
   }
 
-  /** Who asks in this conversation. */
+  /** Who asks in this conversation; no name where it may be its owner or this visitor. */
   get asker() {
-    return (!this.may("send") && this.#talk?.about.owner) || this.word("you");
+    const owner = this.#talk?.about.owner;
+    return owner === undefined ? this.word("you") : this.may("send") ? this.word("message") : owner;
   }
 
   /** Into the message field, if there is one. */

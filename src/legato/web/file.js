@@ -1,7 +1,7 @@
 /** A file that came with a message: an image is shown, whatever else is a link by its name. Only `<legato-chat>` makes it. */
 import { at } from "./core.js";
 import { h, plain } from "./dom.js";
-import { refusal } from "./errors.js";
+import { filed, refusal } from "./errors.js";
 import { LegatoElement } from "./legato-element.js";
 import { send } from "./request.js";
 
@@ -118,7 +118,7 @@ export class LegatoFile extends LegatoElement {
     const address = server.url(at`api/sessions/${this.session}/blobs/${hash}`);
     const response = await send(address, { method: "GET", headers: {}, signal: this.#life.signal, cache: "default" }, server);
     if (!response.ok) throw await refusal(response);
-    return response.blob();
+    return filed(response);
   }
 }
 
