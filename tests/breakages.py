@@ -72,7 +72,7 @@ BREAKAGES = [
     Breakage("lost answer stored twice", Execution._append_once_more, "if event.fact == first:", "if False:", first=1),
     Breakage("lost lease renewed for ever", Runner._renew, "if self._doubtful:", "if False:", first=1),
     Breakage("cancel not heard", Execution._take, "self.stop(CANCELLED)", "pass", calm=True),
-    Breakage("resumed with a seam", Runner._answer_run, 'resumed=agent.on_crash == "resume"', "resumed=False"),
+    Breakage("resumed with a seam", Runner._execution, 'resumed=going.agent.on_crash == "resume"', "resumed=False"),
     Breakage(
         "leases not renewed",
         Runner._renew,

@@ -275,8 +275,9 @@ async def test_the_form_of_a_rule_is_told_by_its_names(names: str) -> None:
     rule = eval(f"lambda {names}: seen.append(({names})) or True", {"seen": seen})
     async with serving(may=rule) as (_, driver):
         session = await begun(driver)
+        seen.clear()
         assert (await as_(driver, "bob", "GET", f"/api/sessions/{session}")).status == 200
-    _, second, third = seen[-1]
+    _, second, third = seen[0]
     if names == "a, b, c":
         assert isinstance(second, str)
         assert third in ("alice", "bob")

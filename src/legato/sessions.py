@@ -56,7 +56,7 @@ from .event import (
     SessionUpdated,
 )
 from .fault import contained
-from .history import Asking, answer_place, askings, default_agent, history, told
+from .history import Asking, answer_place, askings, attached, default_agent, history, told
 from .json import JsonObject
 from .log import READ_LIMIT, Log, SessionInfo, SessionPage, Store, Subscription
 from .machine import RunState
@@ -249,9 +249,13 @@ class Sessions:
         """The conversation, see ``history.history``: all of it, however much was said."""
         known: dict[str, bytes] = {}
         events = await self.events(caller, session)
-        return history(
-            [await self._blobs.whole(session, event, known) if referring(event) else event for event in events]
-        )
+        whole = [await self._blobs.whole(session, event, known) if referring(event) else event for event in events]
+        messages = (fact for event in events if isinstance(fact := event.fact, MessageCreated | MessageRevised))
+        files = {fact.id: attached(fact) for fact in messages}
+        return [
+            msgspec.structs.replace(message, files=files[message.id]) if files.get(message.id) else message
+            for message in history(whole)
+        ]
 
     async def events(self, caller: Caller, session: str, *, verb: Verb = "history") -> list[Event]:
         """The session's events but for deltas: all of them, so this costs what the session is long."""
