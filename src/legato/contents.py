@@ -235,6 +235,8 @@ def _without_files(event: Event) -> Event:
 
 def _with_files(message: Message, fact: Fact | OtherFact) -> Message:
     """The message, with what the log says of its files."""
+    if not message.metadata and not message.files:
+        return message
     files = attached(fact) if isinstance(fact, MessageCreated | MessageRevised) else []
     return msgspec.structs.replace(message, files=files) if files or message.files else message
 
