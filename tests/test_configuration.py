@@ -92,6 +92,30 @@ def test_each_setting_may_be_said_in_each_place(folder: Path, key: str) -> None:
     assert three[key][1] in (f"--{key}", "command line", *TABLE[key].secondary_opts)
 
 
+@pytest.mark.parametrize("key", ["metrics", "keep", "keep-pieces"])
+def test_a_text_that_is_a_number_may_be_one(folder: Path, key: str) -> None:
+    """In a file, as it may be without a mark in a variable and behind an option."""
+    (folder / "my.toml").write_text(f"{key} = 86400\nport = 1\n".replace("metrics = 86400", "metrics = 9464"))
+    result = run("config", "--config", "my.toml")
+    assert in_force(result)[key][0] == ("9464" if key == "metrics" else "86400")
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "metrics"),
+    [
+        ("127.0.0.1", "9", "10"),
+        ("127.0.0.1", "0", "0"),
+        ("127.0.0.2", "9", "127.0.0.3:9"),
+        ("::1", "9", "127.0.0.1:9"),
+    ],
+)
+def test_two_addresses_are_two(folder: Path, host: str, port: str, metrics: str) -> None:
+    """Of one port, or both to be found; metrics may stand beside the server."""
+    result = run("config", "--host", host, "--port", port, "--metrics", metrics)
+    assert "metrics" not in result.stderr
+
+
 def test_the_documents_have_each_setting() -> None:
     """The table of docs/cli.md has a row for each option, and no other."""
     section = DOCS.read_text("utf-8").partition("\n## Serve\n")[2].partition("\n## ")[0]
@@ -128,6 +152,9 @@ WRONG = [
     ("grace = 2026-11-29", "grace: expected a number, 0 or more, got 2026-11-29."),
     ("host = 127", "host: expected text, got 127."),
     ("host = []", "host: expected text, got a list."),
+    ("metrics = true", "metrics: expected a whole number or text, got true."),
+    ("keep = 0.5", "keep: expected a whole number or text, got 0.5."),
+    ("store = 5", "store: expected text, got 5."),
     ("cors = [1]", "cors: expected text, or a list of such, got 1."),
     ("cors = ['x', ['y']]", "cors: expected text, or a list of such, got a list."),
     ("docs = 'nowhere'", 'docs: expected the path of a folder that exists, got "nowhere".'),
@@ -239,6 +266,9 @@ def test_what_is_refused_later_is_named_as_it_was_said(folder: Path) -> None:
         (["--allow-host", "http://x", "--allow-host", "a b"], ["A host is a name alone"] * 2),
         (["--blobs", "ftp://x"], ["Blobs are in a folder"]),
         (["--metrics", "there"], ["--metrics wants a port"]),
+        (["--metrics", "8088"], ["--metrics 8088 is where the server listens, too (port 8088)"]),
+        (["--metrics", "0.0.0.0:9", "--port", "9"], ["--metrics 0.0.0.0:9 is where the server listens"]),
+        (["--metrics", "9", "--port", "9", "--host", "localhost"], ["--metrics 9 is where the server listens"]),
         (["--host", "0.0.0.0"], ["--host 0.0.0.0 lets other machines in; say by which names"]),
         (["--host", "0.0.0.0", "--allow-host", "x"], ["--host 0.0.0.0 lets other machines in, and nobody is asked"]),
         (["--model", "ollama:x", "--base-url", "there"], ["A base URL starts with"]),

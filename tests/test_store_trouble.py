@@ -392,6 +392,30 @@ ANY = {
 """A body that most routes that take one can use."""
 
 
+@pytest.mark.parametrize("error", [StoreBusy, StoreFull, StoreLost, StoreReadOnly])
+async def test_what_all_requests_meet_is_told_once(
+    error: type[StoreError], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line for all that are refused within a while, not one for each; what is something else has its own."""
+    app = Legato("memory:", agents=[echo])
+    met: StoreError = error("in the way")
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise met
+
+    async with Driver(app) as driver:
+        monkeypatch.setattr(app.store, "append", refuse)
+        for path in ("/api/sessions", "/v1/conversations", "/v1/responses", "/api/sessions/"):
+            assert (await driver.request("POST", path, json={"input": "x"} if "resp" in path else {})).status >= 404
+        met = StoreCorrupt("damaged")
+        assert (await driver.request("POST", "/api/sessions", json={})).status == 500
+    told = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert told == [
+        "1 request(s) failed, the last POST /api/sessions: in the way",
+        "1 request(s) failed, the last POST /api/sessions: damaged",
+    ]
+
+
 async def test_no_route_takes_a_lock_for_a_failure_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another program has the file, each route of each dialect reads, or says 503 and when to try again; none of
     them 500, and none waits."""

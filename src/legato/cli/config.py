@@ -37,7 +37,7 @@ def _config(ctx: click.Context, /, example: bool, **_: Any) -> None:
     target = ctx.params["target"]
     options: Any = {param.name: ctx.params[param.name] for param in known.values() if param.name is not None}
     given = given_of(ctx, known.values(), options)
-    faults = list(faults_of(given, options))
+    faults = list(faults_of((ctx.params["host"], ctx.params["port"]), given, options))
     own: dict[str, Any] = {}
     try:
         found = target_of(target, given, options)

@@ -19,7 +19,7 @@ from ..check import digits
 from ..errors import InvalidInput
 from ..logs import Format, set_up
 from .failure import Failure, Misuse, debug_option
-from .settings import Configured, Misset, said
+from .settings import NUMBER_OR_TEXT, Configured, Misset, said
 
 if TYPE_CHECKING:
     from ..agent import Agent
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .target import Target
 
 STORE = "sqlite:///legato.db"
+EVERYWHERE = {"0.0.0.0", "::", ""}  # noqa: S104  # only recognised
+SAME = {"localhost", "127.0.0.1"}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -194,12 +196,14 @@ class ServeOptions(TypedDict):
 )
 @click.option(
     "--keep",
+    type=NUMBER_OR_TEXT,
     metavar="TIME",
     default="0",
     help="Delete sessions in which nothing has been stored for so long, such as 90d; 0 keeps them.  [default: 0]",
 )
 @click.option(
     "--keep-pieces",
+    type=NUMBER_OR_TEXT,
     metavar="TIME",
     default="0",
     help="After so long, join the pieces of answers that are kept; 0 keeps them as they are.  [default: 0]",
@@ -227,6 +231,7 @@ class ServeOptions(TypedDict):
 @click.option("--access-log", is_flag=True, help="A line in the log for each answer: method, path, status, time.")
 @click.option(
     "--metrics",
+    type=NUMBER_OR_TEXT,
     metavar="[HOST:]PORT",
     help="Answer Prometheus at http://HOST:PORT/metrics; HOST is 127.0.0.1, unless it is given. Whoever reaches that "
     "port can read figures, and no content.",
@@ -278,9 +283,9 @@ def serve(
     given = given_of(ctx, ctx.command.params, options)
     inherited = server.inherited()
     if inherited is not None:
-        host = inherited.getsockname()[0]
+        host, port = inherited.getsockname()[:2]
     try:
-        app = _application(target, host, given, options)
+        app = application(_found(target, (host, port), given, options), target, host, given, options)
         if traces:
             app.trace()
     except Misconfigured as exc:
@@ -304,7 +309,7 @@ def serve(
         measured = None
         if options["metrics"] is not None:
             app.metrics()  # for its error
-            measured = stack.enter_context(server.listen(*_address(options["metrics"])))
+            measured = stack.enter_context(server.listen(*_metrics_at(options["metrics"], host, port)))
         announce = _announcement(app, listener, host, measured)
         server.serve(app, listener, log_level=log_level, on_ready=announce, metrics=measured)
     click.echo("Stopped.")
@@ -316,10 +321,6 @@ def _in_words(record: logging.LogRecord) -> bool:
     if wait is not None:
         record.msg, record.args = "a request is repeated in %s s: %s", (wait, cause)
     return True
-
-
-def _application(target: str | None, host: str, given: Mapping[str, str], options: ServeOptions) -> Legato:
-    return application(_found(target, given, options), target, host, given, options)
 
 
 def application(
@@ -338,9 +339,9 @@ def application(
     return app
 
 
-def _found(target: str | None, given: Mapping[str, str], options: ServeOptions) -> Target:
+def _found(target: str | None, at: tuple[str, int], given: Mapping[str, str], options: ServeOptions) -> Target:
     """What TARGET is, unless something is wrong with it or with the options: then all of that, at once."""
-    faults = list(faults_of(given, options))
+    faults = list(faults_of(at, given, options))
     try:
         found = target_of(target, given, options)
     except Misuse as exc:
@@ -427,8 +428,8 @@ def app_sets(given: Mapping[str, str]) -> str:
     return ", ".join(sorted(how for name, how in given.items() if name in _APP_OPTIONS))
 
 
-def faults_of(given: Mapping[str, str], options: ServeOptions) -> Iterator[str]:
-    """What is wrong with options, whatever the target is."""
+def faults_of(at: tuple[str, int], given: Mapping[str, str], options: ServeOptions) -> Iterator[str]:
+    """What is wrong with options, whatever the target is. ``at``: the host and port to listen on."""
     if not options["models"] and (alone := [how for name, how in given.items() if name in _MODEL_OPTIONS]):
         yield f"{alone[0]} is for a model; name it with --model."
     for spec in dict.fromkeys(models := options["models"]):
@@ -447,7 +448,7 @@ def faults_of(given: Mapping[str, str], options: ServeOptions) -> Iterator[str]:
     looks: list[Callable[[], object]] = [
         lambda: open_store(options["store"] or STORE),
         *(functools.partial(host_names, [each]) for each in options["allow_host"]),
-        lambda: None if options["metrics"] is None else _address(options["metrics"]),
+        lambda: None if options["metrics"] is None else _metrics_at(options["metrics"], *at),
         lambda: retention(options["keep"]),
         lambda: retention("0", options["keep_pieces"]),
         *(functools.partial(settings, [each]) for each in options["bounds"]),
@@ -531,17 +532,20 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _address(text: str) -> tuple[str, int]:
-    """Where to listen for what asks for metrics.
+def _metrics_at(text: str, host: str, port: int) -> tuple[str, int]:
+    """Where to listen for what asks for metrics, beside a server on this host and port.
 
     Raises:
-        Misuse: it is none.
+        Misuse: it is no address, or that of the server.
     """
-    host, _, port = text.rpartition(":")
-    number = digits(port, most=5)
-    if number is None or number > 65_535 or text.startswith(":") or "/" in host:
+    name, _, digit = text.rpartition(":")
+    number = digits(digit, most=5)
+    if number is None or number > 65_535 or text.startswith(":") or "/" in name:
         raise Misuse(f"--metrics wants a port, or host:port, such as 9464 or 10.0.0.5:9464, got {text!r}.")
-    return host.strip("[]") or "127.0.0.1", number
+    name = name.strip("[]") or "127.0.0.1"
+    if number == port != 0 and (name == host or {name, host} & EVERYWHERE or {name, host} == SAME):
+        raise Misuse(f"--metrics {text} is where the server listens, too (port {port}); give it another port.")
+    return name, number
 
 
 def _announcement(app: Legato, listener: socket.socket, host: str, metrics: socket.socket | None) -> Callable[[], None]:
@@ -554,7 +558,7 @@ def _announcement(app: Legato, listener: socket.socket, host: str, metrics: sock
 
 def _banner(app: Legato, listener: socket.socket, host: str, metrics: socket.socket | None) -> Sequence[str]:
     port = listener.getsockname()[1]
-    everywhere = host in ("0.0.0.0", "::", "")  # noqa: S104  # only recognised here
+    everywhere = host in EVERYWHERE
     name = "127.0.0.1" if everywhere else f"[{host}]" if ":" in host else host
     url = f"http://{name}:{port}"
     chat = "legato chat" if port == 8088 and name in ("127.0.0.1", "localhost") else f"legato chat --url {url}"

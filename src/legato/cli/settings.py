@@ -36,6 +36,8 @@ _SECRET = re.compile(r"(?:^|-)(?:secret|password|token|key)(?:$|-)")
 _IN_URL = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]*@")
 _IN_QUERY = re.compile(r"(?<=[?&])([^=&\s]*(?:secret|password|token|key)[^=&\s]*)=[^&\s]*", re.IGNORECASE)
 HIDDEN = "***"
+NUMBER_OR_TEXT: click.ParamType[str] = click.types.StringParamType()
+"""The type of an option whose text may be a number alone, such as a port; in a file it may be one, too."""
 
 
 class Misset(Misuse):
@@ -226,6 +228,8 @@ def _fits(kind: click.ParamType[object], value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if isinstance(kind, click.types.FloatParamType):
         return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is NUMBER_OR_TEXT and isinstance(value, int) and not isinstance(value, bool):
+        return True
     return isinstance(value, str) and "\0" not in value
 
 
@@ -257,7 +261,7 @@ def _expected(kind: click.ParamType[object]) -> str:
         return f"one of {', '.join(map(str, kind.choices))}"
     if isinstance(kind, click.Path):
         return f"the path of {'a folder' if not kind.file_okay else 'a file'}{' that exists' if kind.exists else ''}"
-    return "text"
+    return "a whole number or text" if kind is NUMBER_OR_TEXT else "text"
 
 
 def _meant(name: str, known: Iterable[str], cutoff: float) -> str:

@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from .. import bounds
 from ..about import ABOUT
 from ..caller import NOBODY, Caller
+from ..credentials import without_keys
 from ..errors import Draining, InvalidInput, LegatoError, Overloaded, ScopeMissing, StoreError
 from ..fault import contained
 from ..sse import HEARTBEAT
@@ -194,6 +195,8 @@ class Adaptor:
             except LegatoError as exc:
                 error = ApplicationStopped() if isinstance(exc, StoreError) and life.over else exc
                 bounds.count(life.refused, error)
+                if isinstance(error, StoreError):
+                    life.tell_failed(scope["method"], without_keys(scope["path"]), error)
                 told = as_told(error)
                 told.stored = request is not None and request.stored
                 made = dialect.refuse(told)
@@ -290,7 +293,7 @@ class Adaptor:
                 exc.stored = True
                 body = dialect.refuse(as_told(exc))
             except Exception:
-                logger.exception("%s %s: failed behind its head", scope["method"], scope["path"])
+                logger.exception("%s %s: failed behind its head", scope["method"], without_keys(scope["path"]))
                 body = dialect.refuse(Internal())
             if body.status >= 400:
                 body = Body(200, late.told(body))
@@ -400,7 +403,7 @@ class WholeResponse(Response):
                         self.held.move(len(piece))
                     self._patience.reschedule(loop.time() + self.seconds)
         except TimeoutError:
-            logger.info("%s %s: cut off, for the answer was not read", scope["method"], scope["path"])
+            logger.info("%s %s: cut off, for the answer was not read", scope["method"], without_keys(scope["path"]))
             if self.refused is not None:
                 self.refused["write_seconds"] += 1
             if (line := (scope.get("extensions") or {}).get(LINE)) is not None:
@@ -440,8 +443,9 @@ def _response(body: Body, error: LegatoError | None, scope: Scope) -> WholeRespo
             headers.setdefault("www-authenticate", scope_missing)
         if (after := retry_after(error)) is not None:
             headers.setdefault("retry-after", after)
-        if error.status >= 500 and not isinstance(error, Overloaded | Draining):  # which are said for all at once
-            logger.error("%s %s: %s", scope["method"], scope["path"], error)
+        # Those are said for all at once.
+        if error.status >= 500 and not isinstance(error, Overloaded | Draining | StoreError):
+            logger.error("%s %s: %s", scope["method"], without_keys(scope["path"]), error)
     return respond(msgspec.structs.replace(body, headers=headers))
 
 

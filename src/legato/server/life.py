@@ -18,6 +18,7 @@ from ..bounds import Limits, tally
 from ..caller import NOBODY, Caller, May, MayWithSession, Quota, may_on_open_server
 from ..dialect.fold import Encoder
 from ..dialect.joined import JoinedPages
+from ..errors import LegatoError
 from ..event import Offset
 from ..figures import Figures
 from ..log import Store
@@ -33,7 +34,7 @@ from .pace import Pace
 from .press import Press
 from .reply import Follow, View
 from .stream import Streams
-from .traffic import Budget, Traffic
+from .traffic import Budget, Refusals, Traffic
 
 logger = logging.getLogger("legato")
 
@@ -168,6 +169,7 @@ class Life:
         self.began_at = time.time()
         self.over = False
         self._kept: dict[type, object] = {}
+        self._failing: dict[str, Refusals] = {}  # requests, by what the store's error is called
         self._stopping: asyncio.Task[None] | None = None
 
     @classmethod
@@ -238,6 +240,13 @@ class Life:
     def _forget_session(self, session: str) -> None:
         self.memory.forget_session(session)
         self.pages.forget_session(session)
+
+    def tell_failed(self, method: str, path: str, error: LegatoError) -> None:
+        """Log that a request failed with an error of the store: a line for the first, and one for all that meet the
+        same within ``LOG_SECONDS``."""
+        if error.code not in self._failing:
+            self._failing[error.code] = Refusals("%d request(s) failed, the last %s %s: %s", level=logging.ERROR)
+        self._failing[error.code].add(method, path, error)
 
     def kept(self, kind: type[T]) -> T:
         """The one object of this kind that the life keeps; made when it is first asked for."""

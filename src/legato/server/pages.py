@@ -28,6 +28,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from ..caller import NOBODY, Caller
+from ..credentials import without_keys
 from ..errors import LegatoError, Unauthorized
 from .adaptor import Internal, WholeResponse, respond, respond_error
 from .life import Life
@@ -163,7 +164,7 @@ def _shown(text: str, caller: Caller) -> str:
 async def _on_error(http: HTTPRequest, exc: Exception) -> Response:
     assert isinstance(exc, LegatoError)
     if exc.status >= 500:
-        logger.error("%s %s: %s", http.method, http.url.path, exc)
+        logger.error("%s %s: %s", http.method, without_keys(http.url.path), exc)
     return respond_error(exc)
 
 

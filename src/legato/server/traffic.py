@@ -82,25 +82,27 @@ class Refusals:
     """Counts what is refused for one reason, and says so in the log, once per so often.
 
     Args:
-        what: a sentence with one ``%d``, for how many it were since the last line.
+        what: a sentence with one ``%d``, for how many it were since the last line; and more, for what ``add`` is given.
+        level: of the line.
 
     Attributes:
         count: of all.
     """
 
-    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic, *, level: int = logging.WARNING) -> None:
         self.count = 0
         self._what = what
+        self._level = level
         self._clock = clock
         self._said_at = -LOG_SECONDS
         self._said = 0
 
-    def add(self) -> None:
+    def add(self, *about: object) -> None:
         """One more."""
         self.count += 1
         now = self._clock()
         if now - self._said_at >= LOG_SECONDS:
-            logger.warning(self._what, self.count - self._said)
+            logger.log(self._level, self._what, self.count - self._said, *about)
             self._said_at, self._said = now, self.count
 
 
