@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from databases import shared_postgres
 from legato.archive import ArchiveCount, erase, export, sessions_in, take
 from legato.auth.keys import add_key, new_key, read_keys, revoke_key
+from legato.bounds import Limits
 from legato.caller import Caller
 from legato.cli.group import group
 from legato.errors import InvalidInput, SessionExists, SessionNotFound
@@ -184,14 +185,15 @@ async def test_what_is_no_export_is_refused(name: str) -> None:
 
 async def test_what_an_owner_has_is_erased(store: Store) -> None:
     """All of it, durably, with what was counted; others keep theirs, and the ids are nobody's again."""
-    from legato.bounds import Limits
     from legato.spending import Accounts
 
     await talk(store, "ann", "a1", "a2")
     await talk(store, "bob", "b1")
     accounts = Accounts(store, lambda: Limits(owner_runs=5))
+    await accounts.check("ann")
     accounts.add("ann", spent(1, 1, None))
     await accounts.close()
+    assert (await accounts.spent("ann")).runs == 1
     found = await erase(store, "ann")
     assert found.sessions == 2
     assert (await store.sessions(owner="ann")).infos == []
@@ -204,11 +206,41 @@ async def test_what_an_owner_has_is_erased(store: Store) -> None:
             await store.append(session, [Draft(SessionCreated())])
     assert await erase(store, "ann") == ArchiveCount()
     assert (await accounts.spent("ann")).runs == 0
-    accounts.add("ann", spent(1, 1, None))  # who comes back begins anew
+    await accounts.check("ann")  # who comes back begins anew
+    accounts.add("ann", spent(1, 1, None))
     await accounts.close()
     assert (await accounts.spent("ann")).runs == 1
     with pytest.raises(InvalidInput):
         await erase(store, "")
+
+
+async def test_who_is_erased_while_answered_stays_so(store: Store) -> None:
+    """The run ends, and what it has cost is counted nowhere."""
+    from legato.agent import Agent
+
+    speaks, left = asyncio.Event(), asyncio.Event()
+
+    async def agent(turn: Any) -> AsyncIterator[Any]:
+        yield "a"
+        speaks.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    runner = Runner(store, {"agent": Agent(agent, name="agent")}, limits=Limits(owner_runs=5))
+    await runner.start()
+    verbs = Sessions(store, runner)
+    await verbs.send(Caller("ann"), "a1", Question("hello", key="k"), begin=SessionCreated(title="t"))
+    async with asyncio.timeout(60):
+        await speaks.wait()
+        await runner.accounts.close()  # what is to be stored is
+        await erase(store, "ann")
+        await left.wait()
+    await runner.stop(5)
+    await runner.accounts.close()
+    assert (await store.sessions(owner=holder("ann"))).infos == []
+    assert (await store.sessions(owner="ann")).infos == []
 
 
 async def test_nothing_of_an_owner_is_left_in_the_files(tmp_path: Path) -> None:

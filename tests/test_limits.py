@@ -452,6 +452,8 @@ async def test_accounts_of_two_nodes_are_one_count() -> None:
     store, now = MemoryStore(), 86_400.0 * 5 + 10
     limits = Limits(owner_tokens=100_000)
     nodes = [Accounts(store, lambda: limits, lambda: now) for _ in range(2)]
+    for node in nodes:
+        await node.check("ann")
     for number in range(50):
         nodes[number % 2].add("ann", spent(3, 10, Usage(input_tokens=1, output_tokens=2, cost=0.25)))
         if number % 7 == 0:

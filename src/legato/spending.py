@@ -118,6 +118,7 @@ class Accounts:
         self._clock = clock
         self._steady = steady
         self._pending: dict[str, Spent] = {}  # what is not stored yet, by subject
+        self._new: set[str] = set()  # of these, whose account is to begin with it
         self._storing: dict[str, asyncio.Task[None]] = {}
         self._handed: dict[str, tuple[Spent, str, int]] = {}  # what is being stored, where, and the head with it
         self._sessions: dict[str, tuple[float, int]] = {}  # by subject: counted when, and how many with those since
@@ -133,9 +134,12 @@ class Accounts:
         return any((limits.owner_runs, limits.owner_events, limits.owner_bytes, limits.owner_tokens, limits.owner_cost))
 
     def add(self, subject: str, more: Spent) -> None:
-        """Count what a run of this owner has spent; it is stored soon."""
-        if not subject or not self.bounded:
-            return
+        """Count what a run of this owner has spent; it is stored soon. The account began with the message (``check``):
+        of who was erased meanwhile, nothing begins again with the end of their run."""
+        if subject and self.bounded:
+            self._add(subject, more)
+
+    def _add(self, subject: str, more: Spent) -> None:
         self._pending[subject] = self._pending.get(subject, Spent()).add(more)
         if subject not in self._storing:
             self._storing[subject] = asyncio.create_task(self._store_pending(subject), name="legato-account")
@@ -151,6 +155,10 @@ class Accounts:
 
     async def spent(self, subject: str) -> Spent:
         """What an owner has spent in the window that is now, as far as any node has said."""
+        return (await self._has(subject))[0]
+
+    async def _has(self, subject: str) -> tuple[Spent, bool]:
+        """What they have spent, and whether they have an account, or soon will."""
         for _ in range(READS):
             here = self._handed.get(subject), self._pending.get(subject)
             found = await self._stored(subject)
@@ -162,7 +170,7 @@ class Accounts:
         handed, account, head = here[0] or (Spent(), "", 0)
         is_there = any(id == account and has >= head for _, id, has in found)  # and that is not known here yet
         total = total if is_there else total.add(handed)
-        return total.add(here[1] or Spent())
+        return total.add(here[1] or Spent()), bool(found or here[0] or subject in self._new)
 
     async def _stored(self, subject: str) -> list[tuple[Spent, str, int]]:
         """What the owner's accounts say of the window that is now, with the id of each, and its head."""
@@ -184,12 +192,14 @@ class Accounts:
 
     async def _store_all(self, subject: str) -> None:
         while (more := self._pending.pop(subject, None)) is not None:
+            begins = subject in self._new
+            self._new.discard(subject)
             tries = iter(RETRIES)
             stored = False
             while not stored:
                 self._handed[subject] = more, "", 0
                 try:
-                    stored = await self._try(subject, more)
+                    stored = await self._try(subject, more, begins)
                 except LegatoError as exc:
                     wait = next(tries, None)
                     if wait is None:
@@ -197,10 +207,12 @@ class Accounts:
                         break
                     await asyncio.sleep(wait)
 
-    async def _try(self, subject: str, more: Spent) -> bool:
+    async def _try(self, subject: str, more: Spent, begins: bool) -> bool:
         """Store it; False if another node was faster."""
         drawn = f"{OWN}spent.{secrets.token_hex(12)}"
         stored, account, head = min(await self._stored(subject), default=(Spent(self._window()), drawn, 0), key=_id)
+        if not (head or begins):
+            return True  # nowhere: it was erased
         now = Draft(SessionUpdated(msgspec.to_builtins(stored.add(more))))
         begin = [] if head else [Draft(SessionCreated(owner=holder(subject)))]
         self._handed[subject] = more, account, head + len(begin) + 1
@@ -211,10 +223,13 @@ class Accounts:
         return True
 
     async def check(self, subject: str) -> None:
-        """Raise ``QuotaSpent`` if an owner has spent what they may."""
+        """Raise ``QuotaSpent`` if an owner has spent what they may; begin their account, if they have none."""
         if not subject or not self.bounded:
             return
-        limits, has = self._limits(), await self.spent(subject)
+        limits, (has, known) = self._limits(), await self._has(subject)
+        if not known:
+            self._new.add(subject)
+            self._add(subject, Spent())
         seconds = max(int(limits.usage_seconds), 1)
         for name in ("runs", "events", "bytes", "tokens", "cost"):
             most, had = getattr(limits, f"owner_{name}"), getattr(has, name)
