@@ -224,7 +224,15 @@ def test_no_file_is_read_that_nobody_named(folder: Path) -> None:
         ("rediss://:sesame@cache:6379/0", "rediss://:***@cache:6379/0"),
         ("postgresql://db/legato?user=ida&password=sesame", "postgresql://db/legato?user=ida&password=***"),
         ("postgresql://db/legato?sslpassword=sesame&x=1", "postgresql://db/legato?sslpassword=***&x=1"),
+        ("rediss://ida:ses@sesame/@cache/0", "rediss://ida:***@cache/0"),
+        ("redis://cache:6379/?password=a@sesame", "redis://cache:6379/?password=***"),
+        ("redis://:sesame", "redis://:***"),
         ("sqlite:////srv/a.db?durability=full", "sqlite:////srv/a.db?durability=full"),
+        ("redis://cache:6379", "redis://cache:6379"),
+        (
+            "redis+cluster://[::1]:6379,cache:1/?durability=always",
+            "redis+cluster://[::1]:6379,cache:1/?durability=always",
+        ),
     ],
 )
 def test_passwords_are_not_shown(folder: Path, url: str, shown: str) -> None:
@@ -237,6 +245,7 @@ def test_passwords_are_not_shown(folder: Path, url: str, shown: str) -> None:
     assert "sesame" not in result.output
     assert ("anybody on this machine can read it" in result.stderr) == ("sesame" in url)
     assert "sesame" not in run("config", LEGATO_PORT=url).output
+    assert "sesame" not in run("config", "--model", "chat:x", "--base-url", url).output
 
 
 def test_what_an_environment_has_of_others(folder: Path) -> None:

@@ -667,6 +667,8 @@ async def test_keys_are_made_and_revoked_over_http_by_admins() -> None:
             gone = await driver.request("DELETE", f"/api/auth/keys/{made.json()['id']}", headers=admin)
             assert gone.status in (204, 404)
             assert (await driver.request("GET", "/api/auth/whoami", headers=bob)).status == 401
+        whole = await driver.request("DELETE", f"/api/auth/keys/{token}", headers=admin)  # in the place of its id
+        assert (whole.status, token[-43:] in whole.text) == (404, False)
         for wrong in ({"subject": ""}, {"subject": "x", "scopes": ["root"]}, {"subject": "x", "scopes": []},
                       {"subject": "x", "expiresIn": -1}, {"subject": "a\nb"}, {"subject": "a" * 501}):  # fmt: skip
             assert (await driver.request("POST", "/api/auth/keys", json=wrong, headers=admin)).status == 400

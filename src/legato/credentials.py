@@ -140,7 +140,7 @@ async def revoke_key(store: Store, id: str) -> APIKey:
     """
     found = (await look_up(store, [id]))[0] if _ID.fullmatch(id) else None
     if found is None:
-        raise NotFound(f"There is no key {id[:60]!r}.")
+        raise NotFound(f"There is no key {without_keys(id)[:60]!r}.")
     await _revoke(store, id)
     return found
 

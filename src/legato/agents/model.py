@@ -127,7 +127,8 @@ class Model:
         if address is None:
             raise InvalidInput(f"{prefix}:{name} needs a base URL: the address of its server up to the version.")
         if not address.startswith(("http://", "https://")):  # now, and not at the first question
-            raise InvalidInput(f"A base URL starts with http:// or https://, unlike {address[:128]!r}.")
+            begins = address.partition(":")[0][:60]  # what follows may be a password
+            raise InvalidInput(f"A base URL starts with http:// or https://, got one that starts with {begins!r}.")
         key = api_key or environment.get(vendor.key or KEY) or None
         if key is None and vendor.key is not None and base_url is None:
             raise InvalidInput(f"{prefix} needs a key: set {vendor.key}.")

@@ -33,7 +33,9 @@ SAID = "legato.settings"
 NOT_OURS = re.compile(r"(?:tcp|udp|sctp)://")
 """What Kubernetes says in the environment of where a service is; of one called ``legato``, in ``LEGATO_PORT``."""
 _SECRET = re.compile(r"(?:^|-)(?:secret|password|token|key)(?:$|-)")
-_IN_URL = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]*@")
+_IN_URL = re.compile(r"(?<=://)([^/@\s:]*):\S*@")
+_NO_PORT = re.compile(r"(?<=://)([^/@\s:\[]*):(?!\d+(?:[/?,]|$))[^/@?\s]+(?=[/?]|$)")
+"""A password where a host was forgotten behind it."""
 _IN_QUERY = re.compile(r"(?<=[?&])([^=&\s]*(?:secret|password|token|key)[^=&\s]*)=[^&\s]*", re.IGNORECASE)
 HIDDEN = "***"
 NUMBER_OR_TEXT: click.ParamType[str] = click.types.StringParamType()
@@ -115,7 +117,8 @@ def masked(key: str, value: object) -> Any:
     if isinstance(value, str):
         if value and _SECRET.search(key):
             return HIDDEN
-        return _IN_QUERY.sub(rf"\1={HIDDEN}", _IN_URL.sub(rf"\1:{HIDDEN}@", value))
+        told = _IN_QUERY.sub(rf"\1={HIDDEN}", value)
+        return _NO_PORT.sub(rf"\1:{HIDDEN}", _IN_URL.sub(rf"\1:{HIDDEN}@", told))
     return [masked(key, each) for each in value] if isinstance(value, list | tuple) else value
 
 

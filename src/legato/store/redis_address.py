@@ -88,7 +88,10 @@ class RedisAddress:
             parts = urlsplit(f"//{host}")
             return parts.hostname or "localhost", parts.port or (26379 if self.way == "sentinel" else 6379)
         except ValueError as exc:
-            raise InvalidInput(f"No host and port: {host[:100]!r}.") from exc
+            # What stands there may be a password, with nothing behind it.
+            raise InvalidInput(
+                "A port is a number, as in 'redis://:password@host:6379/0', got something else."
+            ) from exc
 
     def _check_name(self) -> None:
         if self.way == "sentinel":
