@@ -863,6 +863,19 @@ async def test_a_proxy_is_believed_by_its_address(trusted: Any, address: str, he
         assert (await driver.request("GET", "/api/sessions")).status == status
 
 
+@pytest.mark.parametrize(("raw", "subject"), [("jürgen 李".encode(), "jürgen 李"), (b"j\xfcrgen", "jürgen")])
+async def test_a_proxy_may_name_anybody(raw: bytes, subject: str) -> None:
+    """In UTF-8, or in what HTTP once had."""
+    app = Legato(MemoryStore(), agents=[agent], auth=ProxyHeader("X-Forwarded-User", trusted="10.0.0.5"))
+
+    async def moved(scope: Any, receive: Any, send: Any) -> None:
+        fields = [*scope["headers"], (b"x-forwarded-user", raw)]
+        await app({**scope, "client": ("10.0.0.5", 5), "headers": fields}, receive, send)
+
+    async with Driver(app), Driver(moved, lifespan=False) as driver:
+        assert (await driver.request("GET", "/api/auth/whoami")).json()["subject"] == subject
+
+
 @pytest.mark.parametrize(
     ("header", "trusted"), [("X-User", []), ("X-User", "proxy.example"), ("X-User", "10.0.0.0/99"), ("a b", "10.0.0.1")]
 )

@@ -45,7 +45,7 @@ class ProxyHeader:
         values = request.headers.getlist(self._header)
         if len(values) != 1 or not values[0].strip() or not self._is_trusted(_peer(request)):
             return None
-        return Caller(values[0].strip())
+        return Caller(_text(values[0].strip()))
 
     def _is_trusted(self, address: str) -> bool:
         try:
@@ -54,6 +54,14 @@ class ProxyHeader:
             return False
         ip = getattr(ip, "ipv4_mapped", None) or ip
         return any(ip in network for network in self._trusted)
+
+
+def _text(value: str) -> str:
+    """A name as the proxy has it: nearly all write UTF-8, and Starlette reads ISO 8859-1."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _peer(request: HTTPConnection) -> str:
