@@ -251,7 +251,7 @@ class HTTPProtocol(HttpToolsProtocol):
 
     def _untaken(self) -> None:
         if self.line is None:
-            logger.info("%s took nothing of an answer and was cut off", self.client)
+            logger.info("who was answered took nothing for a while and was cut off")
             self._connections.refused["write_seconds"] += 1
             self.transport.abort()
 
