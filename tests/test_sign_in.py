@@ -615,6 +615,8 @@ def test_no_access_log_has_a_ticket() -> None:
     assert redacted("/stream?ticket=1.x") == "/stream?ticket=..."
     key, kept = new_key("alice")
     assert redacted(f"/api/auth/keys/{key}?k={key}") == f"/api/auth/keys/lg_{kept.id}_...?k=lg_{kept.id}_..."
+    signed = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0."
+    assert redacted(f"/api/sessions/{signed}{'s' * 43}/x?k=1") == f"/api/sessions/{signed}.../x?k=1"
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------

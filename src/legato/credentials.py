@@ -36,7 +36,8 @@ NAME_CHARACTERS = 200
 PAGE = 100
 
 _ID = re.compile(r"[a-z2-7]{12}", re.ASCII)
-_SECRET = re.compile(r"(lg_[a-z2-7]{12}_)[A-Za-z0-9_-]{8,}", re.ASCII)
+_SECRET = re.compile(r"(lg_[a-z2-7]{12}_|eyJ[\w-]+\.eyJ[\w-]+\.)[\w-]{8,}", re.ASCII)
+"""Of API keys, and of JSON Web Tokens, whose third part makes them good."""
 ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 
 
@@ -102,7 +103,7 @@ def hashed(secret: str) -> str:
 
 
 def without_keys(text: str) -> str:
-    """A text, such as an address, without the secret halves of keys that stand in it."""
+    """A text, such as an address, without what makes keys and tokens good that stand in it."""
     return _SECRET.sub(r"\1...", text)
 
 
