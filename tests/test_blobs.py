@@ -21,6 +21,7 @@ import pytest
 
 from bucket import bucket
 from databases import shared_postgres
+from legato import history
 from legato.agent import Agent, Turn
 from legato.archive import erase, export, take
 from legato.blobs import HOLDER, INSIDE, LEAST, PIECE, WAITING_SECONDS, Blobs, bare, name_of, refilled, taken
@@ -860,6 +861,22 @@ async def test_a_history_is_read_without_its_files(path: str, monkeypatch: pytes
         assert len(rows) == 6
         if "sessions/s/messages" in path:
             assert [len(row.get("files", [])) for row in rows] == [1, 0, 1, 0, 1, 0]
+
+
+def test_files_are_found_in_a_message_of_many_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In few of them, since that is done for each reader; but what is kept beside the log is told of in any case."""
+    looked, inside = 0, history._inside
+
+    def counting(*asked: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        return inside(*asked)
+
+    monkeypatch.setattr(history, "_inside", counting)
+    image = {"filename": "a.png", "image_url": {"url": url()}}
+    [stored] = taken([asking(*[[0] * 1000] * 100, image)]).facts
+    assert [(each.name, each.bytes) for each in attached(stored)] == [("a.png", len(DATA))]
+    assert looked <= history.LOOKED_AT + 10
 
 
 async def test_a_stranger_is_told_of_no_file() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -26,6 +27,8 @@ FILES = 100
 """Of one message that are told of."""
 SMALL = 4096
 """Characters of a file that can stand in the message itself."""
+LOOKED_AT = 2_000
+"""Values of a message, of any kind, among which files are looked for that are not kept beside its log."""
 ADDRESSES = frozenset({"image_url", "file_url"})
 """Names of what leads to a file that is elsewhere."""
 
@@ -178,29 +181,62 @@ def default_agent(events: Iterable[Event], first: str) -> str:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
+class _Place(NamedTuple):
+    """Where something stands in a message, what it is, and the object that says what it is called."""
+
+    at: tuple[str | int, ...]
+    value: Any
+    about: JsonObject
+
+
 def attached(fact: MessageCreated | MessageRevised) -> list[Attachment]:
     """The files that came with a user's message, in order: by what its log says, without their bytes. Those of what was
     said before are not its own, where a client tells that again."""
     if not fact.metadata:
         return []
-    refs = {tuple(ref.at): ref for ref in fact.blobs or ()}
+    given = fact.metadata.get("input")
+    again = present(given) if isinstance(given, list) and all(isinstance(each, dict) for each in given) else 0
+    refs = {
+        tuple(at): ref
+        for ref in fact.blobs or ()
+        if (at := ref.at)[:1] == ["metadata"] and not (at[1:2] == ["input"] and at[2:] and at[2] in range(again))
+    }
     found: list[Attachment] = []
-    rest: list[tuple[tuple[str | int, ...], Any, JsonObject]] = [(("metadata",), fact.metadata, {})]
-    while rest and len(found) < FILES:
-        at, value, around = rest.pop()
-        if isinstance(value, dict):
-            about = value if not ADDRESSES.intersection(at[-1:]) else around  # {"image_url": {"url": ...}}
-            rest += [((*at, key), each, about) for key, each in reversed(value.items())]
-        elif isinstance(value, list):
-            told_again = at == ("metadata", "input") and all(isinstance(each, dict) for each in value)
-            begin = present(value) if told_again else 0
-            rest += [((*at, n), value[n], {}) for n in reversed(range(begin, len(value)))]
-        elif isinstance(value, str) and (file := _file(at, value, around, refs.get(at))) is not None:
+    rest: list[Iterator[_Place]] = [iter([_Place(("metadata",), fact.metadata, {})])]
+    looked = 0
+    while rest and len(found) < FILES and looked < LOOKED_AT:
+        if (place := next(rest[-1], None)) is None:
+            rest.pop()
+            continue
+        looked += 1
+        if isinstance(place.value, dict | list):
+            rest.append(_within(place, again if place.at == ("metadata", "input") else 0))
+        elif isinstance(place.value, str) and (file := _file(place, refs.pop(place.at, None))) is not None:
             found.append(file)
+    for where, ref in list(refs.items())[: FILES - len(found)]:  # they are told of wherever they stand
+        place = _Place(("metadata",), fact.metadata, {})
+        with suppress(LookupError, TypeError):
+            for key in where[1:]:
+                place = _inside(place, key)
+            if isinstance(place.value, str) and (file := _file(place, ref)) is not None:
+                found.append(file)
     return found
 
 
-def _file(at: tuple[str | int, ...], text: str, about: JsonObject, ref: BlobRef | None) -> Attachment | None:
+def _within(place: _Place, begin: int) -> Iterator[_Place]:
+    keys = place.value if isinstance(place.value, dict) else range(begin, len(place.value))
+    return (_inside(place, key) for key in keys)
+
+
+def _inside(place: _Place, key: Any) -> _Place:
+    about = place.value if isinstance(place.value, dict) else {}
+    if about and ADDRESSES.intersection(place.at[-1:]):  # {"image_url": {"url": ...}}
+        about = place.about
+    return _Place((*place.at, key), place.value[key], about)
+
+
+def _file(place: _Place, ref: BlobRef | None) -> Attachment | None:
+    at, text, about = place
     name = next((str(about[key])[:200] for key in ("filename", "name", "title") if isinstance(about.get(key), str)), "")
     if ref is not None:
         said = next((each for key in ("media_type", "mime_type") if isinstance(each := about.get(key), str)), "")
