@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +392,26 @@ async def test_a_set_in_a_file_is_seen_when_it_changes(tmp_path: Path, caplog: p
     path.unlink()
     with pytest.raises(Overloaded):
         await believed(auth, new)
+
+
+async def test_who_signs_in_waits_for_no_agent(tmp_path: Path) -> None:
+    """Whose calls hold all threads of the event loop."""
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [jwk(RSA, "a")]}))
+    auth, clock, let = believing(jwks=path), Clock(), threading.Event()
+    assert auth._jwks is not None
+    auth._jwks._clock = clock
+    auth._jwks._read_at = auth._jwks._asked_at = clock.now
+    threads = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    try:
+        held = asyncio.get_running_loop().run_in_executor(None, let.wait)
+        clock.now += module.FILE_SECONDS + 0.1
+        async with asyncio.timeout(30):
+            assert await believed(auth, named("a")) is not None
+        assert not held.done()
+    finally:
+        let.set()
 
 
 @pytest.mark.parametrize("raw", [b"[" * 5000, b"{}", b" " * (module.JWKS_BYTES + 1)], ids=lambda raw: str(raw[:3]))

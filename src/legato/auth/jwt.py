@@ -13,6 +13,7 @@ import logging
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -239,6 +240,7 @@ class _KeySet:
         self._raw = b""
         self._failing = False
         self._reading: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "legato-jwks")  # nobody who signs in waits for what agents do in threads
         if not self._fetches:
             try:
                 self._take(_read_file(text))
@@ -286,7 +288,8 @@ class _KeySet:
 
     async def _read(self) -> None:
         try:
-            self._take(await asyncio.to_thread(_fetched if self._fetches else _read_file, str(self._where)))
+            read = _fetched if self._fetches else _read_file
+            self._take(await asyncio.get_running_loop().run_in_executor(self._thread, read, str(self._where)))
             self._failing = False
         except Exception as exc:  # whatever the network or the other server does
             if self._fetches or not self._failing:
