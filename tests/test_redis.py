@@ -914,15 +914,20 @@ async def test_a_user_of_its_own(cluster: bool) -> None:
 async def test_sessions_are_deleted_when_memory_is_full() -> None:
     """Those that this process knows, and others; or nothing would ever make room."""
     with valkey() as server:
-        async with stores(server.url(), 2) as (one, two):
-            for name in ("s", "t"):
+        url = server.url()
+        async with stores(url, 2) as (one, two):
+            for name in ("s", "t", "u"):
                 await one.append(name, begun())
             server.ask("CONFIG", "SET", "maxmemory", "1")
             with pytest.raises(StoreFull):
                 await one.append("s", [text(0)])
             await one.append("s", [Draft(SessionDeleted())])
+            assert isinstance(one.trouble, StoreFull)
             await two.append("t", [Draft(SessionDeleted())])
             assert [event.type for event in await one.read("t", 0)] == ["session.deleted"]
+            server.ask("SCRIPT", "FLUSH")  # as in a start, after which it is as full
+        async with stores(url, 1) as (one,):
+            await one.append("u", [Draft(SessionDeleted())])
             assert not (await one.sessions()).infos
 
 

@@ -137,9 +137,12 @@ class RedisStore:
     async def _found(self) -> None:
         """Found the store, if there is none yet; and see in how many buckets it stands."""
         key = self._server.key("meta", "store")
-        await self._server.do(key, "HSETNX", key, "buckets", BUCKETS if self._server.cluster else 1)
-        await self._server.do(key, "HSETNX", key, "version", VERSION)
-        buckets, version = await self._server.do(key, "HMGET", key, "buckets", "version")
+        found = "HMGET", key, "buckets", "version"
+        buckets, version = await self._server.do(key, *found)
+        if version is None:  # in this order, so that what is there can be opened when its memory is full
+            await self._server.do(key, "HSETNX", key, "buckets", BUCKETS if self._server.cluster else 1)
+            await self._server.do(key, "HSETNX", key, "version", VERSION)
+            buckets, version = await self._server.do(key, *found)
         if int(version) != VERSION:
             raise StoreVersion(
                 f"{self._server.shown} has version {int(version)} of a store, and this Legato knows version {VERSION}: "

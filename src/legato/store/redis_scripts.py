@@ -114,15 +114,15 @@ return redis.call('ZADD', KEYS[1], ARGV[1], ARGV[3])
 """
 """Put a pack in the place of another, if that is still there."""
 
-BEGIN = """#!lua
+BEGIN = """#!lua flags=allow-oom
 local number = redis.call('HGET', KEYS[1], 'n') or '0'
 if number ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'n', ARGV[2], ARGV[2], ARGV[3])
 return 1
 """
-"""Begin an era, if no other has begun."""
+"""Begin an era, if no other has begun; also when the memory is full, as else nothing could be deleted any more."""
 
-ENTER = """#!lua
+ENTER = """#!lua flags=allow-oom
 if (redis.call('HGET', KEYS[1], 'n') or '') ~= ARGV[1] then return 0 end
 local count = redis.call('HGET', KEYS[1], 'count') or '0'
 redis.call('HSET', KEYS[1], 'n', ARGV[2], 'count', count, 's' .. ARGV[2], count)

@@ -204,7 +204,9 @@ class RedisWriter:
                 self.figures.committed(sum(len(call.requests) for call in done), time.monotonic() - began)
             self.figures.failed += trouble is not None
             self._deliver(done)
-            self._note(trouble)
+            freed = all(call.plan is not None and call.plan.how for call in done)
+            if trouble is not None or not (freed and isinstance(self.trouble, StoreFull)):  # else it may be as full
+                self._note(trouble)
             calls[:] = left
             if trouble is None:
                 self._stored_at, pause = asyncio.get_running_loop().time(), BACKOFF[0]
