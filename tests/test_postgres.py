@@ -661,14 +661,15 @@ async def test_a_killed_process(place: str) -> None:
 
 async def test_a_silent_link(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection on which nothing comes any more is given up, and what was to be stored is, over another one."""
-    monkeypatch.setattr("legato.store.postgres_link.ANSWER_SECONDS", 0.3)
     async with Proxy(server.port) as proxy:
         at = url(server, "silent", proxy.port, connect_timeout="2")
         async with opened(at) as (store,):
             await begin(store)
             proxy.silent = True
-            appending = asyncio.ensure_future(store.append("s", [text("r", "kept")]))
-            await reach(lambda: store._writer.groups._trouble is not None)
+            with monkeypatch.context() as patch:
+                patch.setattr("legato.store.postgres_link.ANSWER_SECONDS", 0.3)
+                appending = asyncio.ensure_future(store.append("s", [text("r", "kept")]))
+                await reach(lambda: store._writer.groups._trouble is not None)
             proxy.silent = False
             await appending
             assert texts(await store.read("s", 0)) == ["kept"]
@@ -677,7 +678,6 @@ async def test_a_silent_link(server: Postgres, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("when", ["at first", "between", "at last"])
 async def test_a_silent_link_ends_what_is_built(when: str, server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change on a connection of its own is given up, too, at whatever step nothing comes any more."""
-    monkeypatch.setattr("legato.store.postgres_link.ANSWER_SECONDS", 0.3)
     async with Proxy(server.port) as proxy, opened(url(server, f"silent_{when}", proxy.port)) as (store,):
 
         async def pieces() -> AsyncIterator[list[Draft]]:
@@ -688,8 +688,10 @@ async def test_a_silent_link_ends_what_is_built(when: str, server: Postgres, mon
             if when == "at last":
                 proxy.mute = True
 
-        with pytest.raises(StoreLost):
-            await store.build("s", pieces())
+        with monkeypatch.context() as patch:
+            patch.setattr("legato.store.postgres_link.ANSWER_SECONDS", 0.3)
+            with pytest.raises(StoreLost):
+                await store.build("s", pieces())
         proxy.silent = proxy.mute = False
         await begin(store, "t")
 
@@ -782,6 +784,7 @@ async def test_a_database_of_an_earlier_version(place: str, monkeypatch: pytest.
 
 async def test_a_program_that_is_too_old_stops(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """When another one takes the database beyond what it knows, before it has written or read anything there."""
+    monkeypatch.setattr("legato.store.group.IDLE_SECONDS", 600.0)  # else the old one may look while it is a new one
     async with opened(place) as (old,):
         lease = await begin(old)
         with monkeypatch.context() as patch:
