@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -19,6 +20,8 @@ pytest_plugins = ["page_fixtures"]
 
 ECHO = """
 import asyncio
+import re
+from pathlib import Path
 from legato import Agent
 
 async def echo(turn):
@@ -26,7 +29,10 @@ async def echo(turn):
         yield "\\n\\n".join(f"**Part {number}** " + "and more `words` " * 12 for number in range(2_000))
         return
     text = TEA if turn.message.text.startswith("How") else turn.message.text
+    told = re.search(r"until (\\S+) is there", text)
     for at in range(0, len(text), 3):
+        while told and at > told.end() and not Path(told[1]).exists():
+            await asyncio.sleep(0.01)
         yield text[at : at + 3]
         await asyncio.sleep(0.03 if text.startswith("# Tea") else 0.004)
 
@@ -130,7 +136,10 @@ def begin(server: Server, *texts: str) -> str:
 
 # Text that grows ------------------------------------------------------------------------------------------------------
 
-WATCH = """() => {
+# What the server has not rendered in time is shown as it came. How fast this machine is is not what is looked at.
+WATCH = """async () => {
+    const { PACE } = await import(new URL('web/prose.js', document.baseURI));
+    PACE.patience = 1e9;
     window.seen = [];
     const root = document.querySelector('legato-chat').shadowRoot;
     const look = () => {
@@ -155,7 +164,7 @@ def test_text_never_jumps(chat: Page) -> None:
     wait_for_end(chat)
 
     seen = chat.evaluate("seen")
-    assert len(seen) > 30
+    assert len(seen) > 3
     for before, after in itertools.pairwise(seen):
         assert after["text"].startswith(before["text"])
         assert after["height"] >= before["height"] - 2, after["text"]
@@ -167,19 +176,20 @@ GROWING = """- One *item*
 
 ```js
 const line = `${"and so on ".repeat(3)} which is so long a line that nobody sees its end without scrolling to the side`;
-""" + "".join(f"let value{number} = {number}; // and more\n" for number in range(40))
+"""
+LINES = "".join(f"let value{number} = {number}; // and more\n" for number in range(40))
 
 
-def test_a_growing_block_leaves_its_reader_alone(chat: Page) -> None:
+def test_a_growing_block_leaves_its_reader_alone(chat: Page, tmp_path: Path) -> None:
     """A selection, the focus and the place on the side are the reader's, however often the block is set again."""
-    chat.locator("#message").fill(GROWING)
+    chat.locator("#message").fill(f"{GROWING}let first = 0; // until {tmp_path / 'go'} is there\n{LINES}")
     chat.locator("#message").press("Enter")
     block = chat.locator(".prose pre")
-    expect(block).to_contain_text("let value3 ", timeout=20_000)
+    expect(block.locator("span", has_text=re.compile("^first$"))).to_be_visible()
     chat.evaluate("""() => {
         const pre = document.querySelector('legato-chat').shadowRoot.querySelector('.prose pre');
         const copy = pre.closest('.code').querySelector('button');
-        const words = [...pre.querySelectorAll('span')].find(each => each.textContent.includes('line'));
+        const words = [...pre.querySelectorAll('span')].find(each => each.textContent === 'line');
         window.kept = {pre, copy, words, changes: 0};
         getSelection().setBaseAndExtent(words.firstChild, 0, words.firstChild, words.firstChild.length);
         pre.scrollLeft = 50;
@@ -188,7 +198,8 @@ def test_a_growing_block_leaves_its_reader_alone(chat: Page) -> None:
         const all = {childList: true, subtree: true, characterData: true};
         new MutationObserver(found => (kept.changes += found.length)).observe(pre, all);
     }""")
-    expect(block).to_contain_text("let value30 ", timeout=20_000)
+    (tmp_path / "go").touch()
+    expect(block).to_contain_text("let value30 ")
     seen = chat.evaluate("""() => {
         const {pre, copy, words, changes} = window.kept;
         return {
@@ -201,7 +212,7 @@ def test_a_growing_block_leaves_its_reader_alone(chat: Page) -> None:
     }""")
     wait_for_end(chat)
 
-    assert seen["changes"] > 10
+    assert seen["changes"] > 0
     assert (seen["same"], seen["focus"], seen["left"]) == (True, True, 50)
     assert "line" in seen["selected"]
     assert chat.evaluate("kept.pre.isConnected && kept.pre.scrollLeft === 50")  # at the end as well
@@ -211,7 +222,9 @@ def test_a_growing_block_leaves_its_reader_alone(chat: Page) -> None:
 def test_a_long_answer_is_not_slowed(chat: Page) -> None:
     """Finished blocks stay the same elements; and little is asked of the server beside the stream."""
     requests: list[str] = []
-    chat.on("request", lambda request: requests.append(request.post_data or "") if "markdown" in request.url else None)
+    chat.on(
+        "request", lambda each: requests.append(each.post_data_json["texts"][0]) if "markdown" in each.url else None
+    )
     text = "\n\n".join(f"Paragraph {number} with **bold** words in it." for number in range(60))
     chat.locator("#message").fill(text)
     chat.locator("#message").press("Enter")
@@ -222,8 +235,14 @@ def test_a_long_answer_is_not_slowed(chat: Page) -> None:
 
     expect(chat.locator(".prose p")).to_have_count(60)
     assert chat.evaluate("([a, b]) => a === b", [element, first.element_handle()])
-    assert max(map(len, requests)) < 600  # only ever the unfinished end
-    assert len(requests) < 60
+    paragraphs = [[int(number) for number in re.findall(r"Paragraph (\d+)", text)] for text in requests]
+    for before, after in itertools.pairwise(each for each in paragraphs if each):
+        assert after[0] >= before[-1] - 1  # only ever the unfinished end
+    times = """performance.getEntriesByType('resource').filter((each) => each.name.endsWith('web/markdown'))
+        .map((each) => each.startTime)"""
+    begun = chat.evaluate(times)
+    assert len(begun) > 1
+    assert all(after - before > 140 for before, after in itertools.pairwise(begun[:-1]))  # the last one is due at once
 
 
 def test_history_looks_like_what_was_streamed(chat: Page, shoot: Callable[[Page, str], None]) -> None:
@@ -367,7 +386,7 @@ def test_a_chat_that_is_moved_goes_on(chat: Page) -> None:
     """In another place of the page it shows what it showed, at its end, and asks for nothing again."""
     text = "\n\n".join(f"Word {number}." for number in range(120))
     send(chat, text)
-    wait_for_words(chat, 40)
+    expect(chat.locator(".prose p").nth(19)).to_be_visible()
     asked: list[str] = []
     chat.on("request", lambda each: asked.append(each.url) if re.search("/stream|/messages", each.url) else None)
     shown = chat.evaluate("""() => {
