@@ -41,6 +41,7 @@ class Troubles:
         )
         self._looked_at = 0.0  # when the files were
         self._trouble: StoreError | None = None
+        self._told: StoreError | None = None  # of what, but the disk, there is a line in the log
         self._patient_until = 0.0  # with another program's lock
         self._was_locked = False  # when nothing was to be stored
         self._disk: StoreError | None = None  # why the disk takes nothing
@@ -134,9 +135,10 @@ class Troubles:
 
     def _note(self, trouble: StoreError | None) -> None:
         before, self._trouble = self._trouble, trouble
-        if type(before) is type(trouble):
-            return
-        locked = isinstance(trouble, StoreBusy)
-        self._patient_until = time.monotonic() + BUSY_SECONDS if locked else 0.0
-        self._connection.set_busy_timeout(0 if locked else BUSY_MS)  # as long as it is known, nobody waits for it here
-        self._tell(trouble)
+        if type(before) is not type(trouble):
+            locked = isinstance(trouble, StoreBusy)
+            self._patient_until = time.monotonic() + BUSY_SECONDS if locked else 0.0
+            self._connection.set_busy_timeout(0 if locked else BUSY_MS)  # while it is known, nobody waits for it here
+        if not self.patient and type(self._told) is not type(trouble):  # a lock that is soon gone is no trouble
+            self._told = trouble
+            self._tell(trouble)
