@@ -321,7 +321,7 @@ def _events(session: str, exported: list[ExportedEvent]) -> list[Event]:
 
 async def erase(store: Store, owner: str, blobs: Blobs | None = None) -> ArchiveCount:
     """Delete all sessions of an owner, with their blobs, their API keys, and what was counted of them. When it returns,
-    that is durable.
+    that is durable, and nothing of it waits to be taken away.
 
     What is left of a session is its id, and when it was deleted: nobody can take it again. What the owner said in the
     sessions of others is part of those.
@@ -349,4 +349,7 @@ async def erase(store: Store, owner: str, blobs: Blobs | None = None) -> Archive
             await store.append(info.session, [Draft(SessionDeleted())])
         except SessionNotFound:
             pass
+    sweep: Callable[[], Awaitable[None]] | None = getattr(store, "sweep", None)
+    if sweep is not None:
+        await sweep()
     return ArchiveCount(sessions, events, keys=keys)

@@ -257,6 +257,7 @@ class Store(Leaser, Protocol):
     One that keeps deltas may have ``thin(session, after, limit)``, a coroutine: some ``limit`` events behind ``after``
     become what ``thin.thinned`` makes of stretches of them, as far as their runs have ended; or they are kept in less
     room, and lose no more than their times. It gives a ``Thinning``.
+    One that takes away later what was deleted may have ``sweep()``, a coroutine that ends when that is done.
     """
 
     doorbell: Doorbell

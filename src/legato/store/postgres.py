@@ -154,6 +154,11 @@ class PostgresStore:
             except LegatoError as exc:
                 logger.debug("what was deleted cannot be taken away: %s", exc)
 
+    async def sweep(self) -> None:
+        """See ``Store``: sessions of very many events are taken away a while after their deletion."""
+        self._check_open()
+        await moving.sweep_all(self._link)
+
     def _check_open(self) -> None:
         if not self._tasks or self._writer.groups.over:
             raise StoreError(f"The store is not open: {self._link.place}.", place=self._link.place)

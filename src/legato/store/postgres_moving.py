@@ -6,6 +6,7 @@ A session that is adopted, or built, is one transaction, so nobody sees it befor
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -58,6 +59,9 @@ SWEEP = f"""
 SWEEP_ON = "UPDATE legato.gone SET head = %s WHERE session = %s"
 """So that the next does not begin with what is gone."""
 SWEPT = "DELETE FROM legato.gone WHERE session = %s"
+GOING = "SELECT session FROM legato.gone"
+AGAIN_SECONDS = 0.1
+"""Seconds between two looks whether another process has swept."""
 
 
 async def sweep(link: Link) -> bool:
@@ -71,6 +75,17 @@ async def sweep(link: Link) -> bool:
         more = count == SWEPT_EVENTS
         await link.execute(conn, SWEEP_ON if more else SWEPT, (first, id) if more else (id,))
     return True
+
+
+async def sweep_all(link: Link) -> None:
+    """Take away all that has been deleted by now, or wait until another process has."""
+    left = {id for (id,) in await link.ask(GOING, ())}
+    while left:
+        while await sweep(link):
+            pass
+        left &= {id for (id,) in await link.ask(GOING, ())}
+        if left:
+            await asyncio.sleep(AGAIN_SECONDS)
 
 
 async def records(link: Link, runs: KnownRuns) -> AsyncIterator[SessionRecord]:
