@@ -1104,6 +1104,19 @@ async def test_a_loss_that_two_find_out_ends_one_era(first: str) -> None:
         assert forgotten.times == [True]
 
 
+async def test_an_era_of_others_is_no_loss() -> None:
+    """A server that is started again, after an era that began elsewhere, as where another node of a cluster was."""
+    with valkey() as server:
+        async with stores(server.url(), 1) as (store,), asyncio.timeout(PATIENCE):
+            await store.append("s", begun())
+            forgotten, era, eras = Forgotten(store), await store._eras.of(0), store._server.key("era", "eras")
+            assert await store._server.run(redis_scripts.BEGIN, [eras], str(era), str(era + 1), "elsewhere")
+            server.ask("SCRIPT", "FLUSH")
+            await store.append("s", [Draft(SessionUpdated({"kept": True}))])
+            assert await store._eras.of(0) == era + 2
+            assert forgotten.times == [False]
+
+
 async def patiently_opened(driver: Driver, headers: dict[str, str]) -> tuple[str, str]:
     """What a stream says of its cursor and incarnation, once there is one."""
     while True:

@@ -110,8 +110,9 @@ class Eras:
         known = self._seen.get(bucket)
         if told.get("n", 0) != era or (known is not None and known[0] == era):
             return  # that was some time ago; or it has been learnt meanwhile
-        begun = [told.get(f"s{number}", 0) for number in range(1 if known is None else known[0] + 1, era + 1)]
-        lost = known is not None and (era < known[0] or min(begun) < known[1])
+        since = range(1 if known is None else known[0] + 1, era + 1)  # this bucket has not been in each of them
+        begun = [told[place] for number in since if (place := f"s{number}") in told]
+        lost = known is not None and (era < known[0] or min(begun, default=0) < known[1])
         self._seen[bucket] = era, told.get("count", 0)
         self._highest = max(self._highest, era)
         before = self.incarnation
