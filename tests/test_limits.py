@@ -18,7 +18,7 @@ from legato.bounds import BESIDE, BOUNDS, NAMES, Limits, Rate
 from legato.caller import Caller
 from legato.cli.failure import Misuse
 from legato.cli.serve import settings
-from legato.errors import Conflict, QuotaSpent, TooFast, TooMany
+from legato.errors import Conflict, QuotaSpent, StoreFull, TooFast, TooMany
 from legato.part import Usage
 from legato.places import Places
 from legato.server.app import Legato
@@ -473,6 +473,32 @@ async def test_accounts_of_two_nodes_are_one_count() -> None:
     nodes[1].add("ann", spent(1, 1, None))
     await nodes[1].close()
     assert (await nodes[0].spent("ann")).runs == 1
+
+
+async def test_an_account_that_cannot_begin_is_begun_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a line for each owner who asks while nothing can be stored; what was spent and is lost is told."""
+    store = MemoryStore()
+    accounts = Accounts(store, lambda: Limits(owner_runs=5))
+    monkeypatch.setattr("legato.spending.RETRIES", (0.0,))
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise StoreFull("full")
+
+    with monkeypatch.context() as full:
+        full.setattr(store, "append", refuse)
+        await accounts.check("ann")
+        await accounts.close()
+        assert caplog.records == []
+        await accounts.check("ann")
+        accounts.add("ann", spent(1, 1, None))
+        await accounts.close()
+        assert ["cannot be counted" in record.message for record in caplog.records] == [True]
+    await accounts.check("ann")
+    accounts.add("ann", spent(1, 1, None))
+    await accounts.close()
+    assert (await accounts.spent("ann")).runs == 1
 
 
 async def test_the_applications_rule_can_refuse() -> None:

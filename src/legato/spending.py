@@ -203,7 +203,8 @@ class Accounts:
                 except LegatoError as exc:
                     wait = next(tries, None)
                     if wait is None:
-                        logger.error("what an owner has spent cannot be counted: %s", exc)
+                        if more != Spent():  # else the next message begins the account
+                            logger.error("what an owner has spent cannot be counted: %s", exc)
                         break
                     await asyncio.sleep(wait)
 
