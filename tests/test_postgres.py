@@ -497,6 +497,21 @@ async def test_a_table_that_is_locked(place: str, monkeypatch: pytest.MonkeyPatc
         await store.append("a", [text("r", "kept")])
 
 
+@pytest.mark.parametrize("option", ["durability=full", "pooler=transaction"])
+async def test_a_look_waits_no_longer_than_a_change(option: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a table that is locked, by the server's clock: a server that waits does not see that its client has left."""
+    monkeypatch.setattr(sql, "SETTINGS", sql.SETTINGS.replace("'5s'", "'50ms'"))
+    monkeypatch.setattr("legato.store.group.IDLE_SECONDS", 600.0)
+    async with opened(f"{place}&{option}") as (store,):
+        await begin(store, option)
+        with psycopg.connect(place.partition("?")[0]) as conn:
+            conn.execute(f"LOCK TABLE {store._link.schema}.session IN SHARE MODE".encode())
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await store._writer._look_after()
+        await store._writer._look_after()
+        await store.append(option, [text("r", "kept")])
+
+
 @pytest.mark.parametrize("said", ["DISCARD ALL", "ALTER TABLE {}.session ALTER COLUMN runs TYPE varchar"])
 async def test_what_was_prepared_is_gone(said: str, place: str) -> None:
     """Or is not what it was, since a pooler or an operator has had a hand in it: another connection is taken."""

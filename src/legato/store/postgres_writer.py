@@ -215,7 +215,10 @@ class PostgresWriter:
                 (era,) = await self._link.row(conn, sql.ERA)
                 if era != self.era:
                     await self._begin_era(conn)
-                await self._link.execute(conn, sql.TOUCH)
+                touch: list[sql.Statement] = [(sql.TOUCH, ())]
+                if self._link.pooled:  # else nothing says there for how long the server waits
+                    touch = [(sql.BEGIN, ()), self._link.settings(local=True), *touch, ("COMMIT", ())]
+                await self._link.talk(conn, touch)
         except FAILURES as exc:
             await self._give_up(exc)
             raise
