@@ -32,6 +32,7 @@ ONES = {
     "table": ("| a | b | c |\\n|--|:-:|--:|\\n", "| a cell | some **words** | `code` |\\n"),
     "code": ("```python\\n", "value = function('text', 1)  # a note\\n"),
     "paragraph": ("", WORDS),
+    "word": ("", "a"),
 }
 
 async def agent(turn):
@@ -39,7 +40,7 @@ async def agent(turn):
     begin, one = ONES[kind]
     yield begin + one * (int(size) // len(one))
 """
-KINDS = ["prose", "list", "table", "code", "paragraph"]
+KINDS = ["prose", "list", "table", "code", "paragraph", "word"]
 BEAT = """
 window.gaps = [];
 let last = performance.now();

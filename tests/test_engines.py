@@ -104,7 +104,7 @@ def ended(engine: Engine, turns: int) -> None:
 def begun(server: Server, *messages: str) -> str:
     """A session in which all this has been said, and answered."""
     with httpx2.Client(base_url=server.url, timeout=30) as http:
-        session: str = http.post("/api/sessions", json={"title": messages[0]}).json()["id"]
+        session: str = http.post("/api/sessions", json={"title": messages[0][:99]}).json()["id"]
         for text in messages:
             http.post(f"/api/sessions/{session}/messages", json={"text": text}).raise_for_status()
         while http.get(f"/api/sessions/{session}").json()["running"]:
@@ -391,6 +391,52 @@ def test_a_long_answer_is_put_in_by_little(engine: Engine, server: Server) -> No
         kept = "getComputedStyle(each).contentVisibility !== 'visible'"
         assert inside(engine, f"return [...inside.querySelectorAll('.stretch')].filter((each) => {kept}).length;") == 0
         engine.page.emulate_media(media="null")
+
+
+def test_a_word_without_end_has_places_to_break(engine: Engine, server: Server) -> None:
+    """In a question, and in an answer while it grows; what is selected in it stays, and it is copied whole."""
+    word = b64encode(bytes(range(256)) * 6).decode()
+    whole = f"{word}\n\n```\n{word}\n```\n"
+    opened(engine, server, f"/?session={begun(server, word)}")
+    ended(engine, 1)
+    found = inside(
+        engine,
+        f"""
+        const word = {json.dumps(word)};
+        const longest = (root) => {{
+          const texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+          let most = 0;
+          while (texts.nextNode()) most = Math.max(most, texts.currentNode.length);
+          return most;
+        }};
+        const message = document.createElement('legato-in-progress-message');
+        document.body.append(message);
+        const stretch = message.shadowRoot.querySelector('.stretch');
+        const until = async (done) => {{
+          while (!done()) await new Promise((next) => setTimeout(next, 10));
+        }};
+        message.text = word.slice(0, 350);
+        await until(() => stretch.textContent === word.slice(0, 350));
+        const [text] = stretch.querySelector('p').childNodes;
+        getSelection().setBaseAndExtent(text, 0, text, 300);
+        message.text = {json.dumps(whole)};
+        message.ended = true;
+        await until(() => message.shadowRoot.querySelector('.prose').getAttribute('aria-busy') === 'false');
+        const paragraph = stretch.querySelector('p');
+        const [question] = inside.querySelectorAll('.question');
+        const result = {{
+          kept: text.isConnected && text.data.startsWith(word.slice(0, 350)) && text.length < 500,
+          longest: [longest(paragraph), longest(question)],
+          whole: [paragraph.innerText === word, question.textContent === word],
+          code: longest(stretch.querySelector('pre')) >= word.length,
+        }};
+        message.remove();
+        return result;
+        """,
+    )
+
+    assert max(found.pop("longest")) < 500
+    assert found == {"kept": True, "whole": [True, True], "code": True}
 
 
 WAYS_OF_TEXTS = {

@@ -23,6 +23,30 @@ export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Of a word, so much without a sign or a letter that a line may end at. */
+const UNBROKEN = /[!-,.-~\u00ae-\u02ff\u0370-\u058f]{400}/g;
+
+/**
+ * Let lines end in long words, where nobody sees, copies or finds it: else WebKit would look for a place to break through
+ * all of the word for each of its lines. What is there of a word stays as it is when the word grows.
+ * @param {Node} root
+ */
+export function breakable(root) {
+  if ((root.textContent ?? "").search(UNBROKEN) < 0) return;
+  const texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  /** @type {Text[]} */ const all = [];
+  while (texts.nextNode()) all.push(/** @type {Text} */ (texts.currentNode));
+  for (let text of all) {
+    if (text.parentElement?.closest("pre, table, math")) continue; // lines do not end in words there
+    let begin = 0;
+    for (const { index, 0: { length } } of text.data.matchAll(UNBROKEN)) {
+      text = text.splitText(index + length - begin);
+      text.before(h("wbr"));
+      begin = index + length;
+    }
+  }
+}
+
 /** A drawing of one line, in the text's colour. @param {string} path of a 24 by 24 box */
 export function icon(path) {
   const names = "http://www.w3.org/2000/svg";

@@ -6,7 +6,7 @@
  *
  * This is the only place where HTML is put into the page, and it takes only what the server's sanitizer has passed.
  */
-import { h, write } from "./dom.js";
+import { breakable, h, write } from "./dom.js";
 
 /** Milliseconds. */
 export const PACE = { between: 150, refresh: 1000, patience: 800 };
@@ -384,6 +384,7 @@ export class Prose {
     blocks.forEach(({ html }, at) => {
       const block = fragment(html);
       this.#decorate(block);
+      breakable(block);
       nodes += block.childNodes.length;
       if (at < many) stay = nodes;
       all.append(block);

@@ -1,5 +1,5 @@
 /** A turn on the page: what was asked, the parts of the answer, and what can be done with it. */
-import { h } from "./dom.js";
+import { breakable, h } from "./dom.js";
 import { copyButton } from "./message.js";
 import { PARTS } from "./parts.js";
 
@@ -34,6 +34,7 @@ export class TurnView {
     this.#question.setAttribute("aria-label", chat.asker);
     const files = turn.files.map((file) => Object.assign(h("legato-file"), { session: chat.session, file }));
     this.#question.replaceChildren(...(turn.text ? [turn.text] : []), ...(files.length ? [h("div", { class: "files" }, ...files)] : []));
+    breakable(this.#question);
   }
 
   update() {
