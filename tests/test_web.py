@@ -821,6 +821,9 @@ def test_the_chat_page_is_light(page: Page, server: Server) -> None:
     seen: set[str] = set(page.evaluate("performance.getEntriesByType('resource').map(each => each.name)"))
     programs = "".join(uncommented((WEB / name).read_text()) for name in modules)
     page.reload()
+    # Some are loaded by others, after the page has been.
+    told = "performance.getEntriesByType('resource').filter(({ name }) => name.endsWith('.js')).length"
+    page.wait_for_function(f"{told} >= {len(modules)}")
     sizes = page.evaluate(
         "performance.getEntriesByType('resource').map(({ name, encodedBodySize, decodedBodySize }) =>"
         " [name.endsWith('.js'), encodedBodySize, decodedBodySize])"
