@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .blobs import Blobs
+from .blobs import Blobs, referring
 from .errors import SessionNotFound
 from .event import (
     BlobRef,
@@ -340,7 +340,7 @@ class Catalogue:
                 raise SessionNotFound(session)
             for event in events:
                 if place < len(missing) and event.offset == missing[place]:
-                    whole = await self._whole(session, event, known, files=files)
+                    whole = await self._whole(session, event, known, files=files) if referring(event) else event
                     found[event.offset] = _with_files(told(whole), event.fact)
                     place += 1
             if place < len(missing):
