@@ -14,7 +14,7 @@ const TOGETHER = 100; // texts in a request
 /** Characters in a request. A longer text is set as if it grew; a block of it that is longer stays as it is. */
 const LONGEST = 150_000;
 /** Characters that are set at one go, if a block ends in them; more would hold the page. */
-const SLICE = 20_000;
+const SLICE = 10_000;
 /** Characters that are shown behind what is set. */
 const FRESH = 4_000;
 /** Characters of a text from which on a browser need not lay out what is far from view. */
@@ -327,7 +327,7 @@ export class Prose {
     const filled = of.length >= this.#slice - 1 && of.length < this.#text.length - begin; // there is more than was asked for
     if (blocks !== null) this.#slow &&= filled; // else what follows would come and go
     if (blocks !== null && of.length > this.#set.length) this.#grow(of, blocks);
-    this.#slice = begin !== this.#begin ? SLICE : filled ? Math.min(2 * this.#slice, LONGEST) : this.#slice;
+    this.#slice = begin !== this.#begin ? SLICE : filled ? Math.min(4 * this.#slice, LONGEST) : this.#slice;
     const stuck = blocks === null ? this.#ended : begin === this.#begin && filled && of.length >= LONGEST - 1;
     if (!stuck) return void this.#ask();
     if (blocks !== null) this.#stuck = begin;
