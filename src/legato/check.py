@@ -26,6 +26,8 @@ MOST_AMOUNT = 1e15
 MOST_SECONDS = 1e9
 """What is to last for longer, 31 years, has no end."""
 
+PORTS = {"http": 80, "https": 443}
+"""Of an address that names none, by its scheme."""
 
 DIGITS = 15
 """Of a number that others write as text: a float has all whole numbers of so many."""

@@ -233,7 +233,7 @@ def _without_files(event: Event) -> Event:
     return msgspec.structs.replace(event, fact=msgspec.structs.replace(fact, blobs=kept))
 
 
-def _with_files(message: Message, fact: Fact | OtherFact) -> Message:
+def with_files(message: Message, fact: Fact | OtherFact | None) -> Message:
     """The message, with what the log says of its files."""
     if not message.metadata and not message.files:
         return message
@@ -341,7 +341,7 @@ class Catalogue:
             for event in events:
                 if place < len(missing) and event.offset == missing[place]:
                     whole = await self._whole(session, event, known, files=files) if referring(event) else event
-                    found[event.offset] = _with_files(told(whole), event.fact)
+                    found[event.offset] = with_files(told(whole), event.fact)
                     place += 1
             if place < len(missing):
                 await asyncio.sleep(0)
@@ -350,7 +350,7 @@ class Catalogue:
                 event = await self.event(session, entry.revised)
                 now = (await self._whole(session, event, known, files=files)).fact
                 assert isinstance(now, MessageRevised)
-                found[entry.offset] = _with_files(revised(found[entry.offset], now), event.fact)
+                found[entry.offset] = with_files(revised(found[entry.offset], now), event.fact)
         return [found[entry.offset] for entry in entries]
 
     async def _whole(self, session: str, event: Event, known: dict[str, bytes], *, files: bool) -> Event:

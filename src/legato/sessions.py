@@ -23,7 +23,7 @@ from .blobs import bare, referring
 from .bounds import Limits
 from .caller import Caller, May, MayWithSession, Quota, Verb
 from .caller import may as may_what_is_theirs
-from .contents import Contents, Entry
+from .contents import Contents, Entry, with_files
 from .copies import Copies, begin_copy, owned
 from .ending import CANCELLED, ended
 from .errors import (
@@ -56,7 +56,7 @@ from .event import (
     SessionUpdated,
 )
 from .fault import contained
-from .history import Asking, answer_place, askings, attached, default_agent, history, told
+from .history import Asking, answer_place, askings, default_agent, history, told
 from .json import JsonObject
 from .log import READ_LIMIT, Log, SessionInfo, SessionPage, Store, Subscription
 from .machine import RunState
@@ -250,12 +250,8 @@ class Sessions:
         known: dict[str, bytes] = {}
         events = await self.events(caller, session)
         whole = [await self._blobs.whole(session, event, known) if referring(event) else event for event in events]
-        messages = (fact for event in events if isinstance(fact := event.fact, MessageCreated | MessageRevised))
-        files = {fact.id: attached(fact) for fact in messages}
-        return [
-            msgspec.structs.replace(message, files=files[message.id]) if files.get(message.id) else message
-            for message in history(whole)
-        ]
+        said = {f.id: f for event in events if isinstance(f := event.fact, MessageCreated | MessageRevised)}
+        return [with_files(message, said.get(message.id)) for message in history(whole)]
 
     async def events(self, caller: Caller, session: str, *, verb: Verb = "history") -> list[Event]:
         """The session's events but for deltas: all of them, so this costs what the session is long."""

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..agent import Turn
-from ..check import ID_CHARACTERS, NAME_CHARACTERS
+from ..check import ID_CHARACTERS, NAME_CHARACTERS, PORTS
 from ..errors import AgentError, InvalidInput
 from ..event import (
     CallCompleted,
@@ -191,7 +191,7 @@ class ModelTurn:
         model = self._upstream.model
         provider = "anthropic" if model.wire == "messages" else "openai"
         url = urlsplit(model.base_url)
-        port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+        port = url.port or PORTS.get(url.scheme)
         with asking(request_model=model.name, provider=provider, server=url.hostname, port=port) as span:
             yield
             if span is not None:

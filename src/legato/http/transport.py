@@ -19,6 +19,7 @@ from typing import Any, Final
 import httpx2
 from httptools import HttpResponseParser
 
+from ..check import PORTS
 from .connection import HttpConnection, HttpExchange, Origin
 from .settings import EXCHANGE, limits
 
@@ -28,7 +29,6 @@ if not hasattr(HttpResponseParser, "set_dangerous_leniencies"):
     raise ImportError("This version of httptools is too old.", name="httptools")
 
 LIMITS: Final = limits()
-_PORTS: Final = {"http": 80, "https": 443}
 _METHODS: Final = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 
 _NAME: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
@@ -58,7 +58,7 @@ class Transport(httpx2.AsyncBaseTransport):
             self._library = self._library or httpx2.AsyncHTTPTransport(limits=LIMITS)
             return await self._library.handle_async_request(request)
         url = request.url
-        origin = (url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
+        origin = (url.scheme, url.raw_host.decode("ascii"), url.port or PORTS[url.scheme])
         connection = self._take(origin) or await self._connect(origin, request)
         try:
             exchange = HttpExchange(connection, request, self._give_back)
@@ -153,7 +153,7 @@ def _on_asyncio() -> bool:
 def _plain(request: httpx2.Request) -> bytes | None:
     """A request's bytes; None if it is more than a head, and a body that is known."""
     headers, url = request.headers, request.url
-    if url.scheme not in _PORTS or request.method not in _METHODS or request.extensions.keys() - {"timeout"}:
+    if url.scheme not in PORTS or request.method not in _METHODS or request.extensions.keys() - {"timeout"}:
         return None
     try:
         body = request.content

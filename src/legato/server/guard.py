@@ -25,6 +25,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..about import ABOUT, About
+from ..check import PORTS
 from ..credentials import without_keys
 from ..errors import InvalidInput, LegatoError
 from ..logs import ACCESS
@@ -49,7 +50,6 @@ CREDENTIALS = (b"access-control-allow-credentials", b"true")
 """Besides, on each answer to a site that ``cors`` names: its pages may send cookies (``credentials: "include"``)."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_PORTS = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,255})(?::(\d{0,5}))?", re.ASCII)
 _AUTHORITY_LENGTH = 262
 
@@ -105,7 +105,7 @@ def _split(origin: str) -> tuple[str, str, int | None] | None:
     """Scheme, name and port of an origin; the port is there also where it is the scheme's own."""
     scheme, _, rest = origin.lower().partition("://")
     found = authority(rest)
-    return None if found is None else (scheme, found[0], found[1] or _PORTS.get(scheme))
+    return None if found is None else (scheme, found[0], found[1] or PORTS.get(scheme))
 
 
 def origin_as_sent(text: str) -> str:
@@ -115,7 +115,7 @@ def origin_as_sent(text: str) -> str:
         return text
     scheme, name, port = split
     shown = f"[{name}]" if ":" in name else name
-    return f"{scheme}://{shown}" if port == _PORTS.get(scheme) else f"{scheme}://{shown}:{port}"
+    return f"{scheme}://{shown}" if port == PORTS.get(scheme) else f"{scheme}://{shown}:{port}"
 
 
 def _about(scope: Scope) -> tuple[bytes, bytes]:
@@ -262,7 +262,7 @@ class Guard:
         return any(
             own is not None
             and name == own[0]
-            and (port == (own[1] or _PORTS.get(scheme)) or (own[1] is None and apart == str(port)))
+            and (port == (own[1] or PORTS.get(scheme)) or (own[1] is None and apart == str(port)))
             for own in (host, told)
         )
 
