@@ -160,6 +160,7 @@ def test_stop(page: Page, context: BrowserContext) -> None:
     for each in (page, other):
         expect(each.locator(".turn")).to_contain_text("Stopped.")
         expect(each.locator("#stop")).to_be_hidden()
+        expect(each.locator(".prose").last).to_have_attribute("aria-busy", "false")  # all of it is shown
     assert said(page) == said(other)
     assert "note-5" in said(page)
     send(page, "/long 10")
