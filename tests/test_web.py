@@ -317,10 +317,15 @@ def test_a_message_of_a_tab_that_was_closed(browser: Browser, server: Server) ->
         assert later.evaluate("Object.keys(localStorage)") == []
 
 
+def ninety_chats(server: Server) -> None:
+    with httpx2.Client(base_url=server.url) as client:
+        for number in range(90):
+            client.post("/api/sessions", json={"title": f"chat {number:02}"})
+
+
 def test_the_list_stays_as_far_as_it_was_opened(browser: Browser, server: Server) -> None:
     """Whatever changes in it; and a chat that is further down has its name all the same."""
-    for number in range(90):
-        httpx2.post(f"{server.url}/api/sessions", json={"title": f"chat {number:02}"})
+    ninety_chats(server)
     with browser.new_context(base_url=server.url) as context:
         page = context.new_page()
         page.goto("/")
@@ -328,9 +333,9 @@ def test_the_list_stays_as_far_as_it_was_opened(browser: Browser, server: Server
         expect(links).to_have_count(40)
         page.get_by_role("button", name="Older chats").click()
         expect(links).to_have_count(80)
-        page.evaluate("new BroadcastChannel('legato').postMessage('sessions')")
+        changed = "new BroadcastChannel('legato').postMessage('sessions')"
         with page.expect_response("**/api/sessions?limit=40&before=*"):
-            pass
+            page.evaluate(changed)
         expect(links).to_have_count(80)
 
         links.nth(70).locator("..").get_by_role("button").focus()
@@ -342,6 +347,33 @@ def test_the_list_stays_as_far_as_it_was_opened(browser: Browser, server: Server
         page.get_by_role("link", name="chat 03").click()
         page.reload()
         expect(page.locator("#title")).to_have_text("chat 03")
+
+
+def test_lists_that_are_asked_for_together_come_one_after_the_other(browser: Browser, server: Server) -> None:
+    """Something changes while older chats are on their way: they come, and stay."""
+    ninety_chats(server)
+    with browser.new_context(base_url=server.url) as context:
+        page = context.new_page()
+        page.goto("/")
+        expect(page.locator("#list a")).to_have_count(40)
+        further, anew = re.compile(r"/api/sessions\?limit=40&before="), re.compile(r"/api/sessions\?limit=40$")
+        held: list[Route] = []
+
+        def come(number: int) -> Route:
+            while len(held) < number:
+                page.wait_for_timeout(20)
+            return held[-1]
+
+        page.route(further, lambda route: route.continue_() if held else held.append(route))
+        page.get_by_role("button", name="Older chats").click()
+        older = come(1)
+        page.route(anew, lambda route: held.append(route))
+        page.evaluate("new BroadcastChannel('legato').postMessage('sessions')")
+        older.continue_()
+        expect(page.locator("#list a")).to_have_count(80)
+        with page.expect_response(further):
+            come(2).continue_()
+        expect(page.locator("#list a")).to_have_count(80)
 
 
 # Fingers, keys and ears -----------------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ export function sessions(server, { list, older, sure }, on) {
   /** @type {any} One that is open and not in the list. */ let extra = null;
   let open = "";
   let first = true; // the list has not come yet
+  let further = false;
+  /** @type {Promise<void>} Ends with the list that is asked for last. */ let last = Promise.resolve();
+  /** @type {Promise<void> | null} One that has not begun, and serves all who ask until then. */ let queued = null;
   /** @type {BroadcastChannel | null} */ let others = null;
   try {
     others = new BroadcastChannel("legato");
@@ -26,8 +29,19 @@ export function sessions(server, { list, older, sure }, on) {
   /** @param {any} session @returns {string} */
   const title = (session) => session.title || session.firstUserMessage || "Untitled chat";
 
-  /** List anew, as far as the list goes; with `more`, a page further. */
-  async function load(more = false) {
+  /** List anew, as far as the list goes; with `more`, a page further. One after the other: an older answer replaces no newer one. */
+  function load(more = false) {
+    further ||= more;
+    const begin = () => {
+      const goes = further;
+      [further, queued] = [false, null];
+      return renew(goes);
+    };
+    return queued ??= last = last.then(begin, begin);
+  }
+
+  /** @param {boolean} more */
+  async function renew(more) {
     const wanted = known.length + (more ? PAGE : 0);
     /** @type {any[]} */ let next = [];
     try {
