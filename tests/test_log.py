@@ -277,8 +277,8 @@ async def test_an_append_to_the_memory_store_is_done_at_once() -> None:
     assert isinstance(refused.exception(), SessionNotFound)
 
 
-async def test_an_append_under_way_tells_who_waits_and_who_is_to_be_called() -> None:
-    """All of them, once; who comes later, at once; and nobody after it was cancelled."""
+async def test_an_append_under_way_tells_who_waits_and_who_is_to_be_called(caplog: pytest.LogCaptureFixture) -> None:
+    """All of them, once, whatever one of them raises; who comes later, at once; and nobody after it was cancelled."""
     told: list[object] = []
     storing, other = Storing(), Storing()
     storing.add_done_callback(told.append)
@@ -295,6 +295,13 @@ async def test_an_append_under_way_tells_who_waits_and_who_is_to_be_called() -> 
     assert told == [storing, storing, storing]
     assert await asyncio.gather(*waiting) == ["stored", "stored"]
     assert await storing == "stored"
+
+    failing: Storing = Storing()
+    failing.add_done_callback(lambda storing: storing.result().nothing)
+    failing.add_done_callback(told.append)
+    failing.settle()
+    assert told.pop() is failing
+    assert "a call back failed" in caplog.text
 
     other.add_done_callback(told.append)
     other.cancel()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +24,8 @@ from .doorbell import Bell, Doorbell, Listener
 from .errors import InvalidInput, LegatoError
 from .event import AnyFact, Draft, Event, Offset, SessionCreated
 from .machine import Lease, OpenRun, SessionState, moved
+
+logger = logging.getLogger("legato")
 
 RESERVED = ".legato"
 """Whose the sessions are in which the server keeps what is its own. No dialect can name one: it begins with a dot."""
@@ -139,11 +142,14 @@ class Storing:
         self._then: tuple[Callable[[Any], object], ...] = ()
 
     def settle(self) -> None:
-        """It is over, as ``outcome`` and ``error`` say: tell who waits."""
+        """It is over, as ``outcome`` and ``error`` say: tell who waits, each of them, whatever one of them raises."""
         self.over = True
         then, self._then = self._then, ()
         for callback in then:
-            callback(self)
+            try:
+                callback(self)
+            except Exception:
+                logger.exception("a call back failed")
 
     def done(self) -> bool:
         """As ``over``; this and the next ones are as those of a future."""

@@ -449,7 +449,4 @@ class GroupWriter:
 
     def _settle(self, requests: Sequence[RowRequest]) -> None:
         for request in requests:
-            try:
-                request.settle()
-            except Exception:  # whoever was called back: the others are told all the same
-                logger.exception("a call back failed")
+            request.settle()

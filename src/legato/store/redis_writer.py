@@ -359,10 +359,7 @@ class RedisWriter:
                 if not request.over:
                     request.outcome, request.error = outcome, error
             for request in call.requests:
-                try:
-                    request.settle()
-                except Exception:  # whoever was called back: the others are told all the same
-                    logger.exception("a call back from %s failed", self._server.shown)
+                request.settle()
         if self._server.cluster:
             for key, command in self._bell(calls):
                 self._server.later(key, *command)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import logging
 import os
 import secrets
 import sys
@@ -75,8 +74,6 @@ from .sqlite_requests import (
 from .sqlite_writer import Writer
 from .tail import BlockCache, TailCache
 from .watch import keep_private
-
-logger = logging.getLogger("legato")
 
 READERS = 2
 """Threads that read. A page is short work; the second thread is there for when the disk keeps the first one waiting."""
@@ -369,10 +366,7 @@ class SQLiteStore:
                 self.doorbell.ring(request.session)
                 free = free or bool(request.built.state.runs)
         for request in requests:
-            try:
-                request.settle()
-            except Exception:  # whoever was called back: the others are told all the same
-                logger.exception("a call back from %s failed", self._path)
+            request.settle()
         if free:
             self.doorbell.ring_work()
         self._delivered += 1
