@@ -657,18 +657,24 @@ async def patiently(doing: Callable[[], Awaitable[Any]]) -> Any:
 
 
 @pytest.mark.parametrize("durability", ["everysec", "always"])
-async def test_nothing_is_acknowledged_before_replicas_have_it(durability: str) -> None:
+async def test_nothing_is_acknowledged_before_replicas_have_it(
+    durability: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """With ``replicas=1``, in memory or on disk; while there is none, the store is in trouble."""
     with valkey() as primary, valkey() as replica:
         store = RedisStore(primary.url(replicas=1, durability=durability))
         await store.open()
         storing = store.append("s", begun())
         await until(lambda: store.trouble)
+        assert await store.read("s", 0)  # which says nothing of replicas
+        assert store.trouble
         assert not storing.over
         replica.ask("REPLICAOF", "127.0.0.1", primary.port)
         async with asyncio.timeout(PATIENCE):
             assert len((await storing).events) == 2
         assert store.trouble is None
+        said = [record.message for record in caplog.records]
+        assert [sum(words in each for each in said) for words in ("nothing is acknow", "have it again")] == [1, 1]
         asked = b"cmdstat_waitaof" in primary.ask("INFO", "commandstats")
         assert asked is (durability == "always")
         await store.close()
@@ -691,8 +697,9 @@ async def test_closing_does_not_wait_for_a_dead_server(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("kind", ["gone", "full", "demoted"])
-async def test_trouble(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a server takes nothing, everybody is refused at once, and the store says why; then it goes on by itself."""
+async def test_trouble(kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """While a server takes nothing, everybody is refused at once, and the store says why; then it goes on by itself.
+    The log says both, once."""
     monkeypatch.setattr("legato.store.redis_writer.TEND_SECONDS", 0.1)
     with valkey() as server, valkey() as other:
         async with stores(server.url(), 1) as (store,):
@@ -720,6 +727,8 @@ async def test_trouble(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
             else:
                 server.ask("REPLICAOF", "NO", "ONE")
             await until(lambda: store.trouble is None)
+            said = [record.message for record in caplog.records]
+            assert [sum(words in each for each in said) for words in ("nothing can be", "written again")] == [1, 1]
             if kind != "demoted":  # which takes over what the other one has: nothing
                 assert (await store.append("s", [text(0)])).events[0].offset == 3
 

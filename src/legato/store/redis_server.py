@@ -305,7 +305,9 @@ class RedisServer:
                         f"Fewer than {self.address.replicas} replicas have it: {self.shown}.", url=self.shown
                     )
                     logger.error("nothing is acknowledged: %s", self.behind)
-            self.behind = None
+            if wait and self.behind is not None:
+                self.behind = None
+                logger.warning("%s: enough replicas have it again", self.shown)
             # A server that was demoted is left: the address may lead to another one now.
             whole = not any(isinstance(reply, exceptions.ReadOnlyError) for reply in replies)
         except Exception as exc:

@@ -375,9 +375,11 @@ class RedisWriter:
         return [(channel, (self._server.publish, channel, binary((self.name, grown, work))))]
 
     def _note(self, trouble: StoreError | None) -> None:
-        if trouble is not None and self.trouble is None:
+        before, self.trouble = self.trouble, trouble
+        if trouble is not None and before is None:
             logger.error("nothing can be stored: %s", trouble)
-        self.trouble = trouble
+        elif trouble is None and before is not None:
+            logger.warning("%s can be written again", self._server.shown)
 
     async def tend(self) -> None:
         """Look whether something can be stored, while nothing is, or while it cannot be."""
