@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from legato.store import SCHEMES
 
 SOURCE = Path(__file__).parent.parent / "src" / "legato"
 
@@ -98,12 +102,18 @@ def layer(name: str) -> int:
     return dict(LAYERS)[head]
 
 
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(path: Path) -> set[str]:
     """The modules of legato that a file imports, for types alone included, as dotted names below it."""
     name = name_of(path)
     package = name.split(".")[:-1]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom):
             if node.level:
                 base = package[: len(package) - node.level + 1]
@@ -137,6 +147,37 @@ def test_no_imports_in_circles() -> None:
         left -= free
 
     assert left == set()
+
+
+APART = {
+    "cli.backup": {"sqlite_backup"},
+    "cli.gc": {"sqlite_gc"},
+    "torture.power": {"sqlite", "sqlite_file", "sqlite_requests", "sqlite_troubles", "sqlite_writer"},
+    "torture.ground": {"memory"},
+    "torture.cluster": {"redis_server"},
+}
+"""Which files of stores somebody else may know: two commands that are about a file, and what does stores harm."""
+
+
+def test_nobody_knows_which_store_it_has() -> None:
+    """Above ``store/`` no file of a store is imported, and none of its URLs is looked at: ``store`` is asked."""
+    stores = {f"store.{each.stem}" for each in (SOURCE / "store").glob("*.py")} - {"store.__init__", "store.moving"}
+    above = [path for path in FILES if top(name_of(path)) != "store"]
+    named = {name_of(path): {other.removeprefix("store.") for other in imports(path) & stores} for path in above}
+    looks = [path for path in above if top(name_of(path)) != "torture"]  # which starts databases
+
+    assert {name: known for name, known in named.items() if known} == APART
+    assert [(name_of(path), scheme) for path in looks for scheme in compared(path) if scheme in SCHEMES] == []
+
+
+def compared(path: Path) -> Iterator[str]:
+    """The beginnings of texts that something is compared with, or that it may begin with."""
+    for node in ast.walk(tree(path)):
+        begins = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "startswith"
+        if begins or isinstance(node, ast.Compare | ast.MatchValue):
+            for each in ast.walk(node):
+                if isinstance(each, ast.Constant) and isinstance(each.value, str):
+                    yield each.value.partition(":")[0].lower()
 
 
 DOOR = ["server.mix", "server.deva", "server.responses", "server.responses_operations", "server.dialects"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote
 
 import click
 
@@ -39,9 +38,9 @@ def file_of(store: str) -> Path:
     Raises:
         Misuse: it has none.
     """
-    kind, _, path = store.partition("?")[0].partition(":///")
-    if kind.lower() != "sqlite" or not path:
-        from ..store import shown
+    from .. import store as stores
 
-        raise Misuse(f"this is for a store of the form sqlite:///FILE, got {shown(store)!r}")
-    return Path(unquote(path))
+    file = stores.file_of(store)
+    if file is None:
+        raise Misuse(f"this is for a store of the form sqlite:///FILE, got {stores.shown(store)!r}")
+    return file

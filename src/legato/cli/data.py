@@ -13,7 +13,6 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from ..errors import InvalidInput, StoreLocked
-from .backup import file_of
 from .failure import Failure, Misuse, debug_option
 from .serve import store_option
 
@@ -163,11 +162,12 @@ async def opened(url: str, *, new: bool = False) -> AsyncIterator[Store]:
     Raises:
         Misuse: it is a file that is not there. Failure: its server runs.
     """
-    from ..store import open_store
+    from ..store import file_of, lasts, open_store
 
-    if url.partition(":")[0].lower() == "sqlite" and not new and not (file := file_of(url)).exists():
+    file = file_of(url)
+    if file is not None and not new and not file.exists():
         raise Misuse(f"there is no store {file}")
-    if url.partition(":")[0].lower() == "memory":
+    if not lasts(url):
         raise Misuse("memory: is a store of one process; name that of a server")
     store = open_store(url)
     try:

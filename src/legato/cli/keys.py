@@ -158,7 +158,7 @@ def _done(url: str, server: str, here: Callable[[Store], Awaitable[T]], there: C
         return _by_server(server, there)
     import asyncio
 
-    from ..store import open_store
+    from ..store import lasts, open_store
 
     async def work() -> T:
         store = open_store(url)
@@ -168,7 +168,7 @@ def _done(url: str, server: str, here: Callable[[Store], Awaitable[T]], there: C
         finally:
             await store.close()
 
-    if url.lower().startswith("memory:"):
+    if not lasts(url):
         raise Misuse("The keys of a store in memory are its server's: name that with --url, and an admin's key.")
     try:
         return asyncio.run(work())

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .backup import file_of
 from .failure import Failure, Misuse, debug_option
 
 if TYPE_CHECKING:
@@ -35,13 +34,16 @@ def migrate(source: str, target: str, merge: bool) -> None:
       legato migrate sqlite:///chat.db postgresql://legato@db/legato
       legato migrate redis://cache sqlite:////var/lib/legato/chat.db
     """
+    from ..store import file_of, lasts
+
     for url in (source, target):
-        if url.partition(":")[0].lower() == "memory":
+        if not lasts(url):
             raise Misuse(f"a store in memory ends with its server, so there is nothing to migrate: {url!r}")
     if source == target:
         raise Misuse("SOURCE and TARGET are the same store.")
-    if source.partition(":")[0].lower() == "sqlite" and not file_of(source).is_file():
-        raise Misuse(f"There is no file {file_of(source)}.")
+    file = file_of(source)
+    if file is not None and not file.is_file():
+        raise Misuse(f"There is no file {file}.")
     import asyncio
 
     moved = asyncio.run(_migrate(source, target, merge))

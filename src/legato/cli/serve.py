@@ -586,10 +586,9 @@ def _store(app: Legato) -> str:
     store = app.source
     if not isinstance(store, str):
         return type(store).__name__
-    if store.startswith("memory:"):
-        return f"{store} (gone when the server stops)"
-    if store.startswith("sqlite:///") and not store.startswith("sqlite:////"):
-        return f"{store} (in {Path.cwd()})"
-    from ..store import shown
+    from ..store import file_of, lasts, shown
 
-    return shown(store)
+    if not lasts(store):
+        return f"{store} (gone when the server stops)"
+    file = file_of(store)
+    return f"{store} (in {Path.cwd()})" if file is not None and not file.is_absolute() else shown(store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
 from ..errors import InvalidInput
@@ -42,18 +43,17 @@ def _memory(url: str) -> Store:
 def _sqlite(url: str) -> Store:
     from .sqlite import SQLiteStore
 
-    location, _, query = url.partition("?")
-    _, slashes, path = location.partition(":///")
-    if not slashes or not path:
+    file = file_of(url)
+    if file is None:
         raise InvalidInput(
             "A SQLite store is 'sqlite:///relative.db' or 'sqlite:////absolute.db' (three or four slashes), got "
             f"{url[:200]!r}."
         )
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    options = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
     durability = options.pop("durability", "full")
     if options:
         raise InvalidInput(f"A SQLite store has the option 'durability' only, got {', '.join(map(repr, options))}.")
-    return SQLiteStore(unquote(path), durability=durability)
+    return SQLiteStore(file, durability=durability)
 
 
 def _postgres(url: str) -> Store:
@@ -66,6 +66,17 @@ def _redis(url: str) -> Store:
     from .redis import RedisStore
 
     return RedisStore(url)
+
+
+def file_of(url: str) -> Path | None:
+    """The file in which the store of a URL is; None if it is in none, or is no store's."""
+    scheme, _, path = url.partition("?")[0].partition(":///")
+    return Path(unquote(path)) if scheme.lower() == "sqlite" and path else None
+
+
+def lasts(url: str) -> bool:
+    """Whether what is in the store of a URL is there when its process has ended."""
+    return url.partition(":")[0].lower() != "memory"
 
 
 def shown(url: str) -> str:
