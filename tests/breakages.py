@@ -14,6 +14,7 @@ from legato.dialect import mix
 from legato.execution import Execution
 from legato.log import Subscription
 from legato.machine import OpenRun
+from legato.outbox import Outbox
 from legato.run import Runner
 from legato.sessions import Sessions
 from legato.store import sqlite_file
@@ -69,7 +70,7 @@ BREAKAGES = [
         "merged: list[Draft] = []\n    drafts = sorted(drafts, key=lambda draft: not draft.fact.delta)",
     ),
     Breakage("no ring", MemoryStore._append, "self.doorbell.ring(session, outside=lease is None)", "pass", calm=True),
-    Breakage("lost answer stored twice", Execution._append_once_more, "if event.fact == first:", "if False:", first=1),
+    Breakage("lost answer stored twice", Outbox._append_once_more, "if event.fact == first:", "if False:", first=1),
     Breakage("lost lease renewed for ever", Runner._renew, "if self._doubtful:", "if False:", first=1),
     Breakage("cancel not heard", Execution._take, "self.stop(CANCELLED)", "pass", calm=True),
     Breakage("resumed with a seam", Runner._execution, 'resumed=going.agent.on_crash == "resume"', "resumed=False"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from facts import draft
-from legato import execution
+from legato import execution, outbox
 from legato.agent import Agent, Answer, OnCrash, Turn
 from legato.asks import Deadlines
 from legato.bounds import Limits
@@ -1025,7 +1025,7 @@ async def test_a_tight_agent_does_not_starve_the_loop(stage: Stage) -> None:
 @pytest.mark.parametrize("type", ["text.delta", "permission.resolved", "run.completed"])
 async def test_a_store_that_fails_for_a_while(stage: Stage, type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is lost, doubled or out of order."""
-    monkeypatch.setattr(execution, "STORE_RETRIES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(outbox, "STORE_RETRIES", (0.0, 0.0, 0.0))
     stage.store.fail(3, of=type)
 
     async def agent(turn: Turn) -> AsyncIterator[str]:
@@ -1044,7 +1044,7 @@ async def test_a_store_that_fails_before_it_gives_anything_to_wait_for(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``append`` need be no coroutine: what it raises at once is as what it raises later."""
-    monkeypatch.setattr(execution, "STORE_RETRIES", (0.0,) * 3)
+    monkeypatch.setattr(outbox, "STORE_RETRIES", (0.0,) * 3)
     append, failures = stage.store.append, 0
 
     def failing(session: str, drafts: Sequence[Draft], **options: Any) -> Any:
@@ -1074,7 +1074,7 @@ async def test_a_store_that_fails_for_ever(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run is left open, its agent is stopped, and once the store works the run is ended."""
-    monkeypatch.setattr(execution, "STORE_RETRIES", (0.0,))
+    monkeypatch.setattr(outbox, "STORE_RETRIES", (0.0,))
     stopped = asyncio.Event()
 
     async def agent(turn: Turn) -> AsyncIterator[str]:

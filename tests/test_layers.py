@@ -61,6 +61,8 @@ LAYERS: list[tuple[str, int]] = [
     ("tally", 2),
     ("asks", 2),
     ("ending", 2),
+    ("outbox", 2),
+    ("desk", 2),
     ("execution", 2),
     ("run", 2),
     ("admission", 2),

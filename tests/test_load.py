@@ -13,8 +13,8 @@ from driving import Gate, echo
 from held_store import quiet
 from legato.agent import Agent, Turn
 from legato.bounds import Limits
-from legato.execution import AHEAD, Execution
 from legato.load import BEAT, BUSY, FIRST, LATE, LOOKS, MOST, Load, Round
+from legato.outbox import AHEAD, Outbox
 from legato.testing import Driver
 from legato.yields import Thinking
 from running import NET, Clock, Stage
@@ -153,12 +153,12 @@ async def test_what_a_run_says_gathers_after_its_first_words(stage: Stage) -> No
 async def test_pieces_that_gather_wake_nobody(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first of them asks whether it is time; a timer sees to the others."""
     asked = 0
-    has_gathered = Execution._has_gathered
+    has_gathered = Outbox._has_gathered
 
-    def counted(execution: Execution) -> bool:
+    def counted(outbox: Outbox) -> bool:
         nonlocal asked
         asked += 1
-        return has_gathered(execution)
+        return has_gathered(outbox)
 
     async def agent(turn: Turn) -> AsyncIterator[Any]:
         yield "first"
@@ -167,7 +167,7 @@ async def test_pieces_that_gather_wake_nobody(stage: Stage, monkeypatch: pytest.
             yield f" {number}"
             await quiet()
 
-    monkeypatch.setattr(Execution, "_has_gathered", counted)
+    monkeypatch.setattr(Outbox, "_has_gathered", counted)
     await stage.answer(agent, limits=NEVER)
     assert asked <= 4
 

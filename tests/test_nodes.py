@@ -181,7 +181,7 @@ async def test_a_node_that_stops_does_not_wait_for_a_store_that_has_failed(
     stage: Stage, on_crash: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it could not store is tried once more, and then the run is left to others, at once."""
-    monkeypatch.setattr("legato.execution.STORE_RETRIES", (1e6, 1e6))
+    monkeypatch.setattr("legato.outbox.STORE_RETRIES", (1e6, 1e6))
     runner = stage.runner(Agent(echo, on_crash=on_crash), lease_ttl=3600.0)
     tries = 0
 
@@ -210,7 +210,7 @@ async def test_what_could_not_be_stored_is_tried_when_the_store_is_there_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not only when the time until the next try is over."""
-    monkeypatch.setattr("legato.execution.STORE_RETRIES", (1e6,))
+    monkeypatch.setattr("legato.outbox.STORE_RETRIES", (1e6,))
     monkeypatch.setattr(runs, "LOOK_EVERY", 0.01)
     runner = stage.runner(echo, lease_ttl=3600.0)
     gone, tries = True, 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from facts import draft
-from legato import ToolCall, ToolResult, Turn, execution
+from legato import ToolCall, ToolResult, Turn, outbox
 from legato.agent import Agent
 from legato.bounds import Limits
 from legato.errors import StaleLease, StoreError
@@ -77,7 +77,7 @@ class Unanswered(Watched):
 async def stage(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Stage]:
-    monkeypatch.setattr(execution, "STORE_RETRIES", (0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(outbox, "STORE_RETRIES", (0.0, 0.0, 0.0, 0.0))
     clock = Clock()
     inner = MemoryStore(clock=clock) if request.param == "memory" else SQLiteStore(tmp_path / "runs.db", clock=clock)
     await inner.open()

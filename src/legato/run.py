@@ -34,6 +34,7 @@ from .blobs import Blobs
 from .bounds import Limits
 from .caller import Caller
 from .contents import Catalogue, Contents, window
+from .desk import RunDesk
 from .doorbell import Bell
 from .ending import CANCELLED, INTERRUPTED, LEFT_OPEN, Ending, ended, failed
 from .errors import (
@@ -66,6 +67,7 @@ from .history import told
 from .load import Load
 from .log import Appended, Log, Store, Take
 from .machine import Lease, OpenRun, free
+from .outbox import Outbox
 from .places import Places
 from .recorder import Recorder, brought
 from .spending import Accounts, spent
@@ -648,9 +650,9 @@ class Runner:
         if self.draining and not begun:  # no await from here until ``stop`` can see the execution
             return False
         going = _Going(lease, fact, mine, left, attempt, begun, name, agent, span)
-        execution, recorder = self._execution(going, self._room(contents, info.head))
+        execution, desk, recorder = self._execution(going, self._room(contents, info.head))
         turn = Turn(
-            desk=execution,
+            desk=desk,
             session=lease.session,
             run=lease.run,
             message=message,
@@ -665,7 +667,7 @@ class Runner:
         )
         return await self._execute(going, execution, recorder, turn)
 
-    def _execution(self, going: _Going, limits: Limits) -> tuple[Execution, Recorder]:
+    def _execution(self, going: _Going, limits: Limits) -> tuple[Execution, RunDesk, Recorder]:
         """What drives a run on from where earlier attempts have left it."""
         recorder = Recorder(
             going.lease.run,
@@ -677,21 +679,36 @@ class Runner:
             spent=sum(len(event.json) for event in going.left),
             theirs=brought(going.asked.metadata or {}),
         )
-        execution = Execution(
+        outbox = Outbox(
             self.store,
             going.lease,
             limits=limits,
-            recorder=recorder,
             load=self.load,
-            earlier=going.events,
             clock=self.clock,
-            deadlines=self.deadlines,
             lease_ttl=self._lease_ttl,
-            refused=self.refused,
             asked_at=going.events[0].at if going.attempt == 1 else None,
             span=going.span,
         )
-        return execution, recorder
+        desk = RunDesk(
+            going.lease.run,
+            outbox,
+            recorder,
+            limits=limits,
+            earlier=going.events,
+            clock=self.clock,
+            deadlines=self.deadlines,
+        )
+        execution = Execution(
+            self.store,
+            outbox,
+            recorder,
+            desk,
+            limits=limits,
+            figures=self.figures,
+            refused=self.refused,
+            span=going.span,
+        )
+        return execution, desk, recorder
 
     async def _execute(self, going: _Going, execution: Execution, recorder: Recorder, turn: Turn) -> bool:
         """Have the agent answer, and count what came of it."""
