@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from legato import machine, recorder
+from legato.attempt import RunAttempts
 from legato.blobs import Blobs
 from legato.dialect import mix
 from legato.execution import Execution
@@ -73,7 +74,9 @@ BREAKAGES = [
     Breakage("lost answer stored twice", Outbox._append_once_more, "if event.fact == first:", "if False:", first=1),
     Breakage("lost lease renewed for ever", Runner._renew, "if self._doubtful:", "if False:", first=1),
     Breakage("cancel not heard", Execution._take, "self.stop(CANCELLED)", "pass", calm=True),
-    Breakage("resumed with a seam", Runner._execution, 'resumed=going.agent.on_crash == "resume"', "resumed=False"),
+    Breakage(
+        "resumed with a seam", RunAttempts._execution, 'resumed=going.agent.on_crash == "resume"', "resumed=False"
+    ),
     Breakage(
         "leases not renewed",
         Runner._renew,
@@ -106,11 +109,11 @@ BREAKAGES = [
     ),
     Breakage(
         "begun after it was cancelled",
-        Runner._ending_before,
+        RunAttempts._ending_before,
         "if any(isinstance(event.fact, CancelRequested) for event in mine):",
         "if False:",
     ),
-    Breakage("nobody goes on", Runner._ending_before, 'agent.on_crash == "fail"', "True", first=2),
+    Breakage("nobody goes on", RunAttempts._ending_before, 'agent.on_crash == "fail"', "True", first=2),
     Breakage(
         "lost, and nobody is told",
         Sessions.holds,

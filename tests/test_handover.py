@@ -220,8 +220,8 @@ async def test_who_reads_what_no_node_has_a_place_for_is_told(nodes: Nodes) -> N
     assert nodes.calls[2:] == []
     runner = nodes.apps["B"].runner
     for _ in range(2):
-        await runner._learn()
-        await runner._tell_orphans()
+        await runner.backlog.learn()
+        await runner.backlog.tell()
     nodes.gate("busy").set()
     nodes.gate("one").set()
     await answer(there, run)

@@ -64,6 +64,8 @@ LAYERS: list[tuple[str, int]] = [
     ("outbox", 2),
     ("desk", 2),
     ("execution", 2),
+    ("attempt", 2),
+    ("backlog", 2),
     ("run", 2),
     ("admission", 2),
     ("copies", 2),

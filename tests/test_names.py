@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "legato"
 CORE = [
-    *("event", "part", "machine", "doorbell", "log", "caller", "run", "execution", "outbox", "desk", "agent"),
-    *("transcript", "recorder", "tool", "history", "admission", "copies", "questions", "resolutions", "probe"),
-    *("sessions", "sse"),
+    *("event", "part", "machine", "doorbell", "log", "caller", "run", "backlog", "attempt", "execution", "outbox"),
+    *("desk", "agent", "transcript", "recorder", "tool", "history", "admission", "copies", "questions", "resolutions"),
+    *("probe", "sessions", "sse"),
     *("dialect/fold", "dialect/trail"),
     *(f"server/{name}" for name in ("adaptor", "life", "memory", "operation", "pace", "pump", "reply", "stream")),
     *(f"store/{path.stem}" for path in sorted((SOURCE / "store").glob("*.py"))),

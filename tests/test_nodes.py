@@ -197,7 +197,7 @@ async def test_a_node_that_stops_does_not_wait_for_a_store_that_has_failed(
         while not tries:  # noqa: ASYNC110  # it looks in its own time
             await asyncio.sleep(0)
         await asyncio.sleep(0)
-        for execution in runner._executions:
+        for execution in runner._attempts.executions:
             execution.stop(LEFT_OPEN)
         await stage.idle(runner)
         await runner.stop()

@@ -194,7 +194,8 @@ async def test_what_waits_at_a_start_is_taken_in_fair_order(
     stage: Stage, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None fails, and a subject's one message does not wait behind another's many; the start waits only for few."""
-    monkeypatch.setattr("legato.run.AT_ONCE", at_once)
+    for module in ("run", "backlog"):
+        monkeypatch.setattr(f"legato.{module}.AT_ONCE", at_once)
     before = stage.runner(Noted(), limits=Limits(concurrent_runs=0))
     sents = [await sent(before, EVE, f"eve{n}", await stage.session()) for n in range(40)]
     sents += [await sent(before, who, who.subject, await stage.session()) for who in (ANN, BEN)]
@@ -229,7 +230,7 @@ async def test_what_is_being_stored_while_the_runner_looks_is_not_forgotten(stag
     sending = asyncio.create_task(sent(runner, ANN, "ann", session))
     async with asyncio.timeout(NET):
         await storing.wait()
-        await runner._learn()
+        await runner.backlog.learn()
         go.set()
         last = await sending
     assert last.run in runner.places.queued

@@ -1036,8 +1036,8 @@ async def test_a_release_that_fails_is_tried_again(stage: Stage, caplog: pytest.
     stage.store.release = release
     sent = await runner.send(await stage.session(), "hello")
     await stage.seen(sent.session, "text.delta")
-    [lease] = [execution.lease for execution in runner._executions]
-    for execution in list(runner._executions):
+    [lease] = [execution.lease for execution in runner._attempts.executions]
+    for execution in list(runner._attempts.executions):
         execution.stop(LEFT_OPEN)
     end = await stage.ended(sent)
     assert (end.data["code"], lease.epoch) == ("interrupted", 1)
@@ -1570,7 +1570,7 @@ async def test_the_runner_keeps_nothing_of_a_session_it_has_left(stage: Stage) -
         while runner.places.waiting:  # noqa: ASYNC110  # it looks in its own time
             await asyncio.sleep(0)
     await asyncio.wait_for(runner._idle.wait(), NET)
-    assert (runner._drives, runner._executions, runner._left) == ({}, {}, {})
+    assert (runner._drives, runner._attempts.executions, runner._left) == ({}, {}, {})
 
 
 async def test_drain_while_a_further_attempt_reads_its_past(stage: Stage) -> None:
@@ -1668,7 +1668,7 @@ async def test_a_session_whose_past_cannot_be_understood(
     def told(event: Event) -> Message:
         raise KeyError("odd")
 
-    monkeypatch.setattr("legato.run.told", told)
+    monkeypatch.setattr("legato.attempt.told", told)
     runner, session = stage.runner(echo, lease_ttl=0.03), await stage.session()
     await runner.start()
     ended = await stage.ended(await runner.send(session, "hello"))

@@ -284,7 +284,7 @@ class Questions:
         try:
             places.check(party)
         except TooMany:
-            await self._runner.recount()
+            await self._runner.backlog.recount()
             places.check(party)
         # Before it is stored, so that the bound holds however many come at once.
         places.queue(session, run, party, here=True, stored=False)

@@ -12,7 +12,6 @@ where the store's answer was lost, which says whether one was taken, it is asked
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 import itertools
@@ -21,80 +20,36 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from . import bounds
-from .about import ABOUT, About
-from .agent import Agent, Turn
+from .agent import Agent
 from .asks import Deadlines
+from .attempt import Attempt, RunAttempts
+from .backlog import AT_ONCE, CLAIM, Backlog
 from .blobs import Blobs
 from .bounds import Limits
-from .caller import Caller
-from .contents import Catalogue, Contents, window
-from .desk import RunDesk
+from .contents import Catalogue
 from .doorbell import Bell
-from .ending import CANCELLED, INTERRUPTED, LEFT_OPEN, Ending, ended, failed
-from .errors import (
-    HeadMoved,
-    InvalidInput,
-    LeaseHeld,
-    LegatoError,
-    NotFound,
-    RunEnded,
-    StaleLease,
-    StoreError,
-    TooLarge,
-)
-from .event import (
-    AnyFact,
-    CancelRequested,
-    Draft,
-    Event,
-    MessageCreated,
-    Offset,
-    PermissionRequested,
-    PermissionResolved,
-    RunStarted,
-    RunWaiting,
-    length,
-)
-from .execution import Execution
+from .errors import LeaseHeld, LegatoError, NotFound, RunEnded, StaleLease, StoreError
+from .event import Draft, Offset, RunStarted
 from .figures import Figures
-from .history import told
 from .load import Load
-from .log import Appended, Log, Store, Take
-from .machine import Lease, OpenRun, free
-from .outbox import Outbox
+from .log import Appended, Store, Take
+from .machine import Lease, free
 from .places import Places
-from .recorder import Recorder, brought
-from .spending import Accounts, spent
+from .spending import Accounts
 from .tally import NodeTally, named
 from .traces import RunSpan, Traces
-from .transcript import fold
 
 logger = logging.getLogger("legato")
-
-BROKEN = failed("internal_error", "The server could not answer. Its log has the details.")
-REWOUND = failed("rewound", "The message was taken back before it was answered.")
-
-CLAIM = 32
-"""Runs that are taken, or looked at, in one go: others come in between, be it nodes or the renewal of leases."""
-
-AT_ONCE = 1_000
-"""Runs that are looked at in one step, and before a start is over."""
 
 LOOK_EVERY = 2.0
 """Seconds between two looks for runs whose owner has died, at most; and until the store is tried again that failed."""
 
-
 TAKEN = "run %s is taken here, with epoch %d"
 """A line of the log, at ``DEBUG``: of each run that was not begun with its message."""
-
-RECOUNT = 1.0
-"""Seconds between two looks whether what waits still does, for senders who are to be refused."""
 
 
 class _Drive(NamedTuple):
@@ -103,28 +58,6 @@ class _Drive(NamedTuple):
     session: str
     run: str
     party: str
-
-
-class _Going(NamedTuple):
-    """A run that an agent is to go on with.
-
-    Attributes:
-        asked: its message.
-        events: what its log has, without deltas.
-        left: all that earlier attempts left, the message too; nothing in the first.
-        name: by which the agent goes here.
-        begun: its start is in the log.
-    """
-
-    lease: Lease
-    asked: MessageCreated
-    events: list[Event]
-    left: Sequence[Event]
-    attempt: int
-    begun: bool
-    name: str
-    agent: Agent
-    span: RunSpan | None
 
 
 class Runner:
@@ -167,7 +100,6 @@ class Runner:
         self.deadlines = Deadlines(steady)
         self.figures = figures or Figures()
         self._traces = traces
-        self._spans: dict[str, RunSpan] = {}  # of runs that begin with their message
         self.load = Load(self.limits.gather_seconds, figures=self.figures)
         self.contents = Catalogue(store, self.blobs)
         self.refused = bounds.tally() if refused is None else refused
@@ -183,30 +115,47 @@ class Runner:
         )
         self._idle = asyncio.Event()  # no place is taken
         self._idle.set()
-        self._learned = False  # what waited before this life
-        self._orphans: list[OpenRun] = []  # of what was learned, what had begun elsewhere
         self._bell = Bell()
         self._drives: dict[asyncio.Task[None], _Drive] = {}  # each in a place
         self._busy: Counter[str] = Counter()  # the sessions of those
-        self._executions: dict[Execution, Agent] = {}
-        self._newest: dict[str, Lease] = {}  # of runs that are driven under another lease than at first, in the end
+        self._attempts = RunAttempts(
+            store,
+            self.contents,
+            self.blobs,
+            agents=lambda: self.agents,
+            limits=lambda: self.limits,
+            accounts=self.accounts,
+            load=self.load,
+            deadlines=self.deadlines,
+            refused=self.refused,
+            traces=traces,
+            clock=clock,
+            lease_ttl=lease_ttl,
+            draining=lambda: self.draining,
+        )
+        self.backlog = Backlog(
+            store,
+            self.places,
+            count=lambda: self.limits.concurrent_runs,
+            clock=clock,
+            busy=self._busy,
+            renew=self._renew,
+        )
         self._left: dict[str, Lease] = {}  # of runs that could not be driven on; given back a little later
         self._worker: asyncio.Task[None] | None = None
         self._renewal = (0.0, 0.0)  # when the next one is due, in the loop's time and the clock's
-        self._recounted = 0.0  # when that was done last, by the loop's time
         self._failing = False  # the store, when it was asked last
         self._doubtful = False  # the store has failed where it may have given a lease
-        self._late = False  # the grace of ``stop`` is over
 
     @property
     def running(self) -> int:
         """How many runs this process drives now."""
-        return len(self._executions)
+        return len(self._attempts.executions)
 
     @property
     def asking(self) -> int:
         """How many of them wait for somebody's answer."""
-        return sum(execution.asking for execution in self._executions)
+        return sum(execution.asking for execution in self._attempts.executions)
 
     @property
     def default(self) -> str:
@@ -243,30 +192,16 @@ class Runner:
         if name not in self.agents or self.draining or not self.places.take(party):
             return None
         take = Take(run, self.owner, self._lease_ttl)
-        span = self._span(session, run, name, 1, next((d.fact for d in drafts if d.run == run), None))
-        if span is not None:
-            self._spans[run] = span
+        span = self._attempts.span(session, run, name, 1, next((d.fact for d in drafts if d.run == run), None))
         started = Draft(RunStarted(name, 1, None if span is None else span.told), run)
         try:  # now, and not in the task that drives it, which would be a round later
             storing = self.store.append(session, [*drafts, started], once=once, head=head, take=take)
         except BaseException:
-            self._spans.pop(run, None)
             self._give_back(party)
             raise
         stored: asyncio.Future[Appended | None] = asyncio.get_running_loop().create_future()
-        self._place(session, run, party, self._begin(run, storing, stored))
+        self._place(session, run, party, self._begin(storing, stored, span))
         return await stored
-
-    def _span(
-        self, session: str, run: str, agent: str, attempt: int, asked: AnyFact | None, at: float | None = None,
-        before: Iterable[Event] = (),
-    ) -> RunSpan | None:  # fmt: skip
-        if self._traces is None:
-            return None
-        parent = asked.trace if isinstance(asked, MessageCreated) else None
-        return self._traces.run(
-            session=session, run=run, agent=agent, attempt=attempt, parent=parent, at=at, before=before
-        )
 
     def wake(self, session: str) -> None:
         """Look for runs: one of ``session`` has been stored without a place, or left."""
@@ -284,7 +219,7 @@ class Runner:
             StoreError: the store cannot be asked.
         """
         if len(await self.store.open_runs(limit=AT_ONCE + 1)) <= AT_ONCE:
-            await self._learn()
+            await self.backlog.learn()
             await self._look()
         self._work()
         self.load.start()
@@ -298,9 +233,7 @@ class Runner:
         self.draining = True  # the worker only renews from now on
         self.load.stop()
         await self._all_given_back(grace)
-        self._late = True
-        for execution, agent in list(self._executions.items()):
-            execution.stop(_interruption(agent))
+        self._attempts.interrupt()
         if not await self._all_given_back(self.limits.cancel_grace + 5.0):
             await _cancelled(*self._drives)
         if self._worker is not None:
@@ -311,8 +244,7 @@ class Runner:
     def forget(self) -> None:
         """Know nothing of any log any more, and let runs be driven anew: logs are not what they were."""
         self.contents.forget()
-        for execution, agent in list(self._executions.items()):
-            execution.forget(_interruption(agent))
+        self._attempts.forget()
 
     async def _all_given_back(self, seconds: float) -> bool:
         """Wait until nothing runs here, at most so long; whether that came to be."""
@@ -349,18 +281,6 @@ class Runner:
         if not self.places.taken:
             self._idle.set()
 
-    async def recount(self) -> None:
-        """See whether what is known to wait still does, since other nodes take of it; not more than once a second.
-
-        Raises:
-            StoreError: it cannot be seen.
-        """
-        now = asyncio.get_running_loop().time()
-        if now >= self._recounted + RECOUNT:
-            self._recounted = now
-            before = self.places.queued
-            self._let_go(before, await self.store.open_runs(limit=sys.maxsize))
-
     # Looking for runs -------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -376,13 +296,13 @@ class Runner:
                 self._bell.clear()
                 pause = min(self._lease_ttl / 3, LOOK_EVERY)
                 try:
-                    if await self._renew() and (self.places.queued or self.places.full or not self._learned):
-                        await self._learn()
+                    if await self._renew() and (self.places.queued or self.places.full or not self.backlog.learned):
+                        await self.backlog.learn()
                     await self._look()
-                    await self._tell_orphans()
+                    await self.backlog.tell()
                     if self._failing:
                         self._failing = False
-                        for execution in self._executions:
+                        for execution in self._attempts.executions:
                             execution.hurry()
                     pause = min(pause, max(self._renewal[0] - asyncio.get_running_loop().time(), 0.001))
                 except LegatoError as exc:
@@ -404,7 +324,7 @@ class Runner:
         late = max(now[0] - self._renewal[0], now[1] - self._renewal[1]) > self._lease_ttl / 3
         self._renewal = now[0] + self._lease_ttl / 3, now[1] + self._lease_ttl / 3
         if late:  # this process was stopped for a while, or its store out of reach: others may have its runs now
-            for execution in self._executions:
+            for execution in self._attempts.executions:
                 execution.look()
         await self._give_up(*self._left.values())
         if self._doubtful:
@@ -421,70 +341,6 @@ class Runner:
             raise
         known = {drive.run for drive in self._drives.values()} | self._left.keys()  # after the look, see ``_place``
         await self._give_up(*(run.lease() for run in runs if run.owner == self.owner and run.run not in known))
-
-    async def _learn(self) -> None:
-        """Let all that waits be known, with whose it is: at a start what an earlier life took, later what other nodes
-        have; and forget what waits no more. Where there are places for all it does not matter whose they are."""
-        self._learned = True
-        before = self.places.queued
-        runs = await self.store.open_runs(limit=sys.maxsize)
-        self._let_go(before, runs)
-        now = self.clock()
-        firsts: dict[str, OpenRun] = {}
-        for run in runs:
-            firsts.setdefault(run.session, run)
-        waiting = [name for name, run in firsts.items() if not run.held(now)]
-        if not self.places.waiting and len(waiting) <= self.limits.concurrent_runs - self.places.taken:
-            return
-        new = [run for run in runs if run.run not in before and not run.held(now)]
-        found: list[tuple[float, OpenRun, str]] = []
-        for place in range(0, len(new), CLAIM):
-            found += await asyncio.gather(*map(self._whose, new[place : place + CLAIM]))
-            await self._renew()
-        first: dict[str, float] = {}
-        self._orphans += [run for run in new if run.started]
-        for place, (at, run, party) in enumerate(sorted(found, key=lambda each: each[0])):
-            self.places.queue(run.session, run.run, party)
-            first.setdefault(run.session, at)
-            if not place % AT_ONCE:
-                await asyncio.sleep(0)  # they may be many
-        for place, session in enumerate(sorted(waiting, key=lambda session: first.get(session, 0.0))):
-            if session not in self._busy:
-                self.places.wait(session)
-            if not place % AT_ONCE:
-                await asyncio.sleep(0)
-
-    async def _tell_orphans(self) -> None:
-        """Let readers know that the answers wait which another node, or an earlier life, has begun and left, and for
-        which there is no place here."""
-        while self._orphans:
-            queued = self.places.queued
-            some = [run for run in self._orphans[:CLAIM] if run.run in queued]
-            await asyncio.gather(*map(self._tell_orphan, some))
-            del self._orphans[:CLAIM]
-            await self._renew()
-
-    async def _tell_orphan(self, run: OpenRun) -> None:
-        with contextlib.suppress(HeadMoved, RunEnded, NotFound):  # somebody has it
-            info = await self.store.info(run.session)
-            now = info.runs.get(run.run)
-            if now is not None and not now.held(self.clock()):
-                once = f"waiting:{run.run}:{now.epoch}"
-                await self.store.append(run.session, [Draft(RunWaiting(), run.run)], once=once, head=info.head)
-
-    def _let_go(self, waited: Mapping[str, str], runs: Iterable[OpenRun]) -> None:
-        """Of what waited, with its sessions, let what has ended, or has been taken by another node, wait no more."""
-        now = self.clock()
-        still = {run.run for run in runs if not run.held(now)}
-        for name, session in waited.items():
-            if name not in still:
-                self.places.unqueue(session, name)
-
-    async def _whose(self, run: OpenRun) -> tuple[float, OpenRun, str]:
-        """When the message of a run was sent, and whose it is as far as the log has it."""
-        events = await self.store.read(run.session, run.offset - 1, limit=1)
-        sent = next((event.fact for event in events if isinstance(event.fact, MessageCreated)), None)
-        return events[0].at if events else 0.0, run, Caller("" if sent is None else sent.caller or "").party
 
     async def _look(self) -> None:
         """Take what waits, as far as there are places: first what is known to wait, in fair order; if that is nothing,
@@ -509,7 +365,7 @@ class Runner:
             finally:
                 self._give_back("", places - len(leases))
             for lease in leases:
-                self._place(lease.session, lease.run, "", self._drive(lease, begun=False))
+                self._place(lease.session, lease.run, "", self._drive(Attempt(lease, begun=False)))
             if len(leases) < places:
                 return
 
@@ -538,7 +394,7 @@ class Runner:
             if lease is None:
                 self._give_back(party)
         if lease is not None:
-            self._place(session, lease.run, party, self._drive(lease, begun=False))
+            self._place(session, lease.run, party, self._drive(Attempt(lease, begun=False)))
         return True
 
     async def _give_up(self, *leases: Lease) -> None:
@@ -559,7 +415,9 @@ class Runner:
 
     # One run ----------------------------------------------------------------------------------------------------------
 
-    async def _begin(self, run: str, storing: Awaitable[Appended], stored: asyncio.Future[Appended | None]) -> None:
+    async def _begin(
+        self, storing: Awaitable[Appended], stored: asyncio.Future[Appended | None], span: RunSpan | None
+    ) -> None:
         try:
             appended = await storing
         except LeaseHeld:
@@ -578,223 +436,27 @@ class Runner:
             # Two rounds later what the agent says at once is on its way to the disk, and who sent the message is
             # answered while that writes.
             self.load.soon(lambda: self.load.soon(tell))
-            await self._drive(appended.lease, begun=True)
-        finally:
-            self._spans.pop(run, None)
+            await self._drive(Attempt(appended.lease, begun=True, span=span))
 
-    async def _drive(self, lease: Lease, *, begun: bool) -> None:
-        if not begun:
+    async def _drive(self, attempt: Attempt) -> None:
+        lease = attempt.lease
+        if not attempt.begun:
             logger.debug(TAKEN, lease.run, lease.epoch)
         try:
-            if not await self._answer(lease, begun):
-                await self._give_up(self._newest.get(lease.run, lease))
+            if not await self._attempts.answer(attempt):
+                await self._give_up(attempt.lease)
         except (RunEnded, StaleLease, NotFound) as exc:
             self.figures.lost += isinstance(exc, StaleLease)  # else it was cancelled, or deleted, before it began
             logger.info("run %s is driven elsewhere: %s", lease.run, exc)
         except asyncio.CancelledError:
-            self._left[lease.run] = self._newest.get(lease.run, lease)
+            self._left[lease.run] = attempt.lease
             raise
         except Exception as exc:  # the store's, as a rule: at once it would fail again
-            self._left[lease.run] = self._newest.get(lease.run, lease)
+            self._left[lease.run] = attempt.lease
             logger.error("session %s: a run was left open: %s", lease.session, exc, exc_info=exc)
         finally:
-            self._newest.pop(lease.run, None)
-
-    async def _answer(self, lease: Lease, begun: bool) -> bool:
-        """Drive the run until its end; False if it was left open."""
-        try:
-            return await self._answer_run(lease, begun)
-        except (StoreError, StaleLease, RunEnded, NotFound):
-            raise  # the store's, or somebody else's run now: the log is as it should be
-        except Exception:  # what no log can have, or a log that we do not understand: again it would fail again
-            logger.exception("run %s cannot be driven", lease.run)
-            return await self._finish(self._newest.get(lease.run, lease), BROKEN)
-
-    async def _answer_run(self, lease: Lease, begun: bool) -> bool:
-        log = Log(self.store, lease.session)
-        info = await self.store.info(lease.session)
-        contents = await self.contents.of(lease.session, info.head)
-        place, asked = contents.place(lease.run), contents.runs[lease.run].offset
-        before = contents.entries[:place]
-        mine = [event async for event in log.all(asked - 1, deltas=False) if event.run == lease.run]
-        if not mine:  # the session has been deleted meanwhile
-            return await self._finish(lease, BROKEN)
-        fact = mine[0].fact
-        assert isinstance(fact, MessageCreated)
-        attempt = sum(isinstance(event.fact, RunStarted) for event in mine) + (0 if begun else 1)
-        if attempt > 1:
-            self.figures.taken_over += 1
-        else:
-            self.figures.waits.add(self.clock() - mine[0].at)
-        name = fact.agent or info.created.agent or self.default
-        agent = self.agents.get(name)
-        ABOUT.set(About(ABOUT.get().request, fact.caller or "", lease.session, lease.run))
-        span = self._spans.pop(lease.run, None) or self._span(
-            lease.session, lease.run, name, attempt, fact, mine[0].at if attempt == 1 else None, mine
-        )
-        ending = self._ending_before(mine, attempt, name, agent) or (REWOUND if place is None else None)
-        if ending is not None or agent is None:
-            if self.draining and not begun:
-                return False  # the run waits for the next start
-            ending = ending or CANCELLED
-            finished = await self._finish(lease, ending)
-            if span is not None:
-                span.end(str(ending.kind), ending.code, None)
-            return finished
-        left: Sequence[Event] = ()
-        if attempt > 1:
-            left = [event async for event in log.all(asked - 1) if event.run == lease.run]
-        said = window(before, messages=self.limits.history_messages, bytes=self.limits.history_bytes)
-        history = await self.contents.messages(lease.session, before[said:])
-        message = told(await self.blobs.whole(lease.session, mine[0]))
-        if self.draining and not begun:  # no await from here until ``stop`` can see the execution
-            return False
-        going = _Going(lease, fact, mine, left, attempt, begun, name, agent, span)
-        execution, desk, recorder = self._execution(going, self._room(contents, info.head))
-        turn = Turn(
-            desk=desk,
-            session=lease.session,
-            run=lease.run,
-            message=message,
-            history=history,
-            omitted=said,
-            earlier=lambda most: self.contents.messages(lease.session, before[said - min(most, said) : said]),
-            agent=name,
-            caller=Caller(fact.caller or ""),
-            attempt=attempt,
-            events=left,
-            max_event_bytes=self.limits.event_bytes,
-        )
-        return await self._execute(going, execution, recorder, turn)
-
-    def _execution(self, going: _Going, limits: Limits) -> tuple[Execution, RunDesk, Recorder]:
-        """What drives a run on from where earlier attempts have left it."""
-        recorder = Recorder(
-            going.lease.run,
-            earlier=fold(going.left) if going.attempt > 1 else None,
-            resumed=going.agent.on_crash == "resume",
-            max_event_bytes=limits.event_bytes,
-            max_run_characters=limits.run_characters,
-            max_run_bytes=limits.run_bytes,
-            spent=sum(len(event.json) for event in going.left),
-            theirs=brought(going.asked.metadata or {}),
-        )
-        outbox = Outbox(
-            self.store,
-            going.lease,
-            limits=limits,
-            load=self.load,
-            clock=self.clock,
-            lease_ttl=self._lease_ttl,
-            asked_at=going.events[0].at if going.attempt == 1 else None,
-            span=going.span,
-        )
-        desk = RunDesk(
-            going.lease.run,
-            outbox,
-            recorder,
-            limits=limits,
-            earlier=going.events,
-            clock=self.clock,
-            deadlines=self.deadlines,
-        )
-        execution = Execution(
-            self.store,
-            outbox,
-            recorder,
-            desk,
-            limits=limits,
-            figures=self.figures,
-            refused=self.refused,
-            span=going.span,
-        )
-        return execution, desk, recorder
-
-    async def _execute(self, going: _Going, execution: Execution, recorder: Recorder, turn: Turn) -> bool:
-        """Have the agent answer, and count what came of it."""
-        lease, agent, span = going.lease, going.agent, going.span
-        if self._late:
-            execution.stop(_interruption(agent))
-        had = recorder.spent
-        self._executions[execution] = agent
-        began = time.monotonic()
-        try:
-            if not going.begun:
-                started = RunStarted(going.name, going.attempt, None if span is None else span.told)
-                await self.store.append(lease.session, [Draft(started, lease.run)], lease=lease)
-            return await execution.run(agent, turn, after=going.events[0].offset)
-        finally:
-            del self._executions[execution]
-            if execution.lease is not lease:  # an append that failed has renewed it, and that may have failed, too
-                self._newest[lease.run], self._doubtful = execution.lease, True
-            size = recorder.spent - had + (length(going.events[0]) if going.attempt == 1 else 0)
-            self.accounts.add(going.asked.caller or "", spent(execution.events, size, recorder.usage))
-            self.figures.runs.add(time.monotonic() - began)
-            if span is not None:
-                span.end("left", "", None)
-
-    def _room(self, contents: Contents, head: Offset) -> Limits:
-        """The limits of a run in this session, which may not have room for all that one run may store."""
-        limits = self.limits
-        events, size = limits.session_events - head, limits.session_bytes - contents.bytes
-        if limits.run_events <= events and limits.run_bytes <= size:
-            return limits
-        return msgspec.structs.replace(
-            limits, run_events=max(min(limits.run_events, events), 0), run_bytes=max(min(limits.run_bytes, size), 0)
-        )
-
-    def _ending_before(self, mine: list[Event], attempt: int, name: str, agent: Agent | None) -> Ending | None:
-        """How the run ends without the agent being asked, or None if it is to be asked."""
-        if any(isinstance(event.fact, CancelRequested) for event in mine):
-            return CANCELLED
-        if agent is None:
-            return failed("unknown_agent", f"This server has no agent {name!r}.")
-        if attempt > 1 and (agent.on_crash == "fail" or attempt - _waited(mine) > self.limits.attempts):
-            return INTERRUPTED
-        return None
-
-    async def _finish(self, lease: Lease, ending: Ending) -> bool:
-        """End a run that is not driven any more."""
-        whole = True
-        while True:
-            info = await self.store.info(lease.session)
-            run = info.runs.get(lease.run)
-            if run is None:
-                return True
-            try:
-                drafts = await ended(self.store, run, ending, whole=whole)
-                await self.store.append(lease.session, drafts, lease=lease, head=info.head)
-                self.figures.ended.add(str(ending.kind), ending.code)
-            except HeadMoved:
-                continue  # perhaps what it asked has been answered
-            except (InvalidInput, TooLarge):
-                if not whole:
-                    raise
-                whole = False  # piece by piece it could be stored, and as one message it cannot
-                continue
-            return True
-
-
-def _waited(mine: Iterable[Event]) -> int:
-    """How many attempts of a run did nothing but wait for the user: the process has not died of those."""
-    waited = 0
-    open_asks: set[str] = set()
-    before: Event | None = None
-    for event in mine:
-        if isinstance(event.fact, RunWaiting):
-            continue
-        if isinstance(event.fact, RunStarted) and before is not None and isinstance(before.fact, RunStarted):
-            waited += bool(open_asks)
-        elif isinstance(event.fact, PermissionRequested):
-            open_asks.add(event.fact.id)
-        elif isinstance(event.fact, PermissionResolved):
-            open_asks.discard(event.fact.id)
-        before = event
-    return waited + (bool(open_asks) and before is not None and isinstance(before.fact, RunStarted))
-
-
-def _interruption(agent: Agent) -> Ending:
-    return INTERRUPTED if agent.on_crash == "fail" else LEFT_OPEN
+            if attempt.lease is not lease:  # an append that failed has renewed it, and that may have failed, too
+                self._doubtful = True
 
 
 def _tell(stored: asyncio.Future[Appended | None], result: Appended | Exception | None) -> None:
