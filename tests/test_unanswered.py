@@ -199,3 +199,15 @@ async def test_a_lease_whose_answer_was_lost_is_given_back(stage: Stage, verb: s
     assert (await stage.seen(session, lambda event: event.fact.terminal)).type == "run.completed"
     assert not store(stage).lost[verb]
     await stage.idle(runner)
+
+
+async def test_a_lease_that_was_taken_again_in_vain_is_given_back(stage: Stage) -> None:
+    """Of what a run asks of a store that fails, the last answer can be lost, too."""
+    store(stage).lost += Counter({"text.delta": 1, "acquire": len(outbox.STORE_RETRIES)})
+    runner = stage.runner(Agent(speaks, on_crash="retry"), lease_ttl=0.03, limits=Limits(concurrent_runs=1))
+    await runner.start()
+    sent = await runner.send(await stage.session(), "hello")
+
+    assert (await stage.ended(sent)).type == "run.completed"
+    assert not store(stage).lost["acquire"]
+    await stage.idle(runner)

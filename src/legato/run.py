@@ -453,6 +453,7 @@ class Runner:
             raise
         except Exception as exc:  # the store's, as a rule: at once it would fail again
             self._left[lease.run] = attempt.lease
+            self._doubtful = True
             logger.error("session %s: a run was left open: %s", lease.session, exc, exc_info=exc)
         finally:
             if attempt.lease is not lease:  # an append that failed has renewed it, and that may have failed, too
