@@ -13,6 +13,7 @@ import contextlib
 import functools
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -102,6 +103,13 @@ class Valkey:
     def kill(self) -> None:
         """As ``kill -9`` does. Idempotent."""
         self.stop(signal.SIGKILL)
+
+
+def caught_up(primary: Valkey, replica: Valkey) -> bool:
+    """Whether a replica has all that its primary has now. (``WAIT`` asks of its own connection's writes alone.)"""
+    place = re.search(rb"master_repl_offset:(\d+)", primary.ask("INFO", "replication"))
+    has = re.search(rb"slave_repl_offset:(\d+)", replica.ask("INFO", "replication"))
+    return place is not None and has is not None and int(has[1]) >= int(place[1])
 
 
 @functools.cache
