@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +158,48 @@ def test_a_simulation_that_is_stopped_says_how_far_it_came(monkeypatch: pytest.M
     assert "memory: seeds 5 to 6 of 150 steps" in done.output
     assert "4 kill" in done.output
     assert "Nothing was lost" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("how", "number", "said"),
+    [
+        ("--soak", signal.SIGTERM, "whole answers"),
+        ("--cluster --store redis: --nodes 1 --sessions 3 --front relay", signal.SIGINT, "no log was compared"),
+    ],
+)
+def test_what_is_stopped_tells_what_there_is_and_leaves_nothing(
+    tmp_path: Path, how: str, number: signal.Signals, said: str
+) -> None:
+    """By Ctrl-C, which a terminal sends to all processes of its group, or told by whoever ends services."""
+    # What a shell begins with & does not hear of a Ctrl-C.
+    shell = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"] if number == signal.SIGTERM else []
+    process = subprocess.Popen(
+        [*shell, sys.executable, "-m", "legato", "torture", *how.split(), "--report", str(tmp_path / "report.json")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines = [process.stderr.readline() for _ in range(1 if "soak" in how else 2)]
+    if "There is no" in lines[0]:
+        pytest.skip(lines[0])
+    os.killpg(process.pid, number)
+    told, errors = process.communicate()
+
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], errors
+    assert said in told
+    assert errors == "legato: stopped before its end\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert mentioned(str(tmp_path)) == []
+
+
+def mentioned(text: str) -> list[str]:
+    """The processes in whose environment this stands."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if text in path.read_text("utf-8", "replace"):
+                found.append(path.parent.name)
+    return found
 
 
 def test_a_small_soak_passes(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -16,8 +17,13 @@ from click.core import ParameterSource
 from .failure import INTERRUPTED, Failure, Misuse, debug_option
 
 if TYPE_CHECKING:
-    from ..torture.simulate import Simulated
+    import asyncio
 
+    from ..torture.report import Chart
+    from ..torture.simulate import Simulated
+    from ..torture.soak import Report
+
+T = TypeVar("T")
 
 FOR: dict[str, Sequence[str]] = {
     "people": ("soak",),
@@ -103,6 +109,8 @@ def torture(
     killed, paused or cut off, answers are lost, clocks set, the power goes. What must hold is checked after each step.
     A seed that fails is printed with the steps that led there, and fails in the same way again.
 
+    Ctrl-C or SIGTERM ends it early: what it started ends with it, and what was found until then is printed.
+
     \b
     Examples:
       legato torture --soak
@@ -121,17 +129,64 @@ def torture(
         if kind not in kinds and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             others = " and ".join(f"--{each}" for each in kinds)
             raise Misuse(f"--{name.replace('_', '-')} is for {others}, not for --{kind}")
+    with _stoppable() as told:
+        try:
+            if simulate:
+                first = options["seed"]
+                _simulate(range(first, first + options["seeds"]), options["steps"], options["store"], report)
+            elif cluster:
+                _cluster(60.0 if seconds is None else seconds, report, options)
+            else:
+                _soak(600.0 if seconds is None else seconds, report, options)
+        except KeyboardInterrupt:  # not as after a fault
+            click.echo("legato: stopped before its end", err=True)
+            context.exit(128 + told[0] if told else INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """Let what would end the process do what Ctrl-C does, so that all that was started ends, too; gives which signals
+    have come. It does not raise SIGINT, which a shell has those ignore that it begins with ``&``."""
+    told: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        told.append(number)
+        if len(told) > 1:
+            return  # what is ending is not to be left halfway
+        if _running is None:
+            raise KeyboardInterrupt
+        _running.get_loop().call_soon_threadsafe(_running.cancel)
+
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
     try:
-        if simulate:
-            first = options["seed"]
-            _simulate(range(first, first + options["seeds"]), options["steps"], options["store"], report)
-        elif cluster:
-            _cluster(60.0 if seconds is None else seconds, report, options)
-        else:
-            _soak(600.0 if seconds is None else seconds, report, options)
-    except KeyboardInterrupt:  # not as after a fault
-        click.echo("legato: stopped before its end", err=True)
-        context.exit(INTERRUPTED)
+        yield told
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+_running: asyncio.Task[Any] | None = None
+"""What a signal is to cancel."""
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """As ``asyncio.run``, see ``_stoppable``."""
+    import asyncio
+
+    async def main() -> T:
+        global _running
+        _running = asyncio.current_task()
+        try:
+            return await work
+        finally:
+            _running = None
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def _progress(text: str) -> None:
@@ -139,8 +194,6 @@ def _progress(text: str) -> None:
 
 
 def _cluster(seconds: float, report: Path | None, options: dict[str, Any]) -> None:
-    import asyncio
-
     from ..torture.cluster import KINDS, ClusterPlan, torture_cluster
     from ..torture.report import check_name, write_chart
 
@@ -155,33 +208,57 @@ def _cluster(seconds: float, report: Path | None, options: dict[str, Any]) -> No
         kinds=options["do"] or KINDS,
         **{name: options[name] for name in ("store", "nodes", "sessions", "lease_ttl", "app", "say", "front", "seed")},
     )
-    chart = asyncio.run(torture_cluster(plan, _progress))
-    for name, figure in chart.figures.items():
-        click.echo(f"{name}: {figure}")
-    if report is not None:
-        write_chart(chart, report)
+
+    def tell(chart: Chart) -> None:
+        for name, figure in chart.figures.items():
+            click.echo(f"{name}: {figure}")
+        if report is not None:
+            write_chart(chart, report)
+
+    def tell_stopped(chart: Chart) -> None:
+        click.echo(chart.title)
+        tell(chart)
+        _tell_faults(chart.faults)
+
+    chart = _run(torture_cluster(plan, _progress, tell_stopped))
+    tell(chart)
     if chart.faults:
-        raise Failure(f"{len(chart.faults)} thing(s) must not be: {'; '.join(chart.faults[:10])}")
+        raise Failure(_faults(chart.faults))
     click.echo("\nNothing was lost, doubled or out of order; each run ended once, and all nodes say the same.")
 
 
-def _soak(seconds: float, report: Path | None, options: dict[str, Any]) -> None:
-    import asyncio
+def _faults(faults: Sequence[str]) -> str:
+    return f"{len(faults)} thing(s) must not be: {'; '.join(faults[:10])}"
 
+
+def _tell_faults(faults: Sequence[str]) -> None:
+    """Of what was stopped: its status does not say it."""
+    if faults:
+        click.echo(f"legato: {_faults(faults)}", err=True)
+
+
+def _soak(seconds: float, report: Path | None, options: dict[str, Any]) -> None:
     from ..torture.report import check_name
     from ..torture.soak import Plan, written
     from ..torture.soak import soak as run
 
     if report is not None:
         check_name(report, [".json"])
-    found = asyncio.run(run(Plan(seconds, options["people"], options["seed"]), _progress))
-    for each in found.lines():
-        click.echo(each)
-    if report is not None:
-        written(found, report)
+
+    def tell(found: Report) -> None:
+        for each in found.lines():
+            click.echo(each)
+        if report is not None:
+            written(found, report)
+
+    def tell_stopped(found: Report) -> None:
+        tell(found)
+        _tell_faults(found.faults)
+
+    found = _run(run(Plan(seconds, options["people"], options["seed"]), _progress, tell_stopped))
+    tell(found)
     if found.faults:
-        listed = "; ".join(found.faults[:10])
-        raise Failure(f"{len(found.faults)} thing(s) must not be: {listed}")
+        raise Failure(_faults(found.faults))
     click.echo("\nNothing was lost, doubled or out of order, and the server let go of all that was left.")
 
 

@@ -133,8 +133,9 @@ class ClusterNode:
             ClusterFailed: it does not become ready.
         """
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *self._command(), stdin=PIPE, stdout=DEVNULL, stderr=PIPE, cwd=self._folder
-        )
+            sys.executable, "-m", *self._command(), stdin=PIPE, stdout=DEVNULL, stderr=PIPE, cwd=self._folder,
+            process_group=0,  # a Ctrl-C is not for it
+        )  # fmt: skip
         self._reading = asyncio.create_task(self._read(self._process))
         until = time.monotonic() + START_SECONDS
         while not await self.ready():
@@ -287,7 +288,7 @@ async def front_door(kind: str | None, ports: Sequence[int], folder: Path) -> As
     )
     (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port, servers=servers), "utf-8")
     process = await asyncio.create_subprocess_exec(
-        program, "-db", "-f", str(folder / "haproxy.cfg"), stdout=DEVNULL, stderr=DEVNULL
+        program, "-db", "-f", str(folder / "haproxy.cfg"), stdout=DEVNULL, stderr=DEVNULL, process_group=0
     )
     try:
         yield port
@@ -621,12 +622,17 @@ class ClusterLoad:
 # All of it ------------------------------------------------------------------------------------------------------------
 
 
-async def torture_cluster(plan: ClusterPlan, progress: Callable[[str], None] = lambda text: None) -> Chart:
+async def torture_cluster(
+    plan: ClusterPlan,
+    progress: Callable[[str], None] = lambda text: None,
+    stopped: Callable[[Chart], None] = lambda chart: None,
+) -> Chart:
     """Torture a cluster of our own.
 
     Args:
         plan: how.
         progress: is told what is done now.
+        stopped: is given what there is, without any comparison, where it is cancelled.
 
     Returns:
         What was done when, what was measured, and what must not be: nothing, if it has held.
@@ -648,15 +654,18 @@ async def torture_cluster(plan: ClusterPlan, progress: Callable[[str], None] = l
             await asyncio.wait({torment, talk}, return_when=asyncio.FIRST_EXCEPTION)
             await torment
             await talk
+            progress("all logs, from each node")
+            ports = [node.port for node in made.nodes]
+            verdict = await judged(ports, load.spoken, most=plan.lease_ttl + SLACK, began=made.began,
+                                   lives=[node.life for node in made.nodes])  # fmt: skip
+        except asyncio.CancelledError:
+            made.chart.title += f"; stopped after {made.now:.0f} s, and no log was compared"
+            _write(made, load, None)
+            stopped(made.chart)
+            raise
         finally:
             talk.cancel()
             torment.cancel()
-        for node in made.nodes:
-            made.chart.span(node.name, max(made.at(node.up_since), 0.0), made.now, "up")
-        progress("all logs, from each node")
-        ports = [node.port for node in made.nodes]
-        verdict = await judged(ports, load.spoken, most=plan.lease_ttl + SLACK, began=made.began,
-                               lives=[node.life for node in made.nodes])  # fmt: skip
         _write(made, load, verdict)
         return made.chart
 
@@ -667,27 +676,34 @@ async def _all_talk(load: ClusterLoad, plan: ClusterPlan, until: float) -> None:
             group.create_task(load.talk(number, until))
 
 
-def _write(made: Cluster, load: ClusterLoad, verdict: Verdict) -> None:
-    """Put what was measured into the chart."""
+def _write(made: Cluster, load: ClusterLoad, verdict: Verdict | None) -> None:
+    """Put what was measured into the chart; without a verdict, what there is."""
     chart, plan = made.chart, made.plan
+    for node in made.nodes:
+        if node.up:
+            chart.span(node.name, max(made.at(node.up_since), 0.0), made.now, "up")
     listeners = [listener for spoken in load.spoken for listener in spoken.listeners]
-    chart.faults = [*load.faults, *verdict.faults]
+    seen = [fault for listener in listeners for fault in listener.faults] if verdict is None else verdict.faults
+    chart.faults = [*load.faults, *seen]
     figures: dict[str, str | int | float] = {
         "done to nodes": ", ".join(f"{count} x {kind}" for kind, count in sorted(made.done.items())) or "nothing",
         "messages taken": len(load.spoken),
-        "ended": ", ".join(f"{count} {type}" for type, count in sorted(verdict.runs.items())),
-        "further attempts": verdict.attempts,
         "messages over": ", ".join(f"{n} {over}" for over, n in sorted(load.sent.items())),
         "readers": ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(e.dialect for e in listeners).items())),
         "came back": sum(listener.cuts for listener in listeners),
         "refused, by status": ", ".join(f"{n} x {status}" for status, n in sorted(load.refused.items())) or "none",
-        "longest silence of an open run, s": round(verdict.longest, 2),
-        "and at most, s": plan.lease_ttl + SLACK,
-        "longest, with nodes that were hit as soon as they had taken it, s": round(verdict.between, 2),
-        "answers compared between nodes": verdict.compared,
     }
     waits = {**load.waits, "piece": [wait for listener in listeners for wait in listener.waits]}
-    waits["handover at a stop"] = _handovers(made, verdict)
+    if verdict is not None:
+        figures |= {
+            "ended": ", ".join(f"{count} {type}" for type, count in sorted(verdict.runs.items())),
+            "further attempts": verdict.attempts,
+            "longest silence of an open run, s": round(verdict.longest, 2),
+            "and at most, s": plan.lease_ttl + SLACK,
+            "longest, with nodes that were hit as soon as they had taken it, s": round(verdict.between, 2),
+            "answers compared between nodes": verdict.compared,
+        }
+        waits["handover at a stop"] = _handovers(made, verdict)
     labels = {"taken": "message taken", "piece": "a piece, yield to reader", "cancel": "cancel to the end, in calm",
               "answer": "answer to the next piece, in calm"}  # fmt: skip
     for name, found in waits.items():

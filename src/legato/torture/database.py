@@ -92,16 +92,19 @@ async def _postgres(folder: Path) -> AsyncIterator[str]:
     data, port = folder / "data", free_port()
     made = await asyncio.create_subprocess_exec(
         initdb, f"--pgdata={data}", "--no-sync", "--username=legato", "--auth=trust", "--encoding=UTF8", "--locale=C",
-        stdout=DEVNULL, stderr=PIPE, user=user, cwd=folder,
+        stdout=DEVNULL, stderr=PIPE, user=user, cwd=folder, process_group=0,
     )  # fmt: skip
-    _, said = await made.communicate()
+    async with _ending(made, signal.SIGTERM):
+        _, said = await made.communicate()
     if made.returncode:
         raise DatabaseFailed(f"initdb failed: {said.decode('utf-8', 'replace')[-1000:]}")
     options = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200"]
     command: list[str | Path] = [initdb.with_name("postgres"), "-D", data, "-p", str(port)]
     for option in options:
         command += ["-c", option]
-    process = await asyncio.create_subprocess_exec(*command, stdout=DEVNULL, stderr=DEVNULL, user=user, cwd=folder)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, user=user, cwd=folder, process_group=0
+    )
 
     def is_ready() -> bool:
         with contextlib.suppress(OSError):
@@ -123,7 +126,8 @@ async def _redis(names: Sequence[str], folder: Path) -> AsyncIterator[str]:
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes",
-        "--save", "", "--maxmemory-policy", "noeviction", stdout=DEVNULL, stderr=DEVNULL, cwd=folder,
+        "--save", "", "--maxmemory-policy", "noeviction", stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, cwd=folder,
+        process_group=0,
     )  # fmt: skip
 
     def is_ready() -> bool:
@@ -138,12 +142,18 @@ async def _redis(names: Sequence[str], folder: Path) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _running(process: Process, is_ready: Callable[[], bool], end: signal.Signals) -> AsyncIterator[None]:
-    try:
+    async with _ending(process, end):
         until = time.monotonic() + START_SECONDS
         while not is_ready():
             if process.returncode is not None or time.monotonic() > until:
                 raise DatabaseFailed("The database does not start.")
             await asyncio.sleep(0.05)
+        yield
+
+
+@asynccontextmanager
+async def _ending(process: Process, end: signal.Signals) -> AsyncIterator[None]:
+    try:
         yield
     finally:
         if process.returncode is None:

@@ -42,7 +42,7 @@ class Measured(msgspec.Struct):
         return waits[min(int(len(waits) * share), len(waits) - 1)] if waits else 0.0
 
 
-async def honest_load(url: str, people: int, seconds: float, seed: int) -> Measured:
+async def honest_load(url: str, people: int, seconds: float, seed: int, load: Measured | None = None) -> Measured:
     """Let so many people talk for so long, and wait until the last has had its answer.
 
     Args:
@@ -50,8 +50,9 @@ async def honest_load(url: str, people: int, seconds: float, seed: int) -> Measu
         people: who talk at once.
         seconds: after which nobody says anything more.
         seed: of what is random in it.
+        load: what has been measured so far, for who looks meanwhile.
     """
-    load = Measured()
+    load = Measured() if load is None else load
     until = time.monotonic() + seconds
     async with AsyncClient(url) as client:
         await asyncio.gather(

@@ -63,7 +63,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """What came of it.
+    """What came of it. What was not done, since it was stopped before, is empty.
 
     Attributes:
         plan: what was done.
@@ -72,22 +72,24 @@ class Report(msgspec.Struct):
         memory: bytes that it held at the end of each quarter of the hostile load: whether it grows.
         hostile: by kind, how often it was done, and which statuses answered it.
         said: what the server wrote to its log: its last lines.
+        stopped: it was, before its end.
     """
 
     plan: Plan
-    alone: Measured
-    beside: Measured
-    after: Measured
-    states: dict[str, State]
-    memory: list[int]
-    hostile: dict[str, Any]
-    said: list[str]
+    alone: Measured = msgspec.field(default_factory=Measured)
+    beside: Measured = msgspec.field(default_factory=Measured)
+    after: Measured = msgspec.field(default_factory=Measured)
+    states: dict[str, State] = {}
+    memory: list[int] = []
+    hostile: dict[str, Any] = {}
+    said: list[str] = []
+    stopped: bool = False
 
     @property
     def faults(self) -> list[str]:
         """What must not be. Empty: the server has passed."""
         found = [fault for load in (self.alone, self.beside, self.after) for fault in load.faults]
-        return [*found, *kept(self.states["before"], self.states["after"])]
+        return found if self.stopped else [*found, *kept(self.states["before"], self.states["after"])]
 
     def lines(self) -> list[str]:
         """The figures side by side, for people."""
@@ -96,14 +98,14 @@ class Report(msgspec.Struct):
         for name, label in (("piece", "a piece, yield to reader"), ("taken", "message taken"), ("health", "/health")):
             for share, suffix in ((0.5, "p50"), (0.99, "p99"), (1.0, "longest")):
                 alone, beside, after = (load.quantile(name, share) * 1e3 for load in loads)
-                ratio = f"{beside / alone:.2f}" if alone else ""
+                ratio = f"{beside / alone:.2f}" if alone and beside else ""
                 rows.append((f"{label}, {suffix}, ms", f"{alone:.1f}", f"{beside:.1f}", ratio, f"{after:.1f}"))
         rows.append(_row("whole answers", *(load.answers for load in loads)))
         rows.append(_row("refused or failed", *(sum(load.refused.values()) for load in loads)))
         rows.append(("", "before", "most", "", "after"))
-        states = [self.states[name] for name in ("before", "most", "after")]
-        rows.append(_row("memory, MB", *(state.rss // 1_000_000 for state in states)))
-        rows += [_row(name, *(getattr(state, name) for state in states)) for name in SLACK]
+        states = [self.states.get(name) for name in ("before", "most", "after")]
+        rows.append(_row("memory, MB", *(None if state is None else state.rss // 1_000_000 for state in states)))
+        rows += [_row(name, *(None if state is None else getattr(state, name) for state in states)) for name in SLACK]
         quarters = ", ".join(str(each // 1_000_000) for each in self.memory)
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         figures = [
@@ -134,43 +136,65 @@ def kept(before: State, after: State) -> list[str]:
     return found
 
 
-def _row(name: str, one: int, other: int, last: int) -> tuple[str, ...]:
-    return name, str(one), str(other), "", str(last)
+def _row(name: str, *figures: int | None) -> tuple[str, ...]:
+    one, other, last = ("" if figure is None else str(figure) for figure in figures)
+    return name, one, other, "", last
 
 
 def _statuses(answers: dict[str, int]) -> str:
     return ", ".join(f"{status} ({count})" for status, count in sorted(answers.items()))
 
 
-async def soak(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> Report:
+async def soak(
+    plan: Plan,
+    progress: Callable[[str], None] = lambda text: None,
+    stopped: Callable[[Report], None] = lambda found: None,
+) -> Report:
     """Torture a server of our own, on a store of its own that is thrown away.
 
     Args:
         plan: for how long, and how.
         progress: is told what is done now.
+        stopped: is given what there is, where it is cancelled.
 
     Raises:
         ServerFailed: it has ended; the error says what it wrote last.
     """
-    quarter = max(plan.seconds / 4, 5.0)
+    found = Report(plan)
     with tempfile.TemporaryDirectory(prefix="legato-torture-") as folder:
         async with serving(f"sqlite:///{folder}/torture.db") as server:
-            progress(f"an honest load alone, {quarter:.0f} s")
-            await server.bear(plan, 5.0, 0)  # what is loaded at its first use is loaded
-            alone = await server.bear(plan, quarter, 1)
-            before = await server.state()
-            progress(f"the same beside a hostile load, {plan.seconds:.0f} s")
-            async with _attacking(server.port, plan.seed) as attackers, server.watched() as most:
-                beside = await server.bear(plan, plan.seconds, 2)
-                hostile = await attackers()
-            progress("rest, until the server has let go")
-            await server.rested(before)
-            progress(f"the honest load alone again, {quarter:.0f} s")
-            again = await server.bear(plan, quarter, 3)
-            after = await server.rested(before)
-            states = {"before": before, "most": _largest(most), "after": after}
-            memory = [most[len(most) * quarter // 4 - 1].rss for quarter in (1, 2, 3, 4)]
-            return Report(plan, alone, beside, again, states, memory, hostile, server.said[-50:])
+            try:
+                await _soaked(server, found, progress)
+            except asyncio.CancelledError:
+                found.stopped, found.said = True, server.said[-50:]
+                stopped(found)
+                raise
+            found.said = server.said[-50:]
+    return found
+
+
+async def _soaked(server: ServedProcess, found: Report, progress: Callable[[str], None]) -> None:
+    plan, quarter = found.plan, max(found.plan.seconds / 4, 5.0)
+    progress(f"an honest load alone, {quarter:.0f} s")
+    await server.bear(plan, 5.0, 0, Measured())  # what is loaded at its first use is loaded
+    await server.bear(plan, quarter, 1, found.alone)
+    found.states["before"] = before = await server.state()
+    progress(f"the same beside a hostile load, {plan.seconds:.0f} s")
+    async with _attacking(server.port, plan.seed) as attackers, server.watched() as most:
+        try:
+            await server.bear(plan, plan.seconds, 2, found.beside)
+            found.hostile = await attackers()
+        except asyncio.CancelledError:
+            found.hostile = await attackers()
+            raise
+        finally:
+            found.states["most"] = _largest(most)
+            found.memory = [most[len(most) * quarter // 4 - 1].rss for quarter in (1, 2, 3, 4)]
+    progress("rest, until the server has let go")
+    await server.rested(before)
+    progress(f"the honest load alone again, {quarter:.0f} s")
+    await server.bear(plan, quarter, 3, found.after)
+    found.states["after"] = await server.rested(before)
 
 
 def _largest(states: list[State]) -> State:
@@ -212,19 +236,22 @@ class ServedProcess:
                 return now
             await asyncio.sleep(1.0)
 
-    async def bear(self, plan: Plan, seconds: float, seed: int) -> Measured:
-        """Carry the honest load of a plan for so long.
+    async def bear(self, plan: Plan, seconds: float, seed: int, found: Measured) -> None:
+        """Carry the honest load of a plan for so long; ``found`` is what is measured.
 
         Raises:
             ServerFailed: the server has ended meanwhile, or some of the load is not answered.
         """
-        load = asyncio.create_task(honest_load(self.url, plan.people, seconds, plan.seed + seed))
+        load = asyncio.create_task(honest_load(self.url, plan.people, seconds, plan.seed + seed, found))
         ended = asyncio.create_task(self._process.wait())
-        await asyncio.wait([load, ended], timeout=seconds + PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-        ended.cancel()
-        if load.done():
-            return load.result()
-        load.cancel()
+        try:
+            await asyncio.wait([load, ended], timeout=seconds + PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            if load.done():
+                load.result()
+                return
+        finally:
+            ended.cancel()
+            load.cancel()
         what = f"has ended with status {self._process.returncode}"
         if self._process.returncode is None:
             what = f"has not answered all within {PATIENCE:.0f} s"
@@ -301,7 +328,8 @@ async def _attacking(port: int, seed: int) -> AsyncIterator[Callable[[], Any]]:
 
 async def _start(module: str, *arguments: str, stderr: int | None = None) -> Process:
     command = (sys.executable, "-m", f"{__package__}.{module}", *arguments)
-    return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=stderr)
+    # In a group of its own a Ctrl-C is not for it: it is ended when all is told.
+    return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=stderr, process_group=0)
 
 
 async def _end(process: Process) -> None:
