@@ -110,6 +110,18 @@ test("The other functions ask what they say.", async () => {
   await serving([error(404, "session_not_found")], (core) => client.deleteSession(core, { sessionId: "gone" }));
 });
 
+test("A history is read page by page, to its first message.", async () => {
+  const pages = [cut, json(200, [2], { "legato-next": "7" }), json(503, {}), json(200, [1])];
+  await serving(pages, async (core, requests) => {
+    const page = await client.messagePage(core, { sessionId: "s", limit: 1 });
+    assert.deepEqual(page, { messages: [2], older: "7" });
+    const first = await funcs.messagePage(core, { sessionId: "s", limit: 1, cursor: page.older });
+    assert.deepEqual(first, { ok: true, value: { messages: [1], older: undefined } });
+    const asked = ["limit=1", "limit=1", "limit=1&cursor=7", "limit=1&cursor=7"];
+    assert.deepEqual(requests.map(({ url }) => url), asked.map((query) => `/chat/api/sessions/s/messages?client=legato&${query}`));
+  });
+});
+
 test("Errors are typed; the functions of funcs.js give them as values.", async () => {
   await serving([error(404, "session_not_found")], async (core, requests) => {
     await assert.rejects(client.messages(core, { sessionId: "s" }), (thrown) => thrown instanceof Refused && thrown.code === "session_not_found");

@@ -10,7 +10,7 @@
  * @property {string} [key] an idempotency key, which makes a POST repeatable
  * @property {boolean} [repeat] whether it may be carried out twice; by default only without POST, or with a key
  * @property {number} [attempts] instead of `PATIENCE.attempts`
- * @property {(answer: any) => boolean} [expect] whether an answer is what was asked for, see `fits`
+ * @property {(answer: any, response: Response) => boolean} [expect] whether an answer is what was asked for, see `fits`
  * @property {boolean} [file] the answer is a file as the server has them, and no JSON
  * @property {AbortSignal} [signal]
  */
@@ -57,7 +57,7 @@ async function once(core, { signal, expect = fits.any, file = false, ...request 
   try {
     const response = await ask(core, request, attempt.signal);
     if (!response.ok) return { wait: retryAfter(response), error: await refusal(response) };
-    return { answer: file ? await filed(response) : await answered(response, /** @type {(answer: any) => boolean} */ (expect)) };
+    return { answer: file ? await filed(response) : await answered(response, expect) };
   } catch (error) {
     if (error instanceof Refused || error instanceof Foreign) return { error };
     if (!(error instanceof ConnectionLost)) throw error;

@@ -10,7 +10,7 @@ import { Stream } from "./resume.js";
 export { LegatoCore };
 export { AnswerFailed, ConnectionLost, Foreign, LegatoError, Malformed, Refused } from "./errors.js";
 
-/** @typedef {{signal?: AbortSignal}} Options */
+/** @typedef {{signal?: AbortSignal | undefined}} Options */
 
 // The names that this client knows; else the server would take it for another and leave out what that one does not know.
 const CLIENT = { client: "legato" };
@@ -18,7 +18,7 @@ const CLIENT = { client: "legato" };
 /**
  * A new session. Repeated safely: the session gets its id here.
  * @param {LegatoCore} core
- * @param {{title?: string, agent?: string, id?: string} & Options} request `id`: your own, `[A-Za-z0-9._-]`, at most
+ * @param {{title?: string | undefined, agent?: string | undefined, id?: string | undefined} & Options} request `id`: your own, `[A-Za-z0-9._-]`, at most
  *   128; with one of your own, 409 may also mean that an attempt whose answer was lost has created it
  * @returns {Promise<import("./types.js").Session>}
  */
@@ -44,7 +44,7 @@ export async function getSession(core, { sessionId, signal }) {
 /**
  * The sessions, those last written to first.
  * @param {LegatoCore} core
- * @param {{limit?: number, before?: string} & Options} request `before`: an RFC 3339 time, for the next page
+ * @param {{limit?: number | undefined, before?: string | undefined} & Options} request `before`: an RFC 3339 time, for the next page
  * @returns {Promise<import("./types.js").Session[]>}
  */
 export async function listSessions(core, { limit, before, signal } = {}) {
@@ -66,13 +66,34 @@ export async function deleteSession(core, { sessionId, signal }) {
 }
 
 /**
- * A session's history, oldest first: the newest messages, as many as fit into 4 MiB.
+ * A session's history, oldest first: the newest messages, as many as fit into 4 MiB. `messagePage` leads further back.
  * @param {LegatoCore} core
  * @param {{sessionId: string} & Options} request
  * @returns {Promise<import("./types.js").StoredMessage[]>}
  */
-export async function messages(core, { sessionId, signal }) {
-  return call(core, { method: "GET", path: at`api/sessions/${sessionId}/messages`, query: CLIENT, expect: fits.list, signal });
+export async function messages(core, request) {
+  return (await messagePage(core, request)).messages;
+}
+
+/**
+ * A page of a session's history, oldest first: the newest messages, or those before another page. No more than fit into
+ * 4 MiB. A cursor whose message is gone, as after a retry, is `Refused` as `cursor_invalid`: begin again without it.
+ * @param {LegatoCore} core
+ * @param {{sessionId: string, limit?: number | undefined, cursor?: string | undefined} & Options} request `limit`: at most
+ *   so many messages, 1 to 10,000; `cursor`: the `older` of a page of this session
+ * @returns {Promise<{messages: import("./types.js").StoredMessage[], older: string | undefined}>} `older`: the cursor of
+ *   the page before this one; undefined if this one has the first message
+ */
+export async function messagePage(core, { sessionId, limit, cursor, signal }) {
+  /** @type {string | undefined} */ let older;
+  /** @param {any} answer @param {Response} response */
+  const expect = (answer, response) => {
+    older = response.headers.get("legato-next") ?? undefined;
+    return fits.list(answer);
+  };
+  const path = at`api/sessions/${sessionId}/messages`;
+  const found = await call(core, { method: "GET", path, query: { ...CLIENT, limit, cursor }, expect, signal });
+  return { messages: found, older };
 }
 
 /**
@@ -90,7 +111,7 @@ export async function getBlob(core, { sessionId, hash, signal }) {
  * Send a message; its answer comes on the stream, or to a `StreamResponse`. Repeated safely, however often: the key
  * makes it the same message.
  * @param {LegatoCore} core
- * @param {{sessionId: string, text: string, agent?: string, metadata?: Record<string, any>, key?: string} & Options} request
+ * @param {{sessionId: string, text: string, agent?: string | undefined, metadata?: Record<string, any> | undefined, key?: string | undefined} & Options} request
  *   `key`: 1 to 255 visible ASCII characters; keep one of your own to send again after a reload. `metadata` reaches the
  *   agent as `turn.message.metadata`
  * @returns {Promise<import("./types.js").Sent>}
@@ -104,7 +125,7 @@ export async function sendMessage(core, { sessionId, text, agent, metadata, key 
  * Answer the last message anew: its run failed or was cancelled, or somebody wants another answer. Only ever because a
  * person asked for it: each call may cost an answer.
  * @param {LegatoCore} core
- * @param {{sessionId: string, messageId: string, runId?: string} & Options} request `runId`: the run whose end was
+ * @param {{sessionId: string, messageId: string, runId?: string | undefined} & Options} request `runId`: the run whose end was
  *   seen, whose answer is replaced
  * @returns {Promise<import("./types.js").Sent>}
  */
@@ -116,7 +137,7 @@ export async function retryMessage(core, { sessionId, messageId, runId, signal }
 /**
  * Ask for the end of what is being answered. The end itself comes on the stream.
  * @param {LegatoCore} core
- * @param {{sessionId: string, runId?: string} & Options} request `runId`: only this run; without it, all that is
+ * @param {{sessionId: string, runId?: string | undefined} & Options} request `runId`: only this run; without it, all that is
  *   running or waiting
  * @returns {Promise<boolean>} whether there was anything to stop
  */
@@ -141,7 +162,7 @@ export async function resolvePermission(core, { id, grant, signal }) {
 /**
  * Answer a notification. 404 if somebody has answered it before.
  * @param {LegatoCore} core
- * @param {{id: string, type?: "acknowledge" | "text" | "choice", value?: string} & Options} request
+ * @param {{id: string, type?: "acknowledge" | "text" | "choice" | undefined, value?: string | undefined} & Options} request
  * @returns {Promise<void>}
  */
 export async function respondToNotification(core, { id, type = "acknowledge", value, signal }) {
@@ -152,12 +173,12 @@ export async function respondToNotification(core, { id, type = "acknowledge", va
 /**
  * @typedef {object} StreamRequest
  * @property {string} sessionId
- * @property {string} [lastEventId] go on behind this event
- * @property {"start" | "tail"} [from] where to begin without one; otherwise with the answer that is being written, or
+ * @property {string | undefined} [lastEventId] go on behind this event
+ * @property {"start" | "tail" | undefined} [from] where to begin without one; otherwise with the answer that is being written, or
  *   with what comes next
- * @property {AbortSignal} [signal] ends the iteration, quietly
- * @property {boolean} [stay] keep the connection of a page that is hidden for long
- * @property {(state: import("./resume.js").State) => void} [onState]
+ * @property {AbortSignal | undefined} [signal] ends the iteration, quietly
+ * @property {boolean | undefined} [stay] keep the connection of a page that is hidden for long
+ * @property {((state: import("./resume.js").State) => void) | undefined} [onState]
  */
 
 /**

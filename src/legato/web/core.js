@@ -12,7 +12,7 @@ export class LegatoCore {
   /** @type {import("./request.js").HeadersSource | undefined} */ headers;
 
   /**
-   * @param {{baseUrl?: string | URL} & import("./request.js").Access} options `baseUrl`: where Legato is mounted; by
+   * @param {{baseUrl?: string | URL | undefined} & import("./request.js").Access} options `baseUrl`: where Legato is mounted; by
    *   default the page's own address, and `http://localhost:8088` where there is no page
    */
   constructor({ baseUrl, fetch, headers } = {}) {

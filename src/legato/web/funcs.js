@@ -43,6 +43,7 @@ export const getSession = /* @__PURE__ */ result(client.getSession);
 export const listSessions = /* @__PURE__ */ result(client.listSessions);
 export const deleteSession = /* @__PURE__ */ result(client.deleteSession);
 export const messages = /* @__PURE__ */ result(client.messages);
+export const messagePage = /* @__PURE__ */ result(client.messagePage);
 export const getBlob = /* @__PURE__ */ result(client.getBlob);
 export const sendMessage = /* @__PURE__ */ result(client.sendMessage);
 export const retryMessage = /* @__PURE__ */ result(client.retryMessage);

@@ -9,24 +9,24 @@ import "./define-intercom.js";
 
 /**
  * @typedef {object} ElementProps
- * @property {string | URL} [baseUrl] where the server is; by default the page's own address, or where `web/define.js` came from
- * @property {"light" | "dark"} [theme] whatever the page is
- * @property {import("./request.js").HeadersSource} [headers] for each request, for example a token; may be another
+ * @property {string | URL | undefined} [baseUrl] where the server is; by default the page's own address, or where `web/define.js` came from
+ * @property {"light" | "dark" | undefined} [theme] whatever the page is
+ * @property {import("./request.js").HeadersSource | undefined} [headers] for each request, for example a token; may be another
  *   function on each render: the newest is asked
- * @property {Record<string, string>} [strings] words of this element's own
- * @property {string} [className] of the box around the element
- * @property {import("react").CSSProperties} [style] of the box around the element, for example its height
+ * @property {Record<string, string> | undefined} [strings] words of this element's own
+ * @property {string | undefined} [className] of the box around the element
+ * @property {import("react").CSSProperties | undefined} [style] of the box around the element, for example its height
  *
  * @typedef {object} ChatProps
- * @property {string} [session] that is shown; without one the chat is empty, and its first message begins one
- * @property {string} [agent] who answers in sessions that begin here
- * @property {"end" | "start"} [follow] what of a long answer is kept in view: its end, or its beginning
- * @property {(session: string) => void} [onSession] a session has begun; an empty string if it could not
- * @property {(state: {running: boolean}) => void} [onState] an answer is being given, or not any more
- * @property {() => void} [onChange] a session was begun or deleted
+ * @property {string | undefined} [session] that is shown; without one the chat is empty, and its first message begins one
+ * @property {string | undefined} [agent] who answers in sessions that begin here
+ * @property {"end" | "start" | undefined} [follow] what of a long answer is kept in view: its end, or its beginning
+ * @property {((session: string) => void) | undefined} [onSession] a session has begun; an empty string if it could not
+ * @property {((state: {running: boolean}) => void) | undefined} [onState] an answer is being given, or not any more
+ * @property {(() => void) | undefined} [onChange] a session was begun or deleted
  *
  * @typedef {object} IntercomProps
- * @property {string} [username] the agent's name
+ * @property {string | undefined} [username] the agent's name
  */
 
 /** A whole conversation; it fills the box that it stands in. @param {ElementProps & ChatProps} props */

@@ -12,11 +12,11 @@ import { StreamResponse } from "./stream-response.js";
  * @typedef {object} StreamResponseOptions
  * @property {string | undefined} messageId the user's message that is to be answered; nothing is sent without one
  * @property {string | undefined} threadId its thread (session)
- * @property {string | URL} [baseUrl] where the API begins; by default the page's own address
- * @property {import("./request.js").HeadersSource} [headers] for each request, for example a token; may be another
+ * @property {string | URL | undefined} [baseUrl] where the API begins; by default the page's own address
+ * @property {import("./request.js").HeadersSource | undefined} [headers] for each request, for example a token; may be another
  *   function on each render: the newest is asked
- * @property {import("./request.js").Fetch} [fetch]
- * @property {(message: import("./types.js").Message) => void} [onMessage] once, with the stored answer
+ * @property {import("./request.js").Fetch | undefined} [fetch]
+ * @property {((message: import("./types.js").Message) => void) | undefined} [onMessage] once, with the stored answer
  *
  * @typedef {import("./stream-response.js").Snapshot & {retry: () => Promise<void>, stop: () => Promise<void>}} StreamResponseState
  */

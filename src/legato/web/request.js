@@ -9,8 +9,8 @@
  *   (the console is told of it, and it is tried again), unless it is a `Refused`
  * @typedef {(input: string | URL, init?: RequestInit) => Promise<Response>} Fetch
  * @typedef {object} Access how requests reach the server
- * @property {Fetch} [fetch] in place of the global one, for example to add `credentials`
- * @property {HeadersSource} [headers] for each request, for example `authorization`
+ * @property {Fetch | undefined} [fetch] in place of the global one, for example to add `credentials`
+ * @property {HeadersSource | undefined} [headers] for each request, for example `authorization`
  */
 import { Refused, lost } from "./errors.js";
 

@@ -47,17 +47,17 @@ export function backoff(attempt, { retry = null, retryAfter = null, random = Mat
  * @property {(name: string, data: any, id: string) => void | Promise<void>} event awaited, so a slow reader holds the
  *   connection back instead of piling up events; what it throws ends the stream, with the cursor before the event. (What
  *   the others throw is uncaught, and changes nothing.)
- * @property {(state: State) => void} [state]
- * @property {(error: LegatoError) => void} [refused] the stream is over
- * @property {(response: Response) => void} [open] the head of each good answer; its body is not yours
- * @property {(id: string) => void} [beat] after each heartbeat, with the cursor
+ * @property {((state: State) => void) | undefined} [state]
+ * @property {((error: LegatoError) => void) | undefined} [refused] the stream is over
+ * @property {((response: Response) => void) | undefined} [open] the head of each good answer; its body is not yours
+ * @property {((id: string) => void) | undefined} [beat] after each heartbeat, with the cursor
  *
  * @typedef {object} StreamSettings
- * @property {"GET" | "POST"} [method]
- * @property {string} [lastEventId] the cursor to begin after; without one the server decides
- * @property {AbortSignal} [signal] closes the stream
- * @property {boolean} [stay] keep the connection while the page is hidden; otherwise it is left after a minute
- * @property {(text: string, name: string) => any} [parse] of an event's data; JSON by default. What it throws says that
+ * @property {"GET" | "POST" | undefined} [method]
+ * @property {string | undefined} [lastEventId] the cursor to begin after; without one the server decides
+ * @property {AbortSignal | undefined} [signal] closes the stream
+ * @property {boolean | undefined} [stay] keep the connection while the page is hidden; otherwise it is left after a minute
+ * @property {((text: string, name: string) => any) | undefined} [parse] of an event's data; JSON by default. What it throws says that
  *   the event cannot be read
  *
  * @typedef {import("./request.js").Access & StreamSettings} StreamOptions

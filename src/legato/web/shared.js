@@ -40,9 +40,9 @@ const PAGE = 256;
  * @typedef {{postMessage(message: any): void, close(): void, onmessage: ((event: any) => void) | null}} Channel
  *
  * @typedef {object} Sharing
- * @property {string} [share] who shares: tabs with the same word (for example the user's id); "" by default
- * @property {import("./election.js").Locks} [locks] `navigator.locks`
- * @property {(name: string) => Channel} [channel] `new BroadcastChannel(name)`
+ * @property {string | undefined} [share] who shares: tabs with the same word (for example the user's id); "" by default
+ * @property {import("./election.js").Locks | undefined} [locks] `navigator.locks`
+ * @property {((name: string) => Channel) | undefined} [channel] `new BroadcastChannel(name)`
  *
  * @typedef {Omit<import("./resume.js").StreamOptions, "method" | "stay"> & Sharing} SharedOptions
  */

@@ -79,10 +79,10 @@ export class StreamResponse {
    * It sends nothing until `start()`, and nothing at all unless both ids are there.
    * @param {LegatoCore} core
    * @param {object} request
-   * @param {string} [request.threadId] a session's id
-   * @param {string} [request.messageId] the user's message that is to be answered
-   * @param {AbortSignal} [request.signal] does what `close()` does
-   * @param {(message: Message) => void} [request.onMessage] once, with the stored answer
+   * @param {string | undefined} [request.threadId] a session's id
+   * @param {string | undefined} [request.messageId] the user's message that is to be answered
+   * @param {AbortSignal | undefined} [request.signal] does what `close()` does
+   * @param {((message: Message) => void) | undefined} [request.onMessage] once, with the stored answer
    */
   constructor(core, { threadId, messageId, signal, onMessage }) {
     this.#core = core;
