@@ -382,6 +382,37 @@ def test_what_is_set_before_its_class_is_here_holds(chat: Page, echo: Server) ->
     assert set(asked) == {"hot"}
 
 
+def test_what_frameworks_set_can_be_taken_back(chat: Page) -> None:
+    """They look for setters of the class, and say with undefined, null or an empty text that there is nothing."""
+    wrong = chat.evaluate("""async () => {
+        await import(new URL('web/define-intercom.js', document.baseURI));
+        const given = {baseUrl: '/x', theme: 'dark', headers: {a: 'b'}, strings: {send: 'Go'}};
+        const tags = {
+            'legato-chat': {...given, session: 's', agent: 'a', follow: 'start'},
+            'legato-intercom': {...given, username: 'a'},
+            'legato-incoming-message-indicator': given,
+            'legato-in-progress-message': {...given, text: 'Tea', ended: true},
+            'legato-message-stream-error': {...given, message: 'Cold', final: true},
+        };
+        const wrong = [];
+        for (const [tag, properties] of Object.entries(tags)) {
+            const element = document.createElement(tag);
+            for (const [name, value] of Object.entries(properties)) {
+                for (const nothing of [undefined, null, '']) {
+                    const before = JSON.stringify(element[name]);
+                    element[name] = value;
+                    if (element[name] === before || Object.hasOwn(element, name)) wrong.push([tag, name]);
+                    element[name] = nothing;
+                    const kept = element.attributes.length > 0 || JSON.stringify(element[name]) !== before;
+                    if (kept) wrong.push([tag, name, nothing]);
+                }
+            }
+        }
+        return wrong;
+    }""")
+    assert wrong == []
+
+
 def test_a_chat_that_is_moved_goes_on(chat: Page) -> None:
     """In another place of the page it shows what it showed, at its end, and asks for nothing again."""
     text = "\n\n".join(f"Word {number}." for number in range(120))

@@ -57,8 +57,7 @@ export class LegatoChat extends LegatoElement {
     return this.getAttribute("session") ?? "";
   }
   set session(session) {
-    if (session) this.setAttribute("session", session);
-    else this.removeAttribute("session");
+    this.reflect("session", session);
   }
 
   /** The name of the agent that answers in sessions that begin here; the server's first one if empty. */
@@ -66,7 +65,15 @@ export class LegatoChat extends LegatoElement {
     return this.getAttribute("agent") ?? "";
   }
   set agent(agent) {
-    this.setAttribute("agent", agent);
+    this.reflect("agent", agent);
+  }
+
+  /** What of a long answer is kept in view: `start`, or its end if empty. */
+  get follow() {
+    return this.getAttribute("follow") ?? "";
+  }
+  set follow(place) {
+    this.reflect("follow", place);
   }
 
   /** Send a message, as if it had been typed. @param {string} text */
@@ -309,7 +316,7 @@ export class LegatoChat extends LegatoElement {
     this.#showRunning(this.#talk?.running);
     this.#showWhose();
     const view = this.#views.get(last);
-    if (this.#sent && view && this.getAttribute("follow") === "start") this.#follow.toStart(view.element);
+    if (this.#sent && view && this.follow === "start") this.#follow.toStart(view.element);
     else this.#follow.keep();
     this.#sent &&= !view;
   }

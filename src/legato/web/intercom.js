@@ -37,7 +37,7 @@ export class LegatoIntercom extends LegatoElement {
     return this.getAttribute("username") ?? "";
   }
   set username(name) {
-    this.setAttribute("username", name);
+    this.reflect("username", name);
   }
 
   /** Whether the chat is shown. */

@@ -16,10 +16,9 @@ const Element = globalThis.HTMLElement ?? Object;
 export class LegatoElement extends Element {
   /** What was set on it before its class was here. */ #early = early(this);
   /** @type {Record<string, string>} */ #strings = {};
+  /** @type {import("./request.js").HeadersSource} */ #headers = {};
   /** @type {Server | null} */ #server = null;
   #life = new AbortController();
-  /** Headers for each request, or a function that makes them, see `request.js`. @type {any} */
-  headers = {};
 
   /** The Legato element around this one. @returns {LegatoElement | null} */
   get outer() {
@@ -46,12 +45,36 @@ export class LegatoElement extends Element {
     return /** @type {any} */ (this.shadowRoot?.firstElementChild);
   }
 
+  // Each property has a setter on the prototype: that is where frameworks look for what they can set.
+
+  /** Headers for each request, or a function that makes them, see `request.js`. */
+  get headers() {
+    return this.#headers;
+  }
+  set headers(headers) {
+    this.#headers = headers || {};
+  }
+
   /** Address of the server: the attribute `base-url`, else where the elements were loaded from. */
   get baseUrl() {
     return this.getAttribute("base-url") ?? "";
   }
   set baseUrl(url) {
-    this.setAttribute("base-url", url);
+    this.reflect("base-url", url);
+  }
+
+  /** `light` or `dark`, whatever the page is. */
+  get theme() {
+    return this.getAttribute("theme") ?? "";
+  }
+  set theme(theme) {
+    this.reflect("theme", theme);
+  }
+
+  /** Frameworks say with undefined, null or "" that there is none. @param {string} name @param {string | null | undefined} value */
+  reflect(name, value) {
+    if (value) this.setAttribute(name, value);
+    else this.removeAttribute(name);
   }
 
   /** @returns {Server} */
@@ -110,7 +133,7 @@ export class LegatoElement extends Element {
  * @param {any} element @returns {Record<string, any>}
  */
 function early(element) {
-  const given = Object.entries(element).filter(([name]) => name === "headers" || name in Object.getPrototypeOf(element));
+  const given = Object.entries(element).filter(([name]) => name in Object.getPrototypeOf(element));
   for (const [name] of given) delete element[name];
   return Object.fromEntries(given);
 }

@@ -35,7 +35,7 @@ export class LegatoInProgressMessage extends LegatoElement {
     return this.#text;
   }
   set text(text) {
-    this.#text = text;
+    this.#text = text ?? "";
     this.#update();
   }
 
@@ -43,7 +43,7 @@ export class LegatoInProgressMessage extends LegatoElement {
     return this.hasAttribute("ended");
   }
   set ended(ended) {
-    this.toggleAttribute("ended", ended);
+    this.toggleAttribute("ended", Boolean(ended));
   }
 
   /** @param {string} delta */
@@ -96,6 +96,22 @@ export class LegatoInProgressMessage extends LegatoElement {
 export class LegatoMessageStreamError extends LegatoElement {
   static observedAttributes = ["message", "final"];
 
+  /** Why, for people. */
+  get message() {
+    return this.getAttribute("message") ?? "";
+  }
+  set message(message) {
+    this.reflect("message", message);
+  }
+
+  /** Whether trying again is of no use. */
+  get final() {
+    return this.hasAttribute("final");
+  }
+  set final(final) {
+    this.toggleAttribute("final", Boolean(final));
+  }
+
   connectedCallback() {
     super.connectedCallback();
     this.wordsChanged();
@@ -111,8 +127,8 @@ export class LegatoMessageStreamError extends LegatoElement {
     this.inside.replaceChildren(
       h("div", { class: "error", part: "error", role: this.hasAttribute("past") ? null : "alert" },
         h("span", { class: "sign", "aria-hidden": "true" }, "!"),
-        h("p", { dir: "auto" }, h("strong", {}, this.word("failed")), " ", this.getAttribute("message") || this.word("failedUnknown")),
-        this.hasAttribute("final") ? null : h("button", { type: "button", part: "retry", click: retry }, this.word("retry"))),
+        h("p", { dir: "auto" }, h("strong", {}, this.word("failed")), " ", this.message || this.word("failedUnknown")),
+        this.final ? null : h("button", { type: "button", part: "retry", click: retry }, this.word("retry"))),
     );
   }
 }
