@@ -11,10 +11,21 @@ import pytest
 
 CACHE = Path(__file__).parents[1] / ".cache" / "node"
 
+# What checks the types of the npm package, and what these speak of: one folder for all who do.
+TYPES = (
+    *("typescript@7.0.2", "@types/react@19.3.0", "react@19.3.1"),
+    *("preact@11.2.0", "solid-js@1.9.19", "svelte@5.57.3", "vue@3.5.45"),
+)
+
 
 def package(name: str) -> Path:
     """A folder in which ``name``, for example ``openai@7.55.0``, is installed; skips the test if it cannot be made."""
     return packages(name, name)
+
+
+def types() -> Path:
+    """The folder in which all of ``TYPES`` are."""
+    return packages("web-types", *TYPES)
 
 
 def packages(folder: str, *names: str) -> Path:

@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Error, Page, expect
 from browser import browsing, node
 from legato import Legato
 from live_server import serving
-from node_packages import packages
+from node_packages import packages, types
 
 ROOT = Path(__file__).parent.parent
 WEB = ROOT / "src/legato/web"
@@ -31,7 +31,6 @@ TOOLS = (
     *("vite@8.4.0", "webpack@5.113.0", "webpack-cli@7.3.1", "esbuild@0.28.2", "react@19.3.1", "react-dom@19.3.1"),
     *("typescript@5.9.3", "@types/react@19.3.0"),
 )
-TYPESCRIPT = ("typescript@7.0.2", "@types/react@19.3.0", "react@19.3.1")  # as in test_web_package
 PLAIN = """
 import "legato/define.js";
 const chat = document.createElement("legato-chat");
@@ -73,15 +72,62 @@ export default function Layout({ children }) { // on the server, to which what i
   return <html lang="en"><body>{children}<LegatoIntercom /></body></html>;
 }
 """
-TYPES = """
+COMPONENTS = """
+/** @jsxImportSource react */
+/// <reference types="legato/tags/react" />
+import { useRef } from "react";
 import { LegatoChat, LegatoIntercom } from "legato/react-chat.js";
-import type { ReactNode } from "react";
 
-export const page = (): ReactNode =>
-  LegatoChat({ session: "s", theme: "dark", onState: ({ running }) => running || 1 });
-export const small = (): ReactNode => LegatoIntercom({ username: "guide", style: { height: 3 } });
-// @ts-expect-error: there is no such theme
-export const wrong = (): ReactNode => LegatoChat({ theme: "blue" });
+export function Page({ session }: { session?: string | undefined }) {
+  const chat = useRef<HTMLElementTagNameMap["legato-chat"]>(null);
+  return (
+    <main onClick={() => chat.current?.send("Hello")}>
+      <LegatoChat session={session} theme="dark" onState={({ running }) => running || 1} />
+      <LegatoIntercom username="guide" style={{ height: 3 }} />
+      <legato-chat ref={chat} session={session} base-url="/api" follow="start" className="wide" style={{ height: 3 }}
+        headers={() => ({ authorization: "x" })} onlegato-session={(event) => event.detail.toUpperCase()}>
+        <p slot="empty">Nothing yet.</p>
+      </legato-chat>
+      <legato-in-progress-message text="Tea" ended />
+      <legato-message-stream-error message="Cold" final onretry={() => {}} />
+      {/* @ts-expect-error: there is no such theme */}
+      <LegatoChat theme="blue" />
+      {/* @ts-expect-error: there is no such place */}
+      <legato-chat follow="middle" />
+    </main>
+  );
+}
+"""
+JSX = """
+/** @jsxImportSource SOURCE */
+/// <reference types="legato/tags/FRAMEWORK" />
+export function Page(props: { session?: string | undefined }) {
+  let chat!: HTMLElementTagNameMap["legato-chat"] | null;
+  return (
+    <main onClick={() => chat?.send("Hello")}>
+      <legato-chat ref={(made) => { chat = made; }} session={props.session} base-url="/api" class="wide"
+        headers={{ authorization: "x" }} LISTENlegato-state={({ detail }) => detail.running} />
+      {/* @ts-expect-error: there is no such place */}
+      <legato-chat follow="middle" />
+    </main>
+  );
+}
+"""
+MARKUP = """
+/// <reference types="legato/tags/svelte" />
+/// <reference types="legato/tags/vue" />
+import type { SvelteHTMLElements } from "svelte/elements";
+import type { GlobalComponents } from "vue";
+
+type Made = InstanceType<GlobalComponents["legato-chat"]>;
+type Tag = SvelteHTMLElements["legato-chat"];
+export const vue: Made["$props"] = { session: undefined, baseUrl: "/", onLegatoState: (event) => event.detail.running };
+export const send = (chat: Made) => chat.send("Hello");
+export const svelte: Tag = { session: undefined, "onlegato-state": (event) => event.detail.running };
+// @ts-expect-error: there is no such place
+export const one: Made["$props"] = { follow: "middle" };
+// @ts-expect-error: there is no such place
+export const other: Tag = { follow: "middle" };
 """
 HTML = '<!doctype html><html lang="en"><title>A page</title><body><div id="root" style="height: 90vh"></div>'
 
@@ -268,24 +314,41 @@ def test_a_bundle_of_the_react_components(project: Path, page: Page, bundler: st
     assert set(requests) == {"Bearer tea"}
 
 
-@pytest.mark.parametrize("version", ["5.9", "7.0"])
-def test_types_of_the_react_components(project: Path, version: str) -> None:
-    """TypeScript of both generations knows what the components take."""
-    tools = packages("bundlers", *TOOLS) if version == "5.9" else packages("web-types", *TYPESCRIPT)
-    folder = project / f"types-{version}"
-    modules = folder / "node_modules"
-    modules.mkdir(parents=True)
-    for name in ("react", "@types", "csstype"):
-        (modules / name).symlink_to(tools / "node_modules" / name)
-    (modules / "legato").symlink_to(project / "node_modules/legato")
-    (folder / "consumer.ts").write_text(TYPES)
-    strict = ["--noEmit", "--strict", "--target", "es2022", "--module", "nodenext", "--lib", "es2023,dom,dom.iterable"]
+def check_types(project: Path, version: str, sources: dict[str, str], *options: str) -> None:
+    """By a strict TypeScript of this version, in a folder that has the package and what its types speak of."""
+    folder = project / f"types-{version}-{len(sources)}"
+    folder.mkdir()
+    (folder / "node_modules").mkdir()
+    for each in (types() / "node_modules").iterdir():
+        (folder / "node_modules" / each.name).symlink_to(each)
+    (folder / "node_modules/legato").symlink_to(project / "node_modules/legato")
+    for name, code in sources.items():
+        (folder / name).write_text(code)
+    compiler = packages("bundlers", *TOOLS) if version == "5.9" else types()
+    strict = ["--noEmit", "--strict", "--exactOptionalPropertyTypes", "--jsx", "preserve"]
+    library = ["--target", "es2022", "--lib", "es2023,dom,dom.iterable", "--module", "nodenext", "--preserveSymlinks"]
     done = subprocess.run(
-        [node(), str(tools / "node_modules/typescript/bin/tsc"), *strict, "consumer.ts"],
+        [node(), str(compiler / "node_modules/typescript/bin/tsc"), *strict, *library, *options, *sources],
         cwd=folder, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("version", ["5.9", "7.0"])
+def test_types_of_the_react_components(project: Path, version: str) -> None:
+    """TypeScript of both generations knows what the components and the tags take; the fast one looks into all types."""
+    check_types(project, version, {"page.tsx": COMPONENTS}, *(["--skipLibCheck"] if version == "5.9" else []))
+
+
+def test_types_of_the_tags(project: Path) -> None:
+    """So do those of the other frameworks, whose own types are not looked into: that takes longer than all the rest."""
+    sources = {
+        "preact.tsx": _filled(JSX, {"SOURCE": "preact", "FRAMEWORK": "preact", "LISTEN": "on"}),
+        "solid.tsx": _filled(JSX, {"SOURCE": "solid-js", "FRAMEWORK": "solid", "LISTEN": "on:"}),
+        "markup.ts": MARKUP,
+    }
+    check_types(project, "7.0", sources, "--skipLibCheck")
 
 
 LEAKS = """

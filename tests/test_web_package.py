@@ -15,14 +15,13 @@ import pytest
 from browser import node
 from legato import Legato, __version__
 from live_server import serving
-from node_packages import packages
+from node_packages import types
 
 ROOT = Path(__file__).parent.parent
 WEB = ROOT / "src/legato/web"
-TOOLS = ("typescript@7.0.2", "@types/react@19.3.0", "react@19.3.1")
 
 CONSUMER = """
-import { LegatoCore, sendMessage, streamEvents, Refused } from "legato";
+import { LegatoCore, createSession, messagePage, sendMessage, streamEvents, Refused } from "legato";
 import "legato/define.js";
 import * as funcs from "legato/funcs.js";
 import { useStreamResponse } from "legato/react.js";
@@ -57,6 +56,14 @@ export function Answer({ messageId }: { messageId?: string }): string | null {
   return error?.message ?? message?.text ?? null;
 }
 
+export async function history(sessionId: string, cursor?: string): Promise<string[]> {
+  const { messages, older } = await messagePage(core, { sessionId, cursor });
+  return [...(older === undefined ? [] : await history(sessionId, older)), ...messages.map((each) => each.userInput)];
+}
+
+const absent: { title?: string | undefined; headers?: undefined; id?: string | undefined } = {};
+void createSession(new LegatoCore(absent), absent);
+
 export const snapshot: Snapshot = new StreamResponse(core, { threadId: "t", messageId: "m" }).getSnapshot();
 // Either kind of stream will do.
 export const follow = (kind: typeof Stream | typeof SharedStream): State =>
@@ -66,6 +73,7 @@ export const name: StreamEvent["event"] = "content";
 const chat = document.querySelector("legato-chat");
 chat?.send("Hello");
 chat?.addEventListener("legato-session", (event) => event.detail.toUpperCase());
+window.addEventListener("legato-state", (event) => event.detail.running);
 document.createElement("legato-intercom").open();
 
 // @ts-expect-error: a session is needed
@@ -87,7 +95,7 @@ def npm(*arguments: str, cwd: Path) -> str:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of somebody who has installed the package, and TypeScript beside it."""
     node()
-    tools = packages("web-types", *TOOLS) / "node_modules"
+    tools = types() / "node_modules"
     # A copy, so that no other test sees the files that packing leaves for a moment.
     source = tmp_path_factory.mktemp("source") / "a/b/c/web"
     shutil.copytree(WEB, source)
@@ -129,6 +137,7 @@ def test_typescript_knows_the_package(installed: Path) -> None:
     options = [
         "--noEmit",
         "--strict",
+        "--exactOptionalPropertyTypes",
         "--target",
         "es2022",
         "--module",
