@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from legato.doorbell import Doorbell
+from facts import stored
+from legato.doorbell import Bell, Doorbell
 from legato.errors import StoreBusy, StoreError, StoreLost
 from legato.event import Event, Offset
 from legato.store.group import GroupWriter, RowGroup, RowRequest
@@ -162,3 +163,20 @@ async def test_one_question_for_all() -> None:
     assert await asyncio.gather(*map(together.of, ["a", "b", "a", "none"])) == [1, 1, 1, None]
     assert await together.of("a") == 2
     assert asked == [["a", "b", "none"], ["a"]]
+
+
+async def test_what_was_read_before_all_is_forgotten_is_not_kept() -> None:
+    """It may be of an era of the database that has ended while it was read."""
+
+    async def follow(names: Sequence[str], afters: Sequence[Offset]) -> dict[str, tuple[Offset, list[Event]]]:
+        assert (names, afters) == (["s"], [1])
+        neighbours.forget()
+        return {"s": (2, [stored("text.delta", {}, offset=2, at=0.0)])}
+
+    bell, doorbell = Bell(), Doorbell()
+    doorbell.hang("s", bell)
+    neighbours = Neighbours(doorbell, follow, events=10, bytes=10_000)
+    neighbours.stored("s", [stored("text.delta", {}, offset=1, at=0.0)], outside=True)
+    await neighbours.ring({"s": True})
+    assert neighbours.tail.head("s") is None
+    assert await bell.wait(0.0)

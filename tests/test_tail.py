@@ -54,6 +54,20 @@ def test_readers_share_the_events() -> None:
     assert new[0] is (tail.read("s", 0, 10) or [None])[0]
 
 
+def test_what_is_held_already_stays() -> None:
+    """Others may have stored more, and somebody read it, before it is known that something was stored here: what comes
+    late takes nothing back."""
+    tail = TailCache()
+    put(tail, "s", events(1, 2, 3, 4))
+    for late in (events(2, 3), events(4), events(3, 4, 5)):
+        put(tail, "s", late)
+    assert [1, 2, 3, 4, 5] == offsets(tail.read("s", 0, 10))
+    assert 5 == tail.head("s")
+
+    put(tail, "s", events(6, 9, type="session.deleted"))
+    assert [9] == offsets(tail.read("s", 0, 10))
+
+
 def test_unknown_session() -> None:
     """Of a session that was never put nothing is known, not even that it is empty."""
     assert TailCache().read("s", 0, 10) is None

@@ -75,7 +75,7 @@ class Neighbours:
 
     def stored(self, session: str, events: Sequence[Event], *, outside: bool) -> None:
         """These events of a session have been committed: ring here, and tell the others."""
-        self._put(session, events)
+        self.tail.put(session, events)
         self._doorbell.ring(session, outside=outside)
         self._rings[session] = outside or self._rings.get(session, False)
         self._call.ring()
@@ -85,13 +85,6 @@ class Neighbours:
         self._doorbell.ring_work()
         self._work = True
         self._call.ring()
-
-    def _put(self, session: str, events: Sequence[Event]) -> None:
-        held = self.tail.head(session) or 0
-        if events[0].offset > held:
-            self.tail.put(session, events)
-        elif events[-1].offset > held:
-            self.tail.put(session, [event for event in events if event.offset > held])
 
     async def messages(self) -> list[bytes] | None:
         """Wait for what is to be told to the others, once; None: there is nothing, and nothing more will come."""
@@ -158,7 +151,7 @@ class Neighbours:
             if now is None or now >= head >= 0:
                 continue  # let go of, or told here meanwhile
             if events and events[-1].offset == head and (events[0].offset <= now + 1 or len(events) == 1):
-                self._put(name, events)
+                tail.put(name, events)
             else:
                 tail.forget(name)
         for name, outside in rings.items():

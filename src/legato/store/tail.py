@@ -100,11 +100,16 @@ class TailCache:
         return self._held
 
     def put(self, session: str, events: Sequence[Event]) -> None:
-        """Take the session's next events, as they become visible.
+        """Take the session's next events, as they become visible. What is held already stays as it is: somebody may
+        have read further than what was stored here, before that was known to be stored.
 
         Every append to a session that is held must come here, in order; that is what makes the tail complete.
         """
         tail = self._tails.get(session)
+        if tail is not None and events[0].offset <= tail.head:
+            events = [event for event in events if event.offset > tail.head]
+            if not events:
+                return
         if tail is None or tail.head + 1 != events[0].offset:
             self.forget(session)
             tail = self._tails[session] = _Tail(events[0].offset - 1)
