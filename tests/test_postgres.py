@@ -221,6 +221,23 @@ async def test_readers_who_are_behind_share_pages(place: str, monkeypatch: pytes
         assert [event.type async for event in Log(store, "s").all()] == ["session.deleted"]
 
 
+async def test_a_block_of_an_era_that_has_ended_is_not_given(place: str) -> None:
+    """While somebody waits for their turn to read it, all may be forgotten, since some of it may be lost."""
+    async with opened(place) as (store,):
+        await begin(store)
+        await store.append("s", [text("r")])
+        log = await store.read("s", 0)
+        store._others.forget()
+        turn: Any = store._turns.setdefault("s", asyncio.Lock())
+        async with turn:
+            blocks = store._others.blocks
+            blocks.put("s", 0, log[:1], blocks.forgotten)
+            reading = asyncio.create_task(store.read("s", 0))
+            await reach(lambda: turn._waiters)
+            store._others.forget()
+        assert await reading == log
+
+
 async def test_sessions_are_built_beside_others(place: str) -> None:
     """While a session is begun in pieces nobody waits for it, in any process; and of two of one name there is one."""
 

@@ -260,20 +260,22 @@ class PostgresStore:
             if look is not None and after == look.info.head:
                 tail.seed(session, after, [], evictions)
             return []
-        blocks, start = self._others.blocks, after - after % READ_LIMIT
         if look.deleted:
-            blocks.forget(session)
+            self._others.blocks.forget(session)
             after = max(after, look.info.head - 1)  # what is left before it is nobody's
         if not deltas or limit < READ_LIMIT or look.deleted:
             return await self._page(session, after, limit, deltas)
+        start = after - after % READ_LIMIT
         async with self._turns.setdefault(session, asyncio.Lock()):
+            blocks = self._others.blocks  # of the era in which this is read, which may have begun meanwhile
+            forgotten = blocks.forgotten
             # Somebody may have read the same meanwhile; and who is far behind is read a block, for all others who are.
             if events := self._others.tail.read(session, after, limit) or blocks.read(session, after):
                 return events
             if start + READ_LIMIT <= look.info.head:
                 page = await self._page(session, start, READ_LIMIT, True)
                 if len(page) == READ_LIMIT:
-                    blocks.put(session, start, page, blocks.forgotten)
+                    blocks.put(session, start, page, forgotten)
                 if events := page[after - start :]:
                     return events
             return await self._page(session, after, limit, True)
