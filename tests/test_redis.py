@@ -288,6 +288,25 @@ async def test_bells_ring_in_other_processes(pair: tuple[RedisStore, RedisStore]
     assert not await other.wait(0)
 
 
+async def test_a_message_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
+    """Is of another version, which may be there while a new one is rolled out: it rings for all that is listened to,
+    and the connection stays."""
+    async with stores(PLACES["valkey"]("junk"), 2) as (one, two):
+        await one.append("s", begun())
+        bell, work = Bell(), Bell()
+        two.doorbell.hang("s", bell)
+        two.doorbell.hang_work(work)
+        await settle_bells(two, bell, work)
+        two._reader.hear(b"of another version")
+        assert await work.wait(0.0)
+        assert two._reader.look.is_set()
+        shared_valkey().ask("PUBLISH", one._server.channel, b"\x93of another version")
+        await settle_bells(two, bell)
+        await one.append("s", [text(0)])
+        assert await bell.wait(PATIENCE)
+        assert "not heard of" not in caplog.text
+
+
 async def settle_bells(store: RedisStore, *bells: Bell) -> None:
     """What rings for a while after the beginning is over: the store has heard of the sessions that are listened to."""
     async with asyncio.timeout(PATIENCE):

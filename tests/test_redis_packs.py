@@ -253,7 +253,7 @@ async def test_what_comes_from_elsewhere_is_packed(pair: tuple[RedisStore, Redis
 
 
 async def test_a_pack_that_is_damaged(pair: tuple[RedisStore, RedisStore]) -> None:
-    """Is an error that says so, of its session alone; all others are read, and packed, as before."""
+    """Is an error that says so, as an entry is, of its session alone; all others are read, and packed, as before."""
     one, two = pair
     await one.append("t", begun())
     await answer(one, 100, "t")
@@ -266,6 +266,10 @@ async def test_a_pack_that_is_damaged(pair: tuple[RedisStore, RedisStore]) -> No
     with pytest.raises(StoreCorrupt):
         await one.thin("t", 0, 1_000)
     assert len(await two.read("t", 0, deltas=False)) == 4
+    await one.append("u", begun())
+    shared_valkey().ask("XADD", one._server.keys("u", "whole")[0].decode(), "9-0", "e", "no entry")
+    with pytest.raises(StoreCorrupt):
+        await two.read("u", 0)
     await answer(one, 100)
     await at_rest(one)
     assert await pack(one) == 100

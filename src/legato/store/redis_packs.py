@@ -118,10 +118,13 @@ def unpack(entry: bytes) -> list[Record]:
     """The events of an entry, or of a pack: that is compressed, and begins as no list in MessagePack does.
 
     Raises:
-        StoreCorrupt: it is a pack that cannot be read.
+        StoreCorrupt: it cannot be read.
     """
     if entry[:1] != b"x":
-        return records_of(entry)
+        try:
+            return records_of(entry)
+        except msgspec.MsgspecError as exc:
+            raise StoreCorrupt(f"An entry of a log cannot be read: {exc}.") from exc
     plain, found = _taken_apart(entry)
     return sorted([*plain, *(record for stretch in found for record in stretch.records())], key=offset_of)
 

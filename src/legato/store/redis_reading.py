@@ -16,7 +16,7 @@ import msgspec
 
 from ..check import is_text
 from ..doorbell import Doorbell
-from ..errors import LegatoError, StoreCorrupt, StoreError
+from ..errors import StoreCorrupt, StoreError
 from ..event import Event, Offset, read_stored
 from ..log import MICRO, READ_LIMIT
 from .redis_eras import Eras
@@ -211,8 +211,14 @@ class RedisReader:
             await asyncio.sleep(DEAF_SECONDS / 2)
 
     def hear(self, data: bytes) -> None:
-        """A message has come."""
-        writer, grown, work = _said(data)
+        """A message has come. One that cannot be read is of another version, or another program: all is looked at."""
+        try:
+            writer, grown, work = _said(data)
+        except msgspec.MsgspecError:
+            self.tail = TailCache(**self._bounds)
+            self.look.set()
+            self._doorbell.ring_work()
+            return
         if writer == self._me:
             return
         for session, head, outside in grown:
@@ -246,8 +252,8 @@ class RedisReader:
         after = tail.head(session)
         try:
             events = [] if after is None else await self.read(session, after)
-        except LegatoError:
-            events = []  # whoever follows will be told
+        except Exception:  # whatever it is: whoever follows will be told, and others are read on
+            events = []
         head, outside = self._behind.pop(session)
         if tail is self.tail and after is not None and tail.head(session) == after:
             if events:
