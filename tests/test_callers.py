@@ -20,6 +20,7 @@ from asking import items
 from driving import at_once, reason
 from held_store import quiet
 from legato.agent import Agent
+from legato.archive import export, take
 from legato.caller import NOBODY, Caller, Verb, may
 from legato.errors import LegatoError
 from legato.event import MessageCreated
@@ -563,6 +564,58 @@ async def test_a_message_that_is_answered_anew_is_whose_wish_it_was(dialect: str
         # What is copied was sent by nobody there.
         copied = [event.fact async for event in app.sessions.all(NOBODY, fork) if event.run is None]
         assert [fact.caller for fact in copied if isinstance(fact, MessageCreated)] == [None]
+
+
+async def test_each_message_says_who_wrote_it() -> None:
+    """In lists, on streams and to agents: whoever had it answered anew, in copies, after an export and an import.
+    Whoever reads is told who they are; on an open server there is nobody to tell of."""
+    agent = Listening()
+    async with serving(may=shared, agent=agent) as (app, driver):
+        session = (await sent(driver, "POST", "/api/sessions", {"title": "x"}, ALICE)).json()["id"]
+        where = f"/api/sessions/{session}"
+        for text, who in (("one", ALICE), ("two", BOB)):
+            last = (await sent(driver, "POST", f"{where}/messages", {"text": text}, who)).json()["messageId"]
+            await quiet()
+        for again in (ALICE, ALICE):
+            assert (await sent(driver, "POST", f"{where}/messages/{last}/retry", None, again)).status == 202
+            await quiet()
+        fork = (await sent(driver, "POST", f"{where}/fork", {"messageIndex": 2}, ALICE)).json()["id"]
+        stream = f"/api/sdk/chat/{fork}/messages/{last}/query/stream"
+        assert (await sent(driver, "POST", stream, None, ALICE)).status == 200
+        await quiet()
+        exported = [
+            line async for each in export(app.store, session=session) for line in each.splitlines(keepends=True)
+        ]
+        async with serving(may=shared) as (other, imported):
+            assert (await take(other.store, exported)).sessions == 1
+            for driven, id in ((driver, session), (driver, fork), (imported, session)):
+                wrote = [("one", "alice"), ("two", "bob")]
+                rows = (await sent(driven, "GET", f"/api/sessions/{id}/messages", None, BOB)).json()
+                assert [(row["userInput"], row["author"]) for row in rows if row["role"] == "user"] == wrote
+                assert all("author" not in row for row in rows if row["role"] != "user")
+                read = await sent(driven, "GET", f"/stream?sessionId={id}&from=start", None, BOB)
+                told = [
+                    json.loads(each) for each in re.findall(r"(?m)^event: user_message_created\ndata: (.*)$", read.text)
+                ]
+                assert {(each["content"], each["author"]) for each in told} == set(wrote)
+                for who in ("alice", "bob"):
+                    about = await sent(driven, "GET", f"/api/sessions/{id}", None, {"x-user": who})
+                    assert about.json()["you"] == who
+        asked = [(turn.caller.subject, turn.message.author) for turn in agent.turns]
+        assert asked == [("alice", "alice"), ("bob", "bob"), *[("alice", "bob")] * 3]
+        assert {message.author for turn in agent.turns[1:] for message in turn.history} == {
+            "alice",
+            "",
+        }  # "": the agent
+    store = MemoryStore()
+    await append_raw(store, "s_old", "session.created", {"title": "x"})
+    await append_raw(store, "s_old", "message.created", {"id": "m1", "role": "user", "text": "x"})
+    app = Legato(store, agents=[Listening()])
+    app.drain_on_signal = False
+    async with Driver(app) as driver:
+        about = (await driver.request("GET", "/api/sessions/s_old")).json()
+        [row] = (await driver.request("GET", "/api/sessions/s_old/messages")).json()
+        assert {"you", "author"}.isdisjoint({*about, *row})
 
 
 # Who is let in --------------------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class Copies:
                 parts=m.parts or None,
                 metadata=m.metadata or None,
                 opaque=m.opaque or None,
+                author=m.author or None,
             )
             for m in await self._contents.messages(source, entries)
         ]

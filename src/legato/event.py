@@ -159,7 +159,8 @@ class MessageCreated(Fact, frozen=True):
 
     Attributes:
         role: ``user``; ``assistant`` of what was said before.
-        caller: the subject of who sent it.
+        caller: the subject of who sent it, or had it answered anew.
+        author: the subject of who wrote it, where that is another; "" if nobody in particular did.
         key: the idempotency key that it came with.
         retries: the run whose answer is to be given anew, None if there was none; the message stands in the log once
             before. Unset: it is new.
@@ -182,6 +183,12 @@ class MessageCreated(Fact, frozen=True):
     opaque: list[Opaque] | None = None
     trace: str | None = None
     blobs: list[BlobRef] | None = None
+    author: str | None = None
+
+    @property
+    def by(self) -> str:
+        """The subject of who wrote it, "" for nobody in particular."""
+        return (self.caller or "") if self.author is None else self.author
 
 
 class MessageRevised(Fact, frozen=True):

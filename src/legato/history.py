@@ -134,6 +134,7 @@ def _question(event: Event, fact: MessageCreated) -> Message:
         offset=event.offset,
         at=event.at,
         opaque=fact.opaque or [],
+        author=fact.by,
     )
 
 

@@ -189,6 +189,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         error: of a failed assistant's message.
         opaque: of an assistant: what providers want back with it.
         files: what came with it, of a user's message that is read as part of a history.
+        author: of a user's: the subject of who wrote it, "" for nobody in particular.
     """
 
     id: str
@@ -205,6 +206,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     opaque: list[Opaque] = []
     finish_reason: str = ""
     files: list[Attachment] = []
+    author: str = ""
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------

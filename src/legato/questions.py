@@ -234,7 +234,12 @@ class Questions:
                     fact, text=now.text, parts=now.parts, metadata=now.metadata, blobs=now.blobs
                 )
             again = msgspec.structs.replace(
-                fact, caller=caller.subject or None, key=key, retries=asked.run, trace=self._runner.traced()
+                fact,
+                caller=caller.subject or None,
+                author=None if fact.by == caller.subject else fact.by,
+                key=key,
+                retries=asked.run,
+                trace=self._runner.traced(),
             )
             try:
                 appended = await self._append_question(

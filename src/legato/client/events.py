@@ -97,10 +97,11 @@ class HeartbeatData(Data, frozen=True, kw_only=True):
 
 
 class UserMessageCreatedData(Data, frozen=True, kw_only=True):
-    """Of a user's message that was taken."""
+    """Of a user's message that was taken; ``author`` is who wrote it, where the server knows who asks."""
 
     message_id: str
     content: str
+    author: str | None = None
 
 
 class DeltaData(Data, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ class SessionData(CamelModel, frozen=True, kw_only=True):
         running: whether an answer is being given, or waits to be.
         damaged: the server cannot read what it holds.
         owner: whose it is, where it is another's that the server shares with the caller.
+        you: who asks, of one session that is read by itself, where the server knows that.
     """
 
     id: str
@@ -62,6 +63,7 @@ class SessionData(CamelModel, frozen=True, kw_only=True):
     provider: str | None = None
     damaged: bool = False
     owner: str | None = None
+    you: str | None = None
 
 
 class SendResult(CamelModel, frozen=True, kw_only=True):
@@ -105,6 +107,7 @@ class BackendMessage(CamelModel, frozen=True, kw_only=True):
         reasoning_duration: milliseconds.
         status: of an assistant's message: ``completed``, ``failed`` or ``cancelled``.
         run_id: the run that it belongs to.
+        author: of a user's message: who wrote it, where the server knows who asks.
         created_at: RFC 3339.
     """
 
@@ -119,6 +122,7 @@ class BackendMessage(CamelModel, frozen=True, kw_only=True):
     callback_results: list[Any] | None = None
     status: str | None = None
     run_id: str | None = None
+    author: str | None = None
     created_at: str | None = None
     model: str | None = None
     cost: float | None = None

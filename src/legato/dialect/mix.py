@@ -342,6 +342,8 @@ def _message_created(fact: MessageCreated, event: Event, session: str) -> list[N
     if fact.role != "user":
         return []
     about = _present(messageId=fact.id, content=fact.text, runId=event.run, files=attached(fact) or None)
+    if fact.by:
+        about["author"] = fact.by
     return [("user_message_created", about)]
 
 

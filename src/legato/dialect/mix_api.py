@@ -114,7 +114,8 @@ RespondBody = Annotated[
 class SessionData(_Wire, omit_defaults=False):
     """A session as lists show it. Times are RFC 3339, cost is in the unit that agents report. Of one that is
     ``damaged``, what it holds is not known. ``owner`` is whose it is, if it is another's; ``may`` is what the caller
-    may do besides reading it (``send``, ``cancel``, ``answer``, ``change``), if it is another's or not all of that."""
+    may do besides reading it (``send``, ``cancel``, ``answer``, ``change``), if it is another's or not all of that.
+    ``you`` is who asks, of one session that is read by itself, where the server knows that."""
 
     id: str
     title: str
@@ -135,6 +136,7 @@ class SessionData(_Wire, omit_defaults=False):
     damaged: bool | UnsetType = UNSET
     owner: str | UnsetType = UNSET
     may: list[str] | UnsetType = UNSET
+    you: str | UnsetType = UNSET
 
 
 class ExportedCall(_Wire, omit_defaults=False):
@@ -162,6 +164,7 @@ class BackendMessage(_Wire):
         finish_reason: of a completed one: ``"stop"``, ``"length"`` ...
         error: of a failed one, ``code`` and ``message``.
         files: of a user's: what came with it.
+        author: of a user's: who wrote it, where the server knows who asks.
     """
 
     id: str
@@ -177,6 +180,7 @@ class BackendMessage(_Wire):
     error: JsonObject | UnsetType = UNSET
     run_id: str | UnsetType = UNSET
     files: list[Attachment] | UnsetType = UNSET
+    author: str | UnsetType = UNSET
     created_at: str | UnsetType = UNSET
     model: str | UnsetType = UNSET
     cost: float | UnsetType = UNSET
@@ -366,6 +370,7 @@ def backend_message(session: str, message: Message) -> BackendMessage:
         created_at=rfc3339(message.at),
         run_id=message.run or UNSET,
         files=message.files or UNSET,
+        author=message.author or UNSET,
     )
     if message.role == "user":
         return common

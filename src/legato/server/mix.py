@@ -202,7 +202,8 @@ async def _written_before(request: Request, moment: float, limit: int) -> list[S
 
 async def get(request: Request) -> Body:
     """One session."""
-    return Body(200, await _summary(request, await _info(request)))
+    data = await _summary(request, await _info(request))
+    return Body(200, msgspec.structs.replace(data, you=request.caller.subject or UNSET))
 
 
 async def delete(request: Request) -> Body:

@@ -14,6 +14,7 @@
  * @property {string} [agent]
  * @property {string} [parentSessionId]
  * @property {string} [owner] whose it is, if another's
+ * @property {string} [you] who asks, where the server knows that; not in lists
  * @property {string[]} [may] of `send`, `cancel`, `answer`, `change`: what may be done to it, if it is another's or not all
  *
  * @typedef {object} StoredMessage
@@ -28,6 +29,7 @@
  * @property {string} [status]
  * @property {{code: string, message: string}} [error] of an answer that failed
  * @property {string} [runId]
+ * @property {string} [author] of a user's message: who wrote it, where the server knows who asks
  * @property {Attachment[]} [files] what came with a user's message
  * @property {string} [createdAt]
  *
@@ -53,7 +55,7 @@
  * @property {{sessionId: string, title: string, createdAt: number}} session_created
  * @property {{}} session_deleted
  * @property {{to: string}} session_rewound
- * @property {{messageId: string, content: string, runId?: string, files?: Attachment[]}} user_message_created
+ * @property {{messageId: string, content: string, runId?: string, author?: string, files?: Attachment[]}} user_message_created
  * @property {{runId: string, for: string}} run_waiting
  * @property {{runId: string, agent?: string, attempt?: number}} run_started
  * @property {Delta} thinking
