@@ -103,11 +103,51 @@ def test_one_sees_whose_it_is_and_what_one_may(context: BrowserContext, stage: S
         expect(page.locator("#list button")).to_have_count(int("change" in allowed))
         rest = "" if "send" in allowed else " You may read it, and not write in it."
         expect(page.locator("#whose")).to_have_text(f"A chat of owner.{rest}")
-        asker = "owner" if "send" not in allowed else "Message"  # not "You", who did not write it
-        expect(page.get_by_role("article", name=asker, exact=True)).to_contain_text("What is this?")
+        expect(page.get_by_role("article", name="owner", exact=True)).to_contain_text("What is this?")
         picture = page.get_by_role("img", name="Image")
         expect(picture).to_be_visible()
         assert 60 == picture.evaluate("async (each) => (await each.decode(), each.naturalWidth)")
+
+
+def named(page: Page, names: dict[str, str], who: str) -> None:
+    """Each question is named by who wrote it: for ears always, for eyes where that is another."""
+    for text, name in names.items():
+        article = page.get_by_role("article", name="You" if name == who else name, exact=True).filter(has_text=text)
+        expect(article).to_be_visible()
+        shown = page.locator(".turn", has=article).locator(".who:visible")
+        expect(shown).to_have_text([] if name == who else [name])
+
+
+def test_each_message_has_its_writers_name(context: BrowserContext, stage: Stage) -> None:
+    """As it comes, after a reload, and when it is answered anew."""
+
+    def say(who: str, text: str, conversation: str) -> None:
+        headers = {"authorization": f"Bearer {stage.keys[who]}"}
+        body = {"conversation": conversation, "input": text}
+        httpx2.post(f"{stage.url}/v1/responses", json=body, headers=headers).raise_for_status()
+
+    headers = {"authorization": f"Bearer {stage.keys['owner']}"}
+    session = httpx2.post(f"{stage.url}/api/sessions", json={}, headers=headers).json()["id"]
+    names = {"first": "owner", "second": "partner", "third": "owner"}
+    for text, who in names.items():
+        say(who, text, session)
+    for who in ("partner", "watcher"):
+        with visiting(context, stage, who, session) as page:
+            named(page, names, who)
+    with visiting(context, stage, "owner", session) as page:
+        named(page, names, "owner")
+        page.locator("#message").fill("fourth")
+        page.locator("#message").press("Enter")
+        names |= {"fourth": "owner", "fifth": "partner"}
+        expect(page.locator(".answer", has_text="fourth")).to_be_visible()
+        say("partner", "fifth", session)
+        named(page, names, "owner")
+        page.get_by_role("button", name="Regenerate").click()
+        with page.expect_response("**/retry"):
+            page.get_by_role("button", name="Replace").click()
+        expect(page.locator(".answer", has_text="fifth")).to_be_visible()
+        page.reload()
+        named(page, names, "owner")
 
 
 def test_a_history_of_several_pages(context: BrowserContext, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

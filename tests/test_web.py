@@ -376,6 +376,27 @@ def test_lists_that_are_asked_for_together_come_one_after_the_other(browser: Bro
         expect(page.locator("#list a")).to_have_count(80)
 
 
+def test_what_went_wrong_in_another_chat_is_not_told_in_this_one(unlucky: Page, server: Server) -> None:
+    """Where the answer to what was asked there comes late."""
+    page = unlucky
+    send(page, "/long 300")
+    expect(page.locator("#stop")).to_be_visible()
+    held: list[Route] = []
+    page.route("**/cancel", lambda route: held.append(route))
+    page.locator("#stop").click()
+    while not held:
+        page.wait_for_timeout(20)
+    page.get_by_role("button", name="New chat").click()
+    refused = {"error": {"code": 403, "message": "Not you.", "type": "x", "reason": "x"}}
+    with page.expect_response("**/cancel"):
+        held[0].fulfill(status=403, json=refused)
+    page.locator("#message").fill("something")  # by then it has been told
+
+    expect(page.locator("#problem")).to_be_hidden()
+    page.go_back()
+    expect(page.locator("#stop")).to_be_enabled()
+
+
 # Fingers, keys and ears -----------------------------------------------------------------------------------------------
 
 

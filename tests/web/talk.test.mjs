@@ -107,3 +107,103 @@ test("A message whose answer is slower than the history is seen once, and keeps 
   await settle();
   assert.deepEqual(talk.conversation.turns.map(({ id, text, run }) => [id, text, run]), [["m0", "again", "r0"], ["m1", "again", "r1"]]);
 });
+
+/** What a tab remembers. */
+class Remembering {
+  outbox = [];
+  drafts = new Map();
+  add(item) { this.outbox.push(item); }
+  drop(key) { this.outbox = this.outbox.filter((each) => each.key !== key); }
+  draft(session) { return this.drafts.get(session) ?? ""; }
+  keep(session, text) { this.drafts.set(session, text); }
+}
+
+/** A conversation whose requests are answered when a test says so: `asked` are those so far, each with `answer` and `refuse`. */
+function held(t, session, memory = new Remembering()) {
+  const asked = [];
+  const { fetch } = new Server();
+  const request = (method, path, body) => new Promise((answer, refuse) => asked.push({ what: `${method} ${path}`, body, answer, refuse }));
+  const url = (path, query) => new URL(`http://legato.test/${path}?${new URLSearchParams(query)}`);
+  const seen = { asked, memory, problems: [], unsent: [], resets: 0 };
+  const nothing = () => {};
+  seen.talk = new Talk(session, { server: { fetch, url, request, wake() {} }, memory, agent: null }, { turn: nothing, connection: nothing, asked: nothing, ended: nothing,
+    changed: nothing, reset: () => (seen.resets += 1), problem: (word, values) => seen.problems.push(values?.reason ?? word), unsent: (exists) => seen.unsent.push(exists) });
+  t.after(() => seen.talk.close());
+  /** The requests of one kind. */
+  seen.of = (what) => asked.filter((each) => each.what === what);
+  return seen;
+}
+
+test("Messages come to the server in the order in which they were sent, behind what begins their session.", async (t) => {
+  const seen = held(t, "new1");
+  const send = "POST api/sessions/new1/messages";
+  seen.talk.send("one", true);
+  void seen.talk.open();
+  seen.talk.send("two");
+  await settle();
+  assert.deepEqual(seen.asked.map(({ what }) => what), ["POST api/sessions"]);
+  seen.asked[0].answer({ id: "new1" });
+  await settle();
+  seen.talk.send("three");
+  const again = held(t, "new1", seen.memory); // another look at the same chat, before they are there
+  void again.talk.open();
+  await settle();
+  for (const [number, text] of ["one", "two", "three"].entries()) {
+    assert.deepEqual(seen.of(send).map(({ body }) => body.text), ["one", "two", "three"].slice(0, number + 1));
+    seen.of(send)[number][text === "two" ? "refuse" : "answer"](text === "two" ? new Refused(413, "Too long.") : { messageId: text, runId: text });
+    await settle();
+  }
+  assert.deepEqual([seen.problems, again.problems, seen.memory.outbox, seen.memory.draft("new1")], [["Too long."], ["Too long."], [], "two"]);
+  assert.deepEqual(again.of(send), []);
+  assert.deepEqual(again.talk.conversation.turns.map(({ id }) => id), ["one", "three"]);
+});
+
+test("What was sent to a session that cannot begin is one draft, in order.", async (t) => {
+  const seen = held(t, "new2");
+  seen.memory.keep("", "old");
+  seen.talk.send("one", true);
+  void seen.talk.open();
+  seen.talk.send("two");
+  seen.memory.keep("new2", "three");
+  await settle();
+  seen.asked[0].refuse(new Refused(403, "No."));
+  await settle();
+  assert.deepEqual([seen.memory.draft(""), seen.memory.draft("new2"), seen.memory.outbox], ["one\n\ntwo\n\nthree\n\nold", "", []]);
+  assert.deepEqual([seen.unsent[0], seen.asked.length, seen.talk.conversation.turns], [false, 1, []]);
+});
+
+test("An answer that could not be stopped goes on, and can be stopped.", async (t) => {
+  const seen = held(t, "s3");
+  const stop = "POST api/sessions/s3/cancel";
+  const told = (type, data) => seen.talk.conversation.apply(type, { type, runId: "r", ...data });
+  told("user_message_created", { messageId: "m", content: "x" });
+  told("run_started", { agent: "a" });
+  void seen.talk.stop();
+  void seen.talk.stop();
+  assert.deepEqual([seen.talk.running.state, seen.of(stop).length], ["stopping", 1]);
+  seen.of(stop)[0].refuse(new Refused(503, "Busy."));
+  await settle();
+  assert.deepEqual([seen.talk.running.state, seen.problems], ["running", ["Busy."]]);
+  void seen.talk.stop();
+  told("complete", { finishReason: "stop" });
+  seen.of(stop)[1].refuse(new Refused(503, "Busy."));
+  await settle();
+  assert.equal(seen.talk.conversation.turns[0].state, "done");
+});
+
+test("Whose a chat is, and what may be done there, is as the last look has it.", async (t) => {
+  const seen = held(t, "s4");
+  const rows = "GET api/sessions/s4/messages?client=legato";
+  const look = "GET api/sessions/s4";
+  for (const number of [0, 1]) {
+    void seen.talk.open();
+    await settle();
+    seen.of(rows)[number].answer([]);
+    await settle();
+  }
+  seen.of(look)[1].answer({ id: "s4", owner: "ann", may: [] });
+  await settle();
+  seen.of(look)[0].answer({ id: "s4", owner: "ann", may: ["send"] });
+  await settle();
+  assert.deepEqual([seen.talk.about.may, seen.resets], [[], 3]);
+});

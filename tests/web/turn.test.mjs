@@ -264,3 +264,22 @@ test("What an answer lacks is told by one word, by whatever reason it ended.", (
     assert.equal(turn.lack, lack, finishReason);
   }
 });
+
+test("A question has its author, from history and stream alike, also where its page ends behind it.", () => {
+  const told = fold([{ ...user, author: "ann" }]);
+  const read = new Conversation();
+  read.load([{ id: "m1", role: "user", userInput: "Hi", runId: RUN, author: "ann" }]);
+  const late = new Conversation();
+  late.load([{ id: amid, role: "assistant", runId: RUN, status: "completed" }]);
+  late.before([{ id: "m1", role: "user", userInput: "Hi", runId: RUN, author: "ann" }]);
+  const sent = new Conversation();
+  sent.sent(sent.send("Hi", "k"), "m1", RUN);
+  assert.deepEqual([...told.turns, ...read.turns, ...late.turns, ...sent.turns].map(({ author }) => author), ["ann", "ann", "ann", null]);
+  assert.equal(fold([{ ...user, author: "ann" }], sent).turns[0].author, "ann");
+});
+
+test("What became of a question of the agent is as the log has it, whatever a reply has said before.", () => {
+  const asked = fold(ANSWER.slice(0, 9));
+  asked.turns[0].parts[2].answer = "over"; // the reply to a request that came twice
+  assert.equal(fold(ANSWER.slice(9), asked).turns[0].parts[2].answer, "allowed");
+});

@@ -120,10 +120,17 @@ export class LegatoChat extends LegatoElement {
     return this.#talk?.about.may?.includes(action) ?? true;
   }
 
-  /** Who asks in this conversation; no name where it may be its owner or this visitor. */
-  get asker() {
+  /** The name of who asked, if it is another than this visitor, and known. @param {import("./turn.js").Turn} turn */
+  other({ author }) {
+    const { id, you } = this.#talk?.about ?? {};
+    return author === null || id === undefined || author === you ? "" : plain(author);
+  }
+
+  /** Who asked; no name where it may be one of several. @param {import("./turn.js").Turn} turn */
+  asker(turn) {
     const owner = this.#talk?.about.owner;
-    return owner === undefined ? this.word("you") : this.may("send") ? this.word("message") : owner;
+    const mine = turn.author !== null || turn.key !== undefined || owner === undefined;
+    return this.other(turn) || (mine ? this.word("you") : this.may("send") ? this.word("message") : plain(owner));
   }
 
   /** Into the message field, if there is one. */
@@ -218,7 +225,7 @@ export class LegatoChat extends LegatoElement {
       turn: (turn) => talk === this.#talk && (this.#dirty.add(turn), this.#paintSoon()),
       reset: () => talk === this.#talk && this.#reset(),
       connection: (state) => talk === this.#talk && this.#connection(state),
-      problem: (word, values) => this.#complain(this.word(word, values)),
+      problem: (word, values) => talk === this.#talk && this.#complain(this.word(word, values)),
       asked: (data) => this.#say(`${data.title ?? this.word("permission")}: ${data.message ?? data.description}`),
       ended: (turn) => this.#say(turn.state === "failed" ? `${this.word("failed")} ${turn.error}` : this.word(turn.state === "stopped" ? "wasStopped" : turn.lack || "complete")),
       unsent: (exists) => (exists ? this.#restore() : this.#unborn()),
@@ -287,9 +294,10 @@ export class LegatoChat extends LegatoElement {
   /** What the server has not given yet, since a page of its has only so many bytes. */
   async #readEarlier() {
     const talk = this.#talk;
-    const before = talk?.conversation.turns[0];
+    const conversation = talk?.conversation;
+    const before = conversation?.turns[0];
     const count = await talk?.before();
-    if (talk !== this.#talk || count === null || count === undefined) return;
+    if (talk !== this.#talk || conversation !== talk?.conversation || count === null || count === undefined) return;
     this.#first += count;
     if (before) this.#dirty.add(before);
     this.#paint();

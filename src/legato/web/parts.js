@@ -1,5 +1,5 @@
 /** How each kind of part of an answer looks: text, thinking, a tool call, a question to the user. */
-import { h, plain } from "./dom.js";
+import { h, plain, write } from "./dom.js";
 import { fits } from "./errors.js";
 
 /** @typedef {import("./chat.js").LegatoChat} Chat */
@@ -100,6 +100,7 @@ function asking(kind, part, chat, choices) {
   const body = h("div", { class: "choices" });
   const others = h("p", { class: "fine" }, chat.word("othersAnswer"));
   const note = h("p", { class: "fine", role: "alert" });
+  const said = h("p", { class: "fine answered" });
   const title = data.title ?? chat.word("mayUse", { tool: String(data.toolName).replaceAll("\n", " ") });
   const element = h("section", { class: "ask", part: "ask", "data-kind": data.notificationType ?? kind, "aria-label": chat.word(kind) },
     h("p", { class: "title", dir: "auto" }, plain(title)),
@@ -115,7 +116,8 @@ function asking(kind, part, chat, choices) {
     const focused = body.contains(event.target);
     disable(true);
     try {
-      part.answer ??= await action();
+      const answer = await action();
+      part.answer ??= answer; // the log may have been faster
     } catch (/** @type {any} */ error) {
       if (error.status === 404) part.answer ??= "over";
       else note.textContent = error.message;
@@ -128,10 +130,11 @@ function asking(kind, part, chat, choices) {
   const update = ({ answer }) => {
     body.hidden = !chat.may("answer");
     others.hidden = !body.hidden || answer !== null;
-    if (answer === null || element.dataset.answer) return;
+    if (answer === null || element.dataset.answer === answer) return;
     element.setAttribute("data-answer", answer);
     const word = { allowed: "allowed", denied: "denied", over: "over", done: "answered" }[String(answer)] ?? "answeredWith";
-    body.replaceWith(h("p", { class: "fine answered" }, chat.word(word, { answer })));
+    write(said, chat.word(word, { answer }));
+    body.replaceWith(said);
   };
   body.append(...choices(act));
   return { element, update };

@@ -24,14 +24,18 @@ import { Conversation, Gap } from "./turn.js";
  * @property {() => void} changed a session was begun or deleted
  */
 
-/** The keys of the messages that this page brings to the server. @type {Set<string>} */
-const underway = new Set();
+/** The messages that this page brings to the server, by their keys. @type {Map<string, Promise<any>>} */
+const underway = new Map();
+/** Of each session the last of them: they come in the order in which they were sent. @type {Map<string, Promise<any>>} */
+const lines = new Map();
+/** The sessions that this page begins. @type {Map<string, Promise<any>>} */
+const births = new Map();
 
 export class Talk {
   conversation = new Conversation();
   /** Whether the history is here. */
   loaded = false;
-  /** @type {{owner?: string, may?: string[]}} Whose it is, if another's, and what may be done here, if not all. */
+  /** @type {{id?: string, owner?: string, may?: string[], you?: string}} Once it is known: whose it is, if another's, what may be done here, if not all, and who looks. */
   about = {};
   /** Whether there are messages before those that are here. */
   get more() {
@@ -64,6 +68,7 @@ export class Talk {
     const deliveries = left.map((item) => this.#deliver(item));
     // There is no stream of a session that does not exist yet.
     const creating = left.findIndex((item) => item.create);
+    this.#exists = creating < 0;
     if (creating < 0 || (await Promise.race([this.#born.promise, deliveries[creating]]))) this.#follow();
   }
 
@@ -82,7 +87,6 @@ export class Talk {
   send(text, create = false) {
     const item = { key: draw(), session: this.session, text, create, agent: this.agent };
     this.#memory.add(item);
-    this.#exists = !create;
     if (!create) void this.#deliver(item);
   }
 
@@ -90,9 +94,12 @@ export class Talk {
   async stop() {
     const turn = this.running;
     if (turn === undefined || turn.state === "stopping") return;
+    const { state } = turn;
     turn.state = "stopping";
     this.#on.turn(turn);
-    await this.#try(() => this.#server.request("POST", `${this.#path}/cancel`, { runId: turn.run ?? undefined }, draw()));
+    if (await this.#try(() => this.#server.request("POST", `${this.#path}/cancel`, { runId: turn.run ?? undefined }, draw()))) return;
+    if (turn.state === "stopping") turn.state = state; // it goes on, and can be stopped
+    this.#on.turn(turn);
   }
 
   /** Have the last message answered anew. The run that was seen goes along, so asking twice begins one. @param {Turn} turn */
@@ -179,11 +186,16 @@ export class Talk {
     void this.#look();
   }
 
+  #looks = 0;
+
   async #look() {
+    const look = (this.#looks += 1);
     const about = await this.#server.request("GET", this.#path, undefined, undefined, fits.session, 5).catch(() => null);
-    if (about === null || this.#closed || `${about.owner} ${about.may}` === `${this.about.owner} ${this.about.may}`) return;
+    if (about === null || this.#closed || look !== this.#looks) return; // a later one knows better
+    const told = (/** @type {Talk["about"]} */ { id, owner, may, you }) => JSON.stringify([id, owner, may, you]);
+    const same = told(about) === told(this.about);
     this.about = about;
-    this.#on.reset();
+    if (!same) this.#on.reset();
   }
 
   /**
@@ -239,6 +251,7 @@ export class Talk {
     this.#on.turn(this.conversation.send(item.text, item.key));
     try {
       const answer = await bring(this.#server, this.#memory, item, () => this.#began());
+      this.#exists = true;
       const { turns } = this.conversation;
       const turn = turns.find((each) => each.key === item.key);
       if (turn === undefined) return true;
@@ -247,7 +260,6 @@ export class Talk {
       this.#on.turn(kept);
       return true;
     } catch (/** @type {any} */ error) {
-      redraft(this.#memory, item, item.create && !this.#exists ? "" : item.session);
       this.conversation.turns = this.conversation.turns.filter((each) => each.key !== item.key);
       if (this.#closed) return false;
       this.#on.reset();
@@ -263,40 +275,74 @@ export class Talk {
     this.#on.changed();
   }
 
-  /** @param {() => Promise<any>} request */
+  /** Whether it was done. @param {() => Promise<any>} request */
   async #try(request) {
     try {
       await request();
+      return true;
     } catch (/** @type {any} */ error) {
       this.#on.problem(error.message);
+      return false;
     }
   }
 }
 
 /**
- * Bring a message to the server, and its session if it begins one.
+ * Bring a message to the server, and its session if it begins one: once, whoever asks for it, and behind what was sent
+ * before it. If it is not taken, it is a draft again.
  * @param {import("./server.js").Server} server @param {import("./server.js").Memory} memory @param {any} item @param {() => void} began
  */
-async function bring(server, memory, { key, session, text, create, agent }, began) {
-  underway.add(key);
+function bring(server, memory, item, began) {
+  const { key, session } = item;
+  const known = underway.get(key);
+  if (known !== undefined) return known;
+  const brought = put(server, memory, item, began, lines.get(session));
+  underway.set(key, brought);
+  lines.set(session, brought);
+  return brought;
+}
+
+/**
+ * @param {import("./server.js").Server} server @param {import("./server.js").Memory} memory @param {any} item @param {() => void} began
+ * @param {Promise<any>} [before] what was sent before it
+ */
+async function put(server, memory, item, began, before) {
+  const { key, session, text, create, agent } = item;
+  let begun = false;
   try {
-    if (create) {
-      const body = { id: session, title: text.trim().slice(0, 80), ...(agent && { agent }) };
-      await server.request("POST", "api/sessions", body, undefined, fits.session).catch((/** @type {any} */ error) => {
-        if (error.status !== 409) throw error; // it exists: an earlier attempt got through
-      });
-      began();
-    }
+    await before?.catch(() => {}); // told to whoever sent that
+    if (create) births.set(session, begin(server, { id: session, title: text.trim().slice(0, 80), ...(agent && { agent }) }));
+    await births.get(session);
+    begun = true;
+    if (create) began();
     return await server.request("POST", at`api/sessions/${session}/messages`, { text }, key, fits.sent);
+  } catch (error) {
+    giveBack(memory, item, begun);
+    throw error;
   } finally {
     underway.delete(key);
     memory.drop(key);
   }
 }
 
-/** What was not taken is a draft again: nothing typed is lost. @param {import("./server.js").Memory} memory @param {any} item @param {string} session */
-function redraft(memory, { text }, session) {
-  memory.keep(session, [text, memory.draft(session)].filter(Boolean).join("\n\n"));
+/** @param {import("./server.js").Server} server @param {any} body */
+async function begin(server, body) {
+  await server.request("POST", "api/sessions", body, undefined, fits.session).catch((/** @type {any} */ error) => {
+    if (error.status !== 409) throw error; // it exists: an earlier attempt got through
+  });
+}
+
+/**
+ * What was not taken is a draft again, and so is all that was sent to a session that cannot begin: nothing typed is lost.
+ * @param {import("./server.js").Memory} memory @param {any} item @param {boolean} begun
+ */
+function giveBack(memory, item, begun) {
+  const { session } = item;
+  const [back, places] = begun ? [[item], [session]] : [memory.outbox.filter((each) => each.session === session), [session, ""]];
+  const drafts = [...back.map(({ text }) => text), ...places.map((place) => memory.draft(place))];
+  for (const { key } of back) memory.drop(key);
+  if (!begun) memory.keep(session, "");
+  memory.keep(begun ? session : "", drafts.filter(Boolean).join("\n\n"));
 }
 
 /**
@@ -305,8 +351,7 @@ function redraft(memory, { text }, session) {
  */
 export function bringLeft(server, memory, session, began) {
   for (const item of memory.outbox) {
-    if (item.session === session || underway.has(item.key)) continue;
-    bring(server, memory, item, began).catch(() => redraft(memory, item, item.session));
+    if (item.session !== session) bring(server, memory, item, began).catch(() => {}); // it is a draft again
   }
 }
 

@@ -1,5 +1,5 @@
 /** A turn on the page: what was asked, the parts of the answer, and what can be done with it. */
-import { breakable, h } from "./dom.js";
+import { breakable, h, write } from "./dom.js";
 import { copyButton } from "./message.js";
 import { PARTS } from "./parts.js";
 
@@ -11,6 +11,8 @@ export class TurnView {
   #sending = h("p", { class: "fine state" });
   #answer = h("div", { class: "answer", part: "answer" });
   #foot = h("div", { class: "foot" });
+  #other = h("bdi");
+  #who = h("p", { class: "fine who", "aria-hidden": "true", hidden: true }, this.#other); // the question is named by it
   #question = h("div", { class: "question", part: "question", role: "article", dir: "auto" });
   #said = h("div", { class: "said", role: "article" }, this.#answer, this.#foot);
 
@@ -18,7 +20,7 @@ export class TurnView {
   constructor(turn, chat) {
     this.turn = turn;
     this.chat = chat;
-    this.element = h("div", { class: "turn", part: "turn" }, this.#question, this.#sending, this.#said);
+    this.element = h("div", { class: "turn", part: "turn" }, this.#who, this.#question, this.#sending, this.#said);
   }
 
   /** Whether no turn comes after it. */
@@ -27,11 +29,14 @@ export class TurnView {
   /** What was asked, which is told late where a page of the history ends behind it. */
   #show() {
     const { turn, chat } = this;
-    const asked = `${turn.text} ${turn.files.length} ${chat.asker}`;
+    const asker = chat.asker(turn);
+    write(this.#other, chat.other(turn));
+    this.#who.hidden = this.#other.textContent === "";
+    const asked = `${turn.text} ${turn.files.length} ${asker}`;
     if (asked === this.#asked) return;
     this.#asked = asked;
     this.#question.hidden = !turn.text && turn.files.length === 0;
-    this.#question.setAttribute("aria-label", chat.asker);
+    this.#question.setAttribute("aria-label", asker);
     const files = turn.files.map((file) => Object.assign(h("legato-file"), { session: chat.session, file }));
     this.#question.replaceChildren(...(turn.text ? [turn.text] : []), ...(files.length ? [h("div", { class: "files" }, ...files)] : []));
     breakable(this.#question);

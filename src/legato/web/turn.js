@@ -33,6 +33,8 @@ export class Turn {
   placed = false;
   /** Why it ended, as the agent says it: `stop`, `length` ... */
   reason = "";
+  /** @type {string | null} Who wrote the question, where the server knows that. */
+  author = null;
   /** @type {import("./types.js").Attachment[]} What came with the question. */
   files = [];
   /** @type {Part[]} */
@@ -133,7 +135,7 @@ export class Conversation {
     let turn;
     for (const row of rows) {
       if (row.role === "user") {
-        turn = this.#told(this.#user(row.id, row.userInput, row.runId, row.files));
+        turn = this.#told(this.#user(row.id, row.userInput, row.runId, row));
       } else {
         const run = row.runId ?? runOf(row.id);
         turn = this.turns.find((each) => each.run === run) ?? turn ?? this.#told(this.#user(row.id, ""));
@@ -150,7 +152,7 @@ export class Conversation {
     const last = older.turns[older.turns.length - 1];
     // Where the page ended between a question and its answer, the answer stands here without a question.
     if (first && last && first.text === "" && first.files.length === 0 && last.parts.length === 0) {
-      [first.id, first.text, first.files] = [last.id, last.text, last.files];
+      [first.id, first.text, first.files, first.author] = [last.id, last.text, last.files, last.author];
       older.turns.pop();
     }
     for (const turn of older.turns) turn.placed = true;
@@ -192,7 +194,7 @@ export class Conversation {
   apply(name, data) {
     const handler = EVENTS[name];
     if (handler === undefined || data.type === undefined) return null;
-    if (name === "user_message_created") return this.#told(this.#user(data.messageId, data.content, data.runId, data.files));
+    if (name === "user_message_created") return this.#told(this.#user(data.messageId, data.content, data.runId, data));
     const turn = this.#turn(data);
     if (turn === null || turn.ended) return turn;
     turn.live = true;
@@ -215,8 +217,8 @@ export class Conversation {
     return turn;
   }
 
-  /** @param {string} id @param {string} text @param {string | null} [run] @param {Turn["files"]} [files] @returns {Turn} */
-  #user(id, text, run, files) {
+  /** @param {string} id @param {string} text @param {string | null} [run] @param {{files?: Turn["files"], author?: string}} [about] @returns {Turn} */
+  #user(id, text, run, { files, author } = {}) {
     let turn = this.turns.find((each) => each.id === id);
     if (turn === undefined) {
       turn = this.turns.find((each) => each.id === null && each.text === text);
@@ -225,6 +227,7 @@ export class Conversation {
     }
     if (run) turn.run = run;
     if (files) turn.files = files;
+    if (author) turn.author = author;
     return turn;
   }
 
@@ -284,7 +287,7 @@ const ask = (kind) => (/** @type {Turn} */ turn, /** @type {any} */ data) => tur
 /** @param {Turn} turn @param {string} id @param {string} answer */
 const answered = (turn, id, answer) => {
   const part = turn.parts.find((each) => each.key === `ask:${id}`);
-  if (part !== undefined && "answer" in part) part.answer ??= answer;
+  if (part !== undefined && "answer" in part) part.answer = answer; // whatever a reply has said
 };
 
 /** An ended run answers no questions any more. @param {Turn} turn @param {Turn["state"]} state */
