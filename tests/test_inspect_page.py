@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from browser import Server, browsing, serving
 from facts import draft
@@ -273,6 +273,30 @@ def test_rows_that_cannot_be_read(page: Page, server: Server) -> None:
     expect(page.locator("#refusal")).to_have_text("Some events cannot be read: The store is on strike.")
     expect(page.locator("[data-type='run.completed']")).to_be_visible()
     expect(page.locator("#refusal")).to_be_hidden()
+
+
+def test_rows_that_come_late_stand_in_their_columns(page: Page, server: Server) -> None:
+    """The columns change and change back while the end of a page is on its way, which was asked for before."""
+    session, _ = begin(server, "short")
+    page.goto(f"/inspect?session={session}")
+    page.locator("[data-type='run.completed']").wait_for()
+    length = len(server.events(session))
+    held: list[Route] = []
+    page.route(re.compile(r"/wire\?after=[1-9]"), lambda route: route.continue_() if held else held.append(route))
+    post(server, f"/api/sessions/{session}/messages", {"text": "short"})
+    wait_for(lambda: page.wait_for_timeout(10) or bool(held))
+    column = page.get_by_role("checkbox", name="Responses")
+    with page.expect_response("**/wire?after=0*"):
+        column.uncheck()
+    expect(page.locator("[data-offset] [data-dialect='chat']").first).to_be_visible()
+    column.check()
+    with page.expect_response("**/wire?*"):
+        held[0].continue_()
+
+    wait_for(lambda: len(server.events(session)) == 2 * length - 1)
+    ends = page.locator("[data-type='run.completed']")
+    expect(ends.locator("[data-dialect='responses']")).to_contain_text(["response.output_text.done"] * 2)
+    expect(page.locator(f"#event-{length} .type")).to_have_text("run.completed")
 
 
 # The wire forms -------------------------------------------------------------------------------------------------------

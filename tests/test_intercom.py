@@ -171,6 +171,38 @@ def test_intercom_of_nobody(shop: Page) -> None:
     expect(shop.get_by_role("dialog")).to_be_hidden()
 
 
+@pytest.mark.parametrize("now", ["another agent", "another server"])
+def test_intercom_asks_for_the_agent_of_now(shop: Page, now: str) -> None:
+    """What comes late of what was asked before, be it no answer, changes nothing."""
+    held: list[Route] = []
+    others = {"status": "ok", "agents": ["somebody"]}
+
+    def answer(route: Route) -> None:
+        if not held:
+            held.append(route)
+        else:
+            route.fulfill(json=others, headers={"access-control-allow-origin": "*"})
+
+    shop.route("**/health", answer)
+    shop.locator("#launcher").click()
+    wait_for(lambda: shop.wait_for_timeout(10) or bool(held))
+
+    change = "username = 'nobody'" if now == "another agent" else "baseUrl = 'http://127.0.0.1:8088/other'"
+    shop.locator("legato-intercom").evaluate(f"each => (each.{change})")
+    alone = shop.get_by_role("alert").filter(has_text="There is nobody called")
+    expect(alone).to_be_visible()
+    if now == "another agent":
+        with shop.expect_event("requestfailed"):
+            held[0].abort()
+    else:
+        with shop.expect_event("requestfinished"):
+            held[0].fallback()
+    shop.evaluate("() => new Promise(requestAnimationFrame)")
+
+    expect(alone).to_be_visible()
+    expect(shop.locator("#message")).to_be_hidden()
+
+
 def test_intercom_begins_anew(shop: Page) -> None:
     """A visitor can leave the old conversation behind."""
     shop.locator("#launcher").click()

@@ -121,3 +121,14 @@ test("an answer that comes after the end is not taken", () =>
     await pass(500);
     assert.deepEqual(seen.answers, [1]);
   }));
+
+test("a refusal that is read after the end is nobody's", () => {
+  let say;
+  const slow = new Response(new ReadableStream({ start: (body) => (say = () => (body.enqueue(new TextEncoder().encode('{"error": {"message": "x", "reason": "x"}}')), body.close())) }), { status: 404 });
+  return polling([() => slow], async (seen, poll, pass) => {
+    poll.close();
+    say();
+    await pass(0);
+    assert.deepEqual([seen.refused, seen.troubles], [null, []]);
+  });
+});

@@ -85,10 +85,15 @@ function facts() {
 
 /* ---- Sessions ---------------------------------------------------------------------------------------------------- */
 
-/** What people said first is what they know a session by; it is asked for only when a session is new. */
+/** Sessions without a name, by how many events they had when it was asked for. @type {Map<string, number>} */
+const nameless = new Map();
+let learning = false;
+
+/** What people said first is what they know a session by; it is asked for only when a session is new, or has grown without one. */
 async function learn() {
-  const unknown = server.sessions.filter((/** @type {any} */ each) => !names.has(each.id));
-  if (unknown.length === 0) return;
+  const unknown = server.sessions.filter((/** @type {any} */ each) => !names.has(each.id) && nameless.get(each.id) !== each.head);
+  if (unknown.length === 0 || learning) return;
+  learning = true;
   for (const each of unknown) if (each.title) names.set(each.id, each.title);
   try {
     const response = await fetch("api/sessions?limit=60", { cache: "no-store" });
@@ -97,9 +102,12 @@ async function learn() {
       const name = each.title || each.firstUserMessage;
       if (name) names.set(each.id, name.slice(0, 200));
     }
+    for (const each of unknown) nameless.set(each.id, each.head);
     list();
   } catch {
     // without names, ids are shown
+  } finally {
+    learning = false;
   }
 }
 
@@ -164,8 +172,10 @@ function open(next, visit = true) {
 
 /** @param {any} answer */
 function take(answer) {
-  if (answer.session.head < outline.length) outline = new Outline(); // a store that was set back: the log is another one
-  else outline.add(answer.outline);
+  if (answer.session.head < outline.length) {
+    outline = new Outline(); // a store that was set back: the log is another one
+    rows.open(id, columns());
+  } else outline.add(answer.outline);
   session = answer;
   ahead = answer.now * 1000 - Date.now();
   rows.grow(answer.session.head, answer.session.createdAt);

@@ -27,6 +27,7 @@ export class LegatoIntercom extends LegatoElement {
   #launcher = h("button", { type: "button", id: "launcher", part: "launcher", "aria-expanded": "false", "aria-haspopup": "dialog", click: () => this.toggle() });
   #body = h("div", { id: "body", popover: "manual", "data-state": "idle" }, this.#panel, this.#launcher);
   #checked = false;
+  #check = 0; // the number of the check that counts
 
   get sheets() {
     return SHEETS;
@@ -62,6 +63,7 @@ export class LegatoIntercom extends LegatoElement {
 
   attributeChangedCallback() {
     this.#checked = false;
+    this.#check += 1;
     if (!this.isConnected) return;
     this.#label();
     if (this.isOpen) void this.#connect();
@@ -110,14 +112,16 @@ export class LegatoIntercom extends LegatoElement {
   async #connect() {
     if (this.#checked) return;
     const name = this.username;
+    const check = (this.#check += 1);
     try {
       const response = await this.server.once("GET", "health");
       if (!response.ok) throw new Error();
       const { agents } = await response.json();
-      if (name !== this.username) return;
+      if (check !== this.#check) return;
       this.#checked = name === "" || agents.includes(name);
       this.#complain(this.#checked ? "" : this.word("unknownAgent", { name }));
     } catch {
+      if (check !== this.#check) return;
       this.#complain(this.word("unreachable"));
     }
     if (!this.#checked) return;

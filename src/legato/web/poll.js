@@ -76,6 +76,7 @@ export class Poll {
     });
     if (!response.ok) {
       const error = await refusal(response);
+      if (signal.aborted) return 0;
       if (final(error)) {
         this.close();
         tell(() => this.#on.refused(error));

@@ -278,7 +278,7 @@ export class Rows {
   /** @param {number} page @param {number} held rows of it that are known already */
   async #fetch(page, held) {
     const names = this.#names;
-    const key = `${page} ${names}`;
+    const key = `${this.#session} ${page} ${names}`;
     if (this.#asked.has(key)) return;
     this.#asked.add(key);
     const { signal } = this.#request;
@@ -288,20 +288,21 @@ export class Rows {
       if (!response.ok) throw await refusal(response);
       const { rows } = await response.json();
       if (signal.aborted || names !== this.#names) return;
-      const known = held > 0 ? this.#pages.get(page)?.rows ?? [] : [];
+      const before = this.#pages.get(page);
+      const known = before?.columns === names ? before.rows : [];
+      if (known.length !== held) return; // it has gone meanwhile, or came with other columns: the next look asks anew
       this.#pages.delete(page);
       this.#pages.set(page, { rows: [...known, ...rows], columns: names, at: Date.now() });
       this.#on.problem(null);
       if (this.#pages.size > KEPT) this.#pages.delete(this.#pages.keys().next().value ?? -1);
-      this.#touch();
     } catch (error) {
       if (!signal.aborted) {
         this.#on.problem(/** @type {Error} */ (error));
         await new Promise((resolve) => setTimeout(resolve, 1000)); // the next look at these rows asks again
-        this.#touch();
       }
     } finally {
       this.#asked.delete(key);
+      this.#touch();
     }
   }
 
