@@ -812,7 +812,7 @@ def test_modules_in_node() -> None:
     tests = sorted(str(path) for path in (HERE / "web").glob("*.test.mjs"))
     run = subprocess.run([node(), "--test", *tests], capture_output=True, text=True, timeout=300)
 
-    assert run.returncode == 0, run.stdout[-8000:]
+    assert run.returncode == 0, run.stdout[max(run.stdout.find("\nnot ok"), 0) :][:8000]
     assert re.search(r"^# pass [1-9]", run.stdout, re.MULTILINE)
 
 
