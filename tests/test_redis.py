@@ -27,6 +27,7 @@ from legato.event import (
     Draft,
     Event,
     MessageCreated,
+    OtherFact,
     RunCompleted,
     RunStarted,
     Said,
@@ -286,6 +287,20 @@ async def test_bells_ring_in_other_processes(pair: tuple[RedisStore, RedisStore]
     await one.release(lease)
     assert await work.wait(PATIENCE)
     assert not await other.wait(0)
+
+
+@pytest.mark.parametrize(
+    "drafts",
+    [[Draft(SessionCreated(owner="a\0"))], [Draft(SessionCreated()), Draft(OtherFact("\ud800", {}))]],
+    ids=["owner", "type"],
+)
+async def test_text_that_is_none_fails_nobody_else(drafts: list[Draft]) -> None:
+    """It is refused before it comes into a group with what others have waiting."""
+    async with stores(PLACES["valkey"]("text"), 1) as (store,):
+        done = await asyncio.gather(
+            store.append("s", drafts), store.append(uuid.uuid4().hex, begun()), return_exceptions=True
+        )
+        assert [type(each).__name__ for each in done] == ["InvalidInput", "Appended"]
 
 
 async def test_a_message_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from ..check import check_text
 from ..errors import TooLarge
 from ..event import Draft, Event, Offset, SessionCreated, read_stored, settle
 from ..log import MICRO, SessionInfo, SessionRecord, Storing, created
@@ -261,6 +262,8 @@ def settled(draft: Draft) -> Draft:
         InvalidInput, TooLarge: it cannot be.
     """
     fact, json = (draft.fact, draft.json) if draft.json else settle(draft.fact)
+    if fact.open:  # as deltas are not
+        check_text(fact.type, fact.owner if isinstance(fact, SessionCreated) else None)
     if len(json) > MAX_DATA_BYTES:
         raise TooLarge(f"The data of {fact.type} is beyond {MAX_DATA_BYTES} bytes.", limit=MAX_DATA_BYTES)
     return Draft(fact, draft.run, json)
