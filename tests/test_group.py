@@ -37,7 +37,7 @@ class Writing:
         self._changed.set()
         self.wrong(sessions)
 
-    async def idle(self) -> None:
+    async def idle(self, trouble: StoreError | None) -> None:
         self.wrong([])
 
     async def until(self, count: int) -> list[list[str | None]]:

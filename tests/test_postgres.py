@@ -20,7 +20,16 @@ import pytest
 
 from databases import Postgres, postgres, shared_postgres
 from legato.doorbell import Bell
-from legato.errors import InvalidInput, SessionExists, StaleLease, StoreBusy, StoreError, StoreLost, StoreVersion
+from legato.errors import (
+    InvalidInput,
+    SessionExists,
+    StaleLease,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    StoreLost,
+    StoreVersion,
+)
 from legato.event import (
     CancelRequested,
     Draft,
@@ -315,6 +324,16 @@ async def test_leases_are_kept_over_an_opening(place: str) -> None:
             assert texts([event async for event in Log(here, "s").all()]) == ["x", "new"]
 
 
+async def test_a_run_that_is_free_is_found_without_a_ring(place: str) -> None:
+    """Its node is dead, so nobody rings."""
+    async with opened(f"{place}&listen=none") as (store,):
+        drafts = [Draft(SessionCreated()), message("r")]
+        await store.append("s", drafts, take=Take("r", "dead", 0.05))
+        store.doorbell.hang_work(work := Bell())
+        assert await work.wait(NET / 2)
+        assert [lease.run for lease in await store.claim(owner="me", ttl=30, limit=1)] == ["r"]
+
+
 async def test_leases_are_by_the_clock_of_the_database(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose clock is wrong neither keeps a run for longer nor takes one that is held."""
     async with opened(place) as (store,):
@@ -512,6 +531,43 @@ async def test_a_table_that_is_locked(place: str, monkeypatch: pytest.MonkeyPatc
             assert failed == 3  # all of them, and two of them
         await reach(lambda: store.trouble is None)
         await store.append("a", [text("r", "kept")])
+
+
+FULL = """
+CREATE SEQUENCE {schema}.tried;
+CREATE FUNCTION {schema}.no_room() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+    PERFORM nextval('{schema}.tried');
+    RAISE 'No space left on device' USING ERRCODE = 'disk_full';
+END$$;
+CREATE TRIGGER no_room BEFORE INSERT ON {schema}.event FOR EACH ROW EXECUTE FUNCTION {schema}.no_room()
+"""
+
+
+async def test_a_full_disk(place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Is the store's trouble until there is room again, though what needs none goes well meanwhile; it is said once."""
+    monkeypatch.setattr("legato.store.group.IDLE_SECONDS", 0.02)
+    async with opened(place) as (store,):
+        for name in "ab":
+            await begin(store, name)
+        schema = store._link.schema
+        with psycopg.connect(place.partition("?")[0], autocommit=True) as conn:
+            conn.execute(FULL.format(schema=schema).encode())
+            told = await asyncio.gather(*(store.append(name, [text("r")]) for name in "ab"), return_exceptions=True)
+            assert [type(each) for each in told] == [StoreFull] * 2
+            await store.renew(owner="me", ttl=30)
+            monkeypatch.setattr("legato.store.group.PATIENCE", 0.0)
+            tried = 0
+            while tried < 8:
+                assert isinstance(store.trouble, StoreFull)
+                await asyncio.sleep(0.02)
+                (tried,) = conn.execute(f"SELECT last_value FROM {schema}.tried".encode()).fetchone() or (0,)
+            conn.execute(f"DROP TRIGGER no_room ON {schema}.event".encode())
+        await reach(lambda: store.trouble is None)
+        await store.append("a", [text("r", "kept")])
+        assert [record.message.partition(":")[0] for record in caplog.records][1:] == [  # behind the word on fsync
+            "nothing can be stored for now (store_full)",
+            "the store can be written again",
+        ]
 
 
 @pytest.mark.parametrize("option", ["durability=full", "pooler=transaction"])

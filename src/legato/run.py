@@ -306,8 +306,8 @@ class Runner:
                             execution.hurry()
                     pause = min(pause, max(self._renewal[0] - asyncio.get_running_loop().time(), 0.001))
                 except LegatoError as exc:
+                    logger.log(logging.DEBUG if self._failing else logging.WARNING, "cannot look after leases: %s", exc)
                     self._failing = True
-                    logger.warning("cannot look after leases: %s", exc)
                 except Exception:  # whatever it is: without this task leases would lapse and runs stay open
                     logger.exception("cannot look after leases")
                 await self._bell.wait(pause)

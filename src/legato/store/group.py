@@ -311,7 +311,8 @@ class GroupWriter:
     Args:
         transact: writes a group, all or nothing; may raise. What it raises for a group of many it is asked again for
             each of them, so that what cannot be stored harms nobody else.
-        idle: called once a second while nothing is asked; raises if nothing could be written.
+        idle: called once a second while nothing is asked, with why nothing could be written the last time; raises if
+            nothing could be written.
         error: what to tell of what these have raised.
         neighbours: are told what has been stored.
 
@@ -322,7 +323,7 @@ class GroupWriter:
     def __init__(
         self,
         transact: Callable[[RowGroup], Awaitable[None]],
-        idle: Callable[[], Awaitable[None]],
+        idle: Callable[[StoreError | None], Awaitable[None]],
         error: Callable[[Exception], StoreError],
         neighbours: Neighbours,
     ) -> None:
@@ -341,14 +342,17 @@ class GroupWriter:
         """Why nothing can be stored for now; what lasts for less than ``PATIENCE`` is none."""
         return self._trouble if self._trouble and time.monotonic() > self._troubled_at + PATIENCE else None
 
-    def note(self, exc: Exception | None) -> None:
-        """Nothing can be written, since that was raised; or it can again."""
+    def note(self, exc: Exception | None, *, room: bool = True) -> None:
+        """Nothing can be written, since that was raised; or it can again. What did not need ``room`` says nothing of a
+        disk that was full."""
+        if exc is None and not room and isinstance(self._trouble, StoreFull):
+            return
         before, self._trouble = self._trouble, None if exc is None else self._error(exc)
         if self._trouble is None and before is not None:
             logger.warning("the store can be written again")
         elif self._trouble is not None and before is None:
             self._troubled_at = time.monotonic()
-            logger.error("nothing can be stored for now: %s", self._trouble)
+            logger.error("nothing can be stored for now (%s): %s", self._trouble.code, self._trouble)
 
     def refuse(self) -> None:
         """If there is trouble, tell who waits, while a group that may have been written is held."""
@@ -404,7 +408,7 @@ class GroupWriter:
                     self._bell.close()
                     return
                 try:
-                    await self._idle()
+                    await self._idle(self._trouble)
                     self.note(None)
                 except Exception as exc:
                     self.note(exc)
@@ -419,6 +423,8 @@ class GroupWriter:
             if len(requests) > 1 and self._trouble is None:
                 await self._write_alone(requests)
                 return
+            if isinstance(self._error(exc), StoreFull):
+                self.note(exc)  # a disk is everybody's
             self._fail(requests, exc)
         for request in requests:
             if request.stored and request.session is not None:

@@ -284,9 +284,13 @@ NEWEST_OWNED = f"""
 ERA = f"SELECT {_PRESENT}"
 TOUCH = "UPDATE legato.session SET head = head WHERE false"
 """Changes nothing, and fails where nothing can be changed: in a table that is locked, or a database that only reads."""
+FILL = """
+    INSERT INTO legato.event SELECT -1, n, 0, '', NULL, false, repeat(md5(n::text), 30) FROM generate_series(1, 64) n
+"""
+"""To be undone: fails where there is no room for some events, as what changes nothing does not."""
 HEADS = "SELECT name, head FROM legato.session WHERE name = ANY(%s)"
 OPEN_RUNS = "SELECT name, runs FROM legato.session WHERE waits IS NOT NULL ORDER BY waits LIMIT %s"
-ANY_FREE = f"SELECT EXISTS (SELECT FROM legato.session WHERE waits IS NOT NULL AND free_at <= {_NOW})"
+ANY_FREE = f"SELECT EXISTS (SELECT FROM legato.session WHERE waits IS NOT NULL AND free_at <= coalesce(%s, {_NOW}))"
 
 
 @functools.cache

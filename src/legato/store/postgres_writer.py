@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..doorbell import Doorbell
-from ..errors import StoreError, StoreVersion
+from ..errors import StoreError, StoreFull, StoreVersion
 from ..event import Event
 from ..machine import SessionState
 from . import postgres_sql as sql
@@ -133,7 +133,7 @@ class PostgresWriter:
                 conn = await self._connected()
                 with self._link.answering(conn):
                     await self._attempt(conn, group)
-                self.groups.note(None)
+                self.groups.note(None, room=bool(group.events))
                 return
             except FAILURES as exc:
                 if not await self._give_up(exc) and not group.sent:
@@ -207,7 +207,7 @@ class PostgresWriter:
     def _is_lost(self, conn: Connection, exc: Exception) -> bool:
         return conn.closed or self._link.error(exc).code == "store_lost"
 
-    async def _look_after(self) -> None:
+    async def _look_after(self, trouble: StoreError | None = None) -> None:
         """See whether something could be stored, while nothing is to be."""
         try:
             conn = await self._connected()
@@ -215,10 +215,11 @@ class PostgresWriter:
                 (era,) = await self._link.row(conn, sql.ERA)
                 if era != self.era:
                     await self._begin_era(conn)
-                touch: list[sql.Statement] = [(sql.TOUCH, ())]
+                look = sql.FILL if isinstance(trouble, StoreFull) else sql.TOUCH
+                asked: list[sql.Statement] = [(sql.BEGIN, ()), (look, ()), ("ROLLBACK", ())]
                 if self._link.pooled:  # else nothing says there for how long the server waits
-                    touch = [(sql.BEGIN, ()), self._link.settings(local=True), *touch, ("COMMIT", ())]
-                await self._link.talk(conn, touch)
+                    asked.insert(1, self._link.settings(local=True))
+                await self._link.talk(conn, asked)
         except FAILURES as exc:
             await self._give_up(exc)
             raise

@@ -377,7 +377,7 @@ class RedisWriter:
     def _note(self, trouble: StoreError | None) -> None:
         before, self.trouble = self.trouble, trouble
         if trouble is not None and before is None:
-            logger.error("nothing can be stored: %s", trouble)
+            logger.error("nothing can be stored (%s): %s", trouble.code, trouble)
         elif trouble is None and before is not None:
             logger.warning("%s can be written again", self._server.shown)
 

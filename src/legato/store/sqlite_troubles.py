@@ -106,7 +106,7 @@ class Troubles:
         if trouble is None:
             logger.warning("%s can be written again", self._path)
         else:
-            logger.error("nothing can be stored: %s", trouble)
+            logger.error("nothing can be stored (%s): %s", trouble.code, trouble)
 
     def blocked(self) -> Exception | None:
         """Why nothing can be stored; looked for no more often than needed, unless there was a reason the last time."""
