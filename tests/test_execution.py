@@ -269,7 +269,7 @@ async def test_agent_error_that_cannot_be_stored(
 
 @pytest.mark.parametrize("error", [ValueError("password=hunter2"), SystemExit("password=hunter2"), GeneratorExit()])
 async def test_other_errors_are_not_shown(stage: Stage, error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
-    """The text of an unexpected error is in the server's log, never in the event."""
+    """Of an unexpected error the server's log has the kind; its text is nowhere."""
 
     async def agent(turn: Turn) -> AsyncIterator[str]:
         yield "part"
@@ -278,7 +278,8 @@ async def test_other_errors_are_not_shown(stage: Stage, error: BaseException, ca
     end = await stage.answer(agent)
     assert (end.type, end.data["code"], end.data["partial"]["text"]) == ("run.failed", "agent_error", "part")
     assert "hunter2" not in str(end.data)
-    assert str(error) in caplog.text
+    assert type(error).__name__ in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 async def test_an_agent_cannot_exit_the_server(stage: Stage) -> None:
@@ -1134,7 +1135,7 @@ async def test_an_agent_that_fails_when_cancelled(stage: Stage, caplog: pytest.L
     runner, sent = await begun(stage, agent)
     await runner.cancel(sent.session)
     assert (await stage.ended(sent)).type == "run.cancelled"
-    assert "cannot clean up" in caplog.text
+    assert "ValueError" in caplog.text
 
 
 async def test_a_question_asked_while_the_run_ends(stage: Stage) -> None:

@@ -19,7 +19,7 @@ import pytest
 from legato import Legato
 from legato.agent import Turn
 from legato.caller import Caller
-from legato.logs import ACCESS, JSONFormatter, TextFormatter, fields, set_up
+from legato.logs import ACCESS, LEFT_OUT, JSONFormatter, TextFormatter, fields, set_up
 from legato.server.guard import HostRefused
 from legato.testing import Driver
 from test_metrics import ends
@@ -90,7 +90,7 @@ async def test_lines_say_what_they_are_about(lines: Lines) -> None:
     assert {name: theirs[name] for name in about} == about
     assert {name: failed[name] for name in about if name != "request"} | {"request": "mine-2"} == about
     assert failed["message"] == f"run {run}: the agent failed"
-    assert "RuntimeError: no tea" in failed["exception"]
+    assert failed["exception"].splitlines()[-1] == f"RuntimeError: {LEFT_OUT}"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", failed["time"])
     assert [(each["method"], each["path"], each["status"], each["request"]) for each in access] == [
         ("POST", "/api/sessions", 201, "mine-1"),

@@ -67,10 +67,12 @@ class LegatoError(Exception):
         stored: what the request sent is in the log all the same; sent again without a key, it would be there twice.
         bound: the name of the limit that was passed, see ``bounds.BOUNDS``; "" if it was none.
         retry_after: seconds after which it may go better, where that is known.
+        loggable: the message has nothing of what people, models and tools say: any log may have it, see ``logs``.
     """
 
     code: str = "error"
     status: ClassVar[int] = 500
+    loggable: ClassVar[bool] = False
     stored: bool = False
     bound: str = ""
     retry_after: float | None = None
@@ -307,10 +309,11 @@ class StoreError(LegatoError):
     """The store could not do it. What was to be appended was not written, whole or in part.
 
     Attributes:
-        told: what callers are told of it; ``message`` may name files, and is for the server's log.
+        told: what callers are told of it; ``message`` may name files, and is for the server's log: no content is in it.
     """
 
     code = "store_failed"
+    loggable = True
     told: ClassVar[str] = "The server's store failed; the server's log says why."
 
 

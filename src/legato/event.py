@@ -14,7 +14,6 @@ This module knows the vocabulary and nothing of stores, wires or clocks.
 from __future__ import annotations
 
 import functools
-import logging
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
@@ -25,9 +24,8 @@ from msgspec import UNSET, UnsetType
 from .check import MOST_AMOUNT, MOST_COUNT
 from .errors import InvalidInput
 from .json import JsonObject
+from .logs import logger
 from .part import Opaque, Part, Usage, convert, decoder, encode, encode_flat
-
-logger = logging.getLogger("legato")
 
 Offset = int
 """An event's number in its session: dense, from 1, given by the store; 0 is before the first."""

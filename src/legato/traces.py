@@ -23,6 +23,7 @@ import legato
 from .about import ABOUT
 from .errors import InvalidInput
 from .event import CallStarted, Draft, Event, RunStarted, ToolBegun, ToolCompleted
+from .logs import is_word
 from .part import Usage
 
 if TYPE_CHECKING:
@@ -261,7 +262,8 @@ class RunSpan:
 
 
 def _fail(traces: Traces, span: Span, kind: str) -> None:
-    """Without the error's words, which may be a user's."""
+    """Without the error's words, which may be a user's; so may a code be that is none."""
+    kind = kind if is_word(kind) else "_OTHER"
     span.set_attributes(named(error=kind))
     span.set_status(traces.api.Status(traces.api.StatusCode.ERROR, kind))
 

@@ -7,6 +7,7 @@ import math
 import re
 
 from ..errors import AgentError
+from ..logs import told
 from ..provider import ProviderError, ProviderRefused, ProviderUnreachable, ResponseFailed, StreamInterrupted
 
 logger = logging.getLogger("legato")
@@ -30,7 +31,7 @@ def failure(error: ProviderError, key: str | None = None) -> AgentError:
         key: which the provider may have quoted; it is in no message then, and not in the log.
     """
     said = error.message.replace(key, "[key]") if key else error.message
-    logger.warning("the model failed: %s", said)
+    logger.warning("the model failed: %s", told(error, said))
     if isinstance(error, ProviderUnreachable):
         return AgentError("The model cannot be reached.", code="model_unreachable")
     if isinstance(error, ProviderRefused) and error.status_code in (401, 403):

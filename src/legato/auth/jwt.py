@@ -293,7 +293,8 @@ class _KeySet:
             self._failing = False
         except Exception as exc:  # whatever the network or the other server does
             if self._fetches or not self._failing:
-                logger.warning("the keys of %s cannot be had, and those from before are used: %s", self._where, exc)
+                why = str(exc)[:300]  # of the network, or of what is no set of keys
+                logger.warning("the keys of %s cannot be had, and those from before are used: %s", self._where, why)
             self._failing = True
         finally:
             self._reading = None

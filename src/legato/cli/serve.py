@@ -228,6 +228,11 @@ class ServeOptions(TypedDict):
     show_default=True,
     help="Lines of the log for people, or for programs: with the ids of session, run and request.",
 )
+@click.option(
+    "--log-content",
+    is_flag=True,
+    help="Let lines of the log have what exceptions say, which may be what users, models and tools said.",
+)
 @click.option("--access-log", is_flag=True, help="A line in the log for each answer: method, path, status, time.")
 @click.option(
     "--metrics",
@@ -251,6 +256,7 @@ def serve(
     port: int,
     log_level: str,
     log_format: Format,
+    log_content: bool,
     access_log: bool,
     traces: bool,
     **options: Unpack[ServeOptions],
@@ -278,7 +284,7 @@ def serve(
     gc.freeze()
     gc.enable()
     # Before the target is imported: what it sets up for logging itself wins.
-    set_up(log_level, log_format, access=access_log)
+    set_up(log_level, log_format, access=access_log, content=log_content)
     logging.getLogger("stamina").addFilter(_in_words)
     given = given_of(ctx, ctx.command.params, options)
     inherited = server.inherited()

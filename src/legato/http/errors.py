@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import LegatoError
+from ..logs import outline
 from .backoff import is_final
 
 __all__ = ["APIError", "ClientError", "ConnectionFailed", "ConnectionLost", "ResponseInvalid"]
@@ -22,6 +23,10 @@ class ClientError(LegatoError):
     """The root of all errors that the SDK raises about a request or a stream."""
 
     code = "client_error"
+
+    def __repr__(self) -> str:
+        """Without what the server has said: stamina writes it into the log for each request that it repeats."""
+        return outline(self)
 
     @property
     def passing(self) -> bool:
@@ -33,6 +38,7 @@ class ConnectionFailed(ClientError):
     """The server could not be reached; nothing was sent, so trying again is safe."""
 
     code = "connection_failed"
+    loggable = True
 
 
 class ConnectionLost(ClientError):

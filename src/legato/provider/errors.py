@@ -66,6 +66,7 @@ class ProviderUnreachable(ProviderError):
     """The provider could not be reached; nothing was sent."""
 
     code = "provider_unreachable"
+    loggable = True
 
 
 class ProviderRefused(ProviderError):

@@ -458,7 +458,8 @@ class Legato:
             await self._begin_when_free(locked)
         except Exception as exc:
             error = self._failed = exc
-            logger.error("the application cannot start: %s", exc, exc_info=not isinstance(exc, LegatoError))
+            ours = isinstance(exc, LegatoError)  # which says what is wrong with a setting; nobody has said anything yet
+            logger.error("the application cannot start: %s", str(exc) if ours else exc, exc_info=not ours)
         finally:
             self._waiting = None
         told(error)

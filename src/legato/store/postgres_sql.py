@@ -461,5 +461,13 @@ def store_error(exc: BaseException, place: str, *, connecting: bool) -> StoreErr
     state = getattr(exc, "sqlstate", None) or ("08" if isinstance(exc, OSError) or connecting else "")
     found = (meaning for beginning, meaning in MEANINGS.items() if state.startswith(beginning))
     kind, text = next(found, (StoreError, "The database could not do it"))
-    said = " ".join(str(exc).split())[:300]
-    return kind(f"{text}: {place} ({type(exc).__name__}: {said}).", place=place)
+    return kind(f"{text}: {place} ({type(exc).__name__}{_said(exc, connecting)}).", place=place)
+
+
+def _said(exc: BaseException, connecting: bool) -> str:
+    """Of an error what has no content: a server quotes rows in its details, and in the messages of class 22 (data)."""
+    state = getattr(exc, "sqlstate", None)
+    if state is None:
+        return f": {' '.join(str(exc).split())[:300]}" if connecting or isinstance(exc, OSError) else ""
+    primary = "" if state.startswith("22") else getattr(getattr(exc, "diag", None), "message_primary", None) or ""
+    return f": {state} {' '.join(primary.split())[:300]}".rstrip()

@@ -32,7 +32,14 @@ def store_error(exc: BaseException, shown: str) -> StoreError:
     if isinstance(exc, StoreError):
         return type(exc)(exc.message, **exc.detail)
     error, text = _meaning(exc)
-    return error(f"{text}: {shown} ({type(exc).__name__}: {str(exc)[:300]}).", url=shown)
+    said = str(exc)[:300]
+    if text == _OTHER:  # the server may quote what it was told: no more of it than its code
+        code = said.partition(" ")[0]
+        said = code if code.isascii() and code.isalpha() and code.isupper() else ""
+    return error(f"{text}: {shown} ({type(exc).__name__}{said and ': '}{said}).", url=shown)
+
+
+_OTHER = "The server could not do it"
 
 
 def _meaning(exc: BaseException) -> tuple[type[StoreError], str]:
@@ -56,4 +63,4 @@ def _meaning(exc: BaseException) -> tuple[type[StoreError], str]:
         return StoreError, "No TLS with this server; its certificate has to be known (?ca=FILE)"
     if is_lost(exc) or isinstance(exc, exceptions.RedisClusterException | exceptions.MaxConnectionsError):
         return StoreLost, "The server cannot be reached, and nothing is stored until it can"
-    return StoreError, "The server could not do it"
+    return StoreError, _OTHER

@@ -133,7 +133,7 @@ def _taken_apart(pack: bytes) -> tuple[list[Record], list[Stretch]]:
     try:
         return _pack(zlib.decompress(pack))
     except (zlib.error, msgspec.MsgspecError) as exc:
-        raise StoreCorrupt(f"A pack of pieces of answers cannot be read: {exc}.") from exc
+        raise StoreCorrupt(f"A pack of pieces of answers cannot be read: {type(exc).__name__}.") from exc
 
 
 def thin(pack: bytes, until: Offset) -> tuple[bytes, int, Offset, int]:

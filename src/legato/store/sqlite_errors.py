@@ -64,7 +64,9 @@ def store_error(exc: Exception, path: str) -> StoreError:
     if isinstance(exc, StoreError):
         return type(exc)(exc.message, **exc.detail)
     error, text = _meaning(exc, path)
-    return error(f"{text}: {path} ({type(exc).__name__}: {exc}).", path=path)
+    # What others say, as of a row that cannot be read, may quote it.
+    said = f": {exc}" if isinstance(exc, apsw.Error | OSError) else ""
+    return error(f"{text}: {path} ({type(exc).__name__}{said}).", path=path)
 
 
 def _meaning(exc: Exception, path: str) -> _Meaning:
