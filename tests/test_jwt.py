@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from starlette.requests import HTTPConnection
 
-from legato import Caller
+from legato import Caller, Legato
 from legato.auth import JWT
 from legato.auth import jwt as module
 from legato.caller import SCOPES
 from legato.errors import InvalidInput, Overloaded
+from legato.testing import Driver
+from legato.testing.asgi import ASGIStream
 from signing import (
     AUDIENCE,
     EC,
@@ -448,3 +450,75 @@ async def test_a_set_is_where_it_was_said_to_be() -> None:
         with pytest.raises(Overloaded):
             await believed(auth, token(OTHER_RSA, headers={"kid": "a", "jku": other.url, "x5u": other.url}))
         assert (issuer.asked, other.asked) == (1, 0)
+
+
+# Streams --------------------------------------------------------------------------------------------------------------
+
+
+async def agent(turn: Any) -> str:
+    return "tea"
+
+
+async def heard(stream: ASGIStream, until: bytes = b"") -> bytes:
+    """What a stream says until it is ended, or has said that."""
+    said = b""
+    async for chunk in stream:
+        said += chunk
+        if until and until in said:
+            break
+    return said
+
+
+@pytest.mark.parametrize("way", ["file", "address"])
+async def test_a_stream_ends_when_its_key_is_withdrawn(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as the set has been read again, which nobody has to ask for; also of who came with a ticket. Others go
+    on, and so does who comes when the key is there again."""
+    for name in ("FILE_SECONDS", "KEEP_SECONDS", "AGAIN_SECONDS"):
+        monkeypatch.setattr(module, name, 0.02)
+    path = tmp_path / "keys.json"
+    with issuing() as issuer:
+
+        def publish(*keys: dict[str, Any]) -> None:
+            issuer.keys = list(keys)
+            (tmp_path / "next").write_text(json.dumps({"keys": list(keys)}))
+            (tmp_path / "next").rename(path)
+
+        publish(jwk(RSA, "a"), jwk(OTHER_RSA, "b"))
+        app = Legato("memory:", agents=[agent], auth=believing(jwks=path if way == "file" else issuer.url))
+        async with Driver(app) as driver:
+            old, new = ({"authorization": f"Bearer {each}"} for each in (named("a"), named("b", OTHER_RSA)))
+            assert (await driver.request("POST", "/api/sessions", json={"id": "s"}, headers=old)).status == 201
+            given = await driver.request("POST", "/tickets", json={"sessionId": "s"}, headers=old)
+            target = "/stream?sessionId=s"
+            async with (
+                driver.stream(target, headers=old) as mine,
+                driver.stream(f"{target}&ticket={given.json()['ticket']}") as by_ticket,
+                driver.stream(target, headers=new) as other,
+            ):
+                publish(jwk(OTHER_RSA, "b"))
+                assert b": revoked\n" in await heard(mine)
+                assert b": revoked\n" in await heard(by_ticket)
+                assert (await driver.request("GET", "/api/sessions/s", headers=old)).status == 401
+                publish(jwk(OTHER_RSA, "b"), jwk(RSA, "a"))
+                while (await driver.request("GET", "/api/sessions/s", headers=old)).status == 401:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                async with driver.stream(target, headers=old) as again:
+                    await driver.request("POST", "/api/sessions/s/messages", json={"text": "hi"}, headers=new)
+                    for each in (again, other):
+                        assert b"tea" in await heard(each, b"tea")
+
+
+async def test_nobody_asks_for_a_set_that_nobody_has_wanted() -> None:
+    """An application that is started asks no issuer; one that is stopped asks no more."""
+    with issuing() as issuer:
+        auth = believing(jwks=issuer.url)
+        app = Legato("memory:", agents=[agent], auth=auth)
+        await app.start()
+        assert auth._jwks is not None
+        following = auth._jwks._following
+        assert following is not None
+        await asyncio.sleep(0)
+        await app.stop()
+        assert (issuer.asked, following.cancelled()) == (0, True)

@@ -21,13 +21,14 @@ from urllib.parse import urlsplit
 try:
     import jwt
     from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 except ModuleNotFoundError as exc:
     raise ImportError("legato.auth.JWT needs PyJWT: pip install 'legato[auth]'") from exc
 from starlette.requests import HTTPConnection
 
 from ..caller import SCOPES, Caller
 from ..errors import InvalidInput, Overloaded
+from ..log import Store
 from .bearer import bearer
 
 __all__ = ["JWT"]
@@ -127,6 +128,16 @@ class JWT:
             self._jwks = _KeySet(jwks)
             self._algorithms = _allowed(algorithms, PUBLIC, ("RS256", "ES256"), "public keys")
 
+    async def open(self, store: Store, revoked: Callable[..., None]) -> None:
+        """Look after the set of keys: what was signed in with by one that is in it no more ends."""
+        if self._jwks is not None:
+            self._jwks.follow(revoked)
+
+    async def close(self) -> None:
+        """Look after it no more. Idempotent."""
+        if self._jwks is not None:
+            await self._jwks.leave()
+
     async def __call__(self, request: HTTPConnection) -> Caller | None:
         """Who asks; None if it is not with such a token.
 
@@ -157,9 +168,10 @@ class JWT:
             header = jwt.get_unverified_header(token)
             if "crit" in header:  # what has to be understood, and is not
                 return None
-            key = self._key if self._jwks is None else await self._jwks.key(header)
-            if key is None:
+            found = (self._key, "") if self._jwks is None else await self._jwks.key(header)
+            if found is None:
                 return None
+            key, credential = found
             claims: Mapping[str, Any] = jwt.decode(
                 token,
                 key,
@@ -174,7 +186,7 @@ class JWT:
         subject = claims.get(self._subject)
         if not isinstance(subject, str) or not subject:
             return None
-        return Caller(subject, "", self._granted(subject, claims), float(claims["exp"]) + self._leeway)
+        return Caller(subject, "", self._granted(subject, claims), float(claims["exp"]) + self._leeway, credential)
 
     def _granted(self, subject: str, claims: Mapping[str, object]) -> frozenset[str] | None:
         if self._scopes is None:
@@ -222,6 +234,11 @@ def _fitting(key: object) -> tuple[str, ...]:
     raise InvalidInput(f"A key for JWT is of RSA, of an elliptic curve or of EdDSA, got {type(key).__name__}.")
 
 
+_Entry = tuple[Any, dict[str, str]]
+"""A public key, and the credential that it is by each algorithm that it is for."""
+_Keys = dict[str | None, list[_Entry]]
+
+
 class _KeySet:
     """The public keys of one issuer, from where the server was told that they are."""
 
@@ -234,12 +251,14 @@ class _KeySet:
         self._keep, self._again = (KEEP_SECONDS, AGAIN_SECONDS) if self._fetches else (FILE_SECONDS, FILE_SECONDS)
         self._clock = clock
         self._number = 0
-        self._keys: dict[str | None, list[tuple[Any, tuple[str, ...]]]] = {}
+        self._keys: _Keys = {}
         self._read_at = -STALE_SECONDS
         self._asked_at = -AGAIN_SECONDS
         self._raw = b""
         self._failing = False
         self._reading: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._revoked: Callable[..., None] = lambda credential, gone=True: None
         self._thread = ThreadPoolExecutor(1, "legato-jwks")  # nobody who signs in waits for what agents do in threads
         if not self._fetches:
             try:
@@ -253,8 +272,31 @@ class _KeySet:
         """Of the set that there is, while it is as good as new; else None."""
         return self._number if self._clock() - self._read_at <= self._keep else None
 
-    async def key(self, header: Mapping[str, Any]) -> Any:
-        """The key that a token was signed with by its own word, if its algorithm is for it; else None.
+    def follow(self, revoked: Callable[..., None]) -> None:
+        """Read them again whenever they are as good as new no more, once somebody has wanted one, and call ``revoked``
+        with the credentials of each that is gone, and with False besides of each that is there again."""
+        self._revoked = revoked
+        self._following = asyncio.create_task(self._follow(), name="legato-jwks-follow")
+
+    async def _follow(self) -> None:
+        while True:
+            left = self._read_at + self._keep - self._clock() if self._keys else self._keep
+            await asyncio.sleep(left if left > 0 else self._again)
+            if self._keys and self._clock() - self._read_at >= self._keep:
+                await self._read_again(wait=True)
+
+    async def leave(self) -> None:
+        """Read them only when they are wanted. Idempotent."""
+        following, self._following = self._following, None
+        tasks = [task for task in (following, self._reading) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def key(self, header: Mapping[str, Any]) -> tuple[Any, str] | None:
+        """The key that a token was signed with by its own word, if its algorithm is for it, and the credential that it
+        is by that algorithm; else None.
 
         Raises:
             Overloaded: nobody knows, since they cannot be had.
@@ -270,10 +312,11 @@ class _KeySet:
             await self._read_again(wait=not self._fetches or not found or idle or age > STALE_SECONDS)
         if self._clock() - self._read_at > STALE_SECONDS:
             raise Overloaded("The keys of those who sign tokens cannot be had now; try again later.")
-        fitting = [key for key, algorithms in self._found(kid) if header.get("alg") in algorithms]
+        algorithm = header.get("alg")
+        fitting = [(key, by[algorithm]) for key, by in self._found(kid) if algorithm in by]
         return fitting[0] if len(fitting) == 1 else None  # without a name it must be the only one
 
-    def _found(self, kid: str | None) -> list[tuple[Any, tuple[str, ...]]]:
+    def _found(self, kid: str | None) -> list[_Entry]:
         if kid is None:
             return [key for keys in self._keys.values() for key in keys]
         return self._keys.get(kid, [])
@@ -301,17 +344,23 @@ class _KeySet:
 
     def _take(self, raw: bytes) -> None:
         if raw != self._raw:
-            self._keys = self._read_keys(raw)
+            keys = self._read_keys(raw)
+            before, now = _credentials(self._keys), _credentials(keys)
+            self._keys = keys
             self._raw = raw
             self._number += 1
+            for credential in before - now:
+                self._revoked(credential)
+            for credential in now - before:
+                self._revoked(credential, False)
         self._read_at = self._clock()
 
-    def _read_keys(self, raw: bytes) -> dict[str | None, list[tuple[Any, tuple[str, ...]]]]:
+    def _read_keys(self, raw: bytes) -> _Keys:
         said = json.loads(raw)
         entries = said.get("keys") if isinstance(said, dict) else None
         if not isinstance(entries, list):
             raise ValueError("expected a JSON object with a list of keys")
-        keys: dict[str | None, list[tuple[Any, tuple[str, ...]]]] = {}
+        keys: _Keys = {}
         for entry in entries[:JWKS_KEYS]:
             try:
                 if entry.get("kty") not in ("RSA", "EC", "OKP") or entry.get("use", "sig") != "sig":
@@ -322,11 +371,21 @@ class _KeySet:
             except (jwt.PyJWTError, InvalidInput, ValueError, TypeError, AttributeError, KeyError) as exc:
                 logger.warning("a key of %s is left out: %s", self._where, type(exc).__name__)
                 continue
-            algorithms = tuple(name for name in fitting if entry.get("alg", name) == name)
-            known.append((key, algorithms))
+            algorithms = (name for name in fitting if entry.get("alg", name) == name)
+            known.append((key, {name: self._credential(entry.get("kid"), name, key) for name in algorithms}))
         if not keys:
             raise ValueError("there is no public key in it")
         return keys
+
+    def _credential(self, kid: str | None, algorithm: str, key: Any) -> str:
+        """What those have signed in with whose tokens this key has signed so: the same name on all nodes."""
+        public = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        named = f"{self._where}\n{kid}\n{algorithm}\n".encode("utf-8", "surrogatepass")
+        return f"jwt {hashlib.sha256(named + public).hexdigest()[:32]}"
+
+
+def _credentials(keys: _Keys) -> set[str]:
+    return {credential for known in keys.values() for _, by in known for credential in by.values()}
 
 
 def _may_be_fetched(url: str) -> bool:

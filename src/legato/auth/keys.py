@@ -55,7 +55,7 @@ class APIKeys:
         """Those that are good, as far as this process knows."""
         return [key for key, _ in self._keys.values()]
 
-    async def open(self, store: Store, revoked: Callable[[str], None]) -> None:
+    async def open(self, store: Store, revoked: Callable[..., None]) -> None:
         """Read the keys, and follow what becomes of them.
 
         Args:

@@ -50,8 +50,9 @@ def nobody(scope: Scope) -> Caller:
 class Opens(Protocol):
     """Sign-in that is begun and ended with a life, as ``legato.auth.APIKeys``."""
 
-    async def open(self, store: Store, revoked: Callable[[str], None]) -> None:
-        """Begin; ``revoked`` is to be called with each credential that is good no more."""
+    async def open(self, store: Store, revoked: Callable[..., None]) -> None:
+        """Begin; ``revoked`` is to be called with each credential that is good no more, and with False as well if it is
+        good again."""
         ...
 
     async def close(self) -> None:

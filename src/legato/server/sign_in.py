@@ -88,7 +88,7 @@ class SignIn:
         self.tickets = Tickets()
         self._told: set[str] = set()
 
-    async def open(self, store: Store, revoked: Callable[[str], None]) -> None:
+    async def open(self, store: Store, revoked: Callable[..., None]) -> None:
         """Begin with the application."""
         self.tickets.store = store
         access = logging.getLogger("uvicorn.access")

@@ -184,8 +184,12 @@ class Streams:
         if pump in self._pumps:
             self._watch(pump)
 
-    def dismiss(self, credential: str) -> None:
-        """End the streams of those who signed in with what has been revoked, those to come included."""
+    def dismiss(self, credential: str, gone: bool = True) -> None:
+        """End the streams of those who signed in with what has been revoked, those to come included; if it is not
+        ``gone`` but there again, those to come are let be."""
+        if not gone:
+            self._revoked.discard(credential)
+            return
         self._revoked.add(credential)
         for pump in list(self._pumps):
             if pump.caller.credential == credential:
