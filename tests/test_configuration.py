@@ -254,7 +254,9 @@ def test_what_an_environment_has_of_others(folder: Path) -> None:
         8088,
         "default",
     )
-    result = run("config", LEGATO_ALLOW_HOTS="chat.example.com", LEGATO_URL="http://x", LEGATO_SEEDS="3")
+    result = run(
+        "config", LEGATO_ALLOW_HOTS="chat.example.com", LEGATO_URL="http://x", LEGATO_KEY="k", LEGATO_SEEDS="3"
+    )
     assert result.stderr == "legato: LEGATO_ALLOW_HOTS is no setting; did you mean LEGATO_ALLOW_HOST?\n"
 
 

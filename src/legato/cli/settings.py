@@ -26,7 +26,7 @@ from .text import line
 
 FILE = "legato.toml"
 PREFIX = "LEGATO_"
-OTHERS = {"LEGATO_CONFIG", "LEGATO_DEBUG", "LEGATO_URL"}
+OTHERS = {"LEGATO_CONFIG", "LEGATO_DEBUG", "LEGATO_KEY", "LEGATO_URL"}
 """Variables that are no settings."""
 SAID = "legato.settings"
 """In a context's ``meta``: the name of the file that was read."""
