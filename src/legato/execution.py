@@ -323,7 +323,7 @@ class Execution:
                     self._take(event)
 
     def _take(self, event: Event) -> None:
-        fact, mine = event.fact, event.run == self.lease.run
+        fact, mine = event.fact, event.run == self._outbox.lease.run
         if isinstance(fact, Resolved):
             self._desk.hear(fact)
         elif isinstance(fact, CancelRequested) and mine:
