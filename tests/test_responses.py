@@ -21,8 +21,9 @@ from facts import draft, stored
 from legato.agent import Turn
 from legato.dialect import responses_api, responses_items, responses_schema
 from legato.dialect.chat import ChatEncoder
-from legato.dialect.responses import DONE, NO_RESULT, ResponseEncoder, ResponseFold, parse_id, response_id
+from legato.dialect.responses import DONE, ResponseEncoder, ResponseFold, parse_id, response_id
 from legato.dialect.responses_api import BadRequest, Create, CreateChat
+from legato.dialect.responses_output import NO_RESULT
 from legato.errors import AgentError, StoreError
 from legato.event import Draft, Event, MessageCreated
 from legato.history import history

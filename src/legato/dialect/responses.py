@@ -48,9 +48,9 @@ from ..event import (
     ThinkingDelta,
     ToolCompleted,
 )
-from ..items import OWN_LABEL
 from ..json import JsonObject, unbroken
 from ..part import Usage
+from .responses_output import CALLS, ItemKind, OutputItem, Payload, sound
 from .trail import Trail
 
 DONE = b"data: [DONE]\n\n"
@@ -157,194 +157,13 @@ def _echo(metadata: JsonObject) -> JsonObject:
     return echo
 
 
-# Items ----------------------------------------------------------------------------------------------------------------
-
-ItemKind = Literal["message", "refusal", "reasoning", "function_call", "function_call_output", "mcp_call"]
-ItemStatus = Literal["in_progress", "calling", "completed", "incomplete", "failed"]
-Payload = JsonObject
-
-_PREFIX: dict[ItemKind, str] = {
-    "message": "msg",
-    "refusal": "msg",  # on the wire it is a message whose one part is the refusal
-    "reasoning": "rs",
-    "function_call": "fc",
-    "function_call_output": "fco",
-    "mcp_call": "mcp",
-}
 CLIENTS = (None, "client")
 """Who runs a call that is left to the client; None in old logs, where nobody says."""
-NO_RESULT = "The run ended before this call had a result."
-"""The error of a call of our own that nothing has come of."""
 _KINDS: dict[type[TextPiece], ItemKind] = {
     TextDelta: "message",
     RefusalDelta: "refusal",
     ThinkingDelta: "reasoning",
 }
-_CALLS = ("function_call", "mcp_call")
-_CONTENT: dict[ItemKind, Callable[[str], JsonObject]] = {
-    "message": lambda text: {"type": "output_text", "text": text, "annotations": [], "logprobs": []},
-    "refusal": lambda text: {"type": "refusal", "refusal": text},
-}
-"""The one part of a message, by kind."""
-
-
-class _OutputItem:
-    """One output item: what has come of it, and what of that has been told."""
-
-    def __init__(self, kind: ItemKind, run: str, index: int, *, call: str = "", name: str = "") -> None:
-        self.kind = kind
-        self.index = index
-        self.id = f"{_PREFIX[kind]}_{run}_{index}"
-        self.call = call
-        self.name = name
-        self.status: ItemStatus = "in_progress"
-        self.begun = False
-        self.length = 0
-        self.output: str | None = None
-        self.error: str | None = None
-        self._pieces: Trail[str] = Trail([])
-        self._untold: list[str] = []
-
-    def copy(self) -> _OutputItem:
-        """The same item as far as it has come."""
-        copy = _OutputItem(self.kind, "", self.index, call=self.call, name=self.name)
-        copy.id, copy.status, copy.begun, copy.length = self.id, self.status, self.begun, self.length
-        copy.output, copy.error = self.output, self.error
-        copy._pieces, copy._untold = self._pieces.copy(), list(self._untold)
-        return copy
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more can come of it."""
-        return self.status not in ("in_progress", "calling")
-
-    def cut(self) -> None:
-        """Be over without an end."""
-        self.status = "incomplete"
-        if self.kind == "mcp_call":
-            self.error = NO_RESULT
-            self.replace(_sound(self.text))
-
-    @property
-    def text(self) -> str:
-        """All that has come, in characters of text or of the arguments' JSON text."""
-        return "".join(self._pieces)
-
-    def extend(self, start: int, text: str) -> None:
-        """Add what stands from ``start`` on; what came before is not added twice."""
-        text = text[max(self.length - start, 0) :]
-        if text:
-            self._pieces.append(text)
-            self._untold.append(text)
-            self.length += len(text)
-
-    def replace(self, text: str) -> None:
-        """The whole text, where it is no continuation of what came."""
-        if text.startswith(self.text):
-            self.extend(0, text)
-        else:
-            self._pieces, self.length = Trail([text]), len(text)
-            self._untold = [] if self.begun else [text]
-
-    def take(self) -> str:
-        """What has come since the last call."""
-        text = "".join(self._untold)
-        self._untold.clear()
-        return text
-
-    def data(self, *, empty: bool = False) -> JsonObject:
-        """The item as the wire has it; as it was when it began, if ``empty``."""
-        text = "" if empty else self.text
-        status = "in_progress" if empty else self.status
-        if self.kind == "reasoning":
-            summary = [] if empty else [{"type": "summary_text", "text": text}]
-            return {"type": "reasoning", "id": self.id, "summary": summary}
-        if self.kind in _CONTENT:
-            content = [] if empty else [_CONTENT[self.kind](text)]
-            return {"type": "message", "id": self.id, "status": status, "role": "assistant", "content": content}
-        about = {"type": self.kind, "id": self.id, "status": status}
-        if self.kind == "mcp_call":
-            asked = {"approval_request_id": None, "server_label": OWN_LABEL, "name": self.name, "arguments": text}
-            came = {"output": self.output, "error": None if self.error is None else _failed_call(self.error)}
-            return {**about, **asked, **came}
-        if self.kind == "function_call":
-            return {**about, "call_id": self.call, "name": self.name, "arguments": text}
-        return {**about, "call_id": self.call, "output": text}
-
-
-def _sound(arguments: str) -> str:
-    """Arguments as JSON text, whatever was said: clients decode those of a call that they do not run."""
-    if not arguments.strip():
-        return "{}"
-    try:
-        msgspec.json.decode(arguments, type=msgspec.Raw)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return msgspec.json.encode({"arguments": arguments}).decode()
-    return arguments
-
-
-def _failed_call(words: str) -> JsonObject:
-    return {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": words}]}
-
-
-def _summary_part(text: str) -> JsonObject:
-    return {"type": "summary_text", "text": text}
-
-
-def _begin(item: _OutputItem) -> list[Payload]:
-    if item.kind == "function_call_output":
-        return []  # it comes whole
-    place = _place(item)
-    if item.kind in _CONTENT:
-        return [{"type": "response.content_part.added", **place, "part": _CONTENT[item.kind]("")}]
-    if item.kind == "reasoning":
-        return [{"type": "response.reasoning_summary_part.added", **place, "part": _summary_part("")}]
-    return [{"type": "response.mcp_call.in_progress", **place}] if item.kind == "mcp_call" else []
-
-
-def _delta(item: _OutputItem, text: str) -> list[Payload]:
-    place = {**_place(item), "delta": text}
-    if item.kind == "message":
-        return [{"type": "response.output_text.delta", **place, "logprobs": []}]
-    if item.kind == "refusal":
-        return [{"type": "response.refusal.delta", **place}]
-    if item.kind == "reasoning":
-        return [{"type": "response.reasoning_summary_text.delta", **place}]
-    if item.kind in _CALLS:
-        return [{"type": f"response.{item.kind}_arguments.delta", **place}]
-    return []
-
-
-def _end(item: _OutputItem) -> list[Payload]:
-    """What is told once the text is whole."""
-    place, text = _place(item), item.text
-    if item.kind in _CONTENT:
-        whole = {"refusal": text} if item.kind == "refusal" else {"text": text, "logprobs": []}
-        return [
-            {"type": f"response.{'refusal' if item.kind == 'refusal' else 'output_text'}.done", **place, **whole},
-            {"type": "response.content_part.done", **place, "part": _CONTENT[item.kind](text)},
-        ]
-    if item.kind == "reasoning":
-        return [
-            {"type": "response.reasoning_summary_text.done", **place, "text": text},
-            {"type": "response.reasoning_summary_part.done", **place, "part": _summary_part(text)},
-        ]
-    if item.kind == "function_call":
-        return [{"type": "response.function_call_arguments.done", **place, "name": item.name, "arguments": text}]
-    return [{"type": "response.mcp_call_arguments.done", **place, "arguments": text}] if item.kind == "mcp_call" else []
-
-
-def _done(item: _OutputItem) -> list[Payload]:
-    """What is told once nothing more can come of it."""
-    ran = item.kind == "mcp_call" and item.status in ("completed", "failed")
-    last = [{"type": f"response.mcp_call.{item.status}", **_place(item)}] if ran else []
-    return [*last, {"type": "response.output_item.done", "output_index": item.index, "item": item.data()}]
-
-
-def _place(item: _OutputItem) -> JsonObject:
-    inner = {"summary_index": 0} if item.kind == "reasoning" else {"content_index": 0} if item.kind in _CONTENT else {}
-    return {"item_id": item.id, "output_index": item.index, **inner}
-
 
 # The fold -------------------------------------------------------------------------------------------------------------
 
@@ -378,7 +197,7 @@ class ResponseFold:
         self._incomplete: JsonObject | None = None
         self._usage: JsonObject | None = None
         self._echo = _DEFAULTS
-        self._items: list[_OutputItem] = []
+        self._items: list[OutputItem] = []
         self._told = 0  # items that are done; all before the one that is being told, but for those that run
         self._running: set[int] = set()  # places of calls whose arguments have been told, and whose result is to come
         self._calls: dict[str, int] = {}  # of calls that are not the client's the places of their items
@@ -506,7 +325,7 @@ class ResponseFold:
         place = self._parts.get(fact.part, -1)
         if place >= self._told:  # else it has been told, and a copy may share it; or it never began
             item = self._items[place]
-            item.replace(_sound(fact.arguments) if item.kind == "mcp_call" else fact.arguments)
+            item.replace(sound(fact.arguments) if item.kind == "mcp_call" else fact.arguments)
             item.status = "calling" if item.kind == "mcp_call" else "completed"
         self._tell()
 
@@ -520,7 +339,7 @@ class ResponseFold:
         item.status = "completed" if fact.success else "incomplete"
         self._tell()
 
-    def _returned(self, item: _OutputItem, fact: ToolCompleted, output: str) -> None:
+    def _returned(self, item: OutputItem, fact: ToolCompleted, output: str) -> None:
         if item.over:
             return  # its attempt died, and that has been told
         output = "" if fact.output is None else output
@@ -531,20 +350,20 @@ class ResponseFold:
         self._over(item)
         self._tell()
 
-    def _over(self, item: _OutputItem) -> None:
+    def _over(self, item: OutputItem) -> None:
         """Tell the end of a call that is running; of any other, ``_tell`` does."""
         if item.index in self._running:
             self._running.remove(item.index)
-            self._emit(*_done(item))
+            self._emit(*item.done())
 
-    def _open(self, kind: ItemKind, part: int | None, *, call: str = "", name: str = "") -> _OutputItem:
+    def _open(self, kind: ItemKind, part: int | None, *, call: str = "", name: str = "") -> OutputItem:
         for other in self._items[self._told :]:
             if other.status == "in_progress" and self._restarted:
                 other.cut()  # its attempt died, and the next one begins anew
-            elif other.status == "in_progress" and other.kind not in _CALLS:
+            elif other.status == "in_progress" and other.kind not in CALLS:
                 other.status = "completed"
         self._restarted = False
-        item = _OutputItem(kind, self._run, len(self._items), call=call, name=name)
+        item = OutputItem(kind, self._run, len(self._items), call=call, name=name)
         self._items.append(item)
         if part is not None:
             self._parts[part] = item.index
@@ -566,15 +385,15 @@ class ResponseFold:
                 item.begun = True
                 whole = item.kind == "function_call_output"
                 added = {"type": "response.output_item.added", **about, "item": item.data(empty=not whole)}
-                self._emit(added, *_begin(item))
+                self._emit(added, *item.begin())
             if text := item.take():
-                self._emit(*_delta(item, text))
+                self._emit(*item.delta(text))
             if item.status == "in_progress":
                 return
-            self._emit(*_end(item))
+            self._emit(*item.end())
             self._told += 1
             if item.over:
-                self._emit(*_done(item))
+                self._emit(*item.done())
             else:
                 self._running.add(item.index)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .deva import DEVA
-from .mix import MIX
+from .mix_operations import MIX
 from .operation import Dialect
 from .responses_operations import CHAT, RESPONSES
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET
@@ -20,7 +20,7 @@ import legato
 from ..caller import ACTIONS
 from ..contents import Entry, window
 from ..dialect import mix, mix_api
-from ..dialect.common import KEY_PATTERN, OFFSET_MOST, SESSION_PATTERN, rfc3339
+from ..dialect.common import OFFSET_MOST, rfc3339
 from ..errors import (
     Conflict,
     CursorInvalid,
@@ -37,20 +37,13 @@ from ..json import LARGE, JsonObject
 from ..log import MICRO, SessionInfo
 from ..part import Message, check_depth
 from ..questions import Question, Sent
-from .health import operations as health_operations
 from .operation import (
-    INCARNATION_PARAM,
-    ONCE_PARAM,
     RETRY_AFTER,
     Absence,
-    Dialect,
-    Frames,
-    Operation,
-    Param,
     new_session_id,
     session_id,
 )
-from .reply import Body, Follow, View, come_back
+from .reply import Body, Follow, come_back
 from .request import Request
 
 logger = logging.getLogger("legato")
@@ -474,10 +467,11 @@ async def answer_notification(request: Request) -> Body:
 
 async def health(request: Request) -> Body:
     """Whether the server is up."""
-    return _healthy(request.sessions.agents)
+    return healthy(request.sessions.agents)
 
 
-def _healthy(agents: Iterable[str]) -> Body:
+def healthy(agents: Iterable[str]) -> Body:
+    """The same, also where there is no life."""
     now = rfc3339(time.time())
     return Body(200, mix_api.Health(status="ok", timestamp=now, version=legato.__version__, agents=list(agents)))
 
@@ -495,7 +489,8 @@ def _unready(status: Literal["starting", "draining", "store"], reason: str) -> B
     return Body(503, mix_api.Ready(status=status, reason=reason), {"retry-after": RETRY_AFTER[503]})
 
 
-def _unready_without_life(absence: Absence) -> Body:
+def ready_without_life(absence: Absence) -> Body:
+    """Why it takes none yet, or any more."""
     return _unready("starting" if absence.starting else "draining", absence.why.code)
 
 
@@ -516,50 +511,7 @@ async def nothing(request: Request) -> Body:
     return Body(200, [])
 
 
-# The table ------------------------------------------------------------------------------------------------------------
-
-_SESSION: JsonObject = {"type": "string", "pattern": SESSION_PATTERN}
-_CLIENT: JsonObject = {"type": "string", "pattern": f"^(?:{mix.CLIENT_PATTERN})?$"}
-
-_OFFSET: JsonObject = {"type": "string", "pattern": "^(?:[0-9]{1,15})?$"}
-
-STREAM_PARAMS = [
-    Param("sessionId", "query", "The session to follow.", _SESSION, required=True),
-    Param("from", "query", "Where a reader without a cursor begins: `start`, `tail`, or an offset. Without it, at the "
-          "running turn, or at the tail if nothing runs.",
-          {"type": "string", "pattern": "^(?:start|tail|[0-9]{1,15})?$"}),
-    Param("client", "query", "Which client's event names to use, instead of what User-Agent tells: `legato`, "
-          "`python-0.8.1`, `typescript-0.11.4` ...", _CLIENT),
-    Param("Last-Event-ID", "header", "The id of the last event you have; the stream goes on exactly after it.",
-          _OFFSET),
-    Param("lastEventId", "query", "The same, for clients that cannot set the header, which wins over it.", _OFFSET),
-    INCARNATION_PARAM,
-    ONCE_PARAM,
-]  # fmt: skip
-
-
-_FRAME: JsonObject = {
-    "type": "object",
-    "required": ["event", "data", "id"],
-    "properties": {
-        "event": {"type": "string", "enum": sorted(mix.LEGATO.events)},
-        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {"type": "object"}},
-        "id": {"type": "string", "pattern": "^[0-9]+$"},
-        "retry": {"type": "integer", "description": "Milliseconds, in the first frame."},
-    },
-}
-
-
-def _number(most: int) -> JsonObject:
-    return {"type": "integer", "minimum": 0, "maximum": most}
-
-
-def _limit(most: int) -> Param:
-    return Param("limit", "query", "How many at most.", {"type": "integer", "minimum": 1, "maximum": most})
-
-
-def _ask(kind: str) -> Param:
-    return Param("id", "path", f"The {kind} event's data.id.", required=True)
+# What requests say ----------------------------------------------------------------------------------------------------
 
 
 def _session(request: Request) -> str:
@@ -591,94 +543,3 @@ def _fields(sent: Sent) -> dict[str, str]:
 
 def _repeated(sent: Sent) -> dict[str, str]:
     return {"legato-repeated": "true"} if sent.repeated else {}
-
-
-def _operations() -> list[Operation]:
-    session = Param("id", "path", "The session's id.", required=True)
-    key = Param("Idempotency-Key", "header", "The same key and message, the same run: safe to send again.",
-                {"type": "string", "pattern": KEY_PATTERN})  # fmt: skip
-    client = Param("client", "query", "Which client's names to use, instead of what User-Agent tells.", _CLIENT)
-    before = Param("before", "query", "Only sessions last written to before this RFC 3339 time; for old clients.",
-                   {"type": "string", "anyOf": [{"maxLength": 0}, {"format": "date-time"}]})  # fmt: skip
-    cursor = Param("cursor", "query", "The `Legato-Next` of the page before.", {"type": "string", "minLength": 1})
-    after = Param("after", "query", "Events after this offset.", _number(OFFSET_MOST))
-    data, errors = mix_api.SessionData, (404,)
-    return [
-        Operation("streamEvents", "GET", "/stream", "streaming", "Follow a session", stream, {}, params=STREAM_PARAMS,
-                  errors=(404, 429), stream=Frames(frame=_FRAME, reset="when the cursor lies beyond the log's end"),
-                  description=f"{stream.__doc__} Names: {', '.join(sorted(mix.LEGATO.events))}."),
-        Operation("createSession", "POST", "/api/sessions", "sessions", "Begin a session", create,
-                  {201: data}, body=mix_api.CreateSession, errors=(409,)),
-        Operation("listSessions", "GET", "/api/sessions", "sessions", "List sessions", index,
-                  {200: list[mix_api.SessionData]}, params=[_limit(1000), cursor, before]),
-        Operation("getSession", "GET", "/api/sessions/{id}", "sessions", "Get a session", get,
-                  {200: data}, params=[session], errors=errors),
-        Operation("deleteSession", "DELETE", "/api/sessions/{id}", "sessions", "Delete a session", delete,
-                  {204: None}, params=[session], errors=errors),
-        Operation("rewindSession", "POST", "/api/sessions/{id}/rewind", "sessions", "Rewind a session",
-                  rewind, {200: data}, params=[session, ONCE_PARAM], body=mix_api.Rewind, errors=(404, 409)),
-        Operation("forkSession", "POST", "/api/sessions/{id}/fork", "sessions", "Fork a session", fork,
-                  {201: data}, params=[session], body=mix_api.Fork, errors=errors),
-        Operation("exportSession", "GET", "/api/sessions/{id}/export", "sessions", "Export a session",
-                  export, {200: mix_api.ExportSession}, params=[session], errors=(404, 413)),
-        Operation("listEvents", "GET", "/api/sessions/{id}/events", "sessions", "Read the canonical log",
-                  events, {200: mix_api.EventPage},
-                  params=[session, after, _limit(1000)], errors=errors),
-        Operation("getBlob", "GET", "/api/sessions/{id}/blobs/{hash}", "sessions", "Read a file of a message", blob,
-                  {200: bytes, 304: None}, errors=errors,
-                  params=[session, Param("hash", "path", "SHA-256 of its bytes, in hexadecimal.", required=True)]),
-        Operation("sendStreamingMessage", "POST", "/stream/{id}/message", "streaming",
-                  "Send a message; the answer comes on the stream", send_streaming,
-                  {200: mix_api.Broadcasted}, params=[session, key], body=mix_api.StreamMessage,
-                  errors=(404, 409)),
-        Operation("sendMessage", "POST", "/api/sessions/{id}/messages", "messages", "Send a message", send,
-                  {202: mix_api.Processing, 200: mix_api.BackendMessage}, params=[session, key, client],
-                  body=mix_api.SendMessage, errors=(404, 409),
-                  description="Clients before Python 0.6.5 and TypeScript 0.7.4 get 200 when the turn is over."),
-        Operation("listMessages", "GET", "/api/sessions/{id}/messages", "messages", "List a session's messages",
-                  messages, {200: list[mix_api.BackendMessage]},
-                  params=[session, _limit(MOST_MESSAGES), cursor], errors=errors),
-        Operation("retryMessage", "POST", "/api/sessions/{id}/messages/{messageId}/retry", "messages",
-                  "Answer the last message anew", retry, {202: mix_api.Processing},
-                  params=[session, ONCE_PARAM,
-                          Param("messageId", "path", "The last user message's id.", required=True)],
-                  body=mix_api.Retry, body_required=False, errors=(404, 409)),
-        Operation("messageHistory", "GET", "/api/messages/history", "messages",
-                  "Messages of all sessions, newest first", history,
-                  {200: list[mix_api.BackendMessage]},
-                  params=[_limit(1000), Param("offset", "query", "How many to skip.", _number(SKIPPED))]),
-        Operation("cancelSession", "POST", "/api/sessions/{id}/cancel", "sessions", "Stop what runs",
-                  cancel, {200: mix_api.Cancelled}, params=[session, ONCE_PARAM], body=mix_api.Cancel,
-                  body_required=False, errors=errors),
-        Operation("grantPermission", "POST", "/api/permissions/{id}/grant", "permissions", "Grant a permission",
-                  grant, {200: mix_api.Granted}, params=[_ask("permission")], errors=errors),
-        Operation("denyPermission", "POST", "/api/permissions/{id}/deny", "permissions", "Deny a permission",
-                  deny, {200: mix_api.Denied}, params=[_ask("permission")], errors=errors),
-        Operation("respondToNotification", "POST", "/api/notifications/{id}/respond", "notifications",
-                  "Answer a notification", answer_notification, {204: None},
-                  params=[_ask("notification")], body=mix_api.RespondBody, errors=errors),
-        Operation("getHealth", "GET", "/health", "system", "Is the server up?", health,
-                  {200: mix_api.Health}, without_life=lambda absence: _healthy(absence.agents)),
-        Operation("getReady", "GET", "/ready", "system", "Does the server take messages?", ready,
-                  {200: mix_api.Ready, 503: mix_api.Ready}, without_life=_unready_without_life, probe=True),
-        *health_operations(),
-        Operation("storeApiKey", "POST", "/api/auth/api-key", "system", "Accepted for Mix clients; keeps nothing",
-                  api_key, {200: mix_api.ApiKeyAnswer}, body=mix_api.ApiKey),
-        Operation("getSystemInfo", "GET", "/api/system/info", "system", "Answered for Mix clients",
-                  system_info, {200: mix_api.SystemInfo}),
-        Operation("listCommands", "GET", "/api/commands", "system", "Answered for Mix clients: none", nothing,
-                  {200: list[Any]}),
-        Operation("listMcpServers", "GET", "/api/mcp", "system", "Answered for Mix clients: none", nothing,
-                  {200: list[Any]}),
-    ]  # fmt: skip
-
-
-def _view(name: str) -> View | None:
-    kind, _, client = name.partition("/")
-    if kind != "mix":
-        return None
-    profile = mix.profile(client)
-    return View(profile.name, event=lambda event, session: mix.frame(event, session, profile))
-
-
-MIX = Dialect("mix", _operations(), view=_view, views=("mix/CLIENT",))
