@@ -69,6 +69,7 @@ LAYERS: list[tuple[str, int]] = [
     ("run", 2),
     ("admission", 2),
     ("copies", 2),
+    ("edits", 2),
     ("questions", 2),
     ("resolutions", 2),
     ("probe", 2),

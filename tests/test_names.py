@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "legato"
 CORE = [
     *("event", "part", "machine", "doorbell", "log", "caller", "run", "backlog", "attempt", "execution", "outbox"),
     *("desk", "agent", "transcript", "recorder", "tool", "history", "admission", "copies", "questions", "resolutions"),
-    *("probe", "sessions", "sse"),
+    *("edits", "probe", "sessions", "sse"),
     *("dialect/fold", "dialect/trail"),
     *(f"server/{name}" for name in ("adaptor", "life", "memory", "operation", "pace", "pump", "reply", "stream")),
     *(f"store/{path.stem}" for path in sorted((SOURCE / "store").glob("*.py"))),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from .errors import Overloaded
+from .event import Draft, settled
+from .json import LARGE
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,6 +47,14 @@ class Aside:
             return await asyncio.wrap_future(thread.submit(work, *args, **options))
         finally:
             self._waiting -= size
+
+    async def settled(self, size: int, drafts: Iterable[Draft]) -> Iterable[Draft]:
+        """Drafts as they will be stored, of what was ``size`` bytes of JSON: here, if they are small.
+
+        Raises:
+            Overloaded: too much waits already.
+        """
+        return drafts if size <= LARGE else await self.do(size, settled, drafts)
 
     def close(self) -> None:
         """End the threads after what they do now."""

@@ -10,7 +10,7 @@ import base64
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -34,7 +34,7 @@ from .errors import (
     SessionNotFound,
     TooMany,
 )
-from .event import BlobRef, Draft, MessageCreated, Offset, RunWaiting, SessionCreated, SessionRewound, settled
+from .event import BlobRef, Draft, MessageCreated, Offset, RunWaiting, SessionCreated, SessionRewound
 from .history import Asking, askings
 from .json import LARGE, JsonObject
 from .log import Appended, SessionInfo, Store
@@ -181,7 +181,7 @@ class Questions:
                     known |= {ref.hash: ref for each in (*said_before, last) for ref in each.blobs or ()}
                     fact = msgspec.structs.replace(last, id=f"{session}~{stamp}~u")
                     drafts = _numbered(said_before, stem, Draft(fact, f"{session}~{stamp}"))
-                    *earlier, asked = await self.settled(question.size, drafts)
+                    *earlier, asked = await self._aside.settled(question.size, drafts)
                     appended = await self._append_question(
                         session,
                         [*before, *earlier],
@@ -309,10 +309,6 @@ class Questions:
         if appended.repeated:
             places.unqueue(session, run)
         return appended
-
-    async def settled(self, size: int, drafts: Iterator[Draft]) -> Iterable[Draft]:
-        """Drafts as they will be stored, of what was ``size`` bytes of JSON."""
-        return drafts if size <= LARGE else await self._aside.do(size, settled, drafts)
 
 
 def new_session(caller: Caller, key: str | None, prefix: str = "s_") -> str:

@@ -42,7 +42,7 @@ async def create(request: Request) -> Body:
     title = next((each.text.strip().partition("\n")[0][:80] for each in said if each.role == "user"), None)
     begin = SessionCreated(title or None, metadata=api.metadata(body.metadata))
     try:
-        await request.sessions.add(request.caller, session, said, begin=begin, size=request.size)
+        await request.sessions.edits.add(request.caller, session, said, begin=begin, size=request.size)
     except SessionExists:
         info = await request.sessions.info(request.caller, session)
         if info.created.metadata != begin.metadata or info.created.title != begin.title:
@@ -59,7 +59,7 @@ async def update(request: Request) -> Body:
     """Replace a conversation's metadata."""
     session = session_id(request.path["conversation_id"])
     body = decode(await request.raw_body(), UpdateConversation)
-    await request.sessions.update(request.caller, session, api.metadata(body.metadata))
+    await request.sessions.edits.update(request.caller, session, api.metadata(body.metadata))
     return await _conversation(request, session)
 
 
@@ -88,7 +88,7 @@ async def list_items(request: Request) -> Body:
     found: list[Item] = []
     size, left = 0, False
     for some in _stretches(entries):
-        pairs = await request.sessions.versions(request.caller, session, some)
+        pairs = await request.sessions.edits.versions(request.caller, session, some)
         size += sum(entry.size for entry in some)
         items = await request.sessions.aside.do(size, _items, pairs, order)
         if after is not None:
@@ -107,7 +107,7 @@ async def add_items(request: Request) -> Body:
     _check_include(request)
     said = await request.aside(api.added, body.items)
     key = request.key
-    messages = await request.sessions.add(request.caller, session, said, key=key, size=request.size)
+    messages = await request.sessions.edits.add(request.caller, session, said, key=key, size=request.size)
     return Body(200, item_list([item for message in messages for item in api.items(message)], more=False))
 
 
@@ -119,7 +119,7 @@ async def items_of(request: Request, message: str, session: str) -> list[Item]:
             entries = (await request.sessions.contents(request.caller, session_id(each))).entries
             found = [entry for entry in entries if entry.id == message]
             if found:
-                pairs = await request.sessions.versions(request.caller, each, found[-1:])
+                pairs = await request.sessions.edits.versions(request.caller, each, found[-1:])
                 # Where it was said first it may be a run's; its copies are not.
                 return _items([(msgspec.structs.replace(said, run=None), now) for said, now in pairs], "asc")
     return []
@@ -130,7 +130,7 @@ async def get_item(request: Request) -> Body:
     session, id = session_id(request.path["conversation_id"]), request.path["item_id"]
     _check_include(request)
     entry = await _find(request, session, id)
-    pairs = await request.sessions.versions(request.caller, session, [entry])
+    pairs = await request.sessions.edits.versions(request.caller, session, [entry])
     for item in _items(pairs, "asc"):
         if item["id"] == id:
             return Body(200, item)
@@ -142,7 +142,7 @@ async def delete_item(request: Request) -> Body:
     session, id = session_id(request.path["conversation_id"]), request.path["item_id"]
     entry = await _find(request, session, id)
     try:
-        await request.sessions.revise(
+        await request.sessions.edits.revise(
             request.caller, session, entry.id, lambda first, last: api.without(first, last, id)
         )
     except SessionNotFound:
@@ -154,7 +154,7 @@ async def delete_item(request: Request) -> Body:
 
 async def _conversation(request: Request, session: str) -> Body:
     info: SessionInfo = await request.sessions.info(request.caller, session)
-    metadata = await request.sessions.metadata(request.caller, session)
+    metadata = await request.sessions.edits.metadata(request.caller, session)
     return Body(200, api.conversation_object(session, info.created_at, metadata))
 
 

@@ -354,7 +354,7 @@ class Checked(Surroundings):
             messages = await node.sessions.messages(NOBODY, session, contents.entries)
             if messages != expected:
                 self.fault(f"{node.lane} has another history of {session}: {messages} instead of {expected}")
-            fields = await node.sessions.metadata(NOBODY, session)
+            fields = await node.sessions.edits.metadata(NOBODY, session)
             if lost := [field for field in self._updates.get(session, ()) if field not in fields]:
                 self.fault(f"{node.lane} lacks of the metadata of {session} what was acknowledged: {lost}")
 

@@ -345,7 +345,9 @@ class World(Checked):
         return f"update the metadata of {session}, twice"
 
     async def _update_one(self, session: str, field: str) -> None:
-        done = await self._ask("update", lambda node: node.sessions.update(NOBODY, session, {field: 1}), again=True)
+        done = await self._ask(
+            "update", lambda node: node.sessions.edits.update(NOBODY, session, {field: 1}), again=True
+        )
         if isinstance(done, dict):
             self._updates.setdefault(session, []).append(field)
 
