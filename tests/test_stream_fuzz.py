@@ -19,7 +19,7 @@ from legato.http.errors import ConnectionLost
 from legato.provider import ProviderError
 from legato.provider.anthropic import AnthropicFold
 from legato.provider.chat_completions import ChatCompletionsFold
-from legato.provider.responses import ResponsesFold
+from legato.provider.responses_fold import ResponsesFold
 from legato.provider.stream import FoldedCall, MayPass, StreamState
 from provider_streams import (
     CREATED,

@@ -20,7 +20,7 @@ from ..http.retry import UNSET, RetryConfig, Unset
 from ..http.settings import address
 from ..http.tasks import chunks, new_http_client
 from ..json import JsonObject
-from . import responses
+from . import responses_requests
 from .anthropic import AnthropicWire
 from .chat_completions import ChatCompletionsWire
 from .errors import ProviderRefused, answered, provider_error, refused, too_busy
@@ -265,15 +265,15 @@ class AsyncResponsesClient(_AsyncFace):
         Raises:
             ProviderError: there is none, it failed, or it was stopped before its end.
         """
-        return Response.read(await self.send(responses.create(message, model, options))).succeeded()
+        return Response.read(await self.send(responses_requests.create(message, model, options))).succeeded()
 
     async def retrieve(self, id: str) -> Response:
         """A response that the provider has kept; ``status`` and ``failure`` tell what became of it."""
-        return Response.read(await self.send(responses.retrieve(id)))
+        return Response.read(await self.send(responses_requests.retrieve(id)))
 
     async def cancel(self, id: str) -> Response:
         """End a background response, and return what it is then."""
-        return Response.read(await self.send(responses.cancel(id)))
+        return Response.read(await self.send(responses_requests.cancel(id)))
 
     def resume(self, id: str, *, starting_after: int | None = None) -> AsyncStream[ResponseEvent]:
         """Read the events of a background response behind the one of this number; None: from the first on."""
@@ -355,11 +355,11 @@ class AsyncResponsesProvider(_AsyncProvider):
 
     async def retrieve(self, id: str) -> Response:
         """A background answer as it is now, also when it is too old to be read as a stream."""
-        return Response.read(await self.send(responses.retrieve(id)))
+        return Response.read(await self.send(responses_requests.retrieve(id)))
 
     async def cancel(self, id: str) -> Response:
         """End a background answer, and return what it is then."""
-        return Response.read(await self.send(responses.cancel(id)))
+        return Response.read(await self.send(responses_requests.cancel(id)))
 
 
 class AsyncChatCompletionsProvider(_AsyncProvider):

@@ -21,7 +21,7 @@ from ..http.settings import address
 from ..http.sync import open_stream, read_chunk, send
 from ..http.threads import chunks, new_http_client
 from ..json import JsonObject
-from . import responses
+from . import responses_requests
 from .anthropic import AnthropicWire
 from .chat_completions import ChatCompletionsWire
 from .errors import ProviderRefused, answered, provider_error, refused, too_busy
@@ -261,15 +261,15 @@ class ResponsesClient(_Face):
         Raises:
             ProviderError: there is none, it failed, or it was stopped before its end.
         """
-        return Response.read(self.send(responses.create(message, model, options))).succeeded()
+        return Response.read(self.send(responses_requests.create(message, model, options))).succeeded()
 
     def retrieve(self, id: str) -> Response:
         """A response that the provider has kept; ``status`` and ``failure`` tell what became of it."""
-        return Response.read(self.send(responses.retrieve(id)))
+        return Response.read(self.send(responses_requests.retrieve(id)))
 
     def cancel(self, id: str) -> Response:
         """End a background response, and return what it is then."""
-        return Response.read(self.send(responses.cancel(id)))
+        return Response.read(self.send(responses_requests.cancel(id)))
 
     def resume(self, id: str, *, starting_after: int | None = None) -> Stream[ResponseEvent]:
         """Read the events of a background response behind the one of this number; None: from the first on."""
@@ -351,11 +351,11 @@ class ResponsesProvider(_Provider):
 
     def retrieve(self, id: str) -> Response:
         """A background answer as it is now, also when it is too old to be read as a stream."""
-        return Response.read(self.send(responses.retrieve(id)))
+        return Response.read(self.send(responses_requests.retrieve(id)))
 
     def cancel(self, id: str) -> Response:
         """End a background answer, and return what it is then."""
-        return Response.read(self.send(responses.cancel(id)))
+        return Response.read(self.send(responses_requests.cancel(id)))
 
 
 class ChatCompletionsProvider(_Provider):

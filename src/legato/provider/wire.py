@@ -11,9 +11,9 @@ import msgspec
 
 from ..http.call import HttpCall
 from ..json import JsonObject
-from . import responses
+from . import responses_requests
 from .events import ResponseEvent
-from .responses import RawFold, ResponsesFold
+from .responses_fold import RawFold, ResponsesFold
 from .result import ChatResult, StreamChunk, Tagged
 from .stream import FoldedCall, WireFold
 
@@ -94,17 +94,17 @@ def raw_stream(
 ) -> FoldedCall[ResponseEvent]:
     """A response, as its events."""
     fold = partial(RawFold, resumable=options.get("background") is True)
-    return FoldedCall(responses.stream(message, model, options), fold)
+    return FoldedCall(responses_requests.stream(message, model, options), fold)
 
 
 def resume_raw(id: str, starting_after: int | None) -> FoldedCall[ResponseEvent]:
     """The rest of a response, as its events."""
-    return FoldedCall(responses.resume(id, starting_after), partial(RawFold.joining, id, starting_after))
+    return FoldedCall(responses_requests.resume(id, starting_after), partial(RawFold.joining, id, starting_after))
 
 
 def chat_resume(id: str, starting_after: int | None) -> FoldedCall[StreamChunk]:
     """The rest of a response, as chunks; it is read from its first event on, so that it can be put together."""
-    return FoldedCall(responses.resume(id, None), partial(_hiding, id, starting_after))
+    return FoldedCall(responses_requests.resume(id, None), partial(_hiding, id, starting_after))
 
 
 def _hiding(id: str, hidden: int | None) -> ResponsesFold:
