@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from legato.server import serve
@@ -29,6 +31,15 @@ async def test_it_is_given_back_when_there_may_be_much(monkeypatch: pytest.Monke
     assert await given_back(monkeypatch, 60, 200, 90, 150, 100) == [2]  # 90: what is left of the 200
     assert await given_back(monkeypatch, 60, 200, 90, 300, 70, 140, 66) == [2, 4, 6]
     assert await given_back(monkeypatch, 200, 90, 150, 160, 80) == [4]
+
+
+async def test_what_was_in_use_is_given_back_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again, the more seldom the less it was of use; where there is as little as there was, it is not."""
+    first = serve.TRIM_AGAIN[0]
+    used = [990] * (7 * first + 2)
+    given = await given_back(monkeypatch, 60, 1_000, *used)
+    assert [later - before for before, later in pairwise(given)] == [first + 1, 2 * first + 1]
+    assert await given_back(monkeypatch, 60, 1_000, *used[: first + 1], 80, *[100] * 9 * first) == [2, 2 + first + 1]
 
 
 async def test_where_nothing_is_known_nothing_is_done() -> None:

@@ -95,6 +95,25 @@ def test_a_page_is_joined_once_and_kept_within_bounds(monkeypatch: pytest.Monkey
     assert kept._held <= module.KEPT_BYTES
 
 
+@pytest.mark.parametrize("size", [1, 10, 200, 600, 700, 2_000, 16_000])
+def test_what_is_copied_of_a_page_is_bounded(size: int) -> None:
+    """However large its events are, and at whatever place a reader stands: all of the text comes, in pages of few
+    characters, or as it is in the log."""
+    kept = JoinedPages()
+    events = page(*[("r", TextDelta(0, 0, size * place, "x" * size)) for place in range(500)])
+    given: list[Event] = []
+    copied = [0]
+    while not given or given[-1].offset < len(events):
+        asked = events[given[-1].offset if given else 0 :][:300]
+        found = kept.of("s", asked)
+        if found is not asked:
+            copied.append(sum(len(event.fact.text) for event in found))  # type: ignore[union-attr]
+        given += found
+    assert text_of(given) == text_of(events)
+    assert max(copied) <= module.PAGE_CHARACTERS + size
+    assert (max(copied) > 0) == (size * module.FEW <= module.PAGE_CHARACTERS)
+
+
 def test_a_page_of_which_nothing_was_joined_is_not_kept() -> None:
     """The log has it; and what others said, with what hangs on it, may be large."""
     kept = JoinedPages()

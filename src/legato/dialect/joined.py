@@ -13,6 +13,10 @@ from ..event import Event, Offset, RefusalDelta, TextDelta, ThinkingDelta
 
 JOINED_CHARACTERS = 16_384
 """Of one joined delta, about: what goes out in one write."""
+PAGE_CHARACTERS = 4 * JOINED_CHARACTERS
+"""Of what is joined of one page, about. Readers who stand at as many places have a copy each while they have it written
+to them; of a page of which fewer than ``FEW`` events say that, all is given as it is, since that has no copies."""
+FEW = 100
 KEPT_BYTES = 16 * 1024 * 1024
 """Of the pages that are kept for the next reader who comes by, by estimate."""
 EVENT_BYTES = 1_000
@@ -63,16 +67,26 @@ class JoinedPages:
         self._sizes: dict[tuple[str, Offset, Offset], int] = {}
         self._held = 0
 
-    def of(self, session: str, events: Sequence[Event]) -> list[Event]:
-        """A page of a session's log, joined; those who ask for the same page are given the same events."""
+    def of(self, session: str, events: Sequence[Event]) -> Sequence[Event]:
+        """The beginning of a page of a session's log, joined; or all of it, as it is, where joining is of no use. Those
+        who ask for the same page are given the same events."""
         key = session, events[0].offset, events[-1].offset
         page = self._pages.get(key)
         if page is not None:
             self._pages.move_to_end(key)
             return page
-        page = joined(events)
-        if len(page) == len(events):
-            return page
+        said = 0
+        for count, event in enumerate(events):
+            if said > PAGE_CHARACTERS:
+                if count < FEW:
+                    return events
+                break
+            said += len(event.fact.text) if isinstance(event.fact, _Piece) else 0
+        else:
+            count = len(events)
+        page = joined(events[:count])
+        if len(page) == count:
+            return events
         self._pages[key] = page
         self._sizes[key] = size = sum(map(cost, page))
         self._held += size

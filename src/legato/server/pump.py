@@ -435,7 +435,7 @@ class Pump:
             await self._keep_pace()
             if self._pages is not None and events[0].offset > self._joins:
                 page, events = events, self._pages.of(self.session, events)
-                joins = len(events) < len(page)
+                joins = events is not page
         if self._preparation is not None:
             await self._preparation.ready(events, *([subscription.after] if joins else []))
         chunk: list[bytes] = []

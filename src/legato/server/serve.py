@@ -59,6 +59,9 @@ TRIM_EVERY = 10.0
 TRIM_MORE = 67_108_864
 """Bytes by which that has to have grown before what is free of it is given back to the system. The C library keeps what
 its threads have freed, in pieces between what is in use, and would do so for ever."""
+TRIM_AGAIN = 6, 360
+"""Looks until it is tried again where that was of no use, since what is free now was in use then: at first, and at
+most, each time twice as many."""
 
 
 METRICS_CONNECTIONS = 20
@@ -170,14 +173,18 @@ async def give_back(held: Callable[[], int] = held, trim: Callable[[int], object
         import ctypes
 
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    least = held()
+    least = last = held()  # that there was, and that was left the last time
+    wait, looks = TRIM_AGAIN[0], 0
     while trim is not None and least:
         await asyncio.sleep(TRIM_EVERY)
         now = held()
-        if now > least + TRIM_MORE:
+        looks += 1
+        grown = now > last + TRIM_MORE
+        if grown or (looks >= wait and now > least + TRIM_MORE):
             await asyncio.to_thread(trim, 0)
-            least = held()
-        least = min(least, now)
+            wait, looks = TRIM_AGAIN[0] if grown else min(2 * wait, TRIM_AGAIN[1]), 0
+            last = held()
+        least, last = min(least, now), min(last, now)
 
 
 class _Server(uvicorn.Server):
