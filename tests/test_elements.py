@@ -601,6 +601,13 @@ def test_right_to_left(chat: Page, shoot: Callable[[Page, str], None]) -> None:
     assert question is not None
     assert column is not None
     assert question["x"] - column["x"] < 40  # the visitor's words stand at the end of the line: on the left
+    sides = chat.locator(".question").evaluate("""each => ['rtl', 'ltr'].map(way => {
+        document.documentElement.dir = way;
+        const [box, column] = [each, each.closest('#content')].map(one => one.getBoundingClientRect());
+        return column.right - box.right > box.left - column.left;
+    })""")
+    assert [True, False] == sides  # by the page, and not by what they are written in
+    chat.evaluate("document.documentElement.dir = 'rtl'")
     edges = chat.locator(".prose p").evaluate_all("""all => all.map(each => {
         const range = document.createRange();
         range.selectNodeContents(each);

@@ -79,9 +79,10 @@ svg { width: 1.2rem; height: 1.2rem; fill: none; stroke: currentColor; stroke-wi
 #content { max-width: var(--measure); min-height: 100%; margin: 0 auto; padding: 1.75rem 1.25rem 2rem; }
 #earlier { display: block; margin: 0 auto 1.5rem; color: var(--muted); font-size: 0.8125rem; }
 .turn + .turn { margin-top: 2.5rem; }
-.question { width: fit-content; max-width: min(88%, 36rem); margin-inline-start: auto; padding: 0.6rem 1.05rem; border-radius: 1.15rem; border-end-end-radius: 0.3rem; background: var(--tint); unicode-bidi: plaintext; white-space: pre-wrap; }
+.question { width: fit-content; max-width: min(88%, 36rem); margin-inline-start: auto; padding: 0.6rem 1.05rem; border-radius: 1.15rem; border-end-end-radius: 0.3rem; background: var(--tint); }
+.question > [dir] { unicode-bidi: plaintext; white-space: pre-wrap; }
 .who { text-align: end; }
-.files { display: flex; flex-wrap: wrap; gap: 0.5rem; margin: 0.35rem 0; white-space: normal; }
+.files { display: flex; flex-wrap: wrap; gap: 0.5rem; margin: 0.35rem 0; }
 legato-file { display: block; min-width: 0; max-width: 100%; }
 legato-file a { display: inline-block; max-width: 100%; padding: 0.25rem 0.7rem; border: 1px solid var(--line); border-radius: 0.6rem; background: var(--card); font-size: 0.875rem; }
 legato-file[image] a { display: grid; place-items: center; min-width: 6rem; height: 11rem; padding: 0; overflow: hidden; }

@@ -13,7 +13,7 @@ export class TurnView {
   #foot = h("div", { class: "foot" });
   #other = h("bdi");
   #who = h("p", { class: "fine who", "aria-hidden": "true", hidden: true }, this.#other); // the question is named by it
-  #question = h("div", { class: "question", part: "question", role: "article", dir: "auto" });
+  #question = h("div", { class: "question", part: "question", role: "article" });
   #said = h("div", { class: "said", role: "article" }, this.#answer, this.#foot);
 
   /** @param {import("./turn.js").Turn} turn @param {import("./chat.js").LegatoChat} chat */
@@ -38,7 +38,7 @@ export class TurnView {
     this.#question.hidden = !turn.text && turn.files.length === 0;
     this.#question.setAttribute("aria-label", asker);
     const files = turn.files.map((file) => Object.assign(h("legato-file"), { session: chat.session, file }));
-    this.#question.replaceChildren(...(turn.text ? [turn.text] : []), ...(files.length ? [h("div", { class: "files" }, ...files)] : []));
+    this.#question.replaceChildren(...(turn.text ? [h("div", { dir: "auto" }, turn.text)] : []), ...(files.length ? [h("div", { class: "files" }, ...files)] : []));
     breakable(this.#question);
   }
 
@@ -109,5 +109,5 @@ function time(at) {
   const today = at.toDateString() === new Date().toDateString();
   const day = today ? {} : /** @type {const} */ ({ day: "numeric", month: "short" });
   const said = at.toLocaleString([], { ...day, hour: "2-digit", minute: "2-digit" });
-  return h("time", { datetime: at.toISOString(), title: at.toLocaleString() }, said);
+  return h("time", { datetime: at.toISOString(), dir: "auto", title: at.toLocaleString() }, said);
 }
