@@ -12,6 +12,15 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, R
 from browser import Server
 
 AXE = "axe-core@4.14.1"
+GLASS = """
+const view = Object.assign(new EventTarget(), { height: innerHeight, offsetTop: 0, scale: 1 });
+Object.defineProperty(window, "visualViewport", { value: view });
+window.cover = (above, below, scale = 1) => {
+  Object.assign(view, { height: document.documentElement.clientHeight - above - below, offsetTop: above, scale });
+  view.dispatchEvent(new Event("resize"));
+};
+"""
+"""A browser in which a keyboard covers the page, and may move it (Safari): `cover` says how much above and below."""
 
 
 @contextlib.contextmanager

@@ -527,6 +527,9 @@ def test_axe_finds_nothing(browser: Browser, server: Server, shoot: Callable[[Pa
         check(page, "narrow")
         page.keyboard.press("Escape")
         page.set_viewport_size({"width": 320, "height": 200})  # 1280 by 800, four times as large
+        assert (
+            page.locator("#scroll").evaluate("each => each.clientHeight") > 60
+        )  # and what is said is still to be seen
         check(page, "four times as large")
         page.evaluate("document.documentElement.dir = 'rtl'")
         check(page, "right to left")

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from browser import Server
 from node_packages import package
-from pages import AXE, wait_for
+from pages import AXE, GLASS, wait_for
 
 pytest_plugins = ["page_fixtures"]
 
@@ -246,6 +246,23 @@ def test_intercom_of_another_agent(shop: Page) -> None:
     expect(shop.locator(".question")).to_have_text("/long 10")
 
 
+def test_intercom_is_not_covered_by_a_keyboard(shop: Page) -> None:
+    """Its head and its field are in what is left of a telephone, upright or on its side, and of a tablet."""
+    shop.add_init_script(GLASS)
+    shop.reload()
+    shop.locator("#launcher").click()
+    expect(shop.locator("#message")).to_be_focused()
+    parts = [shop.locator("#panel"), shop.locator("#panel > header"), shop.locator("legato-intercom #form")]
+    for width, height in ((390, 844), (740, 360), (900, 720)):
+        shop.set_viewport_size({"width": width, "height": height})
+        for above, below in ((0, 160), (60, 100)):
+            shop.evaluate(f"cover({above}, {below})")
+            for part in parts:
+                box = part.bounding_box()
+                assert box is not None
+                assert above <= box["y"] < box["y"] + box["height"] <= height - below
+
+
 def test_intercom_fills_a_phone(shop: Page, shoot: Callable[[Page, str], None]) -> None:
     """On a narrow screen the dialog is the screen, and axe-core has no complaint, open or closed."""
     axe = (package(AXE) / "node_modules" / "axe-core" / "axe.min.js").read_text()
@@ -260,5 +277,8 @@ def test_intercom_fills_a_phone(shop: Page, shoot: Callable[[Page, str], None]) 
             shop.wait_for_timeout(300)
     assert {"x": 0, "y": 0, "width": 320, "height": 640} == shop.locator("#panel").bounding_box()
     shoot(shop, "intercom-320")
+    shop.set_viewport_size({"width": 740, "height": 360})  # a telephone on its side: as much of it as there is
+    assert {"x": 340, "y": 0, "width": 400, "height": 360} == shop.locator("#panel").bounding_box()
+    shop.set_viewport_size({"width": 320, "height": 640})
     shop.get_by_role("button", name="Close the chat").first.click()
     expect(shop.get_by_role("dialog")).to_be_hidden()

@@ -17,7 +17,7 @@ from pygments.token import Comment
 from browser import Server, node, serving
 from legato.server.pages import uncommented
 from live_server import cutting
-from pages import count, said, send, session, stored, wait_for, wait_for_end, wait_for_words
+from pages import GLASS, count, said, send, session, stored, wait_for, wait_for_end, wait_for_words
 
 pytest_plugins = ["page_fixtures"]
 
@@ -411,6 +411,25 @@ def test_enter_on_glass_begins_a_line(browser: Browser, server: Server) -> None:
         expect(field).to_have_value("one\ntwo")
         page.get_by_role("button", name="Send").tap()
         expect(page.locator(".question")).to_have_text("one\ntwo")
+
+
+def test_a_keyboard_that_covers_the_page_leaves_the_chat_in_sight(browser: Browser, server: Server) -> None:
+    """All of it is above the keyboard, wherever the browser has moved the page to; a bar or a pinch moves nothing."""
+    with browser.new_context(base_url=server.url, viewport={"width": 390, "height": 844}, has_touch=True) as context:
+        page = context.new_page()
+        page.add_init_script(GLASS)
+        page.goto("/")
+        edges = "[document.body, document.querySelector('#chat').shadowRoot.querySelector('#form')].map((each) =>"
+        edges += " each.getBoundingClientRect()).map(({ top, bottom }) => [top, bottom])"
+        whole = page.evaluate(edges)
+        for covered, top, bottom in (("0, 300", 0, 544), ("120, 180", 120, 664), ("300, 0", 300, 844)):
+            page.evaluate(f"cover({covered})")
+            body, form = page.evaluate(edges)
+            assert (body, body[0] < form[0], form[1] < bottom) == ([top, bottom], True, True)
+            assert page.evaluate("document.documentElement.scrollHeight") == 844
+        for seen in ("0, 60", "0, 0", "100, 300, 2"):
+            page.evaluate(f"cover({seen})")
+            assert page.evaluate(edges) == whole
 
 
 def test_copying_where_there_is_no_clipboard(browser: Browser, server: Server) -> None:

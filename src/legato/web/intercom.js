@@ -3,6 +3,7 @@
  * agent; the server's first one if there is none. The browser keeps which session is its visitor's.
  */
 import { ICONS, h, icon } from "./dom.js";
+import { uncover } from "./glass.js";
 import { INTERCOM_LOOKS } from "./intercom-looks.js";
 import { LegatoElement } from "./legato-element.js";
 import { sheet, sheets } from "./sheet.js";
@@ -56,6 +57,7 @@ export class LegatoIntercom extends LegatoElement {
   connectedCallback() {
     super.connectedCallback();
     this.ownRoot.append(this.#body);
+    uncover(this.#body, this.life);
     this.#body.showPopover?.(); // above the page, wherever it stands: what clips, moves or covers an ancestor does not reach it
     this.#label();
     if (this.#kept.running) void this.#connect(); // to say when it is done, also on the page after this one

@@ -118,6 +118,11 @@ export class LegatoElement extends Element {
     this.#life.abort();
   }
 
+  /** Aborted once it is taken out of the document. */
+  get life() {
+    return this.#life.signal;
+  }
+
   /** Say everything again. */
   wordsChanged() {}
 

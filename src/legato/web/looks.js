@@ -211,6 +211,13 @@ details[open] > summary { margin-bottom: 0.4rem; }
   .question { max-width: 94%; }
   #scroll { scrollbar-gutter: auto; }
 }
+/* A telephone on its side, its keyboard, or a page that is four times as large: what is said comes first. */
+@media (max-height: 22rem) {
+  #content { padding-block: 0.75rem; }
+  #foot { padding-bottom: 0.3rem; }
+  #form { padding: 0.2rem; }
+  .empty { padding-top: 0; }
+}
 @media print {
   :host(legato-chat) { display: block; height: auto; }
   #scroll { overflow: visible; }

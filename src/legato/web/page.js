@@ -1,6 +1,7 @@
 /** The chat page: the list of chats, the address, the menu of narrow screens. */
 import "./define.js";
 import { h } from "./dom.js";
+import { uncover } from "./glass.js";
 import { sessions } from "./sessions.js";
 
 /** @param {string} id @returns {any} */
@@ -79,6 +80,7 @@ async function introduce() {
   $("ideas").replaceChildren(...ideas.map((text) => h("button", { type: "button", click: () => say(text) }, text)));
 }
 
+uncover(document.body);
 show();
 void list.load();
 void introduce().catch(() => {}); // only words of greeting
