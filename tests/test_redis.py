@@ -716,6 +716,27 @@ async def test_nothing_is_acknowledged_before_replicas_have_it(
         await store.close()
 
 
+async def test_who_waits_for_replicas_is_told_nothing_by_a_server_that_becomes_one() -> None:
+    """What was written may be there, so it is neither acknowledged nor refused before that is known."""
+    with valkey() as primary, valkey() as replica:
+        store = RedisStore(primary.url(replicas=1))
+        await store.open()
+        storing = store.append("s", begun())
+        await until(lambda: store.trouble)
+        primary.ask("REPLICAOF", "127.0.0.1", free_port())  # where nobody is, so that it loses nothing
+        await until(lambda: isinstance(store._writer and store._writer.trouble, StoreLost))
+        assert not storing.over
+        assert isinstance(store.append("t", begun()).error, StoreLost)
+        primary.ask("REPLICAOF", "NO", "ONE")
+        replica.ask("REPLICAOF", "127.0.0.1", primary.port)
+        async with asyncio.timeout(PATIENCE):
+            stored = (await storing).events
+        await until(lambda: store.trouble is None)
+        assert [event.offset for event in await store.read("s", 0)] == [event.offset for event in stored] == [1, 2]
+        assert (await store.append("s", [text(0)])).events[0].offset == 3
+        await store.close()
+
+
 async def test_closing_does_not_wait_for_a_dead_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for an answer then is told that nobody knows."""
     monkeypatch.setattr("legato.store.redis.CLOSE_SECONDS", 0.2)

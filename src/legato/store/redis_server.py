@@ -306,14 +306,18 @@ class RedisServer:
                     )
                     logger.error("nothing is acknowledged: %s", self.behind)
             if wait and self.behind is not None:
-                self.behind = None
                 logger.warning("%s: enough replicas have it again", self.shown)
             # A server that was demoted is left: the address may lead to another one now.
             whole = not any(isinstance(reply, exceptions.ReadOnlyError) for reply in replies)
         except Exception as exc:
-            known = [] if wait and self.address.replicas else replies
-            replies = known + [exc] * (len(commands) - len(known))
+            if wait and self.address.replicas:  # what was done may be gone where another server takes over
+                lost = exc if is_lost(exc) else ConnectionError(f"nobody knows of its replicas: {exc}")
+                replies = [reply if isinstance(reply, Exception) else lost for reply in replies]
+                exc = lost
+            replies += [exc] * (len(commands) - len(replies))
         finally:
+            if wait:
+                self.behind = None  # it is not waited for any more
             if not whole:
                 await connection.disconnect(nowait=True)
             await pool.release(connection)
