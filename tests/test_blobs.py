@@ -276,7 +276,7 @@ async def test_what_is_not_the_sessions_own_is_no_reference(memory: Stage) -> No
     await memory.send("s2", Question("hi", metadata=forged), begin=True)
     earlier = convert({"id": "", "role": "user", "text": "x", "metadata": {"x": ""}, "blobs": [ref]}, MessageCreated)
     await memory.send("s3", Question("hi", earlier=[earlier]), begin=True)
-    await memory.verbs.add(NOBODY, "s3", [earlier])
+    await memory.verbs.edits.add(NOBODY, "s3", [earlier])
     assert memory.turns[1].message.metadata == forged
     for session in ("s2", "s3"):
         with pytest.raises(BlobNotFound):
@@ -309,11 +309,11 @@ async def test_what_is_sent_again_is_there_once(memory: Stage) -> None:
     await memory.store.append("old", [Draft(BEGIN), Draft(old, "old~r")], once="send:o")
     assert (await memory.verbs.send(NOBODY, "old", question(url(), key="o"))).run == "old~r"
     added = [MessageCreated("", "user", "x", metadata={"input": items(url())})]
-    first = await memory.verbs.add(NOBODY, "s", added, key="a")
-    assert first == await memory.verbs.add(NOBODY, "s", added, key="a")
+    first = await memory.verbs.edits.add(NOBODY, "s", added, key="a")
+    assert first == await memory.verbs.edits.add(NOBODY, "s", added, key="a")
     assert first[0].metadata == {"input": items(url())}
     with pytest.raises(KeyReused):
-        await memory.verbs.add(
+        await memory.verbs.edits.add(
             NOBODY, "s", [MessageCreated("", "user", "x", metadata={"input": items(url(BIG))})], key="a"
         )
 
@@ -330,7 +330,9 @@ async def test_copies_have_their_own(memory: Stage) -> None:
     first = await memory.send("s", question(url()), begin=True)
     await memory.send("s", question(url(BIG)))
     for _ in range(3):
-        await memory.verbs.add(NOBODY, "s", [MessageCreated("", "user", "x", metadata={"input": items(url(BIG))})])
+        await memory.verbs.edits.add(
+            NOBODY, "s", [MessageCreated("", "user", "x", metadata={"input": items(url(BIG))})]
+        )
     await memory.verbs.fork(NOBODY, "s", "f", last=6)
     branched = await memory.verbs.branch(NOBODY, "s", first.run, question(url(), key="b"))
     assert branched.session != "s"
@@ -357,7 +359,7 @@ async def test_what_is_changed_and_asked_anew_keeps_its_files(memory: Stage) -> 
             first.id, text="Now?", metadata={"input": items(first.metadata["input"][0]["content"][2]["image_url"])}
         )
 
-    await memory.verbs.revise(NOBODY, "s", sent.message, change)
+    await memory.verbs.edits.revise(NOBODY, "s", sent.message, change)
     assert (await memory.verbs.history(NOBODY, "s"))[0].metadata["input"] == items(url(BIG))
     again = await memory.verbs.retry(NOBODY, "s", sent.message)
     found = await memory.verbs.find(NOBODY, "s", again.run)
@@ -708,7 +710,9 @@ async def test_a_file_is_bounded() -> None:
         await on.send("s", question(url()), begin=True)
         for verb in (
             on.verbs.send(NOBODY, "s", question(url(DATA + b"x"))),
-            on.verbs.add(NOBODY, "s", [MessageCreated("", "user", "x", metadata={"input": items(url(DATA + b"x"))})]),
+            on.verbs.edits.add(
+                NOBODY, "s", [MessageCreated("", "user", "x", metadata={"input": items(url(DATA + b"x"))})]
+            ),
         ):
             with pytest.raises(TooLarge) as refused:
                 await verb
