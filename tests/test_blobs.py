@@ -24,7 +24,7 @@ from databases import shared_postgres
 from legato import history
 from legato.agent import Agent, Turn
 from legato.archive import erase, export, take
-from legato.blobs import HOLDER, INSIDE, LEAST, PIECE, WAITING_SECONDS, Blobs, bare, name_of, refilled, taken
+from legato.blobs import HOLDER, INSIDE, PIECE, WAITING_SECONDS, Blobs, name_of
 from legato.bounds import Limits
 from legato.caller import NOBODY, Caller
 from legato.errors import (
@@ -52,6 +52,7 @@ from legato.sessions import Sessions
 from legato.store import open_store
 from legato.store.memory import MemoryStore
 from legato.store.moving import move
+from legato.taken import LEAST, bare, refilled, taken
 from legato.testing import Driver, FakeClock
 from valkeys import shared_valkey
 

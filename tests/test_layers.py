@@ -31,6 +31,7 @@ LAYERS: list[tuple[str, int]] = [
     ("transcript", 0),
     ("recorder", 0),
     ("history", 0),
+    ("taken", 0),
     ("late", 0),
     ("fault", 0),
     ("figures", 0),

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .blobs import Blobs, referring
+from .blobs import Blobs
 from .errors import SessionNotFound
 from .event import (
     BlobRef,
@@ -38,6 +38,7 @@ from .event import (
 from .history import Asking, answer_place, askings, attached, revised, rewound, told
 from .log import READ_LIMIT, SessionInfo, Store
 from .part import Message
+from .taken import referring
 
 KEPT = 100_000
 """Entries kept in memory, of all sessions; some 500 bytes each. What was let go is read anew when it is asked for."""

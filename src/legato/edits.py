@@ -11,7 +11,6 @@ import msgspec
 
 from .admission import Admission, Seen
 from .aside import Aside
-from .blobs import bare
 from .caller import Caller
 from .contents import Entry
 from .copies import owned
@@ -23,6 +22,7 @@ from .log import Store
 from .part import Message
 from .questions import once_key
 from .run import Runner
+from .taken import bare
 
 
 class Edits:

@@ -17,7 +17,6 @@ import msgspec
 
 from .admission import Admission, Seen
 from .aside import Aside
-from .blobs import Taken, bare
 from .caller import Caller
 from .contents import Entry
 from .errors import (
@@ -40,6 +39,7 @@ from .json import LARGE, JsonObject
 from .log import Appended, SessionInfo, Store
 from .part import as_json
 from .run import Runner
+from .taken import Taken, bare
 
 
 class Sent(msgspec.Struct, frozen=True):

@@ -17,7 +17,6 @@ import msgspec
 from .admission import Admission
 from .agent import Agent
 from .aside import Aside
-from .blobs import referring
 from .bounds import Limits
 from .caller import Caller, May, MayWithSession, Quota, Verb
 from .caller import may as may_what_is_theirs
@@ -65,6 +64,7 @@ from .retention import LEAST_SECONDS
 from .run import Runner
 from .sharing import Shared, listed, owners_of
 from .spending import is_own
+from .taken import referring
 from .thin import says_nothing
 
 WAIT_HEARTBEAT = 2.0

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 import msgspec
 
-from ..blobs import INSIDE, OUTSIDE, Blobs, referring
+from ..blobs import INSIDE, OUTSIDE, Blobs
 from ..blobs import session_of as session_of_files
 from ..bounds import Limits
 from ..caller import NOBODY
@@ -31,6 +31,7 @@ from ..machine import Lease, OpenRun, RunState, advance
 from ..questions import session_of
 from ..sessions import Sessions
 from ..sse import Decoder, SSEMessage
+from ..taken import referring
 from ..transcript import fold
 from . import scripts
 from .ground import Ground, MemoryGround
