@@ -90,7 +90,7 @@ async def said(
             assert answer.status < 300, answer.text
             await ends(app, number)
             found.append((await app.store.read(f"s{number}", 0, limit=100, deltas=False))[-1].json.decode())
-            told = heard() + spans()
+            told = heard() + spans() + (await app.metrics().text())[0].decode()
             assert WORD not in told, (case, told[max(0, told.index(WORD) - 400) :][:800])
     return found
 
@@ -494,11 +494,14 @@ def test_content_is_shown_to_whom_asks_for_it() -> None:
     code = (
         "import logging; from legato.logs import set_up; set_up('debug', content={});"
         "log = logging.getLogger('legato'); log.error('x %s', ValueError('w' * 3), exc_info=ValueError('v' * 3));"
+        "import threading; thread = threading.Thread(target=int, args=['u' * 3]); thread.start(); thread.join();"
+        "x = type('X', (), {{'__del__': lambda self: int('s' * 3)}})(); del x;"
         "print(*[logging.getLogger(name).isEnabledFor(10) for name in ('openai.agents', 'httpx2', 'httpcore.http11')])"
     )
     for content in (False, True):
         ran = subprocess.run([sys.executable, "-c", code.format(content)], capture_output=True, text=True, check=True)
-        assert (("www" in ran.stderr), ("vvv" in ran.stderr)) == (content, content)
+        assert [word in ran.stderr for word in ("www", "vvv", "uuu", "sss")] == [content] * 4
+        assert "the thread Thread-1 (int) failed" in ran.stderr
         assert ran.stdout.split() == [str(content)] * 3
 
 

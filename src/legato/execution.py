@@ -27,6 +27,7 @@ from .fault import contained
 from .figures import Figures
 from .json import JsonObject
 from .log import Log, Store, Subscription
+from .logs import is_word
 from .machine import Lease
 from .outbox import AHEAD, Outbox, is_of_another_owner
 from .part import Usage, as_json, encode
@@ -246,7 +247,7 @@ class Execution:
 
     def _count_end(self, ending: Ending, usage: Usage | None) -> None:
         figures = self._figures
-        figures.ended.add(str(ending.kind), ending.code)
+        figures.ended.add(str(ending.kind), ending.code if is_word(ending.code) or not ending.code else "other")
         if self._span is not None:
             self._span.end(str(ending.kind), ending.code, usage)
         if usage is None or self._turn is None:

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -240,8 +241,19 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
+def _in_thread(failed: threading.ExceptHookArgs) -> None:
+    if not isinstance(failed.exc_value, SystemExit):
+        name = "?" if failed.thread is None else failed.thread.name
+        logger.error("the thread %s failed", name, exc_info=failed.exc_value)
+
+
+def _unraisable(failed: sys.UnraisableHookArgs) -> None:
+    logger.error("an exception could be raised to nobody", exc_info=failed.exc_value)
+
+
 def set_up(level: str, form: Format = "text", *, access: bool = False, content: bool = False) -> None:
-    """Have the log written to standard error, unless the program has set up its own logging.
+    """Have the log written to standard error, unless the program has set up its own logging; also what Python would
+    write there itself, of threads that fail and of what is raised where nobody can take it.
 
     Args:
         level: of what is told: ``debug``, ``info``, ``warning``, ``error``.
@@ -250,6 +262,7 @@ def set_up(level: str, form: Format = "text", *, access: bool = False, content: 
         content: lines may have what exceptions say, and libraries what they are given, see ``CHATTY``.
     """
     show_content(content)
+    threading.excepthook, sys.unraisablehook = _in_thread, _unraisable
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter() if form == "json" else TextFormatter())
     handler.addFilter(Discreet())
