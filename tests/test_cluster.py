@@ -17,7 +17,8 @@ import pytest
 
 from legato.errors import InvalidInput
 from legato.sse import SSEMessage
-from legato.torture.cluster import KINDS, ClusterPlan, torture_cluster
+from legato.store import open_store
+from legato.torture.cluster import KINDS, ClusterPlan, _targets, _through, torture_cluster
 from legato.torture.listeners import ChatListener, DevaListener, MixListener, ResponsesListener, RunListener
 from legato.torture.relay import Relay
 from legato.torture.verdict import NodeLife, Spoken, Verdict, _judge, differences, lost_takes
@@ -269,6 +270,36 @@ async def test_a_balancer_remembers_nobody_and_leaves_out_who_is_not_there() -> 
 async def test_a_store_that_nodes_cannot_share_is_refused(store: str) -> None:
     with pytest.raises(InvalidInput, match="several processes"):
         await torture_cluster(ClusterPlan(store))
+
+
+@pytest.mark.parametrize(
+    "store", ["postgresql://db/x?hostaddr=10.0.0.1", "postgresql://db/x?service=s", "rediss://db?reach=db:1=db:2"]
+)
+async def test_a_store_whose_address_is_elsewhere_is_refused(store: str) -> None:
+    with pytest.raises(InvalidInput, match="in its place"):
+        await torture_cluster(ClusterPlan(store))
+
+
+@pytest.mark.parametrize(
+    ("store", "by_the_link"),
+    [
+        ("redis://me:pw@db:7000/5?prefix=p", "redis://me:pw@127.0.0.1:1/5?prefix=p"),
+        ("rediss://me:pw@db/5?ca=f", "rediss://me:pw@db/5?ca=f&reach=db:6379=127.0.0.1:1"),
+        (
+            "postgresql://me:pw@db/x?sslmode=verify-full",
+            "postgresql://me:pw@db:1/x?sslmode=verify-full&hostaddr=127.0.0.1",
+        ),
+        ("postgresql://[::2]:7000/x", "postgresql://[::2]:1/x?hostaddr=127.0.0.1"),
+    ],
+)
+async def test_a_store_is_reached_by_a_link_under_the_name_that_its_certificate_has(
+    store: str, by_the_link: str
+) -> None:
+    (target,) = await _targets(store)
+    link = Relay([target])
+    link.port = 1
+    assert _through(store, {target: link}) == by_the_link
+    open_store(by_the_link)
 
 
 async def test_what_is_not_known_is_refused() -> None:

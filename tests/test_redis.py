@@ -1051,7 +1051,11 @@ async def test_tls(tmp_path: Path) -> None:
         async with stores(f"rediss://localhost:{port}/?ca={files['tls_ca']}", 2) as (one, two):
             await one.append("s", begun())
             assert len(await two.read("s", 0)) == 2
-        for url in (f"rediss://localhost:{port}/", f"rediss://127.0.0.1:{port}/?ca={files['tls_ca']}"):
+        by_a_link = f"rediss://{{}}:1/?ca={files['tls_ca']}&reach={{}}:1=127.0.0.1:{port}"
+        async with stores(by_a_link.format("localhost", "localhost"), 1) as (store,):
+            assert len(await store.read("s", 0)) == 2
+        wrong = by_a_link.format("elsewhere", "elsewhere")
+        for url in (f"rediss://localhost:{port}/", f"rediss://127.0.0.1:{port}/?ca={files['tls_ca']}", wrong):
             with pytest.raises(StoreError):
                 await RedisStore(url).open()
 

@@ -42,7 +42,8 @@ class RedisAddress:
         name: the number of a database, or the sentinels' name of a server.
         user, password: of who asks.
         durability, replicas, prefix: the options; "" and 0 where they say nothing.
-        reach: of nodes of a cluster, by the address that they give for theirs, where they are reached from here.
+        reach: by the address that nodes of a cluster give for theirs, or that the server's certificate has, where that
+            is reached from here.
 
     Raises:
         InvalidInput: no such URL, or no such option.
@@ -67,8 +68,10 @@ class RedisAddress:
         if self.files and not self.tls:
             raise InvalidInput("The options ca, cert and key are for rediss:// only.")
         reach = self._option("reach", r"[^=,]+=[^=,]+(,[^=,]+=[^=,]+)*", "")
-        if reach and self.way != "cluster":
-            raise InvalidInput("The option reach is for +cluster only, whose nodes say where each other is.")
+        if reach and self.way != "cluster" and (self.way or not self.tls):
+            raise InvalidInput(
+                "The option reach is for +cluster, whose nodes say where each other is, and for rediss://."
+            )
         pairs = (pair.split("=") for pair in reach.split(",") if pair)
         self.reach = {self._host(named): self._host(here) for named, here in pairs}
         userinfo, _, hosts = parts.netloc.rpartition("@")

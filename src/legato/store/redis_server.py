@@ -13,7 +13,7 @@ import hashlib
 import logging
 import re
 import zlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 try:
@@ -76,6 +76,17 @@ def _packed(commands: Iterable[Sequence[Any]]) -> bytes:
                 word = str(word).encode()
             parts.append(b"$%d\r\n%b\r\n" % (len(word), word))
     return b"".join(parts)
+
+
+class _NamedConnection(SSLConnection):
+    """A connection to a server whose certificate has this name, wherever it is reached."""
+
+    def __init__(self, *, named: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._named = named
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self._named}
 
 
 class RedisServer:
@@ -203,7 +214,10 @@ class RedisServer:
                 pool = make(self.address.name, self._sentinel, **how, **self._settings)
             else:
                 host, port = place or self.address.hosts[0]
-                make, how = ConnectionPool, {"connection_class": SSLConnection} if self.address.tls else {}
+                how = {"connection_class": _NamedConnection, "named": host} if self.address.tls else {}
+                if not self.cluster:
+                    host, port = self.address.reach.get((host, port), (host, port))
+                make = ConnectionPool
                 pool = make(host=host, port=port, **how, **self._settings)
             self._pools[place] = pool
         return place, pool

@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import msgspec
 
@@ -37,6 +37,9 @@ from .verdict import NodeLife, Spoken, Verdict, judged
 
 PORTS = {"postgresql": 5432, "postgres": 5432, "redis": 6379, "rediss": 6379, "valkey": 6379, "valkeys": 6379}
 """Where the database of a URL listens that does not say."""
+TLS = "rediss", "valkeys"
+HOSTS = {"host", "hostaddr", "port", "service", "reach"}
+"""Options of a URL that say where its database is."""
 START_SECONDS = 60.0
 """Within which a node is to be ready."""
 SEND_SECONDS = 60.0
@@ -207,6 +210,8 @@ def _check_store(store: str) -> None:
     if _of_cluster(store):
         if "reach=" in parts.query:
             raise InvalidInput("The option reach is taken here, for the links; name a cluster that needs none.")
+    elif named := HOSTS & {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}:
+        raise InvalidInput(f"Links need the address in its place, postgresql://HOST:PORT/NAME; got {sorted(named)}.")
     elif parts.scheme not in PORTS or not parts.hostname or "," in parts.netloc:
         raise InvalidInput(
             "A cluster needs a store that several processes can use, on one address, so that links to it can be cut: "
@@ -232,15 +237,17 @@ def _through(store: str, links: Mapping[Address, Relay]) -> str:
     """The store's URL by way of links, one for each of its addresses."""
     parts = urlsplit(store)
     user, at, _ = parts.netloc.rpartition("@")
+    named = [(f"[{host}]" if ":" in host else host, port, link.port) for (host, port), link in links.items()]
     hosts = ",".join(f"127.0.0.1:{link.port}" for link in links.values())
-    parts = parts._replace(netloc=f"{user}{at}{hosts}")
-    if _of_cluster(store):
-        reach = ",".join(
-            f"{f'[{host}]' if ':' in host else host}:{port}=127.0.0.1:{link.port}"
-            for (host, port), link in links.items()
-        )
-        parts = parts._replace(query="&".join(each for each in (parts.query, f"reach={reach}") if each))
-    return urlunsplit(parts)
+    more = ""
+    if parts.scheme.startswith("postgres"):  # whose certificate is looked at for the name
+        hosts = ",".join(f"{host}:{here}" for host, _, here in named)
+        more = "hostaddr=127.0.0.1"
+    elif _of_cluster(store) or parts.scheme in TLS:
+        more = "reach=" + ",".join(f"{host}:{port}=127.0.0.1:{here}" for host, port, here in named)
+        hosts = hosts if _of_cluster(store) else parts.netloc.rpartition("@")[2]
+    query = "&".join(each for each in (parts.query, more) if each)
+    return urlunsplit(parts._replace(netloc=f"{user}{at}{hosts}", query=query))
 
 
 # The front door -------------------------------------------------------------------------------------------------------
