@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import { media, nearing } from "../../src/legato/web/dom.js";
 import { Follow } from "../../src/legato/web/follow.js";
 
 /** A box of 100 pixels over a text of 1000, and what happens to it. */
@@ -98,3 +99,11 @@ for (const after of [16, 400, 600, 5000]) {
     assert.equal(seen.pinned, true);
   });
 }
+
+test("Where nothing is laid out, as in jsdom, there are no observers and no media, and nothing fails.", (t) => {
+  const { box, end } = over(t);
+  delete globalThis.ResizeObserver;
+  new Follow(box, { children: [], isConnected: true }, () => {}).toEnd();
+  nearing(() => {}, {}).observe(box);
+  assert.deepEqual([box.scrollTop, media("(pointer: coarse)")], [end(), false]);
+});

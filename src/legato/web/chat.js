@@ -4,7 +4,7 @@
  * `legato-change` (one was begun or deleted), `legato-state` (`{running}`, also once a session's history is here).
  */
 import { draw } from "./core.js";
-import { ICONS, h, icon, plain, write } from "./dom.js";
+import { ICONS, h, icon, media, nearing, plain, write } from "./dom.js";
 import { Follow } from "./follow.js";
 import { LegatoElement } from "./legato-element.js";
 import { Memory } from "./server.js";
@@ -171,9 +171,9 @@ export class LegatoChat extends LegatoElement {
   #build() {
     this.#built = true;
     const foot = h("div", { id: "foot" }, this.#latest, this.#notice, this.#problem, this.#whose, this.#form, h("slot", { name: "footer" }));
-    this.#field.enterKeyHint = matchMedia(GLASS).matches ? "enter" : "send";
+    this.#field.enterKeyHint = media(GLASS) ? "enter" : "send";
     this.ownRoot.append(this.#skip, this.#scroll, foot, this.#status);
-    this.#nearing = new IntersectionObserver(([each]) => each.isIntersecting && this.#showEarlier(), { root: this.#scroll, rootMargin: "600px" });
+    this.#nearing = nearing(([each]) => each.isIntersecting && this.#showEarlier(), { root: this.#scroll, rootMargin: "600px" });
     this.#nearing.observe(this.#earlier);
   }
 
@@ -409,7 +409,7 @@ export class LegatoChat extends LegatoElement {
   #key(event) {
     // While an input method composes, Enter chooses a word; Safari reports that only by the key code 229.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
-    if (matchMedia(GLASS).matches && !event.ctrlKey && !event.metaKey) return;
+    if (media(GLASS) && !event.ctrlKey && !event.metaKey) return;
     event.preventDefault();
     this.#form.requestSubmit();
   }

@@ -18,6 +18,22 @@ export function h(name, attributes = {}, ...children) {
   return /** @type {any} */ (element);
 }
 
+/** Observes nothing. A DOM that lays nothing out, as jsdom, in which people test their pages, has no observers and no media. */
+const Blind = /** @type {any} */ (class {
+  observe() {}
+  unobserve() {}
+  disconnect() {}
+});
+
+/** @param {ResizeObserverCallback} act @returns {ResizeObserver} */
+export const sizes = (act) => new (globalThis.ResizeObserver ?? Blind)(act);
+
+/** @param {IntersectionObserverCallback} act @param {IntersectionObserverInit} [options] @returns {IntersectionObserver} */
+export const nearing = (act, options) => new (globalThis.IntersectionObserver ?? Blind)(act, options);
+
+/** @param {string} query */
+export const media = (query) => globalThis.matchMedia?.(query).matches ?? false;
+
 /** Set text only where it changes: writing the same again would still cost a layout. @param {Element} element @param {string} text */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;

@@ -1,6 +1,6 @@
 /** A file that came with a message: an image is shown, whatever else is a link by its name. Only `<legato-chat>` makes it. */
 import { at } from "./core.js";
-import { h, plain } from "./dom.js";
+import { h, nearing, plain } from "./dom.js";
 import { filed, refusal } from "./errors.js";
 import { LegatoElement } from "./legato-element.js";
 import { send } from "./request.js";
@@ -24,7 +24,7 @@ export class LegatoFile extends LegatoElement {
     this.#life = new AbortController();
     this.wordsChanged();
     if (!this.#shown) return;
-    this.#nearing = new IntersectionObserver((seen) => seen.some((each) => each.isIntersecting) && void this.#load());
+    this.#nearing = nearing((seen) => seen.some((each) => each.isIntersecting) && void this.#load());
     this.#nearing.observe(this);
   }
 

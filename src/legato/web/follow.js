@@ -3,6 +3,7 @@
  * will, whatever led there (a wheel, a search, a selection). From then on what is in view stays there, whatever grows above
  * it; browsers do not all see to that themselves.
  */
+import { sizes } from "./dom.js";
 
 const NEAR = 24; // pixels above the end at which who comes down is back at it
 const LAG = 500; // milliseconds after which what was the end is it no more for who goes there
@@ -41,9 +42,9 @@ export class Follow {
     box.addEventListener("pointerdown", () => (this.#held = true), passive);
     for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => this.#held && this.#let(), passive);
     box.addEventListener("scroll", () => this.#scrolled(), passive);
-    const sizes = new ResizeObserver(() => this.keep());
-    sizes.observe(box);
-    sizes.observe(content);
+    const observer = sizes(() => this.keep());
+    observer.observe(box);
+    observer.observe(content);
   }
 
   /** Go to the end, and stay there. */

@@ -1,7 +1,7 @@
 /** Style sheets, shared by the shadow roots of all elements; constructed, so a page's policy needs no `unsafe-inline`. */
 import { LOOKS } from "./looks.js";
 
-const ABLE = typeof CSSStyleSheet !== "undefined"; // a server has none
+const ABLE = "replaceSync" in (globalThis.CSSStyleSheet?.prototype ?? {}); // a server has none, jsdom only those of tags
 
 if (ABLE) {
   try {
