@@ -431,11 +431,13 @@ class Cut:
     Attributes:
         port: where it is entered.
         lose: how many answers that are to come do not.
+        instead: what comes in their place, before the connection ends.
     """
 
     def __init__(self, port: int) -> None:
         self.lose = 0
         self.lost = 0
+        self.instead = b""
         self.open = True
         self._to = port
         self._writers: set[asyncio.StreamWriter] = set()
@@ -473,9 +475,13 @@ class Cut:
                 if self.lose and b"EVALSHA" in asked and b"probe" not in asked:
                     self.lose -= 1
                     self.lost += 1
+                    writer.write(self.instead)
                     break
                 writer.write(data)
-            writer.transport.abort()
+            if self.instead:
+                writer.close()  # which lets it through
+            else:
+                writer.transport.abort()
 
         answering = asyncio.create_task(answers())
         with contextlib.suppress(OSError):
@@ -488,7 +494,8 @@ class Cut:
 
 
 async def test_a_lost_answer_doubles_nothing() -> None:
-    """Whatever the append was: with a key, with a lease taken along, at a head, or none of these."""
+    """Whatever the append was: with a key, with a lease taken along, at a head, or none of these; and whatever came in
+    the place of the answer."""
     async with Cut(shared_valkey().port) as cut:
         url = f"redis://127.0.0.1:{cut.port}/?prefix=lost-answers"
         async with stores(url, 1) as (store,), stores(PLACES["valkey"]("lost-answers"), 1) as (other,):
@@ -497,6 +504,7 @@ async def test_a_lost_answer_doubles_nothing() -> None:
                 run = f"r{number}"
                 take = Take(run, "me", 30)
                 cut.lose = 1 + number % 2
+                cut.instead = (b"", b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b":no number\r\n")[number % 3]
                 begun = await store.append("s", [message(run), Draft(RunStarted("a", 1), run)], once=run, take=take)
                 assert not begun.repeated
                 assert begun.lease is not None

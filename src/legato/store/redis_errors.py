@@ -9,17 +9,19 @@ from redis import exceptions
 
 from ..errors import StoreError, StoreFull, StoreLost
 
+REFUSED = (
+    exceptions.BusyLoadingError,
+    exceptions.AuthenticationError,
+    exceptions.AuthorizationError,
+    exceptions.MaxConnectionsError,
+)
+"""Errors of connections after which it is known that nothing was done."""
+
 
 def is_lost(exc: object) -> bool:
     """Whether it is not known if the command was done: no answer came."""
-    refused = (
-        exceptions.BusyLoadingError,
-        exceptions.AuthenticationError,
-        exceptions.AuthorizationError,
-        exceptions.MaxConnectionsError,
-    )
     lost = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, asyncio.IncompleteReadError)
-    return isinstance(exc, lost) and not isinstance(exc, refused)
+    return isinstance(exc, lost) and not isinstance(exc, REFUSED)
 
 
 def is_unknown(exc: object) -> bool:

@@ -31,7 +31,7 @@ except ModuleNotFoundError as exc:
 
 from ..errors import StoreError, StoreLost
 from .redis_address import RedisAddress
-from .redis_errors import is_lost, is_unknown, store_error
+from .redis_errors import REFUSED, is_lost, is_unknown, store_error
 from .redis_scripts import MAY
 
 logger = logging.getLogger("legato")
@@ -324,11 +324,11 @@ class RedisServer:
             # A server that was demoted is left: the address may lead to another one now.
             whole = not any(isinstance(reply, exceptions.ReadOnlyError) for reply in replies)
         except Exception as exc:
+            # Whatever came in the place of an answer, it may have been done.
+            lost = exc if isinstance(exc, REFUSED) or is_lost(exc) else ConnectionError(f"{type(exc).__name__}: {exc}")
             if wait and self.address.replicas:  # what was done may be gone where another server takes over
-                lost = exc if is_lost(exc) else ConnectionError(f"nobody knows of its replicas: {exc}")
                 replies = [reply if isinstance(reply, Exception) else lost for reply in replies]
-                exc = lost
-            replies += [exc] * (len(commands) - len(replies))
+            replies += [lost] * (len(commands) - len(replies))
         finally:
             if wait:
                 self.behind = None  # it is not waited for any more
