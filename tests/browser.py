@@ -14,6 +14,7 @@ import httpx2
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from legato.torture.ports import free_port
 from machine import program
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -66,7 +67,7 @@ class Server:
     def __init__(self, folder: Path, *, target: Path | None = None, pace: float = 100) -> None:
         self._store = f"sqlite:///{folder / 'chat.db'}"
         self._log = folder / "server.log"
-        self._port = "0"
+        self._port = free_port()  # nobody else takes it while it is killed
         self._process: subprocess.Popen[str] | None = None
         docs = folder / "docs"
         docs.mkdir(exist_ok=True)
@@ -77,13 +78,23 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it has said where it listens."""
-        command = [sys.executable, "-m", "legato", "serve", *self._what, "--port", self._port, "--store", self._store]
+        command = [
+            sys.executable,
+            "-m",
+            "legato",
+            "serve",
+            *self._what,
+            "--port",
+            str(self._port),
+            "--store",
+            self._store,
+        ]
         with self._log.open("a") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if match := re.search(r"http://[\d.]+:(\d+)", line):
-                self.url, self._port = match[0], match[1]
+            if match := re.search(r"http://[\d.]+:\d+", line):
+                self.url = match[0]
                 return
         raise AssertionError(f"The server did not start:\n{self._log.read_text()}")
 

@@ -25,6 +25,7 @@ from legato.client import BackendMessage, Client
 from legato.client.events import decode_event
 from legato.server.app import Legato
 from legato.sse import SSEMessage
+from legato.torture.ports import free_port
 
 LEGATO = [sys.executable, "-m", "legato"]
 SAFETY = 60.0
@@ -696,7 +697,8 @@ def test_ctrl_d_at_a_question_leaves_it_open(start: Start, url: str, client: Cli
 def test_reconnect_is_shown(start: Start, folder: Path, tmp_path: Path) -> None:
     """When the server dies and comes back, the chat says so and goes on by itself."""
     serve = ["serve", str(folder / "agents.py"), "--store", f"sqlite:///{tmp_path}/x.db", "--port"]
-    server = start(*serve, "0")
+    port = str(free_port())
+    server = start(*serve, port)
     url = serving(server)
     chat = start("chat", "--url", url, terminal=True)
     chat.expect("> ")
@@ -704,7 +706,7 @@ def test_reconnect_is_shown(start: Start, folder: Path, tmp_path: Path) -> None:
     chat.expect("before ")
     server.process.kill()
     chat.expect(r"connection lost, retrying in \d+\.\d s…")
-    serving(start(*serve, url.rpartition(":")[2]))
+    serving(start(*serve, port))
     chat.expect("reconnected")
     chat.expect(r"failed: .*\(interrupted\)")
     chat.type("hello\n")
@@ -826,7 +828,8 @@ def test_tail_in_words(start: Start, url: str, client: Client) -> None:
 def test_tail_tells_of_a_lost_connection(start: Start, folder: Path, tmp_path: Path) -> None:
     """Standard error says that the line was cut and that it is back; standard output goes on without a gap."""
     serve = ["serve", str(folder / "agents.py"), "--store", f"sqlite:///{tmp_path}/x.db", "--port"]
-    server = start(*serve, "0")
+    port = str(free_port())
+    server = start(*serve, port)
     url = serving(server)
     with Client(url) as client:
         session = client.sessions.create().id
@@ -835,7 +838,7 @@ def test_tail_tells_of_a_lost_connection(start: Start, folder: Path, tmp_path: P
         tail.expect('"complete"')
         server.process.kill()
         tail.expect("connection lost, retrying in", errors=True)
-        serving(start(*serve, url.rpartition(":")[2]))
+        serving(start(*serve, port))
         client.ask("two", session_id=session).read()
         tail.expect("reconnected\n", errors=True)
         client.sessions.delete(session)

@@ -25,6 +25,7 @@ from legato import Caller
 from legato.errors import StoreLocked
 from legato.event import TERMINAL
 from legato.store.lock import FileLock
+from legato.torture.ports import free_port
 from processes import Server, running
 
 HEAD = """
@@ -407,7 +408,7 @@ async def test_a_child_keeps_nothing_of_a_killed_server(fork: str, way: str, tmp
     file = written(tmp_path, REST + FORKS[fork] + WAYS[way])
     child = 0
     try:
-        with serving_file(file) as server:
+        with serving_file(file, "--port", str(free_port())) as server:
             url = urlsplit(server.url)
             async with asyncio.timeout(60), client_of(server) as client:
                 reader = socket.create_connection((url.hostname or "", url.port or 0), timeout=30)

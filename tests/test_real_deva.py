@@ -23,6 +23,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from browser import browsing, node
+from legato.torture.ports import free_port
 from live_server import cutting
 from node_packages import package
 from processes import Server, running
@@ -212,7 +213,8 @@ def test_a_server_that_ends_in_the_middle(end: signal.Signals, tmp_path: Path) -
     """Killed, or told to stop so that another one can be deployed, while the library goes on trying: it does not take
     the end of the stream for the end of the answer, and the text goes on where it stopped."""
     store = f"sqlite:///{tmp_path / 'l.db'}"
-    with serve(store) as server:
+    port = str(free_port())
+    with serve(store, port) as server:
         thread = Thread(server.url)
         message = thread.send("walk")
         process = start(thread, message)
@@ -220,7 +222,7 @@ def test_a_server_that_ends_in_the_middle(end: signal.Signals, tmp_path: Path) -
             pass
         server.process.send_signal(end)
         server.stopped()
-    with serve(store, server.url.rpartition(":")[2]):
+    with serve(store, port):
         grows(states(process), WALK)
         assert thread.generations() == 1
         assert [event["data"]["attempt"] for event in thread.events() if event["type"] == "run.started"] == [1, 2]
@@ -355,13 +357,14 @@ def test_two_tabs_and_one_that_comes_back(page: Page, browser: Browser, thread: 
 def test_a_server_that_dies_under_a_browser(page: Page, tmp_path: Path) -> None:
     """Killed in the middle and started again: the text on the page goes on."""
     store = f"sqlite:///{tmp_path / 'l.db'}"
-    with serve(store) as server:
+    port = str(free_port())
+    with serve(store, port) as server:
         thread = Thread(server.url)
         message = thread.send("walk")
         page.evaluate("options => void (window.answer = readAnswer(options))", options(thread, message))
         page.wait_for_function("states.length >= 10")
         server.process.send_signal(signal.SIGKILL)
         server.stopped()
-    with serve(store, server.url.rpartition(":")[2]):
+    with serve(store, port):
         grows(page.evaluate("answer"), WALK)
         assert thread.generations() == 1

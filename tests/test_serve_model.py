@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from legato import AsyncClient, Client
+from legato.torture.ports import free_port
 from processes import EXAMPLES, Server, running
 from test_tiny_model import decoded, wait_until_idle
 from tiny_model import MODEL, serving_model
@@ -145,7 +146,8 @@ def grant(url: str) -> str:
 async def test_kill_9_in_the_middle_of_a_background_answer(tmp_path: Path) -> None:
     """The run goes on from the upstream's cursor: one seamless text for the reader, asked for once."""
     with upstream(tmp_path) as behind:
-        with asking(f"{behind.url}/v1", tmp_path, "legato:agent") as server:
+        port = str(free_port())
+        with asking(f"{behind.url}/v1", tmp_path, "legato:agent", port=port) as server:
             url = server.url
             async with AsyncClient(url) as client:
                 answer = await client.ask("Write.")
@@ -156,7 +158,7 @@ async def test_kill_9_in_the_middle_of_a_background_answer(tmp_path: Path) -> No
                         server.process.kill()
                         server.stopped()
                         restarted = True
-                        with asking(f"{behind.url}/v1", tmp_path, "legato:agent", port=url.rpartition(":")[2]):
+                        with asking(f"{behind.url}/v1", tmp_path, "legato:agent", port=port):
                             asked = grant(behind.url)
                             async for rest in answer:
                                 seen.append(rest)

@@ -322,8 +322,8 @@ def test_a_port_can_be_waited_for_too(tmp_path: Path) -> None:
     """Two with the same command line: the second one takes over when the first one stops, if it is told to wait; else
     it ends at once and says how."""
     arguments, environment = waiting(tmp_path)
-    with running(*arguments, "--port", "0", env=environment) as first:
-        port = first.url.rpartition(":")[2]
+    port = str(free_port())
+    with running(*arguments, "--port", port, env=environment) as first:
         refused = subprocess.run(
             [sys.executable, "-m", *arguments, "--port", port], capture_output=True, text=True, check=False,
             timeout=NET, env={**os.environ, **environment},
@@ -495,7 +495,8 @@ def used_up(url: str, process: int, folder: Path) -> None:
 @pytest.mark.parametrize("host", BY_ITSELF)
 def test_a_server_that_stops_after_so_many_requests_ends_with_streams_open(host: str, tmp_path: Path) -> None:
     """Where there is a master, it begins the next worker; else the test does. No reader notices more than a pause."""
-    with hosted(tmp_path, host, *BY_ITSELF[host]) as server:
+    port = ("--port", str(free_port())) if host == "uvicorn" else ()
+    with hosted(tmp_path, host, *BY_ITSELF[host], *port) as server:
         readers = asked(server.url, sessions=1)
         before = number_of(tmp_path)
         used_up(server.url, before, tmp_path)
@@ -507,15 +508,14 @@ def test_a_server_that_stops_after_so_many_requests_ends_with_streams_open(host:
             return
         assert server.stopped() == 0
         assert time.monotonic() - began < SECONDS
-        port = server.url.rpartition(":")[2]
-    with hosted(tmp_path, host, "--port", port) as server:
+    with hosted(tmp_path, host, *port) as server:
         check(readers, server.url)
 
 
 @pytest.mark.parametrize("program", [FROM_A_THREAD, IN_A_THREAD], ids=["from a thread", "in a thread"])
 def test_a_server_that_its_program_stops_ends_with_streams_open(program: str, tmp_path: Path) -> None:
     """``should_exit`` of uvicorn's server, from a thread; and where the server itself is in one, without signals."""
-    (tmp_path / "app.py").write_text(program)
+    (tmp_path / "app.py").write_text(program.replace("port=0", f"port={free_port()}"))
     environment = {"STORE": f"sqlite:///{tmp_path}/chat.db", "PYTHONPATH": f"{SOURCE}:{tmp_path}"}
     with running("app", cwd=tmp_path, env=environment) as server:
         readers = asked(server.url, sessions=1)
@@ -523,8 +523,6 @@ def test_a_server_that_its_program_stops_ends_with_streams_open(program: str, tm
         httpx2.get(f"{server.url}/stop", trust_env=False)
         assert server.stopped() == 0
         assert time.monotonic() - began < SECONDS
-        port = int(server.url.rpartition(":")[2])
-    (tmp_path / "app.py").write_text(program.replace("port=0", f"port={port}"))
     with running("app", cwd=tmp_path, env=environment) as server:
         check(readers, server.url)
         httpx2.get(f"{server.url}/stop", trust_env=False)
