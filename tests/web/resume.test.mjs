@@ -6,10 +6,14 @@ import { test } from "node:test";
 
 import { ConnectionLost, Malformed } from "../../src/legato/web/errors.js";
 import { Refused, Stream, TIMES, backoff, worthRetrying } from "../../src/legato/web/resume.js";
+import { settle } from "./tabs.mjs";
 import { uncaught } from "./uncaught.mjs";
 
 const LAW = JSON.parse(readFileSync(new URL("../vectors/waits.json", import.meta.url), "utf8"));
 const CURSORS = JSON.parse(readFileSync(new URL("../vectors/cursors.json", import.meta.url), "utf8")).cases;
+
+const { first } = TIMES;
+TIMES.first = 1; // the waits between connections, where the server names none
 
 /** Serve `answers` one after another; each gets (request, response). The last one is repeated. */
 async function serving(answers, use) {
@@ -236,10 +240,7 @@ test("503 with Retry-After and 429 are waited out; the server's own 404 ends it.
   });
 });
 
-test("What somebody else answers in the server's place is waited out, whatever it is.", async (t) => {
-  const { first } = TIMES;
-  TIMES.first = 1;
-  t.after(() => (TIMES.first = first));
+test("What somebody else answers in the server's place is waited out, whatever it is.", async () => {
   const bodies = ["", "null", "[]", "<p>", '{"error":null}', '{"error":"not found"}', '{"detail":"Not Found"}', '{"message":"Forbidden"}'];
   const answers = bodies.map((body) => foreign(404, body));
   for (const status of [400, 401, 403, 404, 405, 409, 410, 413, 421, 425, 451, 502]) answers.push(foreign(status, "<title>Sign in</title>"));
@@ -359,15 +360,32 @@ test("What was handled does not come again, whatever becomes of the connection m
   });
 });
 
-test("A reader that takes its time is no silent server.", async () => {
-  const silence = TIMES.silence;
-  TIMES.silence = 90;
-  await serving([endless(hello(0) + token(1, "a") + token(2, "b"))], async (url, requests) => {
-    const on = { event: () => new Promise((resolve) => setTimeout(resolve, 200)) };
-    assert.deepEqual((await follow(url, 2, on)).seen, ["a", "b"]);
-    assert.equal(requests.length, 1);
-  });
-  TIMES.silence = silence;
+/** Time that passes, and connections on which something comes, when the test says so. */
+function still(t) {
+  let now = Date.now();
+  let watch = () => {};
+  t.mock.method(Date, "now", () => now);
+  t.mock.method(globalThis, "setInterval", (act) => void (watch = act));
+  const pass = async (milliseconds) => {
+    now += milliseconds;
+    watch();
+    await settle();
+  };
+  const connections = [];
+  const start = (controller) => connections.push(controller);
+  const fetch = async () => new Response(new ReadableStream({ start }), { headers: HEAD });
+  const say = async (text) => (connections.at(-1).enqueue(new TextEncoder().encode(text)), await settle());
+  return { pass, connections, fetch, say };
+}
+
+test("A reader that takes its time is no silent server.", async (t) => {
+  const { pass, connections, fetch, say } = still(t);
+  const on = { event: () => pass(10 * TIMES.silence) };
+  const following = follow("http://legato.test/stream", 2, on, { fetch });
+  await settle();
+  await say(hello(0) + token(1, "a") + token(2, "b"));
+  assert.deepEqual((await following).seen, ["a", "b"]);
+  assert.equal(connections.length, 1);
 });
 
 test("An event that cannot be read is asked for again; one that stays so ends the stream.", async () => {
@@ -388,23 +406,21 @@ test("An event that cannot be read is asked for again; one that stays so ends th
   });
 });
 
-test("A silent connection is given up, and heartbeats keep one alive.", async () => {
-  const silence = TIMES.silence;
-  TIMES.silence = 300;
-  const beating = (_, response) => {
-    response.writeHead(200, HEAD).write(hello(0));
-    let beats = 0;
-    const timer = setInterval(() => {
-      beats += 1;
-      response.write(beats < 8 ? (beats % 2 ? ":\n" : 'event: heartbeat\ndata: {"type":"ping"}\nid: 0\n\n') : token(1, "a"));
-      if (beats === 8) clearInterval(timer);
-    }, 100);
-  };
-  await serving([endless(hello(0)), beating], async (url, requests) => {
-    assert.deepEqual((await follow(url, 1)).seen, ["a"]);
-    assert.equal(requests.length, 2);
-  });
-  TIMES.silence = silence;
+test("A silent connection is given up, and heartbeats keep one alive.", async (t) => {
+  const { pass, connections, fetch, say } = still(t);
+  const following = follow("http://legato.test/stream", 1, {}, { fetch });
+  await settle();
+  await say(hello(0));
+  await pass(TIMES.silence + 1);
+  while (connections.length < 2) await new Promise((resolve) => setTimeout(resolve, 5)); // it comes back
+  await say(hello(0));
+  for (let beats = 0; beats < 8; beats += 1) {
+    await pass(TIMES.silence - 1);
+    await say(beats % 2 ? ":\n" : 'event: heartbeat\ndata: {"type":"ping"}\nid: 0\n\n');
+  }
+  await say(token(1, "a"));
+  assert.deepEqual((await following).seen, ["a"]);
+  assert.equal(connections.length, 2);
 });
 
 test("Reconnecting by hand ends the wait.", async () => {
@@ -419,7 +435,9 @@ test("Reconnecting by hand ends the wait.", async () => {
   });
 });
 
-test("Waits are those of the law, whose table holds for the Python client, too.", () => {
+test("Waits are those of the law, whose table holds for the Python client, too.", (t) => {
+  TIMES.first = first;
+  t.after(() => (TIMES.first = 1));
   for (const { attempt, retry, random, retry_after: retryAfter, wait } of LAW.waits) {
     const given = { retry, retryAfter, random: () => random };
     assert.equal(backoff(attempt, given), wait, JSON.stringify([attempt, given, random]));
@@ -429,12 +447,12 @@ test("Waits are those of the law, whose table holds for the Python client, too."
 });
 
 /** The waits between the connections of a stream until it has made `count` of them. */
-async function waits(t, url, count) {
+async function waits(t, url, count, event = () => {}) {
   const waits = [];
   const { setTimeout } = globalThis;
   t.mock.method(Math, "random", () => 1);
   const stream = new Stream(url, {
-    event: () => {},
+    event,
     state: (state) => {
       if (state !== "waiting") return;
       t.mock.method(globalThis, "setTimeout", (act, wait) => {
@@ -454,12 +472,13 @@ test("A greeting or a heartbeat alone is no progress; an event is, and a connect
   const beat = 'event: heartbeat\ndata: {"type":"ping"}\nid: 0\n\n';
   await serving([plain(hello(0) + beat)], async (url) => assert.deepEqual(await waits(t, url, 3), [100, 200, 400]));
   await serving([plain(hello(0)), plain(hello(0) + token(1, "a"))], async (url) => assert.deepEqual(await waits(t, url, 3), [100, 100, 100]));
+  let more = () => {}; // once the greeting has been heard
   const long = (_, response) => {
+    more = () => setTimeout(() => response.end(":\n"), 60);
     response.writeHead(200, HEAD).write(hello(0));
-    setTimeout(() => response.end(":\n"), 60);
   };
   TIMES.healthy = 30;
-  await serving([plain(hello(0)), long], async (url) => assert.deepEqual(await waits(t, url, 3), [100, 100, 100]));
+  await serving([plain(hello(0)), long], async (url) => assert.deepEqual(await waits(t, url, 3, () => void more()), [100, 100, 100]));
   TIMES.healthy = healthy;
 });
 

@@ -100,14 +100,17 @@ test("An answer from its first piece to its last word.", async () => {
 
 test("Lost, ended too early, or refused for now: it comes back where it was, and says so meanwhile.", async () => {
   const { server, response, state } = begun();
+  const busy = Array(20).fill([{ status: 503 }, { status: 429 }]).flat(); // so it stays away until it has been looked at
   await (await server.connection(1)).send(frame("content", "a", "1.0"));
+  server.heads = [...busy];
   await server.connections[0].lose();
   assert.deepEqual(state(), ["a", "streaming", true, null]);
+  server.heads = [];
   const second = await server.connection(2);
   assert.equal(second.cursor, "1.0");
   assert.deepEqual(state(), ["a", "streaming", false, null]);
   await second.send(frame("content", "b", "2.0"), frame("completion", {}, "3.0"));
-  server.heads.push({ status: 503 }, { status: 429 });
+  server.heads = [...busy];
   await second.end();
   assert.deepEqual(state(), ["ab", "streaming", true, null]);
   response.close();
