@@ -239,13 +239,24 @@ class WebKit:
         self.ask("DELETE", f"/session/{self._session}")
 
 
+PATIENCE = 60.0
+"""Seconds; a safety net."""
+
+
 @contextlib.contextmanager
-def _process(*command: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
-    ) as process:
+def _process(*command: str, said: str = "()", env: dict[str, str] | None = None) -> Iterator[str]:
+    """A process, from when it has said this until it is ended: what it said, by the first group of the expression."""
+    with (
+        tempfile.NamedTemporaryFile() as output,  # a pipe that nobody reads would hold it up
+        subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **(env or {})}) as process,
+    ):
         try:
-            yield process
+            until = time.monotonic() + PATIENCE
+            while not (found := re.search(said, text := Path(output.name).read_text(errors="replace"), re.MULTILINE)):
+                assert process.poll() is None, f"It ended before it could be asked anything: {text}"
+                assert time.monotonic() < until, f"It cannot be asked anything: {text}"
+                time.sleep(0.02)
+            yield found[1]
         finally:
             process.terminate()
             try:
@@ -271,17 +282,12 @@ def firefox(*, dark: bool = False, **preferences: Any) -> Iterator[Firefox]:
         lines = (f"user_pref({json.dumps(name)}, {json.dumps(value)});\n" for name, value in wanted.items())
         (Path(profile) / "user.js").write_text("".join(lines), "utf-8")
         command = (path, "--headless", "--no-remote", "--profile", profile, "--remote-debugging-port=0", "about:blank")
-        with _process(
-            *command, env={"HOME": profile, "MOZ_HEADLESS_WIDTH": "1280", "MOZ_HEADLESS_HEIGHT": "800"}
-        ) as process:
-            assert process.stderr is not None
-            for line in process.stderr:
-                if found := re.search(r"BiDi listening on (ws://\S+)", line):
-                    break
-            else:
-                raise AssertionError("Firefox ended before it could be asked anything.")
-            with connect(f"{found[1]}/session", max_size=None) as socket:
-                yield Firefox(socket)
+        settings = {"HOME": profile, "MOZ_HEADLESS_WIDTH": "1280", "MOZ_HEADLESS_HEIGHT": "800"}
+        with (
+            _process(*command, said=r"BiDi listening on (ws://\S+)\n", env=settings) as address,
+            connect(f"{address}/session", max_size=None, open_timeout=PATIENCE, ping_interval=None) as socket,
+        ):
+            yield Firefox(socket)
 
 
 @contextlib.contextmanager
@@ -291,15 +297,14 @@ def webkit() -> Iterator[WebKit]:
     screen = program("xvfb", "Xvfb")
     browsers = sorted(Path("/usr/lib").glob("*/webkit2gtk-4.*/MiniBrowser"))
     assert browsers, "The package of WebKit has no MiniBrowser."
-    number = f":{90 + os.getpid() % 900}"
     port = free_port()
-    environment = {"DISPLAY": number, "LIBGL_ALWAYS_SOFTWARE": "1"}
+    shown = ("-displayfd", "1", "-screen", "0", "1600x1200x24", "-nolisten", "tcp")
     with (
-        _process(screen, number, "-screen", "0", "1600x1200x24", "-nolisten", "tcp"),
-        _process(path, f"--port={port}", env=environment),
+        _process(screen, *shown, said=r"^(\d+)\n") as number,
+        _process(path, f"--port={port}", env={"DISPLAY": f":{number}", "LIBGL_ALWAYS_SOFTWARE": "1"}),
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=90) as driver,
     ):
-        until = time.monotonic() + 30
+        until = time.monotonic() + PATIENCE
         while True:
             try:
                 driver.get("/status")
