@@ -20,10 +20,13 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 class Server:
     """A server process and its address."""
 
-    def __init__(self, process: subprocess.Popen[str], said: list[str], url: str) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], said: list[str], threads: list[threading.Thread], url: str
+    ) -> None:
         self.process = process
         self.url = url
         self._said = said
+        self._threads = threads
 
     @property
     def output(self) -> str:
@@ -38,8 +41,12 @@ class Server:
         return text in self.output
 
     def stopped(self) -> int:
-        """Wait for its end; its exit status. The bound is a safety net: a server that hangs would wait for ever."""
-        return self.process.wait(timeout=60)
+        """Wait for its end, and for its last words; its exit status. The bounds are safety nets: a server that hangs
+        would wait for ever, and what it has started may have its output."""
+        status = self.process.wait(timeout=60)
+        for thread in self._threads:
+            thread.join(10)
+        return status
 
 
 @contextmanager
@@ -78,7 +85,7 @@ def running(
         while open_pipes:
             line = lines.get(timeout=60)
             if found := re.search(r"http://[\w.\[\]:]+:\d+", line):
-                yield Server(process, said, found.group())
+                yield Server(process, said, threads, found.group())
                 break
             open_pipes -= not line
         else:
