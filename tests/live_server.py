@@ -24,7 +24,9 @@ def serving(app: Any) -> Iterator[str]:
                 await super().startup(sockets)
                 started.set()
 
-        server = Server(uvicorn.Config(app, log_level="warning"))
+        # On a busy machine a test may be away for longer than the five seconds after which an idle connection would be
+        # closed, and notice it only when it has sent something.
+        server = Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=600))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
         thread.start()
         assert started.wait(30)

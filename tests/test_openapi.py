@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 
 from driving import echo
 from legato.dialect import mix
+from legato.dialect.common import SPOKEN
 from legato.dialect.responses_schema import RESPONSE_EVENTS
 from legato.server import openapi
 from legato.server.app import Legato
@@ -27,6 +28,8 @@ from live_server import serving
 BOUNDED = settings(
     max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
+PATIENCE = 60
+"""Seconds that an answer may take; a safety net, where schemathesis has ten."""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,17 @@ def test_the_server_tells_the_document_that_is_tested(document: dict[str, Any]) 
 def test_an_operation_answers_as_documented(case: Any, url: str) -> None:
     """Fitting and unfitting parameters and bodies, mostly of sessions that there are not: no 5xx, only what the
     document says."""
-    case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
+    case.call_and_validate(base_url=url, timeout=PATIENCE, excluded_checks=[positive_data_acceptance])
+
+
+def validate(case: Any, url: str, **path: str) -> None:
+    """Have it answered as documented, with what there is in its path. Where that was what did not fit (or one of the
+    things, and unknown parameters, which are ignored, the others: which is so is drawn anew in each process), it fits.
+    """
+    negated = any(at.name == "PATH" and each.mode.is_negative for at, each in case.meta.components.items())
+    excluded = [positive_data_acceptance, *([negative_data_rejection] if negated else [])]
+    case.path_parameters = {**(case.path_parameters or {}), **path}
+    case.call_and_validate(base_url=url, timeout=PATIENCE, excluded_checks=excluded)
 
 
 @(
@@ -80,8 +93,7 @@ def test_an_operation_answers_as_documented(case: Any, url: str) -> None:
 def test_an_operation_on_a_session_answers_as_documented(case: Any, url: str, client: httpx2.Client) -> None:
     """The same with a session that exists, so that what stands behind the first look is reached too."""
     session = client.post("/api/sessions", json={"title": "a"}).json()["id"]
-    case.path_parameters = {**(case.path_parameters or {}), "id": session}
-    case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
+    validate(case, url, id=session)
 
 
 @generated.include(path_regex=r"\{threadId\}").parametrize()
@@ -90,17 +102,15 @@ def test_an_operation_on_a_thread_answers_as_documented(case: Any, url: str, cli
     """The same with a thread and an answered message of it; each stream comes to its end."""
     thread = client.post("/api/sdk/chat").json()["id"]
     message = client.post(f"/api/sdk/chat/{thread}/messages", json={"text": "a"}).json()["id"]
-    parameters = {"threadId": thread, "messageId": message}
-    case.path_parameters = {name: parameters[name] for name in case.path_parameters}
-    case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
+    known = {"threadId": thread, "messageId": message}
+    validate(case, url, **{name: known[name] for name in case.path_parameters})
 
 
 @generated.include(path_regex=r"^/v1/responses/\{response_id\}").parametrize()
 @BOUNDED
 def test_an_operation_on_a_response_answers_as_documented(case: Any, url: str, client: httpx2.Client) -> None:
     """The same with a response that exists."""
-    case.path_parameters = {"response_id": client.post("/v1/responses", json={"input": "a"}).json()["id"]}
-    case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
+    validate(case, url, response_id=client.post("/v1/responses", json={"input": "a"}).json()["id"])
 
 
 @generated.include(path_regex=r"^/v1/(responses|chat/completions)$").parametrize()
@@ -111,7 +121,9 @@ def test_a_request_that_can_be_answered_is_answered_as_documented(case: Any, url
         known = {"input": "a", "model": "echo", "conversation": None, "previous_response_id": None}
         chat = {"messages": [{"role": "user", "content": "a"}], "model": "echo", "n": 1}
         case.body |= chat if "chat" in case.path else known
-    case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance, negative_data_rejection])
+    case.call_and_validate(
+        base_url=url, timeout=PATIENCE, excluded_checks=[positive_data_acceptance, negative_data_rejection]
+    )
 
 
 # What the document allows ---------------------------------------------------------------------------------------------
@@ -153,12 +165,20 @@ def with_what_there_is(case: Any, client: httpx2.Client) -> None:
 def test_what_the_document_allows_is_accepted(case: Any, url: str, client: httpx2.Client) -> None:
     """Nothing that fits the schemas is refused for its form, in any dialect."""
     with_what_there_is(case, client)
-    answer = case.call(base_url=url)
+    answer = case.call(base_url=url, timeout=PATIENCE)
     # There is no such ask, no such message or run in a body, and a stream that would not end is not opened.
     absent = answer.status_code == 404 and (
         case.operation.path == "/stream" or "/{id}/" in case.operation.path or "cancel" in case.operation.path
     )
     assert absent or answer.status_code < 400, answer.text
+
+
+def test_what_is_blank_is_what_the_server_takes_for_it() -> None:
+    """Letter by letter: of `\\s`, each language has its own meaning."""
+    spoken = jsonschema_rs.validator_for(SPOKEN)
+    letters = [chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000]
+    assert [letter for letter in letters if not spoken.is_valid(letter)] == [x for x in letters if not x.strip()]
+    assert not spoken.is_valid("")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from ..json import JsonObject
 
 T = TypeVar("T")
 
-SPOKEN: JsonObject = {"minLength": 1, "not": {"pattern": r"^[\s\x1c-\x1f\x85\ufeff]*$"}}
-"""For schemas, of text that is to be answered: something in it is no blank, by Python's word and by JavaScript's."""
+_BLANKS = r"\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+SPOKEN: JsonObject = {"minLength": 1, "not": {"pattern": f"^[{_BLANKS}]*$"}}
+r"""For schemas, of text that is to be answered: something in it is no blank, by ``str.isspace``; each language has a
+``\s`` of its own."""
 
 Text = Annotated[str, Meta(max_length=1_000_000)]
 Spoken = Annotated[str, Meta(extra_json_schema=SPOKEN)]
