@@ -22,11 +22,8 @@ from legato.store.memory import MemoryStore
 from legato.testing import Driver, FakeClock
 from raw_log import canonical
 
-PROMPT = 4.0
-"""Seconds within which a handover has been noticed; it takes milliseconds, and nobody who only looks round every five
-seconds, as for what the dead have left, would have noticed by then."""
-ROUND = 12.0
-"""Seconds within which an idle node has looked round for what others do not get done."""
+PROMPT = 60.0
+"""Seconds; a safety net. No node looks round here for longer than that, so whoever does something was told of it."""
 
 
 class Shared(HeldStore):
@@ -79,7 +76,7 @@ class Nodes:
         on_crash: Any = "retry",
         store: Any = None,
         agent: Any = None,
-        lease_ttl: float = 15.0,
+        lease_ttl: float = 3_600.0,
         **limits: Any,
     ) -> Driver:
         """Start a node."""
@@ -135,8 +132,9 @@ class Nodes:
 
 
 @pytest.fixture
-async def nodes() -> AsyncIterator[Nodes]:
+async def nodes(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Nodes]:
     """No nodes yet; all of them are stopped afterwards, and no lease has run out meanwhile."""
+    monkeypatch.setattr("legato.run.LOOK_EVERY", 3_600.0)
     nodes = Nodes()
     now = nodes.clock.now
     try:
@@ -319,7 +317,7 @@ async def test_what_a_node_says_too_late_is_not_in_the_log(nodes: Nodes) -> None
     run = (await there.send("one")).json()["runId"]
     await hold.reached()
     await nodes.stop("A")
-    await nodes.called(2, ROUND)
+    await nodes.called(2, PROMPT)
     await quiet()
     hold.let_go()
     await quiet()
@@ -364,7 +362,7 @@ async def test_an_idle_node_takes_what_has_no_place_at_a_busy_one(nodes: Nodes) 
     await nodes.start("B")
     for number in range(8):
         assert (await (await nodes.session("A")).send(str(number))).status == 202
-    await nodes.called(8, ROUND)
+    await nodes.called(8, PROMPT)
     by = [name for name, _, _ in nodes.calls]
     assert (by.count("A"), by.count("B")) == (2, 6)
     assert {attempt for _, _, attempt in nodes.calls} == {1}
@@ -377,13 +375,13 @@ async def test_two_nodes_with_few_places_share_what_comes(nodes: Nodes) -> None:
     await nodes.start("B", concurrent_runs=2)
     chats = [await nodes.session("A") for _ in range(8)]
     runs = [(await chat.send(str(number))).json()["runId"] for number, chat in enumerate(chats)]
-    await nodes.called(4, ROUND)
+    await nodes.called(4, PROMPT)
     by = [name for name, _, _ in nodes.calls]
     assert (by.count("A"), by.count("B")) == (2, 2)
     for number in range(8):
         nodes.gate(str(number)).set()
     for number, (chat, run) in enumerate(zip(chats, runs, strict=True)):
-        assert (await answer(chat, run, ROUND)).endswith(str(number))
+        assert (await answer(chat, run, PROMPT)).endswith(str(number))
     assert sorted(text for _, text, _ in nodes.calls) == [str(number) for number in range(8)]
 
 
@@ -398,7 +396,7 @@ async def test_messages_of_one_session_keep_their_order_on_two_nodes(nodes: Node
         runs.append((await nodes.seen_by("AB"[number % 2], chat).send(text)).json()["runId"])
         nodes.gate(text).set()
     for run, text in zip(runs, texts, strict=True):
-        assert (await answer(chat, run, ROUND)).endswith(text)
+        assert (await answer(chat, run, PROMPT)).endswith(text)
     assert [text for _, text, _ in nodes.calls] == texts
 
 
@@ -408,13 +406,13 @@ async def test_a_waiting_run_is_cancelled_through_any_node(nodes: Nodes) -> None
     await nodes.start("B", concurrent_runs=1)
     for number in range(2):
         await (await nodes.session("A")).send(f"busy {number}")
-    await nodes.called(2, ROUND)
+    await nodes.called(2, PROMPT)
     chat = await nodes.session("A")
     run = (await chat.send("waits")).json()["runId"]
     await quiet()
     there = nodes.seen_by("B", chat)
     assert (await there.post("/cancel", {"runId": run})).json() == {"cancelled": True}
-    await answer(there, run, ROUND)
+    await answer(there, run, PROMPT)
     events = await canonical(there.driver, chat.session)
     assert events[-1]["type"] == "run.cancelled"
     assert "waits" not in [text for _, text, _ in nodes.calls]
