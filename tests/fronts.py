@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
 DOCUMENTED = ("nginx", "HAProxy", "Caddy")
 BUFFERING = "nginx that buffers and compresses"
-IMPATIENT = f"{BUFFERING}, and waits a second"
+IMPATIENT = f"{BUFFERING}, and waits two seconds"
 TLS = ssl._create_unverified_context()
 COMPRESSING = ("HAProxy that compresses", "Caddy that compresses")
 
@@ -81,7 +81,7 @@ def _before(kind: str, servers: Sequence[str], **places: str) -> str:
 def _nginx(kind: str, folder: Path, servers: Sequence[str], port: int) -> list[str]:
     if kind.startswith(BUFFERING):
         # By itself nginx speaks HTTP/1.0 to the server, and buffers.
-        waits = "proxy_read_timeout 1s;" if kind == IMPATIENT else ""
+        waits = "proxy_read_timeout 2s;" if kind == IMPATIENT else ""
         block = f"""gzip on; gzip_types *; proxy_buffering on; {waits}
         server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://{servers[0]}; }} }}"""
     else:

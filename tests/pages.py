@@ -83,6 +83,15 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def rest(page: Page) -> None:
+    """Wait until nothing moves any more, but for what always does."""
+    page.wait_for_function("""() => {
+        const roots = [document, ...[...document.querySelectorAll("*")].map((each) => each.shadowRoot).filter(Boolean)];
+        const moving = roots.flatMap((root) => root.getAnimations()).filter((each) => each.playState === "running");
+        return moving.every((each) => each.effect.getComputedTiming().endTime === Infinity);
+    }""")
+
+
 def said(page: Page) -> str:
     """What the page shows of all answers, blanks made one."""
     return " ".join(" ".join(page.locator(".prose").all_inner_texts()).split())

@@ -23,7 +23,7 @@ AGENTS = ["quick", "slow", "retry", "resume"]
 SESSIONS = 6
 READERS = 3
 """For each session."""
-NET = 120.0
+NET = 300.0
 """Seconds after which the test is given up."""
 
 

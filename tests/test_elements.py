@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from browser import Server, serving
 from node_packages import package
-from pages import AXE, said, send, wait_for, wait_for_end, wait_for_words, watching
+from pages import AXE, rest, said, send, wait_for, wait_for_end, wait_for_words, watching
 
 pytest_plugins = ["page_fixtures"]
 
@@ -478,11 +478,11 @@ def test_a_long_history_comes_as_it_is_needed(chat: Page, echo: Server) -> None:
     expect(chat.locator(".question").last).to_be_in_viewport()
 
     chat.locator("#scroll").hover()
-    for _ in range(40):
+    for _ in range(400):
         chat.mouse.wheel(0, -3000)
         if chat.locator(".turn").count() == 70:
             break
-        chat.wait_for_timeout(100)
+        chat.wait_for_timeout(50)
 
     expect(chat.locator(".question")).to_have_text([f"Message {number}" for number in range(70)])
     expect(chat.locator("#earlier")).to_be_hidden()
@@ -505,7 +505,7 @@ def test_axe_finds_nothing(browser: Browser, server: Server, shoot: Callable[[Pa
         page = context.new_page()
         page.goto("/")
         page.add_script_tag(content=axe)
-        page.wait_for_timeout(200)
+        rest(page)
         check(page, "empty")
         send(page, "/tools")
         wait_for_end(page)
@@ -523,7 +523,7 @@ def test_axe_finds_nothing(browser: Browser, server: Server, shoot: Callable[[Pa
         page.set_viewport_size({"width": 320, "height": 640})
         page.locator("#menu").click()
         expect(page.get_by_role("button", name="New chat")).to_be_visible()
-        page.wait_for_timeout(300)
+        rest(page)
         check(page, "narrow")
         page.keyboard.press("Escape")
         page.set_viewport_size({"width": 320, "height": 200})  # 1280 by 800, four times as large

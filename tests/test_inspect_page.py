@@ -266,11 +266,12 @@ def test_rows_that_cannot_be_read(page: Page, server: Server) -> None:
     """The page says so, and shows them as soon as they can be, in their columns."""
     session, _ = begin(server, "short")
     failing = {"error": {"code": 500, "message": "The store is on strike.", "type": "internal_error", "reason": "test"}}
-    page.route("**/wire?*", lambda route: route.fulfill(status=500, json=failing), times=2)
+    page.route("**/wire?*", lambda route: route.fulfill(status=500, json=failing))
 
     page.goto(f"/inspect?session={session}")
 
     expect(page.locator("#refusal")).to_have_text("Some events cannot be read: The store is on strike.")
+    page.unroute("**/wire?*")
     expect(page.locator("[data-type='run.completed']")).to_be_visible()
     expect(page.locator("#refusal")).to_be_hidden()
 

@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from browser import Server
 from node_packages import package
-from pages import AXE, GLASS, wait_for
+from pages import AXE, GLASS, rest, wait_for
 
 pytest_plugins = ["page_fixtures"]
 
@@ -122,22 +123,30 @@ def test_nothing_around_it_moves_or_covers_it(shop: Page) -> None:
     assert min(x, y, 900 - x - width, 720 - y - height) >= 0
 
 
-def test_intercom_says_what_happened_meanwhile(shop: Page) -> None:
+def cancel(server: Server, session: str | None) -> None:
+    """End what is being answered, from elsewhere."""
+    httpx2.post(f"{server.url}/api/sessions/{session}/cancel", json={}).raise_for_status()
+
+
+def test_intercom_says_what_happened_meanwhile(shop: Page, server: Server) -> None:
     """Closed, its button says that an answer is being given, also on the next page, and then that there is one."""
     launcher = shop.locator("#launcher")
     launcher.click()
-    shop.locator("#message").fill("/long 400")
+    shop.locator("#message").fill("/long 2000")
     shop.locator("#message").press("Enter")
     expect(shop.locator(".prose")).to_contain_text("note-5")
+    session = shop.locator("legato-chat").get_attribute("session")
     shop.keyboard.press("Escape")
     expect(launcher).to_have_attribute("aria-label", re.compile("an answer is being given"))
     shop.reload()
     expect(launcher).to_have_attribute("aria-label", re.compile("an answer is being given"))
 
+    cancel(server, session)
+
     expect(launcher).to_have_attribute("aria-label", re.compile("there is a new answer"))
 
     launcher.click()
-    expect(shop.locator(".prose")).to_contain_text("note-400")
+    expect(shop.locator(".turn")).to_contain_text("Stopped.")
     shop.keyboard.press("Escape")
     expect(launcher).to_have_attribute("aria-label", "Open the chat")
 
@@ -145,7 +154,7 @@ def test_intercom_says_what_happened_meanwhile(shop: Page) -> None:
 def test_intercom_says_what_ended_between_two_pages(shop: Page, server: Server) -> None:
     """An answer that ended while no page of the shop was open is a new answer on the next one."""
     shop.locator("#launcher").click()
-    shop.locator("#message").fill("/long 200")
+    shop.locator("#message").fill("/long 2000")
     shop.locator("#message").press("Enter")
     expect(shop.locator(".prose")).to_contain_text("note-5")
     shop.keyboard.press("Escape")
@@ -153,7 +162,8 @@ def test_intercom_says_what_ended_between_two_pages(shop: Page, server: Server) 
     session = shop.locator("legato-chat").get_attribute("session")
     address = shop.url
     shop.goto("about:blank")
-    wait_for(lambda: any(event["type"] == "run.completed" for event in server.events(str(session))))
+    cancel(server, session)
+    wait_for(lambda: any(event["type"] == "run.cancelled" for event in server.events(str(session))))
 
     shop.goto(address)
 
@@ -274,7 +284,7 @@ def test_intercom_fills_a_phone(shop: Page, shoot: Callable[[Page, str], None]) 
         if not shop.get_by_role("dialog").is_visible():
             shop.locator("#launcher").click()
             expect(shop.locator("#message")).to_be_focused()
-            shop.wait_for_timeout(300)
+            rest(shop)
     assert {"x": 0, "y": 0, "width": 320, "height": 640} == shop.locator("#panel").bounding_box()
     shoot(shop, "intercom-320")
     shop.set_viewport_size({"width": 740, "height": 360})  # a telephone on its side: as much of it as there is

@@ -38,7 +38,7 @@ EACH = int(os.environ.get("LEGATO_REHEARSAL", "17"))
 """Readers of one kind behind one proxy."""
 SESSIONS = 5
 LAST = "<last>"
-PATIENCE = 30 + EACH
+PATIENCE = 60 + EACH
 """Seconds that all readers have for each step; a safety net."""
 AGENT = '''
 import asyncio
@@ -250,7 +250,7 @@ def test_a_deploy_is_missed_by_nobody(tmp_path: Path) -> None:
         until(pages[0], "readers.some((reader) => reader.told.length > 10)")
         first.process.terminate()
         assert first.stopped() == 0
-        second = starting.result(60)
+        second = starting.result(PATIENCE)
         # The second: it is started when readers have been at the proxies in vain.
         for page in pages:
             until(page, "readers.every((reader) => reader.dead || reader.connections > 1)")
