@@ -18,6 +18,7 @@ from legato.auth import JWT
 from legato.auth import jwt as module
 from legato.caller import SCOPES
 from legato.errors import InvalidInput, Overloaded
+from legato.store.memory import MemoryStore
 from legato.testing import Driver
 from legato.testing.asgi import ASGIStream
 from signing import (
@@ -486,8 +487,11 @@ async def test_a_stream_ends_when_its_key_is_withdrawn(
             (tmp_path / "next").rename(path)
 
         publish(jwk(RSA, "a"), jwk(OTHER_RSA, "b"))
-        app = Legato("memory:", agents=[agent], auth=believing(jwks=path if way == "file" else issuer.url))
+        auth = believing(jwks=path if way == "file" else issuer.url)
+        app = Legato("memory:", agents=[agent], auth=auth)
         async with Driver(app) as driver:
+            async with Driver(Legato("memory:", agents=[agent], auth=auth)):
+                pass  # another that has it in common, and leaves it
             old, new = ({"authorization": f"Bearer {each}"} for each in (named("a"), named("b", OTHER_RSA)))
             assert (await driver.request("POST", "/api/sessions", json={"id": "s"}, headers=old)).status == 201
             given = await driver.request("POST", "/tickets", json={"sessionId": "s"}, headers=old)
@@ -508,6 +512,26 @@ async def test_a_stream_ends_when_its_key_is_withdrawn(
                     await driver.request("POST", "/api/sessions/s/messages", json={"text": "hi"}, headers=new)
                     for each in (again, other):
                         assert b"tea" in await heard(each, b"tea")
+
+
+async def test_a_set_is_looked_after_on_any_event_loop(tmp_path: Path) -> None:
+    """Also where the last one has ended without a word."""
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [jwk(RSA, "a")]}))
+    auth = believing(jwks=path)
+
+    async def begun() -> None:
+        await auth.open(MemoryStore(), lambda credential, gone=True: None)
+
+    await asyncio.to_thread(asyncio.run, begun())
+    await begun()
+    assert auth._jwks is not None
+    following = auth._jwks._following
+    assert following is not None
+    assert not following.done()
+    await auth.close()
+    await auth.close()
+    assert following.cancelled()
 
 
 async def test_nobody_asks_for_a_set_that_nobody_has_wanted() -> None:

@@ -134,7 +134,7 @@ class JWT:
             self._jwks.follow(revoked)
 
     async def close(self) -> None:
-        """Look after it no more. Idempotent."""
+        """Look after it no more, once all are closed that were opened."""
         if self._jwks is not None:
             await self._jwks.leave()
 
@@ -258,7 +258,8 @@ class _KeySet:
         self._failing = False
         self._reading: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
-        self._revoked: Callable[..., None] = lambda credential, gone=True: None
+        self._listeners: list[Callable[..., None]] = []  # of applications, which may have this in common
+        self._open = 0
         self._thread = ThreadPoolExecutor(1, "legato-jwks")  # nobody who signs in waits for what agents do in threads
         if not self._fetches:
             try:
@@ -275,8 +276,10 @@ class _KeySet:
     def follow(self, revoked: Callable[..., None]) -> None:
         """Read them again whenever they are as good as new no more, once somebody has wanted one, and call ``revoked``
         with the credentials of each that is gone, and with False besides of each that is there again."""
-        self._revoked = revoked
-        self._following = asyncio.create_task(self._follow(), name="legato-jwks-follow")
+        self._listeners.append(revoked)
+        self._open += 1
+        if self._following is None or self._following.get_loop() is not asyncio.get_running_loop():
+            self._following = asyncio.create_task(self._follow(), name="legato-jwks-follow")
 
     async def _follow(self) -> None:
         while True:
@@ -286,7 +289,11 @@ class _KeySet:
                 await self._read_again(wait=True)
 
     async def leave(self) -> None:
-        """Read them only when they are wanted. Idempotent."""
+        """Read them only when they are wanted, once as many have left as follow."""
+        self._open -= 1
+        if self._open > 0:
+            return
+        self._listeners.clear()
         following, self._following = self._following, None
         tasks = [task for task in (following, self._reading) if task is not None]
         for task in tasks:
@@ -337,7 +344,8 @@ class _KeySet:
         except Exception as exc:  # whatever the network or the other server does
             if self._fetches or not self._failing:
                 why = str(exc)[:300]  # of the network, or of what is no set of keys
-                logger.warning("the keys of %s cannot be had, and those from before are used: %s", self._where, why)
+                so = "those from before are used" if self._keys else "nobody can sign in with tokens"
+                logger.warning("the keys of %s cannot be had, and %s: %s", self._where, so, why)
             self._failing = True
         finally:
             self._reading = None
@@ -349,10 +357,11 @@ class _KeySet:
             self._keys = keys
             self._raw = raw
             self._number += 1
-            for credential in before - now:
-                self._revoked(credential)
-            for credential in now - before:
-                self._revoked(credential, False)
+            for revoked in self._listeners:
+                for credential in before - now:
+                    revoked(credential)
+                for credential in now - before:
+                    revoked(credential, False)
         self._read_at = self._clock()
 
     def _read_keys(self, raw: bytes) -> _Keys:

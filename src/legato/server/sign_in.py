@@ -87,6 +87,7 @@ class SignIn:
             )
         self.tickets = Tickets()
         self._told: set[str] = set()
+        self._opened: list[Opens] = []
 
     async def open(self, store: Store, revoked: Callable[..., None]) -> None:
         """Begin with the application."""
@@ -96,13 +97,13 @@ class SignIn:
             access.addFilter(RedactTickets())
         for auth in self.auths:
             if isinstance(auth, Opens):
+                self._opened.append(auth)
                 await auth.open(store, revoked)
 
     async def close(self) -> None:
         """End with it. Idempotent."""
-        for auth in self.auths:
-            if isinstance(auth, Opens):
-                await auth.close()
+        while self._opened:
+            await self._opened.pop().close()
 
     async def __call__(self, scope: Scope) -> Caller:
         """Who asks.
