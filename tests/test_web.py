@@ -384,7 +384,7 @@ def test_lists_that_are_asked_for_together_come_one_after_the_other(browser: Bro
 def test_what_went_wrong_in_another_chat_is_not_told_in_this_one(unlucky: Page, server: Server) -> None:
     """Where the answer to what was asked there comes late."""
     page = unlucky
-    send(page, "/long 300")
+    send(page, "/long 2000")
     expect(page.locator("#stop")).to_be_visible()
     held: list[Route] = []
     page.route("**/cancel", lambda route: held.append(route))
@@ -424,6 +424,7 @@ def test_a_keyboard_that_covers_the_page_leaves_the_chat_in_sight(browser: Brows
         page = context.new_page()
         page.add_init_script(GLASS)
         page.goto("/")
+        expect(page.locator("#ideas button").first).to_be_visible()  # the last that comes, and it has its place
         edges = "[document.body, document.querySelector('#chat').shadowRoot.querySelector('#form')].map((each) =>"
         edges += " each.getBoundingClientRect()).map(({ top, bottom }) => [top, bottom])"
         whole = page.evaluate(edges)
