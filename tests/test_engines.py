@@ -396,6 +396,125 @@ def test_a_long_answer_is_put_in_by_little(engine: Engine, server: Server) -> No
         engine.page.emulate_media(media="null")
 
 
+LONG_BLOCKS = {
+    "list": ("", "- an item of **many** with `code` and words\n", "ul.on", 2),
+    "numbers": ("", "1. an item of **many**\n\n   and more words of it\n\n", "ol.on", 2),
+    "table": ("| a | words | c |\n|--|:-:|--:|\n", "| cell | some **words** | `code` |\n", "tbody + tbody", 2),
+    "full table": ("a | words\n--|--\n", "cell | " + "some **words** " * 20 + "\n", "tbody + tbody", 2),
+    "wide table": ("|a|b|\n|--|--|\n", f"|{'word' * 40}|{'word' * 50}|\n", "tbody + tbody", 2),
+    "quotation": ("", "> Some **words** of `others`.\n>\n", "blockquote.on", 2),
+    "code": ("~~~ python\n", "value = function('text', 1)  # `a note`\n```\n", ".part", 1),
+    "paragraph": ("", "Some words of an answer, as they come. ", ".raw div", 1),
+    "alert": ("> [!NOTE]\n", "> Some **words** of `others`.\n>\n", "", 0),
+    "quoted code": ("> ```\n", "> some\n>\n", "", 0),
+    "two lists": ("", "- one\n- two\n\n* one\n* two\n\n", "", 0),
+    "lazy items": ("", "- one\nand more of it\n", "", 0),
+    "what is in items": ("- one\n  - two\n", "    - three of **many**\n", "", 0),
+    "no table": ("| a | b |\n|--|\n", "| a | b |\n", "", 0),
+}
+"""How it begins, what is repeated, what is where it goes on, and how often that is there at least."""
+
+
+def test_a_long_block_is_set_by_parts(engine: Engine, server: Server) -> None:
+    """None is put in at one go; while it grows and when it comes at once it becomes the same, with all of its text."""
+    size = int(os.environ.get("LEGATO_LONG_BLOCK", "18000"))
+    scales = {
+        "code": 2.5,
+        "paragraph": 3,
+        **dict.fromkeys([kind for kind, (*_, least) in LONG_BLOCKS.items() if not least], 0.5),
+    }
+    texts = {
+        kind: begin
+        + one * int(size * scales.get(kind, 1) / len(one))
+        + ("~~~\n" if kind == "code" else "")
+        + "\n\nEnd.\n"
+        for kind, (begin, one, _, _) in LONG_BLOCKS.items()
+    }
+    opened(engine, server)
+    engine.run(
+        f"""
+        const {{ PACE }} = await import(new URL('web/prose.js', document.baseURI));
+        Object.assign(PACE, {{ between: 0, refresh: 0, patience: 1e9 }});
+        const texts = {json.dumps(texts)};
+        window.found = {{}};
+        window.done = 0;
+        const grown = (kind, steps) => {{
+          const text = texts[kind];
+          const message = document.createElement('legato-in-progress-message');
+          message.style.cssText = 'position: absolute; width: 700px';
+          const seen = {{ message, most: 0 }};
+          const count = (changes) => {{
+            const added = changes.flatMap((each) => [...each.addedNodes]);
+            seen.most = Math.max(seen.most, added.reduce((sum, each) => sum + each.textContent.length, 0));
+          }};
+          document.body.append(message);
+          new MutationObserver(count).observe(message.shadowRoot, {{ childList: true, subtree: true }});
+          const prose = message.shadowRoot.querySelector('.prose');
+          const step = async () => {{
+            for (let at = 1; at < steps; at += 1) {{
+              message.text = text.slice(0, Math.ceil((at * text.length) / steps));
+              await new Promise((next) => setTimeout(next, 20));
+            }}
+            message.text = text;
+            message.ended = true;
+            do await new Promise((next) => setTimeout(next, 20));
+            while (prose.getAttribute('aria-busy') !== 'false' || !prose.textContent.endsWith('End.'));
+            window.done += 1;
+          }};
+          void step();
+          return seen;
+        }};
+        for (const kind of Object.keys(texts)) window.found[kind] = [grown(kind, 7), grown(kind, 1)];
+        """
+    )
+    until(engine, f"window.done === {2 * len(texts)}", 60)
+    found = engine.run(
+        f"""
+        const parts = {json.dumps({kind: parts for kind, (_, _, parts, _) in LONG_BLOCKS.items()})};
+        const result = {{}};
+        for (const [kind, all] of Object.entries(window.found)) {{
+          const prose = all.map((each) => each.message.shadowRoot.querySelector('.prose'));
+          const lefts = [...prose[1].querySelectorAll('thead, tbody')].map((box) =>
+            [...box.rows[0].cells].map((cell) => Math.round(cell.getBoundingClientRect().left)).join());
+          const lists = [...prose[1].querySelectorAll('.stretch > ol')];
+          result[kind] = {{
+            same: prose[0].innerHTML === prose[1].innerHTML,
+            text: prose[1].textContent,
+            code: prose[1].querySelector('pre')?.textContent,
+            parts: parts[kind] && prose[1].querySelectorAll(parts[kind]).length,
+            others: prose[1].querySelectorAll('.on, .parts, .part, .raw').length,
+            lefts: [...new Set(lefts)].length,
+            numbers: lists.map((list) => list.start + list.children.length),
+            starts: lists.map((list) => list.start),
+            most: Math.max(...all.map((each) => each.most)),
+            empty: [...prose[1].querySelectorAll('.stretch')].filter((each) => !each.firstChild).length,
+          }};
+          all.forEach((each) => each.message.remove());
+        }}
+        return result;
+        """
+    )
+
+    for kind, (begin, _, _, least) in LONG_BLOCKS.items():
+        each = found[kind]
+        assert each["same"], kind
+        assert not each["empty"], kind
+        if not least:
+            assert not each["others"], kind
+            continue
+        assert each["parts"] >= least, kind
+        assert each["most"] < 45_000 or kind == "paragraph", kind
+        assert each["lefts"] <= 1, kind
+        assert each["numbers"][:-1] == each["starts"][1:], kind
+        words = re.findall(r"\w+", texts[kind].removeprefix(begin) if kind == "code" else texts[kind])
+        signs = re.compile(r"^1$" if kind == "numbers" else "^$")
+        assert re.findall(r"\w+", re.sub("pythonCopy code|Copy code", "", each["text"])) == [
+            word for word in words if not signs.match(word)
+        ]
+        if kind == "code":
+            assert each["code"] == texts[kind].removeprefix(begin).partition("~~~\n")[0]
+
+
 def test_a_word_without_end_has_places_to_break(engine: Engine, server: Server) -> None:
     """In a question, and in an answer while it grows; what is selected in it stays, and it is copied whole."""
     word = b64encode(bytes(range(256)) * 6).decode()

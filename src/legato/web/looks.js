@@ -108,8 +108,8 @@ legato-file img { display: block; max-width: 100%; max-height: calc(11rem - 2px)
 .stretch { display: flow-root; }
 .stretch:first-child > :first-child { margin-top: 0; }
 .stretch > :last-child { margin-bottom: 0; }
-.long > .stretch, .long > .plain > * { content-visibility: auto; contain-intrinsic-size: auto 90rem; }
-.plain { white-space: pre-wrap; }
+.long > .stretch, .long > .plain > *, .long .part, .long .raw > * { content-visibility: auto; contain-intrinsic-size: auto 0px auto 90rem; }
+.plain, .raw { white-space: pre-wrap; }
 .prose :is(p, ul, ol, blockquote), .code, .wide { margin: 0.85em 0; }
 .prose :is(ul, ol) { padding-inline-start: 1.6em; }
 .prose li { margin: 0.3em 0; }
@@ -122,7 +122,11 @@ legato-file img { display: block; max-width: 100%; max-height: calc(11rem - 2px)
 .prose blockquote > :first-child { margin-top: 0; }
 .prose blockquote > :last-child { margin-bottom: 0; }
 .prose hr { margin: 1.75em 0; border: 0; border-top: 1px solid var(--line); }
-.wide { overflow-x: auto; }
+.prose .on, .prose .on > li:first-child, .prose .on > li:first-child > :first-child { margin-top: 0; }
+.prose blockquote.on { padding-top: 0.85em; }
+span.part { display: block; width: max-content; min-width: 100%; }
+.wide { overflow-x: auto; container-type: inline-size; }
+.parts, .parts > * { display: block; }
 .prose table { border-collapse: collapse; font-size: 0.92em; }
 .prose :is(th, td) { padding: 0.4rem 1rem 0.4rem 0; padding-inline: 0 1rem; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: normal; }
 .prose th { font-weight: 600; }
@@ -224,7 +228,11 @@ details[open] > summary { margin-bottom: 0.4rem; }
   #content { max-width: none; padding: 0; }
   #foot, .foot button, .bar button, .typing { display: none; }
   .question, .code, .wide, .ask, math { break-inside: avoid; }
-  .long > .stretch, .long > .plain > * { content-visibility: visible; }
+  .long > .stretch, .long > .plain > *, .long .part, .long .raw > * { content-visibility: visible; }
+  .parts { display: table; width: auto !important; }
+  .parts > thead { display: table-header-group; }
+  .parts > tbody { display: table-row-group; }
+  span.part { width: auto; }
   pre { white-space: pre-wrap; overflow: visible; }
 }
 @media (prefers-reduced-motion: reduce) {

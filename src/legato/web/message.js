@@ -80,7 +80,7 @@ export class LegatoInProgressMessage extends LegatoElement {
       const language = pre.dataset.language ?? "";
       pre.tabIndex = 0;
       pre.dir = "ltr";
-      const frame = h("div", { class: "code" }, h("div", { class: "bar" }, h("span", {}, language), copyButton(this, "copyCode", () => pre.innerText)));
+      const frame = h("div", { class: "code" }, h("div", { class: "bar" }, h("span", {}, language), copyButton(this, "copyCode", () => pre.textContent ?? "")));
       pre.replaceWith(frame);
       frame.append(pre);
     }

@@ -17,6 +17,10 @@ const LONGEST = 150_000;
 const SLICE = 10_000;
 /** Characters that are shown behind what is set. */
 const FRESH = 4_000;
+/** Characters of a paragraph that are set; more of one would hold the page. */
+const PARAGRAPH = 40_000;
+/** Characters from which on a text may have a block that is to be cut. */
+const CUT = 8_000;
 /** Characters of a text from which on a browser need not lay out what is far from view. */
 const LONG = 50_000;
 const HALF = /[\ud800-\udbff]$/; // of a character
@@ -96,6 +100,8 @@ export class Typesetter {
 
 /** Characters of a piece of a text that is shown as it came. */
 const PIECE = 4_000;
+/** The end of a paragraph. */
+const BLANK = /\n[ \t]*\r?\n/g;
 
 /** Where such a piece begins: after a line's end, else a word's. @param {string} text @param {number} piece its number */
 function cut(text, piece) {
@@ -181,6 +187,9 @@ function direction(root) {
   return "";
 }
 
+/** What a text without long blocks has no need of. @type {typeof import("./cuts.js") | null} */
+let cuts = null;
+
 /** Some blocks in a row. Of those that are far from view a browser makes nothing, however many there are. */
 const stretch = () => h("div", { class: "stretch" });
 
@@ -188,6 +197,8 @@ export class Prose {
   #text = "";
   #ended = false;
   #begin = 0; // where the unfinished rest begins
+  /** @type {import("./cuts.js").Part | null} */ #part = null; // the one behind which that is the rest of a block
+  #uncut = -1; // where a block begins that is not what it looks like
   #set = ""; // of the rest, what is shown as HTML
   #stretch = stretch();
   #filled = 0; // characters that stay in it
@@ -228,7 +239,7 @@ export class Prose {
     this.#busily(!ended || text !== "");
     if (text === "") return;
     const known = ended && this.#begin === 0 && this.#typesetter.known(text);
-    if (known) return this.#settle(known);
+    if (known && this.#long(text, known) < 0) return this.#settle(known);
     this.#show();
     void this.#ask();
   }
@@ -237,7 +248,8 @@ export class Prose {
     this.element.replaceChildren(this.#plain);
     this.#begun();
     this.#begin = 0;
-    this.#stuck = -1;
+    this.#stuck = this.#uncut = -1;
+    this.#part = null;
     this.#set = "";
     this.#fresh = null;
     this.#settled = false;
@@ -246,6 +258,11 @@ export class Prose {
 
   get #rest() {
     return this.#text.slice(this.#begin);
+  }
+
+  /** What is to stand before it where it is asked for. */
+  get #before() {
+    return this.#part?.before ?? "";
   }
 
   get #marker() {
@@ -272,7 +289,7 @@ export class Prose {
     for (; this.#piece < first && children.length > 0; this.#piece += 1) children[0].remove();
     if (this.#piece !== first) this.#plain.replaceChildren();
     this.#piece = first;
-    const most = children.length + 10;
+    const most = children.length + 5;
     let at = 0;
     for (let begin = from; begin < text.length && at < most; at += 1) {
       const end = cut(text, first + at + 1);
@@ -288,16 +305,25 @@ export class Prose {
 
   #direct() {
     if (this.#directed) return;
-    const way = direction(this.#stretch);
+    const way = this.#stretch.closest("pre") ? "" : direction(this.#stretch);
     this.#directed = way !== "";
     this.element.dir = way || direction(this.#plain);
   }
 
   async #ask() {
-    if (this.#busy || this.#settled || this.#stuck === this.#begin) return;
-    const whole = this.#ended && this.#rest.length <= this.#slice;
-    const rest = whole ? this.#rest : this.#rest.slice(0, this.#slice).replace(HALF, "");
-    if (!this.#ended) {
+    if (this.#busy || this.#settled || (this.#stuck === this.#begin && !this.#skip())) return;
+    if (cuts === null && this.#text.length > CUT) {
+      this.#busy = true;
+      cuts = await import("./cuts.js").catch(() => ({ part: () => null, rejoin: () => false, box() {} }));
+      this.#busy = false;
+      return void this.#ask();
+    }
+    const begin = this.#begin;
+    const before = this.#before;
+    const cut = this.#uncut === begin ? null : cuts?.part(before + this.#rest.slice(0, LONGEST)) ?? null;
+    const whole = cut === null && this.#ended && this.#rest.length <= this.#slice;
+    const rest = whole ? this.#rest : this.#rest.slice(0, cut === null ? this.#slice : cut.end - before.length).replace(HALF, "");
+    if (cut === null && !this.#ended) {
       const due = this.#last + (this.#show() ? PACE.between : PACE.refresh) - performance.now();
       if (rest === this.#set) return;
       if (due > 0) {
@@ -308,14 +334,18 @@ export class Prose {
     }
     this.#busy = true;
     const late = setTimeout(() => this.#despair(), PACE.patience);
-    const begin = this.#begin;
     const anew = whole && begin > 0 && this.#text.length <= LONGEST && DEFINITION.test(this.#text);
     /** @type {Block[] | null} */ let blocks = null;
     let of = rest;
     try {
-      if (whole) blocks = await this.#typesetter.whole(anew ? this.#text : rest);
-      else ({ blocks, of } = await this.#typesetter.growing(rest, this.#ended));
+      if (whole || cut !== null) blocks = await this.#typesetter.whole(anew ? this.#text : before + rest);
+      else {
+        ({ blocks, of } = await this.#typesetter.growing(before + rest, this.#ended));
+        of = of.slice(before.length);
+      }
+      if (before !== "" && !anew && !blocks[0]?.html.match(/** @type {import("./cuts.js").Part} */ (this.#part).kind)) throw new Error("It is shown as it is.");
     } catch {
+      blocks = null;
       this.#despair();
     }
     clearTimeout(late);
@@ -323,16 +353,23 @@ export class Prose {
     this.#last = performance.now();
     const stale = this.#settled || begin !== this.#begin || !this.#text.startsWith(rest, begin) || (whole && rest !== this.#rest);
     if (stale) return void this.#ask(); // the text was replaced meanwhile
-    if (blocks !== null && whole) return this.#settle(blocks, anew);
+    if (blocks !== null && cut !== null) {
+      if (blocks.length === 1 && cut.kind.test(blocks[0].html)) this.#putPart(blocks, cut, rest);
+      else this.#uncut = begin; // it is not what it looks like
+      return void this.#ask();
+    }
+    if (blocks !== null && whole && (anew || this.#long(before + rest, blocks) < 0)) return this.#settle(blocks, anew);
     const filled = of.length >= this.#slice - 1 && of.length < this.#text.length - begin; // there is more than was asked for
     if (blocks !== null) this.#slow &&= filled; // else what follows would come and go
     if (blocks !== null && of.length > this.#set.length) this.#grow(of, blocks);
     this.#slice = begin !== this.#begin ? SLICE : filled ? Math.min(4 * this.#slice, LONGEST) : this.#slice;
-    const stuck = blocks === null ? this.#ended : begin === this.#begin && filled && of.length >= LONGEST - 1;
+    const most = blocks?.[0]?.html.startsWith("<p") ? PARAGRAPH : LONGEST;
+    const stuck = blocks === null ? this.#ended : begin === this.#begin && filled && of.length >= most - 1;
     if (!stuck) return void this.#ask();
     if (blocks !== null) this.#stuck = begin;
     this.#despair(); // it stays as it came
     this.#busily(!this.#ended);
+    if (blocks !== null) void this.#ask(); // what follows a paragraph can be set
   }
 
   #despair() {
@@ -342,35 +379,100 @@ export class Prose {
 
   /** A growing rest has been set. A block is finished once another one stands on a line of its own, and whole. @param {string} rest @param {Block[]} blocks */
   #grow(rest, blocks) {
-    const lines = lineStarts(rest);
-    let finished = Math.max(blocks.length - 1, 0);
-    while (finished > 0 && blocks[finished].line >= lines.length - 1) finished -= 1;
-    const kept = finished > 0 ? lines[blocks[finished].line] : 0;
+    const before = this.#before;
+    const lines = lineStarts(before + rest);
+    const long = this.#long(before + rest, blocks);
+    let finished = long > 0 ? long : Math.max(blocks.length - 1, 0);
+    const least = before === "" ? 0 : 1; // behind rows or code nothing becomes a part of them
+    while (finished > least && finished !== long && blocks[finished]?.line >= lines.length - 1) finished -= 1;
+    const kept = finished > 0 ? lines[blocks[finished].line] - before.length : 0;
+    if (long > 0) blocks = blocks.slice(0, long);
+    if (before !== "" && finished > 0) {
+      [blocks, finished] = [this.#over(blocks), finished - 1];
+    }
     this.#filled += kept;
     const full = kept > 0 && this.#filled >= SLICE;
     this.#put(full ? blocks.slice(0, finished) : blocks, finished);
+    if (kept > 0) this.#part = null;
     if (full) {
       this.#begun();
       this.#put(blocks.slice(finished), 0);
     }
     this.#begin += kept;
-    this.#set = rest.slice(kept);
+    this.#set = long > 0 ? "" : rest.slice(kept);
     this.#fresh = this.#stretch.querySelector(".fresh");
     this.#show();
   }
 
-  /** What is set from now on stands in a new stretch. */
-  #begun() {
-    this.#plain.before((this.#stretch = stretch()));
+  /** Which block behind the first one is to be cut, if any is. @param {string} text @param {Block[]} blocks */
+  #long(text, blocks) {
+    const lines = lineStarts(text);
+    return blocks.findIndex(({ line }, at) => at > 0 && cuts?.part(text.slice(lines[line], lines[blocks[at + 1]?.line])));
+  }
+
+  /** The last part of a table, or of code, is put where it belongs; what follows is put elsewhere. @param {Block[]} blocks @returns {Block[]} that follow */
+  #over(blocks) {
+    this.#put(blocks.slice(0, 1), 1);
+    this.#part = null;
+    if (blocks.length > 1) this.#begun();
+    return blocks.slice(1);
+  }
+
+  /** A part of a block has been set. @param {Block[]} blocks @param {import("./cuts.js").Part} cut @param {string} rest */
+  #putPart(blocks, cut, rest) {
+    this.#put(blocks, 1);
+    this.#begun(cuts?.box(cut, this.#stretch));
+    this.#part = cut;
+    this.#goOn(this.#begin + rest.length);
+  }
+
+  /** What is too long of a paragraph stays as it came, and what follows the paragraph can be set, if its end is known. */
+  #skip() {
+    let at = this.#begin + this.#set.length;
+    BLANK.lastIndex = at - 1;
+    const over = BLANK.exec(this.#text);
+    if (over === null) return false;
+    this.#fresh?.remove();
+    this.#begun();
+    this.#stretch.classList.add("raw");
+    while (at <= over.index) {
+      const next = Math.min(cut(this.#text, Math.floor(at / PIECE) + 1), over.index + 1);
+      this.#stretch.append(h("div", {}, this.#text.slice(at, next)));
+      at = next;
+    }
+    this.#begun();
+    this.#goOn(at);
+    return true;
+  }
+
+  /** @param {number} begin of what is not set yet */
+  #goOn(begin) {
+    [this.#begin, this.#set, this.#fresh, this.#slice] = [begin, "", null, SLICE];
+    this.#show();
+  }
+
+  /** What is set from now on stands in a new stretch, or in this box. @param {HTMLElement} [box] */
+  #begun(box) {
+    if (box === undefined) this.#plain.before((box = stretch()));
+    this.#stretch = box;
     this.#filled = 0;
     this.#finished = null;
   }
 
   /** @param {Block[]} blocks @param {boolean} [anew] of the whole text */
   #settle(blocks, anew = false) {
-    while (anew && this.#stretch.previousSibling) this.#stretch.previousSibling.remove();
-    if (anew) this.#finished = null;
-    this.#put(blocks, 0);
+    if (anew) {
+      this.element.replaceChildren(this.#plain);
+      this.#part = null;
+      this.#begun();
+    } else if (this.#before !== "") blocks = this.#over(blocks);
+    while (blocks.length > 0) {
+      let size = 0;
+      const end = blocks.findIndex(({ html }) => (size += html.length) > 3 * SLICE) + 1 || blocks.length;
+      this.#put(blocks.slice(0, end), 0);
+      blocks = blocks.slice(end);
+      if (blocks.length > 0) this.#begun();
+    }
     this.#settled = true;
     this.#slow = false;
     this.#raw(this.#text.length);
@@ -383,8 +485,10 @@ export class Prose {
     let [nodes, stay] = [0, 0];
     blocks.forEach(({ html }, at) => {
       const block = fragment(html);
-      this.#decorate(block);
-      breakable(block);
+      if (at > 0 || this.#part === null || !cuts?.rejoin(block, this.#part, this.#stretch)) {
+        this.#decorate(block);
+        breakable(block);
+      }
       nodes += block.childNodes.length;
       if (at < many) stay = nodes;
       all.append(block);
