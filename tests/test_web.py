@@ -567,6 +567,27 @@ def test_a_refused_message_is_given_back(unlucky: Page) -> None:
     expect(unlucky.locator("#message")).to_have_value("Hello")
     expect(unlucky.locator(".turn")).to_have_count(0)
 
+    # So does all that was sent to a chat that cannot begin, whichever is open by then.
+    held: list[Route] = []
+    for leaves in (False, True):
+        held.clear()
+        unlucky.goto("/")
+        unlucky.route("**/api/sessions", lambda route: held.append(route), times=1)
+        for text in ("one", "two"):
+            unlucky.locator("#message").fill(text)
+            unlucky.locator("#message").press("Enter")
+        while not held:
+            unlucky.wait_for_timeout(20)
+        if leaves:
+            unlucky.get_by_role("button", name="New chat").click()
+            unlucky.locator("#message").fill("three")
+        held[0].fulfill(status=413, json=refusal)
+        expect(unlucky.locator("#message")).to_have_value("one\n\ntwo" + "\n\nthree" * leaves)
+        expect(unlucky.locator("#problem")).to_have_text("" if leaves else "Not sent: Too long for a test.")
+        expect(unlucky.locator(".turn")).to_have_count(0)
+        assert "session=" not in unlucky.url
+        unlucky.locator("#message").fill("")
+
 
 @pytest.mark.parametrize("how", ["redirect", "page", "refusal"])
 def test_whoever_is_signed_out_is_told_and_loses_nothing(

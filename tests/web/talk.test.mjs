@@ -127,7 +127,7 @@ function held(t, session, memory = new Remembering()) {
   const seen = { asked, memory, problems: [], unsent: [], resets: 0 };
   const nothing = () => {};
   seen.talk = new Talk(session, { server: { fetch, url, request, wake() {} }, memory, agent: null }, { turn: nothing, connection: nothing, asked: nothing, ended: nothing,
-    changed: nothing, reset: () => (seen.resets += 1), problem: (word, values) => seen.problems.push(values?.reason ?? word), unsent: (exists) => seen.unsent.push(exists) });
+    changed: nothing, reset: () => (seen.resets += 1), problem: (word) => seen.problems.push(word), unsent: (exists, reason) => (seen.unsent.push(exists), seen.problems.push(reason)) });
   t.after(() => seen.talk.close());
   /** The requests of one kind. */
   seen.of = (what) => asked.filter((each) => each.what === what);

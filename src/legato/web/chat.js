@@ -204,7 +204,7 @@ export class LegatoChat extends LegatoElement {
     this.#restore();
     this.#paintSoon();
     void this.#talk?.open();
-    bringLeft(this.server, this.#memory, this.session, () => this.tell("legato-change"));
+    bringLeft(this.server, this.#memory, this.session, () => this.tell("legato-change"), () => this.session === "" && this.#restore());
   }
 
   #close() {
@@ -228,7 +228,7 @@ export class LegatoChat extends LegatoElement {
       problem: (word, values) => talk === this.#talk && this.#complain(this.word(word, values)),
       asked: (data) => this.#say(`${data.title ?? this.word("permission")}: ${data.message ?? data.description}`),
       ended: (turn) => this.#say(turn.state === "failed" ? `${this.word("failed")} ${turn.error}` : this.word(turn.state === "stopped" ? "wasStopped" : turn.lack || "complete")),
-      unsent: (exists) => (exists ? this.#restore() : this.#unborn()),
+      unsent: (exists, reason) => this.#unsent(talk, exists, reason),
       changed: () => this.tell("legato-change"),
     });
     return talk;
@@ -242,10 +242,14 @@ export class LegatoChat extends LegatoElement {
     if (error?.signIn) this.#problem.append(" ", h("button", { class: "link", click: () => location.reload() }, this.word("signIn")));
   }
 
-  /** The session that was to begin could not. */
-  #unborn() {
-    this.session = "";
-    this.tell("legato-session", "");
+  /** @param {Talk} talk @param {boolean} exists @param {string} reason */
+  #unsent(talk, exists, reason) {
+    const here = talk === this.#talk;
+    if (here && !exists) {
+      this.session = "";
+      this.tell("legato-session", "");
+    } else if (here || this.session === "") this.#restore();
+    if (here) this.#complain(this.word("notSent", { reason }));
   }
 
   /** @param {import("./resume.js").State} state */

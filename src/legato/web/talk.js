@@ -20,7 +20,7 @@ import { Conversation, Gap } from "./turn.js";
  * @property {(word: string, values?: Record<string, string>) => void} problem a word of `strings.js`
  * @property {(data: any) => void} asked the agent has put a question
  * @property {(turn: Turn) => void} ended while it was watched
- * @property {(exists: boolean) => void} unsent a message was not taken, and is a draft again; does the session exist?
+ * @property {(exists: boolean, reason: string) => void} unsent a message was not taken, and is a draft again, also after `close`; does the session exist?
  * @property {() => void} changed a session was begun or deleted
  */
 
@@ -261,10 +261,8 @@ export class Talk {
       return true;
     } catch (/** @type {any} */ error) {
       this.conversation.turns = this.conversation.turns.filter((each) => each.key !== item.key);
-      if (this.#closed) return false;
-      this.#on.reset();
-      this.#on.unsent(this.#exists);
-      this.#on.problem("notSent", { reason: error.message });
+      if (!this.#closed) this.#on.reset();
+      this.#on.unsent(this.#exists, error.message);
       return false;
     }
   }
@@ -348,10 +346,11 @@ function giveBack(memory, item, begun) {
 /**
  * Bring to the server what tabs that were closed have left, but for what belongs to `session`, which is open.
  * @param {import("./server.js").Server} server @param {import("./server.js").Memory} memory @param {string} session @param {() => void} began
+ * @param {() => void} unsent one is a draft again
  */
-export function bringLeft(server, memory, session, began) {
+export function bringLeft(server, memory, session, began, unsent) {
   for (const item of memory.outbox) {
-    if (item.session !== session) bring(server, memory, item, began).catch(() => {}); // it is a draft again
+    if (item.session !== session) bring(server, memory, item, began).catch(unsent);
   }
 }
 
