@@ -412,6 +412,8 @@ def test_enter_on_glass_begins_a_line(browser: Browser, server: Server) -> None:
         page.goto("/")
         field = page.locator("#message")
         expect(field).to_have_attribute("enterkeyhint", "enter")
+        page.locator("legato-chat").evaluate("each => (each.style.fontSize = '12px')")
+        expect(field).to_have_css("font-size", "16px")  # else Safari enlarges the page
         field.press_sequentially("one\ntwo")
         expect(field).to_have_value("one\ntwo")
         page.get_by_role("button", name="Send").tap()

@@ -215,6 +215,10 @@ details[open] > summary { margin-bottom: 0.4rem; }
   .question { max-width: 94%; }
   #scroll { scrollbar-gutter: auto; }
 }
+/* Safari enlarges the page for who writes in letters of less than 16 pixels. */
+@media (hover: none) and (pointer: coarse) {
+  #message, .ask input { font-size: max(1em, 16px); }
+}
 /* A telephone on its side, its keyboard, or a page that is four times as large: what is said comes first. */
 @media (max-height: 22rem) {
   #content { padding-block: 0.75rem; }
