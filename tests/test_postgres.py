@@ -663,6 +663,38 @@ async def test_a_server_that_is_away(own: Postgres, caplog: pytest.LogCaptureFix
         assert "secret" not in caplog.text + repr(caught.value) + str(caught.value.__cause__)
 
 
+@pytest.mark.parametrize("kind", ["for a moment", "for long", "as is known"])
+async def test_a_query_waits_as_long_as_an_append(kind: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a connection that cannot be had: by queries runs begin, and readers follow. Where the database is known to be
+    away, nobody waits."""
+    async with opened(place) as (store,):
+        await begin(store, kind)
+        connect, refused = store._link.connect, 0
+
+        async def refuses(conninfo: str | None = None) -> Any:
+            nonlocal refused
+            if kind == "for a moment" and refused == 3:
+                return await connect(conninfo)
+            refused += 1
+            raise psycopg.OperationalError("sorry, too many clients already")
+
+        for conn in store._link._readers:
+            await conn.close()
+        monkeypatch.setattr(store._link, "connect", refuses)
+        monkeypatch.setattr("legato.store.group.PATIENCE", 0.3 if kind == "for long" else NET)
+        if kind == "for a moment":
+            assert (await store.info(kind)).head == 3
+            return
+        if kind == "as is known":
+            store._writer.groups.note(psycopg.OperationalError("away"))
+            store._writer.groups._troubled_at -= 2 * NET
+            assert store._link.away()
+            monkeypatch.setattr(store._link, "away", lambda: True)  # a look of the writer's may find it back
+        with pytest.raises(StoreLost, match="too many clients"):
+            await store.info(kind)
+        assert refused == 1 if kind == "as is known" else refused > 1
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT])
 async def test_a_restart_in_the_middle(own: Postgres, how: signal.Signals) -> None:
     """Runs and readers on two nodes outlive a restart or a crash of the server: nothing is lost or doubled."""

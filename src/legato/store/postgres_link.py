@@ -28,8 +28,9 @@ except ImportError as exc:
         "The PostgreSQL store needs the package psycopg: pip install 'legato[postgres]'", name="psycopg"
     ) from exc
 
-from ..errors import InvalidInput, StoreError
+from ..errors import InvalidInput, StoreError, StoreLost
 from ..fault import at_fork, let_go
+from . import group
 from . import postgres_sql as sql
 from .postgres_sql import Array, Int8Array, Statement, TextArray
 
@@ -39,6 +40,8 @@ CHANGES = 8
 """Transactions under way, besides the writer's: of what is built, adopted, packed."""
 ANSWER_SECONDS = 12.0
 """After which a connection that does not answer is given up; the server gives up a statement after 10."""
+ASK_AGAIN = 0.05
+"""Seconds until a query is tried again that found no connection, at first; then twice as long each time."""
 DEFAULTS = {
     "application_name": "legato",
     "connect_timeout": "5",
@@ -88,6 +91,7 @@ class Link:
         pooled: each transaction may be with another connection of the server's.
         listen: where the server itself is to be listened to; None: nowhere.
         era: the present one of the database, as the store knows; ``learn`` is called when it is another.
+        away: says whether the database is known to have been away for a while.
 
     Raises:
         InvalidInput: the URL cannot be used.
@@ -108,6 +112,7 @@ class Link:
         self._forget: Callable[[], None] | None = None
         self.era = 0
         self.learn: Callable[[], Awaitable[None]]
+        self.away: Callable[[], bool] = lambda: False
         self._readers: list[Connection] = []
         self._reading, self._changing = asyncio.Semaphore(READERS), asyncio.Semaphore(CHANGES)
         self._reads: set[asyncio.Task[Any]] = set()
@@ -217,7 +222,7 @@ class Link:
         """What a query finds. Whoever is cancelled meanwhile leaves it to its end, which costs less than to stop it.
 
         Raises:
-            StoreError: it cannot be asked.
+            StoreError: it cannot be asked, and could not for ``PATIENCE``, or longer as far as is known.
         """
         task = asyncio.create_task(self._ask(statement, params))
         self._reads.add(task)
@@ -225,6 +230,18 @@ class Link:
         return await asyncio.shield(task)
 
     async def _ask(self, statement: str, params: Sequence[Any]) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        until, pause = loop.time() + group.PATIENCE, ASK_AGAIN
+        while True:
+            try:
+                return await self._ask_once(statement, params)
+            except StoreLost:
+                if self.away() or loop.time() + pause > until:
+                    raise
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    async def _ask_once(self, statement: str, params: Sequence[Any]) -> list[Any]:
         async with self._reading:
             while True:
                 conn, used = None, bool(self._readers)
@@ -288,6 +305,7 @@ class Link:
 
     async def close(self) -> None:
         """Wait for what is being asked, and let go of its connections."""
+        self.away = lambda: True
         if self._forget is not None:
             self._forget()
             self._forget = None

@@ -57,7 +57,7 @@ class PostgresWriter:
         self.eras: dict[str, int] = {}
         self._link, self._others, self._doorbell, self._now = link, others, doorbell, now
         self._number = self._stored = self._last = 0
-        link.learn = self._learn
+        link.learn, link.away = self._learn, lambda: self.groups.trouble is not None
 
     # Beginning and end ------------------------------------------------------------------------------------------------
 
