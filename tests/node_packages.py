@@ -14,7 +14,7 @@ CACHE = Path(__file__).parents[1] / ".cache" / "node"
 # What checks the types of the npm package, and what these speak of: one folder for all who do.
 TYPES = (
     *("typescript@7.0.2", "@types/react@19.3.0", "react@19.3.1"),
-    *("preact@11.2.0", "solid-js@1.9.19", "svelte@5.57.3", "vue@3.5.45"),
+    *("@types/node@20.19.43", "preact@11.2.0", "solid-js@1.9.19", "svelte@5.57.3", "vue@3.5.45"),
 )
 
 

@@ -339,7 +339,7 @@ def check_types(project: Path, version: str, sources: dict[str, str], *options: 
 def test_types_of_the_react_components(project: Path, version: str) -> None:
     """TypeScript of both generations knows what the components and the tags take: the old one as it finds modules by
     default, the fast one, which has but the new way, looks into all types besides."""
-    old = ["--module", "esnext", "--moduleResolution", "node10", "--skipLibCheck"]
+    old = ["--module", "esnext", "--moduleResolution", "node10", "--skipLibCheck", "--types", "react"]
     check_types(project, version, {"page.tsx": COMPONENTS}, *(old if version == "5.9" else ["--module", "nodenext"]))
 
 

@@ -83,6 +83,17 @@ void funcs.listSessions(core).then(({ value }) => value.length);
 // @ts-expect-error: there is no such event
 export const wrong: StreamEvent["event"] = "contents";
 """
+PROGRAM = """
+import { LegatoCore, streamEvents } from "legato";
+import * as funcs from "legato/funcs.js";
+import { SharedStream } from "legato/shared.js";
+import { StreamResponse } from "legato/stream-response.js";
+
+for await (const event of streamEvents(new LegatoCore(), { sessionId: "s" })) {
+  if (event.event === "content") process.stdout.write(event.data.content);
+}
+export { funcs, SharedStream, StreamResponse };
+"""
 
 
 def npm(*arguments: str, cwd: Path) -> str:
@@ -105,7 +116,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("consumer")
     (folder / "package.json").write_text('{"type": "module"}')
     npm("install", "--offline", "--no-audit", "--no-fund", str(source / packed[0]["filename"]), cwd=folder)
-    for name in ("typescript", "@typescript", "@types", "csstype", "react"):
+    for name in ("typescript", "@typescript", "@types", "csstype", "react", "undici-types"):
         (folder / "node_modules" / name).symlink_to(tools / name)
     return folder
 
@@ -135,9 +146,14 @@ def test_every_entry_can_be_imported(installed: Path, page: str) -> None:
     assert [name for name, count in counts.items() if count == "0"] == ["legato/types.js"]
 
 
-def test_typescript_knows_the_package(installed: Path) -> None:
-    """A strict consumer compiles, and its mistakes are found."""
-    (installed / "consumer.ts").write_text(CONSUMER)
+@pytest.mark.parametrize(
+    ("code", "known", "lib"),
+    [(CONSUMER, "", "es2023,dom,dom.iterable"), (PROGRAM, "node", "es2023")],
+    ids=["page", "node"],
+)
+def test_typescript_knows_the_package(installed: Path, code: str, known: str, lib: str) -> None:
+    """A strict consumer compiles, in a page or without one, and its mistakes are found."""
+    (installed / "consumer.ts").write_text(code)
     options = [
         "--noEmit",
         "--strict",
@@ -147,11 +163,9 @@ def test_typescript_knows_the_package(installed: Path) -> None:
         "--module",
         "nodenext",
         "--lib",
-        "es2023,dom,dom.iterable",
-        "--types",
-        "",
+        lib,
     ]
-    command = [str(installed / "node_modules/typescript/bin/tsc"), *options, "--types", "", "consumer.ts"]
+    command = [str(installed / "node_modules/typescript/bin/tsc"), *options, "--types", known, "consumer.ts"]
     done = subprocess.run(command, cwd=installed, capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stdout

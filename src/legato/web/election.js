@@ -4,7 +4,8 @@
  */
 
 /**
- * The part of `navigator.locks` that is used.
+ * The part of `navigator.locks` that is used. Node's types know nothing of it.
+ * @typedef {{signal?: AbortSignal, steal?: boolean}} LockOptions
  * @typedef {{request(name: string, options: LockOptions, act: () => Promise<unknown>): Promise<unknown>}} Locks
  */
 
