@@ -97,7 +97,7 @@ export class Timeline {
   /* ---- Geometry ---------------------------------------------------------------------------------------------- */
 
   get #gutter() {
-    return this.#canvas.clientWidth < 520 ? 62 : 84;
+    return this.#canvas.clientWidth < 520 ? 70 : 84;
   }
 
   get #width() {
