@@ -342,7 +342,8 @@ class Catalogue:
             for event in events:
                 if place < len(missing) and event.offset == missing[place]:
                     whole = await self._whole(session, event, known, files=files) if referring(event) else event
-                    found[event.offset] = with_files(told(whole), event.fact)
+                    message = told(whole)
+                    found[event.offset] = with_files(message, event.fact) if message.metadata else message
                     place += 1
             if place < len(missing):
                 await asyncio.sleep(0)
