@@ -43,8 +43,9 @@ def joined(events: Iterable[Event]) -> list[Event]:
                 open_, kind = [], None
                 continue
             open_, kind, run, part, end, room = [event], type(fact), event.run, fact.part, fact.start, JOINED_CHARACTERS
-        end += len(fact.text)
-        room -= len(fact.text)
+        length = len(fact.text)
+        end += length
+        room -= length
     _close(open_, result)
     return result
 
