@@ -12,7 +12,7 @@ import pytest
 from driving import chatting, decoded, logged
 from facts import draft
 from legato.dialect.fold import Encoder
-from legato.errors import StoreError, TooMany
+from legato.errors import StoreError, StoreLost, TooMany
 from legato.event import Event, SessionDeleted, SessionRewound
 from legato.log import Store, Subscription
 from legato.server import pump as module
@@ -363,9 +363,12 @@ class Failing(MemoryStore):
         return await super().read(*args, **options)
 
 
-@pytest.mark.parametrize("error", [StoreError("The disk is gone."), RuntimeError("a bug")])
-async def test_a_log_that_cannot_be_read_ends_the_stream_uncleanly(error: Exception) -> None:
-    """The head is out, so nothing can be answered; without a proper end the reader comes back."""
+@pytest.mark.parametrize("error", [StoreError("The disk is gone."), StoreLost("It is away."), RuntimeError("a bug")])
+async def test_a_log_that_cannot_be_read_ends_the_stream_uncleanly(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The head is out, so nothing can be answered; without a proper end the reader comes back. That the store is
+    away is the store's to say, not that of a thousand readers."""
     store = Failing()
     await store.append("s", [draft("session.created", {}), draft("session.rewound", {"to": "a"})])
     store.error = error
@@ -375,6 +378,7 @@ async def test_a_log_that_cannot_be_read_ends_the_stream_uncleanly(error: Except
     assert wire.writes == [FIRST, b"a\n"]
     assert not wire.ended
     assert store.doorbell.listening("s") == 0
+    assert ["cannot be read" in record.message for record in caplog.records] == [True] * (type(error) is StoreError)
 
 
 # All streams ----------------------------------------------------------------------------------------------------------

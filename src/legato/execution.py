@@ -21,7 +21,7 @@ from .bounds import Limits
 from .check import as_name, as_text, refused
 from .desk import RunDesk
 from .ending import CANCELLED, GONE, LEFT_OPEN, TOO_LONG, Ending, failed, terminal
-from .errors import AgentError, InvalidInput, LeaseHeld, NotFound, RunEnded, StaleLease, StoreError, TooLarge
+from .errors import AgentError, InvalidInput, LeaseHeld, NotFound, RunEnded, StaleLease, StoreError, StoreLost, TooLarge
 from .event import CancelRequested, Event, SessionDeleted
 from .fault import contained
 from .figures import Figures
@@ -317,7 +317,8 @@ class Execution:
                 try:
                     events = await subscription.next()
                 except StoreError as exc:
-                    logger.warning("run %s: cannot read its log: %s", self.lease.run, exc)
+                    level = logging.DEBUG if isinstance(exc, StoreLost) else logging.WARNING  # as all runs would say it
+                    logger.log(level, "run %s: cannot read its log: %s", self.lease.run, exc)
                     await asyncio.sleep(WATCH_RETRY)
                     continue
                 for event in events:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from .bounds import Limits
-from .errors import RunEnded, StaleLease, StoreError, TooLarge
+from .errors import RunEnded, StaleLease, StoreError, StoreFull, StoreLost, TooLarge
 from .event import AnyFact, Draft, Event, RunCancelled, RunCompleted, RunFailed, RunStarted, settle
 from .load import Load
 from .log import Appended, Log, Store, Storing
@@ -251,7 +251,9 @@ class Outbox:
     async def _append_again(self, drafts: list[Draft], error: StoreError, once: str | None = None) -> Appended:
         """Try what has failed with ``error`` again, after longer and longer waits."""
         for wait in STORE_RETRIES:
-            logger.warning("run %s: append failed, trying again in %g s: %s", self.lease.run, wait, error)
+            # Of a store that is away, or full, all runs would say it; it says so itself, once.
+            level = logging.DEBUG if isinstance(error, StoreLost | StoreFull) else logging.WARNING
+            logger.log(level, "run %s: append failed, trying again in %g s: %s", self.lease.run, wait, error)
             self._hurried = asyncio.Event()
             if not self._leaving:
                 with contextlib.suppress(TimeoutError):

@@ -454,7 +454,8 @@ class Runner:
         except Exception as exc:  # the store's, as a rule: at once it would fail again
             self._left[lease.run] = attempt.lease
             self._doubtful = True
-            logger.error("session %s: a run was left open: %s", lease.session, exc, exc_info=exc)
+            where = None if isinstance(exc, StoreError) else exc
+            logger.error("session %s: a run was left open: %s", lease.session, exc, exc_info=where)
         finally:
             if attempt.lease is not lease:  # an append that failed has renewed it, and that may have failed, too
                 self._doubtful = True

@@ -27,7 +27,7 @@ from starlette.types import Receive, Send
 from ..caller import NOBODY, Caller
 from ..dialect.fold import Encoder
 from ..dialect.joined import JoinedPages, cost, joined
-from ..errors import SessionNotFound, StoreError
+from ..errors import SessionNotFound, StoreError, StoreLost
 from ..event import PIECES, Event, Offset
 from ..figures import Figures
 from ..log import Subscription
@@ -272,7 +272,7 @@ class Pump:
                 pass  # deleted between two reads; without a proper end the reader comes back, and is told
             except StoreError as exc:
                 # The head is out, so no error can be answered; an unclean end makes the reader come back.
-                logger.error("session %s cannot be read: %s", self.session, exc)
+                self._tell_unreadable(exc)
                 raise
             finally:
                 watcher.cancel()
@@ -329,10 +329,15 @@ class Pump:
     def fail(self, exc: Exception) -> None:
         """See ``Member``."""
         if isinstance(exc, StoreError):
-            logger.error("session %s cannot be read: %s", self.session, exc)
+            self._tell_unreadable(exc)
         elif not isinstance(exc, SessionNotFound):  # deleted between two reads
             logger.error("session %s: a stream failed", self.session, exc_info=exc)
         self._hang_up(functools.partial(self.line.end, proper=False))
+
+    def _tell_unreadable(self, exc: StoreError) -> None:
+        """A store that is away says so once; all its readers would say it again."""
+        level = logging.DEBUG if isinstance(exc, StoreLost) else logging.ERROR
+        logger.log(level, "session %s cannot be read: %s", self.session, exc)
 
     def _hang_up(self, end: Callable[[], None]) -> None:
         end()
