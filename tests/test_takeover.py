@@ -471,13 +471,13 @@ IN_A_THREAD = FROM_A_THREAD.replace(
 )
 BY_ITSELF: dict[str, tuple[str, ...]] = {
     "uvicorn": ("--limit-max-requests", "40"),
-    "gunicorn": ("--max-requests", "40"),
-    "gunicorn's own": ("--max-requests", "40"),
+    "gunicorn": ("--max-requests", "40", "--graceful-timeout", "300"),
+    "gunicorn's own": ("--max-requests", "40", "--graceful-timeout", "300"),
     "hypercorn": ("--max-requests", "40"),
 }
-SECONDS = 25.0
+SECONDS = 60.0
 """For all of it: to end with what is being answered, and to start again. By themselves these servers wait for streams
-for 30 seconds, or for ever."""
+for five minutes, or for ever."""
 
 
 def used_up(url: str, process: int, folder: Path) -> None:
