@@ -39,7 +39,7 @@ def browsing() -> Iterator[Browser]:
     """Chromium while the block runs; for fixtures of a module, since Playwright keeps an event loop in this thread."""
     path = chromium()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+        browser = playwright.chromium.launch(executable_path=path, args=ARGS, timeout=120_000)
         yield browser
         browser.close()
 

@@ -1,5 +1,5 @@
-"""Which files come first where several processes share them, so that all end together; that no test is timed; and the
-stage on which runs are driven, with each store that needs no server.
+"""Which files come first where several processes share them, so that all end together; that no test is timed, and no
+request of one soon given up; and the stage on which runs are driven, with each store that needs no server.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx2._config
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -15,6 +16,10 @@ from running import STORES, Stage, staged
 
 settings.register_profile("legato", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("legato")
+
+# A request that names no time would be given up after five seconds, which a busy machine may take.
+for _each in ("connect", "read", "write", "pool"):
+    setattr(httpx2._config.DEFAULT_TIMEOUT_CONFIG, _each, 60.0)
 
 FIRST = (
     "test_check",

@@ -108,7 +108,7 @@ class Talk:
 
     def noted(self, line: str) -> bool:
         """Wait until model or tools have left this line. The bound is a safety net."""
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while time.monotonic() < until:
             if line in self._notes.read_text().splitlines():
                 return True

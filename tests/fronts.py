@@ -154,7 +154,7 @@ def front(kind: str, folder: Path, *servers: str) -> Iterator[str]:
 
 
 def _until_there(scheme: str, port: int, proxy: subprocess.Popen[bytes], output: Path) -> None:
-    deadline = time.monotonic() + 30  # a safety net
+    deadline = time.monotonic() + 60  # a safety net
     while proxy.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as connection:
             if scheme == "https":  # Caddy has no certificate yet when it listens
@@ -166,12 +166,12 @@ def _until_there(scheme: str, port: int, proxy: subprocess.Popen[bytes], output:
 
 def client(address: str) -> httpx2.Client:
     """A client at a proxy; the certificate is our own."""
-    return httpx2.Client(base_url=address, timeout=30, trust_env=False, verify=False)
+    return httpx2.Client(base_url=address, timeout=60, trust_env=False, verify=False)
 
 
 def until_ready(client: httpx2.Client) -> None:
     """Wait until the server behind the proxy is ready."""
-    deadline = time.monotonic() + 30  # a safety net
+    deadline = time.monotonic() + 60  # a safety net
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx2.TransportError):
             if client.get("/ready").status_code == 200:

@@ -29,7 +29,7 @@ def serving(app: Any) -> Iterator[str]:
         server = Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=600))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
         thread.start()
-        assert started.wait(30)
+        assert started.wait(60)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join(30)

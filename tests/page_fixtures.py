@@ -14,7 +14,7 @@ from pages import watching
 
 SCREENSHOTS = Path(os.environ.get("LEGATO_SCREENSHOTS") or Path(__file__).parents[1] / ".cache" / "screenshots")
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")

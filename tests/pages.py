@@ -38,7 +38,7 @@ def watching(browser: Browser, server: Server, *, allowed: str = "(none)") -> It
             foreign.append(request.url)
 
     with browser.new_context(base_url=server.url) as context:
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         context.on("console", report)
         context.on("weberror", lambda error: errors.append(str(error.error)))
         context.on("request", check)
@@ -77,7 +77,7 @@ def wait_for_end(page: Page) -> None:
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Wait for something that another process does."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -35,7 +35,7 @@ class Server:
 
     def said(self, text: str) -> bool:
         """Wait until it has printed this. The bound is a safety net."""
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while text not in self.output and time.monotonic() < until:
             time.sleep(0.02)
         return text in self.output

@@ -27,7 +27,7 @@ def test_nodes_at_work(tmp_path: Path) -> None:
     valkey_program()
     command = [sys.executable, str(BENCHMARKS / "nodes.py"), "--quick", "--seconds", "0.5", "--markdown"]
     chosen = ["--only", "Valkey, 2 nodes", "--works", "logs", "--save", str(tmp_path)]
-    done = subprocess.run([*command, *chosen], capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run([*command, *chosen], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     [row] = json.loads((tmp_path / "nodes.json").read_text())["rows"]
 

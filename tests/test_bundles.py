@@ -153,7 +153,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     with browser.new_context() as context:
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         yield context.new_page()
 
 

@@ -193,7 +193,7 @@ def test_the_commands_for_postgresql(tmp_path: Path) -> None:
     (tmp_path / "my_agent.py").write_text(AGENT)
     store = serve[-1].replace("db.example.com", f"127.0.0.1:{server.port}")
     with running(*serve[:-1], store, "--port", "0", cwd=tmp_path) as node:
-        assert httpx2.get(f"{node.url}/ready", timeout=30, trust_env=False).status_code == 200
+        assert httpx2.get(f"{node.url}/ready", timeout=60, trust_env=False).status_code == 200
 
 
 def test_the_commands_for_redis(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_the_commands_for_redis(tmp_path: Path) -> None:
     (tmp_path / "my_agent.py").write_text(AGENT)
     store = serve[-1].replace("db.example.com:6379", f"127.0.0.1:{shared_valkey().port}")
     with running(*serve[:-1], f"{store}?prefix=page", "--port", "0", cwd=tmp_path) as node:
-        assert httpx2.get(f"{node.url}/ready", timeout=30, trust_env=False).status_code == 200
+        assert httpx2.get(f"{node.url}/ready", timeout=60, trust_env=False).status_code == 200
 
 
 # In a namespace of its own: ports, names and places of files are those of the page.
@@ -285,7 +285,7 @@ def test_a_proxy_as_it_stands(kind: str, tmp_path: Path) -> None:
         command = [program("caddy"), "run", "--config", str(tmp_path / "conf"), "--adapter", "caddyfile"]
     done = subprocess.run(
         [*folder, "sh", "-c", ALONE, "sh", sys.executable, "-c", PROBE, *command],
-        cwd=tmp_path, capture_output=True, text=True, timeout=110,
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
         env={**os.environ, "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.stdout.strip() == "complete", done.stderr[-3000:]

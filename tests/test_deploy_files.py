@@ -99,7 +99,7 @@ def test_a_proxy_asks_the_node_that_is_there(kind: str, server: Server, tmp_path
     gone = "127.0.0.1:9"  # nobody listens there
     with (
         front(kind, tmp_path, gone, f"127.0.0.1:{port(server)}") as address,
-        httpx2.Client(base_url=address, verify=False, trust_env=False, timeout=30) as client,
+        httpx2.Client(base_url=address, verify=False, trust_env=False, timeout=60) as client,
     ):
         asked = [client.get("/ready") for _ in range(6)]
         asked += [client.post("/api/sessions", json={}, headers=KEY) for _ in range(6)]

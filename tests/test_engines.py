@@ -79,7 +79,7 @@ def inside(engine: Engine, body: str) -> Any:
     return engine.run(INSIDE + body)
 
 
-def until(engine: Engine, condition: str, seconds: float = 30) -> None:
+def until(engine: Engine, condition: str, seconds: float = 60) -> None:
     """Wait until an expression about the conversation is true."""
     end = time.monotonic() + seconds
     while not inside(engine, f"return Boolean({condition});"):
@@ -103,7 +103,7 @@ def ended(engine: Engine, turns: int) -> None:
 
 def begun(server: Server, *messages: str) -> str:
     """A session in which all this has been said, and answered."""
-    with httpx2.Client(base_url=server.url, timeout=30) as http:
+    with httpx2.Client(base_url=server.url, timeout=60) as http:
         session: str = http.post("/api/sessions", json={"title": messages[0][:99]}).json()["id"]
         for text in messages:
             http.post(f"/api/sessions/{session}/messages", json={"text": text}).raise_for_status()

@@ -51,7 +51,7 @@ async def talk(turn):
 agent = Agent(talk, on_crash="resume")
 """
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     """A page that may not report an error, nor ask another host."""
     errors: list[str] = []
     with browser.new_context(base_url=server.url, viewport={"width": 1440, "height": 1000}) as context:
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         context.on("weberror", lambda error: errors.append(str(error.error)))
         context.on("request", lambda r: None if r.url.startswith(server.url) else errors.append(r.url))
         context.on("console", lambda m: errors.append(m.text) if "Content Security Policy" in m.text else None)
@@ -113,7 +113,7 @@ def kinds(server: Server, session: str) -> list[Any]:
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Return when another process has come so far; the bound is a safety net."""
-    for _ in range(2_000):
+    for _ in range(6_000):
         if condition():
             return
         threading.Event().wait(0.01)

@@ -49,7 +49,7 @@ def opened(browser: Browser, server: Server, folder: Path, path: str) -> Iterato
     """A page of a folder, without errors; its server's well-known port leads to ours."""
     errors: list[str] = []
     with elsewhere(folder) as url, browser.new_context(base_url=url, viewport={"width": 900, "height": 720}) as context:
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         context.on("weberror", lambda error: errors.append(str(error.error)))
 
         def lead(route: Route) -> None:

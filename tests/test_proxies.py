@@ -149,7 +149,7 @@ def test_no_stream_is_held(begin: Any, coding: str, kind: str, proxied: httpx2.C
     for number in range(5):
         file = tmp_path / str(number)
         method, path, body = begin(proxied, str(file))
-        with proxied.stream(method, path, json=body, headers={"accept-encoding": coding}, timeout=20) as response:
+        with proxied.stream(method, path, json=body, headers={"accept-encoding": coding}, timeout=60) as response:
             assert response.status_code == 200
             if kind != BUFFERING:  # which does not know no-transform, and flushes
                 assert response.headers.get("content-encoding", "identity") == "identity"
@@ -176,7 +176,7 @@ def test_only_proxies_are_told_that_nothing_is_encoded(field: str, server: Serve
 
 def test_a_stream_of_which_nothing_has_been_said_begins_at_once(server: Server, tmp_path: Path) -> None:
     """With a comment: an answer that waits has nothing else to say, and some proxies hold a head without a body."""
-    with httpx2.Client(base_url=server.url, trust_env=False, timeout=20) as direct:
+    with httpx2.Client(base_url=server.url, trust_env=False, timeout=60) as direct:
         for begin in (of_responses, of_chat, of_deva):
             file = tmp_path / begin.__name__
             method, path, body = begin(direct, str(file))
@@ -279,11 +279,11 @@ def test_a_browsers_eventsource_outlives_a_deploy(kind: str, tmp_path: Path, chr
             server.process.terminate()
             server.stopped()
         # The end of the stream is one, what the proxy says to its next attempt is another (Caddy says it after 5 s).
-        page.wait_for_function("lost >= 2 || stream.readyState === 2", timeout=30_000)
+        page.wait_for_function("lost >= 2 || stream.readyState === 2", timeout=60_000)
         assert page.evaluate("stream.readyState") != 2, "The EventSource has given up."
         with running(*command):
             until_ready(there)
             there.post(f"/api/sessions/{session}/messages", json={"text": "two"})
-            page.wait_for_function("words.length === 2", timeout=30_000)
+            page.wait_for_function("words.length === 2", timeout=60_000)
         assert page.evaluate("words") == ["<one>", "<two>"]
         page.context.close()

@@ -255,7 +255,7 @@ def until(sock: socket.socket, enough: Callable[[bytes], bool]) -> bytes:
 
 def connected(server: Server) -> socket.socket:
     address = urlsplit(server.url)
-    return socket.create_connection((address.hostname, address.port), timeout=30)
+    return socket.create_connection((address.hostname, address.port), timeout=60)
 
 
 def test_a_port_in_use_is_said_so() -> None:

@@ -71,7 +71,7 @@ def stage() -> Iterator[Stage]:
 def context(stage: Stage) -> Iterator[BrowserContext]:
     # After the stage: while Playwright lives, this thread has an event loop, in which no other can run.
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=ARGS)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=ARGS, timeout=120_000)
         with browser.new_context() as context:
             yield context
         browser.close()

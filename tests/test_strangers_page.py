@@ -128,7 +128,7 @@ def browser(opened: Target, signed: Target, stranger: str) -> Iterator[Browser]:
     unguarded = "--disable-features=LocalNetworkAccessChecks,PrivateNetworkAccessSendPreflights,PrivateNetworkAccess"
     path = chromium()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=[*ARGS, rules, unguarded])
+        browser = playwright.chromium.launch(executable_path=path, args=[*ARGS, rules, unguarded], timeout=120_000)
         yield browser
         browser.close()
 

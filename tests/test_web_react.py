@@ -22,7 +22,7 @@ from live_server import cutting, serving
 
 ROOT = Path(__file__).parent.parent
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 class Talker:

@@ -70,7 +70,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def context(browser: Browser, url: str) -> Iterator[BrowserContext]:
     with browser.new_context(base_url=url, bypass_csp=True) as context:
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(60_000)
         yield context
 
 

@@ -588,7 +588,7 @@ def streaming(server: Server, session: str) -> tuple[socket.socket, bytes]:
 
 def eventually(holds: Callable[[], bool]) -> None:
     """The bound is a safety net."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
