@@ -262,6 +262,7 @@ def test_intercom_is_not_covered_by_a_keyboard(shop: Page) -> None:
     shop.reload()
     shop.locator("#launcher").click()
     expect(shop.locator("#message")).to_be_focused()
+    rest(shop)
     parts = [shop.locator("#panel"), shop.locator("#panel > header"), shop.locator("legato-intercom #form")]
     for width, height in ((390, 844), (740, 360), (900, 720)):
         shop.set_viewport_size({"width": width, "height": height})
