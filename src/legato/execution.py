@@ -71,6 +71,7 @@ class Execution:
         refused: Counter[str] | None = None,
         span: RunSpan | None = None,
     ) -> None:
+        self._session, self._run = outbox.lease.session, outbox.lease.run
         self._store = store
         self._outbox = outbox
         self._recorder = recorder
@@ -183,7 +184,7 @@ class Execution:
     def _abandon(self) -> None:
         self._abandoned = True
         if self._speaker is not None and not self._speaker.done():
-            logger.warning("run %s: the agent goes on although it was told to stop; nobody listens", self.lease.run)
+            logger.warning("run %s: the agent goes on although it was told to stop; nobody listens", self._run)
         self._outbox.close()
 
     async def _speak(self, agent: Agent, turn: Turn) -> None:
@@ -226,7 +227,7 @@ class Execution:
         self._outbox.close()
         if self._ending is not None and not speaker.cancelled() and speaker.exception() is not None:
             # It does not decide how the run ends, so the log is the only place to tell it.
-            logger.warning("run %s: the agent failed when stopped", self.lease.run, exc_info=speaker.exception())
+            logger.warning("run %s: the agent failed when stopped", self._run, exc_info=speaker.exception())
 
     # The end ----------------------------------------------------------------------------------------------------------
 
@@ -235,7 +236,7 @@ class Execution:
         if ending.kind is None:
             return False
         await self._desk.expire()
-        run, usage = self.lease.run, self._recorder.usage
+        run, usage = self._run, self._recorder.usage
         try:
             await self._outbox.append([terminal(ending, run, await self._transcript(), usage)])
         except (InvalidInput, TooLarge) as exc:
@@ -267,8 +268,8 @@ class Execution:
         """What the log has of the answer; read from there only when the recorder may have seen more."""
         if not self._astray and not self._outbox.drafts:
             return self._recorder.transcript
-        events = Log(self._store, self.lease.session).all(self._after)
-        return fold([event async for event in events if event.run == self.lease.run])
+        events = Log(self._store, self._session).all(self._after)
+        return fold([event async for event in events if event.run == self._run])
 
     def _outcome(self) -> Ending:
         assert self._speaker is not None
@@ -282,14 +283,14 @@ class Execution:
                 self._refused[error.bound] += 1
             try:
                 if not isinstance(error, AgentError):
-                    logger.warning("run %s: the agent did what it cannot: %s", self.lease.run, error)
+                    logger.warning("run %s: the agent did what it cannot: %s", self._run, error)
                 return self._told(error)
             except (InvalidInput, TooLarge) as refusal:
-                logger.warning("run %s: the agent's error cannot be told: %s", self.lease.run, refusal)
+                logger.warning("run %s: the agent's error cannot be told: %s", self._run, refusal)
                 return failed(refusal.code, refusal.message)
             except Exception as exc:  # what is no JSON, or a class of the agent's own without what an error has
-                logger.warning("run %s: the agent's error cannot be told: %s", self.lease.run, type(exc).__name__)
-        logger.error("run %s: the agent failed", self.lease.run, exc_info=error)
+                logger.warning("run %s: the agent's error cannot be told: %s", self._run, type(exc).__name__)
+        logger.error("run %s: the agent failed", self._run, exc_info=error)
         return failed("agent_error", "The agent failed. The server's log has the details.")
 
     def _told(self, error: AgentError | InvalidInput | TooLarge) -> Ending:
@@ -302,7 +303,7 @@ class Execution:
             message = f"{message[: ERROR_CHARACTERS - 1]}…"
         size = len(encode(error.detail))
         if size > self._limits.event_bytes:  # the error is worth more than what goes with it
-            logger.warning("run %s: an error is told without its detail of %d bytes", self.lease.run, size)
+            logger.warning("run %s: an error is told without its detail of %d bytes", self._run, size)
             return failed(code, message)
         return Ending("failed", code=code, message=message, detail=_object("AgentError.detail", error.detail))
 
@@ -310,7 +311,7 @@ class Execution:
 
     async def _watch(self, after: int) -> None:
         with Subscription(
-            self._store, self.lease.session, after, heartbeat=WATCH_HEARTBEAT, deltas=False, outside=True
+            self._store, self._session, after, heartbeat=WATCH_HEARTBEAT, deltas=False, outside=True
         ) as subscription:
             self._subscription = subscription
             while True:
@@ -318,14 +319,14 @@ class Execution:
                     events = await subscription.next()
                 except StoreError as exc:
                     level = logging.DEBUG if isinstance(exc, StoreLost) else logging.WARNING  # as all runs would say it
-                    logger.log(level, "run %s: cannot read its log: %s", self.lease.run, exc)
+                    logger.log(level, "run %s: cannot read its log: %s", self._run, exc)
                     await asyncio.sleep(WATCH_RETRY)
                     continue
                 for event in events:
                     self._take(event)
 
     def _take(self, event: Event) -> None:
-        fact, mine = event.fact, event.run == self._outbox.lease.run
+        fact, mine = event.fact, event.run == self._run
         if isinstance(fact, Resolved):
             self._desk.hear(fact)
         elif isinstance(fact, CancelRequested) and mine:

@@ -124,7 +124,8 @@ class Outbox:
         self.emptied.cancel()
         if self._storing is not None:
             self._storing.cancel()
-        self._make_room()
+        if self._room is not None:
+            self._make_room()
 
     def hurry(self, *, leaving: bool = False) -> None:
         """Try at once to store what could not be stored: the store may be there again. If we are leaving, there is no
