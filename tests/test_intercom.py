@@ -251,7 +251,7 @@ def test_intercom_of_another_agent(shop: Page) -> None:
     shop.locator("legato-intercom").evaluate("each => (each.username = '')")
 
     expect(shop.locator(".turn")).to_have_count(0)
-    expect(shop.locator("legato-chat")).to_have_attribute("agent", "")
+    expect(shop.locator("legato-chat")).to_have_js_property("agent", "")
     shop.locator("legato-intercom").evaluate("each => (each.username = 'guide')")
     expect(shop.locator(".question")).to_have_text("/long 10")
 
