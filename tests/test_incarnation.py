@@ -355,3 +355,28 @@ async def test_an_agent_that_has_ended_before_its_words_are_stored(on_crash: Any
             assert (seen[-1].event, attempts) == ("error", [1])
         else:
             assert (text, seen[-1].event, attempts) == ("one two three ", "complete", [1, 2])
+
+
+async def test_a_loss_while_a_stream_begins() -> None:
+    """Wherever it falls between the look at the cursor and the first read, nobody is told that what is gone goes on."""
+    store = MemoryStore()
+    async with Driver(Legato(store, agents=[echo])) as driver:
+        await driver.request("POST", "/api/sessions", json={"id": "s"})
+        info, calls, loses_at = store.info, 0, 0
+
+        async def loses(session: str) -> Any:
+            nonlocal calls
+            calls += 1
+            found = await info(session)
+            if calls == loses_at:
+                store.incarnation += "'"
+                store.doorbell.forget()
+            return found
+
+        store.info = loses  # type: ignore[method-assign]
+        while calls >= loses_at:
+            calls, loses_at = 0, loses_at + 1
+            was = store.incarnation
+            status, told, now = await head(driver, "/stream?sessionId=s", last_event_id="1", legato_incarnation=was)
+            assert (status, told) == ((200, "exact") if store.incarnation == was else (503, None)), now
+        assert loses_at > 2

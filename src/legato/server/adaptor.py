@@ -22,7 +22,7 @@ from .. import bounds
 from ..about import ABOUT
 from ..caller import NOBODY, Caller
 from ..credentials import without_keys
-from ..errors import Draining, InvalidInput, LegatoError, Overloaded, ScopeMissing, StoreError
+from ..errors import Draining, InvalidInput, LegatoError, Overloaded, ScopeMissing, StoreError, StoreLost
 from ..fault import contained
 from ..sse import HEARTBEAT
 from .crowd import Line
@@ -328,6 +328,9 @@ class Adaptor:
         )
         start = "reset" if reply.exact is False else "resumed" if request.resumes else "new"
         request.life.figures.streams.add(reply.name.partition("/")[0], start)
+        if request.sessions.incarnation != request.incarnation:
+            # Readers were cut off meanwhile, and this one was none yet; its cursor was looked up in what is gone.
+            raise StoreLost("The store has lost something, or was started again, while this was asked; ask again.")
         head = [] if reply.exact is None else [(b"legato-cursor", b"exact" if reply.exact else b"reset")]
         if incarnation := request.sessions.incarnation:
             head.append((INCARNATION.encode(), incarnation.encode()))

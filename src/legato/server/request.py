@@ -45,6 +45,7 @@ class Request:
         prefix: under which the application is mounted, for links to itself; empty if it is not.
         size: of the body, in bytes, once it has been read.
         stored: what was sent is in the log; an error from now on says so (``LegatoError.stored``).
+        incarnation: of the store, when it came.
     """
 
     def __init__(self, http: HTTPRequest, life: Life, caller: Caller) -> None:
@@ -57,6 +58,7 @@ class Request:
         self.scope = http.scope
         self.prefix: str = http.scope.get("root_path", "")
         self._http = http
+        self.incarnation = life.sessions.incarnation
         self.reserved: Reserved | None = None
         self.stored = False
         self.size = 0
