@@ -10,6 +10,7 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -245,12 +246,12 @@ def test_serve_writes_them(form: str, tmp_path: Path) -> None:
 
 def test_a_program_that_has_its_own_logging_keeps_it() -> None:
     """Pytest has, here."""
-    before = list(logging.getLogger().handlers)
+    before = [*logging.getLogger().handlers, sys.unraisablehook, threading.excepthook]
     access = logging.getLogger(ACCESS)
     level = access.level
     set_up("debug", "json")
     try:
-        assert logging.getLogger().handlers == before
+        assert [*logging.getLogger().handlers, sys.unraisablehook, threading.excepthook] == before
         assert not access.isEnabledFor(logging.INFO)
     finally:
         access.setLevel(level)

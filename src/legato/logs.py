@@ -262,7 +262,10 @@ def set_up(level: str, form: Format = "text", *, access: bool = False, content: 
         content: lines may have what exceptions say, and libraries what they are given, see ``CHATTY``.
     """
     show_content(content)
-    threading.excepthook, sys.unraisablehook = _in_thread, _unraisable
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _in_thread
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter() if form == "json" else TextFormatter())
     handler.addFilter(Discreet())
