@@ -400,6 +400,7 @@ LONG_BLOCKS = {
     "list": ("", "- an item of **many** with `code` and words\n", "ul.on", 2),
     "numbers": ("", "1. an item of **many**\n\n   and more words of it\n\n", "ol.on", 2),
     "table": ("| a | words | c |\n|--|:-:|--:|\n", "| cell | some **words** | `code` |\n", "tbody + tbody", 2),
+    "formulas": ("| a | b |\n|---|---|\n", "| a cell | $x_1$ of more |\n", "tbody + tbody", 2),
     "full table": ("a | words\n--|--\n", "cell | " + "some **words** " * 20 + "\n", "tbody + tbody", 2),
     "wide table": ("|a|b|\n|--|--|\n", f"|{'word' * 40}|{'word' * 50}|\n", "tbody + tbody", 2),
     "quotation": ("", "> Some **words** of `others`.\n>\n", "blockquote.on", 2),
@@ -419,6 +420,7 @@ def test_a_long_block_is_set_by_parts(engine: Engine, server: Server) -> None:
     """None is put in at one go; while it grows and when it comes at once it becomes the same, with all of its text."""
     size = int(os.environ.get("LEGATO_LONG_BLOCK", "18000"))
     scales = {
+        "formulas": 0.6,
         "code": 2.5,
         "paragraph": 3,
         **dict.fromkeys([kind for kind, (*_, least) in LONG_BLOCKS.items() if not least], 0.5),
@@ -464,7 +466,7 @@ def test_a_long_block_is_set_by_parts(engine: Engine, server: Server) -> None:
           void step();
           return seen;
         }};
-        for (const kind of Object.keys(texts)) window.found[kind] = [grown(kind, 7), grown(kind, 1)];
+        for (const kind of Object.keys(texts)) window.found[kind] = [grown(kind, 4), grown(kind, 1)];
         """
     )
     until(engine, f"window.done === {2 * len(texts)}", 60)
@@ -506,6 +508,8 @@ def test_a_long_block_is_set_by_parts(engine: Engine, server: Server) -> None:
         assert each["most"] < 45_000 or kind == "paragraph", kind
         assert each["lefts"] <= 1, kind
         assert each["numbers"][:-1] == each["starts"][1:], kind
+        if kind == "formulas":
+            continue  # each is told twice: as MathML, and as it was written
         words = re.findall(r"\w+", texts[kind].removeprefix(begin) if kind == "code" else texts[kind])
         signs = re.compile(r"^1$" if kind == "numbers" else "^$")
         assert re.findall(r"\w+", re.sub("pythonCopy code|Copy code", "", each["text"])) == [

@@ -7,6 +7,9 @@ import { h } from "./dom.js";
 /** Characters after which a list, a table or a quotation is cut, and a block of code: that has words marked up to there. */
 const [PART, CODE] = [8_000, 20_000];
 
+/** Whether a text has many formulas, each of which is many elements. @param {string} text */
+export const dense = (text) => text.slice(0, 2_000).split(/\$|\\[([]/).length > 20;
+
 const ITEM = /^(?:[-*+]|\d{1,9}([.)]))[ \t]/;
 const FENCED = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,}).*\n/;
 const HEAD = /^(?=.*\|) {0,3}\S.*\n[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*\n/;
@@ -32,7 +35,7 @@ export function part(text) {
     : before ? [/^<table/, /\n(?=.*\|)/g, NO_ROW]
     : QUOTED.test(text) ? [/^<blockquote/, /\n>[ \t]*\r?\n(?=> ?[^ \t\r\n])/g, NO_QUOTE]
     : [/^/, /$^/g, /^/];
-  rest.lastIndex = (mark ? CODE : PART) - 1;
+  rest.lastIndex = (mark ? CODE : dense(text) ? PART / 2 : PART) - 1;
   const end = rest.exec(text) === null ? 0 : rest.lastIndex;
   return end === 0 || other.test(text.slice(before.length, end - 1)) ? null : { end, kind, before };
 }

@@ -20,7 +20,7 @@ const FRESH = 4_000;
 /** Characters of a paragraph that are set; more of one would hold the page. */
 const PARAGRAPH = 40_000;
 /** Characters from which on a text may have a block that is to be cut. */
-const CUT = 8_000;
+const CUT = 4_000;
 /** Characters of a text from which on a browser need not lay out what is far from view. */
 const LONG = 50_000;
 const HALF = /[\ud800-\udbff]$/; // of a character
@@ -260,6 +260,11 @@ export class Prose {
     return this.#text.slice(this.#begin);
   }
 
+  /** How much of it is set first. */
+  get #first() {
+    return cuts?.dense(this.#rest) ? SLICE / 3 : SLICE;
+  }
+
   /** What is to stand before it where it is asked for. */
   get #before() {
     return this.#part?.before ?? "";
@@ -314,7 +319,7 @@ export class Prose {
     if (this.#busy || this.#settled || (this.#stuck === this.#begin && !this.#skip())) return;
     if (cuts === null && this.#text.length > CUT) {
       this.#busy = true;
-      cuts = await import("./cuts.js").catch(() => ({ part: () => null, rejoin: () => false, box() {} }));
+      cuts = await import("./cuts.js").catch(() => ({ dense: () => false, part: () => null, rejoin: () => false, box() {} }));
       this.#busy = false;
       return void this.#ask();
     }
@@ -362,7 +367,7 @@ export class Prose {
     const filled = of.length >= this.#slice - 1 && of.length < this.#text.length - begin; // there is more than was asked for
     if (blocks !== null) this.#slow &&= filled; // else what follows would come and go
     if (blocks !== null && of.length > this.#set.length) this.#grow(of, blocks);
-    this.#slice = begin !== this.#begin ? SLICE : filled ? Math.min(4 * this.#slice, LONGEST) : this.#slice;
+    this.#slice = begin !== this.#begin ? this.#first : filled ? Math.min(4 * this.#slice, LONGEST) : this.#slice;
     const most = blocks?.[0]?.html.startsWith("<p") ? PARAGRAPH : LONGEST;
     const stuck = blocks === null ? this.#ended : begin === this.#begin && filled && of.length >= most - 1;
     if (!stuck) return void this.#ask();
@@ -447,7 +452,8 @@ export class Prose {
 
   /** @param {number} begin of what is not set yet */
   #goOn(begin) {
-    [this.#begin, this.#set, this.#fresh, this.#slice] = [begin, "", null, SLICE];
+    [this.#begin, this.#set, this.#fresh] = [begin, "", null];
+    this.#slice = this.#first;
     this.#show();
   }
 
