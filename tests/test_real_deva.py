@@ -216,7 +216,7 @@ def test_a_server_that_ends_in_the_middle(end: signal.Signals, tmp_path: Path) -
     port = str(free_port())
     with serve(store, port) as server:
         thread = Thread(server.url)
-        message = thread.send("walk")
+        message = thread.send("stand")
         process = start(thread, message)
         while sum(event["type"] == "text.delta" for event in thread.events()) < 10:
             pass
@@ -360,7 +360,7 @@ def test_a_server_that_dies_under_a_browser(page: Page, tmp_path: Path) -> None:
     port = str(free_port())
     with serve(store, port) as server:
         thread = Thread(server.url)
-        message = thread.send("walk")
+        message = thread.send("stand")
         page.evaluate("options => void (window.answer = readAnswer(options))", options(thread, message))
         page.wait_for_function("states.length >= 10")
         server.process.send_signal(signal.SIGKILL)

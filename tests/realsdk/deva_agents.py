@@ -15,7 +15,9 @@ WORDS = tuple(f"word-{number} " for number in range(60))
 
 
 async def walk(turn: Turn) -> AsyncIterator[Any]:
-    """Says all words, or what the message asks for."""
+    """Says all words, or what the message asks for: ``stand`` goes no further than to the middle before its process
+    has died.
+    """
     if turn.message.text == "short":
         for piece in ("One é🎵\n\n", "two ", '"three"'):
             yield piece
@@ -25,6 +27,8 @@ async def walk(turn: Turn) -> AsyncIterator[Any]:
     for place, word in enumerate(WORDS):
         if len("".join(WORDS[:place])) < len(said):
             continue
+        while turn.message.text == "stand" and place == 30 and turn.attempt == 1:  # noqa: ASYNC110
+            await asyncio.sleep(PACE)
         yield word
         if turn.message.text == "fail" and place == 2:
             raise AgentError("No.", code="no")
