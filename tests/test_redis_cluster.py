@@ -185,9 +185,9 @@ async def test_a_master_fails_over_to_its_replica(how: str, cluster: list[Valkey
         else:
             master.kill()
         heard = await asyncio.gather(*watching)
-        assert b"role:master" in replica.ask("INFO", "replication")
+        await until(lambda: b"role:master" in replica.ask("INFO", "replication"))
         await until(lambda: not any(app.store.trouble for app in apps))  # type: ignore[attr-defined]
-        assert not eras & {app.sessions.incarnation for app in apps}
+        await until(lambda: not eras & {app.sessions.incarnation for app in apps})
         wanted = " ".join(["hi", *map(str, range(WORDS))]) + " "
         for number, name in enumerate(names):
             logs = [await all_of(app.store, name) for app in apps]
