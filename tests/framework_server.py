@@ -131,10 +131,10 @@ def serving(framework: str, target: Path, store: str, **env: str) -> Iterator[Se
 
 
 @contextlib.contextmanager
-def scripted(framework: str, folder: Path, store: str = "memory:") -> Iterator[Server]:
-    """A server with the script's model behind an agent of the framework."""
+def scripted(framework: str, folder: Path, store: str = "memory:", **env: str) -> Iterator[Server]:
+    """A server with the script's model behind an agent of the framework; ``PACE`` are its seconds for a word."""
     target = AGENTS / f"agent_{framework.replace('-', '_')}.py"
     with serving(
-        framework, target, store, NOTES=str(folder / "notes"), CHECKPOINTS=str(folder / "checkpoints.db")
+        framework, target, store, NOTES=str(folder / "notes"), CHECKPOINTS=str(folder / "checkpoints.db"), **env
     ) as server:
         yield server

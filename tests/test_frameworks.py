@@ -268,7 +268,7 @@ def test_ids_that_come_again(place: Place) -> None:
 def test_kill_dash_nine(framework: str, tmp_path: Path) -> None:
     """Killed in its second step, a run goes on after the first: no tool runs twice, the answer is whole."""
     store = f"sqlite:///{tmp_path / 'log.db'}"
-    with scripted(framework, tmp_path, store) as server, Client(server.url) as client:
+    with scripted(framework, tmp_path, store, PACE="0.2") as server, Client(server.url) as client:
         talk = Talk(client, tmp_path / "notes")
         sent = client.messages.send(talk.session, text="steps", agent="agent")
         stream = client.streaming.stream_events(session_id=talk.session, last_event_id=sent.cursor)
@@ -423,7 +423,7 @@ def test_a_chat_model_by_hand(langgraph: Place) -> None:
 def test_a_checkpointer_that_outlives_the_process(tmp_path: Path) -> None:
     """Killed while a tool runs, the graph goes on there: the model is not asked again, the call has its result."""
     store = f"sqlite:///{tmp_path / 'log.db'}"
-    with scripted("langgraph", tmp_path, store) as server, Client(server.url) as client:
+    with scripted("langgraph", tmp_path, store, PACE="1") as server, Client(server.url) as client:
         talk = Talk(client, tmp_path / "notes")
         sent = client.messages.send(talk.session, text="wait", agent="durable")
         assert talk.noted("lingering")

@@ -751,10 +751,17 @@ async def main():
     lease = Lease("s", "r", "me", int(sys.argv[2]), 0.0)
     for number in range(int(sys.argv[3]), 10_000):
         await store.append("s", [Draft(TextDelta(0, 0, 0, str(number)), "r")], lease=lease)
-        print(number, flush=True)
+        print(number, store._writer.conn.info.backend_pid, flush=True)
 
 asyncio.run(main())
 """
+
+
+async def gone(place: str, backend: int) -> None:
+    """Wait until a process of the database has ended."""
+    there = "SELECT FROM pg_stat_activity WHERE pid = %s"
+    with psycopg.connect(place.partition("?")[0], autocommit=True) as conn:
+        await reach(lambda: conn.execute(there, (backend,)).fetchone() is None)
 
 
 async def test_a_killed_process(place: str) -> None:
@@ -769,10 +776,12 @@ async def test_a_killed_process(place: str) -> None:
             assert child.stdout is not None
             last = begun
             while last < begun + 15:
-                last = int(await asyncio.to_thread(child.stdout.readline))
+                last, backend = map(int, (await asyncio.to_thread(child.stdout.readline)).split())
             child.kill()
-            last = max([last, *map(int, (await asyncio.to_thread(child.stdout.read)).split())])
+            rest = (await asyncio.to_thread(child.stdout.read)).splitlines()
+            last = max([last, *(int(line.split()[0]) for line in rest)])
             child.wait()
+            await gone(place, backend)  # what it was sent it does all the same
             said = texts([event async for event in Log(store, "s").all()])
             assert said == [str(number) for number in range(len(said))]
             assert len(said) in (last + 1, last + 2)
@@ -995,9 +1004,7 @@ async def test_a_forked_child_keeps_no_connection(place: str) -> None:
         assert process.stdout is not None
         pid = int(await asyncio.to_thread(process.stdout.readline))
         process.kill()
-        with psycopg.connect(place.partition("?")[0], autocommit=True) as conn:
-            gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
-            await reach(lambda: (conn.execute(gone, (pid,)).fetchone() or (False,))[0])
+        await gone(place, pid)
         assert process.stdin is not None
         process.stdin.close()
 

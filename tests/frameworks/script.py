@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-PACE = 0.02
+PACE = float(os.environ.get("PACE", "0.02"))
 """Seconds between two words of a slow answer: slow enough that a reader can act in between, whatever the machine."""
 SECRET = "the password is swordfish"
 
