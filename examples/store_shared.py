@@ -180,7 +180,7 @@ class SharedStore:
                 db.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?)", (id, each.offset, *said))
             db.executemany("INSERT INTO once VALUES (?, ?, ?, ?)", group.keys)
 
-    async def _idle(self) -> None:  # whether something could be written
+    async def _idle(self, trouble: StoreError | None) -> None:  # whether something could be written
         await self._run(self._threads[0], self._databases[0].executescript, "BEGIN IMMEDIATE; ROLLBACK")
 
     # What other processes write ---------------------------------------------------------------------------------------

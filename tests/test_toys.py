@@ -21,6 +21,7 @@ from driving import Chat, Gate, chatting, decoded, reason
 from legato.event import Draft, Event, MessageCreated, SessionCreated, SessionUpdated
 from legato.log import Store, Subscription
 from legato.server.app import Legato
+from legato.store import group
 from legato.store.moving import pages
 from legato.testing import (
     EMBEDDED_STORE_CHECKS,
@@ -323,6 +324,29 @@ def test_the_shared_store_is_small() -> None:
 async def test_the_shared_store_keeps_the_contract(tmp_path: Path) -> None:
     """All rules of stores that several processes use."""
     await check_store(lambda name, clock: SHARED.SharedStore(str(tmp_path / f"{name}.db"), clock=clock), shared=True)
+
+
+async def test_the_shared_store_looks_whether_it_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing is stored; and what finds no fault makes none."""
+    looks = 0
+    look = SHARED.SharedStore._idle
+
+    async def counted(*given: Any) -> None:
+        nonlocal looks
+        await look(*given)
+        looks += 1
+
+    monkeypatch.setattr(SHARED.SharedStore, "_idle", counted)
+    monkeypatch.setattr(group, "IDLE_SECONDS", 0.001)
+    monkeypatch.setattr(group, "PATIENCE", 0.0)
+    store = SHARED.SharedStore(str(tmp_path / "chat.db"))
+    await store.open()
+    try:
+        while looks < 3:
+            await asyncio.sleep(0.001)
+            assert store.trouble is None
+    finally:
+        await store.close()
 
 
 async def test_two_processes_share_the_store(tmp_path: Path) -> None:
