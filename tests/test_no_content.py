@@ -25,6 +25,7 @@ from legato.agents.upstream import model_agent
 from legato.errors import AgentError, InvalidInput, StoreFull, TooLarge
 from legato.event import read_stored
 from legato.http.call import refusal
+from legato.http.errors import ConnectionFailed
 from legato.logs import FRAMES, Discreet, JSONFormatter, TextFormatter, outline, show_content, told, trace
 from legato.provider.errors import refused
 from legato.store import redis_errors, sqlite_errors
@@ -503,6 +504,28 @@ def test_content_is_shown_to_whom_asks_for_it() -> None:
         assert [word in ran.stderr for word in ("www", "vvv", "uuu", "sss")] == [content] * 4
         assert "the thread Thread-1 (int) failed" in ran.stderr
         assert ran.stdout.split() == [str(content)] * 3
+
+
+def test_libraries_say_no_more_than_the_level() -> None:
+    """Those that write down content begin at a level of their own only where they would begin below it."""
+    code = (
+        "import logging; from legato.logs import set_up; set_up({!r});"
+        "print(*[logging.getLogger(name).getEffectiveLevel() for name in ('openai.agents', 'mcp', 'httpx2')])"
+    )
+    for level, least in {"debug": "20 20 30", "info": "20 20 30", "warning": "30 30 30", "error": "40 40 40"}.items():
+        ran = subprocess.run([sys.executable, "-c", code.format(level)], capture_output=True, text=True, check=True)
+        assert ran.stdout.split() == least.split(), level
+
+
+def test_words_that_any_log_may_have_are_told_as_they_were_given() -> None:
+    """A key that stood in an address has been taken out of them."""
+    assert told(ConnectionFailed("POST http://gw/key/v1 failed"), "POST http://gw/[key]/v1 failed").count("[key]") == 1
+
+
+def test_arguments_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    """Exceptions among them are told by their outline, too."""
+    logging.getLogger("legato").error("it is %(why)s", {"why": ValueError("secret words")})
+    assert caplog.messages == ["it is ValueError"]
 
 
 def test_words_are_told_where_content_is_shown() -> None:

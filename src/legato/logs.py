@@ -20,7 +20,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import msgspec
 
@@ -74,14 +74,18 @@ def told(exc: BaseException, words: str | None = None) -> str:
         exc: any.
         words: what is shown in the place of its own.
     """
-    return (str(exc) if words is None else words) if _content else outline(exc)
+    return (str(exc) if words is None else words) if _content or _loggable(exc) else outline(exc)
+
+
+def _loggable(exc: BaseException) -> TypeGuard[LegatoError]:
+    return isinstance(exc, LegatoError) and exc.loggable
 
 
 def outline(exc: BaseException) -> str:
     """Of an exception what programs know of it: its class, code, status and the id of the request; not what it says,
     unless that is ``loggable``."""
     try:
-        if isinstance(exc, LegatoError) and exc.loggable:
+        if _loggable(exc):
             return exc.message
         kind, module = type(exc), type(exc).__module__
         name = kind.__qualname__ if module.partition(".")[0] in _OWN else f"{module}.{kind.__qualname__}"
@@ -132,11 +136,15 @@ def _lines(exc: BaseException, seen: set[int]) -> Iterator[str]:
                 yield f'  File "{code.co_filename}", line {line}, in {code.co_name}'
             elif number == FRAMES // 2:
                 yield f"  ... and {len(frames) - FRAMES} more"
-    yield outline(exc) if isinstance(exc, LegatoError) and exc.loggable else f"{outline(exc)}: {LEFT_OUT}"
+    yield outline(exc) if _loggable(exc) else f"{outline(exc)}: {LEFT_OUT}"
     if isinstance(exc, BaseExceptionGroup):
         for each in exc.exceptions:
             if id(each) not in seen and len(seen) < FRAMES:
                 yield from (f"  | {line}" for line in _lines(each, seen))
+
+
+def _discreet(value: object) -> object:
+    return outline(value) if isinstance(value, BaseException) else value
 
 
 class Discreet(logging.Filter):
@@ -150,7 +158,9 @@ class Discreet(logging.Filter):
         if isinstance(record.msg, BaseException):
             record.msg = outline(record.msg)
         if isinstance(record.args, tuple):
-            record.args = tuple(outline(each) if isinstance(each, BaseException) else each for each in record.args)
+            record.args = tuple(map(_discreet, record.args))
+        elif record.args:
+            record.args = {name: _discreet(each) for name, each in record.args.items()}
         if record.name == "asyncio":
             record.msg, record.args = _of_asyncio(record.getMessage()), None
         if record.exc_info and (raised := record.exc_info[1]) is not None:
@@ -269,8 +279,9 @@ def set_up(level: str, form: Format = "text", *, access: bool = False, content: 
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter() if form == "json" else TextFormatter())
     handler.addFilter(Discreet())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
     for least, names in CHATTY.items():
         for each in () if content else map(logging.getLogger, names):
-            each.setLevel(max(each.level, least))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+            if each.getEffectiveLevel() < least:  # what says less anyway stays as it is
+                each.setLevel(least)
     logging.getLogger(ACCESS).setLevel(logging.INFO if access else logging.CRITICAL)
