@@ -380,3 +380,28 @@ async def test_a_loss_while_a_stream_begins() -> None:
             status, told, now = await head(driver, "/stream?sessionId=s", last_event_id="1", legato_incarnation=was)
             assert (status, told) == ((200, "exact") if store.incarnation == was else (503, None)), now
         assert loses_at > 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "hello"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}),
+    ],
+)
+async def test_a_message_that_waits_for_a_failover(path: str, body: dict[str, Any]) -> None:
+    """It is stored in what has come, and its stream begins there."""
+    store = MemoryStore()
+    async with Driver(Legato(store, agents=[echo])) as driver:
+        append = store.append
+
+        def late(*given: Any, **named: Any) -> Any:
+            store.append = append  # type: ignore[method-assign]
+            store.incarnation += "'"
+            store.doorbell.forget(lost=False)
+            return append(*given, **named)
+
+        store.append = late  # type: ignore[method-assign]
+        response = await driver.request("POST", path, json={"model": "echo", "stream": True, **body})
+        assert response.status == 200, response.text
+        assert "hello" in response.text

@@ -45,7 +45,7 @@ class Request:
         prefix: under which the application is mounted, for links to itself; empty if it is not.
         size: of the body, in bytes, once it has been read.
         stored: what was sent is in the log; an error from now on says so (``LegatoError.stored``).
-        incarnation: of the store, when it came.
+        incarnation: of the store, when it came, or when the cursor of its stream was found.
     """
 
     def __init__(self, http: HTTPRequest, life: Life, caller: Caller) -> None:

@@ -383,6 +383,7 @@ async def _begin(request: Request, body: Create, asked: Prompt) -> Located:
     question = Question(asked.text, body.model, asked.metadata, key, asked.earlier, request.size)
     sent = await _send(request, body, question, asked)
     request.stored = True
+    request.incarnation = request.sessions.incarnation  # that its cursor is of: it may have waited for a failover
     found = await request.sessions.find(request.caller, sent.session, sent.run)
     if found is None:
         raise NotFound("The response, or its conversation, has been deleted.")
