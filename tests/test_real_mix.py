@@ -60,7 +60,14 @@ EVERY_EVENT: list[tuple[str, dict[str, Any]]] = [
     ("session.created", {"title": "A title", "agent": "scripted", "metadata": {"a": 1}, "forked_from": "s_0"}),
     (
         "message.created",
-        {"id": "m_1", "role": "user", "text": "é \u2028 \n", "agent": "scripted", "metadata": {"a": 1}, "caller": "ida"},
+        {
+            "id": "m_1",
+            "role": "user",
+            "text": "é \u2028 \n",
+            "agent": "scripted",
+            "metadata": {"a": 1},
+            "caller": "ida",
+        },
     ),
     ("run.waiting", {}),
     ("run.started", {"agent": "scripted", "attempt": 1}),

@@ -12,12 +12,22 @@ from .errors import ProviderError, StreamMalformed, confessed
 from .events import LifecycleEvent
 from .last_pass import arranged
 from .prompt import as_text, with_tools
-from .responses_fold import ENDS, ResponsesFold
-from .responses_requests import create, stream
+from .responses_fold import ENDS, RawFold, ResponsesFold
+from .responses_requests import cancel, create, resume, retrieve, stream
 from .result import ChatResult, StreamChunk
 from .stream import FoldedCall
 
-__all__ = ["Response", "ResponsesWire"]
+__all__ = [
+    "RawFold",
+    "Response",
+    "ResponsesFold",
+    "ResponsesWire",
+    "cancel",
+    "create",
+    "resume",
+    "retrieve",
+    "stream",
+]
 
 
 @dataclass(frozen=True, slots=True)
