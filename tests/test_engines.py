@@ -396,6 +396,46 @@ def test_a_long_answer_is_put_in_by_little(engine: Engine, server: Server) -> No
         engine.page.emulate_media(media="null")
 
 
+_ROWS = "| a cell | some **words** | `code` |\n"
+_TABLE = "| a | b | c |\n|--|:-:|--:|\n"
+BEHIND = {
+    "a table behind a table": (_TABLE + _ROWS * 240 + "\n" + _TABLE + _ROWS * 400, "table table"),
+    "a list behind a table": (_TABLE + _ROWS * 240 + "\n" + "- an item of **many**\n" * 500, "table ul"),
+    "a list behind code": ("```\n" + "a line of it\n" * 1_560 + "```\n" + "- an item of **many**\n" * 500, "pre ul"),
+    "words behind code": ("```\r\n" + "a line\r\n\r\n" * 4_500 + "```\r\n\r\nend *of* text", "pre ~ pre, pre em"),
+    "words behind indented code": ("    a line\n\n" * 4_500 + "\n\nend *of* text", "pre ~ pre, pre em"),
+}
+"""A text, and what it is not to become."""
+
+
+def test_what_follows_a_long_block_stands_behind_it(engine: Engine, server: Server) -> None:
+    """It is no part of it, however little of the block is left at last."""
+    opened(engine, server)
+    engine.run(
+        f"""
+        const {{ PACE }} = await import(new URL('web/prose.js', document.baseURI));
+        Object.assign(PACE, {{ between: 0, refresh: 0, patience: 1e9 }});
+        window.found = {{}};
+        for (const [kind, [text]] of Object.entries({json.dumps(BEHIND)})) {{
+          const message = document.createElement('legato-in-progress-message');
+          document.body.append(message);
+          Object.assign(message, {{ text, ended: true }});
+          window.found[kind] = message.shadowRoot.querySelector('.prose');
+        }}
+        """
+    )
+    until(engine, "Object.values(window.found).every((each) => each.getAttribute('aria-busy') === 'false')", 60)
+    for kind, (_, wrong) in BEHIND.items():
+        wanted = "em" if kind.startswith("words") else "li" if "list" in kind else "table:nth-of-type(1)"
+        found = engine.run(
+            f"""
+            const prose = window.found[{kind!r}];
+            return [prose.querySelectorAll({wrong!r}).length, prose.querySelectorAll({wanted!r}).length > 0];
+            """
+        )
+        assert found == [0, True], kind
+
+
 LONG_BLOCKS = {
     "list": ("", "- an item of **many** with `code` and words\n", "ul.on", 2),
     "numbers": ("", "1. an item of **many**\n\n   and more words of it\n\n", "ol.on", 2),

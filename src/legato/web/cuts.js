@@ -33,7 +33,7 @@ export function part(text) {
     mark ? [/^<pre/, /\n(?=[^])/g, RegExp(`^ {0,3}${mark[0]}{${mark.length},}[ \\t]*\\r?$`, "m")]
     : item ? [/^<[uo]l/, RegExp(`\\n(?=${each}[ \\t])`, "g"), RegExp(`^(?!${each}[ \\t]|[ \\t\\r\\n])[^]`, "m")]
     : before ? [/^<table/, /\n(?=.*\|)/g, NO_ROW]
-    : QUOTED.test(text) ? [/^<blockquote/, /\n>[ \t]*\r?\n(?=> ?[^ \t\r\n])/g, NO_QUOTE]
+    : QUOTED.test(text) ? [/^<blockquote/, /\n>[ \t]*\r?\n(?=> ?(?!\d{1,9}[.)])[^ \t\r\n])/g, NO_QUOTE]
     : [/^/, /$^/g, /^/];
   rest.lastIndex = (mark ? CODE : dense(text) ? PART / 2 : PART) - 1;
   const end = rest.exec(text) === null ? 0 : rest.lastIndex;
@@ -63,7 +63,8 @@ export function box(part, last) {
   const into = part.before && (last.closest("table, code") ?? [...last.querySelectorAll("table, pre > code")].pop());
   if (!into) return undefined;
   const table = into instanceof HTMLTableElement;
-  if (table) fit(into, into.tBodies[0].rows[0]);
+  // Where nothing is laid out nothing can be measured, and the boxes are as wide as one another by themselves.
+  if (table && (into.matches(".parts") || (into.tBodies.length === 1 && into.parentElement?.clientWidth))) fit(into, into.tBodies[0].rows[0]);
   return into.appendChild(h(table ? "tbody" : "span", { class: "part" }));
 }
 
@@ -77,7 +78,7 @@ export function rejoin(block, part, box) {
   const table = box.closest("table");
   if (part.before !== "") {
     const inner = first?.querySelector("tbody, code");
-    if (table !== null) fit(table, inner?.firstElementChild);
+    if (table?.matches(".parts")) fit(table, inner?.firstElementChild);
     block.replaceChildren(...(inner?.childNodes ?? []));
     return true;
   }

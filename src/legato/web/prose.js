@@ -198,6 +198,7 @@ export class Prose {
   #ended = false;
   #begin = 0; // where the unfinished rest begins
   /** @type {import("./cuts.js").Part | null} */ #part = null; // the one behind which that is the rest of a block
+  #paragraph = false; // what is stuck is one
   #uncut = -1; // where a block begins that is not what it looks like
   #set = ""; // of the rest, what is shown as HTML
   #stretch = stretch();
@@ -316,7 +317,8 @@ export class Prose {
   }
 
   async #ask() {
-    if (this.#busy || this.#settled || (this.#stuck === this.#begin && !this.#skip())) return;
+    if (this.#busy || this.#settled) return;
+    if (this.#stuck === this.#begin && !(this.#paragraph && this.#skip())) return this.#busily(!this.#ended);
     if (cuts === null && this.#text.length > CUT) {
       this.#busy = true;
       cuts = await import("./cuts.js").catch(() => ({ dense: () => false, part: () => null, rejoin: () => false, box() {} }));
@@ -328,7 +330,7 @@ export class Prose {
     const cut = this.#uncut === begin ? null : cuts?.part(before + this.#rest.slice(0, LONGEST)) ?? null;
     const whole = cut === null && this.#ended && this.#rest.length <= this.#slice;
     const rest = whole ? this.#rest : this.#rest.slice(0, cut === null ? this.#slice : cut.end - before.length).replace(HALF, "");
-    if (cut === null && !this.#ended) {
+    if (!this.#ended && (cut === null || this.#slow)) {
       const due = this.#last + (this.#show() ? PACE.between : PACE.refresh) - performance.now();
       if (rest === this.#set) return;
       if (due > 0) {
@@ -368,13 +370,14 @@ export class Prose {
     if (blocks !== null) this.#slow &&= filled; // else what follows would come and go
     if (blocks !== null && of.length > this.#set.length) this.#grow(of, blocks);
     this.#slice = begin !== this.#begin ? this.#first : filled ? Math.min(4 * this.#slice, LONGEST) : this.#slice;
-    const most = blocks?.[0]?.html.startsWith("<p") ? PARAGRAPH : LONGEST;
+    const most = blocks?.[0]?.html.startsWith("<p>") ? PARAGRAPH : LONGEST;
     const stuck = blocks === null ? this.#ended : begin === this.#begin && filled && of.length >= most - 1;
     if (!stuck) return void this.#ask();
-    if (blocks !== null) this.#stuck = begin;
     this.#despair(); // it stays as it came
-    this.#busily(!this.#ended);
-    if (blocks !== null) void this.#ask(); // what follows a paragraph can be set
+    if (blocks === null) return this.#busily(!this.#ended);
+    this.#stuck = begin;
+    this.#paragraph = most === PARAGRAPH;
+    void this.#ask(); // what follows a paragraph can be set
   }
 
   #despair() {
@@ -419,7 +422,7 @@ export class Prose {
   #over(blocks) {
     this.#put(blocks.slice(0, 1), 1);
     this.#part = null;
-    if (blocks.length > 1) this.#begun();
+    this.#begun();
     return blocks.slice(1);
   }
 

@@ -293,7 +293,10 @@ export class Talk {
 function bring(server, memory, item, began) {
   const { key, session } = item;
   const known = underway.get(key);
-  if (known !== undefined) return known;
+  if (known !== undefined) {
+    void births.get(session)?.then(began, () => {});
+    return known;
+  }
   const brought = put(server, memory, item, began, lines.get(session));
   underway.set(key, brought);
   lines.set(session, brought);
