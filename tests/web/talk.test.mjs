@@ -172,6 +172,21 @@ test("What was sent to a session that cannot begin is one draft, in order.", asy
   assert.deepEqual([seen.unsent[0], seen.asked.length, seen.talk.conversation.turns], [false, 1, []]);
 });
 
+test("A chat that is left and come back to, while its first message is on its way, has begun.", async (t) => {
+  const seen = held(t, "new3");
+  seen.talk.send("one", true);
+  void seen.talk.open();
+  await settle();
+  seen.asked[0].answer({ id: "new3" });
+  await settle();
+  const again = held(t, "new3", seen.memory);
+  void again.talk.open();
+  await settle();
+  seen.of("POST api/sessions/new3/messages")[0].refuse(new Refused(429, "Too many."));
+  await settle();
+  assert.deepEqual([seen.unsent[0], again.unsent[0], seen.memory.draft("new3"), seen.memory.draft("")], [true, true, "one", ""]);
+});
+
 test("An answer that could not be stopped goes on, and can be stopped.", async (t) => {
   const seen = held(t, "s3");
   const stop = "POST api/sessions/s3/cancel";
