@@ -124,7 +124,7 @@ def unpack(entry: bytes) -> list[Record]:
         try:
             return records_of(entry)
         except msgspec.MsgspecError as exc:
-            raise StoreCorrupt(f"An entry of a log cannot be read: {exc}.") from exc
+            raise StoreCorrupt(f"An entry of a log cannot be read: {type(exc).__name__}.") from exc
     plain, found = _taken_apart(entry)
     return sorted([*plain, *(record for stretch in found for record in stretch.records())], key=offset_of)
 
