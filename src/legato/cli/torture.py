@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ..torture.soak import Report
 
 T = TypeVar("T")
+F = TypeVar("F", "Chart", "Report")
+"""What was found."""
 
 FOR: dict[str, Sequence[str]] = {
     "people": ("soak",),
@@ -215,26 +217,34 @@ def _cluster(seconds: float, report: Path | None, options: dict[str, Any]) -> No
         if report is not None:
             write_chart(chart, report)
 
-    def tell_stopped(chart: Chart) -> None:
-        click.echo(chart.title)
-        tell(chart)
-        _tell_faults(chart.faults)
+    def torment(stopped: Callable[[Chart], None]) -> Coroutine[Any, Any, Chart]:
+        def tell_stopped(chart: Chart) -> None:
+            click.echo(chart.title)
+            stopped(chart)
 
-    chart = _run(torture_cluster(plan, _progress, tell_stopped))
-    tell(chart)
-    if chart.faults:
-        raise Failure(_faults(chart.faults))
-    click.echo("\nNothing was lost, doubled or out of order; each run ended once, and all nodes say the same.")
+        return torture_cluster(plan, _progress, tell_stopped)
+
+    _find(torment, tell, "Nothing was lost, doubled or out of order; each run ended once, and all nodes say the same.")
 
 
-def _faults(faults: Sequence[str]) -> str:
-    return f"{len(faults)} thing(s) must not be: {'; '.join(faults[:10])}"
+def _find(
+    torment: Callable[[Callable[[F], None]], Coroutine[Any, Any, F]], tell: Callable[[F], None], held: str
+) -> None:
+    """Torture, and tell what was found, also where it is stopped, whose status does not say that there are faults."""
 
+    def listed(found: F) -> str:
+        return f"{len(found.faults)} thing(s) must not be: {'; '.join(found.faults[:10])}"
 
-def _tell_faults(faults: Sequence[str]) -> None:
-    """Of what was stopped: its status does not say it."""
-    if faults:
-        click.echo(f"legato: {_faults(faults)}", err=True)
+    def stopped(found: F) -> None:
+        tell(found)
+        if found.faults:
+            click.echo(f"legato: {listed(found)}", err=True)
+
+    found = _run(torment(stopped))
+    tell(found)
+    if found.faults:
+        raise Failure(listed(found))
+    click.echo(f"\n{held}")
 
 
 def _soak(seconds: float, report: Path | None, options: dict[str, Any]) -> None:
@@ -251,15 +261,11 @@ def _soak(seconds: float, report: Path | None, options: dict[str, Any]) -> None:
         if report is not None:
             written(found, report)
 
-    def tell_stopped(found: Report) -> None:
-        tell(found)
-        _tell_faults(found.faults)
-
-    found = _run(run(Plan(seconds, options["people"], options["seed"]), _progress, tell_stopped))
-    tell(found)
-    if found.faults:
-        raise Failure(_faults(found.faults))
-    click.echo("\nNothing was lost, doubled or out of order, and the server let go of all that was left.")
+    _find(
+        lambda stopped: run(Plan(seconds, options["people"], options["seed"]), _progress, stopped),
+        tell,
+        "Nothing was lost, doubled or out of order, and the server let go of all that was left.",
+    )
 
 
 def _simulate(seeds: range, steps: int, store: str | None, report: Path | None) -> None:
