@@ -1,12 +1,17 @@
-"""Which files come first where several processes share them, so that all end together; that no test is timed, and no
-request of one soon given up; and the stage on which runs are driven, with each store that needs no server.
+"""Which files come first where several processes share them, so that all end together; that none is lost on the way;
+that no test is timed, and no request of one soon given up; what is told of one that hangs; and the stage on which runs
+are driven, with each store that needs no server.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
-from collections.abc import AsyncIterator
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2._config
 import pytest
@@ -47,12 +52,34 @@ FIRST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
+    if alike := sorted(id for id, count in Counter(item.nodeid for item in items).items() if count > 1):
+        raise pytest.UsageError(f"Of tests of one id only one would be run by several processes: {', '.join(alike)}")
 
 
 def pytest_collection_finish() -> None:
     """Some tests collect garbage; thousands of tests that wait their turn are none."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Of a test that has hung, add where each of its tasks stood: the loop's own place says nothing."""
+    report = yield
+    if call.excinfo is not None and "from pytest-timeout" in str(call.excinfo.value):
+        tasks = [each for each in gc.get_objects() if isinstance(each, asyncio.Task) and not each.done()]
+        report.sections += [(f"Task {task.get_name()}", "".join(_where(task.get_coro()))) for task in tasks]
+    return report
+
+
+def _where(awaited: Any) -> Iterator[str]:
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)
+        if frame is None:
+            yield f"  {awaited!r}\n"
+            return
+        yield from traceback.format_list(traceback.StackSummary.extract([(frame, frame.f_lineno)]))
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
 
 
 @pytest.fixture(params=STORES)
