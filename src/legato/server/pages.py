@@ -147,11 +147,14 @@ def _program(path: str, changed: float) -> str:
 
 
 def uncommented(program: str) -> str:
-    """Without the comments that have lines of their own; the lines keep their numbers."""
+    """Without its comments; the lines keep their numbers."""
     return _COMMENTS.sub(lambda found: "\n" * found[0].count("\n"), program)
 
 
-_COMMENTS = re.compile(r"^[ \t]*(?://.*|/\*(?:[^*]|\*(?!/))*\*/[ \t]*)$", re.MULTILINE)
+# On lines of their own; of types, within a line; and behind a line's code, where no string can end.
+_COMMENTS = re.compile(
+    r"^[ \t]*(?://.*|/\*(?:[^*]|\*(?!/))*\*/[ \t]*)$|/\*\* @(?:[^*]|\*(?!/))*\*/ ?|[ \t]+// [^\"`\n]*$", re.MULTILINE
+)
 
 
 def _shown(text: str, caller: Caller) -> str:
