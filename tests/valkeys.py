@@ -18,7 +18,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import TypeVar
 
 import pytest
 
+from legato.torture import leash
 from legato.torture.database import SERVERS, program
 from legato.torture.ports import free_port
 
@@ -83,6 +83,7 @@ class Valkey:
                 stdout=log,
                 stderr=log,
             )
+        leash.hold(self.process.pid)
         until = time.monotonic() + PATIENCE
         while not ask(self.port, "PING").startswith((b"+PONG", b"-NOAUTH")):
             assert self.process.poll() is None, self.log.read_text()
@@ -98,6 +99,7 @@ class Valkey:
         if self.process is not None:
             self.process.send_signal(how)
             self.process.wait(PATIENCE)
+            leash.let_go(self.process.pid)
             self.process = None
 
     def kill(self) -> None:
@@ -127,14 +129,13 @@ def valkey_program() -> str:
 def valkey(program: str | None = None, **settings: str) -> Iterator[Valkey]:
     """A new server with these settings (``appendfsync="everysec"``, "-" is "_"), until it is left."""
     program = program or valkey_program()
-    folder = Path(tempfile.mkdtemp(prefix="legato-valkey-"))
-    server = Valkey(folder, program, {name.replace("_", "-"): value for name, value in settings.items()})
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    with leash.scratch("valkey") as folder:
+        server = Valkey(folder, program, {name.replace("_", "-"): value for name, value in settings.items()})
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
 
 
 @contextlib.contextmanager
@@ -142,6 +143,7 @@ def sentinel(conf: Path, port: int) -> Iterator[None]:
     """A sentinel that is set up by a file, until it is left."""
     with open(conf.with_suffix(".log"), "ab") as log:
         process = subprocess.Popen([valkey_program(), str(conf), "--sentinel"], stdout=log, stderr=log)
+    leash.hold(process.pid)
     try:
         until = time.monotonic() + PATIENCE
         while not ask(port, "PING").startswith(b"+PONG"):
@@ -152,6 +154,7 @@ def sentinel(conf: Path, port: int) -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
+        leash.let_go(process.pid)
 
 
 @contextlib.contextmanager

@@ -111,7 +111,8 @@ def torture(
     killed, paused or cut off, answers are lost, clocks set, the power goes. What must hold is checked after each step.
     A seed that fails is printed with the steps that led there, and fails in the same way again.
 
-    Ctrl-C or SIGTERM ends it early: what it started ends with it, and what was found until then is printed.
+    Ctrl-C or SIGTERM ends it early: what it started ends with it, and what was found until then is printed. After a
+    kill -9, too, nothing that it started is left.
 
     \b
     Examples:

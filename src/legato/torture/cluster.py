@@ -15,7 +15,6 @@ import secrets
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import Counter
@@ -29,6 +28,7 @@ import msgspec
 
 from ..errors import InvalidInput, LegatoError
 from .database import OWN, database
+from .leash import scratch, started
 from .listeners import LISTENERS, ChatListener, MixListener, RunListener, asked, pause
 from .ports import free_port
 from .relay import Address, Relay, Way
@@ -135,10 +135,9 @@ class ClusterNode:
         Raises:
             ClusterFailed: it does not become ready.
         """
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *self._command(), stdin=PIPE, stdout=DEVNULL, stderr=PIPE, cwd=self._folder,
-            process_group=0,  # a Ctrl-C is not for it
-        )  # fmt: skip
+        self._process = await started(
+            sys.executable, "-m", *self._command(), stdin=PIPE, stdout=DEVNULL, stderr=PIPE, cwd=self._folder
+        )
         self._reading = asyncio.create_task(self._read(self._process))
         until = time.monotonic() + START_SECONDS
         while not await self.ready():
@@ -294,9 +293,7 @@ async def front_door(kind: str | None, ports: Sequence[int], folder: Path) -> As
         f"    server n{n} 127.0.0.1:{each} check inter 500ms fall 2 rise 1" for n, each in enumerate(ports)
     )
     (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port, servers=servers), "utf-8")
-    process = await asyncio.create_subprocess_exec(
-        program, "-db", "-f", str(folder / "haproxy.cfg"), stdout=DEVNULL, stderr=DEVNULL, process_group=0
-    )
+    process = await started(program, "-db", "-f", folder / "haproxy.cfg", stdout=DEVNULL, stderr=DEVNULL)
     try:
         yield port
     finally:
@@ -437,7 +434,7 @@ async def cluster(plan: ClusterPlan) -> AsyncIterator[Cluster]:
         ClusterFailed, InvalidInput: it could not be started.
     """
     async with contextlib.AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="legato-cluster-")))
+        folder = stack.enter_context(scratch("cluster"))
         if plan.store not in OWN:
             _check_store(plan.store)
         store = await stack.enter_async_context(database(plan.store))

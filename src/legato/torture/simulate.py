@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import logging
 import random
-import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -29,6 +28,7 @@ from . import scripts
 from .checks import Checked, in_order, of_files
 from .ground import GivenGround, Ground, MemoryGround, SQLiteGround
 from .inhabitants import TTL, Follower, RunFollower, SimulatedNode, node_of
+from .leash import scratch
 from .report import Chart
 from .virtual import NothingHappens, drawn_by, run_virtually
 
@@ -586,8 +586,8 @@ def simulate_sqlite(plan: WorldPlan, *, durability: str = "full") -> Simulated:
     """Run one seed on a SQLite file that is thrown away."""
     from .power import PowerDisk
 
-    with tempfile.TemporaryDirectory(prefix="legato-simulated-") as folder, PowerDisk() as disk:
-        return simulated(SQLiteGround(folder, disk, durability), plan)
+    with scratch("simulated") as folder, PowerDisk() as disk:
+        return simulated(SQLiteGround(str(folder), disk, durability), plan)
 
 
 def grounds(url: str | None) -> dict[str, Callable[[WorldPlan], Simulated]]:

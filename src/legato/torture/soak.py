@@ -13,7 +13,6 @@ import json
 import re
 import signal
 import sys
-import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +25,7 @@ from ..client import AsyncClient
 from ..errors import LegatoError
 from ..http.packages import httpx2
 from .honest import Measured, honest_load
+from .leash import scratch, started
 from .report import write_report
 from .served import State
 
@@ -161,7 +161,7 @@ async def soak(
         ServerFailed: it has ended; the error says what it wrote last.
     """
     found = Report(plan)
-    with tempfile.TemporaryDirectory(prefix="legato-torture-") as folder:
+    with scratch("torture") as folder:
         async with serving(f"sqlite:///{folder}/torture.db") as server:
             try:
                 await _soaked(server, found, progress)
@@ -328,8 +328,7 @@ async def _attacking(port: int, seed: int) -> AsyncIterator[Callable[[], Any]]:
 
 async def _start(module: str, *arguments: str, stderr: int | None = None) -> Process:
     command = (sys.executable, "-m", f"{__package__}.{module}", *arguments)
-    # In a group of its own a Ctrl-C is not for it: it is ended when all is told.
-    return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=stderr, process_group=0)
+    return await started(*command, stdin=PIPE, stdout=PIPE, stderr=stderr)
 
 
 async def _end(process: Process) -> None:
