@@ -13,6 +13,7 @@ pytest.importorskip("jwt", reason="PyJWT is missing: pip install 'legato[auth]'"
 
 from legato import Client, Legato
 from legato.auth import APIKeys
+from legato.auth.keys import add_key, new_key
 from legato.server.app import Legato as App
 from legato.store.memory import MemoryStore
 from legato.testing import Driver
@@ -51,7 +52,7 @@ async def status(driver: Driver, headers: dict[str, str], target: str = "/api/se
 
 def test_all_snippets_are_run() -> None:
     """Those here, and the client's."""
-    assert len(SNIPPETS) == 8
+    assert len(SNIPPETS) == 9
 
 
 async def test_a_function_of_your_own() -> None:
@@ -65,9 +66,24 @@ async def test_a_function_of_your_own() -> None:
         assert await status(driver, {"cookie": "session=s2"}) == 401
 
 
+async def test_keys_that_a_function_asks() -> None:
+    """Who has one is whom the function says."""
+
+    async def account_of(subject: str) -> str:
+        return f"account of {subject}"
+
+    app = made(snippet("account_of"), account_of=account_of)
+    async with Driver(app) as driver:
+        key, kept = new_key("alice")
+        await add_key(app.store, kept)
+        answer = await driver.request("GET", "/api/auth/whoami", headers={"authorization": f"Bearer {key}"})
+        assert answer.json()["subject"] == "account of alice"
+        assert await status(driver, {}) == 401
+
+
 async def test_api_keys() -> None:
     """Of the store."""
-    app = made(snippet("APIKeys"))
+    app = made(snippet("auth=APIKeys()"))
     async with Driver(app) as driver:
         keys = next(auth for auth in app._sign_in.auths if isinstance(auth, APIKeys))  # type: ignore[union-attr]
         key, _ = await keys.add("alice")
@@ -79,7 +95,7 @@ async def test_tokens() -> None:
     """Of an issuer whose keys are fetched."""
     with issuing() as issuer:
         issuer.keys = [jwk(RSA, "a")]
-        text = snippet("JWT").replace("https://login.example.com/keys.json", issuer.url)
+        text = snippet("JWT(").replace("https://login.example.com/keys.json", issuer.url)
         async with Driver(made(text)) as driver:
             for name, expected in (("https://login.example.com/", 200), ("https://evil.example/", 401)):
                 signed = token(iss=name, headers={"kid": "a"})

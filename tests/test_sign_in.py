@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import json
 import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
 from driving import reason
 from held_store import quiet
 from legato import Caller, Legato
-from legato.auth import APIKeys, ProxyHeader
+from legato.auth import JWT, APIKeys, ProxyHeader, jwt
 from legato.auth.keys import add_key, new_key, read_keys, revoke_key
 from legato.caller import NEEDS, SCOPES
-from legato.errors import Forbidden, InvalidInput, NotFound, Overloaded, TooMany, Unauthorized
+from legato.dialect.common import rfc3339
+from legato.errors import Forbidden, InvalidInput, NotFound, Overloaded, StoreLost, TooMany, Unauthorized
 from legato.server import sign_in
 from legato.server.app import Legato as App
 from legato.server.sign_in import RedactTickets, redacted
 from legato.server.stream import EXPIRED, REVOKED
 from legato.store.memory import MemoryStore
 from legato.testing import ASGIResponse, Driver
+from signing import AUDIENCE, ISSUER, OTHER_RSA, RSA, jwk
+from signing import token as signed
 
 SECRET = "the tea is in the attic"
 
@@ -708,6 +715,127 @@ async def test_a_key_that_is_revoked_ends_its_streams(where: str, lines: bool) -
                 assert stream.body.endswith(REVOKED)
                 assert [pump.caller.credential for pump in app.streams.readers()] == [f"key {node.keys[0].id}"]
             assert (await driver.request("GET", "/api/sessions", headers=headers)).status == 401
+
+
+async def _passed_on(auth: Any, request: Any) -> Any:
+    found = auth(request)
+    return await found if inspect.isawaitable(found) else found
+
+
+async def _subject(auth: Any, request: Any) -> Any:
+    return (await _passed_on(auth, request)).subject
+
+
+async def _of_own(auth: Any, request: Any) -> Any:
+    known = await _passed_on(auth, request)
+    return known and Caller(f"user-{known.subject}", scopes=frozenset({"read", "send"}))
+
+
+async def _in_a_task(auth: Any, request: Any) -> Any:
+    return await asyncio.create_task(_of_own(auth, request))
+
+
+async def _of_a_request_of_own(auth: Any, request: Any) -> Any:
+    own = HTTPConnection({"type": "http", "headers": request.scope["headers"]})
+    return await _passed_on(auth, own)
+
+
+OWN = [_passed_on, _subject, _of_own, _in_a_task, _of_a_request_of_own]
+"""What functions of an application's own make of whom another knows."""
+
+
+@pytest.mark.parametrize("own", OWN)
+@pytest.mark.parametrize("kind", ["key", "token"])
+async def test_who_a_function_of_ones_own_has_asked_about_ends_as_they_do(
+    kind: str, own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of the caller in it: at the same time, and when the key is good no more."""
+    monkeypatch.setattr(jwt, "FILE_SECONDS", 0.02)
+    store, path = MemoryStore(), tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [jwk(RSA, "a")]}))
+    until = time.time() + 600
+    token, key = new_key("alice", scopes=["read", "send"], expires_at=until)
+    await store.open()
+    await add_key(store, key)
+    if kind == "token":
+        token = signed(RSA, headers={"kid": "a"}, exp=until - 30)
+    auth: Any = APIKeys() if kind == "key" else JWT(issuer=ISSUER, audience=AUDIENCE, jwks=path)
+    headers = {"authorization": f"Bearer {token}"}
+    async with serving(lambda request: own(auth, request), store) as (app, driver):
+        many = [driver.request("GET", "/api/auth/whoami", headers=headers) for _ in range(3)]
+        said = [answer.json() for answer in await asyncio.gather(*many)]
+        assert [each["expiresAt"] for each in said] == [rfc3339(until)] * 3
+        assert all("admin" not in (each["scopes"] or []) for each in said)
+        session = (await driver.request("POST", "/api/sessions", json={}, headers=headers)).json()["id"]
+        async with driver.stream(f"/stream?sessionId={session}", headers=headers) as stream:
+            await stream.read()
+            if kind == "key":
+                await revoke_key(store, key.id)
+            else:
+                path.write_text(json.dumps({"keys": [jwk(OTHER_RSA, "b")]}))
+            async with asyncio.timeout(60):
+                while await stream.read():
+                    pass
+            assert stream.body.endswith(REVOKED)
+        assert (await driver.request("GET", "/api/auth/whoami", headers=headers)).status == 401
+        assert sum(task.get_name() in ("legato-keys", "legato-jwks-follow") for task in asyncio.all_tasks()) == 1
+        await app.stop()
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith(("legato-keys", "legato-jwks"))]
+
+
+@pytest.mark.parametrize(
+    ("scopes", "given"), [(("read",), ["read"]), (("read", "admin"), ["read"]), (("send",), ["send"])]
+)
+async def test_a_subject_alone_may_no_more_than_they_were_known_with(scopes: tuple[str, ...], given: list[str]) -> None:
+    """And ``admin`` is for whom the function passes on, or says it of."""
+    store, auth = MemoryStore(), APIKeys()
+    token, key = new_key("alice", scopes=scopes)
+    await store.open()
+    await add_key(store, key)
+    headers = {"authorization": f"Bearer {token}"}
+    async with serving(lambda request: _subject(auth, request), store) as (_, driver):
+        assert (await driver.request("GET", "/api/auth/whoami", headers=headers)).json()["scopes"] == given
+    async with serving(lambda request: _passed_on(auth, request), store) as (_, driver):
+        assert (await driver.request("GET", "/api/auth/whoami", headers=headers)).json()["scopes"] == sorted(scopes)
+
+
+async def test_who_makes_a_sign_in_for_each_request_has_some_begun() -> None:
+    """As many as there may be, and all of them are ended."""
+    store = MemoryStore()
+    token, key = new_key("alice")
+    await store.open()
+    await add_key(store, key)
+    headers = {"authorization": f"Bearer {token}"}
+    made: list[APIKeys] = []
+
+    def user(request: Any) -> Any:
+        made.append(APIKeys())
+        return made[-1](request)
+
+    async with serving(user, store) as (_, driver):
+        for _ in range(sign_in.FOUND + 5):
+            await driver.request("GET", "/api/sessions", headers=headers)
+        assert sum(task.get_name() == "legato-keys" for task in asyncio.all_tasks()) == sign_in.FOUND
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "legato-keys"]
+
+
+async def test_a_store_that_is_away_is_no_wrong_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the keys that a function of one's own asks for cannot be read: 503, and as ever when they can."""
+    store = MemoryStore()
+    token, key = new_key("alice")
+    await store.open()
+    await add_key(store, key)
+    auth = APIKeys()
+    headers = {"authorization": f"Bearer {token}"}
+
+    async def failing(*args: Any, **options: Any) -> Any:
+        raise StoreLost("away")
+
+    async with serving(lambda request: _passed_on(auth, request), store) as (_, driver):
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "read", failing)
+            assert (await driver.request("GET", "/api/auth/whoami", headers=headers)).status == 503
+        assert (await driver.request("GET", "/api/auth/whoami", headers=headers)).status == 200
 
 
 async def test_a_stream_that_is_opened_while_its_key_is_revoked_ends() -> None:

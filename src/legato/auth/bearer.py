@@ -1,11 +1,26 @@
-"""The token of a request: ``Authorization: Bearer ...``, once."""
+"""The token of a request: ``Authorization: Bearer ...``, once; and who is told of whom it was found to be."""
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 from starlette.requests import HTTPConnection
+
+from ..caller import Caller
 
 TOKEN_CHARACTERS = 16_384
 """Of a token at most: more is none."""
+
+ASKED: ContextVar[list[tuple[object, Caller | None]] | None] = ContextVar("legato.asked", default=None)
+"""While it is found out who asks: what was asked for it, and whom that knew."""
+
+
+def noted(auth: object, caller: Caller | None) -> Caller | None:
+    """Let the server know that ``auth`` was asked, as by an application's own function, and whom it knew."""
+    asked = ASKED.get()
+    if asked is not None:
+        asked.append((auth, caller))
+    return caller
 
 
 def bearer(request: HTTPConnection) -> str | None:

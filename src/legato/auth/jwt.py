@@ -29,7 +29,7 @@ from starlette.requests import HTTPConnection
 from ..caller import SCOPES, Caller
 from ..errors import InvalidInput, Overloaded
 from ..log import Store
-from .bearer import bearer
+from .bearer import bearer, noted
 
 __all__ = ["JWT"]
 
@@ -147,6 +147,9 @@ class JWT:
         token = bearer(request)
         if token is None or token.count(".") != 2:
             return None
+        return noted(self, await self._known_by(token))
+
+    async def _known_by(self, token: str) -> Caller | None:
         name = hashlib.sha256(token.encode()).digest()
         caller, number = self._known.get(name, (None, 0))
         if caller is not None and number == self._number:

@@ -27,7 +27,7 @@ from ..credentials import (
 from ..errors import InvalidInput, StoreError
 from ..event import Event, Offset
 from ..log import Log, Store, Subscription
-from .bearer import bearer
+from .bearer import bearer, noted
 
 __all__ = ["APIKey", "APIKeys", "add_key", "new_key", "read_keys", "revoke_key"]
 
@@ -80,8 +80,9 @@ class APIKeys:
     def __call__(self, request: HTTPConnection) -> Caller | None:
         """Who asks; None if it is not with a key that is good."""
         match = _KEY.fullmatch(bearer(request) or "")
-        if match is None:
-            return None
+        return None if match is None else noted(self, self._known_by(match))
+
+    def _known_by(self, match: re.Match[str]) -> Caller | None:
         key, caller = self._keys.get(match[1], (None, None))
         # Compared in any case: how long it takes does not say whether there is such a key.
         if not secrets.compare_digest(hashed(match[2]), ("" if key is None else key.hash).rjust(64)):

@@ -8,12 +8,13 @@ once.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
@@ -23,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.types import Scope
 
+from ..auth.bearer import ASKED
 from ..bounds import Rate
 from ..caller import Caller
 from ..credentials import ID_LETTERS, TICKETS, hashed, without_keys
@@ -60,6 +62,8 @@ TICKETS_A_MINUTE = 600.0
 """That one caller is given at one node: each is kept for an hour or two."""
 TOLD = 100
 """Places in ``auth`` of which it is told that they fail."""
+FOUND = 20
+"""Sign-ins that functions of ``auth`` ask, and that are begun for them; not those of who makes one for each request."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)
 _RESPONSE = re.compile(r"(?:/v1)?/responses/resp_([A-Za-z0-9_-][A-Za-z0-9._-]{0,127})~[0-9a-f]{1,64}/?", re.ASCII)
@@ -88,13 +92,17 @@ class SignIn:
         self.tickets = Tickets()
         self._told: set[str] = set()
         self._opened: list[Opens] = []
+        self._opening = asyncio.Lock()
+        self._begin: Callable[[Opens], Awaitable[None]] | None = None  # while it is open
 
     async def open(self, store: Store, revoked: Callable[..., None]) -> None:
         """Begin with the application."""
         self.tickets.store = store
+        self._opening = asyncio.Lock()  # of this event loop
         access = logging.getLogger("uvicorn.access")
         if not any(isinstance(each, RedactTickets) for each in access.filters):
             access.addFilter(RedactTickets())
+        self._begin = lambda auth: auth.open(store, revoked)
         for auth in self.auths:
             if isinstance(auth, Opens):
                 self._opened.append(auth)
@@ -102,8 +110,10 @@ class SignIn:
 
     async def close(self) -> None:
         """End with it. Idempotent."""
-        while self._opened:
-            await self._opened.pop().close()
+        async with self._opening:
+            self._begin = None
+            while self._opened:
+                await self._opened.pop().close()
 
     async def __call__(self, scope: Scope) -> Caller:
         """Who asks.
@@ -122,18 +132,49 @@ class SignIn:
         """Who asks, as ``auth`` has it; None if it does not know."""
         request = HTTPRequest(scope)
         for auth in self.auths:
-            caller = await self._asked(auth, request)
+            asked: list[tuple[object, Caller | None]] = []
+            caller = await self._asked(auth, request, asked)
+            if await self._begun(each for each, _ in asked):
+                caller = await self._asked(auth, request, asked)
             if caller is not None:
                 return caller
         return None
 
-    async def _asked(self, auth: Auth, request: HTTPRequest) -> Caller | None:
+    async def _begun(self, asked: Iterable[object]) -> bool:
+        """Begin what a function of ``auth`` has asked and nobody has begun; whether there was any.
+
+        Raises:
+            StoreError: one could not be; the next request tries it again.
+        """
+        some = False
+        for auth in asked:
+            if self._is_begun(auth) or not isinstance(auth, Opens):
+                continue
+            async with self._opening:
+                if self._begin is not None and not self._is_begun(auth) and len(self._opened) < FOUND:
+                    try:
+                        await self._begin(auth)
+                    except BaseException:
+                        await auth.close()
+                        raise
+                    self._opened.append(auth)
+            some = some or self._is_begun(auth)
+        return some
+
+    def _is_begun(self, auth: object) -> bool:
+        return any(auth is each for each in self._opened)
+
+    async def _asked(
+        self, auth: Auth, request: HTTPRequest, asked: list[tuple[object, Caller | None]]
+    ) -> Caller | None:
+        asked.clear()
+        before = ASKED.set(asked)
         try:
             with contained("auth"):
                 found = auth(request)
                 if inspect.isawaitable(found):
                     found = await found
-            return None if found is None else _checked(found)
+            return None if found is None else _as_known(_checked(found), found, asked)
         except (Unauthorized, HTTPException):
             return None
         except (Forbidden, TooMany, Overloaded):  # which are meant
@@ -141,6 +182,8 @@ class SignIn:
         except Exception as exc:
             self._tell(exc)
             return None
+        finally:
+            ASKED.reset(before)
 
     def _tell(self, exc: Exception) -> None:
         """Tell of what ``auth`` raised, once for each place: without its text, and without values, since a token may be
@@ -177,6 +220,21 @@ def _checked(found: object) -> Caller | None:
         scopes = frozenset(scopes.split() if isinstance(scopes, str) else scopes)
         caller = msgspec.structs.replace(caller, scopes=scopes)
     return caller
+
+
+def _as_known(caller: Caller | None, found: object, asked: Iterable[tuple[object, Caller | None]]) -> Caller | None:
+    """The caller whom a function of ``auth`` has found: where it has asked who it is, their sign-in ends as that one
+    does. Of whom it gives the subject alone, they have no more scopes than they were known with."""
+    known = next((each for _, each in asked if each is not None), None)
+    if caller is None or known is None or found is known:
+        return caller
+    scopes = caller.scopes
+    if isinstance(found, str) and known.scopes is not None:
+        scopes = known.scopes - {"admin"}
+    expires_at = known.expires_at if caller.expires_at is None else caller.expires_at
+    return msgspec.structs.replace(
+        caller, scopes=scopes, expires_at=expires_at, credential=caller.credential or known.credential
+    )
 
 
 def _is_text(text: str) -> bool:
