@@ -172,6 +172,32 @@ test("What was sent to a session that cannot begin is one draft, in order.", asy
   assert.deepEqual([seen.unsent[0], seen.asked.length, seen.talk.conversation.turns], [false, 1, []]);
 });
 
+test("Nothing is kept of a session once what was sent to it is there, or cannot be.", async (t) => {
+  const maps = new Map([["new4", new Set()], ["new5", new Set()]]);
+  const { set } = Map.prototype;
+  t.after(() => (Map.prototype.set = set));
+  Map.prototype.set = function (key, value) {
+    maps.get(key)?.add(this);
+    return set.call(this, key, value);
+  };
+  for (const [session, of] of maps) {
+    const seen = held(t, session);
+    seen.talk.send("one", true);
+    void seen.talk.open();
+    seen.talk.send("two");
+    await settle();
+    if (session === "new5") seen.asked[0].refuse(new Refused(403, "No."));
+    else for (const number of [0, 1, 2]) {
+      assert.deepEqual([...of].map((each) => each.has(session)), [true, true]);
+      seen.asked.filter(({ what }) => what.startsWith("POST"))[number].answer({ id: session, messageId: `m${number}`, runId: "r" });
+      await settle();
+    }
+    await settle();
+    of.delete(seen.memory.drafts);
+    assert.deepEqual([[...of].map((each) => each.has(session)), seen.memory.outbox], [[false, false], []]);
+  }
+});
+
 test("A chat that is left and come back to, while its first message is on its way, has begun.", async (t) => {
   const seen = held(t, "new3");
   seen.talk.send("one", true);

@@ -28,7 +28,7 @@ import { Conversation, Gap } from "./turn.js";
 const underway = new Map();
 /** Of each session the last of them: they come in the order in which they were sent. @type {Map<string, Promise<any>>} */
 const lines = new Map();
-/** The sessions that this page begins. @type {Map<string, Promise<any>>} */
+/** The sessions that this page begins, until what was sent to them is there. @type {Map<string, Promise<any>>} */
 const births = new Map();
 
 export class Talk {
@@ -297,7 +297,12 @@ function bring(server, memory, item, began) {
     void births.get(session)?.then(began, () => {});
     return known;
   }
-  const brought = put(server, memory, item, began, lines.get(session));
+  /** @type {Promise<any>} */
+  const brought = put(server, memory, item, began, lines.get(session)).finally(() => {
+    if (lines.get(session) !== brought) return;
+    lines.delete(session);
+    births.delete(session);
+  });
   underway.set(key, brought);
   lines.set(session, brought);
   return brought;
