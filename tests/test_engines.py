@@ -404,6 +404,11 @@ BEHIND = {
     "a list behind code": ("```\n" + "a line of it\n" * 1_560 + "```\n" + "- an item of **many**\n" * 500, "pre ul"),
     "words behind code": ("```\r\n" + "a line\r\n\r\n" * 4_500 + "```\r\n\r\nend *of* text", "pre ~ pre, pre em"),
     "words behind indented code": ("    a line\n\n" * 4_500 + "\n\nend *of* text", "pre ~ pre, pre em"),
+    "words behind code without a blank line": (
+        "some words " * 4_000 + "\n```\na line\n\n**of** it\n```\nend *of* text",
+        "strong, pre em",
+    ),
+    "words in a title without a blank line": ("some words " * 4_000 + "\n## The *end*\n", "pre"),
 }
 """A text, and what it is not to become."""
 
@@ -457,7 +462,7 @@ LONG_BLOCKS = {
 
 
 def test_a_long_block_is_set_by_parts(engine: Engine, server: Server) -> None:
-    """None is put in at one go; while it grows and when it comes at once it becomes the same, with all of its text."""
+    """None is put in at one go; as it grows and at once, with any ends of lines, it becomes the same, and whole."""
     size = int(os.environ.get("LEGATO_LONG_BLOCK", "18000"))
     scales = {
         "formulas": 0.6,
@@ -480,8 +485,8 @@ def test_a_long_block_is_set_by_parts(engine: Engine, server: Server) -> None:
         const texts = {json.dumps(texts)};
         window.found = {{}};
         window.done = 0;
-        const grown = (kind, steps) => {{
-          const text = texts[kind];
+        const grown = (kind, steps, two) => {{
+          const text = texts[kind].replaceAll("\\n", two ? "\\r\\n" : "\\n");
           const message = document.createElement('legato-in-progress-message');
           message.style.cssText = 'position: absolute; width: 700px';
           const seen = {{ message, most: 0 }};
@@ -506,7 +511,9 @@ def test_a_long_block_is_set_by_parts(engine: Engine, server: Server) -> None:
           void step();
           return seen;
         }};
-        for (const kind of Object.keys(texts)) window.found[kind] = [grown(kind, 4), grown(kind, 1)];
+        for (const [at, kind] of Object.keys(texts).entries()) {{
+          window.found[kind] = [grown(kind, 4, at % 2 === 1), grown(kind, 1, at % 2 === 0)];
+        }}
         """
     )
     until(engine, f"window.done === {2 * len(texts)}", 60)

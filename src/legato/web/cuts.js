@@ -11,7 +11,7 @@ const [PART, CODE] = [8_000, 20_000];
 export const dense = (text) => text.slice(0, 2_000).split(/\$|\\[([]/).length > 20;
 
 const ITEM = /^(?:[-*+]|\d{1,9}([.)]))[ \t]/;
-const FENCED = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,}).*\n/;
+const FENCED = /^( {0,3})(`{3,}(?=[^`\n]*\n)|~{3,})[^\n]*\n/;
 const HEAD = /^(?=.*\|) {0,3}\S.*\n[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*\n/;
 const NO_ROW = /^(?!.*\|)|^ {0,3}(?:[-*+>#`~]|\d{1,9}[.)])/m;
 const QUOTED = /^>(?! *\[!)/;
@@ -30,10 +30,10 @@ export function part(text) {
   const each = item?.[1] ? `\\d{1,9}[${item[1]}]` : `[${text[0]}]`;
   const before = mark ? `${blanks}${mark}\n` : item ? "" : HEAD.exec(text)?.[0] ?? "";
   const [kind, rest, other] =
-    mark ? [/^<pre/, /\n(?=[^])/g, RegExp(`^ {0,3}${mark[0]}{${mark.length},}[ \\t]*\\r?$`, "m")]
-    : item ? [/^<[uo]l/, RegExp(`\\n(?=${each}[ \\t])`, "g"), RegExp(`^(?!${each}[ \\t]|[ \\t\\r\\n])[^]`, "m")]
+    mark ? [/^<pre/, /\n(?=[^])/g, RegExp(`^ {0,3}${mark[0]}{${mark.length},}[ \\t]*$`, "m")]
+    : item ? [/^<[uo]l/, RegExp(`\\n(?=${each}[ \\t])`, "g"), RegExp(`^(?!${each}[ \\t]|[ \\t\\n])[^]`, "m")]
     : before ? [/^<table/, /\n(?=.*\|)/g, NO_ROW]
-    : QUOTED.test(text) ? [/^<blockquote/, /\n>[ \t]*\r?\n(?=> ?(?!\d{1,9}[.)])[^ \t\r\n])/g, NO_QUOTE]
+    : QUOTED.test(text) ? [/^<blockquote/, /\n>[ \t]*\n(?=> ?(?!\d{1,9}[.)])[^ \t\n])/g, NO_QUOTE]
     : [/^/, /$^/g, /^/];
   rest.lastIndex = (mark ? CODE : dense(text) ? PART / 2 : PART) - 1;
   const end = rest.exec(text) === null ? 0 : rest.lastIndex;

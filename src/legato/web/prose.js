@@ -100,8 +100,8 @@ export class Typesetter {
 
 /** Characters of a piece of a text that is shown as it came. */
 const PIECE = 4_000;
-/** The end of a paragraph. */
-const BLANK = /\n[ \t]*\r?\n/g;
+/** Where a paragraph ends: at a blank line, or where a block begins that needs none before it. */
+const OVER = /\n(?=[ \t]*\n| {0,3}(?:`{3,}[^`\n]*\n|~{3}|#{1,6}[ \t]|>|(?:[-*+]|1[.)])[ \t]+\S))/g;
 
 /** Where such a piece begins: after a line's end, else a word's. @param {string} text @param {number} piece its number */
 function cut(text, piece) {
@@ -110,10 +110,11 @@ function cut(text, piece) {
   return at + (at && (some.indexOf("\n") + 1 || some.search(/\s/) + 1));
 }
 
-const LINE_END = /\r\n|\r|\n/g;
+/** Its lines end as they do in Markdown's own view; of an end in two characters the first one tells nothing yet. @param {string} text */
+const lined = (text) => (text.includes("\r") ? text.replace(/\r$/, "").replace(/\r\n?/g, "\n") : text);
 
 /** Where each line begins. @param {string} text */
-const lineStarts = (text) => [0, ...Array.from(text.matchAll(LINE_END), (end) => end.index + end[0].length)];
+const lineStarts = (text) => [0, ...Array.from(text.matchAll(/\n/g), (end) => end.index + 1)];
 
 /** Where a page asks for Trusted Types, ours are of the policy `legato`. @type {{createHTML: (html: string) => string}} */
 let policy = { createHTML: (html) => html };
@@ -232,6 +233,7 @@ export class Prose {
 
   /** @param {string} text all of it @param {boolean} ended nothing follows */
   update(text, ended) {
+    text = lined(text);
     if (text === this.#text && ended === this.#ended) return;
     if (this.#settled || !text.startsWith(this.#text)) this.#restart();
     this.#text = text;
@@ -437,8 +439,8 @@ export class Prose {
   /** What is too long of a paragraph stays as it came, and what follows the paragraph can be set, if its end is known. */
   #skip() {
     let at = this.#begin + this.#set.length;
-    BLANK.lastIndex = at - 1;
-    const over = BLANK.exec(this.#text);
+    OVER.lastIndex = at - 1;
+    const over = OVER.exec(this.#text);
     if (over === null) return false;
     this.#fresh?.remove();
     this.#begun();
