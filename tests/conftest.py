@@ -1,6 +1,6 @@
 """Which files come first where several processes share them, so that all end together; that none is lost on the way;
-that no test is timed, and no request of one soon given up; what is told of one that hangs; and the stage on which runs
-are driven, with each store that needs no server.
+that no test is timed, and no request of one soon given up; what is told of one that hangs; which have a second try; and
+the stage on which runs are driven, with each store that needs no server.
 """
 
 from __future__ import annotations
@@ -48,12 +48,28 @@ FIRST = (
     "test_redis",
 )
 
+OTHERS = {"browser", "engines", "fronts", "hosts", "node_packages", "venvs"}
+"""Modules that start browsers, proxies, other people's servers and clients. On a busy machine one of them may fail a
+test for reasons of its own: it then has a second try, is named in the summary, and the first one is told in full. In
+our own processes and on our stores a failure is a fault, however seldom it comes: nothing there is tried again."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
     if alike := sorted(id for id, count in Counter(item.nodeid for item in items).items() if count > 1):
         raise pytest.UsageError(f"Of tests of one id only one would be run by several processes: {', '.join(alike)}")
+    modules = {item.path: item for item in items}
+    drive_others = {path for path, item in modules.items() if OTHERS & _uses(item)}
+    for item in items:
+        if item.path in drive_others:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def _uses(item: pytest.Item) -> set[str]:
+    """The modules that its own takes something from."""
+    module = getattr(item, "module", None)
+    return {str(getattr(each, "__module__", "")) for each in vars(module).values()} if module else set()
 
 
 def pytest_collection_finish() -> None:
