@@ -7,7 +7,6 @@ is left then.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import functools
 import json
@@ -22,7 +21,7 @@ from asyncio.subprocess import Process
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 END_SECONDS = 10.0
 """Within which what was told to end is to have ended; then it is killed."""
@@ -75,19 +74,21 @@ async def started(*command: str | Path, end: signal.Signals = signal.SIGKILL, **
 def _tell(what: int | str, end: int | None) -> None:
     """``end``: the signal for a process; None: it is let go of."""
     with contextlib.suppress(OSError):  # it was killed itself
-        _holder().write(json.dumps([what, end]).encode() + b"\n")
+        os.write(_holder(), json.dumps([what, end]).encode() + b"\n")
 
 
 @functools.cache
-def _holder() -> IO[bytes]:
+def _holder() -> int:
+    """The pipe to it, which is open to the last moment: what is ended at the exit may still be told of."""
+    theirs, ours = os.pipe()
     # In a session of its own, so that nothing that ends all of a group or a terminal ends it, too.
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-I", "-S", __file__], bufsize=0, start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-I", "-S", __file__], start_new_session=True,
+        stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    atexit.register(process.communicate)
-    assert process.stdin is not None
-    return process.stdin
+    os.close(theirs)
+    process.returncode = 0  # it outlives this one, and nobody is to wait for it
+    return ours
 
 
 def _kill(pid: int, number: int) -> bool:
