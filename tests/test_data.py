@@ -13,13 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from databases import shared_postgres
+from legato import archive
 from legato.archive import ArchiveCount, erase, export, sessions_in, take
 from legato.auth.keys import add_key, new_key, read_keys, revoke_key
 from legato.bounds import Limits
 from legato.caller import Caller
 from legato.cli.group import group
 from legato.errors import InvalidInput, SessionExists, SessionNotFound
-from legato.event import Draft, SessionCreated, SessionDeleted
+from legato.event import Draft, SessionCreated, SessionDeleted, SessionUpdated
 from legato.log import Log, Store
 from legato.questions import Question
 from legato.retention import LEAST_SECONDS, TICK_CHANGES, Keeper, Retention, seconds_of
@@ -212,6 +213,51 @@ async def test_what_an_owner_has_is_erased(store: Store) -> None:
     assert (await accounts.spent("ann")).runs == 1
     with pytest.raises(InvalidInput):
         await erase(store, "")
+
+
+@pytest.mark.parametrize("way", ["erase", "export"])
+async def test_an_owner_is_whole_who_writes_meanwhile(store: Store, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was on a later page moves to one that was looked at, and something is begun, after each page."""
+    monkeypatch.setattr(archive, "PAGE", 2)
+    for number in range(7):
+        await store.append(f"s{number}", [Draft(SessionCreated(owner="ann"))])
+    listed, begun = store.sessions, 0
+
+    async def moving(**options: Any) -> Any:
+        nonlocal begun
+        page = await listed(**options)
+        if options["owner"] == "ann" and page.next is not None and begun < 5:
+            begun += 1
+            later = (await listed(limit=100, after=page.next, owner="ann")).infos
+            await store.append(later[-1].session, [Draft(SessionUpdated({"title": "x"}))])
+            await store.append(f"new{begun}", [Draft(SessionCreated(owner="ann"))])
+        return page
+
+    monkeypatch.setattr(store, "sessions", moving)
+    if way == "export":
+        found = [info.session for info, _ in sessions_in(await lines(store, owner="ann"))]
+        assert sorted(found) == sorted([*(f"s{number}" for number in range(7)), *(f"new{n + 1}" for n in range(begun))])
+    else:
+        assert (await erase(store, "ann")).sessions == 7 + begun
+    assert begun > 2
+    assert len((await listed(owner="ann")).infos) == (0 if way == "erase" else 7 + begun)
+
+
+async def test_nobody_looks_for_ever_after_who_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner who begins something with each look ends up with all that was there when it began exported, and more."""
+    await store.append("s", [Draft(SessionCreated(owner="ann"))])
+    listed, begun = store.sessions, 0
+
+    async def moving(**options: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        await store.append(f"new{begun}", [Draft(SessionCreated(owner="ann"))])
+        return await listed(**options)
+
+    monkeypatch.setattr(store, "sessions", moving)
+    found = [info.session for info, _ in sessions_in(await lines(store, owner="ann"))]
+    assert "s" in found
+    assert begun == archive.PASSES
 
 
 async def test_who_is_erased_while_answered_stays_so(store: Store) -> None:

@@ -39,6 +39,8 @@ from .spending import holder, is_own
 FORMAT = 1
 """Of an export; one of a later version is refused."""
 PAGE = 100
+PASSES = 20
+"""Over an owner's sessions at most: in each something was found that the one before had missed."""
 EXPORT_BYTES = 262_144
 """Of lines that are given at once; one in any case."""
 LATEST = 253_402_300_800.0
@@ -111,17 +113,22 @@ _LINES = (Exported, ExportedSession, ExportedEvent, ExportedEnd, ExportedTotal)
 
 
 async def of_owner(store: Store, owner: str) -> AsyncIterator[SessionInfo]:
-    """An owner's sessions, those last written to first. What is begun meanwhile may be missing."""
-    after: str | None = None
+    """An owner's sessions, each once. One that is written to meanwhile may move to a page that was read before, and
+    some may be begun: so it is looked again until nothing new is found, but not for ever."""
     seen: set[str] = set()
-    while True:
-        page = await store.sessions(limit=PAGE, after=after, owner=owner)
-        for info in page.infos:
-            if info.session not in seen and not is_own(info.session):
-                seen.add(info.session)
-                yield info
-        after = page.next
-        if after is None:
+    for _ in range(PASSES):
+        before = len(seen)
+        after: str | None = None
+        while True:
+            page = await store.sessions(limit=PAGE, after=after, owner=owner)
+            for info in page.infos:
+                if info.session not in seen and not is_own(info.session):
+                    seen.add(info.session)
+                    yield info
+            after = page.next
+            if after is None:
+                break
+        if len(seen) == before:
             return
 
 
