@@ -227,6 +227,14 @@ def test_no_file_is_read_that_nobody_named(folder: Path) -> None:
         ("rediss://ida:ses@sesame/@cache/0", "rediss://ida:***@cache/0"),
         ("redis://cache:6379/?password=a@sesame", "redis://cache:6379/?password=***"),
         ("redis://:sesame", "redis://:***"),
+        ("redis://ida:open sesame@cache/0", "redis://ida:***@cache/0"),
+        ("redis://ida:open sesame/0", "redis://ida:***/0"),
+        ("redis://cache/?password=open sesame", "redis://cache/?password=***"),
+        ("ida:sesame@db/legato", "ida:***@db/legato"),
+        ("postgresql:ida:sesame@db", "postgresql:ida:***@db"),
+        ("sqlite://ida:sesame@db", "sqlite://ida:***@db"),
+        ("https://sesame@db", "https://***@db"),
+        ("postgresql://ida@db/legato", "postgresql://ida@db/legato"),
         ("sqlite:////srv/a.db?durability=full", "sqlite:////srv/a.db?durability=full"),
         ("redis://cache:6379", "redis://cache:6379"),
         (
@@ -246,6 +254,7 @@ def test_passwords_are_not_shown(folder: Path, url: str, shown: str) -> None:
     assert ("anybody on this machine can read it" in result.stderr) == ("sesame" in url)
     assert "sesame" not in run("config", LEGATO_PORT=url).output
     assert "sesame" not in run("config", "--model", "chat:x", "--base-url", url).output
+    assert "sesame" not in run("config", LEGATO_KEYS="lg_sesame", LEGATO_OPEN=url).output
 
 
 def test_what_an_environment_has_of_others(folder: Path) -> None:
@@ -284,6 +293,8 @@ def test_what_is_refused_later_is_named_as_it_was_said(folder: Path) -> None:
         (["--host", "0.0.0.0", "--allow-host", "x"], ["--host 0.0.0.0 lets other machines in, and nobody is asked"]),
         (["--model", "ollama:x", "--base-url", "there"], ["A base URL starts with"]),
         (["--model", "ollama:x", "--docs", "."], ["--docs is for the guide"]),
+        (["--store", ""], ["--store is empty"]),
+        (["--model", "ollama:x", "--base-url", ""], ["--base-url is empty"]),
         (["--store", "x:", "--limit", "connections=0", "--keep", "soon"], ["A store is", "--keep", "--limit"]),
     ],
     ids=lambda each: " ".join(each) if each[0].startswith("--") else "",

@@ -436,6 +436,9 @@ def app_sets(given: Mapping[str, str]) -> str:
 
 def faults_of(at: tuple[str, int], given: Mapping[str, str], options: ServeOptions) -> Iterator[str]:
     """What is wrong with options, whatever the target is. ``at``: the host and port to listen on."""
+    for name, value in (("store", options["store"]), ("base_url", options["base_url"])):
+        if name in given and value == "":  # which would be the default: another file, or another company
+            yield f"{given[name]} is empty; leave it out, or say which it is."
     if not options["models"] and (alone := [how for name, how in given.items() if name in _MODEL_OPTIONS]):
         yield f"{alone[0]} is for a model; name it with --model."
     for spec in dict.fromkeys(models := options["models"]):

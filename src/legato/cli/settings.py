@@ -32,11 +32,16 @@ SAID = "legato.settings"
 """In a context's ``meta``: the name of the file that was read."""
 NOT_OURS = re.compile(r"(?:tcp|udp|sctp)://")
 """What Kubernetes says in the environment of where a service is; of one called ``legato``, in ``LEGATO_PORT``."""
-_SECRET = re.compile(r"(?:^|-)(?:secret|password|token|key)(?:$|-)")
-_IN_URL = re.compile(r"(?<=://)([^/@\s:]*):\S*@")
-_NO_PORT = re.compile(r"(?<=://)([^/@\s:\[]*):(?!\d+(?:[/?,]|$))[^/@?\s]+(?=[/?]|$)")
+_SECRET = re.compile(r"(?:^|-)(?:secret|password|token|key)s?(?:$|-)")
+_IN_URL = re.compile(r"(?<=://)([^/@:]*):.*@", re.DOTALL)
+_NO_PORT = re.compile(r"(?<=://)([^/@:\[]*):(?!\d+(?:[/?,]|$))[^/@?]+(?=[/?]|$)")
 """A password where a host was forgotten behind it."""
-_IN_QUERY = re.compile(r"(?<=[?&])([^=&\s]*(?:secret|password|token|key)[^=&\s]*)=[^&\s]*", re.IGNORECASE)
+_ALONE = re.compile(r"(?<=http://)[^/@:]+@|(?<=https://)[^/@:]+@")
+"""What stands before a host of HTTP, and may be a token."""
+_NO_SCHEME = re.compile(r"\A([^/@]*):[^@]+@")
+_IN_QUERY = re.compile(r"(?<=[?&])([^=&\s]*(?:secret|password|token|key)[^=&\s]*)=[^&]*", re.IGNORECASE)
+NO_URLS = ("model", "instructions", "target")
+"""Settings in which an ``@`` behind a colon says nothing."""
 HIDDEN = "***"
 NUMBER_OR_TEXT: click.ParamType[str] = click.types.StringParamType()
 """The type of an option whose text may be a number alone, such as a port; in a file it may be one, too."""
@@ -117,7 +122,9 @@ def masked(key: str, value: object) -> Any:
     if isinstance(value, str):
         if value and _SECRET.search(key):
             return HIDDEN
-        told = _IN_QUERY.sub(rf"\1={HIDDEN}", value)
+        if key not in NO_URLS and "://" not in value:
+            value = _NO_SCHEME.sub(rf"\1:{HIDDEN}@", value)
+        told = _ALONE.sub(f"{HIDDEN}@", _IN_QUERY.sub(rf"\1={HIDDEN}", value))
         return _NO_PORT.sub(rf"\1:{HIDDEN}", _IN_URL.sub(rf"\1:{HIDDEN}@", told))
     return [masked(key, each) for each in value] if isinstance(value, list | tuple) else value
 

@@ -36,7 +36,7 @@ def _memory(url: str) -> Store:
     from .memory import MemoryStore
 
     if url.lower() != "memory:":
-        raise InvalidInput(f"The memory store is 'memory:' and nothing more, got {url[:200]!r}.")
+        raise InvalidInput(f"The memory store is 'memory:' and nothing more, got {shown(url)[:200]!r}.")
     return MemoryStore()
 
 
@@ -47,7 +47,7 @@ def _sqlite(url: str) -> Store:
     if file is None:
         raise InvalidInput(
             "A SQLite store is 'sqlite:///relative.db' or 'sqlite:////absolute.db' (three or four slashes), got "
-            f"{url[:200]!r}."
+            f"{shown(url)[:200]!r}."
         )
     options = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
     durability = options.pop("durability", "full")
@@ -81,11 +81,12 @@ def lasts(url: str) -> bool:
 
 def shown(url: str) -> str:
     """The URL of a store as it may be shown: without passwords."""
-    return re.sub(r"(://[^:@/]*:).*@|((?:listen|\w*password)=)[^&]*", _masked, url)
+    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", url)
 
 
-def _masked(found: re.Match[str]) -> str:
-    return f"{found[1]}***@" if found[1] else f"{found[2]}***"
+_PASSWORD = re.compile(
+    r"(://[^:@/]*:|\A(?!.*://)[^@/]*:|https?://(?=[^/:@]+@)).*@|((?:listen|\w*password)=)[^&]*", re.DOTALL
+)
 
 
 SCHEMES: dict[str, Callable[[str], Store]] = {
