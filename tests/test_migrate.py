@@ -15,8 +15,8 @@ import pytest
 
 from facts import draft
 from legato.errors import Conflict, InvalidInput, StoreBusy
-from legato.event import Event
-from legato.log import Log, Portable, Store
+from legato.event import Draft, Event
+from legato.log import READ_LIMIT, Log, Portable, Store
 from legato.store.memory import MemoryStore
 from legato.store.moving import fingerprint, move, portable
 from opening import opened
@@ -172,19 +172,45 @@ async def test_each_difference_is_seen() -> None:
 
 
 async def test_a_source_that_is_in_use_is_refused() -> None:
-    """One whose runs go on, before anything is moved; one that was written to, afterwards."""
+    """One whose runs go on, before anything is moved."""
     source, target = MemoryStore(), MemoryStore()
+    await begin(source, "another")
+    await Log(source, "another").append(*[message(f"waits {number}") for number in range(READ_LIMIT)])
     await begin(source)
     await source.acquire("s", "r", owner="a server", ttl=60.0)
     with pytest.raises(StoreBusy, match="stop its servers"):
         await move(source, target)
     assert await everything(target) == {}
 
-    await source.open()  # which gives up the lease
-    later = [source.append("s", [text()])]
+
+class ServedStore(MemoryStore):
+    """Somebody appends to it before the read of this number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads, self.at, self.draft = 0, 0, text()
+
+    async def read(self, session: str, after: int, *, limit: int = READ_LIMIT, deltas: bool = True) -> list[Event]:
+        self.reads += 1
+        if self.reads == self.at:
+            await self.append(session, [self.draft])
+        return await super().read(session, after, limit=limit, deltas=deltas)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "there before"])
+@pytest.mark.parametrize("what", [text(), DELETED], ids=["more", "deleted"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+async def test_a_source_that_is_written_to_meanwhile_is_said_to_be(at: int, what: Draft, there: bool) -> None:
+    """Before a session is read, between its pages, once another one has been; whether it is taken or compared."""
+    source, target = ServedStore(), MemoryStore()
+    await begin(source)
+    await begin(source, "z")
+    if there:
+        await move(source, target)
+    source.reads, source.at, source.draft = 0, at, what
     with pytest.raises(StoreBusy, match="written to meanwhile"):
-        await move(source, target, told=lambda moved: later.append(source.append("s", [text()])))
-    assert len(later) == 2
+        await move(source, target)
+    assert source.reads >= at
 
 
 async def test_stores_that_cannot_are_named() -> None:

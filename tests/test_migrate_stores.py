@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from databases import shared_postgres
 from driving import Chat, data, echo
+from legato.cli.group import group
 from legato.server.app import Legato
 from legato.store import open_store
 from legato.store.moving import move, portable
@@ -69,6 +71,19 @@ async def test_there_and_back(database: str, tmp_path: Path) -> None:
     async with opened(tmp_path / "back.db") as copy:
         assert await everything(copy) == before
         assert (await copy.info("long")).head == last
+
+
+def test_a_store_is_not_taken_to_itself(database: str) -> None:
+    """By whichever names it is called. One that is empty may be called by a wrong one, and is told of."""
+    other = database.replace("127.0.0.1", "localhost").replace("valkey:", "redis:").replace("postgresql:", "postgres:")
+    done = CliRunner().invoke(group, ["migrate", database, other])
+    assert done.exit_code == 2, done.output
+    assert "are the same store" in done.output
+
+    done = CliRunner().invoke(group, ["migrate", database, f"{other}x"])
+    assert done.exit_code == 0, done.output
+    assert "There is nothing in SOURCE" in done.output
+    assert ":secret@" not in done.output
 
 
 KILLED = """

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..store.moving import Moved
 
 TELL_SECONDS = 2.0
+SAME = "SOURCE and TARGET are the same store."
 
 
 @click.command(short_help="Take all that a store has to another one.")
@@ -34,13 +35,13 @@ def migrate(source: str, target: str, merge: bool) -> None:
       legato migrate sqlite:///chat.db postgresql://legato@db/legato
       legato migrate redis://cache sqlite:////var/lib/legato/chat.db
     """
-    from ..store import file_of, lasts
+    from ..store import file_of, lasts, shown
 
     for url in (source, target):
         if not lasts(url):
             raise Misuse(f"a store in memory ends with its server, so there is nothing to migrate: {url!r}")
     if source == target:
-        raise Misuse("SOURCE and TARGET are the same store.")
+        raise Misuse(SAME)
     file = file_of(source)
     if file is not None and not file.is_file():
         raise Misuse(f"There is no file {file}.")
@@ -52,6 +53,8 @@ def migrate(source: str, target: str, merge: bool) -> None:
             f"{name}  {tally.sessions:,} sessions ({tally.deleted:,} deleted), {tally.events:,} events, "
             f"sha256-sum {tally.hex}"
         )
+    if not moved.source.sessions:
+        click.echo(f"There is nothing in SOURCE. If it should not be empty, see what {shown(source)} names.", err=True)
     if moved.source.damaged:
         click.echo(f"{moved.source.damaged:,} event(s) were damaged in the source, and are marked so.", err=True)
     if moved.source != moved.target:  # which ``move`` has seen for each session
@@ -76,6 +79,9 @@ async def _migrate(source: str, target: str, merge: bool) -> Moved:
     try:
         await to_store.open()
         try:
+            # Of ours this name is random, and the same for all who have that store open, by whichever address.
+            if getattr(from_store, "incarnation", "") == getattr(to_store, "incarnation", None):
+                raise Misuse(SAME)
             return await move(from_store, to_store, merge=merge, told=told)
         finally:
             await to_store.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -20,6 +21,7 @@ from ..part import encode
 
 AT_ONCE = 16
 """Sessions that are taken at the same time, so that their commits are shared. Each holds a page of its log."""
+WRITTEN = "The source was written to meanwhile; stop its servers, and begin again with an empty target."
 
 _pack = msgspec.msgpack.encode
 _DAMAGED = encode(DAMAGED)
@@ -148,7 +150,7 @@ async def move(
         StoreError: a store failed, or has not stored what it was given.
     """
     source, target = portable(source), portable(target)
-    if any(run.held(time.time()) for run in await source.open_runs()):
+    if any(run.held(time.time()) for run in await source.open_runs(limit=sys.maxsize)):
         raise StoreBusy("Runs of the source are going on; stop its servers first.")
     if not merge:
         async for record in target.records():
@@ -164,6 +166,10 @@ async def move(
     async def take(record: SessionRecord) -> None:
         try:
             await _take(source, target, record, moved)
+        except (Conflict, InvalidInput) as exc:
+            if await source.record(record.session) != record:
+                raise StoreBusy(WRITTEN) from exc
+            raise
         finally:
             places.release()
         told(moved)
@@ -180,7 +186,7 @@ async def move(
     async for record in source.records():
         after.add(Fingerprint(record))
     if after != before:
-        raise StoreBusy("The source was written to meanwhile; stop its servers, and begin again with an empty target.")
+        raise StoreBusy(WRITTEN)
     return moved
 
 
