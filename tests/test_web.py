@@ -809,6 +809,11 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
 
     expect(page.locator("#menu")).to_be_focused()
     expect(page.get_by_role("button", name="New chat")).to_be_hidden()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="New chat")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="New chat")).to_be_hidden()
+    expect(page.locator("#menu")).to_have_attribute("aria-expanded", "false")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

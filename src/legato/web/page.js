@@ -32,7 +32,7 @@ function go(id) {
 
 /** Show the chat of the address. */
 function show() {
-  document.body.removeAttribute("data-menu");
+  menu(false);
   $("trouble").textContent = "";
   chat.session = new URLSearchParams(location.search).get("session") ?? "";
   void list.look(chat.session);
@@ -59,12 +59,17 @@ document.addEventListener("visibilitychange", () => document.hidden || void list
 function menu(open) {
   document.body.toggleAttribute("data-menu", open);
   $("menu").setAttribute("aria-expanded", String(open));
+}
+
+/** By the visitor's hand. @param {boolean} open */
+function turn(open) {
+  menu(open);
   (open ? $("new") : $("menu")).focus();
 }
-$("menu").addEventListener("click", () => menu(!document.body.hasAttribute("data-menu")));
-$("shade").addEventListener("click", () => menu(false));
+$("menu").addEventListener("click", () => turn(!document.body.hasAttribute("data-menu")));
+$("shade").addEventListener("click", () => turn(false));
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && document.body.hasAttribute("data-menu")) menu(false);
+  if (event.key === "Escape" && document.body.hasAttribute("data-menu")) turn(false);
 });
 
 $("skip").addEventListener("click", (/** @type {Event} */ event) => (event.preventDefault(), chat.focus()));
