@@ -293,3 +293,14 @@ def test_intercom_fills_a_phone(shop: Page, shoot: Callable[[Page, str], None]) 
     shop.set_viewport_size({"width": 320, "height": 640})
     shop.get_by_role("button", name="Close the chat").first.click()
     expect(shop.get_by_role("dialog")).to_be_hidden()
+
+
+def test_each_part_has_a_name_outside() -> None:
+    """What the docs name can be styled: in the chat by itself, and in the one within the floating chat."""
+    docs = (EXAMPLES.parent / "docs/browser.md").read_text()
+    told, own = re.search(r"Parts: (.*?); of\s+the Intercom also (.*?)\.\n", docs, re.DOTALL).groups()  # type: ignore[union-attr]
+    program = (EXAMPLES.parent / "src/legato/web/intercom.js").read_text()
+    exported = "".join(re.findall(r'"(.*?)"', re.search(r"const PARTS = (.*?);\n", program, re.DOTALL)[1]))  # type: ignore[index]
+
+    assert exported.split(", ") == re.findall(r"`(\w+)`", told)
+    assert set(re.findall(r'part: "(\w+)"', program)) <= {*re.findall(r"`(\w+)`", own), "problem"}

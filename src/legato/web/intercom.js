@@ -11,7 +11,8 @@ import { sheet, sheets } from "./sheet.js";
 const SHEETS = [...sheets, ...sheet(INTERCOM_LOOKS)];
 
 /** Parts of the chat inside, for styles from outside. */
-const PARTS = "conversation, turn, question, answer, text, form, field, send, stop, latest, notice, ask, tool, thinking, error";
+const PARTS = "conversation, turn, question, answer, text, thinking, tool, ask, grant, deny, error, retry, copy, regenerate, replace, keep, continue, " +
+  "form, field, send, stop, latest, notice, problem, indicator, file";
 
 export class LegatoIntercom extends LegatoElement {
   static observedAttributes = ["username", "base-url"];
