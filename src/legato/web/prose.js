@@ -19,6 +19,8 @@ const SLICE = 10_000;
 const FRESH = 4_000;
 /** Characters of a paragraph that are set; more of one would hold the page. */
 const PARAGRAPH = 40_000;
+/** Characters of texts, and of their HTML, that are remembered. */
+export const KEPT = 4 * 1024 * 1024;
 /** Characters from which on a text may have a block that is to be cut. */
 const CUT = 4_000;
 /** Characters of a text from which on a browser need not lay out what is far from view. */
@@ -40,6 +42,7 @@ const DEFINITION = /^ {0,3}\[[^\]\n]+\]:/m;
 /** Asks the server for HTML. */
 export class Typesetter {
   /** @type {Map<string, Block[]>} */ #known = new Map();
+  #size = 0; // characters in it
   /** @type {{text: string, resolve: (blocks: Block[]) => void, reject: (error: any) => void}[]} */ #queue = [];
   #server;
 
@@ -93,10 +96,24 @@ export class Typesetter {
 
   /** @param {string} text @param {Block[]} blocks */
   #keep(text, blocks) {
+    this.#forget(text);
     this.#known.set(text, blocks);
-    if (this.#known.size > 300) this.#known.delete(/** @type {string} */ (this.#known.keys().next().value));
+    this.#size += weight(text, blocks);
+    for (const [oldest] of this.#known) {
+      if (this.#size <= KEPT) break;
+      this.#forget(oldest);
+    }
+  }
+
+  /** @param {string} text */
+  #forget(text) {
+    this.#size -= weight(text, this.#known.get(text));
+    this.#known.delete(text);
   }
 }
+
+/** @param {string} text @param {Block[] | undefined} blocks */
+const weight = (text, blocks) => blocks?.reduce((sum, { html }) => sum + html.length, text.length) ?? 0;
 
 /** Characters of a piece of a text that is shown as it came. */
 const PIECE = 4_000;
