@@ -591,6 +591,39 @@ async def test_a_file_system_that_has_become_read_only_is_noticed(
     await until(lambda: store.trouble is None)
 
 
+@pytest.mark.parametrize("looks", ["trouble", "_keep_lock"])
+@pytest.mark.parametrize(
+    "error", [apsw.IOError("disk I/O error"), OSError(errno.EIO, "I/O error"), RuntimeError("odd")]
+)
+async def test_a_look_that_fails_ends_nothing(
+    store: SQLiteStore, looks: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is raised by looking at the file: what is to be stored is refused, and not left waiting for ever; who
+    only asks is answered; and it is stored when the look is good again, also if nothing was asked meanwhile."""
+    assert store._writer is not None
+    writer = store._writer
+    looked = threading.Event()
+
+    def fail() -> str:
+        looked.set()
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer._troubles._watch, looks, fail)
+        assert await asyncio.to_thread(looked.wait, NET)  # while nothing is asked
+        async with asyncio.timeout(NET):
+            with pytest.raises(StoreError):
+                await store.append("s", [text("refused")])
+            assert (await store.info("s")).head == 2
+    async with asyncio.timeout(NET):
+        while True:
+            with contextlib.suppress(StoreError):
+                await store.append("s", [text("after")])
+                break
+            await asyncio.sleep(0.01)
+    assert (await store.info("s")).head == 3
+
+
 async def test_a_lock_that_nobody_waits_for_is_noticed_too(store: SQLiteStore, stuck: Stuck) -> None:
     """A server to which nothing is sent is not ready either while another program has its file."""
     await until(lambda: isinstance(store.trouble, StoreBusy))

@@ -78,6 +78,7 @@ class Writer:
         self._begun_at = 0.0  # when that group was begun
         self._silent: set[str | None] = set()  # sessions whose run has begun, and has stored nothing yet
         self._memory: Known | None = None
+        self._failing = False  # to look after the file
         self._thread = threading.Thread(target=self._run, name="legato-sqlite-writer", daemon=True)
         self.begun = 0
         self.figures = StoreFigures()
@@ -139,18 +140,18 @@ class Writer:
         ended = False
         while not ended:
             pause = BUSY_RETRY if self._held else IDLE_SECONDS
-            self._troubles.look_at_disk()
+            self._look_after(self._troubles.look_at_disk)
             if self._tidy_at is not None and not self._held:
                 pause = min(max(self._tidy_at - time.monotonic(), 0.0), pause)
                 if not pause:
-                    self._tidy()
+                    self._look_after(self._tidy)
             try:
                 taken = self._queue.get(timeout=pause)
             except queue.Empty:
                 if self._held:
                     self._do([])
                 else:
-                    self._troubles.look()
+                    self._look_after(self._troubles.look)
                 continue
             self._begun_at = time.monotonic()
             requests: list[WriteRequest] = []
@@ -168,7 +169,18 @@ class Writer:
             self._do([])
         until = time.monotonic() + TIDY_AGAIN_SECONDS
         while self._tidy_at is not None and time.monotonic() < until:
-            self._tidy()
+            self._look_after(self._tidy)
+
+    def _look_after(self, act: Callable[[], None]) -> None:
+        """Do this beside what is asked. Whatever it raises does not end this thread, for which all who store wait."""
+        try:
+            act()
+        except Exception as exc:
+            level = logging.DEBUG if self._failing else logging.ERROR
+            logger.log(level, "%s cannot be looked after: %s", self._path, exc)
+            self._failing = True
+        else:
+            self._failing = False
 
     def _do(self, requests: list[WriteRequest]) -> None:
         requests, self._held = self._held + requests if self._held else requests, []
@@ -186,18 +198,18 @@ class Writer:
     def _try(self, requests: Sequence[WriteRequest]) -> dict[str, Look] | None:
         """Commit a group; None if it could not be, which each of its requests has been told."""
         cause: Exception | None = None
-        if not all(isinstance(request, Inform) for request in requests):
-            cause = self._troubles.blocked()
-        if cause is None:
-            began = time.monotonic()
-            try:
+        try:
+            if not all(isinstance(request, Inform) for request in requests):
+                cause = self._troubles.blocked()
+            if cause is None:
+                began = time.monotonic()
                 looks = self._commit(requests)
                 self.figures.committed(len(requests), time.monotonic() - began)
                 return looks
-            except Exception as exc:  # whatever it is, this thread goes on for the other sessions
-                self._undo()
-                cause = exc
-                self._troubles.caught(exc)
+        except Exception as exc:  # whatever it is, this thread goes on for the other sessions
+            self._undo()
+            cause = exc
+            self._troubles.caught(exc)
         self.figures.failed += 1
         for request in requests:
             request.error, request.outcome = store_error(cause, self._path), None
