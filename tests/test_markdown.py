@@ -65,7 +65,26 @@ def test_links_lead_out_and_images_are_links() -> None:
     assert f'<p><a href="https://tea.test/x.png" {safe}>a cup</a></p>' == html("![a cup](https://tea.test/x.png)")
     assert f'<p><a href="https://tea.test/" {safe}>a cup</a></p>' == html("[![a cup](x.png)](https://tea.test/)")
     assert f'<p>See <a href="https://tea.test/" {safe}>https://tea.test/</a>.</p>' == html("See https://tea.test/.")
-    assert f"<p><a {safe}>notes</a></p>" == html("[notes](notes.md)")
+    assert f'<p><a href="tel:+1234" {safe}>Call us</a></p>' == html("[Call us](tel:+1234)")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("[notes](a%20note.md 'title').", "notes (a note.md)."),
+        ("[**all** `of`](/docs)!", "<strong>all</strong> <code>of</code> (/docs)!"),
+        ("![a plan](sandbox:/mnt/plan.png)", "a plan (sandbox:/mnt/plan.png)"),
+        ("[![a cup](cup.png)](cups.md)", "a cup (cups.md)"),
+        ("[tea](//tea.test/a)", "tea (//tea.test/a)"),
+        ("[file][1]\n\n[1]: ftp://tea.test/a", "file (ftp://tea.test/a)"),
+        ("[page](HTTPS.html) <ftp://tea.test> ![](cup.png)", "page (HTTPS.html) ftp://tea.test cup.png"),
+        ("[below](#below), []() and [a dot](data:image/png;base64,AA)", "below,  and a dot"),
+        ("[run](javascript:alert(1))", "[run](javascript:alert(1))"),
+    ],
+)
+def test_what_leads_nowhere_says_where(text: str, shown: str) -> None:
+    """An address that the page does not open is told behind its words; nothing looks like a link that is none."""
+    assert f"<p>{shown}</p>" == html(text)
 
 
 @pytest.mark.parametrize(
@@ -356,6 +375,7 @@ GROWN = [
     *(
         "See [the `x` of $y$](https://a.test/b_c)!",
         "See [a](https://a.test/(b)) and https://b.test.",
+        "See [*my* notes](docs/a_b.md), ![x](y.png), <ftp://a.test> and [more](tel:12).",
         "One[^1].\n\n[^1]: A note.",
     ),
     *(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import html
 import re
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
@@ -340,7 +340,24 @@ def _as_we_show_it(state: StateCore) -> None:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + 1, 6)}"
         elif token.type == "inline" and token.children:
-            token.children = list(_without_images(token.children))
+            token.children = list(_leading_out(_without_images(token.children)))
+
+
+def _leading_out(tokens: Iterable[Token]) -> Iterator[Token]:
+    """A link that leads nowhere from this page is its text, and behind it the address, unless that says nothing."""
+    address: str | None = None
+    for token in tokens:
+        if token.type == "link_open" and not _LEADING.match(href := str(token.attrGet("href"))):
+            silent = token.markup or href.startswith(
+                ("#", "data:")
+            )  # what it says already, or is here, or not for people
+            address = "" if silent else _PARSER.normalizeLinkText(href)
+        elif token.type == "link_close" and address is not None:
+            if address:
+                yield Token("text", "", 0, content=f" ({address})")
+            address = None
+        else:
+            yield token
 
 
 def _without_images(tokens: Sequence[Token]) -> Iterator[Token]:
@@ -352,7 +369,7 @@ def _without_images(tokens: Sequence[Token]) -> Iterator[Token]:
             continue
         source = str(token.attrGet("src"))
         if not links:
-            yield Token("link_open", "a", 1, attrs={"href": source})
+            yield Token("link_open", "a", 1, attrs={"href": source}, markup="" if token.content else "autolink")
         yield Token("text", "", 0, content=token.content or source)
         if not links:
             yield Token("link_close", "a", -1)
@@ -399,6 +416,8 @@ _VALUES = {
     ("input", "type"): re.compile(r"checkbox"),
 }
 """Of a tag's attribute, or of one of each tag, what it may say, where that is bounded."""
+_SCHEMES = ("http", "https", "mailto", "tel")
+_LEADING = re.compile(f"(?:{'|'.join(_SCHEMES)}):", re.IGNORECASE)
 _PARSER = _parser()
 _BLOCKS_ALONE = _parser()
 _BLOCKS_ALONE.core.ruler.enableOnly(["normalize", "block"])
@@ -419,7 +438,7 @@ _CLEANER = nh3.Cleaner(
     },
     attribute_filter=_attribute,
     set_tag_attribute_values={"a": {"target": "_blank"}},
-    url_schemes={"http", "https", "mailto"},
+    url_schemes=set(_SCHEMES),
     url_relative="deny",  # an answer knows nothing of this server's addresses
     link_rel="noopener noreferrer",
 )
