@@ -348,9 +348,7 @@ def _leading_out(tokens: Iterable[Token]) -> Iterator[Token]:
     address: str | None = None
     for token in tokens:
         if token.type == "link_open" and not _LEADING.match(href := str(token.attrGet("href"))):
-            silent = token.markup or href.startswith(
-                ("#", "data:")
-            )  # what it says already, or is here, or not for people
+            silent = token.markup or href.startswith(("#", "data:"))  # it is told already, or here
             address = "" if silent else _PARSER.normalizeLinkText(href)
         elif token.type == "link_close" and address is not None:
             if address:
