@@ -199,6 +199,10 @@ async def test_scopes_are_those_of_a_claim_that_is_named(claim: str | None, said
         {"jwks": "http://issuer.example/keys"},
         {"jwks": "file:///etc/passwd"},
         {"jwks": "ftp://issuer.example/keys"},
+        {"jwks": "https://me:sesame@issuer.example/keys"},
+        {"jwks": "http://sesame@localhost/keys?token=sesame"},
+        {"jwks": "https:///keys"},
+        {"jwks": "https://[::1/keys"},
         {"jwks": "/nowhere/keys.json"},
         {"jwks": "https://issuer.example/keys", "algorithms": ["HS256"]},
         {"issuer": ""},
@@ -209,9 +213,10 @@ async def test_scopes_are_those_of_a_claim_that_is_named(claim: str | None, said
     ],
 )
 def test_what_would_be_weak_is_no_setting(options: dict[str, Any]) -> None:
-    """It is said at once."""
-    with pytest.raises(InvalidInput):
+    """It is said at once, without passwords."""
+    with pytest.raises(InvalidInput) as caught:
         believing(**options) if options.get("key", "") is not None else JWT(issuer=ISSUER, audience=AUDIENCE)
+    assert "sesame" not in str(caught.value)
 
 
 async def test_a_key_and_a_set_can_be_files(tmp_path: Path) -> None:
@@ -311,11 +316,11 @@ async def test_a_set_is_asked_for_once() -> None:
         assert await believed(auth, named("a")) is None  # withdrawn
 
 
-async def test_a_set_that_cannot_be_had_for_a_while_is_kept() -> None:
-    """For a day; and without any, it is the server that cannot say who asks."""
+async def test_a_set_that_cannot_be_had_for_a_while_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """For a day; and without any, it is the server that cannot say who asks. A key of the address is in no log."""
     with issuing() as issuer:
         issuer.status = 500
-        auth, clock = fetching(issuer.url)
+        auth, clock = fetching(f"{issuer.url}?key=sesame")
         for _ in range(20):
             with pytest.raises(Overloaded):
                 await believed(auth, named("a"))
@@ -329,6 +334,8 @@ async def test_a_set_that_cannot_be_had_for_a_while_is_kept() -> None:
         clock.now += module.STALE_SECONDS
         with pytest.raises(Overloaded):
             await believed(auth, named("a"))
+    assert issuer.url in caplog.text
+    assert "sesame" not in caplog.text
 
 
 async def test_who_waits_for_nothing_waits_for_no_set() -> None:

@@ -24,10 +24,10 @@ from legato.agent import Agent, Turn
 from legato.agents.upstream import model_agent
 from legato.errors import AgentError, InvalidInput, StoreFull, TooLarge
 from legato.event import read_stored
-from legato.http.call import refusal
+from legato.http.call import failure, refusal
 from legato.http.errors import ConnectionFailed
 from legato.logs import FRAMES, Discreet, JSONFormatter, TextFormatter, outline, show_content, told, trace
-from legato.provider.errors import refused
+from legato.provider.errors import provider_error, refused
 from legato.store import redis_errors, sqlite_errors
 from legato.testing import Driver
 from legato.tool import Tool
@@ -308,6 +308,27 @@ def test_what_a_repeated_request_says() -> None:
             False,
         )
     assert repr(refused(answer)) == "APIError (overloaded, status 529)"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        httpx2.ConnectError,
+        httpx2.ConnectTimeout,
+        httpx2.PoolTimeout,
+        httpx2.ProxyError,
+        httpx2.ReadTimeout,
+        httpx2.ReadError,
+        httpx2.RemoteProtocolError,
+        httpx2.DecodingError,
+    ],
+)
+def test_what_an_address_has_besides_its_server(kind: type[httpx2.RequestError]) -> None:
+    """A key may stand in each other part of it; which server it was is told."""
+    address = f"https://{WORD}:{WORD}@gateway:8443/{WORD}/v1/responses?key={WORD}"
+    error = failure(kind("refused", request=httpx2.Request("POST", address)))
+    shown = f"{error} {error!r} {trace(error)} {provider_error(error)} {trace(provider_error(error))}"
+    assert (WORD in shown, "POST https://gateway:8443" in str(error)) == (False, True)
 
 
 # Stores ---------------------------------------------------------------------------------------------------------------

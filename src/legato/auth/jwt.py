@@ -248,8 +248,12 @@ class _KeySet:
     def __init__(self, where: str | Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._where = where
         text = str(where)
+        self._told = text.partition("?")[0] if "://" in text else text  # a query may have a key
         if "://" in text and not _may_be_fetched(text):
-            raise InvalidInput(f"jwks is an https address, or http on this machine, or a file; got {text[:200]!r}.")
+            got = text.partition("?")[0].rpartition("@")[2][:200]  # a password would stand before that, or behind it
+            raise InvalidInput(
+                f"jwks is an https address without a user, or http on this machine, or a file; got {got!r}."
+            )
         self._fetches = "://" in text
         self._keep, self._again = (KEEP_SECONDS, AGAIN_SECONDS) if self._fetches else (FILE_SECONDS, FILE_SECONDS)
         self._clock = clock
@@ -348,7 +352,7 @@ class _KeySet:
             if self._fetches or not self._failing:
                 why = str(exc)[:300]  # of the network, or of what is no set of keys
                 so = "those from before are used" if self._keys else "nobody can sign in with tokens"
-                logger.warning("the keys of %s cannot be had, and %s: %s", self._where, so, why)
+                logger.warning("the keys of %s cannot be had, and %s: %s", self._told, so, why)
             self._failing = True
         finally:
             self._reading = None
@@ -381,7 +385,7 @@ class _KeySet:
                 fitting = _fitting(key)
                 known = keys.setdefault(entry.get("kid"), [])
             except (jwt.PyJWTError, InvalidInput, ValueError, TypeError, AttributeError, KeyError) as exc:
-                logger.warning("a key of %s is left out: %s", self._where, type(exc).__name__)
+                logger.warning("a key of %s is left out: %s", self._told, type(exc).__name__)
                 continue
             algorithms = (name for name in fitting if entry.get("alg", name) == name)
             known.append((key, {name: self._credential(entry.get("kid"), name, key) for name in algorithms}))
@@ -401,7 +405,12 @@ def _credentials(keys: _Keys) -> set[str]:
 
 
 def _may_be_fetched(url: str) -> bool:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # half of an IPv6 address
+        return False
+    if not parts.hostname or "@" in parts.netloc:  # which urllib would take for a part of the host
+        return False
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"))
 
 

@@ -199,7 +199,9 @@ def failure(error: httpx2.RequestError) -> ClientError:
         InvalidInput: the request itself was at fault, for example a line end in a header.
     """
     try:
-        what = f"{error.request.method} {error.request.url.copy_with(query=None)}"
+        # Of the address the server alone: a key may stand in all else, and logs have these words.
+        url = error.request.url
+        what = f"{error.request.method} {url.scheme}://{url.netloc.decode('ascii')}"
     except RuntimeError:  # httpx2 does not always know the request
         what = "A request"
     why = str(error) or type(error).__name__
