@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from .doorbell import Bell, Doorbell, Listener
-from .errors import InvalidInput, LegatoError
+from .errors import InvalidInput, LegatoError, StoreError
 from .event import AnyFact, Draft, Event, Offset, SessionCreated
 from .machine import Lease, OpenRun, SessionState, moved
 
@@ -516,6 +516,14 @@ class Log:
 
 MICRO = 1_000_000
 """Microseconds in a second: the precision of an event's time."""
+
+
+def tell_trouble(trouble: StoreError | None, place: str = "the store") -> None:
+    """Say in the server's log why nothing can be stored for now, or (None) that ``place`` can be written again."""
+    if trouble is None:
+        logger.warning("%s can be written again", place)
+    else:
+        logger.error("nothing can be stored for now (%s): %s", trouble.code, trouble)
 
 
 def moment(now: float, last: int) -> int:

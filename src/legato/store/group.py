@@ -7,7 +7,6 @@ request that is refused leaves no trace, and nothing in here is changed by a gro
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,11 +19,9 @@ from ..doorbell import Bell
 from ..errors import LegatoError, RunEnded, StoreBusy, StoreError, StoreFull
 from ..event import AnyFact, Draft, Event, Offset, SessionCreated, read_stored, settle
 from ..figures import StoreFigures
-from ..log import MICRO, Appended, Storing, Take, created, moment
+from ..log import MICRO, Appended, Storing, Take, created, moment, tell_trouble
 from ..machine import Lease, OpenRun, RunState, SessionState, check_head, free, leased, moved, released, renewed
 from .neighbours import Neighbours
-
-logger = logging.getLogger("legato")
 
 GROUP_REQUESTS = 1_000
 """Requests in one group at most."""
@@ -349,10 +346,10 @@ class GroupWriter:
             return
         before, self._trouble = self._trouble, None if exc is None else self._error(exc)
         if self._trouble is None and before is not None:
-            logger.warning("the store can be written again")
+            tell_trouble(None)
         elif self._trouble is not None and before is None:
             self._troubled_at = time.monotonic()
-            logger.error("nothing can be stored for now (%s): %s", self._trouble.code, self._trouble)
+            tell_trouble(self._trouble)
 
     def refuse(self) -> None:
         """If there is trouble, tell who waits, while a group that may have been written is held."""

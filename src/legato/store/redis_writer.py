@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import StoreError, StoreFull, StoreLost
 from ..event import Event, Offset
 from ..figures import StoreFigures
-from ..log import MICRO
+from ..log import MICRO, tell_trouble
 from ..machine import SessionState, released
 from .redis_eras import Eras
 from .redis_errors import is_lost, is_unknown, store_error
@@ -376,10 +376,8 @@ class RedisWriter:
 
     def _note(self, trouble: StoreError | None) -> None:
         before, self.trouble = self.trouble, trouble
-        if trouble is not None and before is None:
-            logger.error("nothing can be stored (%s): %s", trouble.code, trouble)
-        elif trouble is None and before is not None:
-            logger.warning("%s can be written again", self._server.shown)
+        if (trouble is None) != (before is None):
+            tell_trouble(trouble, self._server.shown)
 
     async def tend(self) -> None:
         """Look whether something can be stored, while nothing is, or while it cannot be."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
 from ..errors import StoreBusy, StoreError, StoreLost
+from ..log import tell_trouble
 from .sqlite_errors import disk_trouble, is_of_disk, store_error
 from .sqlite_file import TOUCH, apsw, logged_bytes
 from .watch import HEAD_BYTES, FileWatch
-
-logger = logging.getLogger("legato")
 
 BUSY_MS = 50
 """Milliseconds for which a commit waits in SQLite for another program's lock. Then the group waits here, where who only
@@ -100,13 +98,7 @@ class Troubles:
     def _note_disk(self, trouble: StoreError | None) -> None:
         before, self._disk = self._disk, trouble
         if type(before) is not type(trouble):
-            self._tell(trouble)
-
-    def _tell(self, trouble: StoreError | None) -> None:
-        if trouble is None:
-            logger.warning("%s can be written again", self._path)
-        else:
-            logger.error("nothing can be stored (%s): %s", trouble.code, trouble)
+            tell_trouble(trouble, self._path)
 
     def blocked(self) -> Exception | None:
         """Why nothing can be stored; looked for no more often than needed, unless there was a reason the last time."""
@@ -141,4 +133,4 @@ class Troubles:
             self._connection.set_busy_timeout(0 if locked else BUSY_MS)  # while it is known, nobody waits for it here
         if not self.patient and type(self._told) is not type(trouble):  # a lock that is soon gone is no trouble
             self._told = trouble
-            self._tell(trouble)
+            tell_trouble(trouble, self._path)
