@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections.abc import Awaitable, Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -106,6 +106,14 @@ class Caller(msgspec.Struct, frozen=True):
         if self.subject:
             return f"subject {self.subject}"
         return f"address {network(self.address)}" if self.address else ""
+
+
+class Revoked(Protocol):
+    """Who is to know that a credential is good no more."""
+
+    def __call__(self, credential: str, gone: bool = True) -> None:
+        """``gone``: it is good no more; else it is good again."""
+        ...
 
 
 @functools.lru_cache(4096)

@@ -26,7 +26,7 @@ except ModuleNotFoundError as exc:
     raise ImportError("legato.auth.JWT needs PyJWT: pip install 'legato[auth]'") from exc
 from starlette.requests import HTTPConnection
 
-from ..caller import SCOPES, Caller
+from ..caller import SCOPES, Caller, Revoked
 from ..errors import InvalidInput, Overloaded
 from ..log import Store
 from .bearer import bearer, noted
@@ -128,7 +128,7 @@ class JWT:
             self._jwks = _KeySet(jwks)
             self._algorithms = _allowed(algorithms, PUBLIC, ("RS256", "ES256"), "public keys")
 
-    async def open(self, store: Store, revoked: Callable[..., None]) -> None:
+    async def open(self, store: Store, revoked: Revoked) -> None:
         """Look after the set of keys: what was signed in with by one that is in it no more ends."""
         if self._jwks is not None:
             self._jwks.follow(revoked)
@@ -265,7 +265,7 @@ class _KeySet:
         self._failing = False
         self._reading: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
-        self._listeners: list[Callable[..., None]] = []  # of applications, which may have this in common
+        self._listeners: list[Revoked] = []  # of applications, which may have this in common
         self._open = 0
         self._thread = ThreadPoolExecutor(1, "legato-jwks")  # nobody who signs in waits for what agents do in threads
         if not self._fetches:
@@ -280,9 +280,9 @@ class _KeySet:
         """Of the set that there is, while it is as good as new; else None."""
         return self._number if self._clock() - self._read_at <= self._keep else None
 
-    def follow(self, revoked: Callable[..., None]) -> None:
-        """Read them again whenever they are as good as new no more, once somebody has wanted one, and call ``revoked``
-        with the credentials of each that is gone, and with False besides of each that is there again."""
+    def follow(self, revoked: Revoked) -> None:
+        """Read them again whenever they are as good as new no more, once somebody has wanted one, and tell
+        ``revoked`` of the credentials of each that is gone, and of each that is there again."""
         self._listeners.append(revoked)
         self._open += 1
         if self._following is None or self._following.get_loop() is not asyncio.get_running_loop():
@@ -368,7 +368,7 @@ class _KeySet:
                 for credential in before - now:
                     revoked(credential)
                 for credential in now - before:
-                    revoked(credential, False)
+                    revoked(credential, gone=False)
         self._read_at = self._clock()
 
     def _read_keys(self, raw: bytes) -> _Keys:

@@ -7,11 +7,11 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from starlette.requests import HTTPConnection
 
-from ..caller import Caller
+from ..caller import Caller, Revoked
 from ..credentials import (
     DEFAULT_SCOPES,
     KEYS,
@@ -47,7 +47,7 @@ class APIKeys:
         self._keys: dict[str, tuple[APIKey, Caller]] = {}
         self._good: dict[str, bool] = {}
         self._store: Store | None = None
-        self._revoked: Callable[[str], None] = lambda credential: None
+        self._revoked: Revoked = lambda credential, gone=True: None
         self._following: asyncio.Task[None] | None = None
 
     @property
@@ -55,7 +55,7 @@ class APIKeys:
         """Those that are good, as far as this process knows."""
         return [key for key, _ in self._keys.values()]
 
-    async def open(self, store: Store, revoked: Callable[..., None]) -> None:
+    async def open(self, store: Store, revoked: Revoked) -> None:
         """Read the keys, and follow what becomes of them.
 
         Args:

@@ -15,7 +15,7 @@ from starlette.types import Scope
 from ..agent import Agent
 from ..blobs import Blobs, Outside
 from ..bounds import Limits, tally
-from ..caller import NOBODY, Caller, May, MayWithSession, Quota, may_on_open_server
+from ..caller import NOBODY, Caller, May, MayWithSession, Quota, Revoked, may_on_open_server
 from ..dialect.fold import Encoder
 from ..dialect.joined import JoinedPages
 from ..errors import LegatoError
@@ -50,9 +50,8 @@ def nobody(scope: Scope) -> Caller:
 class Opens(Protocol):
     """Sign-in that is begun and ended with a life, as ``legato.auth.APIKeys``."""
 
-    async def open(self, store: Store, revoked: Callable[..., None]) -> None:
-        """Begin; ``revoked`` is to be called with each credential that is good no more, and with False as well if it is
-        good again."""
+    async def open(self, store: Store, revoked: Revoked) -> None:
+        """Begin; ``revoked`` is to be called with each credential that is good no more."""
         ...
 
     async def close(self) -> None:

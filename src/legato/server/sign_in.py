@@ -26,7 +26,7 @@ from starlette.types import Scope
 
 from ..auth.bearer import ASKED
 from ..bounds import Rate
-from ..caller import Caller
+from ..caller import Caller, Revoked
 from ..credentials import ID_LETTERS, TICKETS, hashed, without_keys
 from ..errors import (
     Forbidden,
@@ -95,7 +95,7 @@ class SignIn:
         self._opening = asyncio.Lock()
         self._begin: Callable[[Opens], Awaitable[None]] | None = None  # while it is open
 
-    async def open(self, store: Store, revoked: Callable[..., None]) -> None:
+    async def open(self, store: Store, revoked: Revoked) -> None:
         """Begin with the application."""
         self.tickets.store = store
         self._opening = asyncio.Lock()  # of this event loop
