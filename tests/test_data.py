@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,20 @@ async def test_nobody_looks_for_ever_after_who_goes_on(store: Store, monkeypatch
     found = [info.session for info, _ in sessions_in(await lines(store, owner="ann"))]
     assert "s" in found
     assert begun == archive.PASSES
+
+
+async def test_whoever_has_the_name_of_an_account_is_none(store: Store) -> None:
+    """As earlier versions let them: what they say counts for nobody, and stays when another is erased."""
+    from legato.spending import Accounts
+
+    told = Draft(SessionUpdated({"runs": 10**6, "since": int(time.time()) // 86_400 * 86_400}))
+    await store.append("s", [Draft(SessionCreated(owner=holder("ann"))), told])
+    accounts = Accounts(store, lambda: Limits(owner_runs=5))
+    await accounts.check("ann")
+    await accounts.close()
+    assert (await accounts.spent("ann")).runs == 0
+    await erase(store, "ann")
+    assert [info.session for info in (await store.sessions()).infos] == ["s"]
 
 
 async def test_who_is_erased_while_answered_stays_so(store: Store) -> None:

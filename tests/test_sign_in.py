@@ -24,12 +24,15 @@ from legato import Caller, Legato
 from legato.auth import JWT, APIKeys, ProxyHeader, jwt
 from legato.auth.keys import add_key, new_key, read_keys, revoke_key
 from legato.caller import NEEDS, SCOPES
+from legato.credentials import key_holder
 from legato.dialect.common import rfc3339
 from legato.errors import Forbidden, InvalidInput, NotFound, Overloaded, StoreLost, TooMany, Unauthorized
+from legato.log import RESERVED
 from legato.server import sign_in
 from legato.server.app import Legato as App
 from legato.server.sign_in import RedactTickets, redacted
 from legato.server.stream import EXPIRED, REVOKED
+from legato.spending import holder
 from legato.store.memory import MemoryStore
 from legato.testing import ASGIResponse, Driver
 from signing import AUDIENCE, ISSUER, OTHER_RSA, RSA, jwk
@@ -149,6 +152,26 @@ async def test_what_is_no_caller_is_401(auth: Any, caplog: pytest.LogCaptureFixt
             assert "token-in-a-message" not in answer.text
         assert (await app.store.sessions()).infos == []
     assert "token-in-a-message" not in caplog.text
+
+
+@pytest.mark.parametrize("way", ["auth", "identify"])
+async def test_nobody_is_called_as_legato_calls_its_own(way: str) -> None:
+    """Under which it finds accounts, keys and tickets of others, so that who had such a name had them, too."""
+    by: Any = {"auth": by_header, "identify": lambda scope: Caller(by_header(HTTPConnection(scope)) or "x")}[way]
+    options: dict[str, Any] = {way: by}
+    app = Legato(MemoryStore(), agents=[agent], **options)
+    app.drain_on_signal = False
+    async with Driver(app) as driver:
+        for name in (f"{holder('bob')}", f"{holder('')}x", key_holder("bob"), RESERVED):
+            for method, target in (("GET", "/api/sessions"), ("POST", "/api/sessions"), ("POST", "/v1/responses")):
+                answer = await as_(driver, name, method, target, {"input": "x"} if "v1" in target else {})
+                assert answer.status == 401, (name, target)
+        assert (await app.store.sessions()).infos == []
+        for name in (".", "..", f"x{holder('bob')}", ".spent", ".keys bob", f"{RESERVED}2"):
+            assert (await as_(driver, name, "POST", "/api/sessions", {})).status == 201, name
+    for name in (holder("bob"), key_holder("bob"), RESERVED):
+        with pytest.raises(InvalidInput):
+            new_key(name)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -352,10 +353,9 @@ async def erase(store: Store, owner: str, blobs: Blobs | None = None) -> Archive
         await blobs.forget(info.session)
         sessions, events = sessions + 1, events + info.head
     for info in (await store.sessions(owner=holder(owner), limit=PAGE)).infos:
-        try:
-            await store.append(info.session, [Draft(SessionDeleted())])
-        except SessionNotFound:
-            pass
+        with suppress(SessionNotFound):
+            if is_own(info.session):  # not of whoever was let in under that name
+                await store.append(info.session, [Draft(SessionDeleted())])
     sweep: Callable[[], Awaitable[None]] | None = getattr(store, "sweep", None)
     if sweep is not None:
         await sweep()

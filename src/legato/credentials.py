@@ -22,7 +22,7 @@ from .caller import SCOPES, Caller
 from .errors import InvalidInput, NotFound, SessionExists, SessionNotFound
 from .event import Draft, Event, SessionCreated, SessionDeleted, SessionUpdated
 from .log import RESERVED, Log, SessionInfo, Store
-from .spending import OWN
+from .spending import OWN, holder
 
 logger = logging.getLogger("legato")
 
@@ -87,6 +87,8 @@ def new_key(
         raise InvalidInput(f"A key has scopes, of {', '.join(SCOPES)}.")
     if not 0 < len(subject) <= SUBJECT_CHARACTERS or not subject.isprintable():
         raise InvalidInput(f"A key's subject is 1 to {SUBJECT_CHARACTERS} printable characters, got {subject[:60]!r}.")
+    if is_reserved(subject):
+        raise InvalidInput(f"{subject[:60]!r} is nobody's name: Legato has what is its own under it.")
     if len(name) > NAME_CHARACTERS or not (name or "-").isprintable():
         raise InvalidInput(f"A key's name is up to {NAME_CHARACTERS} printable characters, got {name[:60]!r}.")
     now = time.time()
@@ -110,6 +112,11 @@ def without_keys(text: str) -> str:
 def key_holder(subject: str) -> str:
     """Whose an owner's keys are in the store, see ``spending.holder``."""
     return f"{OWN}key {subject}"
+
+
+def is_reserved(subject: str) -> bool:
+    """Whether Legato finds what is its own under a name: nobody can be called so."""
+    return subject.startswith(OWN) and (subject == RESERVED or subject.startswith((holder(""), key_holder(""))))
 
 
 def key_session(id: str) -> str:

@@ -177,6 +177,8 @@ class Accounts:
         since = self._window()
         found: list[tuple[Spent, str, int]] = []
         for info in (await self._store.sessions(owner=holder(subject), limit=ACCOUNTS)).infos:
+            if not is_own(info.session):
+                continue
             events = await self._store.read(info.session, info.head - 1, limit=1)
             fact = events[-1].fact if events else None
             said = msgspec.convert(fact.metadata, Spent) if isinstance(fact, SessionUpdated) else Spent()

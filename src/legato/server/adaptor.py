@@ -21,8 +21,8 @@ from starlette.types import Message, Receive, Scope, Send
 from .. import bounds
 from ..about import ABOUT
 from ..caller import NOBODY, Caller
-from ..credentials import without_keys
-from ..errors import Draining, InvalidInput, LegatoError, Overloaded, ScopeMissing, StoreError, StoreLost
+from ..credentials import is_reserved, without_keys
+from ..errors import Draining, InvalidInput, LegatoError, Overloaded, ScopeMissing, StoreError, StoreLost, Unauthorized
 from ..fault import contained
 from ..sse import HEARTBEAT
 from .crowd import Line
@@ -426,6 +426,8 @@ async def _identified(life: Life, scope: Scope) -> Caller:
             caller = await caller
     if not isinstance(caller, Caller) or not isinstance(caller.subject, str):
         raise TypeError(f"identify must give a Caller whose subject is text, got {caller!r:.200}")
+    if is_reserved(caller.subject):  # a name that somebody has chosen for themselves
+        raise Unauthorized
     return caller
 
 
