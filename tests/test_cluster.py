@@ -18,7 +18,16 @@ import pytest
 from legato.errors import InvalidInput
 from legato.sse import SSEMessage
 from legato.store import open_store
-from legato.torture.cluster import KINDS, ClusterPlan, _targets, _through, torture_cluster
+from legato.torture.cluster import (
+    KINDS,
+    Cluster,
+    ClusterLoad,
+    ClusterPlan,
+    _targets,
+    _through,
+    _write,
+    torture_cluster,
+)  # fmt: skip
 from legato.torture.listeners import ChatListener, DevaListener, MixListener, ResponsesListener, RunListener
 from legato.torture.relay import Relay
 from legato.torture.verdict import NodeLife, Spoken, Verdict, _judge, differences, lost_takes
@@ -55,6 +64,17 @@ def judge(
     spoken = Spoken("s", "s~1", agent, 3, 10.0, listeners=[] if listener is None else [listener])
     _judge(verdict, "s", [spoken], logs, 6.0, takes or {})
     return verdict.faults
+
+
+@pytest.mark.parametrize(("taken", "faults"), [(0, 1), (1, 0)])
+def test_who_has_seen_nothing_says_so(taken: int, faults: int) -> None:
+    """As where the only node was away all the time: nothing was lost, but nothing was there to lose."""
+    load = ClusterLoad(made := Cluster([], 0, ClusterPlan("redis:", nodes=1, seconds=5.0)))
+    load.spoken = [Spoken("s", "s~1", "fails", 3, 10.0)] * taken
+    _write(made, load, Verdict())
+
+    assert len(made.chart.faults) == faults
+    assert not faults or "nothing has been seen" in made.chart.faults[0]
 
 
 def test_what_is_right_is_no_fault() -> None:

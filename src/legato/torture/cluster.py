@@ -689,6 +689,8 @@ def _write(made: Cluster, load: ClusterLoad, verdict: Verdict | None) -> None:
     listeners = [listener for spoken in load.spoken for listener in spoken.listeners]
     seen = [fault for listener in listeners for fault in listener.faults] if verdict is None else verdict.faults
     chart.faults = [*load.faults, *seen]
+    if verdict is not None and not load.spoken:
+        chart.faults.append(f"No message was taken in {plan.seconds:g} s, so nothing has been seen: take more seconds.")
     figures: dict[str, str | int | float] = {
         "done to nodes": ", ".join(f"{count} x {kind}" for kind, count in sorted(made.done.items())) or "nothing",
         "messages taken": len(load.spoken),
