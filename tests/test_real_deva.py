@@ -82,13 +82,13 @@ def options(thread: Thread, message: str, url: str = "") -> dict[str, str]:
     return {"baseUrl": url or thread.url, "threadId": thread.id, "messageId": message}
 
 
-def read(thread: Thread, message: str, *, mode: str = "read", url: str = "") -> States:
+def read(thread: Thread, message: str, *, mode: str = "read", url: str = "", left: str = "") -> States:
     """All states of the hook in Node.js."""
-    return states(start(thread, message, mode=mode, url=url))
+    return states(start(thread, message, mode=mode, url=url, left=left))
 
 
-def start(thread: Thread, message: str, *, mode: str = "read", url: str = "") -> subprocess.Popen[str]:
-    arguments = [str(package(LIBRARY)), mode, json.dumps(options(thread, message, url))]
+def start(thread: Thread, message: str, *, mode: str = "read", url: str = "", left: str = "") -> subprocess.Popen[str]:
+    arguments = [str(package(LIBRARY)), mode, json.dumps({**options(thread, message, url), "left": left})]
     command = [node(), str(REALSDK / "deva_driver.mjs"), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -141,10 +141,11 @@ def test_an_answer_that_fails_is_an_error_after_its_text(thread: Thread) -> None
 
 
 @pytest.mark.parametrize("mode", ["hide", "twice", "leave"])
-def test_what_a_user_does_in_between_costs_nothing(thread: Thread, mode: str) -> None:
+def test_what_a_user_does_in_between_costs_nothing(thread: Thread, mode: str, tmp_path: Path) -> None:
     """The tab hidden and shown again, a component mounted twice, away and back: one answer, its text in one piece."""
-    message = thread.send("walk")
-    grows(read(thread, message, mode=mode), WALK)
+    left = str(tmp_path / "left")
+    message = thread.send(f"until {left}" if mode == "leave" else "walk")
+    grows(read(thread, message, mode=mode, left=left), WALK)
     assert thread.generations() == 1
 
 

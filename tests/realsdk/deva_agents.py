@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from legato.agent import Agent, Turn
@@ -16,7 +17,7 @@ WORDS = tuple(f"word-{number} " for number in range(60))
 
 async def walk(turn: Turn) -> AsyncIterator[Any]:
     """Says all words, or what the message asks for: ``stand`` goes no further than to the middle before its process
-    has died.
+    has died, and ``until FILE`` before there is that file.
     """
     if turn.message.text == "short":
         for piece in ("One é🎵\n\n", "two ", '"three"'):
@@ -27,12 +28,19 @@ async def walk(turn: Turn) -> AsyncIterator[Any]:
     for place, word in enumerate(WORDS):
         if len("".join(WORDS[:place])) < len(said):
             continue
-        while turn.message.text == "stand" and place == 30 and turn.attempt == 1:  # noqa: ASYNC110
+        while _waits(turn, place):  # noqa: ASYNC110
             await asyncio.sleep(PACE)
         yield word
         if turn.message.text == "fail" and place == 2:
             raise AgentError("No.", code="no")
         await asyncio.sleep(PACE)
+
+
+def _waits(turn: Turn, place: int) -> bool:
+    text = turn.message.text
+    if place != len(WORDS) // 2:
+        return False
+    return (text == "stand" and turn.attempt == 1) or (text.startswith("until ") and not Path(text[6:]).exists())
 
 
 agent = Agent(walk, name="walk", on_crash="resume")

@@ -1,5 +1,6 @@
 // The library that Deva's SDK streams with, in Node.js: reads an answer as the arguments say and prints the states.
 
+import { writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 
 import { read } from './deva_hook.mjs';
@@ -37,10 +38,11 @@ const modes = {
     if (JSON.stringify(both[0].at(-1)) !== JSON.stringify(both[1].at(-1))) throw new Error('two readers differ');
     return both[0];
   },
-  // The user walks away at the first piece of text, and comes back.
+  // The user walks away at the first piece of text, and comes back. The answer waits for that at a file.
   async leave() {
     const before = await once({}, () => true);
     if (before.at(-1).isDone) throw new Error('it was over before anybody left');
+    writeFileSync(settings.left, '');
     return once();
   },
 };
