@@ -425,6 +425,15 @@ def test_the_commands(tmp_path: Path) -> None:
     assert not (tmp_path / "none.db").exists()
 
 
+def test_what_is_asked_before_has_no_password() -> None:
+    """Nor anything that a terminal would obey."""
+    store = "postgresql://ida:sesame@db/legato"
+    result = CliRunner().invoke(group, ["erase", "--owner", "ann\x1b]0;x\x07", "--store", store], input="n\n")
+    assert result.exit_code == 1
+    assert "postgresql://ida:***@db/legato" in result.output
+    assert re.findall("sesame|[\x1b\x07]", result.output) == []
+
+
 # Retention ------------------------------------------------------------------------------------------------------------
 
 

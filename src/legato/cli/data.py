@@ -15,6 +15,7 @@ import click
 from ..errors import InvalidInput, StoreLocked
 from .failure import Failure, Misuse, debug_option
 from .serve import store_option
+from .text import line
 
 if TYPE_CHECKING:
     from ..blobs import Blobs
@@ -122,7 +123,9 @@ def erase(owner: str, output: Path | None, yes: bool, store: str, blobs: str | N
       legato erase --owner ann@example.com --export ann.jsonl
     """
     if not yes:
-        click.confirm(f"Delete all that {owner} has in {store}, for ever?", abort=True)
+        from ..store import shown
+
+        click.confirm(f"Delete all that {line(owner, None)} has in {line(shown(store), None)}, for ever?", abort=True)
     import asyncio
 
     asyncio.run(_erase(store, blobs, owner, output))
