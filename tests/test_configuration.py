@@ -167,6 +167,8 @@ WRONG = [
     ("config = 'x'", "config: there is no such setting"),
     ('host = "a\\u0000b"', 'host: expected text, got "a\\u0000b".'),
     ("port 8088", "expected TOML such as port = 8088, got something else: "),
+    ("allow-host = ['a']\nallow_host = ['b']", "allow_host: it is said twice, also as allow-host."),
+    ("base_url = 'http://a'\nbase-url = 'http://b'", "base-url: it is said twice"),
     ("port = 1\nport = 2", "expected TOML such as port = 8088, got something else: "),
     (b"host = '\xff'", "expected TOML such as port = 8088, got something else: "),
 ]

@@ -162,6 +162,8 @@ def _read(ctx: click.Context, param: click.Parameter, value: str | None) -> str 
             given = known.get(name.replace("_", "-"))
             if given is None or given.name is None:
                 faults.append(f"{value}: {name}: there is no such setting{_meant(name, known, 0.6) or '.'}")
+            elif given.name in found:
+                faults.append(f"{value}: {name}: it is said twice, also as {key_of(given)}.")
             elif (fault := _fault(ctx, given, each, typed=True)) is not None:
                 faults.append(f"{value}: {name}: {fault}")
             else:
