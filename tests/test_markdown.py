@@ -79,6 +79,7 @@ def test_links_lead_out_and_images_are_links() -> None:
         ("[file][1]\n\n[1]: ftp://tea.test/a", "file (ftp://tea.test/a)"),
         ("[page](HTTPS.html) <ftp://tea.test> ![](cup.png)", "page (HTTPS.html) ftp://tea.test cup.png"),
         ("[below](#below), []() and [a dot](data:image/png;base64,AA)", "below,  and a dot"),
+        (f"[long](/{'a' * 300})", f"long (/{'a' * 199}…)"),  # however often it is referred to
         ("[run](javascript:alert(1))", "[run](javascript:alert(1))"),
     ],
 )

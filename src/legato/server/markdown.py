@@ -126,7 +126,7 @@ _CELL = re.compile(r"\\.|\|")
 """An escape, or where a cell ends."""
 _NOTE_BEGUN = re.compile(r"\[\^[\w-]{0,32}\]?\Z")
 LONGEST_ADDRESS = 200
-"""Characters of a link's address in which a parenthesis is looked for that belongs to it."""
+"""Characters of a link's address in which a parenthesis is looked for that belongs to it, and of one that is told."""
 _ADDRESS_SIGNS = re.compile(r"[()\s]")
 _ENTITY_BEGUN = re.compile(r"&#?\w{0,31}")
 _MARKS = re.compile(r"(?<!\\)(?:\*\*\*|\*\*|\*|~~)")
@@ -352,7 +352,8 @@ def _leading_out(tokens: Iterable[Token]) -> Iterator[Token]:
             address = "" if silent else _PARSER.normalizeLinkText(href)
         elif token.type == "link_close" and address is not None:
             if address:
-                yield Token("text", "", 0, content=f" ({address})")
+                shown = address if len(address) <= LONGEST_ADDRESS else f"{address[:LONGEST_ADDRESS]}…"
+                yield Token("text", "", 0, content=f" ({shown})")
             address = None
         else:
             yield token
