@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from legato.torture.ports import free_port
 from machine import program
+from processes import bounded
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
@@ -92,10 +93,11 @@ class Server:
         with self._log.open("a") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if match := re.search(r"http://[\d.]+:\d+", line):
-                self.url = match[0]
-                return
+        with bounded(self._process, "address of the server", self._log.read_text):
+            for line in self._process.stdout:
+                if match := re.search(r"http://[\d.]+:\d+", line):
+                    self.url = match[0]
+                    return
         raise AssertionError(f"The server did not start:\n{self._log.read_text()}")
 
     def kill(self) -> None:

@@ -9,12 +9,46 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+
+PATIENCE = 60.0
+"""Seconds for which a process is waited for; a safety net."""
+LAST_WORDS = 10.0
+"""Seconds for the rest of what a process has said, once it has ended: what it has started may have its output still."""
+
+
+@contextmanager
+def bounded(
+    process: subprocess.Popen[Any], awaited: str, so_far: Callable[[], object] = lambda: "(it was not kept)"
+) -> Iterator[None]:
+    """A block that waits for a process without a bound of its own: for a line of it, or the end of a stream that its
+    heartbeats keep open. After ``PATIENCE`` the process is killed, which ends the wait, and the test fails with what
+    was ``awaited`` and what had come ``so_far``."""
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(PATIENCE, give_up)
+    timer.daemon = True
+    timer.start()
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as exc:
+        failure = exc
+        if not late.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise AssertionError(f"There was no {awaited} within {PATIENCE:g} s. What came: {so_far()!r}") from failure
 
 
 class Server:
@@ -35,17 +69,16 @@ class Server:
 
     def said(self, text: str) -> bool:
         """Wait until it has printed this. The bound is a safety net."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         while text not in self.output and time.monotonic() < until:
             time.sleep(0.02)
         return text in self.output
 
     def stopped(self) -> int:
-        """Wait for its end, and for its last words; its exit status. The bounds are safety nets: a server that hangs
-        would wait for ever, and what it has started may have its output."""
-        status = self.process.wait(timeout=60)
+        """Wait for its end, and for its last words; its exit status."""
+        status = self.process.wait(timeout=PATIENCE)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(LAST_WORDS)
         return status
 
 
@@ -83,7 +116,10 @@ def running(
     try:
         open_pipes = len(pipes)
         while open_pipes:
-            line = lines.get(timeout=60)
+            try:
+                line = lines.get(timeout=PATIENCE)
+            except queue.Empty:
+                raise AssertionError(f"The server gave no address in time: {''.join(said)}") from None
             if found := re.search(r"http://[\w.\[\]:]+:\d+", line):
                 yield Server(process, said, threads, found.group())
                 break
@@ -94,13 +130,14 @@ def running(
         process.kill()
         process.wait()
         for thread, pipe in zip(threads, pipes, strict=True):
-            thread.join(30)
-            pipe.close()
+            thread.join(LAST_WORDS)
+            if not thread.is_alive():  # else to close the pipe would wait for whoever has its other end
+                pipe.close()
 
 
 def finished(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """``python -m`` with ``arguments``, once it has ended, with all that it has written."""
     return subprocess.run(
         [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,
-        check=False,
+        check=False, timeout=PATIENCE,
     )  # fmt: skip

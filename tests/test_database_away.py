@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -183,8 +184,9 @@ def ask(server: Postgres, query: str, *values: Any) -> Any:
 def catch_up(first: Postgres, second: Postgres) -> None:
     """Wait until the replica has all that the server has."""
     position = ask(first, "SELECT pg_current_wal_lsn()::text")
+    until = time.monotonic() + SAFETY
     while not ask(second, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", position):
-        pass
+        assert time.monotonic() < until, position
 
 
 async def told(chat: Chat, cursor: str, incarnation: str) -> str:

@@ -25,7 +25,7 @@ import pytest
 from databases import shared_postgres
 from fronts import DEPLOY, certificate, documented
 from machine import program
-from processes import running
+from processes import bounded, running
 from valkeys import shared_valkey
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -133,7 +133,8 @@ def test_a_socket_of_systemd(tmp_path: Path) -> None:
     )  # fmt: skip
     try:
         assert process.stdout
-        url = process.stdout.readline().strip()
+        with bounded(process, "address of the server"):
+            url = process.stdout.readline().strip()
         assert httpx2.get(f"{url}/health", timeout=60, trust_env=False).status_code == 200
     finally:
         process.kill()

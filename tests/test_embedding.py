@@ -26,7 +26,7 @@ from legato.errors import InvalidInput
 from legato.server.app import Legato
 from legato.server.pages import WEB
 from legato.testing import Driver
-from processes import EXAMPLES, running
+from processes import EXAMPLES, bounded, running
 
 EXAMPLE_APPS = [("app_uvicorn:app", ""), ("app_fastapi:api", "/chat"), ("app_starlette:site", "/chat")]
 
@@ -80,7 +80,10 @@ def test_an_example_runs_under_uvicorn_and_stops_with_a_stream_open(name: str, p
         session = client.post("api/sessions", json={}).json()["id"]
         client.post(f"api/sessions/{session}/messages", json={"text": "la la"})
         body = b""
-        with client.stream("GET", f"stream?sessionId={session}&from=start") as response:
+        with (
+            bounded(server.process, "end of the stream", lambda: body),
+            client.stream("GET", f"stream?sessionId={session}&from=start") as response,
+        ):
             for chunk in response.iter_raw():  # a body without its proper end would raise here
                 body += chunk
                 if b"event: complete" in chunk:

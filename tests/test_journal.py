@@ -25,6 +25,7 @@ from legato.store import sqlite_file, sqlite_journal, sqlite_requests, sqlite_wr
 from legato.store.memory import MemoryStore
 from legato.store.sqlite import SQLiteStore
 from legato.store.sqlite_journal import PACK_EVENTS, PACK_LIMIT
+from processes import bounded
 
 CREATED = Draft(SessionCreated())
 DELETED = Draft(SessionDeleted())
@@ -419,7 +420,8 @@ async def test_killed_while_packing(tmp_path: Path) -> None:
     for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", TALKER, str(path)], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(150)]
+        with bounded(process, "150 lines"):
+            lines = [process.stdout.readline() for _ in range(150)]
         process.kill()
         lines += process.communicate()[0].splitlines()
         told |= {line.split()[0]: int(line.split()[1]) for line in lines if len(line.split()) == 2}

@@ -12,6 +12,7 @@ import pytest
 
 from legato.torture import ports
 from legato.torture.ports import free_port
+from processes import bounded
 
 
 def numbers(monkeypatch: pytest.MonkeyPatch, *tried: int) -> None:
@@ -33,7 +34,8 @@ def test_another_process_has_claimed_it(monkeypatch: pytest.MonkeyPatch) -> None
     program = "import sys; from legato.torture.ports import free_port; print(free_port(), flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        theirs, ours = int(process.stdout.readline()), free_port()
+        with bounded(process, "port of another process"):
+            theirs, ours = int(process.stdout.readline()), free_port()
         ports._claims.pop().close()
         numbers(monkeypatch, theirs, ours)
         assert free_port() == ours

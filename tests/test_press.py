@@ -28,6 +28,7 @@ from legato.server.markdown import Rendered, mend
 from legato.server.press import Press, RenderRequest, as_it_is
 from legato.server.typeset import FRESH, MAX_MEMORY
 from legato.testing import Driver
+from processes import bounded
 from running import NET
 from test_markdown import check_harmless, text_of
 
@@ -484,7 +485,8 @@ def test_processes_end_with_a_server_that_is_killed(busy: bool, fork: bool) -> N
     server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, process_group=0)
     try:
         assert server.stdout
-        pids = [int(each) for each in server.stdout.readline().split()]
+        with bounded(server, "processes of the server"):
+            pids = [int(each) for each in server.stdout.readline().split()]
         assert pids
         assert all(map(is_there, pids))
         server.kill()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import pytest
@@ -17,8 +18,9 @@ from driving import data
 from fronts import BUFFERING, COMPRESSING, DOCUMENTED, client, front, until_ready
 from legato.sse import Decoder, SSEMessage
 from legato.torture.ports import free_port
-from processes import Server, running
+from processes import PATIENCE, Server, running
 
+T = TypeVar("T")
 KINDS = (*DOCUMENTED, BUFFERING, *COMPRESSING)
 
 AGENT = '''
@@ -67,9 +69,17 @@ def proxied(kind: str, server: Server, tmp_path_factory: pytest.TempPathFactory)
         yield there
 
 
+def in_time(pieces: Iterator[T]) -> Iterator[T]:
+    """Pieces of a stream, whose heartbeats keep its reads from ever timing out."""
+    until = time.monotonic() + PATIENCE
+    for piece in pieces:
+        assert time.monotonic() < until, f"It was not over after {PATIENCE:g} s; the last was {piece!r}"
+        yield piece
+
+
 def received(response: httpx2.Response) -> Iterator[SSEMessage]:
     decoder = Decoder()
-    for chunk in response.iter_bytes():
+    for chunk in in_time(response.iter_bytes()):
         yield from decoder.feed(chunk)
 
 
@@ -154,7 +164,7 @@ def test_no_stream_is_held(begin: Any, coding: str, kind: str, proxied: httpx2.C
             if kind != BUFFERING:  # which does not know no-transform, and flushes
                 assert response.headers.get("content-encoding", "identity") == "identity"
             text = ""
-            for piece in response.iter_text():
+            for piece in in_time(response.iter_text()):
                 text += piece
                 if "one " in text:
                     file.touch()

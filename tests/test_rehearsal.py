@@ -30,7 +30,7 @@ from legato.dialect.mix import LEGATO
 from legato.sse import Decoder
 from legato.torture.ports import free_port
 from node_packages import package
-from processes import Server, running
+from processes import Server, bounded, running
 from venvs import mix_python
 
 HERE = Path(__file__).parent
@@ -102,7 +102,8 @@ class Outside:
 
     def line(self) -> str:
         assert self._process.stdout
-        line = self._process.stdout.readline()
+        with bounded(self._process, f"line of {self.name}", lambda: self._errors):
+            line = self._process.stdout.readline()
         if not line:
             self._reading.join(10)
             raise AssertionError(f"{self.name} ended: {''.join(self._errors)[-3000:]}")

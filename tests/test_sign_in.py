@@ -867,7 +867,7 @@ async def test_a_stream_that_is_opened_while_its_key_is_revoked_ends() -> None:
         headers = {"authorization": f"Bearer {token}"}
         session = (await driver.request("POST", "/api/sessions", json={}, headers=headers)).json()["id"]
         app.streams.dismiss(keys.keys[0].credential)
-        async with driver.stream(f"/stream?sessionId={session}", headers=headers) as stream:
+        async with asyncio.timeout(60), driver.stream(f"/stream?sessionId={session}", headers=headers) as stream:
             while await stream.read():
                 pass
             assert stream.body.endswith(REVOKED)

@@ -74,7 +74,8 @@ async def test_a_key_and_a_ticket_at_every_node(kind: str, tmp_path: Path) -> No
         head = (await store.info(log)).head
         assert [await used(driver, f"{hour}.{'a' * 43}") for driver in drivers] == [401] * len(drivers)
         assert (await store.info(log)).head == head
-        statuses = await asyncio.gather(*(used(driver, ticket["ticket"]) for driver in drivers for _ in range(5)))
+        async with asyncio.timeout(60):
+            statuses = await asyncio.gather(*(used(driver, ticket["ticket"]) for driver in drivers for _ in range(5)))
         assert sorted(statuses)[:2] == [200, 401]
         assert statuses.count(200) == 1
 
@@ -86,8 +87,9 @@ async def test_a_key_and_a_ticket_at_every_node(kind: str, tmp_path: Path) -> No
 
         opened: list[int] = []
         readers = [asyncio.create_task(read(driver)) for driver in drivers]
-        while len(opened) < len(drivers):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while len(opened) < len(drivers):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         revoked_at = time.monotonic()
         await revoke_key(store, key.id)
         async with asyncio.timeout(60):

@@ -68,6 +68,7 @@ from legato.store import (
 from legato.store.sqlite import SQLiteStore
 from legato.testing import EMBEDDED_STORE_CHECKS, STORE_CHECKS, Driver, FakeClock, StoreCheck, check_store
 from opening import opened
+from processes import bounded
 
 CHECKS = [*STORE_CHECKS, *EMBEDDED_STORE_CHECKS]
 CREATED = draft("session.created", {"title": "t"})
@@ -1119,7 +1120,8 @@ async def test_killed(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        told = [int(process.stdout.readline()) for _ in range(20)]
+        with bounded(process, "20 offsets"):
+            told = [int(process.stdout.readline()) for _ in range(20)]
         with pytest.raises(StoreLocked, match=f"process {process.pid}"):
             await SQLiteStore(path).open()
     finally:

@@ -34,7 +34,7 @@ from legato.store.sqlite import SQLiteStore
 from legato.store.sqlite_errors import store_error
 from legato.testing import Driver
 from opening import opened
-from processes import EXAMPLES, running
+from processes import EXAMPLES, bounded, running
 
 NET = 30.0
 CREATED = draft("session.created", {"title": "t"})
@@ -252,7 +252,8 @@ class Stuck:
             [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._process.stdout
-        assert b"locked\n" == self._process.stdout.readline()
+        with bounded(self._process, "lock of another program"):
+            assert b"locked\n" == self._process.stdout.readline()
 
     def end(self) -> None:
         self._process.communicate()

@@ -26,7 +26,7 @@ from legato.server.app import Legato
 from legato.sse import Decoder
 from legato.store.lock import FileLock
 from legato.torture.ports import free_port
-from processes import running
+from processes import bounded, running
 
 NET = 60.0
 """Seconds; a safety net."""
@@ -218,7 +218,8 @@ def held(folder: Path) -> Iterator[None]:
         [sys.executable, "-c", code, str(folder / "chat.db")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout
-    assert process.stdout.readline() == b"held\n"
+    with bounded(process, "lock of another process"):
+        assert process.stdout.readline() == b"held\n"
     try:
         yield
     finally:
@@ -336,10 +337,11 @@ def test_a_port_can_be_waited_for_too(tmp_path: Path) -> None:
         )  # fmt: skip
         try:
             assert second.stdout
-            assert f"waiting for 127.0.0.1:{port}" in second.stdout.readline()
-            first.process.send_signal(signal.SIGTERM)
-            assert first.stopped() == 0
-            until(lambda: "Legato is ready" in second.stdout.readline())  # type: ignore[union-attr]
+            with bounded(second, "server that takes over"):
+                assert f"waiting for 127.0.0.1:{port}" in second.stdout.readline()
+                first.process.send_signal(signal.SIGTERM)
+                assert first.stopped() == 0
+                until(lambda: "Legato is ready" in second.stdout.readline())  # type: ignore[union-attr]
             assert httpx2.get(f"{first.url}/ready", trust_env=False).status_code == 200
         finally:
             second.kill()

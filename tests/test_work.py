@@ -26,6 +26,7 @@ from counted_server import Counter
 from legato import provider
 from legato.http.connection import HttpConnection
 from legato.http.transport import Transport
+from processes import bounded
 from provider_streams import HELLO, delta, sse
 from test_transport import HEAD
 
@@ -96,7 +97,9 @@ def counted(store: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     process = subprocess.Popen([sys.executable, str(SERVER), store], stdin=pipe, stdout=pipe, bufsize=0)
     try:
         assert process.stdout is not None
-        yield process, int(process.stdout.readline())
+        with bounded(process, "port of the server"):
+            port = int(process.stdout.readline())
+        yield process, port
     finally:
         process.kill()
         process.communicate()
