@@ -26,6 +26,7 @@ from legato.client.events import decode_event
 from legato.server.app import Legato
 from legato.sse import SSEMessage
 from legato.torture.ports import free_port
+from processes import LAST_WORDS
 
 LEGATO = [sys.executable, "-m", "legato"]
 SAFETY = 60.0
@@ -175,12 +176,18 @@ class Program:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+        if self.process.stdin is not None:
+            try:
+                self.process.stdin.close()
+            except OSError:
+                pass
+        for reader in self._readers:
+            reader.join(LAST_WORDS)
+        if self._alive():  # what is closed under a thread that reads may be another's number when it reads on
+            return
+        for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
-                try:
-                    pipe.close()
-                except OSError:
-                    pass
+                pipe.close()
         if self._terminal >= 0:
             os.close(self._terminal)
 
