@@ -103,3 +103,16 @@ async def test_all_of_them_are_closed(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     assert len(told) == 1
+
+
+def test_what_is_a_socket_no_more_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two looks its number may become another file's, as the end of a pipe whose reader waits for its close."""
+    monkeypatch.setattr(listening.stat, "S_ISSOCK", lambda mode: True)
+    reading, writing = os.pipe()
+    try:
+        assert listening._listens_at(writing) is None
+    finally:
+        os.close(writing)
+    os.set_blocking(reading, False)
+    assert os.read(reading, 1) == b""
+    os.close(reading)

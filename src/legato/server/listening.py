@@ -85,13 +85,27 @@ def _listens_at(descriptor: int) -> tuple[str, int] | str | bytes | None:
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             return None
-        with socket.socket(fileno=os.dup(descriptor)) as seen:
+        with _seen(descriptor) as seen:
             if not seen.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 return None
             address: tuple[str, int] | str | bytes = seen.getsockname()
             return address
     except (OSError, AttributeError):  # closed meanwhile, or of a kind that has no such thing
         return None
+
+
+def _seen(descriptor: int) -> socket.socket:
+    """Another descriptor of a socket.
+
+    Raises:
+        OSError: it is none by now; nothing is held of what it is.
+    """
+    copy = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=copy)
+    except BaseException:
+        os.close(copy)
+        raise
 
 
 def _number(descriptor: int) -> Listener | None:
