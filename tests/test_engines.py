@@ -107,7 +107,9 @@ def begun(server: Server, *messages: str) -> str:
         session: str = http.post("/api/sessions", json={"title": messages[0][:99]}).json()["id"]
         for text in messages:
             http.post(f"/api/sessions/{session}/messages", json={"text": text}).raise_for_status()
-        while http.get(f"/api/sessions/{session}").json()["running"]:
+        end = time.monotonic() + 60
+        while (found := http.get(f"/api/sessions/{session}").json())["running"]:
+            assert time.monotonic() < end, found
             time.sleep(0.02)
     return session
 
