@@ -184,8 +184,7 @@ def test_what_is_stopped_tells_what_there_is_and_leaves_nothing(
     assert process.stderr is not None
     with bounded(process, "line of what is begun"):
         lines = [process.stderr.readline() for _ in range(1 if "soak" in how else 2)]
-    if "There is no" in lines[0]:
-        pytest.skip(lines[0])
+    skip_without_a_database(lines)
     os.killpg(process.pid, number)
     with bounded(process, "end of it"):
         told, errors = process.communicate(timeout=PATIENCE + LAST_WORDS)
@@ -208,8 +207,7 @@ def test_what_is_killed_leaves_nothing(tmp_path: Path, how: str) -> None:
         assert process.stderr is not None
         with bounded(process, "line of what is begun"):
             lines = [process.stderr.readline() for _ in range(1 if "soak" in how else 2)]
-        if "There is no" in lines[0]:
-            pytest.skip(lines[0])
+        skip_without_a_database(lines)
         begun = mentioned(str(tmp_path))
         servers = [each for each in begun if re.search(r"torture\.(node|served)", command(each))]
         os.kill(int(servers[0]), signal.SIGSTOP)
@@ -218,6 +216,13 @@ def test_what_is_killed_leaves_nothing(tmp_path: Path, how: str) -> None:
     until_gone(tmp_path)
     assert len(begun) > len(servers) > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def skip_without_a_database(lines: list[str]) -> None:
+    """Skip the test if this is what a torture says that has no Valkey or Redis to start."""
+    for line in lines:
+        if "There is no" in line:
+            pytest.skip(line)
 
 
 def until_gone(folder: Path) -> None:
