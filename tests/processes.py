@@ -135,9 +135,10 @@ def running(
                 pipe.close()
 
 
-def finished(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """``python -m`` with ``arguments``, once it has ended, with all that it has written."""
+def finished(*arguments: str, cwd: Path | None = None, patience: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    """``python -m`` with ``arguments``, once it has ended, with all that it has written; after ``patience`` seconds it
+    is killed."""
     return subprocess.run(
         [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,
-        check=False, timeout=PATIENCE,
+        check=False, timeout=patience,
     )  # fmt: skip
