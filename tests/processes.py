@@ -18,24 +18,30 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 PATIENCE = 60.0
 """Seconds for which a process is waited for; a safety net."""
+LONG = 300.0
+"""For one that does much before it says anything."""
 LAST_WORDS = 10.0
 """Seconds for the rest of what a process has said, once it has ended: what it has started may have its output still."""
 
 
 @contextmanager
 def bounded(
-    process: subprocess.Popen[Any], awaited: str, so_far: Callable[[], object] = lambda: "(it was not kept)"
+    process: subprocess.Popen[Any],
+    awaited: str,
+    so_far: Callable[[], object] = lambda: "(it was not kept)",
+    seconds: float | None = None,
 ) -> Iterator[None]:
     """A block that waits for a process without a bound of its own: for a line of it, or the end of a stream that its
-    heartbeats keep open. After ``PATIENCE`` the process is killed, which ends the wait, and the test fails with what
-    was ``awaited`` and what had come ``so_far``."""
+    heartbeats keep open. After ``seconds`` (else ``PATIENCE``) the process is killed, which ends the wait, and the test
+    fails with what was ``awaited`` and what had come ``so_far``."""
+    seconds = seconds or PATIENCE
     late = threading.Event()
 
     def give_up() -> None:
         late.set()
         process.kill()
 
-    timer = threading.Timer(PATIENCE, give_up)
+    timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
     failure: Exception | None = None
@@ -48,7 +54,7 @@ def bounded(
     finally:
         timer.cancel()
     if late.is_set():
-        raise AssertionError(f"There was no {awaited} within {PATIENCE:g} s. What came: {so_far()!r}") from failure
+        raise AssertionError(f"There was no {awaited} within {seconds:g} s. What came: {so_far()!r}") from failure
 
 
 class Server:

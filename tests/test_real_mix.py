@@ -24,7 +24,7 @@ from facts import stored
 from legato.dialect import mix
 from legato.event import EVENTS, SessionCreated
 from legato.log import SessionInfo
-from processes import bounded
+from processes import LONG, bounded
 from venvs import MIX_VERSIONS, mix_python
 
 HERE = Path(__file__).parent
@@ -145,7 +145,7 @@ class Sdk:
         assert process.stdin
         assert process.stdout
         print(json.dumps({"scenario": scenario, "options": options}), file=process.stdin, flush=True)
-        with bounded(process, f"answer to {scenario}", self.errors.read_text):
+        with bounded(process, f"answer to {scenario}", self.errors.read_text, LONG):
             line = process.stdout.readline()
         answer = json.loads(line) if line else {"crash": f"The driver died:\n{self.errors.read_text()}"}
         if "crash" in answer:

@@ -30,7 +30,7 @@ from legato.dialect.mix import LEGATO
 from legato.sse import Decoder
 from legato.torture.ports import free_port
 from node_packages import package
-from processes import Server, bounded, running
+from processes import LONG, Server, bounded, running
 from venvs import mix_python
 
 HERE = Path(__file__).parent
@@ -102,7 +102,7 @@ class Outside:
 
     def line(self) -> str:
         assert self._process.stdout
-        with bounded(self._process, f"line of {self.name}", lambda: self._errors):
+        with bounded(self._process, f"line of {self.name}", lambda: self._errors, LONG):
             line = self._process.stdout.readline()
         if not line:
             self._reading.join(10)

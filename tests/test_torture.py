@@ -26,7 +26,7 @@ from legato.torture.served import State
 from legato.torture.simulate import Simulated, WorldPlan
 from legato.torture.soak import MEGABYTES, Plan, Report, ServerFailed, serving
 from live_server import serving as served_here
-from processes import LAST_WORDS, PATIENCE, bounded, finished
+from processes import LAST_WORDS, LONG, PATIENCE, bounded, finished
 
 IDLE = State(rss=100_000_000, descriptors=30, threads=5, tasks=4, streams=0, runs=0)
 
@@ -97,7 +97,7 @@ async def test_the_honest_notice(agent: Any) -> None:
 
 async def test_a_server_that_does_not_start_says_why() -> None:
     with pytest.raises(ServerFailed, match="did not start"):
-        async with asyncio.timeout(PATIENCE), serving("sqlite:////nowhere/at/all.db"):
+        async with asyncio.timeout(LONG), serving("sqlite:////nowhere/at/all.db"):
             pass
 
 
@@ -182,12 +182,12 @@ def test_what_is_stopped_tells_what_there_is_and_leaves_nothing(
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert process.stderr is not None
-    with bounded(process, "line of what is begun"):
+    with bounded(process, "line of what is begun", seconds=LONG):
         lines = [process.stderr.readline() for _ in range(1 if "soak" in how else 2)]
     skip_without_a_database(lines)
     os.killpg(process.pid, number)
-    with bounded(process, "end of it"):
-        told, errors = process.communicate(timeout=PATIENCE + LAST_WORDS)
+    with bounded(process, "end of it", seconds=LONG):
+        told, errors = process.communicate(timeout=LONG + LAST_WORDS)
 
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], errors
     assert said in told
@@ -205,7 +205,7 @@ def test_what_is_killed_leaves_nothing(tmp_path: Path, how: str) -> None:
     )  # fmt: skip
     with process:
         assert process.stderr is not None
-        with bounded(process, "line of what is begun"):
+        with bounded(process, "line of what is begun", seconds=LONG):
             lines = [process.stderr.readline() for _ in range(1 if "soak" in how else 2)]
         skip_without_a_database(lines)
         begun = mentioned(str(tmp_path))
