@@ -367,9 +367,15 @@ def test_a_click_in_the_picture_finds_the_event(page: Page, server: Server) -> N
     box = picture.bounding_box()
     assert box is not None
 
-    picture.hover(position={"x": box["width"] - 20, "y": 150})
+    x = box["width"] - 20
+    picture.hover(position={"x": x, "y": 150})
+    expect(page.locator(".tip")).to_contain_text(re.compile(r"text\.delta|run\.completed"))
+    while "run.completed" in page.locator(".tip").inner_text():  # on a busy machine that has a place of its own
+        x -= 4
+        picture.hover(position={"x": x, "y": 150})
+        page.evaluate("() => new Promise(requestAnimationFrame)")
     expect(page.locator(".tip")).to_contain_text("text.delta")
-    picture.click(position={"x": box["width"] - 20, "y": 150})
+    picture.click(position={"x": x, "y": 150})
 
     expect(page.locator("[aria-selected=true]")).to_have_attribute("data-type", "text.delta")
     expect(page.locator("[aria-selected=true] pre").first).to_contain_text("Done.")
