@@ -21,6 +21,7 @@ from driving import at_once
 from held_store import quiet
 from legato import Legato
 from legato.auth import JWT, APIKeys
+from legato.bounds import Limits
 from legato.caller import SCOPES
 from legato.server.dialects import DIALECTS
 from legato.server.inspect import Inspector
@@ -199,10 +200,15 @@ def told(answer: ASGIResponse, names: dict[str, str]) -> tuple[int, dict[str, st
 # Who asks -------------------------------------------------------------------------------------------------------------
 
 
+UNHURRIED = Limits(lag_seconds=60, wait_seconds=60)
+"""None of the many messages is refused because the machine has much else to do."""
+
+
 @asynccontextmanager
 async def serving() -> AsyncIterator[tuple[Legato, Driver, APIKeys, Counting]]:
     keys, store = APIKeys(), Counting()
-    app = Legato(store, agents=[agent], auth=[keys, JWT(issuer=ISSUER, audience=AUDIENCE, secret=SECRET)])
+    auth = [keys, JWT(issuer=ISSUER, audience=AUDIENCE, secret=SECRET)]
+    app = Legato(store, agents=[agent], auth=auth, limits=UNHURRIED)
     app.drain_on_signal = False
     app.grace = 0.0
     async with Driver(app) as driver:
