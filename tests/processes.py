@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -32,8 +34,8 @@ def bounded(
     seconds: float | None = None,
 ) -> Iterator[None]:
     """A block that waits for a process without a bound of its own: for a line of it, or the end of a stream that its
-    heartbeats keep open. After ``seconds`` (else ``PATIENCE``) the process is killed, which ends the wait, and the test
-    fails with what was ``awaited`` and what had come ``so_far``."""
+    heartbeats keep open. After ``seconds`` (else ``PATIENCE``) the process is killed, which ends the wait (unless
+    what it has started has its output), and the test fails with what was ``awaited`` and what had come ``so_far``."""
     seconds = seconds or PATIENCE
     late = threading.Event()
 
@@ -55,6 +57,14 @@ def bounded(
         timer.cancel()
     if late.is_set():
         raise AssertionError(f"There was no {awaited} within {seconds:g} s. What came: {so_far()!r}") from failure
+
+
+def in_time(pieces: Iterable[T]) -> Iterator[T]:
+    """Pieces of a stream, whose heartbeats keep its reads from ever timing out."""
+    until = time.monotonic() + PATIENCE
+    for piece in pieces:
+        assert time.monotonic() < until, f"It was not over after {PATIENCE:g} s; the last was {piece!r}"
+        yield piece
 
 
 class Server:

@@ -372,6 +372,7 @@ def test_a_click_in_the_picture_finds_the_event(page: Page, server: Server) -> N
     expect(page.locator(".tip")).to_contain_text(re.compile(r"text\.delta|run\.completed"))
     while "run.completed" in page.locator(".tip").inner_text():  # on a busy machine that has a place of its own
         x -= 4
+        assert x > 0
         picture.hover(position={"x": x, "y": 150})
         page.evaluate("() => new Promise(requestAnimationFrame)")
     expect(page.locator(".tip")).to_contain_text("text.delta")

@@ -1,4 +1,4 @@
-"""Who waits for a process waits for no longer than is said, whatever becomes of it and of what it has started."""
+"""Who waits for a process waits for no longer than is said, whatever becomes of it."""
 
 from __future__ import annotations
 

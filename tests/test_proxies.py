@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
 import pytest
@@ -18,9 +17,8 @@ from driving import data
 from fronts import BUFFERING, COMPRESSING, DOCUMENTED, client, front, until_ready
 from legato.sse import Decoder, SSEMessage
 from legato.torture.ports import free_port
-from processes import PATIENCE, Server, running
+from processes import Server, in_time, running
 
-T = TypeVar("T")
 KINDS = (*DOCUMENTED, BUFFERING, *COMPRESSING)
 
 AGENT = '''
@@ -67,14 +65,6 @@ def proxied(kind: str, server: Server, tmp_path_factory: pytest.TempPathFactory)
     with front(kind, tmp_path_factory.mktemp("front"), place(server)) as address, client(address) as there:
         until_ready(there)
         yield there
-
-
-def in_time(pieces: Iterator[T]) -> Iterator[T]:
-    """Pieces of a stream, whose heartbeats keep its reads from ever timing out."""
-    until = time.monotonic() + PATIENCE
-    for piece in pieces:
-        assert time.monotonic() < until, f"It was not over after {PATIENCE:g} s; the last was {piece!r}"
-        yield piece
 
 
 def received(response: httpx2.Response) -> Iterator[SSEMessage]:

@@ -981,7 +981,7 @@ async def test_a_stream_ends_with_its_sign_in(dialect: str, lines: bool) -> None
                 while await stream.read():
                     pass
                 said = stream.body
-                assert said.endswith(EXPIRED)
+        assert said.endswith(EXPIRED)
         assert b'"a"' in said
         life[0] = -1.0
         answer = await driver.request("GET", "/api/sessions")

@@ -207,11 +207,13 @@ def test_what_is_killed_leaves_nothing(tmp_path: Path, how: str) -> None:
         assert process.stderr is not None
         with bounded(process, "line of what is begun", seconds=LONG):
             lines = [process.stderr.readline() for _ in range(1 if "soak" in how else 2)]
-        skip_without_a_database(lines)
-        begun = mentioned(str(tmp_path))
-        servers = [each for each in begun if re.search(r"torture\.(node|served)", command(each))]
-        os.kill(int(servers[0]), signal.SIGSTOP)
-        process.kill()
+        try:
+            skip_without_a_database(lines)
+            begun = mentioned(str(tmp_path))
+            servers = [each for each in begun if re.search(r"torture\.(node|served)", command(each))]
+            os.kill(int(servers[0]), signal.SIGSTOP)
+        finally:
+            process.kill()
 
     until_gone(tmp_path)
     assert len(begun) > len(servers) > 0
