@@ -6,7 +6,7 @@ import asyncio
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from opening import opened
 from processes import finished
 from test_deploy import block
 from test_migrate import SESSIONS, digests, everything, fill
+from test_sqlite import begin
 from valkeys import shared_valkey
 
 
@@ -84,6 +85,73 @@ def test_a_store_is_not_taken_to_itself(database: str) -> None:
     assert done.exit_code == 0, done.output
     assert "There is nothing in SOURCE" in done.output
     assert ":secret@" not in done.output
+
+
+COPY = """
+    for _, key in ipairs(redis.call('KEYS', ARGV[1] .. ':*')) do
+        redis.call('COPY', key, ARGV[2] .. string.sub(key, #ARGV[1] + 1), 'DB', ARGV[3])
+    end
+"""
+
+REMOVE = """
+    redis.call('SELECT', ARGV[1])
+    for _, key in ipairs(redis.call('KEYS', 't_cop*')) do redis.call('DEL', key) end
+"""
+
+
+@pytest.fixture(params=["postgresql", "valkey, another number", "valkey, another prefix"])
+def copies(request: pytest.FixtureRequest) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The URL of a store, and what copies it on the same server, when nobody has it open; that gives the copy's."""
+    if request.param == "postgresql":
+        psycopg = pytest.importorskip("psycopg", reason="needs legato[postgres]")
+        server = shared_postgres()
+
+        def copy() -> str:
+            conn.execute("CREATE DATABASE t_copy TEMPLATE t_copied")
+            return server.url("t_copy")
+
+        with psycopg.connect(server.url(), autocommit=True) as conn:
+            conn.execute("CREATE DATABASE t_copied")
+            yield server.url("t_copied"), copy
+            conn.execute("DROP DATABASE IF EXISTS t_copy WITH (FORCE)")
+            conn.execute("DROP DATABASE t_copied WITH (FORCE)")
+        return
+    number, prefix = (1, "t_copied") if "number" in request.param else (0, "t_copy")
+    url = _valkey("t_copied")
+
+    def copy_keys() -> str:
+        assert not shared_valkey().ask("EVAL", COPY, 0, "t_copied", prefix, number).startswith(b"-")
+        return url.replace("/?", f"/{number}?").replace("t_copied", prefix)
+
+    yield url, copy_keys
+    for database in (0, 1):
+        shared_valkey().ask("EVAL", REMOVE, 0, database)
+
+
+def test_a_copy_on_the_same_server_is_another_store(copies: tuple[str, Callable[[], str]]) -> None:
+    """It has all that the original has, the name of its life too, and is brought to the original's state."""
+    source, copy = copies
+
+    async def say(session: str) -> str:
+        store = open_store(source)
+        await store.open()
+        try:
+            await begin(store, session)
+            return str(getattr(store, "incarnation", ""))
+        finally:
+            await store.close()
+
+    life = asyncio.run(say("before"))
+    target = copy()
+    assert asyncio.run(say("after")) == life  # so a look at that alone would take the two for one
+    done = CliRunner().invoke(group, ["migrate", source, target])
+    assert done.exit_code == 0, done.output
+    assert "1 of the sessions were there before" in done.output
+    again = CliRunner().invoke(group, ["migrate", source, target])
+    assert "2 of the sessions were there before" in again.output
+    option = "&durability=everysec" if "?" in target else "?durability=normal"
+    itself = CliRunner().invoke(group, ["migrate", target, target + option])
+    assert itself.exit_code == 2, itself.output
 
 
 KILLED = """

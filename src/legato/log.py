@@ -339,7 +339,10 @@ class Store(Leaser, Protocol):
 
 
 class Portable(Store, Protocol):
-    """A store that gives whole sessions, and takes them as they are (``legato migrate``)."""
+    """A store that gives whole sessions, and takes them as they are (``legato migrate``).
+
+    One whose server can have a copy of it, with its ``incarnation``, has ``whereabouts``: its place in that server.
+    """
 
     def records(self) -> AsyncIterator[SessionRecord]:
         """What is known of each session that is there, or has been deleted: once each, in any order.

@@ -64,7 +64,7 @@ def migrate(source: str, target: str, merge: bool) -> None:
 
 async def _migrate(source: str, target: str, merge: bool) -> Moved:
     from ..store import open_store
-    from ..store.moving import move
+    from ..store.moving import are_same, move
 
     due = time.monotonic() + TELL_SECONDS
 
@@ -79,8 +79,7 @@ async def _migrate(source: str, target: str, merge: bool) -> Moved:
     try:
         await to_store.open()
         try:
-            # Of ours this name is random, and the same for all who have that store open, by whichever address.
-            if getattr(from_store, "incarnation", "") == getattr(to_store, "incarnation", None):
+            if are_same(from_store, to_store):
                 raise Misuse(SAME)
             return await move(from_store, to_store, merge=merge, told=told)
         finally:

@@ -127,6 +127,18 @@ def portable(store: Store) -> Portable:
     return store  # type: ignore[return-value]  # as has just been seen
 
 
+def are_same(one: Store, other: Store) -> bool:
+    """Whether two stores, both open, are one, by whichever addresses.
+
+    All who have a store open have the same random name of its life. A copy on the same server may have that name, too;
+    it is in another place there.
+    """
+    life = getattr(one, "incarnation", None)
+    if life is None or life != getattr(other, "incarnation", None):
+        return False
+    return getattr(one, "whereabouts", "") == getattr(other, "whereabouts", "")
+
+
 async def move(
     source: Store,
     target: Store,

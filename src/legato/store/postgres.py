@@ -168,6 +168,11 @@ class PostgresStore:
         """See ``Store``: the name of the database's era."""
         return self._writer.incarnation
 
+    @property
+    def whereabouts(self) -> str:
+        """See ``Portable``: the database, and the schema in it."""
+        return f"{self._writer.database} {self._link.schema}"
+
     # Writing ----------------------------------------------------------------------------------------------------------
 
     def append(

@@ -135,7 +135,7 @@ PATIENT = "SELECT set_config('statement_timeout', '0', true), set_config('lock_t
 LEAST_SERVER = 140_000
 ABOUT = """
     SELECT current_setting('server_encoding'), current_setting('fsync'), current_setting('server_version_num')::int,
-        (SELECT coalesce(max(updated_at), 0) FROM legato.session)
+        current_database(), (SELECT coalesce(max(updated_at), 0) FROM legato.session)
 """
 SETTINGS = """
     SELECT set_config('lock_timeout', '5s', %s), set_config('idle_in_transaction_session_timeout', '3s', %s),

@@ -47,6 +47,7 @@ class PostgresWriter:
         conn: over which it is written; None while there is none.
         era, incarnation: the present one of the database, and its name; 0 before it is known.
         eras: all of them, by name.
+        database: its name on its server; "" before it is known.
     """
 
     def __init__(self, link: Link, others: Neighbours, doorbell: Doorbell, now: Callable[[], int | None]) -> None:
@@ -55,6 +56,7 @@ class PostgresWriter:
         self.conn: Connection | None = None
         self.era, self.incarnation = 0, ""
         self.eras: dict[str, int] = {}
+        self.database = ""
         self._link, self._others, self._doorbell, self._now = link, others, doorbell, now
         self._number = self._stored = self._last = 0
         link.learn, link.away = self._learn, lambda: self.groups.trouble is not None
@@ -82,7 +84,7 @@ class PostgresWriter:
                 if version < known:
                     await link.execute(conn, sql.DROP_VERSION)
                     await link.execute(conn, sql.PUT_VERSION, (known, sql.OLDEST))
-        encoding, fsync, number, self._last = await link.row(conn, sql.ABOUT)
+        encoding, fsync, number, self.database, self._last = await link.row(conn, sql.ABOUT)
         if encoding != "UTF8" or number < sql.LEAST_SERVER:
             raise StoreError(
                 f"Needed is a database with ENCODING 'UTF8' of a server from version {sql.LEAST_SERVER // 10_000} on; "

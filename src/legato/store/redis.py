@@ -203,6 +203,12 @@ class RedisStore:
         """See ``Store``: the name of the present era."""
         return self._eras.incarnation
 
+    @property
+    def whereabouts(self) -> str:
+        """See ``Portable``: the number of the database, and the beginning of the keys in it."""
+        address = self._server.address
+        return f"{0 if address.way else int(address.name or 0)} {address.prefix}"
+
     def _changed(self, lost: bool, first: bool) -> None:
         """It is another one."""
         self._reader.begin_anew()
