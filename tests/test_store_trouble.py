@@ -597,21 +597,24 @@ async def test_a_file_system_that_has_become_read_only_is_noticed(
     "error", [apsw.IOError("disk I/O error"), OSError(errno.EIO, "I/O error"), RuntimeError("odd")]
 )
 async def test_a_look_that_fails_ends_nothing(
-    store: SQLiteStore, looks: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+    store: SQLiteStore, looks: str, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever is raised by looking at the file: what is to be stored is refused, and not left waiting for ever; who
-    only asks is answered; and it is stored when the look is good again, also if nothing was asked meanwhile."""
+    only asks is answered; and it is stored when the look is good again, also if nothing was asked meanwhile. It is
+    told once, however often it is looked."""
     assert store._writer is not None
     writer = store._writer
-    looked = threading.Event()
+    looked = threading.Semaphore(0)
 
     def fail() -> str:
-        looked.set()
+        looked.release()
         raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(writer._troubles._watch, looks, fail)
-        assert await asyncio.to_thread(looked.wait, NET)  # while nothing is asked
+        for _ in range(4):
+            assert await asyncio.to_thread(looked.acquire, timeout=NET)  # while nothing is asked
+        assert [record.levelname for record in caplog.records].count("ERROR") == 1
         async with asyncio.timeout(NET):
             with pytest.raises(StoreError):
                 await store.append("s", [text("refused")])
@@ -623,6 +626,24 @@ async def test_a_look_that_fails_ends_nothing(
                 break
             await asyncio.sleep(0.01)
     assert (await store.info("s")).head == 3
+
+
+async def test_a_look_that_fails_spares_nobody_the_next(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even who comes at once: nothing is known of the file then."""
+    assert store._writer is not None
+    troubles = store._writer._troubles
+
+    def fail() -> str:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(sqlite_troubles, "LOOK_SECONDS", 1e6)
+    with monkeypatch.context() as patch:
+        patch.setattr(troubles._watch, "trouble", fail)
+        troubles._looked_at = -1e6
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                await store.append("s", [text("refused")])
+    assert (await store.info("s")).head == 2
 
 
 async def test_a_lock_that_nobody_waits_for_is_noticed_too(store: SQLiteStore, stuck: Stuck) -> None:

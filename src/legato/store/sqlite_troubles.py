@@ -105,8 +105,9 @@ class Troubles:
         now = time.monotonic()
         if self._trouble is None and now < self._looked_at + LOOK_SECONDS:
             return None
-        self._looked_at = now
-        if wrong := self._watch.trouble():
+        wrong = self._watch.trouble()
+        self._looked_at = now  # unless the look has failed: then nothing is known
+        if wrong:
             found: Exception | None = StoreLost(
                 f"{wrong} Nothing is stored until it is back as it was. Do not stop the server before: what has been "
                 "stored may be in the open file alone.",

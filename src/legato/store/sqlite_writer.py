@@ -78,7 +78,7 @@ class Writer:
         self._begun_at = 0.0  # when that group was begun
         self._silent: set[str | None] = set()  # sessions whose run has begun, and has stored nothing yet
         self._memory: Known | None = None
-        self._failing = False  # to look after the file
+        self._failing: set[Callable[[], None]] = set()  # what has failed the last time, of what looks after the file
         self._thread = threading.Thread(target=self._run, name="legato-sqlite-writer", daemon=True)
         self.begun = 0
         self.figures = StoreFigures()
@@ -176,11 +176,11 @@ class Writer:
         try:
             act()
         except Exception as exc:
-            level = logging.DEBUG if self._failing else logging.ERROR
+            level = logging.DEBUG if act in self._failing else logging.ERROR
             logger.log(level, "%s cannot be looked after: %s", self._path, exc)
-            self._failing = True
+            self._failing.add(act)
         else:
-            self._failing = False
+            self._failing.discard(act)
 
     def _do(self, requests: list[WriteRequest]) -> None:
         requests, self._held = self._held + requests if self._held else requests, []
