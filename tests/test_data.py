@@ -14,12 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 from databases import shared_postgres
-from legato import archive
+from legato import archive, spending
 from legato.archive import ArchiveCount, erase, export, sessions_in, take
 from legato.auth.keys import add_key, new_key, read_keys, revoke_key
 from legato.bounds import Limits
 from legato.caller import Caller
 from legato.cli.group import group
+from legato.credentials import KEYS, key_holder
 from legato.errors import InvalidInput, SessionExists, SessionNotFound
 from legato.event import Draft, SessionCreated, SessionDeleted, SessionUpdated
 from legato.log import Log, Store
@@ -273,6 +274,38 @@ async def test_whoever_has_the_name_of_an_account_is_none(store: Store) -> None:
     assert (await accounts.spent("ann")).runs == 0
     await erase(store, "ann")
     assert [info.session for info in (await store.sessions()).infos] == ["s"]
+
+
+async def test_what_is_ours_is_found_behind_all_that_such_a_one_has(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The account is counted and erased, however many sessions stand before it in the order of the store."""
+    from legato.spending import ACCOUNTS, Accounts
+
+    for module in (archive, spending):
+        monkeypatch.setattr(module, "PAGE", 4)
+    accounts = Accounts(store, lambda: Limits(owner_runs=5))
+    await accounts.check("ann")
+    accounts.add("ann", spent(1, 1, None))
+    await accounts.close()
+    theirs = [f"s{number}" for number in range(ACCOUNTS + 1)]
+    for session in theirs:
+        await store.append(session, [Draft(SessionCreated(owner=holder("ann")))])
+    assert (await accounts.spent("ann")).runs == 1
+    await erase(store, "ann")
+    assert {info.session for info in (await store.sessions()).infos} == set(theirs)
+
+
+async def test_whoever_has_the_name_of_keys_has_none(store: Store) -> None:
+    """As earlier versions let them: no session of theirs is taken for a key of whoever is erased."""
+    _, key = new_key("ann")
+    await add_key(store, key)
+    await store.append("s", [Draft(SessionCreated(owner=key_holder("ann")))])
+    for keys in (1, 0):
+        assert (await erase(store, "ann")).keys == keys
+    said = [event.fact.metadata async for event in Log(store, KEYS).all() if isinstance(event.fact, SessionUpdated)]
+    assert said == [{"add": key.id}, {"revoke": key.id}]
+    assert {info.session for info in (await store.sessions()).infos} == {KEYS, "s"}
 
 
 async def test_who_is_erased_while_answered_stays_so(store: Store) -> None:

@@ -28,6 +28,7 @@ from legato.credentials import key_holder
 from legato.dialect.common import rfc3339
 from legato.errors import Forbidden, InvalidInput, NotFound, Overloaded, StoreLost, TooMany, Unauthorized
 from legato.log import RESERVED
+from legato.event import Draft, SessionCreated, SessionDeleted
 from legato.server import sign_in
 from legato.server.app import Legato as App
 from legato.server.sign_in import RedactTickets, redacted
@@ -622,6 +623,14 @@ async def test_a_fault_of_auth_is_told_once(caplog: pytest.LogCaptureFixture) ->
 
 async def test_a_tickets_stream_ends_with_who_asked_for_it() -> None:
     """It reads, and no longer than they may."""
+        for number in range(101):  # of whoever an earlier version let in as that
+            await app.store.append(f"s{number}", [Draft(SessionCreated(owner=RESERVED))])
+        monkeypatch.setattr(time, "time", lambda: now + 9 * 3600)
+        await ticket_for(driver, session)
+        kept = [info.session for info in (await app.store.sessions(limit=200)).infos]
+        assert sum(id.startswith(".legato-tickets-") for id in kept) == 1
+        for number in range(101):
+            await app.store.append(f"s{number}", [Draft(SessionDeleted())])
     async with with_key() as (_, driver, keys, token):
         bearer = {"authorization": f"Bearer {token}"}
         session = (await driver.request("POST", "/api/sessions", json={}, headers=bearer)).json()["id"]

@@ -35,7 +35,7 @@ from .event import (
 from .log import READ_LIMIT, Log, SessionInfo, SessionRecord, Store
 from .machine import SessionState, moved
 from .part import encode
-from .spending import holder, is_own
+from .spending import holder, is_own, own_of
 
 FORMAT = 1
 """Of an export; one of a later version is refused."""
@@ -352,10 +352,9 @@ async def erase(store: Store, owner: str, blobs: Blobs | None = None) -> Archive
             continue
         await blobs.forget(info.session)
         sessions, events = sessions + 1, events + info.head
-    for info in (await store.sessions(owner=holder(owner), limit=PAGE)).infos:
+    async for info in own_of(store, holder(owner)):
         with suppress(SessionNotFound):
-            if is_own(info.session):  # not of whoever was let in under that name
-                await store.append(info.session, [Draft(SessionDeleted())])
+            await store.append(info.session, [Draft(SessionDeleted())])
     sweep: Callable[[], Awaitable[None]] | None = getattr(store, "sweep", None)
     if sweep is not None:
         await sweep()

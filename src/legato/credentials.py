@@ -13,7 +13,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -22,7 +22,7 @@ from .caller import SCOPES, Caller
 from .errors import InvalidInput, NotFound, SessionExists, SessionNotFound
 from .event import Draft, Event, SessionCreated, SessionDeleted, SessionUpdated
 from .log import RESERVED, Log, SessionInfo, Store
-from .spending import OWN, holder
+from .spending import OWN, holder, own_of
 
 logger = logging.getLogger("legato")
 
@@ -216,22 +216,10 @@ async def erase_credentials(store: Store, subject: str) -> int:
         How many keys there were.
     """
     keys = 0
-    async for info in _of(store, key_holder(subject)):
+    async for info in own_of(store, key_holder(subject), key_session("")):
         await _revoke(store, info.session.removeprefix(key_session("")))
         keys += 1
-    async for info in _of(store, RESERVED):
-        if info.session.startswith(TICKETS):
-            with suppress(SessionNotFound):
-                await store.append(info.session, [Draft(SessionDeleted())])
+    async for info in own_of(store, RESERVED, TICKETS):
+        with suppress(SessionNotFound):
+            await store.append(info.session, [Draft(SessionDeleted())])
     return keys
-
-
-async def _of(store: Store, holder: str) -> AsyncIterator[SessionInfo]:
-    after: str | None = None
-    while True:
-        page = await store.sessions(limit=PAGE, after=after, owner=holder)
-        for info in page.infos:
-            yield info
-        after = page.next
-        if after is None:
-            return

@@ -24,7 +24,7 @@ import msgspec
 from .bounds import Limits
 from .errors import HeadMoved, LegatoError, QuotaSpent, SessionNotFound, TooMany
 from .event import Draft, SessionCreated, SessionUpdated
-from .log import Store
+from .log import SessionInfo, Store
 from .part import Usage
 
 logger = logging.getLogger("legato")
@@ -54,6 +54,20 @@ def holder(subject: str) -> str:
 def is_own(session: str) -> bool:
     """Whether a session is Legato's own, and no conversation."""
     return session.startswith(OWN)
+
+
+async def own_of(store: Store, holder: str, begins: str = OWN) -> AsyncIterator[SessionInfo]:
+    """Sessions of Legato's own, by whose they are and how their ids begin; and none of whoever an earlier version let
+    in under that name, however many of theirs there are."""
+    after: str | None = None
+    while True:
+        page = await store.sessions(limit=PAGE, after=after, owner=holder)
+        for info in page.infos:
+            if info.session.startswith(begins):
+                yield info
+        after = page.next
+        if after is None:
+            return
 
 
 class Spent(msgspec.Struct, omit_defaults=True):
@@ -176,13 +190,13 @@ class Accounts:
         """What the owner's accounts say of the window that is now, with the id of each, and its head."""
         since = self._window()
         found: list[tuple[Spent, str, int]] = []
-        for info in (await self._store.sessions(owner=holder(subject), limit=ACCOUNTS)).infos:
-            if not is_own(info.session):
-                continue
+        async for info in own_of(self._store, holder(subject)):
             events = await self._store.read(info.session, info.head - 1, limit=1)
             fact = events[-1].fact if events else None
             said = msgspec.convert(fact.metadata, Spent) if isinstance(fact, SessionUpdated) else Spent()
             found.append((said if said.since == since else Spent(since), info.session, info.head))
+            if len(found) == ACCOUNTS:
+                break
         return found
 
     async def _store_pending(self, subject: str) -> None:

@@ -42,6 +42,7 @@ from ..errors import (
 from ..event import Draft, SessionCreated, SessionDeleted, SessionUpdated
 from ..fault import contained
 from ..log import RESERVED, Store
+from ..spending import own_of
 from .guard import OWN
 from .life import Opens
 from .operation import path_within
@@ -374,9 +375,8 @@ class Tickets:
         )
 
     async def _let_go(self, hour: int) -> None:
-        page = await self.store.sessions(limit=100, owner=RESERVED)
-        for info in page.infos:
-            if info.session.startswith(TICKETS) and info.session < TICKETS + _name(hour - 1):
+        async for info in own_of(self.store, RESERVED, TICKETS):
+            if info.session < TICKETS + _name(hour - 1):
                 with suppress(SessionNotFound):
                     await self.store.append(info.session, [Draft(SessionDeleted())])
 
