@@ -772,7 +772,7 @@ async def _of_a_request_of_own(auth: Any, request: Any) -> Any:
     return await _passed_on(auth, own)
 
 
-OWN = [_passed_on, _subject, _of_own, _in_a_task, _of_a_request_of_own]
+OWN = [_passed_on, _subject, _of_own, _of_a_session_of_own, _in_a_task, _of_a_request_of_own]
 """What functions of an application's own make of whom another knows."""
 
 
@@ -787,6 +787,11 @@ async def test_who_a_function_of_ones_own_has_asked_about_ends_as_they_do(
     path.write_text(json.dumps({"keys": [jwk(RSA, "a")]}))
     until = time.time() + 600
     token, key = new_key("alice", scopes=["read", "send"], expires_at=until)
+async def _of_a_session_of_own(auth: Any, request: Any) -> Any:
+    known = await _passed_on(auth, request)
+    return known and Caller(known.subject, expires_at=time.time() + 6_000, credential="session 7")
+
+
     await store.open()
     await add_key(store, key)
     if kind == "token":
@@ -829,6 +834,22 @@ async def test_a_subject_alone_may_no_more_than_they_were_known_with(scopes: tup
         assert (await driver.request("GET", "/api/auth/whoami", headers=headers)).json()["scopes"] == given
     async with serving(lambda request: _passed_on(auth, request), store) as (_, driver):
         assert (await driver.request("GET", "/api/auth/whoami", headers=headers)).json()["scopes"] == sorted(scopes)
+
+
+async def test_who_a_function_ends_before_their_key_is_over_then() -> None:
+    """What it says of the end counts where it is the earlier one."""
+    store, auth = MemoryStore(), APIKeys()
+    token, key = new_key("alice", expires_at=time.time() + 600)
+    await store.open()
+    await add_key(store, key)
+    until = time.time() + 60
+
+    async def user(request: Any) -> Any:
+        return auth(request) and Caller("alice", expires_at=until)
+
+    async with serving(user, store) as (_, driver):
+        who = await driver.request("GET", "/api/auth/whoami", headers={"authorization": f"Bearer {token}"})
+        assert who.json()["expiresAt"] == rfc3339(until)
 
 
 async def test_who_makes_a_sign_in_for_each_request_has_some_begun() -> None:

@@ -224,17 +224,17 @@ def _checked(found: object) -> Caller | None:
 
 
 def _as_known(caller: Caller | None, found: object, asked: Iterable[tuple[object, Caller | None]]) -> Caller | None:
-    """The caller whom a function of ``auth`` has found: where it has asked who it is, their sign-in ends as that one
-    does. Of whom it gives the subject alone, they have no more scopes than they were known with."""
+    """The caller whom a function of ``auth`` has found: where it has asked who it is, their sign-in ends with that one,
+    or before. Of whom it gives the subject alone, they have no more scopes than they were known with."""
     known = next((each for _, each in asked if each is not None), None)
     if caller is None or known is None or found is known:
         return caller
     scopes = caller.scopes
     if isinstance(found, str) and known.scopes is not None:
         scopes = known.scopes - {"admin"}
-    expires_at = known.expires_at if caller.expires_at is None else caller.expires_at
+    expires_at = min((at for at in (known.expires_at, caller.expires_at) if at is not None), default=None)
     return msgspec.structs.replace(
-        caller, scopes=scopes, expires_at=expires_at, credential=caller.credential or known.credential
+        caller, scopes=scopes, expires_at=expires_at, credential=known.credential or caller.credential
     )
 
 
