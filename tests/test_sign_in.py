@@ -27,8 +27,8 @@ from legato.caller import NEEDS, SCOPES
 from legato.credentials import key_holder
 from legato.dialect.common import rfc3339
 from legato.errors import Forbidden, InvalidInput, NotFound, Overloaded, StoreLost, TooMany, Unauthorized
-from legato.log import RESERVED
 from legato.event import Draft, SessionCreated, SessionDeleted
+from legato.log import RESERVED
 from legato.server import sign_in
 from legato.server.app import Legato as App
 from legato.server.sign_in import RedactTickets, redacted
@@ -599,6 +599,14 @@ async def test_tickets_of_old_are_let_go(monkeypatch: pytest.MonkeyPatch) -> Non
             await ticket_for(driver, session)
         kept = [info.session for info in (await app.store.sessions()).infos]
         assert sum(id.startswith(".legato-tickets-") for id in kept) == 2
+        for number in range(101):  # of whoever an earlier version let in as that
+            await app.store.append(f"s{number}", [Draft(SessionCreated(owner=RESERVED))])
+        monkeypatch.setattr(time, "time", lambda: now + 9 * 3600)
+        await ticket_for(driver, session)
+        kept = [info.session for info in (await app.store.sessions(limit=200)).infos]
+        assert sum(id.startswith(".legato-tickets-") for id in kept) == 1
+        for number in range(101):
+            await app.store.append(f"s{number}", [Draft(SessionDeleted())])
         assert [each["id"] for each in (await as_(driver, "bob", "GET", "/api/sessions")).json()] == [session]
         assert ".legato" not in (await as_(driver, "bob", "GET", "/api/inspect")).text
 
@@ -623,14 +631,6 @@ async def test_a_fault_of_auth_is_told_once(caplog: pytest.LogCaptureFixture) ->
 
 async def test_a_tickets_stream_ends_with_who_asked_for_it() -> None:
     """It reads, and no longer than they may."""
-        for number in range(101):  # of whoever an earlier version let in as that
-            await app.store.append(f"s{number}", [Draft(SessionCreated(owner=RESERVED))])
-        monkeypatch.setattr(time, "time", lambda: now + 9 * 3600)
-        await ticket_for(driver, session)
-        kept = [info.session for info in (await app.store.sessions(limit=200)).infos]
-        assert sum(id.startswith(".legato-tickets-") for id in kept) == 1
-        for number in range(101):
-            await app.store.append(f"s{number}", [Draft(SessionDeleted())])
     async with with_key() as (_, driver, keys, token):
         bearer = {"authorization": f"Bearer {token}"}
         session = (await driver.request("POST", "/api/sessions", json={}, headers=bearer)).json()["id"]
@@ -763,6 +763,11 @@ async def _of_own(auth: Any, request: Any) -> Any:
     return known and Caller(f"user-{known.subject}", scopes=frozenset({"read", "send"}))
 
 
+async def _of_a_session_of_own(auth: Any, request: Any) -> Any:
+    known = await _passed_on(auth, request)
+    return known and Caller(known.subject, expires_at=time.time() + 6_000, credential="session 7")
+
+
 async def _in_a_task(auth: Any, request: Any) -> Any:
     return await asyncio.create_task(_of_own(auth, request))
 
@@ -787,11 +792,6 @@ async def test_who_a_function_of_ones_own_has_asked_about_ends_as_they_do(
     path.write_text(json.dumps({"keys": [jwk(RSA, "a")]}))
     until = time.time() + 600
     token, key = new_key("alice", scopes=["read", "send"], expires_at=until)
-async def _of_a_session_of_own(auth: Any, request: Any) -> Any:
-    known = await _passed_on(auth, request)
-    return known and Caller(known.subject, expires_at=time.time() + 6_000, credential="session 7")
-
-
     await store.open()
     await add_key(store, key)
     if kind == "token":
@@ -850,6 +850,38 @@ async def test_who_a_function_ends_before_their_key_is_over_then() -> None:
     async with serving(user, store) as (_, driver):
         who = await driver.request("GET", "/api/auth/whoami", headers={"authorization": f"Bearer {token}"})
         assert who.json()["expiresAt"] == rfc3339(until)
+
+
+@pytest.mark.parametrize("refusal", [None, Forbidden("no"), TooMany("no"), Overloaded("no")], ids=str)
+async def test_who_was_asked_about_before_the_keys_were_begun_is_asked_about_again(refusal: Exception | None) -> None:
+    """Also where another request began them while the function waited for something; and whatever it made of a key
+    that nobody knew yet."""
+    store, auth = MemoryStore(), APIKeys()
+    token, key = new_key("alice")
+    await store.open()
+    await add_key(store, key)
+    waits, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def user(request: Any) -> Any:
+        known = auth(request)
+        if known is None:
+            if "x-waits" in request.headers:
+                waits.set()
+                await goes_on.wait()
+            if refusal is not None:
+                raise refusal
+        return known
+
+    async with serving(user, store) as (_, driver):
+        headers = {"authorization": f"Bearer {token}"}
+        first = asyncio.create_task(driver.request("GET", "/api/sessions", headers={**headers, "x-waits": "yes"}))
+        async with asyncio.timeout(60):
+            await waits.wait()
+        second = await driver.request("GET", "/api/sessions", headers=headers)
+        goes_on.set()
+        assert (second.status, (await first).status) == (200, 200)
+        wrong = await driver.request("GET", "/api/sessions", headers={"authorization": f"Bearer {token[:-1]}-"})
+        assert wrong.status == getattr(refusal, "status", 401)
 
 
 async def test_who_makes_a_sign_in_for_each_request_has_some_begun() -> None:

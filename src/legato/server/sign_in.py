@@ -133,23 +133,36 @@ class SignIn:
         """Who asks, as ``auth`` has it; None if it does not know."""
         request = HTTPRequest(scope)
         for auth in self.auths:
-            asked: list[tuple[object, Caller | None]] = []
-            caller = await self._asked(auth, request, asked)
-            if await self._begun(each for each, _ in asked):
-                caller = await self._asked(auth, request, asked)
+            caller = await self._known_to(auth, request)
             if caller is not None:
                 return caller
         return None
 
-    async def _begun(self, asked: Iterable[object]) -> bool:
-        """Begin what a function of ``auth`` has asked and nobody has begun; whether there was any.
+    async def _known_to(self, auth: Auth, request: HTTPRequest) -> Caller | None:
+        """Who asks, as one of ``auth`` has it; asked again if what it has asked may have known nobody yet."""
+        asked: list[tuple[object, Caller | None]] = []
+        begun, caller = list(self._opened), None
+        said: LegatoError | None = None
+        try:
+            caller = await self._asked(auth, request, asked)
+        except (Forbidden, TooMany, Overloaded) as exc:
+            said = exc
+        if await self._begun([each for each, _ in asked], begun):
+            return await self._asked(auth, request, asked)
+        if said is not None:
+            raise said
+        return caller
+
+    async def _begun(self, asked: Iterable[object], before: Sequence[Opens]) -> bool:
+        """Begin what a function of ``auth`` has asked and nobody has begun; whether any was begun, by whomever, that
+        was not among those of ``before``.
 
         Raises:
             StoreError: one could not be; the next request tries it again.
         """
         some = False
         for auth in asked:
-            if self._is_begun(auth) or not isinstance(auth, Opens):
+            if any(auth is each for each in before) or not isinstance(auth, Opens):
                 continue
             async with self._opening:
                 if self._begin is not None and not self._is_begun(auth) and len(self._opened) < FOUND:
