@@ -22,6 +22,7 @@ from driving import reason
 from held_store import quiet
 from legato import Caller, Legato
 from legato.auth import JWT, APIKeys, ProxyHeader, jwt
+from legato.auth.bearer import bearer
 from legato.auth.keys import add_key, new_key, read_keys, revoke_key
 from legato.caller import NEEDS, SCOPES
 from legato.credentials import key_holder
@@ -173,6 +174,29 @@ async def test_nobody_is_called_as_legato_calls_its_own(way: str) -> None:
     for name in (holder("bob"), key_holder("bob"), RESERVED):
         with pytest.raises(InvalidInput):
             new_key(name)
+
+
+async def test_who_is_called_so_is_shown_no_page(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor given a cookie, or let in by a ticket that a node of an earlier version gave: as by the API. The log says
+    why, without the name."""
+    names = {"t1": holder("bob"), "t2": key_holder("bob"), "t3": RESERVED}
+    async with serving(lambda request: names.get(bearer(request) or "")) as (app, driver):
+        for token, name in names.items():
+            headers = {"authorization": f"Bearer {token}"}
+            for target in ("/", "/inspect"):
+                page = await driver.request("GET", target, headers=headers)
+                assert (page.status, 'id="form"' in page.text) == (401, True), (name, target)
+            assert (await driver.request("GET", "/api/auth/whoami", headers=headers)).status == 401
+            body = {"texts": ["x"]}
+            assert (await driver.request("POST", "/web/markdown", json=body, headers=headers)).status == 401
+            answer = await signed_in(driver, token)
+            assert (answer.status, "set-cookie" in answer.headers) == (401, False), name
+            assert app._sign_in is not None
+            ticket = await app._sign_in.tickets.issue(Caller(name), "s")
+            assert await status_of(driver, f"/stream?sessionId=s&ticket={ticket}") == 401
+    [told] = [record.getMessage() for record in caplog.records if "auth failed" in record.getMessage()]
+    assert "NotACaller" in told
+    assert "bob" not in told
 
 
 @pytest.mark.parametrize(

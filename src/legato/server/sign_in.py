@@ -27,7 +27,7 @@ from starlette.types import Scope
 from ..auth.bearer import ASKED
 from ..bounds import Rate
 from ..caller import Caller, Revoked
-from ..credentials import ID_LETTERS, TICKETS, hashed, without_keys
+from ..credentials import ID_LETTERS, TICKETS, hashed, is_reserved, key_holder, without_keys
 from ..errors import (
     Forbidden,
     HeadMoved,
@@ -42,7 +42,7 @@ from ..errors import (
 from ..event import Draft, SessionCreated, SessionDeleted, SessionUpdated
 from ..fault import contained
 from ..log import RESERVED, Store
-from ..spending import own_of
+from ..spending import holder, own_of
 from .guard import OWN
 from .life import Opens
 from .operation import path_within
@@ -227,6 +227,11 @@ def _checked(found: object) -> Caller | None:
         raise NotACaller("auth gave a caller without a subject; who is nobody in particular is not signed in")
     if len(subject) > SUBJECT_CHARACTERS or not _is_text(subject):
         raise NotACaller(f"a subject is text of up to {SUBJECT_CHARACTERS} characters, without NUL")
+    if is_reserved(subject):  # a name that somebody has chosen for themselves
+        raise NotACaller(
+            f"a subject is not {RESERVED!r}, and does not begin with {holder('')!r} or {key_holder('')!r}: under those "
+            "Legato has what is its own"
+        )
     if caller.expires_at is not None and not caller.expires_at > time.time():
         return None
     scopes: Any = caller.scopes
@@ -383,9 +388,11 @@ class Tickets:
             return None
         if used.repeated:
             return None
-        return _checked(
-            Caller(kept["subject"], "", frozenset(kept["scopes"]), kept["expiresAt"], kept["credential"] or "")
-        )
+        scopes, expires_at = frozenset(kept["scopes"]), kept["expiresAt"]
+        try:
+            return _checked(Caller(kept["subject"], "", scopes, expires_at, kept["credential"] or ""))
+        except NotACaller:  # a node of another version has let them in
+            return None
 
     async def _let_go(self, hour: int) -> None:
         async for info in own_of(self.store, RESERVED, TICKETS):
