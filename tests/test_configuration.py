@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -230,12 +231,16 @@ def test_no_file_is_read_that_nobody_named(folder: Path) -> None:
         ("redis://cache:6379/?password=a@sesame", "redis://cache:6379/?password=***"),
         ("redis://:sesame", "redis://:***"),
         ("redis://ida:open sesame@cache/0", "redis://ida:***@cache/0"),
-        ("redis://ida:open sesame/0", "redis://ida:***/0"),
+        ("redis://ida:open sesame/0", "redis://ida:***"),
         ("redis://cache/?password=open sesame", "redis://cache/?password=***"),
         ("ida:sesame@db/legato", "ida:***@db/legato"),
         ("postgresql:ida:sesame@db", "postgresql:ida:***@db"),
         ("sqlite://ida:sesame@db", "sqlite://ida:***@db"),
         ("https://sesame@db", "https://***@db"),
+        ("HTTPS://sesame@db", "HTTPS://***@db"),
+        ("postgresql//ida:sesame@db/x", "postgresql//ida:***@db/x"),
+        ("postgresql://ida:sesame/db", "postgresql://ida:***"),
+        ("postgresql://ida@db:sesame/x", "postgresql://ida@db:***"),
         ("postgresql://ida@db/legato", "postgresql://ida@db/legato"),
         ("sqlite:////srv/a.db?durability=full", "sqlite:////srv/a.db?durability=full"),
         ("redis://cache:6379", "redis://cache:6379"),
@@ -257,6 +262,33 @@ def test_passwords_are_not_shown(folder: Path, url: str, shown: str) -> None:
     assert "sesame" not in run("config", LEGATO_PORT=url).output
     assert "sesame" not in run("config", "--model", "chat:x", "--base-url", url).output
     assert "sesame" not in run("config", LEGATO_KEYS="lg_sesame", LEGATO_OPEN=url).output
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Our API is at http://localhost:8080/x.\nWrite to help@example.com",
+        "see http://intranet and write to me@x.org",
+        "Ask (http://localhost:8080), [here](http://[::1]:8080) or http://host:8080; else ida@x.org.",
+        '{"api": "http://localhost:8080/x","mail":"ida@x.org"}',
+        "Siehe http://localhost:8080\u3002help@example.com",
+        "Times are 10:30, and R&D: ida@x.org; answer with key=value.",
+    ],
+)
+def test_instructions_are_shown_as_they_are(folder: Path, text: str) -> None:
+    """An address in one place of a text, and mail in another, are no password."""
+    (folder / "my.toml").write_text(f"model = ['ollama:x']\ninstructions = {json.dumps(text)}\n")
+    (folder / "my.toml").chmod(0o644)
+    result = run("config", "--config", "my.toml")
+    assert in_force(result)["instructions"][0] == text
+    assert "anybody on this machine can read it" not in result.stderr
+
+
+def test_passwords_in_instructions_are_not_shown(folder: Path) -> None:
+    """Of each address by itself; what is around it stays."""
+    text = "Use redis://ida:sesame@db/0, https://sesame@x.org or GET /x?token=sesame; http://ida:sesame\nMail b@x.org."
+    told = "Use redis://ida:***@db/0, https://***@x.org or GET /x?token=***; http://ida:***\nMail b@x.org."
+    assert in_force(run("config", "--model", "ollama:x", "--instructions", text))["instructions"][0] == told
 
 
 def test_what_an_environment_has_of_others(folder: Path) -> None:
@@ -293,7 +325,9 @@ def test_what_is_refused_later_is_named_as_it_was_said(folder: Path) -> None:
         (["--metrics", "9", "--port", "9", "--host", "localhost"], ["--metrics 9 is where the server listens"]),
         (["--host", "0.0.0.0"], ["--host 0.0.0.0 lets other machines in; say by which names"]),
         (["--host", "0.0.0.0", "--allow-host", "x"], ["--host 0.0.0.0 lets other machines in, and nobody is asked"]),
-        (["--model", "ollama:x", "--base-url", "there"], ["A base URL starts with"]),
+        (["--model", "ollama:x", "--base-url", "there"], ["A model's address starts with"]),
+        (["--model", "ollama:x", "--base-url", "http://h:65536"], ["A model's address names a host"]),
+        (["--model", "ollama:x", "--base-url", "http://h:x", "--store", "x:"], ["A store is", "A model's address"]),
         (["--model", "ollama:x", "--docs", "."], ["--docs is for the guide"]),
         (["--store", ""], ["--store is empty"]),
         (["--model", "ollama:x", "--base-url", ""], ["--base-url is empty"]),

@@ -467,6 +467,26 @@ def test_what_is_asked_before_has_no_password() -> None:
     assert re.findall("sesame|[\x1b\x07]", result.output) == []
 
 
+@pytest.mark.parametrize(
+    "store",
+    [
+        *("postgresql://ida:sesame/db", "postgresql://ida@db:sesame/x", "postgresql//ida:sesame@db/x"),
+        *("redis:ida:sesame@db", "host=db password=sesame", "mysql://db?secret_key=sesame"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [["gc"], ["backup", "new.db"], ["export", "a1"], ["erase", "--owner", "ida"], ["erase", "--owner", "ida", "--yes"]],
+    ids=" ".join,
+)
+def test_no_error_has_the_password_of_a_store(command: list[str], store: str) -> None:
+    """However its address is written."""
+    result = CliRunner().invoke(group, [*command, "--store", store], input="n\n", prog_name="legato")
+    assert result.exit_code in (1, 2)
+    assert result.output
+    assert "sesame" not in result.output
+
+
 # Retention ------------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ DESIGN = SOURCE.parent.parent / "docs" / "design.md"
 # The first prefix that fits decides. A file may import from lower layers, and from its own one.
 LAYERS: list[tuple[str, int]] = [
     ("errors", 0),
+    ("addresses", 0),
     ("check", 0),
     ("part", 0),
     ("event", 0),

@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from ..errors import InvalidInput
 from ..http.retry import BackoffStrategy, RetryConfig
+from ..http.settings import address as checked
 from ..json import JsonObject
 from ..provider import (
     AsyncAnthropicProvider,
@@ -126,9 +127,7 @@ class Model:
         address = base_url or (environment.get("OPENAI_BASE_URL") if prefix == "openai" else None) or vendor.base_url
         if address is None:
             raise InvalidInput(f"{prefix}:{name} needs a base URL: the address of its server up to the version.")
-        if not address.startswith(("http://", "https://")):  # now, and not at the first question
-            begins = address.partition(":")[0][:60]  # what follows may be a password
-            raise InvalidInput(f"A base URL starts with http:// or https://, got one that starts with {begins!r}.")
+        checked(address, of="model")  # now, and not at the first question
         key = api_key or environment.get(vendor.key or KEY) or None
         if key is None and vendor.key is not None and base_url is None:
             raise InvalidInput(f"{prefix} needs a key: set {vendor.key}.")

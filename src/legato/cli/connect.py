@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 import click
 
+from ..addresses import shown
 from ..errors import InvalidInput, LegatoError
 from .failure import INTERRUPTED, Failure, Misuse
 
@@ -78,17 +79,20 @@ def explained(error: LegatoError, url: str) -> Failure:
     """The failure that tells a person what to do about ``error``."""
     from ..client import APIError, ConnectionFailed, ErrorResponse, ResponseInvalid
 
+    server = shown(url)
     if isinstance(error, ConnectionFailed):
         if proxies := _proxies(url):
             named = " or ".join(proxies)
-            return Failure(f"{url} cannot be reached through the proxy of {named}; NO_PROXY excepts a server from it")
-        return Failure(f"no server at {url}; start one with `legato serve`, or name another with --url")
+            return Failure(
+                f"{server} cannot be reached through the proxy of {named}; NO_PROXY excepts a server from it"
+            )
+        return Failure(f"no server at {server}; start one with `legato serve`, or name another with --url")
     if isinstance(error, ResponseInvalid) or (isinstance(error, APIError) and not isinstance(error, ErrorResponse)):
-        return Failure(f"what answers at {url} is not a Legato server: {error.message}")
+        return Failure(f"what answers at {server} is not a Legato server: {error.message}")
     if error.code == "unauthorized":
-        return Failure(f"{url} wants to know who asks: put a key into LEGATO_KEY (`legato keys add` makes one)")
+        return Failure(f"{server} wants to know who asks: put a key into LEGATO_KEY (`legato keys add` makes one)")
     if error.code == "session_not_found":
-        return Failure(f"{error.message} `legato sessions` lists those of {url}")
+        return Failure(f"{error.message} `legato sessions` lists those of {server}")
     return (Misuse if isinstance(error, InvalidInput) else Failure)(error.message or error.code)
 
 
@@ -103,7 +107,7 @@ def why(error: ClientError | None) -> str:
 
 def come_back(session: str, url: str) -> str:
     """The command that takes a conversation up."""
-    return f"legato chat {session}" + ("" if url == DEFAULT_URL else f" --url {url}")
+    return f"legato chat {session}" + ("" if url == DEFAULT_URL else f" --url {shown(url)}")
 
 
 def quiet_interrupt(command: Callable[P, None]) -> Callable[P, None]:

@@ -39,7 +39,7 @@ def migrate(source: str, target: str, merge: bool) -> None:
 
     for url in (source, target):
         if not lasts(url):
-            raise Misuse(f"a store in memory ends with its server, so there is nothing to migrate: {url!r}")
+            raise Misuse(f"a store in memory ends with its server, so there is nothing to migrate: {shown(url)!r}")
     if source == target:
         raise Misuse(SAME)
     file = file_of(source)

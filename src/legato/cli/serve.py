@@ -456,6 +456,7 @@ def faults_of(at: tuple[str, int], given: Mapping[str, str], options: ServeOptio
 
     looks: list[Callable[[], object]] = [
         lambda: open_store(options["store"] or STORE),
+        functools.partial(_check_base_url, options["base_url"]),
         *(functools.partial(host_names, [each]) for each in options["allow_host"]),
         lambda: None if options["metrics"] is None else _metrics_at(options["metrics"], *at),
         lambda: retention(options["keep"]),
@@ -469,6 +470,13 @@ def faults_of(at: tuple[str, int], given: Mapping[str, str], options: ServeOptio
             yield exc.message
         except ModuleNotFoundError as exc:
             yield str(exc)
+
+
+def _check_base_url(url: str | None) -> None:
+    if url:
+        from ..http.settings import address  # which loads what a server without a model never needs
+
+        address(url, of="model")
 
 
 def retention(keep: str, keep_pieces: str = "0") -> Retention:

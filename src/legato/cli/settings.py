@@ -21,6 +21,7 @@ from typing import IO, Any
 import click
 from click.core import ParameterSource
 
+from ..addresses import HIDDEN, shown, shown_in
 from .failure import Misuse
 from .text import line
 
@@ -33,16 +34,8 @@ SAID = "legato.settings"
 NOT_OURS = re.compile(r"(?:tcp|udp|sctp)://")
 """What Kubernetes says in the environment of where a service is; of one called ``legato``, in ``LEGATO_PORT``."""
 _SECRET = re.compile(r"(?:^|-)(?:secret|password|token|key)s?(?:$|-)")
-_IN_URL = re.compile(r"(?<=://)([^/@:]*):.*@", re.DOTALL)
-_NO_PORT = re.compile(r"(?<=://)([^/@:\[]*):(?!\d+(?:[/?,]|$))[^/@?]+(?=[/?]|$)")
-"""A password where a host was forgotten behind it."""
-_ALONE = re.compile(r"(?<=http://)[^/@:]+@|(?<=https://)[^/@:]+@")
-"""What stands before a host of HTTP, and may be a token."""
-_NO_SCHEME = re.compile(r"\A([^/@]*):[^@]+@")
-_IN_QUERY = re.compile(r"(?<=[?&])([^=&\s]*(?:secret|password|token|key)[^=&\s]*)=[^&]*", re.IGNORECASE)
 NO_URLS = ("model", "instructions", "target")
-"""Settings in which an ``@`` behind a colon says nothing."""
-HIDDEN = "***"
+"""Settings in which an ``@`` behind a colon says nothing, unless it is in a URL."""
 NUMBER_OR_TEXT: click.ParamType[str] = click.types.StringParamType()
 """The type of an option whose text may be a number alone, such as a port; in a file it may be one, too."""
 
@@ -122,10 +115,7 @@ def masked(key: str, value: object) -> Any:
     if isinstance(value, str):
         if value and _SECRET.search(key):
             return HIDDEN
-        if key not in NO_URLS and "://" not in value:
-            value = _NO_SCHEME.sub(rf"\1:{HIDDEN}@", value)
-        told = _ALONE.sub(f"{HIDDEN}@", _IN_QUERY.sub(rf"\1={HIDDEN}", value))
-        return _NO_PORT.sub(rf"\1:{HIDDEN}", _IN_URL.sub(rf"\1:{HIDDEN}@", told))
+        return shown_in(value) if key in NO_URLS else shown(value)
     return [masked(key, each) for each in value] if isinstance(value, list | tuple) else value
 
 

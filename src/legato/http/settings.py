@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from ..addresses import server_of
 from ..errors import InvalidInput
 from .backoff import ReconnectBackoff
 from .packages import httpx2
@@ -54,14 +55,15 @@ def address(base_url: str, *, of: str) -> str:
     """
     base_url = str(base_url)
     if not base_url.startswith(("http://", "https://")):
-        raise InvalidInput(f"A {of}'s address starts with http:// or https://, unlike {base_url[:128]!r}.")
+        raise InvalidInput(f"A {of}'s address starts with http:// or https://, unlike {server_of(base_url)!r}.")
     try:
         named = bool((parts := urlsplit(base_url)).hostname) and parts.port != 0
     except ValueError:  # no port at all, or half of an IPv6 address
         named = False
     if not named:
+        begins = server_of(base_url)  # a password may stand where the port would
         raise InvalidInput(
-            f"A {of}'s address names a host, and a port from 1 to 65535 if any, unlike {base_url[:128]!r}."
+            f"A {of}'s address names a host, and a port from 1 to 65535 if any; that of {begins!r} does not."
         )
     path, mark, query = base_url.partition("?")
     return path.rstrip("/") + mark + query

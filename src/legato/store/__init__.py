@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
+from ..addresses import shown as shown
 from ..errors import InvalidInput
 from ..log import Store
 
@@ -77,16 +77,6 @@ def file_of(url: str) -> Path | None:
 def lasts(url: str) -> bool:
     """Whether what is in the store of a URL is there when its process has ended."""
     return url.partition(":")[0].lower() != "memory"
-
-
-def shown(url: str) -> str:
-    """The URL of a store as it may be shown: without passwords."""
-    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", url)
-
-
-_PASSWORD = re.compile(
-    r"(://[^:@/]*:|\A(?!.*://)[^@/]*:|https?://(?=[^/:@]+@)).*@|((?:listen|\w*password)=)[^&]*", re.DOTALL
-)
 
 
 SCHEMES: dict[str, Callable[[str], Store]] = {

@@ -28,6 +28,8 @@ except ImportError as exc:
         "The PostgreSQL store needs the package psycopg: pip install 'legato[postgres]'", name="psycopg"
     ) from exc
 
+from ..addresses import shown
+from ..check import digits
 from ..errors import InvalidInput, StoreError, StoreLost
 from ..fault import at_fork, let_go
 from . import group
@@ -100,7 +102,9 @@ class Link:
     def __init__(self, url: str) -> None:
         self._conninfo, options = _parse(url)
         given = conninfo_to_dict(self._conninfo)
-        self.place = f"PostgreSQL {given.get('dbname', '')} at {given.get('host', '')}:{given.get('port', 5432)}"
+        self.place = (
+            f"PostgreSQL {shown(str(given.get('dbname', '')))} at {given.get('host', '')}:{given.get('port', 5432)}"
+        )
         self.schema = options.get("schema", "legato")
         self.normal = options.get("durability") == "normal"
         self.pooled = "pooler" in options
@@ -378,10 +382,13 @@ def _parse(url: str) -> tuple[str, dict[str, str]]:
             raise InvalidInput(f"The option {name!r} of a PostgreSQL store is {OPTIONS[name].pattern}, and given once.")
     conninfo = base + ("?" + urlencode(theirs, quote_via=quote) if theirs else "")
     try:
-        conninfo_to_dict(conninfo)
+        ports = str(conninfo_to_dict(conninfo).get("port") or "").split(",")
     except psycopg.Error:  # which may quote the password
+        ports = ["none"]
+    if any(port and digits(port, most=5) is None for port in ports):  # a password without its host stands there, too
         raise InvalidInput(
-            "A PostgreSQL store is 'postgresql://user:password@host:port/database?option=value', with signs that "
-            f"have a meaning in URLs as %XX; the options are libpq's, and {', '.join(OPTIONS)}."
-        ) from None
+            "A PostgreSQL store is 'postgresql://user:password@host:port/database?option=value', with a "
+            "number for the port, and signs that have a meaning in URLs as %XX; "
+            f" the options are libpq's, and {', '.join(OPTIONS)}."
+        )
     return conninfo, ours

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from ..addresses import shown
 from ..errors import InvalidInput
 
 SCHEMES = {
@@ -50,7 +51,7 @@ class RedisAddress:
     """
 
     def __init__(self, url: str) -> None:
-        self.shown = re.sub(r"//[^/?]*@", "//", url)[:200]
+        self.shown = re.sub(r"//[^/?]*@", "//", shown(url))[:200]
         scheme, _, rest = url.partition("://")
         if scheme.lower() not in SCHEMES or not rest:
             raise InvalidInput(f"A Redis store is 'redis://host:6379/0' or the like, got {self.shown!r}.")
