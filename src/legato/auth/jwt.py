@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ except ModuleNotFoundError as exc:
     raise ImportError("legato.auth.JWT needs PyJWT: pip install 'legato[auth]'") from exc
 from starlette.requests import HTTPConnection
 
+from ..addresses import server_of, shown
 from ..caller import SCOPES, Caller, Revoked
 from ..errors import InvalidInput, Overloaded
 from ..log import Store
@@ -248,11 +250,11 @@ class _KeySet:
     def __init__(self, where: str | Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._where = where
         text = str(where)
-        self._told = text.partition("?")[0] if "://" in text else text  # a query may have a key
+        self._told = re.split("[?#]", text)[0] if "://" in text else text  # a query may have a key
         if "://" in text and not _may_be_fetched(text):
-            got = text.partition("?")[0].rpartition("@")[2][:200]  # a password would stand before that, or behind it
             raise InvalidInput(
-                f"jwks is an https address without a user, or http on this machine, or a file; got {got!r}."
+                "jwks is an https address without a user, in ASCII without blanks, or http on this machine, or a file; "
+                f"got one of {server_of(text)!r}."
             )
         self._fetches = "://" in text
         self._keep, self._again = (KEEP_SECONDS, AGAIN_SECONDS) if self._fetches else (FILE_SECONDS, FILE_SECONDS)
@@ -273,7 +275,8 @@ class _KeySet:
                 self._take(_read_file(text))
                 self._asked_at = self._read_at
             except (OSError, ValueError, RecursionError) as exc:
-                raise InvalidInput(f"The keys of {text[:200]!r} cannot be read: {exc}.") from None
+                why = exc.strerror if isinstance(exc, OSError) else exc  # without the name, which may be an address
+                raise InvalidInput(f"The keys of {shown(text)[:200]!r} cannot be read: {why}.") from None
 
     @property
     def number(self) -> int | None:
@@ -405,11 +408,16 @@ def _credentials(keys: _Keys) -> set[str]:
 
 
 def _may_be_fetched(url: str) -> bool:
+    """Whether an address is one for all who read it: what one of them takes for a part of the host or the port, and
+    tells, may be a password."""
+    if "@" in url.partition("?")[0] or not re.fullmatch("[!-~]+", url):
+        return False
     try:
         parts = urlsplit(url)
-    except ValueError:  # half of an IPv6 address
+        usable = bool(parts.hostname) and parts.port != 0 and "%" not in parts.netloc  # which urllib would decode
+    except ValueError:  # no port at all, or half of an IPv6 address
         return False
-    if not parts.hostname or "@" in parts.netloc:  # which urllib would take for a part of the host
+    if not usable:
         return False
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"))
 
