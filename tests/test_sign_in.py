@@ -25,9 +25,9 @@ from legato.auth import JWT, APIKeys, ProxyHeader, jwt
 from legato.auth.bearer import bearer
 from legato.auth.keys import add_key, new_key, read_keys, revoke_key
 from legato.caller import NEEDS, SCOPES
-from legato.credentials import key_holder
+from legato.credentials import KEYS, key_holder
 from legato.dialect.common import rfc3339
-from legato.errors import Forbidden, InvalidInput, NotFound, Overloaded, StoreLost, TooMany, Unauthorized
+from legato.errors import Forbidden, InvalidInput, NotFound, Overloaded, StoreCorrupt, StoreLost, TooMany, Unauthorized
 from legato.event import Draft, SessionCreated, SessionDeleted
 from legato.log import RESERVED
 from legato.server import sign_in
@@ -977,6 +977,19 @@ async def test_the_keys_of_a_store_outlive_its_server() -> None:
             for token in tokens
         ]
     assert statuses == [200, 401]
+
+
+async def test_a_store_whose_log_of_keys_has_been_deleted_says_so() -> None:
+    """Instead of trying for ever; and it keeps nothing of the key."""
+    store = MemoryStore()
+    _, first = new_key("alice")
+    await add_key(store, first)
+    await store.append(KEYS, [Draft(SessionDeleted())])
+    _, second = new_key("alice")
+    async with asyncio.timeout(60):
+        with pytest.raises(StoreCorrupt, match="has been deleted"):
+            await add_key(store, second)
+    assert f".legato-key-{second.id}" not in {info.session for info in (await store.sessions()).infos}
 
 
 async def test_keys_are_read_anew_when_the_store_has_lost_some() -> None:

@@ -27,10 +27,12 @@ async def agent(turn: Any) -> AsyncIterator[str]:
 
 
 def urls(kind: str, folder: Path) -> list[str]:
-    """The store of each node."""
+    """The store of each node, which no other test empties."""
     if kind == "sqlite":
         return [f"sqlite:///{folder / 'chat.db'}"]
-    return [shared_postgres().url() if kind == "postgres" else shared_valkey().url("sign-in", "valkey")] * 2
+    return [
+        f"{shared_postgres().url()}?schema=sign_in" if kind == "postgres" else shared_valkey().url("sign-in", "valkey")
+    ] * 2
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres", "valkey"])

@@ -19,7 +19,7 @@ from contextlib import suppress
 import msgspec
 
 from .caller import SCOPES, Caller
-from .errors import InvalidInput, NotFound, SessionExists, SessionNotFound
+from .errors import InvalidInput, NotFound, SessionExists, SessionNotFound, StoreCorrupt
 from .event import Draft, Event, SessionCreated, SessionDeleted, SessionUpdated
 from .log import RESERVED, Log, SessionInfo, Store
 from .spending import OWN, holder, own_of
@@ -125,19 +125,23 @@ def key_session(id: str) -> str:
 
 
 async def add_key(store: Store, key: APIKey) -> None:
-    """Keep a new key."""
+    """Keep a new key.
+
+    Raises:
+        StoreCorrupt: the log of keys has been deleted, and is no more. Nothing was kept.
+    """
     said = SessionCreated(title="API key", owner=key_holder(key.subject), metadata={"key": msgspec.to_builtins(key)})
     await store.append(key_session(key.id), [Draft(said)])
     draft = Draft(SessionUpdated({"add": key.id}))
-    while True:
-        try:
+    for _ in range(2):
+        with suppress(SessionNotFound):
             await store.append(KEYS, [draft])
-        except SessionNotFound:
-            with suppress(SessionExists):
-                await store.append(KEYS, [Draft(SessionCreated(title="API keys", owner=RESERVED)), draft])
-                return
-        else:
             return
+        with suppress(SessionExists):  # begun meanwhile; or it was deleted
+            await store.append(KEYS, [Draft(SessionCreated(title="API keys", owner=RESERVED)), draft])
+            return
+    await store.append(key_session(key.id), [Draft(SessionDeleted())])
+    raise StoreCorrupt(f"The log of API keys ({KEYS}) has been deleted from this store, which can keep none any more.")
 
 
 async def revoke_key(store: Store, id: str) -> APIKey:
