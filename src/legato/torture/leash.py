@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from asyncio.subprocess import Process
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,7 @@ from typing import Any
 END_SECONDS = 10.0
 """Within which what was told to end is to have ended; then it is killed."""
 _waiting: set[asyncio.Task[Any]] = set()
+_lock = threading.Lock()
 
 
 def hold(pid: int, end: signal.Signals = signal.SIGKILL) -> None:
@@ -74,7 +76,9 @@ async def started(*command: str | Path, end: signal.Signals = signal.SIGKILL, **
 def _tell(what: int | str, end: int | None) -> None:
     """``end``: the signal for a process; None: it is let go of."""
     with contextlib.suppress(OSError):  # it was killed itself
-        os.write(_holder(), json.dumps([what, end]).encode() + b"\n")
+        with _lock:  # else threads that come at once start one each, and all but one are never told what is over
+            pipe = _holder()
+        os.write(pipe, json.dumps([what, end]).encode() + b"\n")
 
 
 @functools.cache
@@ -100,6 +104,15 @@ def _kill(pid: int, number: int) -> bool:
     return True
 
 
+def _lives(pid: int) -> bool:
+    """Whether it is there, and has not ended with nobody to ask how."""
+    if not _kill(pid, 0):
+        return False
+    with contextlib.suppress(OSError):  # where there is no such file, it is not known
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    return True
+
+
 def main(told: Iterable[str]) -> None:
     """Read what there is until nobody tells any more, then end what is left."""
     left: dict[int | str, int] = {}
@@ -109,13 +122,12 @@ def main(told: Iterable[str]) -> None:
             left.pop(what, None)
         else:
             left[what] = end
-    there = {what: end for what, end in left.items() if isinstance(what, int) and _kill(what, end)}
-    patient = [pid for pid, end in there.items() if end != signal.SIGKILL]
-    until = time.monotonic() + END_SECONDS
-    while any(_kill(pid, 0) for pid in patient) and time.monotonic() < until:
-        time.sleep(0.02)
-    for pid in patient:
-        _kill(pid, signal.SIGKILL)
+    there = [what for what, end in left.items() if isinstance(what, int) and _kill(what, end)]
+    for _ in range(2):
+        until = time.monotonic() + END_SECONDS
+        while (there := [pid for pid in there if _lives(pid)]) and time.monotonic() < until:
+            time.sleep(0.02)
+        there = [pid for pid in there if _kill(pid, signal.SIGKILL)]
     for what in left:
         if isinstance(what, str):
             shutil.rmtree(what, ignore_errors=True)
