@@ -668,7 +668,7 @@ async def test_half_a_file_goes_with_the_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "given",
     ["", "blobs", "file:relative", "file://host/x", "file:///", "file:///x?above=-1", "file:///x?region=a", "ftp://a/b",
-     "s3://", "sqlite:///x.db"],
+     "s3://", "sqlite:///x.db", "s3://[::1", "file:///x%00"],
 )  # fmt: skip
 def test_a_place_that_is_none_is_refused(given: str) -> None:
     """With what it should be."""

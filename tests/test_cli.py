@@ -916,6 +916,17 @@ def test_bad_url() -> None:
     assert re.fullmatch(r"legato: A server's address starts with http.*\n", result.stderr)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://u:s3cret@127.0.0.1:9", "http://u:s3cret@[::1", "u:s3cret@h", "http://u:s3/x@h:p"]
+)
+def test_the_password_of_an_address_is_not_shown(url: str) -> None:
+    """Neither where nobody is, nor where it is none."""
+    result = run("sessions", "--url", url)
+    assert result.returncode in (1, 2)
+    assert re.fullmatch(r"legato: .*\n", result.stderr)
+    assert "s3" not in result.stderr
+
+
 # Text and view --------------------------------------------------------------------------------------------------------
 
 

@@ -99,6 +99,10 @@ async def test_the_contract(kind: str, check: StoreCheck) -> None:
         "redis+cluster://host/?reach=one:1",
         "redis://host/0?reach=one:1=two:2",
         "redis+sentinel://host",
+        "redis://[::1",
+        "redis+cluster://[::1,two",
+        "valkey+sentinel://ho[st/name",
+        "rediss://host\u2100",
     ],
 )
 def test_urls_that_are_none(url: str) -> None:

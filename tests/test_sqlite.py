@@ -1722,6 +1722,7 @@ def test_url(url: str, path: str, durability: str) -> None:
         ("sqlite:/var/log.db", "three or four slashes"),
         ("sqlite://host/log.db", "three or four slashes"),
         ("sqlite:///", "three or four slashes"),
+        ("sqlite:///%00", "three or four slashes"),
         ("sqlite:///log.db?durability=none", "'full' or 'normal'"),
         ("sqlite:///log.db?cache=1", "option 'durability' only, got 'cache'"),
         ("memory:log", "nothing more"),

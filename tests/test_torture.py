@@ -109,6 +109,8 @@ async def test_a_server_that_does_not_start_says_why() -> None:
         ("--cluster", "wants --store"),
         ("--cluster --store redis: --do tickle", "--do is one of kill"),
         ("--cluster --store sqlite:///x.db", "several processes"),
+        ("--cluster --store redis://u:pw@[::1", "names a host"),
+        ("--cluster --store postgresql://u:pw@[::1", "names a host"),
         ("--simulate --store sqlite:///x.db", "leave out --store"),
         ("--simulate --store nothing:", "A store is"),
         ("--simulate --nodes 3", "--nodes is for --cluster, not for --simulate"),

@@ -39,18 +39,27 @@ def open_outside(url: str) -> Outside:
         InvalidInput: it names neither.
         ModuleNotFoundError: buckets need a package that is not installed.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # half of an IPv6 address
+        raise _none(url) from None
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     above = digits(options.pop("above", str(ABOVE)))
     if above is None:
         raise InvalidInput("The option 'above' of blobs is a number of bytes, such as above=65536.")
     if parts.scheme == "file" and not parts.netloc and len(parts.path) > 1 and parts.path.startswith("/"):
+        if "\0" in (path := unquote(parts.path)):
+            raise _none(url)
         if options:
             raise InvalidInput(f"A folder of blobs has the option 'above' only, got {', '.join(map(repr, options))}.")
-        return BlobFolder(Path(unquote(parts.path)), above=above)
+        return BlobFolder(Path(path), above=above)
     if parts.scheme in BUCKETS and parts.netloc:
         return BlobBucket(parts._replace(query="").geturl(), above=above, **options)
-    raise InvalidInput(
+    raise _none(url)
+
+
+def _none(url: str) -> InvalidInput:
+    return InvalidInput(
         "Blobs are in a folder, 'file:///var/lib/legato/blobs', or in a bucket, 's3://bucket/prefix', got "
         f"{shown(url)[:200]!r}."
     )

@@ -68,7 +68,7 @@ def load(target: str, *, tools_only: bool = False) -> Target:
     place, name = match["place"], match["name"]
     is_path = place.endswith(".py") or "/" in place or "\\" in place
     module = _file(Path(place)) if is_path else _module(place)
-    tools = list({id(value): value for value in vars(module).values() if isinstance(value, Tool)}.values())
+    tools = list({id(value): value for value in list(vars(module).values()) if isinstance(value, Tool)}.values())
     if name is not None:
         found = _named(module, place, name)
     elif tools_only and tools and not _names(module) and not any(_is_app(value) for value in vars(module).values()):

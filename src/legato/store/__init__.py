@@ -44,7 +44,7 @@ def _sqlite(url: str) -> Store:
     from .sqlite import SQLiteStore
 
     file = file_of(url)
-    if file is None:
+    if file is None or "\0" in str(file):
         raise InvalidInput(
             "A SQLite store is 'sqlite:///relative.db' or 'sqlite:////absolute.db' (three or four slashes), got "
             f"{shown(url)[:200]!r}."

@@ -56,7 +56,13 @@ class RedisAddress:
         if scheme.lower() not in SCHEMES or not rest:
             raise InvalidInput(f"A Redis store is 'redis://host:6379/0' or the like, got {self.shown!r}.")
         self.tls, self.way = SCHEMES[scheme.lower()]
-        parts = urlsplit(f"//{rest}")
+        try:
+            parts = urlsplit(f"//{rest}")
+        except ValueError:  # half of an IPv6 address, or signs that stand for others; its words may be a password
+            raise InvalidInput(
+                "A Redis store has hosts such as 'db.example.com' or '[::1]', got something else; in a password, signs "
+                "that have a meaning in URLs stand as %XX."
+            ) from None
         self._options = dict(parse_qsl(parts.query, keep_blank_values=True))
         if unknown := self._options.keys() - OPTIONS.keys():
             raise InvalidInput(f"A Redis store has the options {', '.join(OPTIONS)}, got {', '.join(sorted(unknown))}.")

@@ -205,7 +205,10 @@ def _check_store(store: str) -> None:
     Raises:
         InvalidInput: several processes cannot use it, or not by way of an address that is ours.
     """
-    parts = urlsplit(store)
+    try:
+        parts = urlsplit(store)
+    except ValueError:  # half of an IPv6 address, or signs that stand for others; its words may be a password
+        raise InvalidInput("A store's address names a host such as 'db.example.com' or '[::1]'.") from None
     if _of_cluster(store):
         if "reach=" in parts.query:
             raise InvalidInput("The option reach is taken here, for the links; name a cluster that needs none.")
