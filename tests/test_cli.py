@@ -459,6 +459,21 @@ def test_file_gives_all_its_agents(folder: Path) -> None:
     assert names(load(str(folder / "agents.py"))) == ["agent", "other"]
 
 
+def test_a_module_that_grows_while_it_is_looked_at(tmp_path: Path) -> None:
+    """Its names load what they stand for when they are looked at, and that is another name."""
+    (tmp_path / "cli_lazy.py").write_text(
+        "class Lazy:\n"
+        "    @property\n"
+        "    def __class__(self):\n"
+        "        globals()[f'name_{len(globals())}'] = None\n"
+        "        return Lazy\n\n"
+        "async def agent(turn):\n"
+        "    yield 'Hello.'\n\n"
+        "lazy = Lazy()\n"
+    )
+    assert names(load(f"{tmp_path}/cli_lazy.py")) == ["agent"]
+
+
 def test_file_and_name_give_one_agent(folder: Path) -> None:
     """A name picks one object."""
     assert names(load(f"{folder}/agents.py:other")) == ["other"]

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from ..agent import Agent
 from ..tool import Tool
@@ -68,10 +68,10 @@ def load(target: str, *, tools_only: bool = False) -> Target:
     place, name = match["place"], match["name"]
     is_path = place.endswith(".py") or "/" in place or "\\" in place
     module = _file(Path(place)) if is_path else _module(place)
-    tools = list({id(value): value for value in list(vars(module).values()) if isinstance(value, Tool)}.values())
+    tools = list({id(value): value for value in _held(module).values() if isinstance(value, Tool)}.values())
     if name is not None:
         found = _named(module, place, name)
-    elif tools_only and tools and not _names(module) and not any(_is_app(value) for value in vars(module).values()):
+    elif tools_only and tools and not _names(module) and not any(_is_app(value) for value in _held(module).values()):
         return Target(None, [], tools)
     else:
         found = _whole(module, place, EXPECTED_TOOLS if tools_only else EXPECTED)
@@ -157,11 +157,11 @@ def _named(module: ModuleType, place: str, name: str) -> Legato | list[Agent]:
 
 
 def _whole(module: ModuleType, place: str, expected: str) -> Legato | list[Agent]:
-    apps = list({id(value): value for value in vars(module).values() if _is_app(value)}.values())
+    apps = list({id(value): value for value in _held(module).values() if _is_app(value)}.values())
     if _is_app(getattr(module, "app", None)):
         apps = [module.app]
     if len(apps) > 1:
-        names = ", ".join(name for name, value in vars(module).items() if _is_app(value))
+        names = ", ".join(name for name, value in _held(module).items() if _is_app(value))
         raise Misuse(f"There are several apps in {place} ({names}); name one, as in {place}:app")
     if apps:
         return apps[0]
@@ -170,16 +170,21 @@ def _whole(module: ModuleType, place: str, expected: str) -> Legato | list[Agent
     wrapped = {id(value.function) for value in found.values() if isinstance(value, Agent)}
     distinct = {id(value): name for name, value in reversed(found.items()) if id(value) not in wrapped}
     if not distinct:
-        tools = any(isinstance(value, Tool) for value in vars(module).values())
+        tools = any(isinstance(value, Tool) for value in _held(module).values())
         hint = "; its tools are for a model, to be named with --model" if tools else ""
         missing = "neither a tool nor an agent" if expected == EXPECTED_TOOLS else "no agent"
         raise Misuse(f"There is {missing} in {place}: expected {expected}{hint}.")
     return [_agent(found[name], f"{place}:{name}") for name in reversed(distinct.values())]
 
 
+def _held(module: ModuleType) -> dict[str, Any]:
+    """What it holds now: who looks at something in it may make it load more."""
+    return dict(vars(module))
+
+
 def _names(module: ModuleType) -> list[str]:
     """The names of what looks like an agent in ``module``; ``agent`` first, so that it is the default."""
-    names = [name for name, value in vars(module).items() if not name.startswith("_") and _looks(value, module)]
+    names = [name for name, value in _held(module).items() if not name.startswith("_") and _looks(value, module)]
     if callable(getattr(module, "agent", None)) and "agent" not in names and not inspect.ismodule(module.agent):
         names.append("agent")
     return sorted(names, key=lambda name: name != "agent")
