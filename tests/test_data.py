@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import re
@@ -485,6 +486,20 @@ def test_no_error_has_the_password_of_a_store(command: list[str], store: str) ->
     assert result.exit_code in (1, 2)
     assert result.output
     assert "sesame" not in result.output
+
+
+@pytest.mark.parametrize(
+    "owner", ["ann  x", " ann", "ann\tx", "ann\xa0x", "ann\u200bx", "ann\u2028x", "'ann'", "ann\\tx"]
+)
+def test_whose_data_are_to_go_is_asked_to_the_letter(owner: str) -> None:
+    """Who has a blank more, or another one, is somebody else; so is another file."""
+    command = ["erase", "--owner", owner, "--store", "sqlite:///a  b.db"]
+    asked = CliRunner().invoke(group, command, input="n\n").output
+    found = re.fullmatch(r"Delete all that (.*) has in (.*), for ever\? \[y/N\]: n\nAborted!\n", asked)
+    assert found is not None
+    assert ast.literal_eval(found[1]) == owner
+    assert re.search(r"[\xa0\u200b\u2028\t]", found[1]) is None
+    assert ast.literal_eval(found[2]) == "sqlite:///a  b.db"
 
 
 # Retention ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import click
 from ..errors import InvalidInput, StoreLocked
 from .failure import Failure, Misuse, debug_option
 from .serve import store_option
-from .text import line
+from .text import escaped
 
 if TYPE_CHECKING:
     from ..blobs import Blobs
@@ -125,7 +125,8 @@ def erase(owner: str, output: Path | None, yes: bool, store: str, blobs: str | N
     if not yes:
         from ..store import shown
 
-        click.confirm(f"Delete all that {line(owner, None)} has in {line(shown(store), None)}, for ever?", abort=True)
+        whose, place = (escaped(repr(each)) for each in (owner, shown(store)))  # a blank more is another's
+        click.confirm(f"Delete all that {whose} has in {place}, for ever?", abort=True)
     import asyncio
 
     asyncio.run(_erase(store, blobs, owner, output))
