@@ -35,6 +35,7 @@ FIRST = (
     "test_check",
     "test_bundles",
     "test_web",
+    "test_openapi",
     "test_simulate",
     "test_cluster",
     "test_rolling",
