@@ -24,7 +24,8 @@ from legato.store import open_store
         *("https://sesame@db", "HTTPS://sesame@db", "https//sesame@db", "https:/sesame@db", "https://ses@sesame@db"),
         *("https://ida:sesame?@db/x", "https://ida:/sesame@db/x", "https://ida:sesame@db:99999", "http://db:sesame/x"),
         *("s3://x?secret_access_key=sesame", "x://db?PASSWORD=a@sesame", "host=db password=sesame", "password=sesame"),
-        "postgresql://db/x?listen=postgresql://ida:sesame@db",
+        *("postgresql://db/x?listen=postgresql://ida:sesame@db", "s3://x/p?endpoint=https://ida:sesame@db"),
+        *("http://db/v1?u=https://sesame@y", "jdbc:x://db;password=sesame"),
     ],
 )
 def test_no_password_is_shown(url: str) -> None:

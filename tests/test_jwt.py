@@ -231,6 +231,18 @@ def test_what_would_be_weak_is_no_setting(options: dict[str, Any]) -> None:
     assert "sesame" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://www.googleapis.com/service_accounts/v1/jwk/securetoken@system.gserviceaccount.com",
+        "https://issuer.example/keys?of=me@issuer.example",
+    ],
+)
+def test_a_name_in_a_path_is_no_user(url: str) -> None:
+    """As in the addresses of sets that are often used."""
+    believing(jwks=url)
+
+
 async def test_a_key_and_a_set_can_be_files(tmp_path: Path) -> None:
     """Of a set the token names its key; without a name there must be one that fits."""
     (tmp_path / "key.pem").write_text(EC_PEM)

@@ -14,7 +14,7 @@ _SCHEME = r"(?:https?|sqlite|postgres(?:ql)?|(?:redis|valkey)s?(?:\+\w+)?):"
 _BEGINS = rf"(?:[^:/@]*:?/+|{_SCHEME})"
 """What stands before a user or a host, with its colon or slashes forgotten, too."""
 _QUERY = re.compile(
-    r"((?<=[?&\s])(?:listen|[^=&\s]*(?:secret|password|token|key)[^=&\s]*)|\A\w*password)=[^&]*", re.IGNORECASE
+    r"((?<=[?&;'\s])(?:listen|[^=&\s]*(?:secret|password|token|key)[^=&\s]*)|\A\w*password)=[^&]*", re.IGNORECASE
 )
 _ALONE = re.compile(r"\A(https?:?/+)[^/:]+@", re.IGNORECASE)
 """What stands before a host of HTTP, and may be a token."""
@@ -26,6 +26,8 @@ _NO_PORT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """A password where a host was forgotten behind it."""
+_INNER = re.compile(r"([?&][^=&\s]*=[a-z][a-z0-9+.-]*:/+)[^&]*@", re.IGNORECASE)
+"""A URL as a value in another one."""
 _IN_TEXT = re.compile(
     r"(?:[a-z][a-z0-9+.-]{0,20}://|[?&](?=[\w-]+=))[^\s<>\"`\u2000-\u206f\u3000-\u303f\uff00-\uffef]+", re.IGNORECASE
 )
@@ -37,7 +39,8 @@ _SERVER = re.compile(r"([^:/@?#]*://)?([^/?#\s]*)(.*)", re.DOTALL)
 def shown(url: str) -> str:
     """A URL, or what was meant as one, without passwords."""
     told = _ALONE.sub(rf"\1{HIDDEN}@", _QUERY.sub(rf"\1={HIDDEN}", url))
-    return _NO_PORT.sub(rf"\1:{HIDDEN}", _USER.sub(rf"\1:{HIDDEN}@", told))
+    told = _NO_PORT.sub(rf"\1:{HIDDEN}", _USER.sub(rf"\1:{HIDDEN}@", told))
+    return _INNER.sub(rf"\1{HIDDEN}@", told)
 
 
 def shown_in(text: str) -> str:

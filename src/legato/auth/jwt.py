@@ -410,14 +410,17 @@ def _credentials(keys: _Keys) -> set[str]:
 def _may_be_fetched(url: str) -> bool:
     """Whether an address is one for all who read it: what one of them takes for a part of the host or the port, and
     tells, may be a password."""
-    if "@" in url.partition("?")[0] or not re.fullmatch("[!-~]+", url):
+    if not re.fullmatch("[!-~]+", url):
         return False
     try:
         parts = urlsplit(url)
-        usable = bool(parts.hostname) and parts.port != 0 and "%" not in parts.netloc  # which urllib would decode
+        usable = bool(parts.hostname) and parts.port != 0 and not set("@%") & set(parts.netloc)  # urllib decodes a %
+        # Of a user with a slash in the password, or with "#". In other paths it is a name, as in Google's.
+        inside = "/" if parts.port is None else parts.path  # where an "@" may end a user
+        doubtful = "@" in parts.fragment or parts.path.startswith("/@") or "@" in inside
     except ValueError:  # no port at all, or half of an IPv6 address
         return False
-    if not usable:
+    if not usable or doubtful:
         return False
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"))
 
