@@ -27,7 +27,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 import msgspec
 
-from .errors import BlobLost, BlobsAway, HeadMoved, SessionExists, SessionNotFound, StoreError, TooLarge
+from .errors import BlobLost, BlobsAway, HeadMoved, SessionNotFound, StoreError, TooLarge
 from .event import (
     BlobRef,
     Draft,
@@ -41,7 +41,7 @@ from .event import (
     settle,
 )
 from .json import LARGE
-from .log import Log, SessionInfo, Store
+from .log import Log, SessionInfo, Store, append_or_begin
 from .taken import LEAST, S, Taken, placed, referring, refilled, taken
 
 logger = logging.getLogger("legato")
@@ -204,13 +204,10 @@ class Blobs:
 
     async def _append(self, log: str, drafts: Sequence[Draft]) -> Offset:
         """Append to a log that there need not be yet; the offset of the first of ``drafts``."""
-        for _ in range(2):
-            with contextlib.suppress(SessionNotFound):
-                return (await self._store.append(log, drafts)).events[0].offset
-            with contextlib.suppress(SessionExists):  # begun meanwhile; or it was deleted
-                begin = Draft(SessionCreated(owner=HOLDER))
-                return (await self._store.append(log, [begin, *drafts])).events[1].offset
-        raise SessionNotFound(session_of(log))
+        try:
+            return (await append_or_begin(self._store, log, SessionCreated(owner=HOLDER), drafts))[0].offset
+        except SessionNotFound:
+            raise SessionNotFound(session_of(log)) from None
 
     async def get(self, session: str, ref: BlobRef) -> bytes:
         """The bytes that a message of the session refers to.

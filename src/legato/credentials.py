@@ -19,9 +19,9 @@ from contextlib import suppress
 import msgspec
 
 from .caller import SCOPES, Caller
-from .errors import InvalidInput, NotFound, SessionExists, SessionNotFound, StoreCorrupt
+from .errors import InvalidInput, NotFound, SessionNotFound, StoreCorrupt
 from .event import Draft, Event, SessionCreated, SessionDeleted, SessionUpdated
-from .log import RESERVED, Log, SessionInfo, Store
+from .log import RESERVED, Log, SessionInfo, Store, append_or_begin
 from .spending import OWN, holder, own_of
 
 logger = logging.getLogger("legato")
@@ -132,16 +132,14 @@ async def add_key(store: Store, key: APIKey) -> None:
     """
     said = SessionCreated(title="API key", owner=key_holder(key.subject), metadata={"key": msgspec.to_builtins(key)})
     await store.append(key_session(key.id), [Draft(said)])
-    draft = Draft(SessionUpdated({"add": key.id}))
-    for _ in range(2):
-        with suppress(SessionNotFound):
-            await store.append(KEYS, [draft])
-            return
-        with suppress(SessionExists):  # begun meanwhile; or it was deleted
-            await store.append(KEYS, [Draft(SessionCreated(title="API keys", owner=RESERVED)), draft])
-            return
-    await store.append(key_session(key.id), [Draft(SessionDeleted())])
-    raise StoreCorrupt(f"The log of API keys ({KEYS}) has been deleted from this store, which can keep none any more.")
+    try:
+        begin = SessionCreated(title="API keys", owner=RESERVED)
+        await append_or_begin(store, KEYS, begin, [Draft(SessionUpdated({"add": key.id}))])
+    except SessionNotFound:
+        await store.append(key_session(key.id), [Draft(SessionDeleted())])
+        raise StoreCorrupt(
+            f"The log of API keys ({KEYS}) has been deleted from this store, which can keep none any more."
+        ) from None
 
 
 async def revoke_key(store: Store, id: str) -> APIKey:

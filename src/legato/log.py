@@ -15,13 +15,14 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from .doorbell import Bell, Doorbell, Listener
-from .errors import InvalidInput, LegatoError, StoreError
+from .errors import InvalidInput, LegatoError, SessionExists, SessionNotFound, StoreError
 from .event import AnyFact, Draft, Event, Offset, SessionCreated
 from .machine import Lease, OpenRun, SessionState, moved
 
@@ -519,6 +520,22 @@ class Log:
 
 MICRO = 1_000_000
 """Microseconds in a second: the precision of an event's time."""
+
+
+async def append_or_begin(
+    store: Store, session: str, begin: SessionCreated, drafts: Sequence[Draft]
+) -> Sequence[Event]:
+    """Append to a log that there need not be yet; what became of ``drafts``.
+
+    Raises:
+        SessionNotFound: it has been deleted, and is no more.
+    """
+    for _ in range(2):
+        with suppress(SessionNotFound):
+            return (await store.append(session, drafts)).events
+        with suppress(SessionExists):  # begun meanwhile; or it was deleted
+            return (await store.append(session, [Draft(begin), *drafts])).events[1:]
+    raise SessionNotFound(session)
 
 
 def tell_trouble(trouble: StoreError | None, place: str = "the store") -> None:

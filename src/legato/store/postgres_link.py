@@ -389,6 +389,6 @@ def _parse(url: str) -> tuple[str, dict[str, str]]:
         raise InvalidInput(
             "A PostgreSQL store is 'postgresql://user:password@host:port/database?option=value', with a "
             "number for the port, and signs that have a meaning in URLs as %XX; "
-            f" the options are libpq's, and {', '.join(OPTIONS)}."
+            f"the options are libpq's, and {', '.join(OPTIONS)}."
         )
     return conninfo, ours
